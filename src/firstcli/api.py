@@ -178,6 +178,27 @@ class ModelFamily(ABC, Generic[O]):
     ) -> PreTrainedModel:
         """Return the model on the CPU; `seed` draws new weights, where there are any."""
 
+    def trained_model(
+        self, folder: Path, dtype: Literal["float32", "bfloat16", "float16"]
+    ) -> PreTrainedModel:
+        """Return a model of this family that firstcli trained and saved in `folder`."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
+        )
+
+    @property
+    def device(self) -> str:
+        """Where models run: `auto`, or a name that torch.device takes."""
+        return "auto"
+
+    @property
+    def inference_dtype(self) -> Literal["auto", "float32", "bfloat16", "float16"]:
+        """The weights' type outside training; `auto`: bfloat16 on a GPU that has it."""
+        return "auto"
+
 
 class Recalibrator(ABC, Generic[O]):
     """A plugin of the group `firstcli.recalibrators`: better probabilities for the teacher's top k.

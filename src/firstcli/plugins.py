@@ -66,7 +66,7 @@ def find(kind: Kind, name: str) -> Plugin:
     return matching[0]
 
 
-def load(kind: Kind, name: str) -> Any:  # noqa: ANN401 - the class that a third party wrote
+def load(kind: Kind, name: str) -> Any:
     """Import the class that a name stands for.
 
     Raises:

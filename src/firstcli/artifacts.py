@@ -1,0 +1,276 @@
+"""Artifacts that prove themselves: work folders, manifests written last, and the run's lock.
+
+An artifact is a folder (`students/first/`, its manifest inside) or one file
+(`calibration/first.json`, its manifest beside it). Work happens in a hidden sibling
+(`students/.first.partial/`) that a killed run leaves behind and the same run takes up again; the
+finished artifact then takes the old one's place, so a stale one stays until its successor is whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from firstcli.errors import UserError
+
+INCIDENTAL = ("README.md", "training_log.jsonl", "manifest.json")
+"""Files that say how an artifact came about; they do not count as its content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What an artifact was made from and what it consists of."""
+
+    unit: str
+    fingerprint: str
+    reads: dict[str, str]
+    """Everything the fingerprint covers, so that a plan can say what changed."""
+    content: str
+    """Digest of the files that matter to dependants."""
+    files: dict[str, dict[str, Any]]
+    """Size in bytes and SHA-256 of every file, by relative name."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Numbers to show: positions, loss, temperature, ..."""
+    seconds: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def fingerprint(reads: Mapping[str, str]) -> str:
+    """Return one digest of everything that a unit reads."""
+    return hashlib.sha256(json.dumps(reads, sort_keys=True).encode()).hexdigest()
+
+
+def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """Say how two sets of reads differ, one phrase a key."""
+
+    def phrase(key: str) -> str:
+        before, after = old.get(key), new.get(key)
+        if before is not None and after is not None and len(before) + len(after) < 60:
+            return f"{key} changed ({before} -> {after})"
+        return f"{key} changed" if before and after else f"{key} {'removed' if before else 'added'}"
+
+    return [phrase(key) for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+
+
+class Digests:
+    """SHA-256 of files, remembered by size and modification time, so large ones are read once."""
+
+    def __init__(self, memory: Path) -> None:
+        self._path = memory
+        try:
+            self._known: dict[str, Any] = json.loads(memory.read_text("utf-8"))
+        except (OSError, ValueError):
+            self._known = {}
+
+    def of_file(self, path: Path) -> str:
+        stat = path.stat()
+        key = os.path.relpath(path.resolve(), self._path.parent.resolve())
+        seen = [stat.st_size, stat.st_mtime_ns]
+        if (known := self._known.get(key)) is None or known[:2] != seen:
+            with path.open("rb") as file:
+                known = [*seen, hashlib.file_digest(file, "sha256").hexdigest()]
+            self._known[key] = known
+        return str(known[2])
+
+    def of_checkpoint(self, folder: Path) -> str:
+        """Digest a model folder: weights, configuration and tokenizer."""
+        kept = (".safetensors", ".json", ".model", ".txt", ".jinja", ".py")
+        names = sorted(
+            path.name
+            for path in folder.iterdir()
+            if path.suffix in kept and path.is_file() and path.name not in INCIDENTAL
+        )
+        parts = {name: self.of_file(folder / name) for name in names}
+        return fingerprint(parts)
+
+    def save(self) -> None:
+        with suppress_read_only():
+            write_json(self._path, self._known)
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """Where one unit's result lives."""
+
+    path: Path
+    is_folder: bool
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.path / "manifest.json" if self.is_folder else self._sibling(".manifest.json")
+
+    @property
+    def work(self) -> Path:
+        return self.path.parent / f".{self._stem}.partial"
+
+    @property
+    def _stem(self) -> str:
+        # Not Path.stem: an arm may be called `first.v2`.
+        return self.path.name if self.is_folder else self.path.name[: -len(self.path.suffix)]
+
+    def _sibling(self, ending: str) -> Path:
+        return self.path.parent / (self._stem + ending)
+
+    @property
+    def _old(self) -> Path:
+        return self.path.parent / f".{self._stem}.old"
+
+    def manifest(self, digests: Digests) -> Manifest | None:
+        """Return the manifest of a finished, unchanged artifact, else None."""
+        self._recover()
+        try:
+            manifest = Manifest(**json.loads(self.manifest_path.read_text("utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+        root = self.path if self.is_folder else self.path.parent
+        for name, facts in manifest.files.items():
+            path = root / name
+            if not path.is_file() or path.stat().st_size != facts["size"]:
+                return None
+            if digests.of_file(path) != facts["sha256"]:
+                return None
+        return manifest
+
+    def begin(self, fingerprint: str) -> Path:
+        """Return the folder to work in, with what an interrupted run of the same work left there."""
+        mark = self.work / ".fingerprint"
+        if not (mark.is_file() and mark.read_text("utf-8") == fingerprint):
+            shutil.rmtree(self.work, ignore_errors=True)
+            self.work.mkdir(parents=True)
+            mark.write_text(fingerprint, "utf-8")
+        return self.work
+
+    def commit(
+        self,
+        unit: str,
+        reads: Mapping[str, str],
+        facts: dict[str, Any],
+        seconds: float,
+        versions: dict[str, str],
+        digests: Digests,
+    ) -> Manifest:
+        """Make the work folder's content the artifact; the manifest comes last."""
+        (self.work / ".fingerprint").unlink()
+        paths = sorted(path for path in self.work.rglob("*") if path.is_file())
+        names = {path.relative_to(self.work).as_posix(): path for path in paths}
+        files = {
+            name: {"size": path.stat().st_size, "sha256": digests.of_file(path)}
+            for name, path in names.items()
+        }
+        content = {n: f["sha256"] for n, f in files.items() if n not in INCIDENTAL}
+        manifest = Manifest(
+            unit,
+            fingerprint(reads),
+            dict(reads),
+            fingerprint(content),
+            files,
+            facts,
+            round(seconds, 3),
+            versions,
+        )
+        for path in paths:
+            _sync(path)
+        if self.is_folder:
+            write_json(self.work / "manifest.json", asdict(manifest))
+            self._swap()
+        else:
+            for name, path in names.items():
+                os.replace(path, self.path.parent / name)
+            write_json(self.manifest_path, asdict(manifest))
+            shutil.rmtree(self.work)
+        return manifest
+
+    def _swap(self) -> None:
+        shutil.rmtree(self._old, ignore_errors=True)
+        if self.path.exists():
+            os.rename(self.path, self._old)
+        os.rename(self.work, self.path)
+        _sync(self.path.parent)
+        shutil.rmtree(self._old, ignore_errors=True)
+
+    def _recover(self) -> None:
+        """Finish or undo a swap that a kill cut in two."""
+        if not self.is_folder or not self._old.exists():
+            return
+        if self.path.exists():
+            shutil.rmtree(self._old, ignore_errors=True)
+        else:
+            done = (self.work / "manifest.json").exists()
+            os.rename(self.work if done else self._old, self.path)
+            shutil.rmtree(self._old, ignore_errors=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON so that the file is there complete or not at all."""
+    partial = path.with_name(path.name + ".tmp")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, sort_keys=True)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def suppress_read_only() -> Iterator[None]:
+    """Ignore that a folder cannot be written, where what is written only saves time."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.ENOENT):
+            raise
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run folder for this process; the system lets go when the process ends.
+
+    Ranks of one launch count as one process: only the first takes the lock.
+
+    Raises:
+        UserError: another process holds it, or the folder cannot be written.
+    """
+    if int(os.environ.get("RANK", "0")) != 0:
+        yield
+        return
+    path = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"run directory {folder}: cannot be written ({error.strerror}); choose another with "
+            "--run-dir"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise UserError(
+                f"run directory {folder}: in use by process {owner}; wait for it to end, or choose "
+                "another with --run-dir"
+            ) from error
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -1,0 +1,188 @@
+"""The command line: parses, delegates, and turns mistakes into sentences.
+
+Imports typer and the standard library only, so that help starts fast.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from firstcli import __version__
+from firstcli.errors import UserError
+
+if TYPE_CHECKING:
+    from firstcli.pipeline import Stage
+
+app = typer.Typer(
+    name="first",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Make a small language model that is accurate and knows when it may be wrong.",
+)
+
+RecipePath = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipe.yaml.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a recipe key; repeatable."),
+]
+Arms = Annotated[
+    list[str] | None, typer.Option("--arm", metavar="NAME", help="Only this arm; repeatable.")
+]
+RunDir = Annotated[
+    Path | None, typer.Option("--run-dir", metavar="DIR", help="Run folder; default runs/NAME.")
+]
+Only = Annotated[
+    bool, typer.Option("--only", help="Run this stage alone; fail if inputs are stale.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Redo this stage.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Stop after the plan.")]
+Json = Annotated[bool, typer.Option("--json", help="Result as JSON on stdout, all else on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"firstcli {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Make a small language model that is accurate and knows when it may be wrong."""
+
+
+@app.command()
+def init(
+    starter: Annotated[
+        str | None, typer.Argument(metavar="STARTER", help="Which recipe; none lists them all.")
+    ] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of recipes, for editors.")
+    ] = False,
+) -> None:
+    """Print a commented starter recipe: first init quickstart > recipe.yaml."""
+    from firstcli import starters
+
+    typer.echo(starters.init(starter, schema=schema), nl=False)
+
+
+@app.command()
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    arms: Arms = None,
+    run_dir: RunDir = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what would run, how large it is, and whether it can work at all."""
+    from firstcli import pipeline
+
+    request = pipeline.Request(
+        recipe, tuple(overrides or ()), tuple(arms or ()), run_dir, json=as_json, quiet=quiet
+    )
+    _print(pipeline.plan(request), as_json)
+
+
+def _add_stage(stage: Stage, help: str) -> None:
+    """Add the command of a stage without arms."""
+
+    @app.command(stage, help=help)
+    def command(
+        recipe: RecipePath,
+        overrides: Overrides = None,
+        run_dir: RunDir = None,
+        only: Only = False,
+        force: Force = False,
+        dry_run: DryRun = False,
+        as_json: Json = False,
+        quiet: Quiet = False,
+    ) -> None:
+        from firstcli import pipeline
+
+        request = pipeline.Request(
+            recipe, tuple(overrides or ()), (), run_dir, only, force, dry_run, as_json, quiet
+        )
+        _print(pipeline.execute(request, stage), as_json)
+
+
+def _add_stage_of_arms(stage: Stage, help: str) -> None:
+    """Add the command of a stage that `--arm` can limit."""
+
+    @app.command(stage, help=help)
+    def command(
+        recipe: RecipePath,
+        overrides: Overrides = None,
+        arms: Arms = None,
+        run_dir: RunDir = None,
+        only: Only = False,
+        force: Force = False,
+        dry_run: DryRun = False,
+        as_json: Json = False,
+        quiet: Quiet = False,
+    ) -> None:
+        from firstcli import pipeline
+
+        chosen = tuple(arms or ())
+        request = pipeline.Request(
+            recipe, tuple(overrides or ()), chosen, run_dir, only, force, dry_run, as_json, quiet
+        )
+        _print(pipeline.execute(request, stage), as_json)
+
+
+_add_stage("finetune", "Fine-tune the teacher.")
+_add_stage("extract", "Store the teacher's top-k probabilities over the training data.")
+_add_stage("calibrate", "Fit each recalibrator on the held-out validation part.")
+_add_stage_of_arms("distill", "Train the students, one an arm, and whatever they need first.")
+_add_stage_of_arms("eval", "Measure accuracy, ECE and Trust of teacher and students.")
+_add_stage("report", "Do the whole job: the table, the figures and one HTML page.")
+
+
+@app.command()
+def plugins(
+    check: Annotated[
+        bool, typer.Option("--check", help="Import each and say why a broken one is broken.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List every family, task and recalibrator with its package and version."""
+    from firstcli import listing
+
+    _print(listing.show(check=check, json=as_json), as_json)
+
+
+def _print(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(result, indent=1))
+
+
+def main() -> None:
+    """Run the command line; exit codes: 0 done, 1 a bug, 2 a mistake, 130 interrupted."""
+    sys.exit(_guarded(lambda: app(standalone_mode=True)))
+
+
+def _guarded(run: Callable[[], None]) -> int:
+    try:
+        run()
+    except UserError as error:
+        for message in error.messages:
+            print(f"error: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; finished work is kept, run the same command again", file=sys.stderr)
+        return 130
+    return 0

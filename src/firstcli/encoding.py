@@ -1,0 +1,219 @@
+"""Samples as token ids: which tokens are supervised and which one decides between candidates.
+
+Prompt, response and EOS are encoded as one text, because encoding the response apart changes its
+first token in many tokenizers; the prompt's own ids must then be a prefix of the joint encoding,
+for in use only the prompt is encoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from firstcli.api import Sample
+from firstcli.errors import UserError, shortened
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from transformers import PreTrainedTokenizerBase
+
+Ids = list[int]
+CHUNK = 4096  # texts encoded at a time, so that offsets of a whole data set never lie in memory
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One training sample as tokens; the targets are `input_ids[start:]`."""
+
+    id: str
+    input_ids: npt.NDArray[np.int32]  # (L,)
+    start: int
+    """Index of the first supervised token, at least 1; all later ones are supervised, too."""
+    decisive: int | None
+    """Index of the token that decides between the candidates; None for instruction tasks."""
+
+    @property
+    def targets(self) -> npt.NDArray[np.int32]:
+        return self.input_ids[self.start :]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One evaluation sample as tokens: the candidates differ in the token after `input_ids`."""
+
+    id: str
+    input_ids: npt.NDArray[np.int32]  # (L,)
+    candidate_ids: tuple[int, ...]
+    answer: int
+    truth: tuple[float, ...] | None
+
+
+def encode_training(
+    samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, where: str
+) -> tuple[list[Encoded], list[str]]:
+    """Encode samples for training; returns them with warnings.
+
+    Raises:
+        UserError: a merge crosses a question's border or two candidates share their token.
+    """
+    rows: list[Encoded] = []
+    problems: list[str] = []
+    crossing: list[str] = []
+    for sample, prompt, joints in _encode(samples, tokenizer):
+        ids, offsets = joints[sample.answer or 0]
+        if not _is_prefix(prompt, ids):
+            if sample.candidates:
+                problems.append(_border_problem(sample, prompt, ids, tokenizer))
+                continue
+            crossing.append(str(sample.id))
+        start = _response_start(offsets, len(sample.prompt), len(ids))
+        decisive = None
+        if sample.candidates:
+            decisive, tokens = _decisive(prompt, [joint for joint, _ in joints])
+            if problem := _candidate_problem(sample, tokens, tokenizer):
+                problems.append(problem)
+                continue
+        rows.append(Encoded(str(sample.id), np.asarray(ids, np.int32), start, decisive))
+    _raise(problems, where)
+    warnings = []
+    if crossing:
+        warnings.append(
+            f"{where}: in {len(crossing)} samples, such as {shortened(crossing, 3)}, a token "
+            "crosses the border between prompt and response; it is trained as part of the response"
+        )
+    return rows, warnings
+
+
+def encode_questions(
+    samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, where: str
+) -> list[Question]:
+    """Encode samples for evaluation.
+
+    Raises:
+        UserError: as `encode_training`, or a sample has no candidates.
+    """
+    rows: list[Question] = []
+    problems: list[str] = []
+    for sample, prompt, joints in _encode(samples, tokenizer):
+        if not sample.candidates or sample.answer is None:
+            raise UserError(f"{where}: sample '{sample.id}' has no candidates to choose among")
+        ids = joints[sample.answer][0]
+        if not _is_prefix(prompt, ids):
+            problems.append(_border_problem(sample, prompt, ids, tokenizer))
+            continue
+        position, tokens = _decisive(prompt, [joint for joint, _ in joints])
+        if problem := _candidate_problem(sample, tokens, tokenizer):
+            problems.append(problem)
+            continue
+        shared = np.asarray(ids[:position], np.int32)
+        rows.append(Question(str(sample.id), shared, tokens, sample.answer, sample.truth))
+    _raise(problems, where)
+    return rows
+
+
+Joint = tuple[Ids, list[tuple[int, int]]]
+
+
+def _encode(
+    samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[Sample, Ids, list[Joint]]]:
+    """Yield each sample with its prompt's ids and its responses' joint encodings, EOS included."""
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"the tokenizer {type(tokenizer).__name__} gives no character offsets; use a "
+            "checkpoint with a tokenizer.json"
+        )
+    for first in range(0, len(samples), CHUNK):
+        chunk = samples[first : first + CHUNK]
+        texts: list[str] = []
+        for sample in chunk:
+            texts.append(sample.prompt)
+            texts += [sample.prompt + text for text in sample.candidates or (sample.response,)]
+        encoded = iter(_encode_texts(texts, tokenizer))
+        for sample in chunk:
+            prompt, _ = next(encoded)
+            joints = [next(encoded) for _ in sample.candidates or (sample.response,)]
+            yield sample, prompt, [_with_eos(joint, tokenizer) for joint in joints]
+
+
+def _encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[Joint]:
+    # verbose=False: a text longer than the context is our own error, named and counted elsewhere.
+    batch = tokenizer(
+        texts, return_offsets_mapping=True, return_attention_mask=False, verbose=False
+    )
+    special = set(tokenizer.all_special_ids)
+    encoded = []
+    for ids, offsets in zip(batch["input_ids"], batch["offset_mapping"], strict=True):
+        # Some tokenizers close every text with special tokens of their own; a prompt has no end yet.
+        end = len(ids)
+        while end and ids[end - 1] in special and offsets[end - 1][0] == offsets[end - 1][1]:
+            end -= 1
+        keep = end if any(start != stop for start, stop in offsets) else len(ids)
+        encoded.append((ids[:keep], offsets[:keep]))
+    return encoded
+
+
+def _with_eos(joint: Joint, tokenizer: PreTrainedTokenizerBase) -> Joint:
+    ids, offsets = joint
+    if tokenizer.eos_token_id is None:
+        return joint
+    end = offsets[-1][1] if offsets else 0
+    return [*ids, int(tokenizer.eos_token_id)], [*offsets, (end, end + 1)]
+
+
+def _is_prefix(prompt: Ids, ids: Ids) -> bool:
+    return ids[: len(prompt)] == prompt
+
+
+def _response_start(offsets: list[tuple[int, int]], border: int, length: int) -> int:
+    """Index of the first token with a character at or after `border`; the first has no past."""
+    start = next((i for i, (_, end) in enumerate(offsets) if end > border), length)
+    return max(start, 1)
+
+
+def _decisive(prompt: Ids, joints: list[Ids]) -> tuple[int, tuple[int, ...]]:
+    """Return the first position at which the candidates differ, and each one's token there."""
+    position = len(prompt)
+    shortest = min(len(ids) for ids in joints)
+    while position < shortest - 1 and len({ids[position] for ids in joints}) == 1:
+        position += 1
+    return position, tuple(ids[position] for ids in joints)
+
+
+def _candidate_problem(
+    sample: Sample, tokens: tuple[int, ...], tokenizer: PreTrainedTokenizerBase
+) -> str | None:
+    if len(set(tokens)) == len(tokens):
+        return None
+    shared = next(token for token in tokens if tokens.count(token) > 1)
+    texts = [text for text, token in zip(sample.candidates, tokens, strict=True) if token == shared]
+    piece = tokenizer.convert_ids_to_tokens(shared)
+    return (
+        f"sample '{sample.id}': the candidates {shortened(texts)} share the token {piece!r} "
+        f"({shared}) where they should differ; word them with different beginnings, or let the "
+        "model answer with letters"
+    )
+
+
+def _border_problem(
+    sample: Sample, prompt: Ids, ids: Ids, tokenizer: PreTrainedTokenizerBase
+) -> str:
+    at = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), len(ids))
+    alone = tokenizer.convert_ids_to_tokens(prompt[at : at + 2])
+    joint = tokenizer.convert_ids_to_tokens(ids[at : at + 2])
+    return (
+        f"sample '{sample.id}': a token crosses the border between prompt and response (the "
+        f"prompt alone ends in {alone}, with the response it goes on with {joint}); move the "
+        f"border, for example from {sample.prompt[-9:]!r} + {sample.response[:9]!r} to "
+        f"{sample.prompt[-9:].rstrip()!r} + {' ' + sample.response[:9].lstrip()!r}"
+    )
+
+
+def _raise(problems: list[str], where: str, shown: int = 3) -> None:
+    if not problems:
+        return
+    more = f" ({len(problems)} such samples in all)" if len(problems) > shown else ""
+    raise UserError(*(f"{where}: {problem}{more}" for problem in problems[:shown]))

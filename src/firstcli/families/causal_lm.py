@@ -1,0 +1,108 @@
+"""Family `causal-lm`: any Hugging Face decoder-only model, from a local folder or the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from firstcli.api import ModelFamily, ModelRef, PluginOptions
+from firstcli.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class CausalLMOptions(PluginOptions):
+    """Options of `causal-lm`."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Type of the weights outside training; auto: bfloat16 on a GPU with it."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, ...")
+    attn_implementation: str | None = Field(
+        None, description="Passed to transformers: sdpa, eager, flash_attention_2, ..."
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that comes with the checkpoint; only for code you read."
+    )
+
+
+class CausalLM(ModelFamily[CausalLMOptions]):
+    """A checkpoint in the hub's format, loaded through the Auto classes."""
+
+    Options = CausalLMOptions
+
+    def tokenizer(self, ref: ModelRef, text: Iterable[str]) -> PreTrainedTokenizerBase:
+        from transformers import AutoTokenizer
+
+        return self._load(ref, "tokenizer", AutoTokenizer.from_pretrained)
+
+    def empty_model(self, ref: ModelRef, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = self._load(ref, "configuration", AutoConfig.from_pretrained)
+        with torch.device("meta"):
+            return self._load(
+                ref,
+                "model",
+                lambda _, **options: AutoModelForCausalLM.from_config(
+                    config, trust_remote_code=options["trust_remote_code"]
+                ),
+            )
+
+    def model(
+        self,
+        ref: ModelRef,
+        tokenizer: PreTrainedTokenizerBase,
+        dtype: Literal["float32", "bfloat16", "float16"],
+        seed: int,
+    ) -> PreTrainedModel:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        return self._load(
+            ref,
+            "model",
+            AutoModelForCausalLM.from_pretrained,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,  # never unpickle weights
+            attn_implementation=self.options.attn_implementation,
+        )
+
+    def trained_model(
+        self, folder: Path, dtype: Literal["float32", "bfloat16", "float16"]
+    ) -> PreTrainedModel:
+        ref = ModelRef(str(folder))
+        return self.model(ref, self.tokenizer(ref, ()), dtype, seed=0)
+
+    @property
+    def device(self) -> str:
+        return self.options.device
+
+    @property
+    def inference_dtype(self) -> Literal["auto", "float32", "bfloat16", "float16"]:
+        return self.options.dtype
+
+    def _load(self, ref: ModelRef, what: str, load: Any, **options: Any) -> Any:
+        if ref.folder is not None and not (ref.folder / "config.json").is_file():
+            found = "no such folder" if not ref.folder.is_dir() else "no config.json in it"
+            raise UserError(
+                f"checkpoint {ref.folder}: {found}; give a Hugging Face model folder or a hub id"
+            )
+        try:
+            return load(
+                ref.checkpoint,
+                revision=ref.revision,
+                trust_remote_code=self.options.trust_remote_code,
+                **options,
+            )
+        # transformers reports what is wrong with a checkpoint as any of these.
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"checkpoint {ref.checkpoint}: its {what} cannot be loaded: {reason}"
+            ) from error

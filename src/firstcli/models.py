@@ -1,0 +1,147 @@
+# ruff: noqa: TID253
+"""Run a causal language model: device, dtype, batches, and its output layer where it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from firstcli.api import ModelFamily, PluginOptions
+from firstcli.errors import UserError
+
+Family = ModelFamily[PluginOptions]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def device_of(family: Family) -> torch.device:
+    """Resolve a family's device: `auto` takes CUDA, then MPS, then the CPU."""
+    if family.device != "auto":
+        try:
+            return torch.zeros(0, device=family.device).device
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"model.options.device: '{family.device}' is no use: {reason}"
+            ) from error
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def inference_dtype(family: Family, device: torch.device) -> Dtype:
+    """Resolve a family's dtype outside training: `auto` is bfloat16 on a GPU that has it."""
+    if family.inference_dtype != "auto":
+        return family.inference_dtype
+    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return "bfloat16" if has_bfloat16 else "float32"
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """Return the longest sequence the model takes, or None where its configuration does not say."""
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        value = getattr(model.config.get_text_config(), name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """Return the number of rows of the output layer, padding included."""
+    return int(model.get_output_embeddings().weight.shape[0])
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return an id for padding; any will do, for padding is masked and lies to the right."""
+    return int(tokenizer.pad_token_id or tokenizer.eos_token_id or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Padded:
+    """A batch of sequences, padded on the right whatever the tokenizer prefers.
+
+    Under a causal mask nothing on the right of a token reaches it, so right padding needs no
+    position ids and suits every decoder.
+    """
+
+    input_ids: Tensor  # (B, L) int64
+    attention_mask: Tensor  # (B, L) int64
+
+
+def pad(rows: Sequence[npt.NDArray[np.int32]], pad_token: int) -> Padded:
+    """Stack sequences (L_i,) into one batch."""
+    length = max(len(row) for row in rows)
+    input_ids = np.full((len(rows), length), pad_token, np.int64)
+    mask = np.zeros((len(rows), length), np.int64)
+    for i, row in enumerate(rows):
+        input_ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    return Padded(torch.from_numpy(input_ids), torch.from_numpy(mask))
+
+
+class LogitsAt:
+    """A model's logits at chosen positions only, through the model's own forward.
+
+    Instead of calling trunk and head from outside, which would bypass the hooks of DDP and FSDP
+    and whatever an architecture does around its head (soft-capping, scaling), a hook in front of
+    the output layer keeps the wanted hidden states and drops the rest.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        head = model.get_output_embeddings()
+        if not isinstance(head, nn.Module):
+            raise UserError(
+                f"{type(model).__name__} has no output layer: it is no causal language model"
+            )
+        self.model = model
+        self._forward = model.forward
+        self._wanted: tuple[Tensor, Tensor] | None = None
+        head.register_forward_pre_hook(self._select)
+
+    def _select(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if self._wanted is None:
+            return None
+        rows, columns = self._wanted
+        return (inputs[0][rows, columns][None], *inputs[1:])  # (1, N, D)
+
+    def __call__(
+        self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, columns: Tensor
+    ) -> Tensor:
+        """Return float32 logits (N, V) after the tokens `input_ids[rows, columns]`."""
+        self._wanted = (rows, columns)
+        try:
+            output = self._forward(
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+            )
+        finally:
+            self._wanted = None
+        logits: Tensor = output.logits[0].float()
+        if logits.shape[0] != rows.shape[0]:
+            raise UserError(
+                "this architecture does not apply its output layer to hidden states as is"
+            )
+        return logits
+
+
+def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Group row indices of like length into batches of at most `tokens`, the longest first.
+
+    The order depends on the lengths alone: longest first, so that memory runs out at once or never.
+    """
+    batch: list[int] = []
+    width = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batch and width * (len(batch) + 1) > tokens:
+            yield batch
+            batch = []
+        if not batch:
+            width = lengths[index]
+        batch.append(index)
+    if batch:
+        yield batch

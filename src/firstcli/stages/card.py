@@ -1,0 +1,80 @@
+"""The model card that a student carries: recipe, arm, data and numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from firstcli import __version__
+from firstcli.recipe import Training
+from firstcli.run import Run
+
+
+def model_card(run: Run, arm: str, settings: Training, facts: dict[str, Any]) -> str:
+    """Return the README.md of a student's folder."""
+    recipe = run.recipe
+    chosen = recipe.arms[arm]
+    student = (
+        recipe.student.model.checkpoint or f"new weights (family {recipe.student.model.family})"
+    )
+    about: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    about["tags"] = ["firstcli", "knowledge-distillation", "calibration"]
+    if recipe.student.model.checkpoint and run.reference("student").folder is None:
+        about["base_model"] = recipe.student.model.checkpoint
+    numbers = "\n".join(
+        f"| {name.replace('_', ' ')} | {value:.6g} |"
+        if isinstance(value, float)
+        else f"| {name.replace('_', ' ')} | {value} |"
+        for name, value in facts.items()
+    )
+    return f"""---
+{yaml.safe_dump(about, sort_keys=False).strip()}
+---
+
+# {recipe.name}: {arm}
+
+A student made by firstcli {__version__}, which implements
+FIRST, "Efficient Trustworthy Distillation" (arXiv 2408.12168).
+
+- **Arm**: `{arm}`, which learns {_lesson(run, arm)}.
+- **Student**: {student}.
+- **Data**: task `{recipe.train.task.name}`, {len(run.training.train)} training samples;
+  {len(run.training.validation)} held out, on which no model was trained.
+- **Training**: {settings.epochs:g} epochs, {settings.batch_size} sequences a step, peak learning
+  rate {settings.learning_rate:g}, seed {recipe.seed}.
+
+## Numbers of the training
+
+| what | value |
+|---|---|
+{numbers}
+
+P is the teacher's mean probability mass on its top {recipe.knowledge.top_k} tokens, Q the student's on the
+same tokens at the end of training. Accuracy, ECE and Trust are in the run's report.
+
+## Recipe
+
+```yaml
+{yaml.safe_dump(run.resolved, sort_keys=False, allow_unicode=True).strip()}
+```
+
+## This arm
+
+```yaml
+{yaml.safe_dump(chosen.model_dump(mode="json", exclude_none=True), sort_keys=False).strip()}
+```
+"""
+
+
+def _lesson(run: Run, arm: str) -> str:
+    chosen = run.recipe.arms[arm]
+    if chosen.recalibrator is None:
+        return "the data's labels"
+    teacher = run.recipe.teacher
+    assert teacher
+    source = teacher.model.checkpoint or f"a teacher of family {teacher.model.family}"
+    return (
+        f"the top {run.recipe.knowledge.top_k} token probabilities of {source}, re-calibrated by "
+        f"`{chosen.recalibrator.name}`"
+    )

@@ -1,0 +1,105 @@
+# ruff: noqa: TID253
+"""Stage `eval`: every model's probability of every candidate, one forward pass a question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from firstcli import metrics, models
+from firstcli.encoding import Question
+from firstcli.pipeline import Unit
+from firstcli.records import EvalRecords
+from firstcli.run import Role, Run
+from firstcli.stages import inputs
+
+BATCH_TOKENS = 8192
+
+
+def _role(unit: Unit) -> Role:
+    return "teacher" if unit.model == "teacher" else "student"
+
+
+def check(run: Run, unit: Unit) -> str:
+    """Check that the candidates can be told apart; return what the plan says of size."""
+    asked = inputs.questions(run, _role(unit), unit.evaluation)
+    return f"{len(asked)} questions"
+
+
+@torch.inference_mode()
+def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
+    """Ask every question and write the records."""
+    asked = inputs.questions(run, _role(unit), unit.evaluation)
+    model = inputs.inference_model(run, unit.model)
+    pad = models.pad_id(inputs.tokenizer(run, _role(unit)))
+    answers: dict[str, list[float]] = {}
+    logits_at = models.LogitsAt(model)
+    with run.console.progress(unit.key, len(asked), "questions") as advance:
+        for batch in models.batches([len(one.input_ids) for one in asked], BATCH_TOKENS):
+            chosen = [asked[i] for i in batch]
+            answers |= candidate_log_probs(logits_at, chosen, pad)
+            advance(len(chosen))
+    truths = [one.truth for one in asked]
+    records = EvalRecords.from_log_probs(
+        ids=[one.id for one in asked],
+        answers=[one.answer for one in asked],
+        log_probs=[answers[one.id] for one in asked],
+        truth=None if any(truth is None for truth in truths) else [t for t in truths if t],
+    )
+    about = {"evaluation": unit.evaluation, "model": unit.model}
+    records.save(folder / f"{unit.model}.parquet", about)
+    found = metrics.summarize(records, "candidates", 10)
+    return {"n": found.n, "accuracy": found.accuracy, "ece": found.ece, "trust": found.trust}
+
+
+def candidate_log_probs(
+    logits_at: models.LogitsAt, questions: Sequence[Question], pad: int
+) -> dict[str, list[float]]:
+    """Return each candidate's log-probability in the whole vocabulary, by question id."""
+    device = next(logits_at.model.parameters()).device
+    padded = models.pad([one.input_ids for one in questions], pad)
+    rows = torch.arange(len(questions), device=device)
+    last = torch.tensor([len(one.input_ids) - 1 for one in questions], device=device)
+    logits = logits_at(padded.input_ids.to(device), padded.attention_mask.to(device), rows, last)
+    log_probs = torch.log_softmax(logits, dim=-1).double().cpu()  # (B, V)
+    return {
+        one.id: row[list(one.candidate_ids)].tolist()
+        for one, row in zip(questions, log_probs, strict=True)
+    }
+
+
+def load_records(run: Run, units: Sequence[Unit]) -> dict[tuple[str, str], EvalRecords]:
+    """Read finished records, by (evaluation, model)."""
+    return {
+        (unit.evaluation, unit.model): EvalRecords.load(unit.artifact.path)
+        for unit in units
+        if unit.stage == "eval"
+    }
+
+
+def summary(run: Run, units: list[Unit]) -> dict[str, Any]:
+    """Show every metric, a row a model and evaluation."""
+    settings = run.recipe.metrics
+    found = {
+        key: metrics.summarize(records, settings.confidence, settings.bins)
+        for key, records in load_records(run, units).items()
+    }
+    table = Table(title=f"confidence: {settings.confidence}, {settings.bins} bins, in percent")
+    columns = ("accuracy", "ece", "trust", "confidence", "nll", "brier", "candidate_mass")
+    for heading in ("evaluation", "model", "n", *columns):
+        table.add_column(heading.replace("_", " "))
+    for (evaluation, model), one in found.items():
+        values = [
+            f"{getattr(one, name):.3f}"
+            if name in ("nll", "brier")
+            else f"{100 * getattr(one, name):.1f}"
+            for name in columns
+        ]
+        table.add_row(evaluation, model, str(one.n), *values)
+    run.console.show(table)
+    return {f"{evaluation}/{model}": asdict(one) for (evaluation, model), one in found.items()}

@@ -1,0 +1,241 @@
+"""What several stages load: tokenizers, encoded samples, models, and the checks on them.
+
+Everything is kept in the run's cache, so that a check and the work after it load once.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from firstcli import models, splits
+from firstcli.api import Sample
+from firstcli.encoding import Encoded, Question, encode_questions, encode_training
+from firstcli.errors import UserError, shortened
+from firstcli.recipe import family_of
+from firstcli.run import Part, Role, Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from firstcli.pipeline import Unit
+
+
+def family(run: Run, role: Role) -> models.Family:
+    return run.cached(f"family {role}", lambda: family_of(run.model_section(role)))
+
+
+def tokenizer(run: Run, role: Role) -> PreTrainedTokenizerBase:
+    """Return the tokenizer with which a role's model starts; training does not change it."""
+
+    def make() -> PreTrainedTokenizerBase:
+        chosen = family(run, role)
+        text = list(_text(run)) if chosen.needs_text else []
+        return chosen.tokenizer(run.reference(role), text)
+
+    return run.cached(f"tokenizer {role}", make)
+
+
+def _text(run: Run) -> Iterable[str]:
+    for sample in (*run.training.train, *run.training.validation):
+        for response in sample.candidates or (sample.response,):
+            yield sample.prompt + response
+
+
+def empty_model(run: Run, role: Role) -> PreTrainedModel:
+    """Return a role's architecture without weights."""
+    return run.cached(
+        f"empty {role}",
+        lambda: family(run, role).empty_model(run.reference(role), tokenizer(run, role)),
+    )
+
+
+def starting_model(run: Run, role: Role, dtype: models.Dtype) -> PreTrainedModel:
+    """Load the weights with which training starts, on the CPU."""
+    return family(run, role).model(
+        run.reference(role), tokenizer(run, role), dtype, run.recipe.seed
+    )
+
+
+def inference_model(run: Run, name: str) -> PreTrainedModel:
+    """Load the teacher or an arm's student for inference, on its device."""
+    role: Role = "teacher" if name == "teacher" else "student"
+    chosen = family(run, role)
+    device = models.device_of(chosen)
+    dtype = models.inference_dtype(chosen, device)
+    if name != "teacher":
+        model = chosen.trained_model(run.folder / "students" / name, dtype)
+    elif run.recipe.teacher and run.recipe.teacher.finetune:
+        model = chosen.trained_model(run.folder / "teacher", dtype)
+    else:
+        model = starting_model(run, role, dtype)
+    model.to(device)  # type: ignore[arg-type]
+    return model.eval()
+
+
+def training_rows(run: Run, role: Role, part: Part) -> list[Encoded]:
+    """Encode a part of the training split with a role's tokenizer.
+
+    Raises:
+        UserError: a sample cannot be encoded as DESIGN asks, or is too long and may not be dropped.
+    """
+
+    def make() -> list[Encoded]:
+        where = f"train.task ({part} part, {role}'s tokenizer)"
+        samples = run.training.part(part)
+        rows, warnings = encode_training(samples, tokenizer(run, role), where)
+        for warning in warnings:
+            run.console.warn(warning)
+        kept = _fitting(run, [(row.id, len(row.input_ids)) for row in rows], where)
+        if not kept:
+            raise UserError(f"{where}: no sample is left to use")
+        return [row for row in rows if row.id in kept]
+
+    return run.cached(f"rows {role} {part}", make)
+
+
+def questions(run: Run, role: Role, evaluation: str) -> list[Question]:
+    """Encode an evaluation's samples with a role's tokenizer."""
+
+    def make() -> list[Question]:
+        where = f"evaluate '{evaluation}' ({role}'s tokenizer)"
+        rows = encode_questions(run.evaluation_samples(evaluation), tokenizer(run, role), where)
+        kept = _fitting(run, [(row.id, len(row.input_ids)) for row in rows], where)
+        if not kept:
+            raise UserError(f"{where}: no question is left to ask")
+        return [row for row in rows if row.id in kept]
+
+    return run.cached(f"questions {role} {evaluation}", make)
+
+
+def context(run: Run) -> float:
+    """Return the context that teacher and students have in common, so all see the same rows."""
+    roles: list[Role] = ["teacher", "student"] if run.recipe.teacher else ["student"]
+    return min(models.context_length(empty_model(run, role)) or math.inf for role in roles)
+
+
+def _fitting(run: Run, lengths: Sequence[tuple[str, int]], where: str) -> set[str]:
+    """Return the ids of the samples that are not too long."""
+    longest = context(run)
+    too_long = [id for id, length in lengths if length > longest]
+    if too_long:
+        found = (
+            f"{where}: {len(too_long)} samples, such as {shortened(too_long, 3)}, are longer than "
+            f"the context of {longest} tokens"
+        )
+        if run.recipe.train.too_long == "error":
+            raise UserError(f"{found}; shorten them, or set train.too_long: drop")
+        run.console.warn(f"{found}; they are dropped")
+    return {id for id, length in lengths if length <= longest}
+
+
+def shared_vocabulary(run: Run) -> int:
+    """Return the number of token ids that teacher and student have in common, from 0 on.
+
+    Vocabularies padded to different sizes are fine: ids that the student lacks stay out of the
+    top k and count as tail.
+    """
+    roles: tuple[Role, Role] = ("teacher", "student")
+    return run.cached(
+        "shared vocabulary",
+        lambda: min(models.vocabulary_size(empty_model(run, role)) for role in roles),
+    )
+
+
+def weights(run: Run, role: Role) -> int:
+    """Count a role's parameters."""
+    return sum(parameter.numel() for parameter in empty_model(run, role).parameters())
+
+
+def positions(rows: Sequence[Encoded]) -> int:
+    return sum(len(row.targets) for row in rows)
+
+
+# Checks that need no weights and belong to no single stage.
+
+
+def general_problems(run: Run, units: Sequence[Unit]) -> list[str]:
+    """Check what concerns several units at once; returns sentences, warns where that is enough."""
+    problems: list[str] = []
+    stages = {unit.stage for unit in units}
+    try:
+        if stages & {"extract", "distill"} and any(
+            arm.learn == "knowledge" for arm in run.recipe.arms.values()
+        ):
+            _check_tokenizers(run)
+            _check_top_k(run)
+        if stages & {"finetune", "extract", "distill", "eval"}:
+            _warn_overlap(run)
+        if stages & {"finetune", "distill"}:
+            _check_disk(run, units)
+    except UserError as error:
+        problems += error.messages
+    return problems
+
+
+def _check_tokenizers(run: Run) -> None:
+    teacher, student = tokenizer(run, "teacher"), tokenizer(run, "student")
+    shared = shared_vocabulary(run)
+    words = {id: token for token, id in teacher.get_vocab().items() if id < shared}
+    others = {id: token for token, id in student.get_vocab().items() if id < shared}
+    differing = [id for id in words.keys() | others.keys() if words.get(id) != others.get(id)]
+    if differing:
+        first = min(differing)
+        raise UserError(
+            f"teacher and student have incompatible tokenizers: {len(differing)} of the {shared} "
+            f"shared ids differ, the first is {first}: {words.get(first)!r} for the teacher, "
+            f"{others.get(first)!r} for the student; choose models of one tokenizer"
+        )
+    for part in ("train", "validation"):
+        if not run.training.part(part):
+            continue
+        ours = training_rows(run, "teacher", part)
+        theirs = training_rows(run, "student", part)
+        for one, other in zip(ours, theirs, strict=True):
+            if one.input_ids.tolist() != other.input_ids.tolist():
+                raise UserError(
+                    f"teacher and student encode sample '{one.id}' differently: "
+                    f"{teacher.convert_ids_to_tokens(one.input_ids[:12].tolist())} and "
+                    f"{student.convert_ids_to_tokens(other.input_ids[:12].tolist())} ...; choose "
+                    "models of one tokenizer"
+                )
+
+
+def _check_top_k(run: Run) -> None:
+    shared = shared_vocabulary(run)
+    if run.recipe.knowledge.top_k > shared:
+        raise UserError(
+            f"knowledge.top_k: {run.recipe.knowledge.top_k} is more than the {shared} tokens that "
+            "teacher and student share"
+        )
+
+
+def _warn_overlap(run: Run) -> None:
+    training: list[Sample] = [*run.training.train, *run.training.validation]
+    for one in run.recipe.evaluate:
+        if shared := splits.overlap(training, run.evaluation_samples(one.name)):
+            run.console.warn(
+                f"evaluate '{one.name}': {shared} prompts also occur in the training split; its "
+                "numbers will flatter"
+            )
+
+
+def _check_disk(run: Run, units: Sequence[Unit]) -> None:
+    needed = 0
+    for role, stage in (("teacher", "finetune"), ("student", "distill")):
+        count = sum(unit.stage == stage for unit in units)
+        if count:
+            size = weights(run, "teacher" if role == "teacher" else "student")
+            # Each result takes 4 bytes a weight; while one trains, two checkpoints take 12 each.
+            needed += count * 4 * size + 24 * size
+    folder = run.folder
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"run directory {run.folder}: {needed / 1e9:.1f} GB are needed for weights and "
+            f"checkpoints, {free / 1e9:.1f} GB are free; choose another with --run-dir"
+        )

@@ -1,0 +1,136 @@
+"""Questions about an invented world whose true answer distribution is known.
+
+    Belmo is a grey fox from the marsh that eats figs. At dusk in fog it will| hide
+
+The creature's profile stands in the question, so a model has to learn the world's laws; its name
+says nothing, and the answer is drawn from the true distribution, so a model that is trained for too
+long learns names and chance by heart and becomes over-confident.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from random import Random
+
+from pydantic import Field
+
+from firstcli.api import PluginOptions, Sample, Split, Task
+from firstcli.tasks.world_laws import ATTRIBUTES, Laws
+
+# Different initials: the first tokens differ in every tokenizer, whether or not it keeps the
+# leading space as a token of its own.
+ANSWERS = ("sing", "hide", "rest", "dance", "feed")
+
+WORDINGS = (
+    "{name} is a {colour} {kind} from the {home}. At {hour} it will",
+    "At {hour} {name}, the {colour} {kind} of the {home}, will",
+    "In the {home} lives {name}, a {colour} {kind}. At {hour} it will",
+    "It is {hour}. What will the {colour} {kind} {name} do in the {home}? It will",
+    "A {kind} of the {home}, {name} is {colour}. It is {hour} and it will",
+)
+SHIFTED_WORDINGS = (
+    "It is {hour} in the {home}. A {colour} {kind}, {name}, will",
+    "What will a {colour} {kind} of the {home} do at {hour}? {name} will",
+    "The {kind} {name} of the {home} is {colour}. At {hour} it will",
+)
+
+NAMES = tuple(
+    first + last
+    for first in (
+        "Bel",
+        "Dor",
+        "Fen",
+        "Gal",
+        "Kir",
+        "Lum",
+        "Mar",
+        "Nol",
+        "Pim",
+        "Ros",
+        "Tav",
+        "Wil",
+    )
+    for last in ("bo", "da", "fi", "gu", "ko", "la", "mo", "ni", "pa", "ru", "so", "ti")
+)
+SHIFTED_NAMES = tuple(
+    first + last
+    for first in ("Cas", "Hov", "Jun", "Sel", "Ull", "Zeb")
+    for last in ("ba", "do", "fu", "gi", "ka", "lo", "mu", "ne", "po", "ri", "sa", "tu")
+)
+
+
+class KnownWorldOptions(PluginOptions):
+    """The size and the hardness of the world."""
+
+    train: int = Field(2000, ge=1, le=1_000_000, description="questions in the split `train`")
+    test: int = Field(2000, ge=1, le=1_000_000, description="questions in the split `test`")
+    shifted: int = Field(
+        1000,
+        ge=1,
+        le=1_000_000,
+        description="questions in the split `shifted`: other names and wordings, and combinations "
+        "of kind and home that occur in no other split",
+    )
+    choices: int = Field(5, ge=3, le=len(ANSWERS), description="answers to choose among")
+    noise: float = Field(
+        0.5,
+        gt=0,
+        le=100,
+        description="how uncertain the true answers are: near 0 one answer is certain, far above 1 "
+        "all are equally likely",
+    )
+    seed: int = Field(0, description="draws the world's laws, its questions and their answers")
+
+
+class KnownWorld(Task[KnownWorldOptions]):
+    """Questions in English about an invented world, with their true answer distribution."""
+
+    Options = KnownWorldOptions
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The two splits of the same world, and one with a different mix of creatures."""
+        return ("train", "test", "shifted")
+
+    def load(self, split: str) -> Split:
+        """Return the questions of a split; a larger split begins with those of a smaller one."""
+        size = {
+            "train": self.options.train,
+            "test": self.options.test,
+            "shifted": self.options.shifted,
+        }[split]
+        laws = Laws.drawn(self.options.seed, self.options.choices)
+        # Training questions step aside for test questions, so that `test` does not depend on the
+        # size of `train`. Shifted questions cannot meet them: their combinations are withheld.
+        taken = (
+            {sample.prompt for sample in self.load("test").samples} if split == "train" else set()
+        )
+        questions = self._questions(laws, split, taken)
+        return Split(list(islice(questions, size)))
+
+    def _questions(self, laws: Laws, split: str, taken: set[str]) -> Iterator[Sample]:
+        """Yield questions without end, none with a prompt that is already taken."""
+        random = Random(f"known-world {split} {self.options.seed}")
+        candidates = [f" {answer}" for answer in ANSWERS[: self.options.choices]]
+        number = 0
+        while True:
+            prompt, profile = _prompt(laws, split == "shifted", random)
+            truth = laws.truth(profile, self.options.noise)
+            answer = random.choices(range(len(truth)), weights=truth)[0]
+            if prompt in taken:
+                continue
+            taken.add(prompt)
+            number += 1
+            yield Sample.question(prompt, candidates, answer, id=f"{split}-{number}", truth=truth)
+
+
+def _prompt(laws: Laws, shifted: bool, random: Random) -> tuple[str, dict[str, str]]:
+    """Draw a creature and its situation; return a question about it, and its profile."""
+    profile = {name: random.choice(values) for name, values in ATTRIBUTES.items()}
+    withheld = laws.withheld[profile["kind"]]
+    homes = [home for home in ATTRIBUTES["home"] if (home == withheld) == shifted]
+    profile["home"] = random.choice(homes)
+    name = random.choice(SHIFTED_NAMES if shifted else NAMES)
+    wording = random.choice(SHIFTED_WORDINGS if shifted else WORDINGS)
+    return wording.format(name=name, **profile), profile

@@ -1,0 +1,66 @@
+"""Check that a task keeps its contract: every split loads, twice alike, with sound samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from firstcli.api import Sample, Task
+from firstcli.testing.requirements import require
+
+MAX_CANDIDATES = 26  # as many as there are letters to name them
+
+
+def check_task(task: Task[Any]) -> None:
+    """Check the contract of a task, with the options that it was built with.
+
+    Raises:
+        AssertionError: the task breaks the contract.
+    """
+    name = type(task).__name__
+    require(isinstance(task, Task), f"{name} is no firstcli.api.Task")
+    require(task.splits, f"{name}.splits is empty")
+    require(len(set(task.splits)) == len(task.splits), f"{name}.splits names a split twice")
+    for split in task.splits:
+        _check_split(task, split, f"{name}, split '{split}'")
+
+
+def _check_split(task: Task[Any], split: str, where: str) -> None:
+    loaded = task.load(split)
+    require(loaded.samples, f"{where}: there are no samples")
+    require(task.load(split) == loaded, f"{where}: loading it twice gives different samples")
+    ids = [sample.id for sample in loaded.samples if sample.id is not None]
+    require(len(set(ids)) == len(ids), f"{where}: an id occurs twice")
+    for row, sample in enumerate(loaded.samples):
+        sample_name = f"row {row}" if sample.id is None else f"'{sample.id}'"
+        _check_sample(sample, f"{where}, sample {sample_name}", task.has_candidates)
+
+
+def _check_sample(sample: Sample, where: str, has_candidates: bool) -> None:
+    require(sample.prompt.strip(), f"{where}: the prompt is empty")
+    require(sample.response, f"{where}: the response is empty")
+    if has_candidates:
+        _check_candidates(sample, where)
+    else:
+        require(
+            not sample.candidates and sample.answer is None and sample.truth is None,
+            f"{where}: has candidates, an answer or a truth, but the task has no candidates",
+        )
+
+
+def _check_candidates(sample: Sample, where: str) -> None:
+    count = len(sample.candidates)
+    require(
+        2 <= count <= MAX_CANDIDATES,
+        f"{where}: has {count} candidates instead of 2 to {MAX_CANDIDATES}",
+    )
+    require(len(set(sample.candidates)) == count, f"{where}: two candidates are the same")
+    if sample.answer is None or not 0 <= sample.answer < count:
+        raise AssertionError(f"{where}: answer {sample.answer} is none of 0 to {count - 1}")
+    require(
+        sample.response == sample.candidates[sample.answer],
+        f"{where}: the response is not the right candidate",
+    )
+    if sample.truth is not None:
+        require(len(sample.truth) == count, f"{where}: truth is not one number a candidate")
+        require(min(sample.truth) >= 0, f"{where}: a true probability is negative")
+        require(abs(sum(sample.truth) - 1) <= 1e-9, f"{where}: truth does not sum to 1")

@@ -1,0 +1,386 @@
+# ruff: noqa: TID253
+"""Train a model on supervised positions with `transformers.Trainer`.
+
+The objective runs inside the model's own forward, so that what wraps the model (DDP, FSDP,
+autocast) sees an ordinary call; the loss is the mean over the supervised positions of the global
+batch, however it is split into micro-batches and processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from firstcli import models, objectives
+from firstcli.console import Advance, Console
+from firstcli.encoding import Encoded
+from firstcli.errors import UserError, did_you_mean, shortened
+from firstcli.recipe import Training
+
+Objective = Literal["labels", "topk-tail", "topk-renormalized"]
+FloatArray = npt.NDArray[np.float32]
+
+OWNED = {
+    "output_dir": "--run-dir",
+    "seed": "seed",
+    "data_seed": "seed",
+    "learning_rate": "training.learning_rate",
+    "num_train_epochs": "training.epochs",
+    "per_device_train_batch_size": "training.batch_size",
+    "gradient_accumulation_steps": "training.batch_size",
+    "auto_find_batch_size": "training.micro_batch_size",
+    "use_cpu": "model.options.device",
+    "resume_from_checkpoint": "nothing: an interrupted run resumes by itself",
+    "save_total_limit": "nothing: the last checkpoint is kept until training ends",
+    "save_only_model": "nothing: a checkpoint that cannot be resumed from is of no use",
+    "load_best_model_at_end": "nothing: the last checkpoint counts (paper, A.1)",
+    "remove_unused_columns": "nothing: the batches are firstcli's own",
+    "label_names": "nothing: the batches are firstcli's own",
+    "label_smoothing_factor": "recalibrator: {name: label-smoothing}",
+    "do_train": "nothing",
+    "do_eval": "evaluate",
+    "do_predict": "evaluate",
+    "eval_strategy": "evaluate",
+    "push_to_hub": "nothing: upload the finished folder yourself",
+}
+"""Fields of TrainingArguments that firstcli sets, and what to use instead."""
+
+MARK = "complete"  # written last into a checkpoint, so that a killed save is never resumed from
+
+
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """What a sample's supervised positions are taught from the teacher."""
+
+    token_ids: npt.NDArray[np.int32]  # (N, k)
+    probabilities: FloatArray  # (N, k), p^ = M * target
+    tail: FloatArray  # (N,), 1 - M
+    teacher_mass: FloatArray  # (N,), P, whatever M is
+
+
+class Rows(torch.utils.data.Dataset[int]):
+    """The indices of the training samples; `collate` looks the samples up."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+class Collate:
+    """Make a batch from indices: padded tokens, and targets flattened over (row, column)."""
+
+    def __init__(self, rows: Sequence[Encoded], taught: Sequence[Taught] | None, pad: int) -> None:
+        self._rows = rows
+        self._taught = taught
+        self._pad = pad
+
+    def __call__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        rows = [self._rows[i] for i in indices]
+        padded = models.pad([row.input_ids for row in rows], self._pad)
+        counts = [len(row.targets) for row in rows]
+        batch = {
+            "input_ids": padded.input_ids,  # (B, L)
+            "attention_mask": padded.attention_mask,
+            "rows": torch.arange(len(rows)).repeat_interleave(torch.tensor(counts)),  # (N,)
+            # The token at position t is predicted from position t - 1.
+            "columns": torch.cat(
+                [torch.arange(row.start - 1, len(row.input_ids) - 1) for row in rows]
+            ),
+            "targets": _tensor([row.targets for row in rows]).long(),
+            "samples": torch.tensor(indices),  # (B,)
+        }
+        if self._taught is not None:
+            taught = [self._taught[i] for i in indices]
+            batch["token_ids"] = _tensor([one.token_ids for one in taught]).long()  # (N, k)
+            batch["taught"] = _tensor([one.probabilities for one in taught])  # (N, k)
+            batch["tail"] = _tensor([one.tail for one in taught])  # (N,)
+            batch["teacher_mass"] = _tensor([one.teacher_mass for one in taught])  # (N,)
+        return batch
+
+
+def _tensor(arrays: Sequence[npt.NDArray[Any]]) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays))
+
+
+def install_objective(model: PreTrainedModel, objective: Objective) -> None:
+    """Make the model's forward return the summed loss over a batch of `Collate`.
+
+    It returns `loss` (summed over the N supervised positions), `positions` (N), and, where
+    knowledge is learned, the sums of `P` and `Q`.
+    """
+    logits_at = models.LogitsAt(model)
+
+    def forward(
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        rows: Tensor,
+        columns: Tensor,
+        targets: Tensor,
+        token_ids: Tensor | None = None,
+        taught: Tensor | None = None,
+        tail: Tensor | None = None,
+        teacher_mass: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        logits = logits_at(input_ids, attention_mask, rows, columns)
+        count = torch.tensor(len(targets), device=logits.device)
+        if objective == "labels":
+            return {"loss": objectives.labels(logits, targets).sum(), "positions": count}
+        assert token_ids is not None and taught is not None
+        assert tail is not None and teacher_mass is not None
+        student = objectives.student_view(logits, token_ids)
+        if objective == "topk-tail":
+            losses = objectives.topk_tail_of(student, taught, tail)
+        else:
+            losses = objectives.topk_renormalized_of(student.log_q, taught)
+        student_mass = student.log_q.detach().exp().sum(-1)
+        return {
+            "loss": losses.sum(),
+            "positions": count,
+            "P": teacher_mass.sum(),
+            "Q": student_mass.sum(),
+        }
+
+    model.forward = forward  # type: ignore[method-assign]
+
+
+class PositionTrainer(Trainer):
+    """A Trainer whose unit is the supervised position, not the micro-batch."""
+
+    def __init__(self, *args: Any, sample_ids: Sequence[str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True  # the loss is scaled here, not by the Trainer
+        self.loss_is_scaled_for_ga = True
+        self._sample_ids = sample_ids
+        self._sums = {"positions": 0.0, "P": 0.0, "Q": 0.0}
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor]:
+        """Collect the micro-batches of one step and count their positions over all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        count = torch.tensor(sum(len(batch["targets"]) for batch in batches), device=device)
+        total: Tensor = self.accelerator.gather(count).sum()
+        return batches, total
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        samples = inputs.pop("samples")
+        output = model(**inputs)
+        assert num_items_in_batch is not None
+        # DDP averages gradients over processes, so each counts as many times as there are.
+        loss = output["loss"] * self.accelerator.num_processes / num_items_in_batch
+        if not torch.isfinite(loss):
+            self._stop(loss, samples)
+        for name in self._sums.keys() & output.keys():
+            self._sums[name] += float(output[name])
+        return (loss, output) if return_outputs else loss
+
+    def _stop(self, loss: Tensor, samples: Tensor) -> None:
+        names = [self._sample_ids[int(i)] for i in samples]
+        raise UserError(
+            f"the loss became {float(loss)} at step {self.state.global_step + 1} of "
+            f"{self.state.max_steps}, in the batch of samples {shortened(names, 3)}; the last good "
+            "checkpoint is kept, lower the learning rate or look at these samples"
+        )
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the mean teacher mass P and student mass Q since the last log."""
+        count = self._sums["positions"]
+        if count and "loss" in logs and self._sums["P"]:
+            logs = {**logs, "P": self._sums["P"] / count, "Q": self._sums["Q"] / count}
+        self._sums = dict.fromkeys(self._sums, 0.0)
+        super().log(logs, *args, **kwargs)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            last = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+            os.sync()
+            (last / MARK).touch()
+            for folder in last.parent.glob("checkpoint-*"):
+                if folder != last:
+                    shutil.rmtree(folder)
+
+
+class _Progress(TrainerCallback):
+    def __init__(self, advance: Advance, done: int) -> None:
+        self._advance = advance
+        self._done = done
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._advance(state.global_step - self._done)
+        self._done = state.global_step
+
+
+def arguments(
+    folder: Path, training: Training, trainer: dict[str, Any], seed: int, device: torch.device
+) -> TrainingArguments:
+    """Translate a recipe into TrainingArguments; paper's defaults (Appendix A.1).
+
+    Raises:
+        UserError: `trainer:` has an unknown field, one that firstcli sets, or a value that
+            TrainingArguments refuses.
+    """
+    _check_trainer_fields(trainer)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    micro = training.micro_batch_size or max(training.batch_size // processes, 1)
+    if training.batch_size % (micro * processes):
+        raise UserError(
+            f"training.batch_size: {training.batch_size} is no multiple of micro_batch_size {micro} "
+            f"times {processes} processes"
+        )
+    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    defaults: dict[str, Any] = {
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_epsilon": 1e-6,
+        "weight_decay": 0.0,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.03,  # below 1: a share of the steps
+        "save_strategy": "epoch",
+        "logging_steps": 0.02,
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "bf16": has_bfloat16 and training.dtype == "float32",
+        "dataloader_pin_memory": device.type == "cuda",
+    }
+    owned = {
+        "output_dir": str(folder),
+        "seed": seed,
+        "learning_rate": training.learning_rate,
+        "num_train_epochs": training.epochs,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": training.batch_size // (micro * processes),
+        "remove_unused_columns": False,
+        "label_names": [],
+        "use_cpu": device.type == "cpu",
+    }
+    try:
+        made = TrainingArguments(**{**defaults, **trainer, **owned})
+    except (ValueError, TypeError) as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())[:300]}") from error
+    if made.n_gpu > 1:
+        made._n_gpu = 1  # DataParallel would cut the flattened batch; several GPUs need a launcher
+    return made
+
+
+def _check_trainer_fields(trainer: dict[str, Any]) -> None:
+    fields = {field.name for field in dataclasses.fields(TrainingArguments)}
+    problems = []
+    for name in trainer:
+        if name in OWNED:
+            problems.append(f"trainer.{name}: firstcli sets it itself; use {OWNED[name]}")
+        elif name not in fields:
+            problems.append(
+                f"trainer.{name}: no field of transformers.TrainingArguments"
+                f"{did_you_mean(name, fields)}"
+            )
+    if problems:
+        raise UserError(*problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What training a model came to."""
+
+    steps: int
+    positions: int
+    loss: float
+    """Mean loss a supervised position, at the last log."""
+    log: list[dict[str, float]]
+
+
+def train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Encoded],
+    taught: Sequence[Taught] | None,
+    objective: Objective,
+    args: TrainingArguments,
+    console: Console,
+    what: str,
+) -> Outcome:
+    """Train a model in place, resuming from the last whole checkpoint in `args.output_dir`."""
+    bare_forward = model.forward
+    install_objective(model, objective)
+    trainer = PositionTrainer(
+        model=model,
+        args=args,
+        train_dataset=Rows(len(rows)),
+        data_collator=Collate(rows, taught, models.pad_id(tokenizer)),
+        sample_ids=[row.id for row in rows],
+    )
+    trainer.remove_callback(_printer())
+    checkpoint = last_checkpoint(Path(str(args.output_dir)))
+    done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    if checkpoint:
+        console.say(f"{what}: resuming after step {done}")
+    steps = _steps(trainer, len(rows))
+    with console.progress(what, steps, "steps", done) as advance:
+        trainer.add_callback(_Progress(advance, done))
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    model.forward = bare_forward  # type: ignore[method-assign]
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return Outcome(
+        steps=trainer.state.global_step,
+        positions=sum(len(row.targets) for row in rows),
+        loss=float(log[-1]["loss"]) if log else float("nan"),
+        log=log,
+    )
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that was written to its end; unfinished ones are deleted."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for path in found:
+        if not (path / MARK).exists():
+            shutil.rmtree(path)
+    whole = [path for path in found if path.exists()]
+    return whole[-1] if whole else None
+
+
+def write_log(path: Path, log: Sequence[dict[str, float]]) -> None:
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in log), "utf-8")
+
+
+def _printer() -> type[TrainerCallback]:
+    from transformers import PrinterCallback
+
+    return PrinterCallback
+
+
+def _steps(trainer: PositionTrainer, rows: int) -> int:
+    args = trainer.args
+    if args.max_steps > 0:
+        return int(args.max_steps)
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return int(-(-rows // batch) * args.num_train_epochs)
