@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ GRID = [i / 20 for i in range(21)]  # exact 0 and 1, and values at or near every
 def naive_ece(confidence: Floats, outcome: Floats, bins: int) -> float:
     edges = [float(edge) for edge in np.linspace(0.0, 1.0, bins + 1)]
     total = 0.0
-    for b, (lo, hi) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for b, (lo, hi) in enumerate(pairwise(edges)):
         inside = [
             (c, y)
             for c, y in zip(confidence, outcome, strict=True)
@@ -103,7 +104,7 @@ def test_reliability_bins_add_up_to_the_ece_and_leave_empty_bins_empty() -> None
     bins = metrics.reliability_bins(confidence, correct)
     assert len(bins) == 10 and sum(b.n for b in bins) == 300
     assert all(b.confidence is None and b.accuracy is None for b in bins[:2])
-    total = sum(abs(b.accuracy - b.confidence) * b.n for b in bins if b.accuracy and b.confidence)
+    total = sum(abs((b.accuracy or 0.0) - (b.confidence or 0.0)) * b.n for b in bins)
     assert total / 300 == pytest.approx(metrics.ece(confidence, correct), abs=1e-12)
 
 
@@ -120,7 +121,8 @@ def test_scores_equal_naive_loops() -> None:
     ) / len(rows)
     assert metrics.brier(probabilities, answer) == pytest.approx(brier, abs=1e-12)
     nll = -sum(math.log(probabilities[i, answer[i]]) for i in rows) / len(rows)
-    assert metrics.nll(probabilities, answer) == (pytest.approx(nll, abs=1e-12), 0)
+    assert metrics.nll(probabilities, answer).value == pytest.approx(nll, abs=1e-12)
+    assert metrics.nll(probabilities, answer).floored == 0
     top = sum((confidence[i] - correct[i]) ** 2 for i in rows) / len(rows)
     assert metrics.brier_top(confidence, correct) == pytest.approx(top, abs=1e-12)
     assert metrics.accuracy(correct) == sum(map(bool, correct)) / len(rows)
@@ -211,7 +213,7 @@ def test_summary_by_the_whole_vocabulary_changes_confidence_but_not_nll() -> Non
 
 def test_summary_where_all_candidates_tie() -> None:
     records = EvalRecords.from_log_probs(
-        [str(i) for i in range(4)], [0, 1, 2, 3], np.full((4, 4), math.log(0.1))
+        [str(i) for i in range(4)], [0, 1, 2, 3], [[math.log(0.1)] * 4] * 4
     )
     found = metrics.summarize(records, "candidates", 10)
     assert (found.ties, found.accuracy, found.confidence) == (4, 0.25, 0.25)

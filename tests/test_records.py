@@ -47,7 +47,7 @@ def test_candidates_of_tiny_mass_renormalise_exactly() -> None:
 
 
 def test_rounding_above_certainty_stays_a_probability() -> None:
-    records = EvalRecords.from_log_probs(["a"], [0], [[np.float32(1e-7), -20.0]])
+    records = EvalRecords.from_log_probs(["a"], [0], [[1e-7, -20.0]])
     assert records.confidence_full[0] == 1.0
     assert summarize(records, "full", 10).ece == 0.0
 
@@ -91,6 +91,15 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         some_records().save(tmp_path / name, {})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_saving_replaces_a_file_and_never_writes_into_it(tmp_path: Path) -> None:
+    path, reader = tmp_path / "first.parquet", tmp_path / "reader"
+    some_records().save(path, {})
+    before = path.read_bytes()
+    reader.hardlink_to(path)  # sees what a process sees that has the file open
+    some_records(truth=False).save(path, {})
+    assert reader.read_bytes() == before != path.read_bytes()
 
 
 def test_a_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,7 +141,7 @@ class Artifact:
         return manifest
 
     def begin(self, fingerprint: str) -> Path:
-        """Return the folder to work in, with what an interrupted run of the same work left there."""
+        """Return the folder to work in, with what an interrupted run of this work left there."""
         mark = self.work / ".fingerprint"
         if not (mark.is_file() and mark.read_text("utf-8") == fingerprint):
             shutil.rmtree(self.work, ignore_errors=True)
@@ -166,7 +166,7 @@ class Artifact:
             name: {"size": path.stat().st_size, "sha256": digests.of_file(path)}
             for name, path in names.items()
         }
-        content = {n: f["sha256"] for n, f in files.items() if n not in INCIDENTAL}
+        content = {n: str(f["sha256"]) for n, f in files.items() if n not in INCIDENTAL}
         manifest = Manifest(
             unit,
             fingerprint(reads),

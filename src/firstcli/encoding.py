@@ -147,7 +147,7 @@ def _encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[
     special = set(tokenizer.all_special_ids)
     encoded = []
     for ids, offsets in zip(batch["input_ids"], batch["offset_mapping"], strict=True):
-        # Some tokenizers close every text with special tokens of their own; a prompt has no end yet.
+        # Some tokenizers close every text with special tokens; a prompt has no end yet.
         end = len(ids)
         while end and ids[end - 1] in special and offsets[end - 1][0] == offsets[end - 1][1]:
             end -= 1

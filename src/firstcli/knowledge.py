@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -157,7 +158,7 @@ class Knowledge:
         return map(self.of, samples)
 
 
-def _flat(column: pa.ChunkedArray) -> npt.NDArray[np.generic]:
+def _flat(column: pa.ChunkedArray) -> npt.NDArray[Any]:
     chunks = [chunk.flatten().to_numpy() for chunk in column.chunks]
     return np.concatenate(chunks) if chunks else np.zeros(0)
 

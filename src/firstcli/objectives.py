@@ -57,10 +57,11 @@ def topk_tail(logits: Tensor, token_ids: Tensor, taught: Tensor, tail: Tensor) -
 
 def topk_tail_of(student: StudentView, taught: Tensor, tail: Tensor) -> Tensor:
     """`topk_tail` from what was already read off the student's logits."""
-    tokens = (torch.special.xlogy(taught, taught) - taught * student.log_q).sum(-1)
+    tokens: Tensor = (torch.special.xlogy(taught, taught) - taught * student.log_q).sum(-1)
     # Where nothing is taught outside, log_rest may be -inf, and 0 * -inf is no number.
     log_rest = torch.where(tail > 0, student.log_rest, torch.zeros_like(student.log_rest))
-    return tokens + torch.special.xlogy(tail, tail) - tail * log_rest
+    outside: Tensor = torch.special.xlogy(tail, tail) - tail * log_rest
+    return tokens + outside
 
 
 def topk_renormalized(logits: Tensor, token_ids: Tensor, target: Tensor) -> Tensor:
@@ -77,7 +78,8 @@ def topk_renormalized(logits: Tensor, token_ids: Tensor, target: Tensor) -> Tens
 def topk_renormalized_of(scores: Tensor, target: Tensor) -> Tensor:
     """`topk_renormalized` from the k tokens' logits or log-probabilities, (N, k)."""
     log_ratio = torch.log_softmax(scores, dim=-1)
-    return (torch.special.xlogy(target, target) - target * log_ratio).sum(-1)
+    divergence: Tensor = torch.special.xlogy(target, target) - target * log_ratio
+    return divergence.sum(-1)
 
 
 def labels(logits: Tensor, targets: Tensor) -> Tensor:

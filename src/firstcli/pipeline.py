@@ -10,8 +10,10 @@ device are not in it.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import platform
+import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -43,9 +45,11 @@ FORMATS: dict[Stage, int] = dict.fromkeys(STAGES, 1)
 """Raise a stage's number when the same inputs give another result than before."""
 
 HARMLESS_TRAINER_FIELDS = frozenset(
-    ("logging_dir", "logging_first_step", "logging_steps", "logging_strategy", "log_level")
-    + ("report_to", "run_name", "save_strategy", "save_steps", "dataloader_num_workers")
-    + ("dataloader_pin_memory", "dataloader_prefetch_factor", "gradient_checkpointing")
+    """
+    dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor gradient_checkpointing
+    log_level logging_dir logging_first_step logging_steps logging_strategy report_to run_name
+    save_steps save_strategy
+    """.split()
 )
 """Fields of `trainer:` that change no result."""
 
@@ -96,7 +100,7 @@ def units_of(recipe: Recipe, folder: Path) -> dict[str, Unit]:
     units: list[Unit] = []
     arms = recipe.arms
     knowing = {name: arm for name, arm in arms.items() if arm.learn == "knowledge"}
-    teacher = ("finetune",) if recipe.teacher and recipe.teacher.finetune else ()
+    teacher: tuple[str, ...] = ("finetune",) if recipe.teacher and recipe.teacher.finetune else ()
     if teacher:
         units.append(Unit("finetune", "finetune", Artifact(folder / "teacher", True)))
     fitted = [name for name, arm in knowing.items() if needs_fit(arm)]
@@ -108,10 +112,10 @@ def units_of(recipe: Recipe, folder: Path) -> dict[str, Unit]:
         units.append(Unit(f"extract {part}", "extract", artifact, teacher, part=part))
     for name in fitted:
         artifact = Artifact(folder / "calibration" / f"{name}.json", False)
-        needs = ("extract validation",)
-        units.append(Unit(f"calibrate {name}", "calibrate", artifact, needs, arm=name))
+        after = ("extract validation",)
+        units.append(Unit(f"calibrate {name}", "calibrate", artifact, after, arm=name))
     for name in arms:
-        needs = ("extract train",) if name in knowing else ()
+        needs: tuple[str, ...] = ("extract train",) if name in knowing else ()
         needs += (f"calibrate {name}",) if name in fitted else ()
         artifact = Artifact(folder / "students" / name, True)
         units.append(Unit(f"distill {name}", "distill", artifact, needs, arm=name, model=name))
@@ -457,12 +461,30 @@ def _work(run: Run, unit: Unit) -> None:
     reads = reads_of(run, unit)
     began = time.monotonic()
     run.console.say(f"{unit.key} ...")
-    work = unit.artifact.begin(fingerprint(reads))
-    facts = module.work(run, unit, work)
-    seconds = time.monotonic() - began
-    manifest = unit.artifact.commit(unit.key, reads, facts, seconds, _versions(), run.digests)
+    try:
+        work = unit.artifact.begin(fingerprint(reads))
+        facts = module.work(run, unit, work)
+        seconds = time.monotonic() - began
+        manifest = unit.artifact.commit(unit.key, reads, facts, seconds, _versions(), run.digests)
+    except Exception as error:
+        if (reason := _cannot_write(error, run.folder)) is None:
+            raise
+        raise UserError(
+            f"run directory {run.folder}: {unit.key} cannot be written: {reason}; finished work is "
+            "kept, mend it and run the same command again"
+        ) from error
     run.manifests[unit.key] = manifest
     run.console.say(f"{unit.key}: {_summary_line(manifest)}")
+
+
+def _cannot_write(error: Exception, folder: Path) -> str | None:
+    """Say that the disk is at fault, if it is; libraries report that in types of their own."""
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return str(error.strerror)
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or "os error 28" in str(error) or shutil.disk_usage(folder).free < 2**20:
+        return "no space left on the disk"
+    return None
 
 
 def _summary_line(manifest: Manifest) -> str:

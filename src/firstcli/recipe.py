@@ -86,7 +86,7 @@ def _located(checkpoint: str) -> str:
     base: Path = getattr(checkpoint, "base", Path.cwd())
     text = str(checkpoint)
     folder = base / Path(text).expanduser()
-    if folder.is_dir():
+    if text and folder.is_dir():
         return str(folder.resolve())
     if text.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(text):
         raise mistake(

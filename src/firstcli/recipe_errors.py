@@ -62,7 +62,7 @@ def _locate(loc: Keys, root: Node) -> tuple[Keys, Node | None, Place, Schema]:
     return keys, node, place, schema
 
 
-def _schema_of(model: Any) -> tuple[Schema, Schema]:  # noqa: ANN401 - a pydantic model
+def _schema_of(model: Any) -> tuple[Schema, Schema]:
     try:
         schema = model.model_json_schema()
     except PydanticInvalidForJsonSchema:  # an option of a type that JSON has no word for
@@ -94,7 +94,7 @@ def _inner(schema: Schema, key: str | int, definitions: Schema) -> Schema:
     return {}
 
 
-def _complaint(details: Any, node: Node | None, schema: Schema) -> str:  # noqa: ANN401
+def _complaint(details: Any, node: Node | None, schema: Schema) -> str:
     kind, text = details["type"], str(details["msg"])
     expected = _expected(schema)
     if kind == "recipe":

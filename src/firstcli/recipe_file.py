@@ -90,7 +90,7 @@ def read_merged(path: Path, below: tuple[Path, ...] = ()) -> Node:
             "expected keys such as 'name:' and 'train:'"
         )
     if "extends" not in root.value:
-        return root
+        return Node(root.value, Place(str(path)))
     parent = root.value["extends"]
     if not isinstance(parent.value, str):
         raise UserError(f"{parent.place}: extends: expected the path of another recipe")
@@ -102,7 +102,7 @@ def read_merged(path: Path, below: tuple[Path, ...] = ()) -> Node:
     if not other.is_file():
         raise UserError(f"{parent.place}: extends: there is no file {other}")
     own = {key: child for key, child in root.value.items() if key != "extends"}
-    return _merged(read_merged(other, chain), Node(own, root.place))
+    return _merged(read_merged(other, chain), Node(own, Place(str(path))))
 
 
 def _merged(under: Node | None, over: Node) -> Node:

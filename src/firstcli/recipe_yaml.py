@@ -39,7 +39,7 @@ class Node:
     place: Place
     written: str = ""
 
-    def plain(self) -> Any:  # noqa: ANN401 - any YAML value
+    def plain(self) -> Any:
         """Return the value without places."""
         if isinstance(self.value, dict):
             return {key: child.plain() for key, child in self.value.items()}
@@ -81,7 +81,7 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = {}  # noqa: RUF012 - PyYAML's way; filled below
     depth = 0
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if tag := getattr(event, "tag", None):
             written = tag.replace(_TAG, "!!")
@@ -120,8 +120,8 @@ def parse(text: str, source: str, base: Path) -> Node:
     Raises:
         UserError: not YAML, or YAML of a kind that a recipe has no use for.
     """
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return Node(None, Place(source))
@@ -131,10 +131,13 @@ def parse(text: str, source: str, base: Path) -> Node:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
         raise UserError(f"{where}: {error.problem or error.context}") from error
-    except (yaml.YAMLError, ValueError) as error:  # a character or number that YAML cannot hold
-        raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
-    finally:
-        loader.dispose()
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise UserError(
+            f"{source}:{line}: YAML has no character #x{error.character:02x}"
+        ) from error
+    except (ValueError, OverflowError) as error:  # of a number or an escaped character
+        raise UserError(f"{source}: not valid YAML: {error}") from error
 
 
 def _children(node: yaml.Node) -> Iterator[yaml.Node]:

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -163,7 +163,7 @@ def install_objective(model: PreTrainedModel, objective: Objective) -> None:
             "Q": student_mass.sum(),
         }
 
-    model.forward = forward  # type: ignore[method-assign]
+    model.forward = forward
 
 
 class PositionTrainer(Trainer):
@@ -254,8 +254,8 @@ def arguments(
     micro = training.micro_batch_size or max(training.batch_size // processes, 1)
     if training.batch_size % (micro * processes):
         raise UserError(
-            f"training.batch_size: {training.batch_size} is no multiple of micro_batch_size {micro} "
-            f"times {processes} processes"
+            f"training.batch_size: {training.batch_size} is no multiple of micro_batch_size "
+            f"{micro} times {processes} processes"
         )
     has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
     defaults: dict[str, Any] = {
@@ -348,7 +348,7 @@ def train(
     with console.progress(what, steps, "steps", done) as advance:
         trainer.add_callback(_Progress(advance, done))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    model.forward = bare_forward  # type: ignore[method-assign]
+    model.forward = bare_forward
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     return Outcome(
         steps=trainer.state.global_step,

@@ -38,7 +38,10 @@ class CausalLM(ModelFamily[CausalLMOptions]):
     def tokenizer(self, ref: ModelRef, text: Iterable[str]) -> PreTrainedTokenizerBase:
         from transformers import AutoTokenizer
 
-        return self._load(ref, "tokenizer", AutoTokenizer.from_pretrained)
+        tokenizer: PreTrainedTokenizerBase = self._load(
+            ref, "tokenizer", AutoTokenizer.from_pretrained
+        )
+        return tokenizer
 
     def empty_model(self, ref: ModelRef, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         import torch
@@ -46,13 +49,14 @@ class CausalLM(ModelFamily[CausalLMOptions]):
 
         config = self._load(ref, "configuration", AutoConfig.from_pretrained)
         with torch.device("meta"):
-            return self._load(
+            model: PreTrainedModel = self._load(
                 ref,
                 "model",
                 lambda _, **options: AutoModelForCausalLM.from_config(
                     config, trust_remote_code=options["trust_remote_code"]
                 ),
             )
+        return model
 
     def model(
         self,
@@ -64,7 +68,7 @@ class CausalLM(ModelFamily[CausalLMOptions]):
         import torch
         from transformers import AutoModelForCausalLM
 
-        return self._load(
+        model: PreTrainedModel = self._load(
             ref,
             "model",
             AutoModelForCausalLM.from_pretrained,
@@ -72,6 +76,7 @@ class CausalLM(ModelFamily[CausalLMOptions]):
             use_safetensors=True,  # never unpickle weights
             attn_implementation=self.options.attn_implementation,
         )
+        return model
 
     def trained_model(
         self, folder: Path, dtype: Literal["float32", "bfloat16", "float16"]

@@ -84,8 +84,9 @@ class Scratch(ModelFamily[ScratchOptions]):
 
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model: PreTrainedModel = LlamaForCausalLM(self._config(tokenizer))
-        return model.to(getattr(torch, dtype))  # type: ignore[arg-type]
+            model = LlamaForCausalLM(self._config(tokenizer))
+        model.to(getattr(torch, dtype))
+        return model
 
     def _config(self, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
         from transformers import LlamaConfig

@@ -157,6 +157,9 @@ def _beside(table: Table) -> RichTable:
         for part, cells in zip(groups, row.groups, strict=True):
             part.add_row(*map(_styled, cells))
     grid = RichTable.grid(padding=(0, 1))
+    grid.add_column()  # where all else fails, names are cut and numbers are not
+    for _ in groups:
+        grid.add_column(no_wrap=True)
     grid.add_row(names, *groups)
     return grid
 

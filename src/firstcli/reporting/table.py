@@ -10,7 +10,7 @@ from firstcli.metrics import EvalMetrics
 from firstcli.reporting import TEACHER, ReportData
 
 DASH = "–"  # where a model was not evaluated
-_EQUAL = 1e-12  # metrics closer than this differ by rounding alone
+_ROUNDING = 1e-12  # metrics closer than this differ by rounding alone
 DIFFERENCE = "first to fine-tune"
 _COMPARED = ("first", "fine-tune")  # the last row is the former minus the latter
 
@@ -41,8 +41,8 @@ class Column:
             return f"{value:d}"
         shown, digits = (100 * value, 1) if self.form == "percent" else (value, 3)
         text = f"{shown:z.{digits}f}"
-        if not float(text):
-            return text if signed or not value else f"{shown:.1g}"  # not 0.0 for a tiny share
+        if not float(text):  # a tiny share is not shown as 0.0, unless rounding made it
+            return text if signed or abs(value) < _ROUNDING else f"{shown:.1g}"
         return f"+{text}" if signed and shown > 0 else text
 
 
@@ -127,7 +127,7 @@ def paper_table(data: ReportData) -> Table:
     """Return the paper's Table 1 for a run: a row a model, a column group an evaluation."""
     groups = tuple(_group(data, evaluation, PAPER) for evaluation in data.evaluations)
     rows = [_row(data, model, groups) for model in data.models]
-    if all(model in data.models for model in _COMPARED):
+    if differences(data):
         rows.append(_difference_row(data, groups))
     caption = f"{data.definition}; in percent; differences in percentage points"
     title = f"Results of {data.run}"
@@ -154,7 +154,7 @@ def best_students(data: ReportData, evaluation: str, column: Column) -> frozense
     if column.better is None or len(found) < 2:
         return frozenset()
     best = min(found.values()) if column.better == "lower" else max(found.values())
-    return frozenset(model for model, value in found.items() if abs(value - best) <= _EQUAL)
+    return frozenset(model for model, value in found.items() if abs(value - best) <= _ROUNDING)
 
 
 def best_keys(data: ReportData, evaluation: str, model: str) -> list[str]:

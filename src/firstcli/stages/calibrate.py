@@ -41,9 +41,9 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     _warn(run, unit.arm, state)
     before, after = chosen.topk[:, 0], mass * recalibrator.transform(chosen.topk)[:, 0]
     correct = chosen.is_true[:, 0]
-    facts = {
+    facts: dict[str, Any] = {
         "recalibrator": arm.recalibrator.name,
-        **{key: state[key] for key in ("temperature", "criterion") if key in state},
+        **{str(key): state[key] for key in ("temperature", "criterion") if key in state},
         "rows": len(chosen.topk),
         "accuracy": float(correct.mean()),
         "confidence_before": float(before.mean()),

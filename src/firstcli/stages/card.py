@@ -50,8 +50,8 @@ FIRST, "Efficient Trustworthy Distillation" (arXiv 2408.12168).
 |---|---|
 {numbers}
 
-P is the teacher's mean probability mass on its top {recipe.knowledge.top_k} tokens, Q the student's on the
-same tokens at the end of training. Accuracy, ECE and Trust are in the run's report.
+P is the teacher's mean probability mass on its top {recipe.knowledge.top_k} tokens, Q the
+student's on the same tokens at the end of training. Accuracy, ECE and Trust are in the report.
 
 ## Recipe
 

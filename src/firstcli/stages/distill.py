@@ -87,8 +87,8 @@ def _taught(
         for s in slices
     ]
     chosen = teaching.recalibrated_positions(arm, positions)
-    swapped = (target[chosen, 1:] > target[chosen, :1]).any(axis=1) if target.shape[1] > 1 else []
-    return taught, {"rank_swaps": float(np.mean(swapped))} if np.any(swapped) else {}
+    swapped = (target[chosen, 1:] > target[chosen, :1]).any(axis=1)
+    return taught, {"rank_swaps": float(swapped.mean())} if swapped.any() else {}
 
 
 def summary(run: Run, units: list[Unit]) -> dict[str, Any]:

@@ -71,8 +71,9 @@ def inference_model(run: Run, name: str) -> PreTrainedModel:
         model = chosen.trained_model(run.folder / "teacher", dtype)
     else:
         model = starting_model(run, role, dtype)
-    model.to(device)  # type: ignore[arg-type]
-    return model.eval()
+    model.to(device)  # type: ignore[arg-type]  # a decorator hides its signature
+    model.eval()
+    return model
 
 
 def training_rows(run: Run, role: Role, part: Part) -> list[Encoded]:

@@ -1,0 +1,112 @@
+"""Which choice an answer means: its index, its letter or its text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from string import ascii_lowercase
+from typing import Literal
+
+from firstcli.errors import UserError, did_you_mean
+from firstcli.tasks.tables import Row, describe
+
+Reading = Literal["index", "letter", "text"]
+
+
+def by_index(answer: str, choices: Sequence[str]) -> int | None:
+    """Read an index that counts from 0."""
+    found = re.fullmatch(r"[0-9]{1,2}", answer)
+    return int(answer) if found and int(answer) < len(choices) else None
+
+
+def by_letter(answer: str, choices: Sequence[str]) -> int | None:
+    """Read a letter, large or small."""
+    place = ascii_lowercase.find(answer.lower()) if len(answer) == 1 else -1
+    return place if 0 <= place < len(choices) else None
+
+
+def by_text(answer: str, choices: Sequence[str]) -> int | None:
+    """Read the text of one of the choices, unless it stands there twice."""
+    return choices.index(answer) if choices.count(answer) == 1 else None
+
+
+READINGS: dict[Reading, Callable[[str, Sequence[str]], int | None]] = {
+    "index": by_index,
+    "letter": by_letter,
+    "text": by_text,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A row with its choices and the answer as the data have it."""
+
+    row: Row
+    choices: Sequence[str]
+    column: str
+
+    @property
+    def answer(self) -> str:
+        return self.row.filled(self.column).strip()
+
+    def mistake(self, complaint: str) -> UserError:
+        found = describe(self.row.value(self.column))
+        return self.row.mistake(f"column '{self.column}': found {found}, {complaint}")
+
+    def read(self, readings: Iterable[Reading]) -> dict[Reading, int]:
+        """Return what the answer means, for each reading under which it means something."""
+        meanings = {kind: READINGS[kind](self.answer, self.choices) for kind in readings}
+        return {kind: place for kind, place in meanings.items() if place is not None}
+
+
+def resolve(questions: Sequence[Question], answer_as: Reading | Literal["auto"]) -> list[int]:
+    """Return the index of each right choice, all answers read in the same way.
+
+    With `auto` that is the one way in which every answer makes sense. Where several do and differ
+    in any row, the user has to say which is meant.
+
+    Raises:
+        UserError: an answer is none of the choices, or can be read in two ways.
+    """
+    readings = list(READINGS) if answer_as == "auto" else [answer_as]
+    possible = set(readings)
+    meanings = []
+    for question in questions:
+        found = question.read(readings)
+        if not found:
+            raise _no_choice(question, readings)
+        if not possible & found.keys():
+            raise question.mistake(
+                f"which is no {' or '.join(sorted(possible))} of a choice, as the answers before "
+                "it are; write all answers alike"
+            )
+        possible &= found.keys()
+        meanings.append(found)
+    for question, found in zip(questions, meanings, strict=True):
+        if len({found[kind] for kind in possible}) > 1:
+            raise _ambiguous(question, {kind: found[kind] for kind in readings if kind in possible})
+    kind = next(kind for kind in readings if kind in possible)
+    return [found[kind] for found in meanings]
+
+
+def _no_choice(question: Question, readings: Sequence[Reading]) -> UserError:
+    choices = question.choices
+    if "text" in readings and question.answer in choices:
+        return question.mistake("which stands more than once among the choices")
+    last = len(choices) - 1
+    ways = {
+        "index": f"an index from 0 to {last}",
+        "letter": f"a letter from {ascii_lowercase[0].upper()} to {ascii_lowercase[last].upper()}",
+        "text": f"one of the choices {describe(list(choices))}",
+    }
+    expected = " or ".join(ways[kind] for kind in readings)
+    hint = did_you_mean(question.answer, choices) if "text" in readings else ""
+    return question.mistake(f"expected {expected}{hint}")
+
+
+def _ambiguous(question: Question, meanings: dict[Reading, int]) -> UserError:
+    senses = " but ".join(
+        f"as {kind} means '{question.choices[place]}'" for kind, place in meanings.items()
+    )
+    return question.mistake(f"which {senses}; set answer_as to {' or '.join(meanings)}")

@@ -1,0 +1,198 @@
+"""The data sets of the paper in its own prompts (Appendix A.2 of arXiv 2408.12168).
+
+Each revision is the commit at which public evaluation code pins the data set, for example
+lighteval's task tables for CommonsenseQA and OpenBookQA.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from string import ascii_lowercase, ascii_uppercase
+from typing import Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from firstcli.api import DataPath, PluginOptions, Sample, Split, Task
+from firstcli.tasks.hub import Source
+from firstcli.tasks.instruction import with_responses
+from firstcli.tasks.tables import Row, describe
+
+TASK = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request."
+)
+TASK_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. Write a response that appropriately completes the request."
+)
+
+
+class PaperOptions(PluginOptions):
+    """Where the data come from: the hub, unless there is a local copy."""
+
+    path: DataPath | None = Field(
+        None,
+        description="a local copy instead of the hub: the folder with the data set's official "
+        "files, or one file, taken for whichever split is asked for",
+    )
+    revision: str | None = Field(
+        None, min_length=1, description="another revision on the hub than the pinned one"
+    )
+
+    @model_validator(mode="after")
+    def _hub_or_path(self) -> PaperOptions:
+        if self.path and self.revision:
+            raise ValueError("revision is of the hub's copy, so it has no meaning beside path")
+        return self
+
+
+class PaperTask(Task[PaperOptions]):
+    """What the four have in common: where rows come from."""
+
+    Options = PaperOptions
+    source: ClassVar[Source]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits with labels, as far as they are there."""
+        return self.source.splits(self.options.path)
+
+    def load(self, split: str) -> Split:
+        """Return the samples in the order of the data set."""
+        rows = self.source.rows(split, self.options.path, self.options.revision)
+        return Split([self.sample(row) for row in rows])
+
+    @abstractmethod
+    def sample(self, row: Row) -> Sample:
+        """Turn one row, in the official or the hub's format, into a sample."""
+
+
+class CommonsenseQA(PaperTask):
+    """CommonsenseQA; its test split has no labels, so its dev split is `test`."""
+
+    source = Source(
+        repo="tau/commonsense_qa",
+        revision="94630fe30dad47192a8546eb75f094926d47e155",
+        config=None,
+        hub_splits={"train": "train", "test": "validation"},
+        files={"train": ("train_rand_split.jsonl",), "test": ("dev_rand_split.jsonl",)},
+    )
+
+    def sample(self, row: Row) -> Sample:
+        return _lettered(row, ascii_lowercase)
+
+
+class OpenBookQA(PaperTask):
+    """OpenBookQA, the questions without the book."""
+
+    source = Source(
+        repo="allenai/openbookqa",
+        revision="388097ea7776314e93a529163e0fea805b8a6454",
+        config="main",
+        hub_splits={"train": "train", "validation": "validation", "test": "test"},
+        files={
+            "train": ("train.jsonl", "Data/Main/train.jsonl"),
+            "validation": ("dev.jsonl", "Data/Main/dev.jsonl"),
+            "test": ("test.jsonl", "Data/Main/test.jsonl"),
+        },
+    )
+
+    def sample(self, row: Row) -> Sample:
+        return _lettered(row, ascii_uppercase)
+
+
+class BoolQ(PaperTask):
+    """BoolQ; its test split has no labels, so its dev split is `test`."""
+
+    source = Source(
+        repo="google/boolq",
+        revision="35b264d03638db9f4ce671b711558bf7ff0f80d5",
+        config=None,
+        hub_splits={"train": "train", "test": "validation"},
+        files={"train": ("train.jsonl",), "test": ("dev.jsonl",)},
+    )
+
+    def sample(self, row: Row) -> Sample:
+        answer = row.value("answer")
+        if not isinstance(answer, bool):
+            raise row.mistake(f"column 'answer': found {describe(answer)}, expected true or false")
+        question = row.filled("question").removesuffix("?")
+        instruction = (
+            f"Read the input passage and answer the question: {question}? "
+            "Your answer should be Yes or No."
+        )
+        prompt = instructed(instruction, row.filled("passage"), TASK)
+        return Sample.question(prompt, ("Yes", "No"), 0 if answer else 1, id=row.id(None))
+
+
+class Alpaca(PaperTask):
+    """Alpaca's 52 thousand instructions: one split, nothing to choose among."""
+
+    has_candidates = False
+    source = Source(
+        repo="tatsu-lab/alpaca",
+        revision="dce01c9b08f87459cf36a430d809084718273017",
+        config=None,
+        hub_splits={"train": "train"},
+        files={"train": ("alpaca_data.json", "alpaca.json")},
+    )
+
+    def load(self, split: str) -> Split:
+        """Return the rows that have an output; the data set has a few without."""
+        return with_responses(super().load(split).samples, "empty output")
+
+    def sample(self, row: Row) -> Sample:
+        given = row.text("input") if "input" in row.values else ""
+        preface = TASK_WITH_INPUT if given.strip() else TASK
+        prompt = instructed(row.filled("instruction"), given, preface)
+        return Sample(prompt=prompt, response=row.text("output"), id=row.id(None))
+
+
+def instructed(instruction: str, given: str, preface: str) -> str:
+    """Return Alpaca's prompt; BoolQ's has an input below the preface that announces none."""
+    parts = [preface, f"### Instruction:\n{instruction}"]
+    if given.strip():
+        parts.append(f"### Input:\n{given}")
+    return "\n\n".join([*parts, "### Response:\n"])
+
+
+def _lettered(row: Row, letters: str) -> Sample:
+    """Return a question whose choices carry letters, the first of which decides."""
+    stem, labelled = _stem_and_choices(row)
+    labels = [label for label, _ in labelled]
+    key = row.filled("answerKey")
+    if key not in labels:
+        raise row.mistake(f"answerKey: found '{key}', expected one of {', '.join(labels)}")
+    listed = [f"({letter}) {text}\n" for letter, (_, text) in zip(letters, labelled, strict=False)]
+    prompt = f"Q: {stem}\nAnswer Choices:\n{''.join(listed)}A: The answer is ("
+    candidates = [f"{letter})." for letter in letters[: len(labels)]]
+    return Sample.question(prompt, candidates, labels.index(key), id=row.id(None))
+
+
+def _stem_and_choices(row: Row) -> tuple[str, list[tuple[str, str]]]:
+    """Return the question and (label, text) of each choice.
+
+    The official files nest `{"question": {"stem", "choices": [{"label", "text"}]}}`; the hub has
+    the columns `question` or `question_stem`, and `choices` as `{"label": [...], "text": [...]}`.
+    """
+    nested = row.values.get("question")
+    holder = Row(row.where, nested) if isinstance(nested, dict) else row
+    names = [name for name in ("question_stem", "question") if name in holder.values]
+    listed = [Row(row.where, choice) for choice in _choices(holder)]
+    if not 2 <= len(listed) <= len(ascii_lowercase):
+        raise row.mistake(f"found {len(listed)} choices, expected 2 to {len(ascii_lowercase)}")
+    pairs = [(choice.filled("label"), choice.filled("text")) for choice in listed]
+    return holder.filled(names[0] if names else "stem"), pairs
+
+
+def _choices(row: Row) -> list[dict[str, Any]]:
+    choices = row.value("choices")
+    try:
+        if isinstance(choices, dict):  # lists side by side
+            rows = zip(*choices.values(), strict=True)
+            return [dict(zip(choices, values, strict=True)) for values in rows]
+        return [{**choice} for choice in choices]
+    except (TypeError, ValueError):
+        raise row.mistake(
+            f"column 'choices': found {describe(choices)}, expected a label and a text for each"
+        ) from None
