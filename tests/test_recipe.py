@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from pydantic import Field, ValidationError
 
@@ -23,10 +25,13 @@ from firstcli.recipe import (
     training_of,
 )
 
+FloatArray = npt.NDArray[np.float64]
+
 
 class FakeOptions(PluginOptions):
     path: DataPath | None = None
     size: float = Field(default=1.0, gt=0)
+    tokens: int = 1
 
 
 class Fake:
@@ -39,6 +44,11 @@ class Fake:
 
     def __init__(self, options: FakeOptions) -> None:
         self.options = options
+
+    def transform(self, topk: FloatArray) -> FloatArray:
+        if topk.shape[1] < self.options.tokens:
+            raise UserError("too few tokens")
+        return topk
 
 
 class Instructions(Fake):
@@ -159,6 +169,13 @@ def test_fitting_needs_held_out_rows() -> None:
     found = mistakes(raw(train=train))
     assert "train.validation is 0" in found["arms.first.recalibrator"]
     assert Recipe.model_validate(raw(train=train, arms={"distill": {}})).train.validation == 0
+
+
+def test_recalibrators_may_need_more_tokens() -> None:
+    arms = {"a": {"recalibrator": {"name": "none", "options": {"tokens": 2}}}}
+    assert Recipe.model_validate(raw(arms=arms, knowledge={"top_k": 2}))
+    found = mistakes(raw(arms=arms, knowledge={"top_k": 1}))
+    assert found == {"arms.a.recalibrator": "too few tokens"}
 
 
 def test_micro_batches_divide_batches() -> None:

@@ -11,7 +11,7 @@ import yaml
 
 from firstcli.errors import UserError
 from firstcli.recipe_file import load_recipe
-from firstcli.starters import render, starter, starters
+from firstcli.starters import init, render, starter, starters
 
 NAMES = [each.name for each in starters()]
 FAMILIES = {
@@ -148,3 +148,10 @@ def test_short_names_and_unknown_names() -> None:
         starter("quikstart")
     with pytest.raises(UserError, match="unknown starter"):
         starter("../../x")
+
+
+def test_init_lists_prints_and_exports_the_schema() -> None:
+    listed = init(None, schema=False)
+    assert all(name in listed for name in NAMES)
+    assert init("trec", schema=False) == render("trec")
+    assert json.loads(init(None, schema=True))["title"] == "Recipe"

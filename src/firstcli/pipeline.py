@@ -45,11 +45,21 @@ FORMATS: dict[Stage, int] = dict.fromkeys(STAGES, 1)
 """Raise a stage's number when the same inputs give another result than before."""
 
 HARMLESS_TRAINER_FIELDS = frozenset(
-    """
-    dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor gradient_checkpointing
-    log_level logging_dir logging_first_step logging_steps logging_strategy report_to run_name
-    save_steps save_strategy
-    """.split()
+    (
+        "dataloader_num_workers",
+        "dataloader_pin_memory",
+        "dataloader_prefetch_factor",
+        "gradient_checkpointing",
+        "log_level",
+        "logging_dir",
+        "logging_first_step",
+        "logging_steps",
+        "logging_strategy",
+        "report_to",
+        "run_name",
+        "save_steps",
+        "save_strategy",
+    )
 )
 """Fields of `trainer:` that change no result."""
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 
+import numpy as np
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -405,11 +406,9 @@ def _misfits(arm: Arm, sections: Mapping[str, Any]) -> Iterator[tuple[tuple[str,
     student: Student | None = sections.get("student")
     if arm.learn == "knowledge" and sections.get("teacher", "at fault") is None:
         yield (), "learns from a teacher, but the recipe has none; add 'teacher' or 'learn: labels'"
-    if train and arm.recalibrator and train.validation == 0 and recalibrator_of(arm).needs_fit:
-        yield (
-            ("recalibrator",),
-            f"'{arm.recalibrator.name}' is fitted on held-out rows, but train.validation is 0",
-        )
+    complaint = _recalibrator_misfit(arm, train, sections.get("knowledge"))
+    if complaint:
+        yield ("recalibrator",), complaint
     if train and arm.recalibrate == "decisive" and not task_of(train.task).has_candidates:
         yield ("recalibrate",), f"task '{train.task.name}' has no candidates; expected 'all'"
     if student:
@@ -420,6 +419,26 @@ def _misfits(arm: Arm, sections: Mapping[str, Any]) -> Iterator[tuple[tuple[str,
                 f"micro_batch_size {training.micro_batch_size} does not divide batch_size "
                 f"{training.batch_size}",
             )
+
+
+def _recalibrator_misfit(
+    arm: Arm, train: Train | None, knowledge: KnowledgeSection | None
+) -> str | None:
+    if arm.recalibrator is None:
+        return None
+    try:
+        recalibrator = recalibrator_of(arm)
+        if recalibrator.needs_fit:
+            unfit = train is not None and train.validation == 0
+            name = arm.recalibrator.name
+            return (
+                f"'{name}' is fitted on held-out rows, but train.validation is 0" if unfit else None
+            )
+        if knowledge:  # some need more than one token; better to hear of it before hours are spent
+            recalibrator.transform(np.full((1, knowledge.top_k), 1 / knowledge.top_k))
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def training_of(student: Student, arm: Arm) -> Training:

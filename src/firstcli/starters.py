@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 
+from firstcli import recipe_file
 from firstcli.errors import UserError, did_you_mean
 from firstcli.recipe import Recipe
 
@@ -19,6 +21,17 @@ class Starter:
     name: str
     description: str
     path: Path
+
+
+def init(name: str | None, *, schema: bool) -> str:
+    """Return what `first init` prints: the schema of recipes, a starter, or which there are."""
+    if schema:
+        return json.dumps(recipe_file.schema(), indent=2) + "\n"
+    if name is not None:
+        return render(name)
+    width = max(len(each.name) for each in starters())
+    listed = "\n".join(f"  {each.name:<{width}}  {each.description}" for each in starters())
+    return f"Starters, for example `first init quickstart > recipe.yaml`:\n\n{listed}\n"
 
 
 def starters() -> list[Starter]:

@@ -7,7 +7,7 @@ no option but `path`. Texts with a label, `{"sentence": "what a film", "label": 
     question_column: sentence
     answer_column: label
     choices: [negative, positive]
-    prompt: "{question}\\nIt was"
+    prompt: "{question} It was"
     respond_with: text
 """
 

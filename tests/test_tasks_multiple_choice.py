@@ -1,0 +1,341 @@
+"""The task `multiple-choice`: prompts, choices, answers and every mistake in a user's rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from string import ascii_letters
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from firstcli.api import Sample
+from firstcli.errors import UserError
+from firstcli.tasks.answers import Question, Reading, resolve
+from firstcli.tasks.multiple_choice import MultipleChoice, MultipleChoiceOptions
+from firstcli.tasks.tables import Row
+from firstcli.testing import check_task
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+SKY = {"question": "What colour is the sky?", "choices": ["red", "blue"], "answer": 1}
+
+
+def task(path: Path, **options: Any) -> MultipleChoice:
+    return MultipleChoice(MultipleChoiceOptions.model_validate({"path": str(path), **options}))
+
+
+def loaded(tmp_path: Path, *rows: dict[str, Any], **options: Any) -> list[Sample]:
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return task(path, **options).load("train").samples
+
+
+def complaint(tmp_path: Path, *rows: dict[str, Any], **options: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        loaded(tmp_path, *rows, **options)
+    return str(caught.value).replace(str(tmp_path / "data.jsonl"), "FILE")
+
+
+def test_lists_choices_and_answers_with_a_letter(tmp_path: Path) -> None:
+    assert loaded(tmp_path, {**SKY, "id": "s1"}) == [
+        Sample(
+            prompt="What colour is the sky?\nA. red\nB. blue\nAnswer:",
+            response=" B",
+            id="s1",
+            candidates=(" A", " B"),
+            answer=1,
+        )
+    ]
+
+
+def test_answers_with_the_text_of_a_choice(tmp_path: Path) -> None:
+    (sample,) = loaded(tmp_path, SKY, respond_with="text", prompt="{question} It is")
+    assert sample.prompt == "What colour is the sky? It is"
+    assert (sample.response, sample.candidates) == (" blue", (" red", " blue"))
+
+
+def test_templates_can_spell_the_papers_format(tmp_path: Path) -> None:
+    (sample,) = loaded(
+        tmp_path,
+        SKY,
+        prompt="Q: {question}\nAnswer Choices:\n{choices}\nA: The answer is (",
+        choice="({letter}) {text}",
+        letters="lower",
+        response="{answer}).",
+    )
+    assert sample.prompt.endswith("?\nAnswer Choices:\n(a) red\n(b) blue\nA: The answer is (")
+    assert sample.candidates == ("a).", "b).")
+
+
+def test_a_prompt_takes_any_column_and_braces_in_data_mean_nothing(tmp_path: Path) -> None:
+    row = {"premise": "It {rains}.", "the claim": "{premise}", "note": None, "gold": "no"}
+    (sample,) = loaded(
+        tmp_path,
+        row,
+        choices=["yes", "no"],
+        answer_column="gold",
+        prompt="{{1}} {premise}/{the claim}/{note}:",
+    )
+    assert sample.prompt == "{1} It {rains}./{premise}/:"
+    assert sample.response == " B"
+
+
+def test_classifies_with_choices_for_the_whole_task(tmp_path: Path) -> None:
+    rows = [{"sentence": "good film", "label": 1}, {"sentence": "bad film", "label": 0}]
+    samples = loaded(
+        tmp_path,
+        *rows,
+        question_column="sentence",
+        answer_column="label",
+        choices=["negative", "positive"],
+        respond_with="text",
+        prompt="{question}",
+    )
+    assert [sample.response for sample in samples] == [" positive", " negative"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "json", "parquet"])
+def test_conforms_in_every_format(tmp_path: Path, ending: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / f"test.{ending}"
+    rows = [
+        {"question": "1 + 1?", "choices": ["one", "two"], "answer": "B"},
+        {"question": "2 + 1?", "choices": ["one", "two", "three"], "answer": "C"},
+    ]
+    if ending == "csv":
+        path.write_text('question,choices,answer\n1 + 1?,one|two,B\n2 + 1?,"one| two |three",C\n')
+    elif ending == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        lines = "\n".join(map(json.dumps, rows))
+        path.write_text(lines if ending == "jsonl" else json.dumps(rows))
+    options = {"separator": "|"} if ending == "csv" else {}
+    chosen = task(tmp_path, respond_with="text", **options)
+    check_task(chosen)
+    assert chosen.splits == ("test",)
+    found = [(sample.response, sample.candidates) for sample in chosen.load("test").samples]
+    assert found == [(" two", (" one", " two")), (" three", (" one", " two", " three"))]
+
+
+def test_csv_can_have_a_column_for_each_choice(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("question,x,y,z,answer\nq1,one,two,,1\nq2,one,two,three,2\n")
+    samples = task(path, choices_column=["x", "y", "z"]).load("train").samples
+    assert [(len(sample.candidates), sample.answer) for sample in samples] == [(2, 1), (3, 2)]
+
+
+def test_26_choices_have_letters(tmp_path: Path) -> None:
+    row = {"question": "q", "choices": [f"c{i}" for i in range(26)], "answer": "z"}
+    assert loaded(tmp_path, row)[0].response == " Z"
+    row["choices"] = [f"c{i}" for i in range(27)]
+    assert "found 27 choices, expected 2 to 26" in complaint(tmp_path, row)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"choices": ["one"]}, "FILE:2: column 'choices': found 1 choices, expected 2 to 26"),
+        ({"choices": []}, "FILE:2: column 'choices': found 0 choices, expected 2 to 26"),
+        ({"choices": ["a", " "]}, "FILE:2: column 'choices': choice 2 of 2 is empty"),
+        ({"choices": ["a", None]}, "FILE:2: column 'choices': found null, expected text"),
+        ({"choices": ["a", False]}, "FILE:2: column 'choices': found false, expected text"),
+        ({"choices": "a|b"}, "FILE:2: column 'choices': found \"a|b\", expected a list of choices"),
+        ({"choices": {"a": 1}}, "FILE:2: column 'choices': found the object {\"a\": 1}, expected"),
+        ({"question": "  "}, "FILE:2: column 'question' is empty"),
+        ({"question": None}, "FILE:2: column 'question' is empty"),
+        ({"question": ["x"]}, "FILE:2: column 'question': found the list [\"x\"], expected text"),
+        ({"answer": None}, "FILE:2: column 'answer' is empty"),
+        ({"answer": True}, "FILE:2: column 'answer': found true, expected text"),
+        ({"answer": 2}, "FILE:2: column 'answer': found 2, expected an index from 0 to 1 or a "),
+        ({"answer": -1}, "FILE:2: column 'answer': found -1, expected an index from 0 to 1"),
+        ({"answer": "C"}, "FILE:2: column 'answer': found \"C\", expected an index from 0 to 1"),
+        ({"answer": "9" * 5000}, "FILE:2: column 'answer': found "),
+        ({"answer": "blau"}, "FILE:2: column 'answer': found \"blau\", expected an index"),
+    ],
+)
+def test_names_line_and_column_of_a_bad_row(
+    tmp_path: Path, change: dict[str, Any], expected: str
+) -> None:
+    assert complaint(tmp_path, SKY, {**SKY, **change}).startswith(expected)
+
+
+def test_a_missing_column_and_a_misspelt_answer_get_a_hint(tmp_path: Path) -> None:
+    assert "no column 'answr' (did you mean 'answer'?)" in complaint(
+        tmp_path, SKY, answer_column="answr"
+    )
+    assert complaint(tmp_path, {**SKY, "answer": "bluee"}).endswith(
+        'or one of the choices ["red", "blue"] (did you mean \'blue\'?)'
+    )
+    assert "'colour'" in complaint(tmp_path, SKY, prompt="{colour}:")
+
+
+def test_a_prompt_without_any_text_is_refused(tmp_path: Path) -> None:
+    row = {**SKY, "a": "", "b": None}
+    assert "FILE:1: nothing in 'a', 'b'" in complaint(tmp_path, row, prompt="{a} {b} {choices}")
+
+
+def test_equal_choices_are_refused_where_they_cannot_be_told_apart(tmp_path: Path) -> None:
+    row = {"question": "q", "choices": ["x", "x ", "y"], "answer": "A"}
+    assert "'x' stands more than once" in complaint(tmp_path, row, respond_with="text")
+    assert loaded(tmp_path, row)[0].answer == 0  # as in 146 questions of CommonsenseQA
+    assert "which stands more than once" in complaint(tmp_path, {**row, "answer": "x"})
+
+
+def questions(choices: Sequence[str], *found: object) -> list[Question]:
+    rows = [Row(f"f:{line}", {"answer": answer}) for line, answer in enumerate(found, 1)]
+    return [Question(row, choices, "answer") for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("choices", "found", "expected"),
+    [
+        (["x", "y", "z"], [0, 2], [0, 2]),
+        (["x", "y", "z"], ["0", " 2 "], [0, 2]),
+        (["x", "y", "z"], ["a", "C"], [0, 2]),
+        (["one", "two"], ["two", "one"], [1, 0]),
+        (["1", "2", "3"], ["3", "1"], [2, 0]),  # 3 is no index here, so all are texts
+        (["1", "2", "3"], [0, 1, 2], [0, 1, 2]),  # 0 is no text here, so all are indexes
+        (["0", "1", "2"], [2, 1], [2, 1]),  # index and text agree
+        (["A", "B"], ["B", "A"], [1, 0]),  # letter and text agree
+    ],
+)
+def test_auto_reads_all_answers_in_the_one_way_that_fits(
+    choices: list[str], found: list[object], expected: list[int]
+) -> None:
+    assert resolve(questions(choices, *found), "auto") == expected
+
+
+@pytest.mark.parametrize(
+    ("choices", "found", "expected"),
+    [
+        (
+            ["1", "2", "3"],
+            ["2", "1"],
+            "f:1: column 'answer': found \"2\", which as index means '3' but as text means '2'; "
+            "set answer_as to index or text",
+        ),
+        (
+            ["B", "A"],
+            ["A"],
+            "f:1: column 'answer': found \"A\", which as letter means 'B' but as text means 'A'; "
+            "set answer_as to letter or text",
+        ),
+        (
+            ["x", "y"],
+            [0, "B"],
+            "f:2: column 'answer': found \"B\", which is no index of a choice, as the answers "
+            "before it are; write all answers alike",
+        ),
+    ],
+)
+def test_auto_asks_where_answers_can_be_read_in_two_ways(
+    choices: list[str], found: list[object], expected: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve(questions(choices, *found), "auto")
+    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("index", 2), ("text", 1)])
+def test_answer_as_settles_it(kind: Reading, expected: int) -> None:
+    assert resolve(questions(["1", "2", "3"], "2"), kind) == [expected]
+
+
+def test_answer_as_refuses_the_other_ways() -> None:
+    for kind, found in (("index", "B"), ("letter", 1), ("text", "B")):
+        with pytest.raises(UserError, match="expected"):
+            resolve(questions(["x", "y"], found), kind)  # type: ignore[arg-type]
+
+
+CHOICES = st.lists(st.text(ascii_letters + "0123456789", min_size=1, max_size=2), min_size=2)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_auto_never_reads_an_answer_wrongly(data: st.DataObject) -> None:
+    choices = data.draw(CHOICES.map(lambda texts: list(dict.fromkeys(texts))[:26]))
+    right = data.draw(st.lists(st.integers(0, len(choices) - 1), min_size=1, max_size=6))
+    ways: dict[Reading, list[object]] = {
+        "index": list(right),
+        "letter": [ascii_letters[26 + place] for place in right],
+        "text": [choices[place] for place in right],
+    }
+    for kind, written in ways.items():
+        assert resolve(questions(choices, *written), kind) == right
+        readable = [
+            other
+            for other in ways
+            if all(question.read([other]) for question in questions(choices, *written))
+        ]
+        if readable == [kind]:
+            assert resolve(questions(choices, *written), "auto") == right
+        elif len({tuple(resolve(questions(choices, *written), o)) for o in readable}) > 1:
+            with pytest.raises(UserError, match="set answer_as"):
+                resolve(questions(choices, *written), "auto")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"choices": ["x"]}, "at least 2 items"),
+        ({"choices": [str(i) for i in range(27)]}, "at most 26 items"),
+        ({"choices": ["x", " x"]}, "listed twice"),
+        ({"choices": ["x", ""]}, "one of the choices is empty"),
+        ({"choices": [True, False]}, "valid string"),
+        ({"choices": ["x", "y"], "choices_column": "z"}, "leave one of them out"),
+        ({"prompt": "no column"}, "at least one {name}"),
+        ({"prompt": "{question"}, "expected '}'"),
+        ({"prompt": "{question.upper}"}, None),
+        ({"prompt": "{question!r}"}, "just a name"),
+        ({"prompt": "{question:>9}"}, "just a name"),
+        ({"prompt": "{}"}, "just a name"),
+        ({"response": "{text}"}, "unknown {text}, expected {answer}"),
+        ({"choice": "{answer}"}, "unknown {answer}, expected {letter} or {text}"),
+        ({"answer_as": "number"}, "'auto', 'index', 'letter' or 'text'"),
+        ({"colour": "x"}, "Extra inputs"),
+    ],
+)
+def test_options_are_checked(options: dict[str, Any], expected: str | None) -> None:
+    if expected is None:  # a column may have any name
+        MultipleChoiceOptions.model_validate({"path": "x.csv", **options})
+        return
+    with pytest.raises(ValidationError) as caught:
+        MultipleChoiceOptions.model_validate({"path": "x.csv", **options})
+    assert expected in str(caught.value)
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not SHARED.is_dir(), reason="real data are not beside this checkout")
+@pytest.mark.parametrize(
+    ("folder", "options", "sizes", "share_of_first"),
+    [
+        ("trec", {}, {"train": 5452, "test": 500}, 9 / 500),
+        (
+            "sst2",
+            {
+                "question_column": "sentence",
+                "answer_column": "label",
+                "choices": ["negative", "positive"],
+            },
+            {"train": 6920, "validation": 872, "test": 1821},
+            912 / 1821,
+        ),
+    ],
+)
+def test_real_data(
+    folder: str, options: dict[str, Any], sizes: dict[str, int], share_of_first: float
+) -> None:
+    chosen = task(SHARED / folder, respond_with="text", prompt="{question}\nAnswer:", **options)
+    check_task(chosen)
+    splits = {split: chosen.load(split).samples for split in chosen.splits}
+    assert {split: len(samples) for split, samples in splits.items()} == sizes
+    answers = [sample.answer for sample in splits["test"]]
+    assert answers.count(0) / len(answers) == share_of_first
+    alone = task(SHARED / folder / "test.jsonl", **options).load("test").samples
+    assert [sample.answer for sample in alone] == answers
