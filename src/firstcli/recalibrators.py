@@ -116,6 +116,7 @@ class TemperatureScalingOptions(TemperatureOptions):
 class SingleTemperature(Recalibrator[TemperatureOptions]):
     """A recalibrator whose one parameter T is given, or searched on the validation part."""
 
+    Options = TemperatureOptions
     name: ClassVar[str]
 
     def __init__(self, options: TemperatureOptions) -> None:
@@ -193,7 +194,6 @@ class TemperatureScaling(SingleTemperature):
 class LogitTemperature(SingleTemperature):
     """`logit-temperature`: classic temperature scaling, from the k probabilities alone."""
 
-    Options = TemperatureOptions
     name = "logit-temperature"
 
     def scaled(self, topk: FloatArray, temperature: float) -> FloatArray:

@@ -139,10 +139,12 @@ def shared_vocabulary(run: Run) -> int:
     top k and count as tail.
     """
     roles: tuple[Role, Role] = ("teacher", "student")
-    return run.cached(
-        "shared vocabulary",
-        lambda: min(models.vocabulary_size(empty_model(run, role)) for role in roles),
-    )
+
+    def known(role: Role) -> int:
+        named = max(tokenizer(run, role).get_vocab().values()) + 1
+        return min(named, models.vocabulary_size(empty_model(run, role)))
+
+    return run.cached("shared vocabulary", lambda: min(map(known, roles)))
 
 
 def weights(run: Run, role: Role) -> int:

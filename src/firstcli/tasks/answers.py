@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from string import ascii_lowercase
 from typing import Literal
 
-from firstcli.errors import UserError, did_you_mean
+from firstcli.errors import UserError, did_you_mean, shortened
 from firstcli.tasks.tables import Row, describe
 
 Reading = Literal["index", "letter", "text"]
@@ -98,7 +98,7 @@ def _no_choice(question: Question, readings: Sequence[Reading]) -> UserError:
     ways = {
         "index": f"an index from 0 to {last}",
         "letter": f"a letter from {ascii_lowercase[0].upper()} to {ascii_lowercase[last].upper()}",
-        "text": f"one of the choices {describe(list(choices))}",
+        "text": f"one of the choices {shortened(choices, 10)}",
     }
     expected = " or ".join(ways[kind] for kind in readings)
     hint = did_you_mean(question.answer, choices) if "text" in readings else ""
