@@ -352,7 +352,7 @@ def test_alpaca_leaves_out_and_counts_empty_outputs(tmp_path: Path) -> None:
 
 
 def test_a_revision_of_a_local_file_is_refused() -> None:
-    with pytest.raises(ValidationError, match="no meaning beside path"):
+    with pytest.raises(ValidationError, match="has no effect beside `path`"):
         PaperOptions.model_validate({"path": "x", "revision": "main"})
 
 

@@ -151,7 +151,7 @@ def test_columns_are_text_whole_numbers_or_missing() -> None:
     row = Row("f:1", {"a": "x", "b": 7, "c": None, "d": True, "e": 0.5, "f": ["x"], "g": " "})
     assert [row.text(column) for column in "abcg"] == ["x", "7", "", " "]
     assert row.filled("b") == "7"
-    assert refused(row, "c") == refused(row, "c") == "f:1: column 'c' is empty"
+    assert refused(row, "c") == "f:1: column 'c' is empty"
     assert refused(row, "g") == "f:1: column 'g' is empty"
     assert refused(row, "d") == "f:1: column 'd': found true, expected text or a whole number"
     assert refused(row, "e") == "f:1: column 'e': found 0.5, expected text or a whole number"

@@ -7,9 +7,10 @@ for in use only the prompt is encoded.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -64,18 +65,16 @@ def encode_training(
     crossing: list[str] = []
     for sample, prompt, joints in _encode(samples, tokenizer):
         ids, offsets = joints[sample.answer or 0]
-        if not _is_prefix(prompt, ids):
-            if sample.candidates:
-                problems.append(_border_problem(sample, prompt, ids, tokenizer))
-                continue
-            crossing.append(str(sample.id))
-        start = _response_start(offsets, len(sample.prompt), len(ids))
         decisive = None
         if sample.candidates:
-            decisive, tokens = _decisive(prompt, [joint for joint, _ in joints])
-            if problem := _candidate_problem(sample, tokens, tokenizer):
-                problems.append(problem)
+            choice = _choice(sample, prompt, [joint for joint, _ in joints], tokenizer)
+            if isinstance(choice, str):
+                problems.append(choice)
                 continue
+            decisive = choice.position
+        elif not _is_prefix(prompt, ids):
+            crossing.append(str(sample.id))
+        start = _response_start(offsets, len(sample.prompt))
         rows.append(Encoded(str(sample.id), np.asarray(ids, np.int32), start, decisive))
     _raise(problems, where)
     warnings = []
@@ -84,7 +83,7 @@ def encode_training(
             f"{where}: in {len(crossing)} samples, such as {shortened(crossing, 3)}, a token "
             "crosses the border between prompt and response; it is trained as part of the response"
         )
-    return rows, warnings
+    return rows, warnings + _special_token_warning(samples, tokenizer, where)
 
 
 def encode_questions(
@@ -100,16 +99,13 @@ def encode_questions(
     for sample, prompt, joints in _encode(samples, tokenizer):
         if not sample.candidates or sample.answer is None:
             raise UserError(f"{where}: sample '{sample.id}' has no candidates to choose among")
-        ids = joints[sample.answer][0]
-        if not _is_prefix(prompt, ids):
-            problems.append(_border_problem(sample, prompt, ids, tokenizer))
+        ids = [joint for joint, _ in joints]
+        choice = _choice(sample, prompt, ids, tokenizer)
+        if isinstance(choice, str):
+            problems.append(choice)
             continue
-        position, tokens = _decisive(prompt, [joint for joint, _ in joints])
-        if problem := _candidate_problem(sample, tokens, tokenizer):
-            problems.append(problem)
-            continue
-        shared = np.asarray(ids[:position], np.int32)
-        rows.append(Question(str(sample.id), shared, tokens, sample.answer, sample.truth))
+        shared = np.asarray(ids[sample.answer][: choice.position], np.int32)
+        rows.append(Question(str(sample.id), shared, choice.tokens, sample.answer, sample.truth))
     _raise(problems, where)
     return rows
 
@@ -141,46 +137,71 @@ def _encode(
 
 def _encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[Joint]:
     # verbose=False: a text longer than the context is our own error, named and counted elsewhere.
+    # split_special_tokens: a "</s>" in the data is text, it does not end the response.
     batch = tokenizer(
-        texts, return_offsets_mapping=True, return_attention_mask=False, verbose=False
+        texts,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        split_special_tokens=True,
+        verbose=False,
     )
-    special = set(tokenizer.all_special_ids)
-    encoded = []
-    for ids, offsets in zip(batch["input_ids"], batch["offset_mapping"], strict=True):
-        # Some tokenizers close every text with special tokens; a prompt has no end yet.
-        end = len(ids)
-        while end and ids[end - 1] in special and offsets[end - 1][0] == offsets[end - 1][1]:
-            end -= 1
-        keep = end if any(start != stop for start, stop in offsets) else len(ids)
-        encoded.append((ids[:keep], offsets[:keep]))
-    return encoded
+    closing = _closing_tokens(tokenizer)
+    return [
+        (ids[: len(ids) - closing], offsets[: len(ids) - closing])
+        for ids, offsets in zip(batch["input_ids"], batch["offset_mapping"], strict=True)
+    ]
+
+
+def _closing_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Count the tokens that a tokenizer puts behind every text; a prompt has no end yet."""
+    offsets = tokenizer("a", return_offsets_mapping=True)["offset_mapping"]
+    return next((i for i, (start, end) in enumerate(reversed(offsets)) if end > start), 0)
 
 
 def _with_eos(joint: Joint, tokenizer: PreTrainedTokenizerBase) -> Joint:
     ids, offsets = joint
     if tokenizer.eos_token_id is None:
         return joint
-    end = offsets[-1][1] if offsets else 0
-    return [*ids, int(tokenizer.eos_token_id)], [*offsets, (end, end + 1)]
+    # It belongs to the response, even where the offsets of an empty response end before it.
+    return [*ids, int(tokenizer.eos_token_id)], [*offsets, (sys.maxsize, sys.maxsize)]
 
 
 def _is_prefix(prompt: Ids, ids: Ids) -> bool:
     return ids[: len(prompt)] == prompt
 
 
-def _response_start(offsets: list[tuple[int, int]], border: int, length: int) -> int:
+def _response_start(offsets: list[tuple[int, int]], border: int) -> int:
     """Index of the first token with a character at or after `border`; the first has no past."""
-    start = next((i for i, (_, end) in enumerate(offsets) if end > border), length)
+    start = next((i for i, (_, end) in enumerate(offsets) if end > border), len(offsets))
     return max(start, 1)
 
 
-def _decisive(prompt: Ids, joints: list[Ids]) -> tuple[int, tuple[int, ...]]:
-    """Return the first position at which the candidates differ, and each one's token there."""
+class Choice(NamedTuple):
+    """Where the candidates' encodings part, and each one's token there."""
+
+    position: int
+    tokens: tuple[int, ...]
+
+
+def _choice(
+    sample: Sample, prompt: Ids, joints: list[Ids], tokenizer: PreTrainedTokenizerBase
+) -> Choice | str:
+    """Return how a model chooses between the candidates, or what is wrong with them."""
+    for candidate, ids in zip(sample.candidates, joints, strict=True):
+        if not _is_prefix(prompt, ids):
+            return _border_problem(sample, candidate, prompt, ids, tokenizer)
+    choice = _decisive(prompt, joints)
+    if choice.position == 0:
+        return f"sample '{sample.id}': no token precedes the candidates; give it a prompt"
+    return _candidate_problem(sample, choice.tokens, tokenizer) or choice
+
+
+def _decisive(prompt: Ids, joints: list[Ids]) -> Choice:
     position = len(prompt)
     shortest = min(len(ids) for ids in joints)
     while position < shortest - 1 and len({ids[position] for ids in joints}) == 1:
         position += 1
-    return position, tuple(ids[position] for ids in joints)
+    return Choice(position, tuple(ids[position] for ids in joints))
 
 
 def _candidate_problem(
@@ -199,7 +220,11 @@ def _candidate_problem(
 
 
 def _border_problem(
-    sample: Sample, prompt: Ids, ids: Ids, tokenizer: PreTrainedTokenizerBase
+    sample: Sample,
+    response: str,
+    prompt: Ids,
+    ids: Ids,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> str:
     at = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), len(ids))
     alone = tokenizer.convert_ids_to_tokens(prompt[at : at + 2])
@@ -207,9 +232,29 @@ def _border_problem(
     return (
         f"sample '{sample.id}': a token crosses the border between prompt and response (the "
         f"prompt alone ends in {alone}, with the response it goes on with {joint}); move the "
-        f"border, for example from {sample.prompt[-9:]!r} + {sample.response[:9]!r} to "
-        f"{sample.prompt[-9:].rstrip()!r} + {' ' + sample.response[:9].lstrip()!r}"
+        f"border, for example from {sample.prompt[-9:]!r} + {response[:9]!r} to "
+        f"{sample.prompt[-9:].rstrip()!r} + {' ' + response[:9].lstrip()!r}"
     )
+
+
+def _special_token_warning(
+    samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, where: str
+) -> list[str]:
+    names = [token for token in tokenizer.all_special_tokens if token]
+    found = [
+        (str(sample.id), name)
+        for sample in samples
+        for name in names
+        if name in sample.prompt or name in sample.response
+    ]
+    if not found:
+        return []
+    ids = list(dict.fromkeys(id for id, _ in found))
+    written = list(dict.fromkeys(name for _, name in found))
+    return [
+        f"{where}: {len(ids)} samples, such as {shortened(ids, 3)}, contain {shortened(written)}; "
+        "it is read as plain text, not as the tokenizer's special token"
+    ]
 
 
 def _raise(problems: list[str], where: str, shown: int = 3) -> None:

@@ -121,12 +121,13 @@ class LogitsAt:
             )
         finally:
             self._wanted = None
-        logits: Tensor = output.logits[0].float()
-        if logits.shape[0] != rows.shape[0]:
+        logits: Tensor = output.logits
+        if logits.shape[:2] != (1, len(rows)):
             raise UserError(
-                "this architecture does not apply its output layer to hidden states as is"
+                f"{type(self.model).__name__} does not apply its output layer to hidden states as "
+                "they are, so firstcli cannot read its predictions; choose another architecture"
             )
-        return logits
+        return logits[0].float()
 
 
 def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:

@@ -476,6 +476,8 @@ def _work(run: Run, unit: Unit) -> None:
         facts = module.work(run, unit, work)
         seconds = time.monotonic() - began
         manifest = unit.artifact.commit(unit.key, reads, facts, seconds, _versions(), run.digests)
+    except UserError as error:
+        raise UserError(*(f"{unit.key}: {message}" for message in error.messages)) from error
     except Exception as error:
         if (reason := _cannot_write(error, run.folder)) is None:
             raise

@@ -36,7 +36,8 @@ def registered(kind: Kind) -> list[Plugin]:
             kind=kind,
             name=entry.name,
             target=f"{entry.module_name}:{entry.object_name}",
-            package=entry.distro.name if entry.distro else "unknown package",
+            # entrypoints reads the folder's name, in which a hyphen became an underscore.
+            package=entry.distro.name.replace("_", "-") if entry.distro else "unknown package",
             version=(entry.distro.version or "") if entry.distro else "",
         )
         for entry in entrypoints.get_group_all(f"firstcli.{kind}")

@@ -251,7 +251,7 @@ def arguments(
     """
     _check_trainer_fields(trainer)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    micro = training.micro_batch_size or max(training.batch_size // processes, 1)
+    micro = training.micro_batch_size or _micro_batch(training.batch_size // processes)
     if training.batch_size % (micro * processes):
         raise UserError(
             f"training.batch_size: {training.batch_size} is no multiple of micro_batch_size "
@@ -291,6 +291,11 @@ def arguments(
     if made.n_gpu > 1:
         made._n_gpu = 1  # DataParallel would cut the flattened batch; several GPUs need a launcher
     return made
+
+
+def _micro_batch(share: int, most: int = 32) -> int:
+    """Return the largest part of a device's share of a batch that is at most `most`."""
+    return next((size for size in range(min(share, most), 0, -1) if share % size == 0), 1)
 
 
 def _check_trainer_fields(trainer: dict[str, Any]) -> None:

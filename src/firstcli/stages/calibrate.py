@@ -44,7 +44,7 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "recalibrator": arm.recalibrator.name,
         **{str(key): state[key] for key in ("temperature", "criterion") if key in state},
-        "rows": len(chosen.topk),
+        "rows": state.get("rows", len(chosen.topk)),
         "accuracy": float(correct.mean()),
         "confidence_before": float(before.mean()),
         "confidence_after": float(after.mean()),

@@ -171,6 +171,8 @@ def general_problems(run: Run, units: Sequence[Unit]) -> list[str]:
             _check_top_k(run)
         if stages & {"finetune", "extract", "distill", "eval"}:
             _warn_overlap(run)
+        if "calibrate" in stages:
+            _warn_seen(run)
         if stages & {"finetune", "distill"}:
             _check_disk(run, units)
     except UserError as error:
@@ -223,6 +225,14 @@ def _warn_overlap(run: Run) -> None:
                 f"evaluate '{one.name}': {shared} prompts also occur in the training split; its "
                 "numbers will flatter"
             )
+
+
+def _warn_seen(run: Run) -> None:
+    if run.recipe.teacher and run.recipe.teacher.finetune is None:
+        run.console.warn(
+            "teacher: it is not fine-tuned here, so it may have seen the validation rows, and a "
+            "recalibrator fitted on rows that the teacher has seen trusts it too much"
+        )
 
 
 def _check_disk(run: Run, units: Sequence[Unit]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from string import ascii_lowercase
+from string import ascii_lowercase, ascii_uppercase
 from typing import Literal
 
 from firstcli.errors import UserError, did_you_mean, shortened
@@ -97,7 +97,7 @@ def _no_choice(question: Question, readings: Sequence[Reading]) -> UserError:
     last = len(choices) - 1
     ways = {
         "index": f"an index from 0 to {last}",
-        "letter": f"a letter from {ascii_lowercase[0].upper()} to {ascii_lowercase[last].upper()}",
+        "letter": f"a letter from A to {ascii_uppercase[last]}",
         "text": f"one of the choices {shortened(choices, 10)}",
     }
     expected = " or ".join(ways[kind] for kind in readings)

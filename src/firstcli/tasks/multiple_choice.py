@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from string import ascii_lowercase, ascii_uppercase
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from firstcli.api import DataPath, PluginOptions, Sample, Split, Task
 from firstcli.tasks import answers, tables
@@ -86,15 +86,12 @@ class MultipleChoiceOptions(PluginOptions):
             raise ValueError("one of the choices is listed twice")
         return texts or None
 
-    @model_validator(mode="after")
-    def _one_source_of_choices(self) -> MultipleChoiceOptions:
-        extra = self.model_fields_set & {"choices_column", "separator"}
-        if self.choices and extra:
-            raise ValueError(
-                f"choices are given for all questions, so {' and '.join(sorted(extra))} would be "
-                "ignored; leave one of them out"
-            )
-        return self
+    @field_validator("choices_column", "separator")
+    @classmethod
+    def _choices_of_rows(cls, given: str | list[str], info: ValidationInfo) -> str | list[str]:
+        if info.data.get("choices"):
+            raise ValueError("has no effect, since `choices` holds for all questions; remove one")
+        return given
 
 
 class MultipleChoice(Task[MultipleChoiceOptions]):

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from string import ascii_lowercase, ascii_uppercase
 from typing import Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from firstcli.api import DataPath, PluginOptions, Sample, Split, Task
 from firstcli.tasks.hub import Source
@@ -39,11 +39,12 @@ class PaperOptions(PluginOptions):
         None, min_length=1, description="another revision on the hub than the pinned one"
     )
 
-    @model_validator(mode="after")
-    def _hub_or_path(self) -> PaperOptions:
-        if self.path and self.revision:
-            raise ValueError("revision is of the hub's copy, so it has no meaning beside path")
-        return self
+    @field_validator("revision")
+    @classmethod
+    def _of_the_hub(cls, revision: str | None, info: ValidationInfo) -> str | None:
+        if revision and info.data.get("path"):
+            raise ValueError("has no effect beside `path`, which is read instead of the hub")
+        return revision
 
 
 class PaperTask(Task[PaperOptions]):

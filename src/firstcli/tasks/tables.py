@@ -114,7 +114,11 @@ def read_split(path: Path, split: str) -> list[Row]:
 def _split_files(folder: Path) -> dict[str, Path]:
     """Map each split to its file: the file's name without its ending, `dev` being validation."""
     files: dict[str, Path] = {}
-    for file in sorted(folder.iterdir()):
+    try:
+        listed = sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed: {error.strerror}") from error
+    for file in listed:
         if file.suffix.lower() not in _READERS or file.name.startswith("."):
             continue
         split = _ALIASES.get(file.stem, file.stem)
