@@ -136,7 +136,7 @@ def judge(run: Run, model: Any) -> dict[str, dict[str, float]]:
         asked = inputs.questions(run, "student", evaluation.name)
         confidence, correct = np.zeros(len(asked)), np.zeros(len(asked), bool)
         for chosen in models.batches([len(one.input_ids) for one in asked], 8192):
-            padded = models.pad([asked[i].input_ids for i in chosen], 0)
+            padded = models.pad([asked[i].input_ids for i in chosen])
             batch = {
                 "input_ids": padded.input_ids,
                 "attention_mask": padded.attention_mask,

@@ -58,7 +58,8 @@ def piece_tokenizer() -> PreTrainedTokenizerFast:
     marks = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     learned = Tokenizer(models.BPE())
     learned.normalizer = normalizers.Sequence(marks)
-    learned.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    words = [pre_tokenizers.Split("▁", "merged_with_next"), pre_tokenizers.Split("\n", "isolated")]
+    learned.pre_tokenizer = pre_tokenizers.Sequence(words)
     learned.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=120, show_progress=False))
     bpe = json.loads(learned.to_str())["model"]
     names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *bpe["vocab"]]

@@ -22,6 +22,10 @@ from typing import Any
 
 from firstcli.errors import UserError
 
+CHECKPOINTS = "checkpoints"
+"""Folder within a work folder that training resumes from; it is no part of the artifact."""
+_MARK = ".fingerprint"
+
 INCIDENTAL = ("README.md", "training_log.jsonl", "manifest.json")
 """Files that say how an artifact came about; they do not count as its content."""
 
@@ -126,7 +130,6 @@ class Artifact:
 
     def manifest(self, digests: Digests) -> Manifest | None:
         """Return the manifest of a finished, unchanged artifact, else None."""
-        self._recover()
         try:
             manifest = Manifest(**json.loads(self.manifest_path.read_text("utf-8")))
         except (OSError, ValueError, TypeError):
@@ -142,7 +145,7 @@ class Artifact:
 
     def begin(self, fingerprint: str) -> Path:
         """Return the folder to work in, with what an interrupted run of this work left there."""
-        mark = self.work / ".fingerprint"
+        mark = self.work / _MARK
         if not (mark.is_file() and mark.read_text("utf-8") == fingerprint):
             shutil.rmtree(self.work, ignore_errors=True)
             self.work.mkdir(parents=True)
@@ -159,9 +162,12 @@ class Artifact:
         digests: Digests,
     ) -> Manifest:
         """Make the work folder's content the artifact; the manifest comes last."""
-        (self.work / ".fingerprint").unlink()
-        paths = sorted(path for path in self.work.rglob("*") if path.is_file())
-        names = {path.relative_to(self.work).as_posix(): path for path in paths}
+        names = {
+            path.relative_to(self.work).as_posix(): path
+            for path in sorted(self.work.rglob("*"))
+            if path.is_file() and path.relative_to(self.work).parts[0] != CHECKPOINTS
+        }
+        names = {name: path for name, path in names.items() if not name.startswith(".")}
         files = {
             name: {"size": path.stat().st_size, "sha256": digests.of_file(path)}
             for name, path in names.items()
@@ -177,11 +183,11 @@ class Artifact:
             round(seconds, 3),
             versions,
         )
-        for path in paths:
+        for path in names.values():
             _sync(path)
         if self.is_folder:
             write_json(self.work / "manifest.json", asdict(manifest))
-            self._swap()
+            self.recover()
         else:
             for name, path in names.items():
                 os.replace(path, self.path.parent / name)
@@ -189,29 +195,25 @@ class Artifact:
             shutil.rmtree(self.work)
         return manifest
 
-    def _swap(self) -> None:
-        shutil.rmtree(self._old, ignore_errors=True)
-        if self.path.exists():
-            os.rename(self.path, self._old)
-        os.rename(self.work, self.path)
-        _sync(self.path.parent)
-        shutil.rmtree(self._old, ignore_errors=True)
+    def recover(self) -> None:
+        """Put finished work in its place, whenever a kill came.
 
-    def _recover(self) -> None:
-        """Finish or undo a swap that a kill cut in two."""
-        if not self.is_folder or not self._old.exists():
-            return
-        if self.path.exists():
-            shutil.rmtree(self._old, ignore_errors=True)
-        else:
-            done = (self.work / "manifest.json").exists()
-            os.rename(self.work if done else self._old, self.path)
-            shutil.rmtree(self._old, ignore_errors=True)
+        A work folder with a manifest is whole; until then nothing to resume from is deleted.
+        """
+        if self.is_folder and (self.work / "manifest.json").exists():
+            shutil.rmtree(self.work / CHECKPOINTS, ignore_errors=True)
+            (self.work / _MARK).unlink(missing_ok=True)
+            if self.path.exists():
+                shutil.rmtree(self._old, ignore_errors=True)
+                os.rename(self.path, self._old)
+            os.rename(self.work, self.path)
+            _sync(self.path.parent)
+        shutil.rmtree(self._old, ignore_errors=True)
 
 
 def write_json(path: Path, value: object) -> None:
     """Write JSON so that the file is there complete or not at all."""
-    partial = path.with_name(path.name + ".tmp")
+    partial = path.with_name(f".{path.name}.tmp")
     with partial.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1, sort_keys=True)
         file.write("\n")

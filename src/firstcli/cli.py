@@ -162,7 +162,10 @@ def plugins(
     """List every family, task and recalibrator with its package and version."""
     from firstcli import listing
 
-    _print(listing.show(check=check, json=as_json), as_json)
+    result = listing.show(check=check, json=as_json)
+    _print(result, as_json)
+    if check and (broken := listing.broken(result)):
+        raise UserError(*broken)
 
 
 def _print(result: dict[str, Any], as_json: bool) -> None:
@@ -178,11 +181,12 @@ def main() -> None:
 def _guarded(run: Callable[[], None]) -> int:
     try:
         run()
+    except SystemExit as stop:  # how typer ends, after Ctrl-C without a word
+        if stop.code == 130:
+            print("interrupted; finished work is kept, run the same command again", file=sys.stderr)
+        raise
     except UserError as error:
         for message in error.messages:
             print(f"error: {message}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; finished work is kept, run the same command again", file=sys.stderr)
-        return 130
     return 0

@@ -88,6 +88,15 @@ class Console:
         return advance
 
 
+def size(count: float) -> str:
+    """Write a number of bytes as a person would."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
 class _RateColumn(TextColumn):
     def __init__(self, unit: str) -> None:
         super().__init__("")

@@ -10,6 +10,8 @@ from firstcli import plugins
 from firstcli.console import Console
 from firstcli.errors import UserError
 
+_BROKEN = "broken: "
+
 
 def show(*, check: bool, json: bool) -> dict[str, Any]:
     """Print and return every plugin; with `check`, import each one and report its error."""
@@ -22,6 +24,12 @@ def show(*, check: bool, json: bool) -> dict[str, Any]:
         table.add_row(*row.values())
     console.show(table)
     return {"plugins": found}
+
+
+def broken(result: dict[str, Any]) -> list[str]:
+    """Return what is wrong with the plugins that `show` found broken, a sentence each."""
+    states = [row["state"] for row in result["plugins"]]
+    return list(dict.fromkeys(s.removeprefix(_BROKEN) for s in states if s.startswith(_BROKEN)))
 
 
 def _row(plugin: plugins.Plugin, check: bool) -> dict[str, str]:
@@ -40,5 +48,5 @@ def _state(plugin: plugins.Plugin, check: bool) -> str:
         if check:
             plugins.load(plugin.kind, plugin.name)
     except UserError as error:
-        return f"broken: {error}"
+        return f"{_BROKEN}{error}"
     return "works" if check else "registered"

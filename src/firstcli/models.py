@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from firstcli.api import ModelFamily, PluginOptions
 from firstcli.errors import UserError
@@ -57,27 +57,22 @@ def vocabulary_size(model: PreTrainedModel) -> int:
     return int(model.get_output_embeddings().weight.shape[0])
 
 
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return an id for padding; any will do, for padding is masked and lies to the right."""
-    return int(tokenizer.pad_token_id or tokenizer.eos_token_id or 0)
-
-
 @dataclass(frozen=True, slots=True)
 class Padded:
     """A batch of sequences, padded on the right whatever the tokenizer prefers.
 
     Under a causal mask nothing on the right of a token reaches it, so right padding needs no
-    position ids and suits every decoder.
+    position ids and suits every decoder; which id pads is all the same, so a tokenizer needs none.
     """
 
     input_ids: Tensor  # (B, L) int64
     attention_mask: Tensor  # (B, L) int64
 
 
-def pad(rows: Sequence[npt.NDArray[np.int32]], pad_token: int) -> Padded:
+def pad(rows: Sequence[npt.NDArray[np.int32]]) -> Padded:
     """Stack sequences (L_i,) into one batch."""
     length = max(len(row) for row in rows)
-    input_ids = np.full((len(rows), length), pad_token, np.int64)
+    input_ids = np.zeros((len(rows), length), np.int64)
     mask = np.zeros((len(rows), length), np.int64)
     for i, row in enumerate(rows):
         input_ids[i, : len(row)] = row

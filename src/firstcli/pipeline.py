@@ -15,7 +15,8 @@ import importlib
 import platform
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -77,6 +78,12 @@ class Unit:
     evaluation: str = ""
     model: str = ""
     """`teacher` or an arm's name."""
+
+    @property
+    def role(self) -> Role:
+        """Whose tokenizer the unit works with."""
+        of_student = self.stage == "distill" or (self.stage == "eval" and self.model != "teacher")
+        return "student" if of_student else "teacher"
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,11 +200,12 @@ def reads_of(run: Run, unit: Unit) -> dict[str, str]:
         case "finetune":
             assert recipe.teacher and recipe.teacher.finetune
             reads |= _model_reads(run, "teacher") | _training_data(run)
+            reads["longest sample"] = _longest(run, unit)
             reads |= _training_reads("teacher.finetune", recipe.teacher.finetune)
             reads |= _trainer_reads(recipe)
         case "extract":
             reads |= _teacher_reads(run) | {"knowledge.top_k": recipe.knowledge.top_k}
-            reads["longest sample"] = _longest(run)
+            reads["longest sample"] = _longest(run, unit)
             samples = run.training.part(unit.part)
             reads[f"{unit.part} samples"] = run.content_of_samples(unit.part, samples)
             reads["shared vocabulary"] = _shared_vocabulary(run)
@@ -206,6 +214,7 @@ def reads_of(run: Run, unit: Unit) -> dict[str, str]:
         case "distill":
             arm = recipe.arms[unit.arm]
             reads |= _model_reads(run, "student") | _training_data(run)
+            reads["longest sample"] = _longest(run, unit)
             reads |= _training_reads("student.training", training_of(recipe.student, arm))
             reads |= _trainer_reads(recipe)
             if arm.learn == "knowledge":
@@ -214,21 +223,21 @@ def reads_of(run: Run, unit: Unit) -> dict[str, str]:
         case "eval":
             samples = run.evaluation_samples(unit.evaluation)
             reads["evaluation samples"] = run.content_of_samples(f"eval {unit.evaluation}", samples)
-            role: Role = "teacher" if unit.model == "teacher" else "student"
-            reads["longest sample"] = _longest(run)
-            reads |= _teacher_reads(run) if role == "teacher" else _inference_reads(run, role)
+            reads["longest sample"] = _longest(run, unit)
+            is_teacher = unit.role == "teacher"
+            reads |= _teacher_reads(run) if is_teacher else _inference_reads(run, "student")
         case "report":
-            reads |= _flat("metrics", recipe.metrics.model_dump())
-            reads |= _flat("recipe", run.resolved)
+            reads |= _flat("metrics", recipe.metrics.model_dump()) | {"name": recipe.name}
+            reads["arms"] = ", ".join(recipe.arms)  # their order is the table's
+            reads["evaluate"] = ", ".join(one.name for one in recipe.evaluate)
     return {key: str(value) for key, value in reads.items()}
 
 
 def _model_reads(run: Run, role: Role) -> dict[str, Any]:
     section = run.model_section(role)
-    reads = _flat(f"{role}.model.options", section.options) | {
-        f"{role}.model.family": section.family
-    }
-    reads.pop(f"{role}.model.options.device", None)
+    # `dtype` is for inference; a family that is asked to train is told another.
+    options = {k: v for k, v in section.options.items() if k not in ("device", "dtype")}
+    reads = _flat(f"{role}.model.options", options) | {f"{role}.model.family": section.family}
     if section.checkpoint is not None:
         reads[f"{role}.model.checkpoint"] = run.checkpoint_identity(role)
     reads["seed"] = run.recipe.seed
@@ -236,17 +245,14 @@ def _model_reads(run: Run, role: Role) -> dict[str, Any]:
 
 
 def _inference_reads(run: Run, role: Role) -> dict[str, Any]:
-    options = _flat(f"{role}.model.options", run.model_section(role).options)
-    return {key: value for key, value in options.items() if not key.endswith(".device")}
+    options = {k: v for k, v in run.model_section(role).options.items() if k != "device"}
+    return _flat(f"{role}.model.options", options)
 
 
 def _teacher_reads(run: Run) -> dict[str, Any]:
     assert run.recipe.teacher
-    return (
-        _inference_reads(run, "teacher")
-        if run.recipe.teacher.finetune
-        else _model_reads(run, "teacher")
-    )
+    reads = _inference_reads(run, "teacher")
+    return reads if run.recipe.teacher.finetune else reads | _model_reads(run, "teacher")
 
 
 def _training_data(run: Run) -> dict[str, Any]:
@@ -255,7 +261,6 @@ def _training_data(run: Run) -> dict[str, Any]:
     return {
         "train samples": run.content_of_samples("train", training.train),
         "validation samples": run.content_of_samples("validation", training.validation),
-        "longest sample": _longest(run),
     }
 
 
@@ -272,13 +277,19 @@ def _arm_reads(recipe: Recipe, name: str, fields: Iterable[str]) -> dict[str, An
     return _flat(f"arms.{name}", recipe.arms[name].model_dump(include=set(fields)))
 
 
-def _longest(run: Run) -> str:
-    """Say which samples may be left out for their length; the length matters only if some are."""
+def _longest(run: Run, unit: Unit) -> str:
+    """Say up to which length samples are used; it matters only if some are left out."""
     if run.recipe.train.too_long == "error":
         return "any"
     from firstcli.stages import inputs
 
-    return f"{inputs.context(run)} tokens"
+    if unit.stage == "eval":
+        given = len(run.evaluation_samples(unit.evaluation))
+        used = len(inputs.questions(run, unit.role, unit.evaluation))
+    else:
+        given = len(run.training.part(unit.part))
+        used = len(inputs.training_rows(run, unit.role, unit.part))
+    return "any" if used == given else f"{inputs.context(run)} tokens"
 
 
 def _shared_vocabulary(run: Run) -> int:
@@ -329,7 +340,9 @@ def execute(request: Request, stage: Stage) -> dict[str, Any]:
         return plan_result(
             run, show_plan(run, chain, _forced(request, stage, targets), check=False)
         )
-    with locked(run.folder):
+    with _disk_trouble_told(run.folder), locked(run.folder):
+        for unit in chain:
+            unit.artifact.recover()
         forced = _forced(request, stage, targets)
         rows = show_plan(run, chain, forced, check=True)
         if request.only:
@@ -471,22 +484,30 @@ def _work(run: Run, unit: Unit) -> None:
     reads = reads_of(run, unit)
     began = time.monotonic()
     run.console.say(f"{unit.key} ...")
+    work = unit.artifact.begin(fingerprint(reads))
     try:
-        work = unit.artifact.begin(fingerprint(reads))
         facts = module.work(run, unit, work)
-        seconds = time.monotonic() - began
-        manifest = unit.artifact.commit(unit.key, reads, facts, seconds, _versions(), run.digests)
     except UserError as error:
         raise UserError(*(f"{unit.key}: {message}" for message in error.messages)) from error
-    except Exception as error:
-        if (reason := _cannot_write(error, run.folder)) is None:
-            raise
-        raise UserError(
-            f"run directory {run.folder}: {unit.key} cannot be written: {reason}; finished work is "
-            "kept, mend it and run the same command again"
-        ) from error
+    seconds = time.monotonic() - began
+    manifest = unit.artifact.commit(unit.key, reads, facts, seconds, _versions(), run.digests)
     run.manifests[unit.key] = manifest
     run.console.say(f"{unit.key}: {_summary_line(manifest)}")
+
+
+@contextmanager
+def _disk_trouble_told(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if (reason := _cannot_write(error, folder)) is None:
+            raise
+        raise UserError(
+            f"run directory {folder}: cannot be written: {reason}; finished work is kept, mend it "
+            "and run the same command again"
+        ) from error
 
 
 def _cannot_write(error: Exception, folder: Path) -> str | None:

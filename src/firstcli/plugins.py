@@ -77,8 +77,8 @@ def load(kind: Kind, name: str) -> Any:
     module, _, attribute = plugin.target.partition(":")
     try:
         return entrypoints.EntryPoint(name, module, attribute).load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
-            f"{SINGULAR[kind]} '{name}' from {plugin.origin} cannot be imported: "
-            f"{type(error).__name__}: {error}"
+            f"{SINGULAR[kind]} '{name}' from {plugin.origin} cannot be imported: {reason}"
         ) from error

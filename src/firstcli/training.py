@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 from transformers import (
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -92,14 +91,13 @@ class Rows(torch.utils.data.Dataset[int]):
 class Collate:
     """Make a batch from indices: padded tokens, and targets flattened over (row, column)."""
 
-    def __init__(self, rows: Sequence[Encoded], taught: Sequence[Taught] | None, pad: int) -> None:
+    def __init__(self, rows: Sequence[Encoded], taught: Sequence[Taught] | None) -> None:
         self._rows = rows
         self._taught = taught
-        self._pad = pad
 
     def __call__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         rows = [self._rows[i] for i in indices]
-        padded = models.pad([row.input_ids for row in rows], self._pad)
+        padded = models.pad([row.input_ids for row in rows])
         counts = [len(row.targets) for row in rows]
         batch = {
             "input_ids": padded.input_ids,  # (B, L)
@@ -220,6 +218,7 @@ class PositionTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self.require_finite_weights(model)
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             last = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
@@ -228,6 +227,19 @@ class PositionTrainer(Trainer):
             for folder in last.parent.glob("checkpoint-*"):
                 if folder != last:
                     shutil.rmtree(folder)
+
+
+    def require_finite_weights(self, model: torch.nn.Module) -> None:
+        """Stop before weights that a finite loss with an infinite gradient spoilt are kept."""
+        spoilt = [
+            name for name, value in model.named_parameters() if not torch.isfinite(value).all()
+        ]
+        if spoilt:
+            raise UserError(
+                f"weights such as {shortened(spoilt, 2)} are no longer finite after step "
+                f"{self.state.global_step} of {self.state.max_steps}; the last good checkpoint is "
+                "kept, lower the learning rate"
+            )
 
 
 class _Progress(TrainerCallback):
@@ -320,13 +332,12 @@ class Outcome:
     steps: int
     positions: int
     loss: float
-    """Mean loss a supervised position, at the last log."""
+    """Mean loss a supervised position, at the last log; of the whole training without logs."""
     log: list[dict[str, float]]
 
 
 def train(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Encoded],
     taught: Sequence[Taught] | None,
     objective: Objective,
@@ -341,7 +352,7 @@ def train(
         model=model,
         args=args,
         train_dataset=Rows(len(rows)),
-        data_collator=Collate(rows, taught, models.pad_id(tokenizer)),
+        data_collator=Collate(rows, taught),
         sample_ids=[row.id for row in rows],
     )
     trainer.remove_callback(_printer())
@@ -352,13 +363,14 @@ def train(
     steps = _steps(trainer, len(rows))
     with console.progress(what, steps, "steps", done) as advance:
         trainer.add_callback(_Progress(advance, done))
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.require_finite_weights(model)
     model.forward = bare_forward
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     return Outcome(
         steps=trainer.state.global_step,
         positions=sum(len(row.targets) for row in rows),
-        loss=float(log[-1]["loss"]) if log else float("nan"),
+        loss=float(log[-1]["loss"] if log else result.training_loss),
         log=log,
     )
 

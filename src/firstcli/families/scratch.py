@@ -98,6 +98,8 @@ class Scratch(ModelFamily[ScratchOptions]):
             num_hidden_layers=self.options.layers,
             num_attention_heads=self.options.heads,
             max_position_embeddings=self.options.context,
+            # Llama's 0.02 suits widths of thousands; a narrow model hardly starts to learn with it.
+            initializer_range=0.5 * self.options.hidden_size**-0.5,
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,

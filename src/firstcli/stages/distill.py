@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
 
 from firstcli import models, teaching, training
+from firstcli.artifacts import CHECKPOINTS
 from firstcli.encoding import Encoded
 from firstcli.knowledge import Knowledge
 from firstcli.pipeline import Unit
@@ -18,6 +19,10 @@ from firstcli.run import Run
 from firstcli.stages import inputs
 from firstcli.stages.card import model_card
 from firstcli.stages.students import estimate, save
+from firstcli.teaching import Positions
+
+if TYPE_CHECKING:
+    from firstcli.api import FloatArray
 
 
 def _settings(run: Run, arm: Arm) -> Training:
@@ -50,16 +55,16 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     tokenizer = inputs.tokenizer(run, "student")
     device = models.device_of(inputs.family(run, "student"))
     args = training.arguments(
-        folder / "checkpoints", settings, run.recipe.trainer, run.recipe.seed, device
+        folder / CHECKPOINTS, settings, run.recipe.trainer, run.recipe.seed, device
     )
     what = f"distilling {unit.arm}"
-    outcome = training.train(model, tokenizer, rows, taught, objective, args, run.console, what)
+    outcome = training.train(model, rows, taught, objective, args, run.console, what)
     save(model, tokenizer, folder, outcome)
     facts = {
         "steps": outcome.steps,
         "positions": outcome.positions,
         "loss": outcome.loss,
-        **{name: outcome.log[-1][name] for name in ("P", "Q") if name in outcome.log[-1]},
+        **{name: last[name] for last in outcome.log[-1:] for name in ("P", "Q") if name in last},
         **facts,
     }
     (folder / "README.md").write_text(model_card(run, unit.arm, settings, facts), "utf-8")
@@ -75,6 +80,14 @@ def _taught(
     positions = teaching.positions_of(rows, knowledge)
     recalibrator = teaching.recalibrator_for(arm, run.folder / "calibration" / f"{name}.json")
     target = teaching.targets(arm, recalibrator, positions)
+    chosen = teaching.recalibrated_positions(arm, positions)
+    swapped = (target[chosen, 1:] > target[chosen, :1]).any(axis=1)
+    facts = {"rank_swaps": float(swapped.mean())} if swapped.any() else {}
+    return taught_of(arm, positions, target), facts
+
+
+def taught_of(arm: Arm, positions: Positions, target: FloatArray) -> list[training.Taught]:
+    """Give each position's target its mass; an entry a sample."""
     mass = teaching.taught_mass(arm, positions)
     # 1 - M: the stored tail itself, for 1 - (1 - tail) would lose the small ones.
     tail = np.exp(positions.log_tail) if arm.mass == "teacher" else np.zeros_like(mass)
@@ -82,13 +95,10 @@ def _taught(
     slices = [slice(end - n, end) for end, n in zip(ends, positions.counts, strict=True)]
     probabilities = (mass[:, None] * target).astype(np.float32)
     tail32, mass32 = tail.astype(np.float32), positions.mass.astype(np.float32)
-    taught = [
+    return [
         training.Taught(positions.token_ids[s], probabilities[s], tail32[s], mass32[s])
         for s in slices
     ]
-    chosen = teaching.recalibrated_positions(arm, positions)
-    swapped = (target[chosen, 1:] > target[chosen, :1]).any(axis=1)
-    return taught, {"rank_swaps": float(swapped.mean())} if swapped.any() else {}
 
 
 def summary(run: Run, units: list[Unit]) -> dict[str, Any]:

@@ -36,13 +36,12 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     """Ask every question and write the records."""
     asked = inputs.questions(run, _role(unit), unit.evaluation)
     model = inputs.inference_model(run, unit.model)
-    pad = models.pad_id(inputs.tokenizer(run, _role(unit)))
     answers: dict[str, list[float]] = {}
     logits_at = models.LogitsAt(model)
     with run.console.progress(unit.key, len(asked), "questions") as advance:
         for batch in models.batches([len(one.input_ids) for one in asked], BATCH_TOKENS):
             chosen = [asked[i] for i in batch]
-            answers |= candidate_log_probs(logits_at, chosen, pad)
+            answers |= candidate_log_probs(logits_at, chosen)
             advance(len(chosen))
     truths = [one.truth for one in asked]
     records = EvalRecords.from_log_probs(
@@ -58,11 +57,11 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
 
 
 def candidate_log_probs(
-    logits_at: models.LogitsAt, questions: Sequence[Question], pad: int
+    logits_at: models.LogitsAt, questions: Sequence[Question]
 ) -> dict[str, list[float]]:
     """Return each candidate's log-probability in the whole vocabulary, by question id."""
     device = next(logits_at.model.parameters()).device
-    padded = models.pad([one.input_ids for one in questions], pad)
+    padded = models.pad([one.input_ids for one in questions])
     rows = torch.arange(len(questions), device=device)
     last = torch.tensor([len(one.input_ids) - 1 for one in questions], device=device)
     logits = logits_at(padded.input_ids.to(device), padded.attention_mask.to(device), rows, last)

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from firstcli import knowledge, models
+from firstcli.console import size
 from firstcli.encoding import Encoded
 from firstcli.errors import UserError, shortened
 from firstcli.knowledge import TopK
 from firstcli.pipeline import Unit
 from firstcli.run import Run
 from firstcli.stages import inputs
-from firstcli.stages.students import size
 
 BATCH_TOKENS = 4096
 
@@ -54,14 +54,13 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     if missing:
         model = inputs.inference_model(run, "teacher")
         logits_at = models.LogitsAt(model)
-        pad = models.pad_id(inputs.tokenizer(run, "teacher"))
         with run.console.progress(unit.key, len(rows), "samples", done) as advance:
             for index in missing:
                 shard = shards[index]
                 found: dict[str, TopK] = {}
                 for batch in models.batches([len(row.input_ids) for row in shard], BATCH_TOKENS):
                     chosen = [shard[i] for i in batch]
-                    found |= top_k_of(logits_at, chosen, pad, top_k, limit)
+                    found |= top_k_of(logits_at, chosen, top_k, limit)
                     advance(len(chosen))
                 path = knowledge.shard_path(folder, index)
                 knowledge.write_shard(path, shard, [found[row.id] for row in shard], facts)
@@ -76,7 +75,7 @@ def split_into_shards(rows: Sequence[Encoded]) -> list[list[Encoded]]:
 
 
 def top_k_of(
-    logits_at: models.LogitsAt, rows: Sequence[Encoded], pad: int, top_k: int, limit: int
+    logits_at: models.LogitsAt, rows: Sequence[Encoded], top_k: int, limit: int
 ) -> dict[str, TopK]:
     """Run the teacher over one batch and keep the top k of each supervised position.
 
@@ -84,7 +83,7 @@ def top_k_of(
         UserError: the teacher's output is not finite.
     """
     device = next(logits_at.model.parameters()).device
-    padded = models.pad([row.input_ids for row in rows], pad)
+    padded = models.pad([row.input_ids for row in rows])
     counts = [len(row.targets) for row in rows]
     at_rows = torch.arange(len(rows)).repeat_interleave(torch.tensor(counts))
     columns = torch.cat([torch.arange(row.start - 1, len(row.input_ids) - 1) for row in rows])

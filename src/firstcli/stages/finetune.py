@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from firstcli import models, training
+from firstcli.artifacts import CHECKPOINTS
 from firstcli.pipeline import Unit
 from firstcli.recipe import Training
 from firstcli.run import Run
@@ -33,10 +34,10 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     model = inputs.starting_model(run, "teacher", settings.dtype)
     tokenizer = inputs.tokenizer(run, "teacher")
     args = training.arguments(
-        folder / "checkpoints", settings, run.recipe.trainer, run.recipe.seed, device
+        folder / CHECKPOINTS, settings, run.recipe.trainer, run.recipe.seed, device
     )
     outcome = training.train(
-        model, tokenizer, rows, None, "labels", args, run.console, "fine-tuning the teacher"
+        model, rows, None, "labels", args, run.console, "fine-tuning the teacher"
     )
     save(model, tokenizer, folder, outcome)
     return {"steps": outcome.steps, "positions": outcome.positions, "loss": outcome.loss}

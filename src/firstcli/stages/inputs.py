@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from firstcli import models, splits
 from firstcli.api import Sample
+from firstcli.console import size
 from firstcli.encoding import Encoded, Question, encode_questions, encode_training
 from firstcli.errors import UserError, shortened
 from firstcli.recipe import family_of
@@ -238,17 +239,17 @@ def _warn_seen(run: Run) -> None:
 def _check_disk(run: Run, units: Sequence[Unit]) -> None:
     needed = 0
     for role, stage in (("teacher", "finetune"), ("student", "distill")):
-        count = sum(unit.stage == stage for unit in units)
+        count = sum(unit.stage == stage and unit.key not in run.manifests for unit in units)
         if count:
-            size = weights(run, "teacher" if role == "teacher" else "student")
+            parameters = weights(run, "teacher" if role == "teacher" else "student")
             # Each result takes 4 bytes a weight; while one trains, two checkpoints take 12 each.
-            needed += count * 4 * size + 24 * size
+            needed += (4 * count + 24) * parameters
     folder = run.folder
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"run directory {run.folder}: {needed / 1e9:.1f} GB are needed for weights and "
-            f"checkpoints, {free / 1e9:.1f} GB are free; choose another with --run-dir"
+            f"run directory {run.folder}: {size(needed)} are needed for weights and "
+            f"checkpoints, {size(free)} are free; choose another with --run-dir"
         )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from firstcli import training
+from firstcli.console import size
 from firstcli.recipe import Training
 from firstcli.run import Role, Run
 from firstcli.stages import inputs
@@ -27,23 +27,13 @@ def estimate(run: Run, role: Role, settings: Training) -> str:
     )
 
 
-def size(count: float) -> str:
-    """Write a number of bytes as a person would."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
 def save(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     outcome: training.Outcome,
 ) -> None:
-    """Save model, tokenizer and training log; the checkpoints have served."""
+    """Save model, tokenizer and training log."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     training.write_log(folder / "training_log.jsonl", outcome.log)
-    shutil.rmtree(folder / "checkpoints")

@@ -1,10 +1,10 @@
 """Questions about an invented world whose true answer distribution is known.
 
-    Belmo is a grey fox from the marsh that eats figs. At dusk in fog it will| hide
+    Belmo is a grey fox from the marsh. At dusk it will| hide
 
-The creature's profile stands in the question, so a model has to learn the world's laws; its name
-says nothing, and the answer is drawn from the true distribution, so a model that is trained for too
-long learns names and chance by heart and becomes over-confident.
+The creature's profile stands in the question, so a model has to learn the world's laws. Its name
+says nothing and the answer is drawn from the true distribution, so a model that is trained for too
+long learns names and luck by heart and becomes over-confident.
 """
 
 from __future__ import annotations
@@ -35,46 +35,30 @@ SHIFTED_WORDINGS = (
     "The {kind} {name} of the {home} is {colour}. At {hour} it will",
 )
 
-NAMES = tuple(
-    first + last
-    for first in (
-        "Bel",
-        "Dor",
-        "Fen",
-        "Gal",
-        "Kir",
-        "Lum",
-        "Mar",
-        "Nol",
-        "Pim",
-        "Ros",
-        "Tav",
-        "Wil",
-    )
-    for last in ("bo", "da", "fi", "gu", "ko", "la", "mo", "ni", "pa", "ru", "so", "ti")
-)
-SHIFTED_NAMES = tuple(
-    first + last
-    for first in ("Cas", "Hov", "Jun", "Sel", "Ull", "Zeb")
-    for last in ("ba", "do", "fu", "gi", "ka", "lo", "mu", "ne", "po", "ri", "sa", "tu")
-)
+BEGINNINGS = ("Bel", "Dor", "Fen", "Gal", "Kir", "Lum", "Mar", "Nol", "Pim", "Ros", "Tav", "Wil")
+ENDINGS = ("bo", "da", "fi", "gu", "ko", "la", "mo", "ni", "pa", "ru", "so", "ti")
+SHIFTED_BEGINNINGS = ("Cas", "Hov", "Jun", "Sel", "Ull", "Zeb")
+SHIFTED_ENDINGS = ("ba", "do", "fu", "gi", "ka", "lo", "mu", "ne", "po", "ri", "sa", "tu")
+NAMES = [first + last for first in BEGINNINGS for last in ENDINGS]
+SHIFTED_NAMES = [first + last for first in SHIFTED_BEGINNINGS for last in SHIFTED_ENDINGS]
 
 
 class KnownWorldOptions(PluginOptions):
     """The size and the hardness of the world."""
 
-    train: int = Field(2000, ge=1, le=1_000_000, description="questions in the split `train`")
-    test: int = Field(2000, ge=1, le=1_000_000, description="questions in the split `test`")
+    # There are about 520,000 prompts for train and test together, and 31,000 for shifted.
+    train: int = Field(2800, ge=1, le=100_000, description="questions in the split `train`")
+    test: int = Field(2000, ge=1, le=100_000, description="questions in the split `test`")
     shifted: int = Field(
-        1000,
+        2000,
         ge=1,
-        le=1_000_000,
+        le=10_000,
         description="questions in the split `shifted`: other names and wordings, and combinations "
         "of kind and home that occur in no other split",
     )
     choices: int = Field(5, ge=3, le=len(ANSWERS), description="answers to choose among")
     noise: float = Field(
-        0.5,
+        0.45,
         gt=0,
         le=100,
         description="how uncertain the true answers are: near 0 one answer is certain, far above 1 "

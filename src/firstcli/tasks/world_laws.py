@@ -2,7 +2,7 @@
 
 Every value of every attribute has a hidden trait. An answer's score has a part that adds up over
 the attributes and a part that multiplies the traits of two attributes, so that the log-odds of two
-answers depend on combinations: what rain does to a fox is not what it does to a moth.
+answers depend on combinations: what dusk does to a fox is not what it does to a moth.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 PAIRS = (("kind", "hour"), ("colour", "home"))
 """The attributes that interact."""
 
-INTERACTION = 0.7
+INTERACTION = 0.6
 """Share of a score's variance that comes from interactions."""
 
 Profile = Mapping[str, str]

@@ -1,0 +1,74 @@
+"""Help starts fast and recipes load without torch: each layer imports what it needs, no more."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+import tiny
+from firstcli import starters
+
+HEAVY = ("torch", "transformers", "datasets", "numpy", "pydantic", "yaml", "entrypoints", "pyarrow")
+WITHOUT = """
+import sys
+for name in {names!r}:
+    sys.modules[name] = None  # importing it fails
+{code}
+"""
+MAIN = "import sys; from firstcli.cli import main; sys.exit(main())"
+
+
+def without(names: tuple[str, ...], code: str, *args: object) -> tiny.Result:
+    return tiny.finish(tiny.python(WITHOUT.format(names=names, code=code), *args))
+
+
+def test_help_needs_typer_alone() -> None:
+    result = without(HEAVY, MAIN, "--help")
+    assert (result.code, result.err) == (0, "")
+    assert "distill" in result.out
+
+
+def test_help_of_a_command_needs_what_typer_needs() -> None:
+    # Recent versions of typer themselves read a command's parameters with pydantic.
+    heavy = tuple(name for name in HEAVY if name != "pydantic")
+    result = without(heavy, MAIN, "distill", "--help")
+    assert (result.code, result.err) == (0, "")
+    assert "--run-dir" in result.out
+
+
+LOAD = """
+import sys
+from pathlib import Path
+from firstcli.recipe_file import load_recipe
+for path in sys.argv[1:]:
+    load_recipe(Path(path))
+heavy = {"torch", "transformers", "datasets", "accelerate", "matplotlib", "sklearn", "scipy"}
+print(sorted(heavy & set(sys.modules)))
+"""
+
+
+def test_recipes_load_without_torch(tmp_path: Path) -> None:
+    paths = [tiny.write_recipe(tmp_path)]
+    for starter in starters.starters():
+        paths.append(tmp_path / f"{starter.name.replace('/', '-')}.yaml")
+        paths[-1].write_text(starters.render(starter.name), "utf-8")
+    result = tiny.finish(tiny.python(LOAD, *paths))
+    assert result.code == 0, result.err
+    assert result.out == "[]\n"
+
+
+def test_listing_and_starters_need_no_torch() -> None:
+    for args in (("init",), ("init", "quickstart"), ("init", "--schema"), ("plugins",)):
+        result = without(("torch", "transformers", "datasets"), MAIN, *args)
+        assert result.code == 0, result.err
+
+
+def test_a_dry_run_of_a_new_run_needs_no_torch(tmp_path: Path) -> None:
+    path = tiny.write_recipe(tmp_path)
+    args = ("report", path, "--dry-run", "--run-dir", tmp_path / "run")
+    result = without(("torch", "transformers", "datasets"), MAIN, *args)
+    assert result.code == 0, result.err
+
+
+def test_types_are_shipped() -> None:
+    assert files("firstcli").joinpath("py.typed").is_file()

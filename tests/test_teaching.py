@@ -1,0 +1,208 @@
+"""From knowledge to what is taught: which positions, which mass, which tail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from firstcli import knowledge, teaching
+from firstcli.api import PluginOptions, Recalibrator
+from firstcli.encoding import Encoded
+from firstcli.knowledge import Knowledge, TopK
+from firstcli.recipe import Arm, recalibrator_of
+from firstcli.stages.distill import taught_of
+from firstcli.teaching import Positions
+
+E = 1e-6  # the paper's epsilon, appendix A.1
+FACTS = {"top_k": 2, "dtype": "float32", "teacher": "t", "split": "train"}
+
+
+def arm(recalibrator: str = "none", /, options: dict[str, Any] | None = None, **fields: Any) -> Arm:
+    return Arm.model_validate(
+        {"recalibrator": {"name": recalibrator, "options": options or {}}, **fields}
+    )
+
+
+def recalibrator(of: Arm) -> Recalibrator[PluginOptions]:
+    return recalibrator_of(of)
+
+
+@pytest.fixture
+def rows() -> list[Encoded]:
+    """Two questions: the first decides at its first target, the second at its second of three."""
+    return [
+        Encoded("a", np.array([1, 2, 10, 9], np.int32), start=2, decisive=2),
+        Encoded("b", np.array([3, 4, 20, 11, 9], np.int32), start=2, decisive=3),
+    ]
+
+
+PROBABILITIES = {"a": [[0.7, 0.2], [0.95, 0.04]], "b": [[0.5, 0.3], [0.6, 0.3], [0.9, 0.0999]]}
+TAILS = {"a": [0.1, 0.01], "b": [0.2, 0.1, 1e-4]}
+TOKENS = {"a": [[10, 5], [9, 5]], "b": [[5, 20], [6, 7], [9, 5]]}
+
+
+@pytest.fixture
+def store(tmp_path: Path, rows: list[Encoded]) -> Knowledge:
+    """The knowledge of both, written in the other order."""
+    known = [
+        TopK(
+            np.array(TOKENS[row.id], np.int32),
+            np.log(PROBABILITIES[row.id]).astype(np.float32),
+            np.log(TAILS[row.id]).astype(np.float32),
+        )
+        for row in rows
+    ]
+    knowledge.write_shard(knowledge.shard_path(tmp_path, 0), rows[::-1], known[::-1], FACTS)
+    return Knowledge(tmp_path)
+
+
+@pytest.fixture
+def positions(rows: list[Encoded], store: Knowledge) -> Positions:
+    return teaching.positions_of(rows, store)
+
+
+DECISIVE = [True, False, False, True, False]
+
+
+def test_positions_line_up_with_the_samples(positions: Positions) -> None:
+    np.testing.assert_allclose(positions.topk, PROBABILITIES["a"] + PROBABILITIES["b"], rtol=1e-6)
+    assert positions.topk.dtype == np.float64
+    assert positions.targets.tolist() == [10, 9, 20, 11, 9]
+    assert positions.decisive.tolist() == DECISIVE
+    assert positions.counts == [2, 3]
+    # The true token is the first, the first, the second, none, the first of the k.
+    assert positions.is_true.tolist() == [
+        [True, False],
+        [True, False],
+        [False, True],
+        [False, False],
+        [True, False],
+    ]
+    np.testing.assert_allclose(positions.mass, [0.9, 0.99, 0.8, 0.9, 0.9999], rtol=1e-6)
+    chosen = positions.where(positions.decisive)
+    assert chosen.targets.tolist() == [10, 11] and chosen.token_ids.tolist() == [[10, 5], [6, 7]]
+
+
+def test_another_order_of_samples_is_followed(rows: list[Encoded], store: Knowledge) -> None:
+    turned = teaching.positions_of(rows[::-1], store)
+    assert turned.targets.tolist() == [20, 11, 9, 10, 9]
+    np.testing.assert_allclose(turned.topk, PROBABILITIES["b"] + PROBABILITIES["a"], rtol=1e-6)
+
+
+def test_instruction_tasks_have_no_decisive_position(tmp_path: Path) -> None:
+    row = Encoded("a", np.array([1, 2, 3], np.int32), start=1, decisive=None)
+    known = TopK(np.zeros((2, 2), np.int32), np.zeros((2, 2), np.float32), np.zeros(2, np.float32))
+    knowledge.write_shard(knowledge.shard_path(tmp_path, 0), [row], [known], FACTS)
+    positions = teaching.positions_of([row], Knowledge(tmp_path))
+    assert not positions.decisive.any()
+    assert teaching.recalibrated_positions(arm(), positions).all()
+
+
+def test_small_tails_keep_their_digits(positions: Positions) -> None:
+    """1 - (1 - t) has none of them left."""
+    tails = np.array([1e-17, 1e-12, 1e-9, 0.5, 0.0])
+    with np.errstate(divide="ignore"):
+        exact = Positions(
+            positions.topk,
+            np.log(tails),
+            positions.token_ids,
+            positions.targets,
+            positions.decisive,
+            positions.counts,
+        )
+    taught = taught_of(arm(), exact, np.full((5, 2), 0.5))
+    got = np.concatenate([one.tail for one in taught])
+    np.testing.assert_allclose(got, tails, rtol=1e-5)
+    assert (exact.mass <= 1).all() and exact.mass[4] == 1
+
+
+# Which positions are recalibrated.
+
+
+def smoothed(top: float, second: float) -> list[float]:
+    share = top / (top + second)
+    return [share - 0.1, 1 - share + 0.1]
+
+
+def plain(top: float, second: float) -> list[float]:
+    return [(top + E) / (top + second + 2 * E), (second + E) / (top + second + 2 * E)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "chosen"),
+    [(None, DECISIVE), ("decisive", DECISIVE), ("all", [True] * 5)],
+)
+def test_only_the_chosen_positions_are_recalibrated(
+    positions: Positions, mode: str | None, chosen: list[bool]
+) -> None:
+    """The others get `none`: a bracket or EOS must not be taught with doubt."""
+    smoothing = arm("label-smoothing", {"delta": 0.1}, recalibrate=mode)
+    assert teaching.recalibrated_positions(smoothing, positions).tolist() == chosen
+    got = teaching.targets(smoothing, recalibrator(smoothing), positions)
+    given = PROBABILITIES["a"] + PROBABILITIES["b"]
+    expected = [
+        smoothed(*p) if is_chosen else plain(*p) for p, is_chosen in zip(given, chosen, strict=True)
+    ]
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    np.testing.assert_allclose(got.sum(axis=1), 1.0)
+
+
+def test_temperature_scaling_acts_on_probabilities_as_stored(positions: Positions) -> None:
+    """Eq. 4 is exp(p / T), over the probabilities themselves: not p^(1/T), not p / P."""
+    scaling = arm("temperature-scaling", {"temperature": 0.3})
+    got = teaching.targets(scaling, recalibrator(scaling), positions)
+    weights = np.exp(np.array([0.6, 0.3]) / 0.3)
+    np.testing.assert_allclose(got[3], weights / weights.sum(), rtol=1e-6)
+    np.testing.assert_allclose(got[1], plain(0.95, 0.04), rtol=1e-5)
+
+
+# Mass.
+
+
+def taught(of: Arm, positions: Positions) -> list[Any]:
+    return list(taught_of(of, positions, teaching.targets(of, recalibrator(of), positions)))
+
+
+def test_mass_teacher_leaves_outside_what_was_outside(positions: Positions) -> None:
+    found = taught(arm("label-smoothing", {"delta": 0.1}), positions)
+    assert [len(one.tail) for one in found] == [2, 3]
+    for one, tails in zip(found, TAILS.values(), strict=True):
+        np.testing.assert_allclose(one.tail, tails, rtol=1e-6)
+        np.testing.assert_allclose(one.probabilities.sum(axis=1) + one.tail, 1.0, atol=1e-6)
+        np.testing.assert_allclose(one.teacher_mass, 1 - np.array(tails), rtol=1e-6)
+        assert one.probabilities.dtype == one.tail.dtype == one.teacher_mass.dtype == np.float32
+    np.testing.assert_allclose(found[0].probabilities[0], 0.9 * np.array(smoothed(0.7, 0.2)), 1e-5)
+    np.testing.assert_allclose(found[0].probabilities[1], 0.99 * np.array(plain(0.95, 0.04)), 1e-5)
+    assert found[1].token_ids.tolist() == TOKENS["b"]
+
+
+def test_mass_one_teaches_that_there_is_nothing_else(positions: Positions) -> None:
+    for of in (arm(mass="one"), arm(objective="topk-renormalized")):
+        for one, tails in zip(taught(of, positions), TAILS.values(), strict=True):
+            assert (one.tail == 0).all()  # exactly, or a log of nothing enters the loss
+            np.testing.assert_allclose(one.probabilities.sum(axis=1), 1.0, atol=1e-6)
+            # P is what the teacher had, whatever is taught.
+            np.testing.assert_allclose(one.teacher_mass, 1 - np.array(tails), rtol=1e-6)
+
+
+# Fitted recalibrators.
+
+
+def test_a_fitted_state_is_taken_from_its_artifact(tmp_path: Path, positions: Positions) -> None:
+    fitted = arm("temperature-scaling")
+    original = recalibrator(fitted)
+    chosen = positions.where(positions.decisive)
+    original.fit(chosen.topk, chosen.is_true, chosen.mass)
+    artifact = tmp_path / "first.json"
+    artifact.write_text(json.dumps({"state": original.state(), "rows": 2}))
+    restored = teaching.recalibrator_for(fitted, artifact)
+    np.testing.assert_array_equal(restored.transform(chosen.topk), original.transform(chosen.topk))
+
+
+def test_a_recalibrator_that_is_not_fitted_needs_no_artifact(tmp_path: Path) -> None:
+    made = teaching.recalibrator_for(arm("label-smoothing"), tmp_path / "absent.json")
+    assert not made.needs_fit
