@@ -234,8 +234,7 @@ def test_nan_in_the_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path
         command += ["--set", override]
     command += ["--set", "trainer.save_steps=1", "--set", "trainer.max_grad_norm=0"]
     result = first(*command, "--set", "student.training.learning_rate=1e19")
-    told = result.mistake("distill fine-tune", "the loss became", "at step", "of 15")
-    assert "lower the learning rate" in told
+    result.mistake("distill fine-tune", "of 15", "last good checkpoint is kept", "learning rate")
     work = tmp_path / "run" / "students" / ".fine-tune.partial"
     assert len(list(work.glob("checkpoints/*/complete"))) == 1
     assert not (tmp_path / "run" / "students" / "fine-tune").exists()

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -72,9 +72,8 @@ def fit(
     console: Console | None = None,
     **changes: Any,
 ) -> training.Outcome:
-    args = training.arguments(
-        folder, settings(**changes), {"logging_steps": 1, **(trainer or {})}, 0, CPU
-    )
+    quick = {"logging_steps": 1, "save_strategy": "no"}
+    args = training.arguments(folder, settings(**changes), quick | (trainer or {}), 0, CPU)
     console = console or Console(quiet=True)
     return training.train(model, rows, taught, objective, args, console, "training")
 
@@ -215,12 +214,13 @@ def test_loss_and_gradient_of_a_step_are_those_of_the_whole_batch(
     reference = make_llama(V)
     loss = naive_loss(reference, rows, taught, objective)
     gradients = torch.autograd.grad(loss, list(reference.parameters()))
+    expected = loss.item()
     norm = torch.cat([gradient.ravel() for gradient in gradients]).norm()
     outcome = fit(
         make_llama(V), rows, tmp_path, taught=taught, objective=objective, micro_batch_size=micro
     )
     [log] = outcome.log
-    assert log["loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert log["loss"] == pytest.approx(expected, rel=1e-5)
     assert log["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
     assert outcome.steps == 1
     assert outcome.positions == sum(len(row.targets) for row in rows)
@@ -239,7 +239,7 @@ def test_labels_is_torch_s_cross_entropy_over_all_positions(
         logits[:, :-1].reshape(-1, V), masked[:, 1:].reshape(-1), ignore_index=-100
     )
     outcome = fit(model, rows, tmp_path, micro_batch_size=2)
-    assert outcome.log[0]["loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert outcome.log[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -277,8 +277,7 @@ def test_the_last_incomplete_batch_is_a_mean_over_its_own_positions(
     tmp_path: Path, make_llama: MakeLlama, monkeypatch: pytest.MonkeyPatch, micro: int
 ) -> None:
     def in_order(trainer: training.PositionTrainer, *_: object) -> SequentialSampler:
-        assert trainer.train_dataset is not None
-        return SequentialSampler(trainer.train_dataset)
+        return SequentialSampler(cast(Sized, trainer.train_dataset))
 
     monkeypatch.setattr(training.PositionTrainer, "_get_train_sampler", in_order)
     rows, model = some_rows(11), make_llama(V)
@@ -321,7 +320,6 @@ def test_a_trained_student_reaches_what_it_is_taught(tmp_path: Path, make_llama:
         objective="topk-tail",
         epochs=150,
         learning_rate=1e-2,
-        trainer={"save_strategy": "no"},
     )
     batch = training.Collate(rows, taught)(range(4))
     with torch.no_grad():
@@ -369,6 +367,8 @@ def test_training_without_logs_still_says_its_loss(tmp_path: Path, make_llama: M
 
 # Interruption.
 
+SAVING = {"save_strategy": "epoch"}
+
 
 class Interrupted(Exception):
     pass
@@ -396,6 +396,7 @@ def test_a_resumed_run_equals_an_undisturbed_one(tmp_path: Path, make_llama: Mak
     rows = some_rows(21)
     taught = some_taught(rows)
     common: dict[str, Any] = {"taught": taught, "objective": "topk-tail", "epochs": 3}
+    common["trainer"] = SAVING
     undisturbed = make_llama(V)
     whole = fit(undisturbed, rows, tmp_path / "whole", **common)
     with pytest.raises(Interrupted):
@@ -413,15 +414,15 @@ def test_a_run_killed_after_its_last_step_has_nothing_left_to_do(
     tmp_path: Path, make_llama: MakeLlama
 ) -> None:
     rows, model = some_rows(16), make_llama(V)
-    first = fit(model, rows, tmp_path)
+    first = fit(model, rows, tmp_path, trainer=SAVING)
     again = make_llama(V, seed=99)
-    second = fit(again, rows, tmp_path)
+    second = fit(again, rows, tmp_path, trainer=SAVING)
     assert torch.equal(weights(again), weights(model))
     assert (second.steps, second.loss) == (first.steps, first.loss)
 
 
 def test_only_the_last_checkpoint_is_kept(tmp_path: Path, make_llama: MakeLlama) -> None:
-    fit(make_llama(V), some_rows(16), tmp_path, epochs=3)
+    fit(make_llama(V), some_rows(16), tmp_path, epochs=3, trainer=SAVING)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-6"]
 
 
@@ -445,6 +446,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
     rows = some_rows(16)
     taught = some_taught(rows)
     common: dict[str, Any] = {"taught": taught, "objective": "topk-tail", "epochs": 2}
+    common["trainer"] = SAVING
     with pytest.raises(Interrupted):
         fit(make_llama(V), rows, tmp_path, console=Interrupting(3), **common)
     taught[5].probabilities[0, 0] = np.nan
@@ -457,7 +459,10 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
     assert checkpoint is not None and checkpoint.name == "checkpoint-2"
 
 
-def test_spoilt_weights_are_never_saved(tmp_path: Path, make_llama: MakeLlama) -> None:
+@pytest.mark.parametrize("trainer", [SAVING, {}])
+def test_spoilt_weights_are_never_kept(
+    tmp_path: Path, make_llama: MakeLlama, trainer: dict[str, Any]
+) -> None:
     """The loss is finite, its gradient is not: nothing but the weights shows it."""
     model = make_llama(V)
 
@@ -466,7 +471,7 @@ def test_spoilt_weights_are_never_saved(tmp_path: Path, make_llama: MakeLlama) -
 
     model.get_output_embeddings().get_parameter("weight").register_hook(spoil)
     with pytest.raises(UserError, match=r"'lm_head.weight'.*no longer finite after step 1 of 1"):
-        fit(model, some_rows(8), tmp_path)
+        fit(model, some_rows(8), tmp_path, trainer=trainer)
     assert training.last_checkpoint(tmp_path) is None
 
 

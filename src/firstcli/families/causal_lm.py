@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from firstcli.api import ModelFamily, ModelRef, PluginOptions
-from firstcli.errors import UserError
+from firstcli.errors import UserError, shortened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -68,14 +68,21 @@ class CausalLM(ModelFamily[CausalLMOptions]):
         import torch
         from transformers import AutoModelForCausalLM
 
-        model: PreTrainedModel = self._load(
+        model: PreTrainedModel
+        model, loading = self._load(
             ref,
             "model",
             AutoModelForCausalLM.from_pretrained,
             dtype=getattr(torch, dtype),
             use_safetensors=True,  # never unpickle weights
             attn_implementation=self.options.attn_implementation,
+            output_loading_info=True,
         )
+        if missing := sorted(loading["missing_keys"]):  # transformers draws them at random
+            raise UserError(
+                f"checkpoint {ref.checkpoint}: {len(missing)} weights are missing, such as "
+                f"{shortened(missing, 2)}; give a complete checkpoint of a causal language model"
+            )
         return model
 
     def trained_model(
@@ -93,6 +100,8 @@ class CausalLM(ModelFamily[CausalLMOptions]):
         return self.options.dtype
 
     def _load(self, ref: ModelRef, what: str, load: Any, **options: Any) -> Any:
+        from safetensors import SafetensorError
+
         if ref.folder is not None and not (ref.folder / "config.json").is_file():
             found = "no such folder" if not ref.folder.is_dir() else "no config.json in it"
             raise UserError(
@@ -106,7 +115,7 @@ class CausalLM(ModelFamily[CausalLMOptions]):
                 **options,
             )
         # transformers reports what is wrong with a checkpoint as any of these.
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(
                 f"checkpoint {ref.checkpoint}: its {what} cannot be loaded: {reason}"
