@@ -49,7 +49,7 @@ def fit(
         Rows(len(rows)),
         batch_size=settings.batch_size,
         sampler=RandomSampler(Rows(len(rows))),
-        collate_fn=Collate(rows, taught, 0),
+        collate_fn=Collate(rows, taught),
     )
     steps = math.ceil(len(loader) * settings.epochs)
     warm = math.ceil(0.03 * steps)
@@ -90,7 +90,7 @@ def fit(
 def know(model: Any, rows: Sequence[Encoded], top_k: int) -> teaching.Positions:
     """Top k of every supervised position."""
     found: dict[int, TopK] = {}
-    collate = Collate(rows, None, 0)
+    collate = Collate(rows, None)
     for chosen in models.batches([len(row.input_ids) for row in rows], 4096):
         log_probs = torch.log_softmax(logits_of(model, collate(chosen)), -1)
         values, ids = log_probs.topk(top_k)

@@ -1,9 +1,10 @@
 """Run a recipe with several seeds and print mean and spread of every model.
 
-    python benchmarks/seeds.py recipes/quickstart.yaml --seeds 1 2 3 4 5
+    python benchmarks/seeds.py recipes/quickstart.yaml --seeds 1 2 3 4 5 --worlds 2
 
-The seed draws weights and order of samples and, for `known-world`, the world with its questions and
-labels. Runs go to `runs/seeds/<recipe>/<seed>` and are taken up again where they stopped.
+The seed draws weights and order of samples and, with `--worlds N`, the `known-world` of training
+and of the first N evaluations. Runs go to `runs/seeds/<recipe>/<seed>` and are taken up again where
+they stopped.
 """
 
 from __future__ import annotations

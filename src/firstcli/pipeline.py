@@ -211,6 +211,9 @@ def reads_of(run: Run, unit: Unit) -> dict[str, str]:
             reads["shared vocabulary"] = _shared_vocabulary(run)
         case "calibrate":
             reads |= _arm_reads(recipe, unit.arm, ("recalibrator", "mass", "recalibrate"))
+            # Which positions decide follows from the candidates, of which knowledge knows nothing.
+            samples = run.training.validation
+            reads["validation samples"] = run.content_of_samples("validation", samples)
         case "distill":
             arm = recipe.arms[unit.arm]
             reads |= _model_reads(run, "student") | _training_data(run)

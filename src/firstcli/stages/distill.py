@@ -32,11 +32,6 @@ def _settings(run: Run, arm: Arm) -> Training:
 def check(run: Run, unit: Unit) -> str:
     """Check data, tokenizer and trainer fields; return what the plan says of size."""
     settings = _settings(run, run.recipe.arms[unit.arm])
-    if settings.dtype == "bfloat16":
-        run.console.warn(
-            f"arms.{unit.arm}: trains bfloat16 weights, which do not feel steps as small as 2e-5; "
-            "dtype: float32 with autocast is the safe choice"
-        )
     device = models.device_of(inputs.family(run, "student"))
     training.arguments(run.folder, settings, run.recipe.trainer, run.recipe.seed, device)
     return estimate(run, "student", settings)

@@ -15,26 +15,22 @@ from firstcli import metrics, models
 from firstcli.encoding import Question
 from firstcli.pipeline import Unit
 from firstcli.records import EvalRecords
-from firstcli.run import Role, Run
+from firstcli.run import Run
 from firstcli.stages import inputs
 
 BATCH_TOKENS = 8192
 
 
-def _role(unit: Unit) -> Role:
-    return "teacher" if unit.model == "teacher" else "student"
-
-
 def check(run: Run, unit: Unit) -> str:
     """Check that the candidates can be told apart; return what the plan says of size."""
-    asked = inputs.questions(run, _role(unit), unit.evaluation)
+    asked = inputs.questions(run, unit.role, unit.evaluation)
     return f"{len(asked)} questions"
 
 
 @torch.inference_mode()
 def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     """Ask every question and write the records."""
-    asked = inputs.questions(run, _role(unit), unit.evaluation)
+    asked = inputs.questions(run, unit.role, unit.evaluation)
     model = inputs.inference_model(run, unit.model)
     answers: dict[str, list[float]] = {}
     logits_at = models.LogitsAt(model)

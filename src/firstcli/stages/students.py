@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 def estimate(run: Run, role: Role, settings: Training) -> str:
     """Say how much training will work on and what memory its weights need."""
+    if settings.dtype == "bfloat16":
+        run.console.warn(
+            f"the {role} trains bfloat16 weights, which do not feel steps as small as 2e-5; "
+            "dtype: float32 with autocast is the safe choice"
+        )
     rows = inputs.training_rows(run, role, "train")
     parameters = inputs.weights(run, role)
     # Weights, gradients and Adam's two moments; activations come on top.

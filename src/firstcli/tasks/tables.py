@@ -143,6 +143,8 @@ def read_rows(path: Path) -> list[Row]:
         raise UserError(f"{path}: this is a folder, expected a file")
     read = _READERS.get(path.suffix.lower())
     if read is None:
+        if not path.exists():
+            raise UserError(f"{path}: there is no such file or folder")
         raise UserError(f"{path}: expected the path of a file that ends in {_ENDINGS}")
     try:
         rows = list(read(path))
