@@ -26,7 +26,7 @@ fix: $(VENV)/.installed-dev  ## format, and mend what ruff can mend
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# The constraints file pins a CPU build of PyTorch, without gigabytes of CUDA packages.
+# The constraints file pins the PyTorch that we test with.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +19,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from conftest import MakeLlama
 from firstcli import knowledge, models
 from firstcli.api import Sample
+from firstcli.console import Console
 from firstcli.encoding import Encoded, encode_training
 from firstcli.errors import UserError
 from firstcli.knowledge import TopK
+from firstcli.recipe import Recipe
+from firstcli.run import Run
+from firstcli.stages import extract as stage
+from firstcli.stages import inputs
 from firstcli.stages.extract import split_into_shards, top_k_log_probs, top_k_of
+from firstcli.units import units_of
 
 TOP_K = 5
 
@@ -198,6 +206,85 @@ def test_a_store_gives_every_sample_its_own(
     store = knowledge.Knowledge(tmp_path)
     for one in rows[::-1]:
         assert_same_knowledge(store.of(one), found[one.id])
+
+
+# The stage itself: a teacher of new weights, killed and taken up again.
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A recipe whose teacher is not trained, over 40 rows of text."""
+    lines = [
+        {"id": f"r{n}", "prompt": f"Count {n}:", "response": " one two three"[: 3 + n % 11]}
+        for n in range(40)
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    model = {
+        "family": "scratch",
+        "options": {"hidden_size": 16, "layers": 1, "heads": 2, "vocabulary": 280},
+    }
+    recipe = Recipe.model_validate(
+        {
+            "name": "tiny",
+            "train": {"task": {"name": "instruction", "options": {"path": str(data)}}},
+            "evaluate": [{"task": {"name": "known-world"}}],
+            "teacher": {"model": model},
+            "student": {"model": model},
+            "arms": {"distill": {}},
+        }
+    )
+    return Run(recipe, {}, tmp_path / "run", Console(quiet=True))
+
+
+def test_the_stage_stores_every_sample_under_its_id(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches and shards of several lengths, against one position at a time."""
+    monkeypatch.setattr(knowledge, "SHARD_ROWS", 16)
+    monkeypatch.setattr(stage, "BATCH_TOKENS", 60)
+    unit = units_of(run.recipe, run.folder)["extract train"]
+    facts = stage.work(run, unit, tmp_path)
+    store = knowledge.Knowledge(tmp_path)
+    rows = inputs.training_rows(run, "teacher", "train")
+    assert len(store) == facts["samples"] == len(rows) > 32
+    model = inputs.inference_model(run, "teacher")
+    for one in rows:
+        ids, tails = naive_top_k(model, one, TOP_K)
+        known = store.of(one)
+        assert known.token_ids.tolist() == ids
+        np.testing.assert_allclose(np.exp(known.log_tail), tails, atol=1e-5)
+
+
+def test_a_killed_extraction_goes_on_and_ends_the_same(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(knowledge, "SHARD_ROWS", 10)
+    unit = units_of(run.recipe, run.folder)["extract train"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    facts = stage.work(run, unit, whole)
+    written: list[str] = []
+    write_shard = knowledge.write_shard
+
+    def dies_at_the_third(path: Path, *args: Any) -> None:
+        if len(written) == 2:
+            path.with_suffix(".tmp").write_bytes(b"half")
+            raise KeyboardInterrupt
+        written.append(path.name)
+        write_shard(path, *args)
+
+    with monkeypatch.context() as dying:
+        dying.setattr(knowledge, "write_shard", dies_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            stage.work(run, unit, killed)
+    first = knowledge.shard_path(killed, 0).stat().st_mtime_ns
+    assert stage.work(run, unit, killed) == facts
+    assert knowledge.shard_path(killed, 0).stat().st_mtime_ns == first  # not done again
+    assert {path.name: path.read_bytes() for path in killed.iterdir()} == {
+        path.name: path.read_bytes() for path in whole.iterdir()
+    }
 
 
 @pytest.mark.shared

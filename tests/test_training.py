@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import SequentialSampler
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from conftest import MakeLlama
 from firstcli import knowledge, models, objectives, teaching, training
@@ -473,6 +473,35 @@ def test_spoilt_weights_are_never_kept(
     with pytest.raises(UserError, match=r"'lm_head.weight'.*no longer finite after step 1 of 1"):
         fit(model, some_rows(8), tmp_path, trainer=trainer)
     assert training.last_checkpoint(tmp_path) is None
+
+
+# Real tokenizers.
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["gpt2", "mistral"])
+def test_a_student_with_a_real_tokenizer_comes_to_agree_with_its_teacher(
+    tmp_path: Path, shared_models: Path, make_llama: MakeLlama, name: str
+) -> None:
+    """From text to a trained student's answer, over a whole real vocabulary."""
+    tokenizer = AutoTokenizer.from_pretrained(shared_models / "tokenizers" / name)
+    samples = [
+        Sample.question(f"Q: {text}?\nA: The answer is (", ["a).", "b)."], n % 2, id=text)
+        for n, text in enumerate(["Where", "Who is it", "What does one do there", "Why"])
+    ]
+    rows, _ = encode_training(samples, tokenizer, "train")
+    teacher = make_llama(len(tokenizer), initializer_range=0.2)
+    with torch.no_grad():
+        found = top_k_of(models.LogitsAt(teacher), rows, K, len(tokenizer))
+    path = knowledge.shard_path(tmp_path, 0)
+    knowledge.write_shard(path, rows, [found[row.id] for row in rows], {"top_k": K})
+    arm = Arm.model_validate({"recalibrator": {"name": "none"}})
+    positions = teaching.positions_of(rows, Knowledge(tmp_path))
+    taught = taught_of(arm, positions, teaching.targets(arm, recalibrator_of(arm), positions))
+    student = make_llama(len(tokenizer), seed=1, initializer_range=0.2)
+    outcome = fit(student, rows, tmp_path / "run", taught=taught, objective="topk-tail", epochs=40)
+    assert outcome.loss < 0.1 * outcome.log[0]["loss"]
+    assert outcome.log[-1]["Q"] == pytest.approx(outcome.log[-1]["P"], abs=0.02)
 
 
 # Arguments.

@@ -48,7 +48,10 @@ class SourcedStr(str):
 def _resolve(value: object) -> object:
     if not isinstance(value, str):
         return value
-    path = Path(str(value)).expanduser()
+    try:
+        path = Path(str(value)).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise ValueError(f"found '{value}', but {str(error).lower()}") from error
     return path if path.is_absolute() else getattr(value, "base", Path.cwd()) / path
 
 
@@ -103,17 +106,17 @@ class Split:
     dropped: dict[str, int] = field(default_factory=dict)
 
 
-O = TypeVar("O", bound=PluginOptions)
+OptionsT = TypeVar("OptionsT", bound=PluginOptions)
 
 
-class Task(ABC, Generic[O]):
+class Task(ABC, Generic[OptionsT]):
     """A plugin of the group `firstcli.tasks`: samples of each split."""
 
     Options: ClassVar[type[PluginOptions]] = PluginOptions
     has_candidates: ClassVar[bool] = True
     """Whether samples carry candidates, so that models can be evaluated on them."""
 
-    def __init__(self, options: O) -> None:
+    def __init__(self, options: OptionsT) -> None:
         self.options = options
 
     @property
@@ -126,7 +129,7 @@ class Task(ABC, Generic[O]):
         """Return the samples of one of `splits`, in a fixed order.
 
         Raises:
-            UserError: a file is missing or a row is malformed; names the file, the line and the key.
+            UserError: a file is missing or a row is malformed; names file, line and key.
         """
 
 
@@ -141,10 +144,11 @@ class ModelRef:
     @property
     def folder(self) -> Path | None:
         """The local folder, or None for a hub id."""
-        return Path(self.checkpoint) if self.checkpoint and Path(self.checkpoint).is_absolute() else None
+        path = Path(self.checkpoint or "")
+        return path if path.is_absolute() else None
 
 
-class ModelFamily(ABC, Generic[O]):
+class ModelFamily(ABC, Generic[OptionsT]):
     """A plugin of the group `firstcli.families`: how to get a model and its tokenizer.
 
     A trained model is saved as a Hugging Face folder and loaded again by the Auto classes, so a
@@ -157,7 +161,7 @@ class ModelFamily(ABC, Generic[O]):
     needs_text: ClassVar[bool] = False
     """Whether the tokenizer is made from the training task's text."""
 
-    def __init__(self, options: O) -> None:
+    def __init__(self, options: OptionsT) -> None:
         self.options = options
 
     @abstractmethod
@@ -200,7 +204,7 @@ class ModelFamily(ABC, Generic[O]):
         return "auto"
 
 
-class Recalibrator(ABC, Generic[O]):
+class Recalibrator(ABC, Generic[OptionsT]):
     """A plugin of the group `firstcli.recalibrators`: better probabilities for the teacher's top k.
 
     Arrays are float64, a row a position, columns from the most to the least likely token.
@@ -210,7 +214,7 @@ class Recalibrator(ABC, Generic[O]):
     keeps_ranks: ClassVar[bool] = True
     """Whether `transform` never changes the order of a row's probabilities."""
 
-    def __init__(self, options: O) -> None:
+    def __init__(self, options: OptionsT) -> None:
         self.options = options
 
     @property

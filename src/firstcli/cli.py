@@ -17,7 +17,7 @@ from firstcli import __version__
 from firstcli.errors import UserError
 
 if TYPE_CHECKING:
-    from firstcli.pipeline import Stage
+    from firstcli.units import Stage
 
 app = typer.Typer(
     name="first",

@@ -80,7 +80,7 @@ def write_shard(
     table = table.replace_schema_metadata({"firstcli": json.dumps(about, sort_keys=True)})
     partial = path.with_suffix(".tmp")
     with partial.open("wb") as file:
-        pq.write_table(table, file, compression="zstd")
+        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
@@ -115,7 +115,7 @@ class Knowledge:
             if int(str(facts["version"])) > VERSION:
                 raise UserError(f"{path}: written by a newer firstcli (format {facts['version']})")
             self.top_k = int(str(facts["top_k"]))
-            tables.append(pq.read_table(path))
+            tables.append(pq.read_table(path, page_checksum_verification=True))
         table = pa.concat_tables(tables).combine_chunks() if tables else _SCHEMA.empty_table()
         self._row_of = {id: row for row, id in enumerate(table.column("id").to_pylist())}
         self._tokens = table.column("tokens").to_pylist()

@@ -1,39 +1,32 @@
-"""Plan and run: which units a command needs, which of them are up to date, and in what order.
-
-    finetune -> extract -> calibrate -> distill -> eval -> report
-
-A unit is the least that is redone: (stage, arm) or (stage, model, evaluation). Its fingerprint
-covers everything in `reads`: recipe keys that matter, the content of inputs, the seed, and a format
-number that we raise when a stage's results change. Versions, paths, process count, micro-batch and
-device are not in it.
-"""
+"""Plan and run: which units of a command are up to date, and the work on the others."""
 
 from __future__ import annotations
 
 import errno
 import importlib
+import os
 import platform
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from rich.table import Table
 
-from firstcli.artifacts import Artifact, Manifest, changes, fingerprint, locked
+from firstcli.artifacts import Manifest, changes, fingerprint, locked
 from firstcli.console import Console
-from firstcli.errors import UserError, did_you_mean
-from firstcli.recipe import Arm, Recipe, Training, recalibrator_of, training_of
+from firstcli.errors import UserError
+from firstcli.reads import reads_of
+from firstcli.recipe import Recipe
 from firstcli.recipe_file import load_recipe
-from firstcli.run import Part, Role, Run
+from firstcli.run import Run
+from firstcli.units import Stage, Unit, units_of, wanted, with_upstream
 
-Stage = Literal["finetune", "extract", "calibrate", "distill", "eval", "report"]
-STAGES: tuple[Stage, ...] = ("finetune", "extract", "calibrate", "distill", "eval", "report")
 MODULES: dict[Stage, str] = {
     "finetune": "finetune",
     "extract": "extract",
@@ -42,48 +35,6 @@ MODULES: dict[Stage, str] = {
     "eval": "evaluate",
     "report": "report",
 }
-FORMATS: dict[Stage, int] = dict.fromkeys(STAGES, 1)
-"""Raise a stage's number when the same inputs give another result than before."""
-
-HARMLESS_TRAINER_FIELDS = frozenset(
-    (
-        "dataloader_num_workers",
-        "dataloader_pin_memory",
-        "dataloader_prefetch_factor",
-        "gradient_checkpointing",
-        "log_level",
-        "logging_dir",
-        "logging_first_step",
-        "logging_steps",
-        "logging_strategy",
-        "report_to",
-        "run_name",
-        "save_steps",
-        "save_strategy",
-    )
-)
-"""Fields of `trainer:` that change no result."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """The least that is redone."""
-
-    key: str
-    stage: Stage
-    artifact: Artifact
-    needs: tuple[str, ...] = ()
-    part: Part = "train"
-    arm: str = ""
-    evaluation: str = ""
-    model: str = ""
-    """`teacher` or an arm's name."""
-
-    @property
-    def role(self) -> Role:
-        """Whose tokenizer the unit works with."""
-        of_student = self.stage == "distill" or (self.stage == "eval" and self.model != "teacher")
-        return "student" if of_student else "teacher"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,209 +60,6 @@ class Request:
     quiet: bool = False
 
 
-# Units: a pure function of the recipe.
-
-
-def units_of(recipe: Recipe, folder: Path) -> dict[str, Unit]:
-    """Return every unit of a recipe in an order in which they can run."""
-    units: list[Unit] = []
-    arms = recipe.arms
-    knowing = {name: arm for name, arm in arms.items() if arm.learn == "knowledge"}
-    teacher: tuple[str, ...] = ("finetune",) if recipe.teacher and recipe.teacher.finetune else ()
-    if teacher:
-        units.append(Unit("finetune", "finetune", Artifact(folder / "teacher", True)))
-    fitted = [name for name, arm in knowing.items() if needs_fit(arm)]
-    parts: list[Part] = ["train"] if knowing else []
-    if fitted:
-        parts.append("validation")
-    for part in parts:
-        artifact = Artifact(folder / "knowledge" / part, True)
-        units.append(Unit(f"extract {part}", "extract", artifact, teacher, part=part))
-    for name in fitted:
-        artifact = Artifact(folder / "calibration" / f"{name}.json", False)
-        after = ("extract validation",)
-        units.append(Unit(f"calibrate {name}", "calibrate", artifact, after, arm=name))
-    for name in arms:
-        needs: tuple[str, ...] = ("extract train",) if name in knowing else ()
-        needs += (f"calibrate {name}",) if name in fitted else ()
-        artifact = Artifact(folder / "students" / name, True)
-        units.append(Unit(f"distill {name}", "distill", artifact, needs, arm=name, model=name))
-    for evaluation in recipe.evaluate:
-        for model in (*(["teacher"] if recipe.teacher else []), *arms):
-            needs = teacher if model == "teacher" else (f"distill {model}",)
-            path = folder / "eval" / evaluation.name / f"{model}.parquet"
-            key = f"eval {evaluation.name}/{model}"
-            units.append(
-                Unit(
-                    key,
-                    "eval",
-                    Artifact(path, False),
-                    needs,
-                    evaluation=evaluation.name,
-                    model=model,
-                )
-            )
-    needs = tuple(unit.key for unit in units if unit.stage in ("calibrate", "eval"))
-    units.append(Unit("report", "report", Artifact(folder / "report", True), needs))
-    return {unit.key: unit for unit in units}
-
-
-def needs_fit(arm: Arm) -> bool:
-    return arm.learn == "knowledge" and recalibrator_of(arm).needs_fit
-
-
-def wanted(units: dict[str, Unit], stage: Stage, arms: Sequence[str]) -> list[Unit]:
-    """Return the units of a stage, limited to some arms where the stage has arms."""
-    chosen = [unit for unit in units.values() if unit.stage == stage]
-    if arms:
-        known = {unit.model or unit.arm for unit in chosen} - {""}
-        for arm in arms:
-            if arm not in known:
-                raise UserError(
-                    f"--arm {arm}: no such arm{did_you_mean(arm, known)}; the recipe has "
-                    f"{', '.join(sorted(known)) or 'none here'}"
-                )
-        chosen = [unit for unit in chosen if (unit.model or unit.arm) in arms]
-    return chosen
-
-
-def with_upstream(units: dict[str, Unit], targets: Iterable[Unit]) -> list[Unit]:
-    """Return the targets and all that they need, in an order in which they can run."""
-    needed: set[str] = set()
-    stack = [unit.key for unit in targets]
-    while stack:
-        key = stack.pop()
-        if key not in needed:
-            needed.add(key)
-            stack.extend(units[key].needs)
-    return [unit for key, unit in units.items() if key in needed]
-
-
-# Reads: all that a unit's result depends on.
-
-
-def reads_of(run: Run, unit: Unit) -> dict[str, str]:
-    """Return what a unit reads; every unit that it needs must be up to date."""
-    recipe = run.recipe
-    reads: dict[str, Any] = {"format": FORMATS[unit.stage]}
-    for key in unit.needs:
-        reads[f"result of {key}"] = run.manifests[key].content
-    match unit.stage:
-        case "finetune":
-            assert recipe.teacher and recipe.teacher.finetune
-            reads |= _model_reads(run, "teacher") | _training_data(run)
-            reads["longest sample"] = _longest(run, unit)
-            reads |= _training_reads("teacher.finetune", recipe.teacher.finetune)
-            reads |= _trainer_reads(recipe)
-        case "extract":
-            reads |= _teacher_reads(run) | {"knowledge.top_k": recipe.knowledge.top_k}
-            reads["longest sample"] = _longest(run, unit)
-            samples = run.training.part(unit.part)
-            reads[f"{unit.part} samples"] = run.content_of_samples(unit.part, samples)
-            reads["shared vocabulary"] = _shared_vocabulary(run)
-        case "calibrate":
-            reads |= _arm_reads(recipe, unit.arm, ("recalibrator", "mass", "recalibrate"))
-            # Which positions decide follows from the candidates, of which knowledge knows nothing.
-            samples = run.training.validation
-            reads["validation samples"] = run.content_of_samples("validation", samples)
-        case "distill":
-            arm = recipe.arms[unit.arm]
-            reads |= _model_reads(run, "student") | _training_data(run)
-            reads["longest sample"] = _longest(run, unit)
-            reads |= _training_reads("student.training", training_of(recipe.student, arm))
-            reads |= _trainer_reads(recipe)
-            if arm.learn == "knowledge":
-                names = ("recalibrator", "mass", "objective", "recalibrate")
-                reads |= _arm_reads(recipe, unit.arm, names)
-        case "eval":
-            samples = run.evaluation_samples(unit.evaluation)
-            reads["evaluation samples"] = run.content_of_samples(f"eval {unit.evaluation}", samples)
-            reads["longest sample"] = _longest(run, unit)
-            is_teacher = unit.role == "teacher"
-            reads |= _teacher_reads(run) if is_teacher else _inference_reads(run, "student")
-        case "report":
-            reads |= _flat("metrics", recipe.metrics.model_dump()) | {"name": recipe.name}
-            reads["arms"] = ", ".join(recipe.arms)  # their order is the table's
-            reads["evaluate"] = ", ".join(one.name for one in recipe.evaluate)
-    return {key: str(value) for key, value in reads.items()}
-
-
-def _model_reads(run: Run, role: Role) -> dict[str, Any]:
-    section = run.model_section(role)
-    # `dtype` is for inference; a family that is asked to train is told another.
-    options = {k: v for k, v in section.options.items() if k not in ("device", "dtype")}
-    reads = _flat(f"{role}.model.options", options) | {f"{role}.model.family": section.family}
-    if section.checkpoint is not None:
-        reads[f"{role}.model.checkpoint"] = run.checkpoint_identity(role)
-    reads["seed"] = run.recipe.seed
-    return reads
-
-
-def _inference_reads(run: Run, role: Role) -> dict[str, Any]:
-    options = {k: v for k, v in run.model_section(role).options.items() if k != "device"}
-    return _flat(f"{role}.model.options", options)
-
-
-def _teacher_reads(run: Run) -> dict[str, Any]:
-    assert run.recipe.teacher
-    reads = _inference_reads(run, "teacher")
-    return reads if run.recipe.teacher.finetune else reads | _model_reads(run, "teacher")
-
-
-def _training_data(run: Run) -> dict[str, Any]:
-    # The validation part belongs in it: the text of `scratch` tokenizers includes it.
-    training = run.training
-    return {
-        "train samples": run.content_of_samples("train", training.train),
-        "validation samples": run.content_of_samples("validation", training.validation),
-    }
-
-
-def _training_reads(prefix: str, training: Training) -> dict[str, Any]:
-    return _flat(prefix, training.model_dump(exclude={"micro_batch_size"}))
-
-
-def _trainer_reads(recipe: Recipe) -> dict[str, Any]:
-    fields = {k: v for k, v in recipe.trainer.items() if k not in HARMLESS_TRAINER_FIELDS}
-    return _flat("trainer", fields)
-
-
-def _arm_reads(recipe: Recipe, name: str, fields: Iterable[str]) -> dict[str, Any]:
-    return _flat(f"arms.{name}", recipe.arms[name].model_dump(include=set(fields)))
-
-
-def _longest(run: Run, unit: Unit) -> str:
-    """Say up to which length samples are used; it matters only if some are left out."""
-    if run.recipe.train.too_long == "error":
-        return "any"
-    from firstcli.stages import inputs
-
-    if unit.stage == "eval":
-        given = len(run.evaluation_samples(unit.evaluation))
-        used = len(inputs.questions(run, unit.role, unit.evaluation))
-    else:
-        given = len(run.training.part(unit.part))
-        used = len(inputs.training_rows(run, unit.role, unit.part))
-    return "any" if used == given else f"{inputs.context(run)} tokens"
-
-
-def _shared_vocabulary(run: Run) -> int:
-    from firstcli.stages import inputs
-
-    return inputs.shared_vocabulary(run)
-
-
-def _flat(prefix: str, value: object) -> dict[str, Any]:
-    if isinstance(value, dict):
-        return {
-            k: v for key, one in value.items() for k, v in _flat(f"{prefix}.{key}", one).items()
-        }
-    return {} if value is None else {prefix: value}
-
-
-# Status, plan and work.
-
-
 def status_of(run: Run, unit: Unit, *, force: bool = False) -> Status:
     """Look whether a unit is up to date; a current unit's manifest is kept in the run."""
     manifest = unit.artifact.manifest(run.digests)
@@ -333,6 +81,11 @@ def status_of(run: Run, unit: Unit, *, force: bool = False) -> Status:
 
 def execute(request: Request, stage: Stage) -> dict[str, Any]:
     """Bring a stage up to date and return its result as JSON values."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "several processes (WORLD_SIZE > 1) are not supported by this version; start one, "
+            "without a launcher"
+        )
     run = open_run(request)
     units = units_of(run.recipe, run.folder)
     targets = wanted(units, stage, request.arms)
@@ -351,10 +104,12 @@ def execute(request: Request, stage: Stage) -> dict[str, Any]:
         if request.only:
             _require_upstream(run, request, chain, targets)
         _write_recipe(run)
-        for unit in chain:
-            if not status_of(run, unit, force=unit.key in forced).current:
-                _work(run, unit)
-        run.digests.save()
+        try:
+            for unit in chain:
+                if not status_of(run, unit, force=unit.key in forced).current:
+                    _work(run, unit)
+        finally:
+            run.digests.save()
     result = importlib.import_module(f"firstcli.stages.{MODULES[stage]}").summary(run, targets)
     return {**plan_result(run, rows), "result": result}
 
@@ -516,7 +271,8 @@ def _disk_trouble_told(folder: Path) -> Iterator[None]:
 def _cannot_write(error: Exception, folder: Path) -> str | None:
     """Say that the disk is at fault, if it is; libraries report that in types of their own."""
     if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return str(error.strerror)
+        ours = Path(str(error.filename)).absolute().is_relative_to(folder.absolute())
+        return str(error.strerror) if ours else None
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or "os error 28" in str(error) or shutil.disk_usage(folder).free < 2**20:
         return "no space left on the disk"

@@ -58,6 +58,8 @@ def _folder_name(name: str) -> str:
 def _arm_name(name: str) -> str:
     if name.casefold() == "teacher":
         raise mistake("'teacher' is reserved for the teacher; choose another name for the arm")
+    if name.endswith(".manifest"):
+        raise mistake("a name that ends in '.manifest' is reserved for files of firstcli")
     return _folder_name(name)
 
 
@@ -86,7 +88,10 @@ def _located(checkpoint: str) -> str:
     """Return the absolute path of a local folder, or a hub id as it is."""
     base: Path = getattr(checkpoint, "base", Path.cwd())
     text = str(checkpoint)
-    folder = base / Path(text).expanduser()
+    try:
+        folder = base / Path(text).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise mistake(f"found '{text}', but {str(error).lower()}") from error
     if text and folder.is_dir():
         return str(folder.resolve())
     if text.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(text):

@@ -94,7 +94,7 @@ def read_merged(path: Path, below: tuple[Path, ...] = ()) -> Node:
     parent = root.value["extends"]
     if not isinstance(parent.value, str):
         raise UserError(f"{parent.place}: extends: expected the path of another recipe")
-    other = Path(os.path.normpath(path.parent / Path(parent.value).expanduser()))
+    other = Path(os.path.normpath(path.parent / Path(parent.value)))
     chain = (*below, path)
     if other.resolve() in [file.resolve() for file in chain]:
         circle = " -> ".join(str(file) for file in (*chain, other))

@@ -15,11 +15,12 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 from transformers import (
     PreTrainedModel,
@@ -204,16 +205,18 @@ class PositionTrainer(Trainer):
     def _stop(self, loss: Tensor, samples: Tensor) -> None:
         names = [self._sample_ids[int(i)] for i in samples]
         raise UserError(
-            f"the loss became {float(loss)} at step {self.state.global_step + 1} of "
+            f"the loss became {loss.item()} at step {self.state.global_step + 1} of "
             f"{self.state.max_steps}, in the batch of samples {shortened(names, 3)}; the last good "
             "checkpoint is kept, lower the learning rate or look at these samples"
         )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the mean teacher mass P and student mass Q since the last log."""
-        count = self._sums["positions"]
-        if count and "loss" in logs and self._sums["P"]:
-            logs = {**logs, "P": self._sums["P"] / count, "Q": self._sums["Q"] / count}
+        """Add the mean teacher mass P and student mass Q since the last log, over all processes."""
+        ours = torch.tensor(list(self._sums.values()), device=self.args.device)
+        totals: Tensor = self.accelerator.reduce(ours)
+        count, teacher, student = totals.tolist()  # as `_sums` has them
+        if count and "loss" in logs and teacher:
+            logs = {**logs, "P": teacher / count, "Q": student / count}
         self._sums = dict.fromkeys(self._sums, 0.0)
         super().log(logs, *args, **kwargs)
 
@@ -227,7 +230,6 @@ class PositionTrainer(Trainer):
             for folder in last.parent.glob("checkpoint-*"):
                 if folder != last:
                     shutil.rmtree(folder)
-
 
     def require_finite_weights(self, model: torch.nn.Module) -> None:
         """Stop before weights that a finite loss with an infinite gradient spoilt are kept."""
@@ -261,7 +263,7 @@ def arguments(
         UserError: `trainer:` has an unknown field, one that firstcli sets, or a value that
             TrainingArguments refuses.
     """
-    _check_trainer_fields(trainer)
+    trainer = _checked_trainer_fields(trainer)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     micro = training.micro_batch_size or _micro_batch(training.batch_size // processes)
     if training.batch_size % (micro * processes):
@@ -310,10 +312,16 @@ def _micro_batch(share: int, most: int = 32) -> int:
     return next((size for size in range(min(share, most), 0, -1) if share % size == 0), 1)
 
 
-def _check_trainer_fields(trainer: dict[str, Any]) -> None:
+_ANY_TYPE = ConfigDict(arbitrary_types_allowed=True)
+
+
+def _checked_trainer_fields(trainer: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields with values of the types that TrainingArguments declares."""
     fields = {field.name for field in dataclasses.fields(TrainingArguments)}
+    types = get_type_hints(TrainingArguments)
+    checked = {}
     problems = []
-    for name in trainer:
+    for name, value in trainer.items():
         if name in OWNED:
             problems.append(f"trainer.{name}: firstcli sets it itself; use {OWNED[name]}")
         elif name not in fields:
@@ -321,8 +329,15 @@ def _check_trainer_fields(trainer: dict[str, Any]) -> None:
                 f"trainer.{name}: no field of transformers.TrainingArguments"
                 f"{did_you_mean(name, fields)}"
             )
+        else:
+            try:
+                checked[name] = TypeAdapter(types[name], config=_ANY_TYPE).validate_python(value)
+            except ValidationError as error:
+                reasons = dict.fromkeys(one["msg"].lower() for one in error.errors())
+                problems.append(f"trainer.{name}: found {value!r}, but {' or '.join(reasons)}")
     if problems:
         raise UserError(*problems)
+    return checked
 
 
 @dataclass(frozen=True, slots=True)

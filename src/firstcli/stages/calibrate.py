@@ -12,10 +12,10 @@ from rich.table import Table
 from firstcli import metrics, teaching
 from firstcli.errors import UserError
 from firstcli.knowledge import Knowledge
-from firstcli.pipeline import Unit
 from firstcli.recipe import recalibrator_of
 from firstcli.run import Run
 from firstcli.stages import inputs
+from firstcli.units import Unit
 
 
 def check(run: Run, unit: Unit) -> str:

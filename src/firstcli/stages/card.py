@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,7 +17,8 @@ def model_card(run: Run, arm: str, settings: Training, facts: dict[str, Any]) ->
     recipe = run.recipe
     chosen = recipe.arms[arm]
     student = (
-        recipe.student.model.checkpoint or f"new weights (family {recipe.student.model.family})"
+        _without_folders(recipe.student.model.checkpoint)
+        or f"new weights (family {recipe.student.model.family})"
     )
     about: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     about["tags"] = ["firstcli", "knowledge-distillation", "calibration"]
@@ -55,16 +57,25 @@ student's on the same tokens at the end of training. Accuracy, ECE and Trust are
 
 ## Recipe
 
-```yaml
-{yaml.safe_dump(run.resolved, sort_keys=False, allow_unicode=True).strip()}
-```
+~~~yaml
+{yaml.safe_dump(_without_folders(run.resolved), sort_keys=False, allow_unicode=True).strip()}
+~~~
 
 ## This arm
 
-```yaml
+~~~yaml
 {yaml.safe_dump(chosen.model_dump(mode="json", exclude_none=True), sort_keys=False).strip()}
-```
+~~~
 """
+
+
+def _without_folders(value: Any) -> Any:
+    """Shorten absolute paths to their last part, for a card is published."""
+    if isinstance(value, dict):
+        return {key: _without_folders(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(one) for one in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _lesson(run: Run, arm: str) -> str:
@@ -73,7 +84,9 @@ def _lesson(run: Run, arm: str) -> str:
         return "the data's labels"
     teacher = run.recipe.teacher
     assert teacher
-    source = teacher.model.checkpoint or f"a teacher of family {teacher.model.family}"
+    source = (
+        _without_folders(teacher.model.checkpoint) or f"a teacher of family {teacher.model.family}"
+    )
     return (
         f"the top {run.recipe.knowledge.top_k} token probabilities of {source}, re-calibrated by "
         f"`{chosen.recalibrator.name}`"

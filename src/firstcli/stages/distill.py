@@ -13,13 +13,13 @@ from firstcli import models, teaching, training
 from firstcli.artifacts import CHECKPOINTS
 from firstcli.encoding import Encoded
 from firstcli.knowledge import Knowledge
-from firstcli.pipeline import Unit
 from firstcli.recipe import Arm, Training, training_of
 from firstcli.run import Run
 from firstcli.stages import inputs
 from firstcli.stages.card import model_card
 from firstcli.stages.students import estimate, save
 from firstcli.teaching import Positions
+from firstcli.units import Unit
 
 if TYPE_CHECKING:
     from firstcli.api import FloatArray

@@ -13,10 +13,10 @@ from rich.table import Table
 
 from firstcli import metrics, models
 from firstcli.encoding import Question
-from firstcli.pipeline import Unit
 from firstcli.records import EvalRecords
 from firstcli.run import Run
 from firstcli.stages import inputs
+from firstcli.units import Unit
 
 BATCH_TOKENS = 8192
 

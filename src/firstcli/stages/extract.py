@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from firstcli.console import size
 from firstcli.encoding import Encoded
 from firstcli.errors import UserError, shortened
 from firstcli.knowledge import TopK
-from firstcli.pipeline import Unit
 from firstcli.run import Run
 from firstcli.stages import inputs
+from firstcli.units import Unit
 
 BATCH_TOKENS = 4096
 
@@ -42,7 +43,13 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     rows = inputs.training_rows(run, "teacher", unit.part)
     top_k, limit = run.recipe.knowledge.top_k, inputs.shared_vocabulary(run)
     shards = split_into_shards(rows)
-    facts = {"top_k": top_k, "dtype": "float32", "teacher": _teacher(run), "split": unit.part}
+    facts = {
+        "top_k": top_k,
+        "dtype": "float32",
+        "split": unit.part,
+        "teacher": _teacher(run),
+        "tokenizer": _tokenizer(run),
+    }
     missing = [
         index
         for index in range(len(shards))
@@ -128,6 +135,11 @@ def _teacher(run: Run) -> str:
     if "finetune" in run.manifests:
         return run.manifests["finetune"].content
     return run.checkpoint_identity("teacher")
+
+
+def _tokenizer(run: Run) -> str:
+    text = inputs.tokenizer(run, "teacher").backend_tokenizer.to_str()
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _facts(folder: Path, rows: Sequence[Encoded]) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from typing import Any
 
 from firstcli import models, training
 from firstcli.artifacts import CHECKPOINTS
-from firstcli.pipeline import Unit
 from firstcli.recipe import Training
 from firstcli.run import Run
 from firstcli.stages import inputs
 from firstcli.stages.students import estimate, save
+from firstcli.units import Unit
 
 
 def _settings(run: Run) -> Training:

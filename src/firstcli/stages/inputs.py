@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from firstcli import models, splits
+from firstcli import knowledge, models, splits
 from firstcli.api import Sample
 from firstcli.console import size
 from firstcli.encoding import Encoded, Question, encode_questions, encode_training
@@ -21,7 +22,7 @@ from firstcli.run import Part, Role, Run
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from firstcli.pipeline import Unit
+    from firstcli.units import Unit
 
 
 def family(run: Run, role: Role) -> models.Family:
@@ -90,7 +91,7 @@ def training_rows(run: Run, role: Role, part: Part) -> list[Encoded]:
         rows, warnings = encode_training(samples, tokenizer(run, role), where)
         for warning in warnings:
             run.console.warn(warning)
-        kept = _fitting(run, [(row.id, len(row.input_ids)) for row in rows], where)
+        kept = _fitting(run, role, [(row.id, len(row.input_ids)) for row in rows], where)
         if not kept:
             raise UserError(f"{where}: no sample is left to use")
         return [row for row in rows if row.id in kept]
@@ -104,7 +105,7 @@ def questions(run: Run, role: Role, evaluation: str) -> list[Question]:
     def make() -> list[Question]:
         where = f"evaluate '{evaluation}' ({role}'s tokenizer)"
         rows = encode_questions(run.evaluation_samples(evaluation), tokenizer(run, role), where)
-        kept = _fitting(run, [(row.id, len(row.input_ids)) for row in rows], where)
+        kept = _fitting(run, role, [(row.id, len(row.input_ids)) for row in rows], where)
         if not kept:
             raise UserError(f"{where}: no question is left to ask")
         return [row for row in rows if row.id in kept]
@@ -112,15 +113,20 @@ def questions(run: Run, role: Role, evaluation: str) -> list[Question]:
     return run.cached(f"questions {role} {evaluation}", make)
 
 
-def context(run: Run) -> float:
-    """Return the context that teacher and students have in common, so all see the same rows."""
-    roles: list[Role] = ["teacher", "student"] if run.recipe.teacher else ["student"]
+def context(run: Run, role: Role) -> float:
+    """Return the longest sample in tokens that a role may see.
+
+    Where long samples are dropped it is the shorter context of the two, so that teacher and
+    students see the same rows; otherwise a labels arm needs to know nothing of the teacher.
+    """
+    shared = run.recipe.train.too_long == "drop" and run.recipe.teacher is not None
+    roles: list[Role] = ["teacher", "student"] if shared else [role]
     return min(models.context_length(empty_model(run, role)) or math.inf for role in roles)
 
 
-def _fitting(run: Run, lengths: Sequence[tuple[str, int]], where: str) -> set[str]:
+def _fitting(run: Run, role: Role, lengths: Sequence[tuple[str, int]], where: str) -> set[str]:
     """Return the ids of the samples that are not too long."""
-    longest = context(run)
+    longest = context(run, role)
     too_long = [id for id, length in lengths if length > longest]
     if too_long:
         found = (
@@ -165,8 +171,9 @@ def general_problems(run: Run, units: Sequence[Unit]) -> list[str]:
     problems: list[str] = []
     stages = {unit.stage for unit in units}
     try:
-        if stages & {"extract", "distill"} and any(
-            arm.learn == "knowledge" for arm in run.recipe.arms.values()
+        if "extract" in stages or any(
+            unit.stage == "distill" and run.recipe.arms[unit.arm].learn == "knowledge"
+            for unit in units
         ):
             _check_tokenizers(run)
             _check_top_k(run)
@@ -174,6 +181,7 @@ def general_problems(run: Run, units: Sequence[Unit]) -> list[str]:
             _warn_overlap(run)
         if "calibrate" in stages:
             _warn_seen(run)
+        _warn_unpinned(run)
         if stages & {"finetune", "distill"}:
             _check_disk(run, units)
     except UserError as error:
@@ -198,8 +206,9 @@ def _check_tokenizers(run: Run) -> None:
         if not run.training.part(part):
             continue
         ours = training_rows(run, "teacher", part)
-        theirs = training_rows(run, "student", part)
-        for one, other in zip(ours, theirs, strict=True):
+        theirs = {row.id: row for row in training_rows(run, "student", part)}
+        for one in ours:  # what only one of them drops as too long shows as another encoding
+            other = theirs.get(one.id, one)
             if one.input_ids.tolist() != other.input_ids.tolist():
                 raise UserError(
                     f"teacher and student encode sample '{one.id}' differently: "
@@ -236,8 +245,27 @@ def _warn_seen(run: Run) -> None:
         )
 
 
+def _warn_unpinned(run: Run) -> None:
+    for section in (run.recipe.teacher, run.recipe.student):
+        model = section.model if section else None
+        if model is None or model.checkpoint is None or model.revision is not None:
+            continue
+        if not Path(model.checkpoint).is_absolute():
+            run.console.warn(
+                f"checkpoint {model.checkpoint}: no revision is given, so a change on the hub "
+                "would not be noticed; pin one with `revision:`"
+            )
+
+
 def _check_disk(run: Run, units: Sequence[Unit]) -> None:
-    needed = 0
+    needed = sum(
+        positions(training_rows(run, "teacher", unit.part))
+        * knowledge.bytes_per_position(run.recipe.knowledge.top_k)
+        for unit in units
+        if unit.stage == "extract"
+        and unit.key not in run.manifests
+        and run.training.part(unit.part)  # an empty part is extraction's own complaint
+    )
     for role, stage in (("teacher", "finetune"), ("student", "distill")):
         count = sum(unit.stage == stage and unit.key not in run.manifests for unit in units)
         if count:
@@ -250,6 +278,6 @@ def _check_disk(run: Run, units: Sequence[Unit]) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"run directory {run.folder}: {size(needed)} are needed for weights and "
-            f"checkpoints, {size(free)} are free; choose another with --run-dir"
+            f"run directory {run.folder}: {size(needed)} are needed for weights, "
+            f"checkpoints and knowledge, {size(free)} are free; choose another with --run-dir"
         )

@@ -9,13 +9,13 @@ from typing import Any
 
 import yaml
 
-from firstcli.pipeline import Unit, units_of
 from firstcli.reporting import ReportData
 from firstcli.reporting.formats import TerminalTable, to_json
 from firstcli.reporting.page import write_report
 from firstcli.reporting.table import paper_table
 from firstcli.run import Run
 from firstcli.stages.evaluate import load_records
+from firstcli.units import Unit, units_of
 
 
 def check(run: Run, unit: Unit) -> str:
