@@ -77,14 +77,14 @@ def test_supervised_tokens_are_those_that_reach_into_the_response(
     tokenizer: Tokenizer, prompt: str, response: str
 ) -> None:
     row = encode(prompt, response, tokenizer)
-    joint = tokenizer(prompt + response, return_offsets_mapping=True, split_special_tokens=True)
+    joint = tokenizer(prompt + response, return_offsets_mapping=True)
     assert row.input_ids.tolist() == [*joint["input_ids"], tokenizer.eos_token_id]
     reaching = [i for i, (_, end) in enumerate(joint["offset_mapping"]) if end > len(prompt)]
     supervised = list(range(row.start, len(row.input_ids) - 1))
     assert supervised == [i for i in reaching if i > 0]  # the first token has no past
     assert row.start >= 1
     # With its border respected, what is supervised says the response and nothing else.
-    alone = tokenizer(prompt, split_special_tokens=True)["input_ids"]
+    alone = tokenizer(prompt)["input_ids"]
     if alone and row.input_ids[: len(alone)].tolist() == alone and prompt:
         assert row.start == len(alone)
         assert _said(tokenizer, row.input_ids[:-1]) == _said(tokenizer, alone) + response.encode()
@@ -164,17 +164,20 @@ def test_a_tokenizer_without_offsets_is_refused() -> None:
         encode_training([Sample("a", "b", id="x")], ByT5Tokenizer(), "train")
 
 
-def test_special_tokens_in_the_data_are_plain_text(tokenizer: Tokenizer) -> None:
-    """A `</s>` in somebody's data must not teach the student to stop in the middle."""
-    sample = Sample("Is </s> a tag?", " Yes, </s> is.", id="html")
+def test_special_tokens_in_a_prompt_are_the_tokenizer_s_own(tokenizer: Tokenizer) -> None:
+    """A chat template's markers mean what they mean where the model is served."""
+    sample = Sample("Ask.</s>Answer:", " Yes.", id="chat")
     [row], warnings = encode_training([sample], tokenizer, "train")
-    assert row.input_ids.tolist().count(tokenizer.eos_token_id) == 1
-    assert row.targets[-1] == tokenizer.eos_token_id
-    assert "</s> is." in tokenizer.decode(row.targets[:-1])
-    [warning] = warnings
+    assert row.input_ids.tolist().count(tokenizer.eos_token_id) == 2
+    assert row.input_ids[: row.start].tolist() == tokenizer(sample.prompt)["input_ids"]
+    assert not warnings
+
+
+def test_special_tokens_in_a_response_are_warned_of(tokenizer: Tokenizer) -> None:
+    """A `</s>` in somebody's data would teach the student to stop in the middle."""
+    sample = Sample("Is it a tag?", " Yes, </s> is.", id="html")
+    _, [warning] = encode_training([sample], tokenizer, "train")
     assert "1 samples, such as 'html'" in warning and "'</s>'" in warning
-    asked = ask("Is </s> a tag?\nAnswer:", " yes", " no", tokenizer=tokenizer)
-    assert tokenizer.eos_token_id not in asked.input_ids
 
 
 # The decisive position.
@@ -322,11 +325,3 @@ def test_real_tokenizers_merge_over_a_space(real_tokenizer: Tokenizer) -> None:
 def test_boolq_s_answer_follows_a_newline(real_tokenizer: Tokenizer) -> None:
     asked = ask("Input:\nSome text\n\n### Response:\n", "Yes", "No", tokenizer=real_tokenizer)
     assert pieces(real_tokenizer, asked.candidate_ids) == ["Yes", "No"]
-
-
-@pytest.mark.shared
-def test_real_tokenizers_do_not_take_text_for_special_tokens(real_tokenizer: Tokenizer) -> None:
-    text = f" a {real_tokenizer.eos_token} b"
-    row = encode("Input:", text, real_tokenizer)
-    assert row.input_ids.tolist().count(real_tokenizer.eos_token_id) == 1
-    assert str(real_tokenizer.decode(row.targets[:-1])).strip() == text.strip()

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
@@ -286,6 +289,46 @@ def test_the_last_incomplete_batch_is_a_mean_over_its_own_positions(
     # A step size of next to nothing: both losses are those of the starting weights.
     outcome = fit(model, rows, tmp_path, micro_batch_size=micro, learning_rate=1e-12)
     assert [entry["loss"] for entry in outcome.log] == pytest.approx(expected, rel=1e-5)
+
+
+RANK = """
+import os, sys
+from pathlib import Path
+import torch
+from transformers import LlamaForCausalLM
+import test_training as t
+
+folder = Path(sys.argv[1])
+model, rows = LlamaForCausalLM.from_pretrained(folder / "start"), t.some_rows(16)
+known = {"taught": t.some_taught(rows), "objective": "topk-tail"}
+outcome = t.fit(model, rows, folder / "run", micro_batch_size=2, **known)
+if os.environ["RANK"] == "0":
+    torch.save((t.weights(model), outcome.log), folder / "result.pt")
+"""
+
+
+def test_two_processes_change_nothing(tmp_path: Path, make_llama: MakeLlama) -> None:
+    """They share each batch, sum their positions, and log the masses of both."""
+    model, rows = make_llama(V), some_rows(16)
+    model.save_pretrained(tmp_path / "start")
+    outcome = fit(model, rows, tmp_path, taught=some_taught(rows), objective="topk-tail")
+    (tmp_path / "rank.py").write_text(RANK)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(
+        [*launch, str(tmp_path / "rank.py"), str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    shared, log = torch.load(tmp_path / "result.pt")
+    assert distance(shared, weights(model)) < 1e-6
+    assert len(log) == len(outcome.log) == 2
+    for one, two in zip(log, outcome.log, strict=True):
+        for name in ("loss", "grad_norm", "P", "Q"):
+            assert one[name] == pytest.approx(two[name], rel=1e-4)
 
 
 def test_the_order_within_a_batch_changes_nothing(tmp_path: Path, make_llama: MakeLlama) -> None:

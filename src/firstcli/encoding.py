@@ -137,12 +137,11 @@ def _encode(
 
 def _encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[Joint]:
     # verbose=False: a text longer than the context is our own error, named and counted elsewhere.
-    # split_special_tokens: a "</s>" in the data is text, it does not end the response.
+    # Special tokens in the text count as such, for a server that gets the prompt reads them so.
     batch = tokenizer(
         texts,
         return_offsets_mapping=True,
         return_attention_mask=False,
-        split_special_tokens=True,
         verbose=False,
     )
     closing = _closing_tokens(tokenizer)
@@ -240,20 +239,16 @@ def _border_problem(
 def _special_token_warning(
     samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, where: str
 ) -> list[str]:
+    """Warn of responses that write a special token; in prompts they are chat templates' own."""
     names = [token for token in tokenizer.all_special_tokens if token]
-    found = [
-        (str(sample.id), name)
-        for sample in samples
-        for name in names
-        if name in sample.prompt or name in sample.response
-    ]
+    found = [(str(s.id), name) for s in samples for name in names if name in s.response]
     if not found:
         return []
     ids = list(dict.fromkeys(id for id, _ in found))
     written = list(dict.fromkeys(name for _, name in found))
     return [
-        f"{where}: {len(ids)} samples, such as {shortened(ids, 3)}, contain {shortened(written)}; "
-        "it is read as plain text, not as the tokenizer's special token"
+        f"{where}: the responses of {len(ids)} samples, such as {shortened(ids, 3)}, contain "
+        f"{shortened(written)}, which is read as the tokenizer's special token"
     ]
 
 
