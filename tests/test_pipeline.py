@@ -87,7 +87,7 @@ def test_a_model_card_states_recipe_arm_data_and_numbers(finished: Finished) -> 
     assert "`first`" in text and "temperature-scaling" in text
     assert "known-world" in text and "66 training samples" in text and "30 held out" in text
     assert "| steps | 5 |" in text and "| loss |" in text and "| Q |" in text
-    recipe = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    recipe = yaml.safe_load(text.split("~~~yaml\n")[1].split("~~~")[0])
     assert recipe["student"]["training"]["learning_rate"] == 1e-3
 
 
