@@ -151,10 +151,23 @@ def test_extraction_goes_on_after_the_last_whole_shard(
     assert not list(run.rglob("*.tmp"))
 
 
+SLOW_TRAINING = """
+import sys, time
+from firstcli import training
+from firstcli.cli import main
+fast = training._Progress.on_step_end
+def slow(self, args, state, control, **rest):
+    time.sleep(0.3)  # so that the signal meets a training, however busy the machine is
+    fast(self, args, state, control, **rest)
+training._Progress.on_step_end = slow
+sys.exit(main())
+"""
+
+
 def test_ctrl_c_ends_with_130_and_the_same_command_finishes(tmp_path: Path) -> None:
     path = tiny.write_recipe(tmp_path)
     command = ("finetune", path, "--set", "teacher.finetune.epochs=20", "--run-dir")
-    process = tiny.start(*command, tmp_path / "run")
+    process = tiny.python(SLOW_TRAINING, *command, tmp_path / "run")
     work = tmp_path / "run" / ".teacher.partial" / "checkpoints"
     deadline = time.monotonic() + 60
     while not list(work.glob("*/complete")) and process.poll() is None:
