@@ -158,6 +158,8 @@ def show_plan(run: Run, chain: Sequence[Unit], forced: set[str], *, check: bool)
     pending = [row.unit for row in rows if not row.status.current]
     if pending:
         run.console.show(plan_table(rows))
+    else:
+        run.console.say("everything is up to date")
     if check and (problems := check_units(run, pending)[1]):
         raise UserError(*problems)
     return rows

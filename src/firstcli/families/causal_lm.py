@@ -117,6 +117,8 @@ class CausalLM(ModelFamily[CausalLMOptions]):
         # transformers reports what is wrong with a checkpoint as any of these.
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]
+            if ref.folder is None:
+                reason += "; without a network, give a local folder or set HF_HUB_OFFLINE=1"
             raise UserError(
                 f"checkpoint {ref.checkpoint}: its {what} cannot be loaded: {reason}"
             ) from error

@@ -43,7 +43,11 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     correct = chosen.is_true[:, 0]
     facts: dict[str, Any] = {
         "recalibrator": arm.recalibrator.name,
-        **{str(key): state[key] for key in ("temperature", "criterion") if key in state},
+        **{
+            str(key): state[key]
+            for key in ("temperature", "criterion", "at_grid_end")
+            if key in state
+        },
         "rows": state.get("rows", len(chosen.topk)),
         "accuracy": float(correct.mean()),
         "confidence_before": float(before.mean()),

@@ -41,7 +41,7 @@ FIRST, "Efficient Trustworthy Distillation" (arXiv 2408.12168).
 
 - **Arm**: `{arm}`, which learns {_lesson(run, arm)}.
 - **Student**: {student}.
-- **Data**: task `{recipe.train.task.name}`, {len(run.training.train)} training samples;
+- **Data**: task `{recipe.train.task.name}`, {facts["samples"]} training samples;
   {len(run.training.validation)} held out, on which no model was trained.
 - **Training**: {settings.epochs:g} epochs, {settings.batch_size} sequences a step, peak learning
   rate {settings.learning_rate:g}, seed {recipe.seed}.

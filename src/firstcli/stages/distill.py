@@ -56,6 +56,7 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     outcome = training.train(model, rows, taught, objective, args, run.console, what)
     save(model, tokenizer, folder, outcome)
     facts = {
+        "samples": len(rows),
         "steps": outcome.steps,
         "positions": outcome.positions,
         "loss": outcome.loss,

@@ -40,7 +40,12 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
         model, rows, None, "labels", args, run.console, "fine-tuning the teacher"
     )
     save(model, tokenizer, folder, outcome)
-    return {"steps": outcome.steps, "positions": outcome.positions, "loss": outcome.loss}
+    return {
+        "samples": len(rows),
+        "steps": outcome.steps,
+        "positions": outcome.positions,
+        "loss": outcome.loss,
+    }
 
 
 def summary(run: Run, units: list[Unit]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from firstcli import splits
 from firstcli.reporting import ReportData
 from firstcli.reporting.formats import TerminalTable, to_json
 from firstcli.reporting.page import write_report
@@ -49,13 +50,19 @@ def report_data(run: Run) -> ReportData:
 def _notes(run: Run) -> list[tuple[str, str]]:
     """Say what was trained on, what was fitted and where label smoothing changed the ranks."""
     training = run.training
+    used = max(run.manifests[f"distill {arm}"].facts["samples"] for arm in run.recipe.arms)
+    left_out = len(training.train) - used
     notes = [
         (
             "data",
-            f"{len(training.train)} training samples; {len(training.validation)} held out, on "
-            "which no model was trained",
+            f"{used} training samples{f' ({left_out} more left out)' if left_out else ''}; "
+            f"{len(training.validation)} held out, on which no model was trained",
         )
     ]
+    for one in run.recipe.evaluate:
+        trained = [*training.train, *training.validation]
+        if shared := splits.overlap(trained, run.evaluation_samples(one.name)):
+            notes.append((one.name, f"{shared} of its prompts also occur in the training split"))
     for key in ("extract train", "extract validation"):
         if key in run.manifests:
             facts = run.manifests[key].facts
@@ -73,6 +80,8 @@ def _notes(run: Run) -> list[tuple[str, str]]:
             fitted = f"{facts['recalibrator']} on {facts['rows']} rows"
             if "temperature" in facts:
                 fitted += f": T = {facts['temperature']:.4g} by {facts['criterion']}"
+            if facts.get("at_grid_end"):
+                fitted += ", at the end of its grid"
             notes.append((arm, fitted))
         swaps = run.manifests[f"distill {arm}"].facts.get("rank_swaps")
         if swaps:
