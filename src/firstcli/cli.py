@@ -98,6 +98,31 @@ def plan(
     _print(pipeline.plan(request), as_json)
 
 
+def _run_stage(
+    stage: Stage,
+    recipe: Path,
+    overrides: list[str] | None,
+    arms: list[str] | None,
+    run_dir: Path | None,
+    *flags: bool,
+) -> None:
+    from firstcli import pipeline
+
+    only, force, dry_run, as_json, quiet = flags
+    request = pipeline.Request(
+        recipe=recipe,
+        overrides=tuple(overrides or ()),
+        arms=tuple(arms or ()),
+        run_dir=run_dir,
+        only=only,
+        force=force,
+        dry_run=dry_run,
+        json=as_json,
+        quiet=quiet,
+    )
+    _print(pipeline.execute(request, stage), as_json)
+
+
 def _add_stage(stage: Stage, help: str) -> None:
     """Add the command of a stage without arms."""
 
@@ -112,12 +137,7 @@ def _add_stage(stage: Stage, help: str) -> None:
         as_json: Json = False,
         quiet: Quiet = False,
     ) -> None:
-        from firstcli import pipeline
-
-        request = pipeline.Request(
-            recipe, tuple(overrides or ()), (), run_dir, only, force, dry_run, as_json, quiet
-        )
-        _print(pipeline.execute(request, stage), as_json)
+        _run_stage(stage, recipe, overrides, None, run_dir, only, force, dry_run, as_json, quiet)
 
 
 def _add_stage_of_arms(stage: Stage, help: str) -> None:
@@ -135,13 +155,7 @@ def _add_stage_of_arms(stage: Stage, help: str) -> None:
         as_json: Json = False,
         quiet: Quiet = False,
     ) -> None:
-        from firstcli import pipeline
-
-        chosen = tuple(arms or ())
-        request = pipeline.Request(
-            recipe, tuple(overrides or ()), chosen, run_dir, only, force, dry_run, as_json, quiet
-        )
-        _print(pipeline.execute(request, stage), as_json)
+        _run_stage(stage, recipe, overrides, arms, run_dir, only, force, dry_run, as_json, quiet)
 
 
 _add_stage("finetune", "Fine-tune the teacher.")
