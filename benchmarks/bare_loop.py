@@ -24,13 +24,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
 from firstcli import metrics, models, objectives, teaching
+from firstcli.batches import Collate, Rows, Taught
 from firstcli.encoding import Encoded
 from firstcli.knowledge import TopK
 from firstcli.pipeline import Request, open_run
 from firstcli.recipe import Arm, Training, recalibrator_of, training_of
 from firstcli.run import Run
 from firstcli.stages import inputs
-from firstcli.training import Collate, Rows, Taught
 
 
 def logits_of(model: Any, batch: dict[str, Tensor]) -> Tensor:

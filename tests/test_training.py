@@ -21,8 +21,9 @@ from torch.utils.data import SequentialSampler
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from conftest import MakeLlama
-from firstcli import knowledge, models, objectives, teaching, training
+from firstcli import batches, knowledge, models, objectives, teaching, training, training_arguments
 from firstcli.api import Sample
+from firstcli.batches import Taught
 from firstcli.console import Console
 from firstcli.encoding import Encoded, encode_training
 from firstcli.errors import UserError
@@ -30,7 +31,7 @@ from firstcli.knowledge import Knowledge
 from firstcli.recipe import Arm, Training, recalibrator_of
 from firstcli.stages.distill import taught_of
 from firstcli.stages.extract import top_k_of
-from firstcli.training import Objective, Taught
+from firstcli.training import Objective
 
 V, K = 40, 5
 CPU = torch.device("cpu")
@@ -76,7 +77,9 @@ def fit(
     **changes: Any,
 ) -> training.Outcome:
     quick = {"logging_steps": 1, "save_strategy": "no"}
-    args = training.arguments(folder, settings(**changes), quick | (trainer or {}), 0, CPU)
+    args = training_arguments.arguments(
+        folder, settings(**changes), quick | (trainer or {}), 0, CPU
+    )
     console = console or Console(quiet=True)
     return training.train(model, rows, taught, objective, args, console, "training")
 
@@ -99,7 +102,7 @@ def test_collate_flattens_over_row_and_column() -> None:
         Encoded("c", np.array([8, 9], np.int32), start=1, decisive=1),
     ]
     taught = some_taught(rows)
-    batch = training.Collate(rows, taught)([2, 0])
+    batch = batches.Collate(rows, taught)([2, 0])
     assert batch["input_ids"].tolist() == [[8, 9, 0, 0], [1, 2, 3, 4]]
     assert batch["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
     assert batch["rows"].tolist() == [0, 1, 1]
@@ -109,7 +112,7 @@ def test_collate_flattens_over_row_and_column() -> None:
     expected = np.concatenate([taught[2].token_ids, taught[0].token_ids])
     np.testing.assert_array_equal(batch["token_ids"].numpy(), expected)
     assert batch["taught"].shape == (3, K) and batch["tail"].shape == (3,)
-    assert "taught" not in training.Collate(rows, None)([0])
+    assert "taught" not in batches.Collate(rows, None)([0])
 
 
 # Planted tokens: from the text to the loss.
@@ -145,7 +148,7 @@ def test_planted_tokens_reach_the_student_at_their_positions(
     arm = Arm.model_validate({"recalibrator": {"name": "none"}})
     positions = teaching.positions_of(rows, Knowledge(tmp_path))
     target = teaching.targets(arm, recalibrator_of(arm), positions)
-    batch = training.Collate(rows, taught_of(arm, positions, target))([1, 0, 2])
+    batch = batches.Collate(rows, taught_of(arm, positions, target))([1, 0, 2])
     del batch["samples"]
     student = make_llama(len(tokenizer))
     training.install_objective(student, "topk-tail")
@@ -364,7 +367,7 @@ def test_a_trained_student_reaches_what_it_is_taught(tmp_path: Path, make_llama:
         epochs=150,
         learning_rate=1e-2,
     )
-    batch = training.Collate(rows, taught)(range(4))
+    batch = batches.Collate(rows, taught)(range(4))
     with torch.no_grad():
         logits = models.LogitsAt(model)(
             batch["input_ids"], batch["attention_mask"], batch["rows"], batch["columns"]
@@ -384,7 +387,7 @@ def test_the_model_is_an_ordinary_one_afterwards(tmp_path: Path, make_llama: Mak
 def test_masses_are_logged(tmp_path: Path, make_llama: MakeLlama) -> None:
     rows = some_rows(8)
     taught = some_taught(rows)
-    batch = training.Collate(rows, taught)(range(8))
+    batch = batches.Collate(rows, taught)(range(8))
     model = make_llama(V)
     with torch.no_grad():
         logits = models.LogitsAt(model)(
@@ -551,12 +554,12 @@ def test_a_student_with_a_real_tokenizer_comes_to_agree_with_its_teacher(
 
 
 def arguments(trainer: dict[str, Any], **changes: Any) -> Any:
-    return training.arguments(Path("unused"), settings(**changes), trainer, 7, CPU)
+    return training_arguments.arguments(Path("unused"), settings(**changes), trainer, 7, CPU)
 
 
 def test_the_defaults_are_the_paper_s() -> None:
     """Appendix A.1."""
-    args = training.arguments(Path("unused"), Training(), {}, 7, CPU)
+    args = training_arguments.arguments(Path("unused"), Training(), {}, 7, CPU)
     assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.999, 1e-6)
     assert args.weight_decay == 0.0
     assert args.lr_scheduler_type == "cosine"

@@ -8,19 +8,15 @@ batch, however it is split into micro-batches and processes.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 from transformers import (
     PreTrainedModel,
@@ -30,98 +26,14 @@ from transformers import (
 )
 
 from firstcli import models, objectives
+from firstcli.batches import Collate, Rows, Taught
 from firstcli.console import Advance, Console
 from firstcli.encoding import Encoded
-from firstcli.errors import UserError, did_you_mean, shortened
-from firstcli.recipe import Training
+from firstcli.errors import UserError, shortened
 
 Objective = Literal["labels", "topk-tail", "topk-renormalized"]
-FloatArray = npt.NDArray[np.float32]
-
-OWNED = {
-    "output_dir": "--run-dir",
-    "seed": "seed",
-    "data_seed": "seed",
-    "learning_rate": "training.learning_rate",
-    "num_train_epochs": "training.epochs",
-    "per_device_train_batch_size": "training.batch_size",
-    "gradient_accumulation_steps": "training.batch_size",
-    "auto_find_batch_size": "training.micro_batch_size",
-    "use_cpu": "model.options.device",
-    "resume_from_checkpoint": "nothing: an interrupted run resumes by itself",
-    "save_total_limit": "nothing: the last checkpoint is kept until training ends",
-    "save_only_model": "nothing: a checkpoint that cannot be resumed from is of no use",
-    "load_best_model_at_end": "nothing: the last checkpoint counts (paper, A.1)",
-    "remove_unused_columns": "nothing: the batches are firstcli's own",
-    "label_names": "nothing: the batches are firstcli's own",
-    "label_smoothing_factor": "recalibrator: {name: label-smoothing}",
-    "do_train": "nothing",
-    "do_eval": "evaluate",
-    "do_predict": "evaluate",
-    "eval_strategy": "evaluate",
-    "push_to_hub": "nothing: upload the finished folder yourself",
-}
-"""Fields of TrainingArguments that firstcli sets, and what to use instead."""
 
 MARK = "complete"  # written last into a checkpoint, so that a killed save is never resumed from
-
-
-@dataclass(frozen=True, slots=True)
-class Taught:
-    """What a sample's supervised positions are taught from the teacher."""
-
-    token_ids: npt.NDArray[np.int32]  # (N, k)
-    probabilities: FloatArray  # (N, k), p^ = M * target
-    tail: FloatArray  # (N,), 1 - M
-    teacher_mass: FloatArray  # (N,), P, whatever M is
-
-
-class Rows(torch.utils.data.Dataset[int]):
-    """The indices of the training samples; `collate` looks the samples up."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> int:
-        return index
-
-
-class Collate:
-    """Make a batch from indices: padded tokens, and targets flattened over (row, column)."""
-
-    def __init__(self, rows: Sequence[Encoded], taught: Sequence[Taught] | None) -> None:
-        self._rows = rows
-        self._taught = taught
-
-    def __call__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        rows = [self._rows[i] for i in indices]
-        padded = models.pad([row.input_ids for row in rows])
-        counts = [len(row.targets) for row in rows]
-        batch = {
-            "input_ids": padded.input_ids,  # (B, L)
-            "attention_mask": padded.attention_mask,
-            "rows": torch.arange(len(rows)).repeat_interleave(torch.tensor(counts)),  # (N,)
-            # The token at position t is predicted from position t - 1.
-            "columns": torch.cat(
-                [torch.arange(row.start - 1, len(row.input_ids) - 1) for row in rows]
-            ),
-            "targets": _tensor([row.targets for row in rows]).long(),
-            "samples": torch.tensor(indices),  # (B,)
-        }
-        if self._taught is not None:
-            taught = [self._taught[i] for i in indices]
-            batch["token_ids"] = _tensor([one.token_ids for one in taught]).long()  # (N, k)
-            batch["taught"] = _tensor([one.probabilities for one in taught])  # (N, k)
-            batch["tail"] = _tensor([one.tail for one in taught])  # (N,)
-            batch["teacher_mass"] = _tensor([one.teacher_mass for one in taught])  # (N,)
-        return batch
-
-
-def _tensor(arrays: Sequence[npt.NDArray[Any]]) -> Tensor:
-    return torch.from_numpy(np.concatenate(arrays))
 
 
 def install_objective(model: PreTrainedModel, objective: Objective) -> None:
@@ -252,92 +164,6 @@ class _Progress(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._advance(state.global_step - self._done)
         self._done = state.global_step
-
-
-def arguments(
-    folder: Path, training: Training, trainer: dict[str, Any], seed: int, device: torch.device
-) -> TrainingArguments:
-    """Translate a recipe into TrainingArguments; paper's defaults (Appendix A.1).
-
-    Raises:
-        UserError: `trainer:` has an unknown field, one that firstcli sets, or a value that
-            TrainingArguments refuses.
-    """
-    trainer = _checked_trainer_fields(trainer)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    micro = training.micro_batch_size or _micro_batch(training.batch_size // processes)
-    if training.batch_size % (micro * processes):
-        raise UserError(
-            f"training.batch_size: {training.batch_size} is no multiple of micro_batch_size "
-            f"{micro} times {processes} processes"
-        )
-    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    defaults: dict[str, Any] = {
-        "adam_beta1": 0.9,
-        "adam_beta2": 0.999,
-        "adam_epsilon": 1e-6,
-        "weight_decay": 0.0,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 0.03,  # below 1: a share of the steps
-        "save_strategy": "epoch",
-        "logging_steps": 0.02,
-        "logging_nan_inf_filter": False,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "bf16": has_bfloat16 and training.dtype == "float32",
-        "dataloader_pin_memory": device.type == "cuda",
-    }
-    owned = {
-        "output_dir": str(folder),
-        "seed": seed,
-        "learning_rate": training.learning_rate,
-        "num_train_epochs": training.epochs,
-        "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": training.batch_size // (micro * processes),
-        "remove_unused_columns": False,
-        "label_names": [],
-        "use_cpu": device.type == "cpu",
-    }
-    try:
-        made = TrainingArguments(**{**defaults, **trainer, **owned})
-    except (ValueError, TypeError) as error:
-        raise UserError(f"trainer: {' '.join(str(error).split())[:300]}") from error
-    if made.n_gpu > 1:
-        made._n_gpu = 1  # DataParallel would cut the flattened batch; several GPUs need a launcher
-    return made
-
-
-def _micro_batch(share: int, most: int = 32) -> int:
-    """Return the largest part of a device's share of a batch that is at most `most`."""
-    return next((size for size in range(min(share, most), 0, -1) if share % size == 0), 1)
-
-
-_ANY_TYPE = ConfigDict(arbitrary_types_allowed=True)
-
-
-def _checked_trainer_fields(trainer: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields with values of the types that TrainingArguments declares."""
-    fields = {field.name for field in dataclasses.fields(TrainingArguments)}
-    types = get_type_hints(TrainingArguments)
-    checked = {}
-    problems = []
-    for name, value in trainer.items():
-        if name in OWNED:
-            problems.append(f"trainer.{name}: firstcli sets it itself; use {OWNED[name]}")
-        elif name not in fields:
-            problems.append(
-                f"trainer.{name}: no field of transformers.TrainingArguments"
-                f"{did_you_mean(name, fields)}"
-            )
-        else:
-            try:
-                checked[name] = TypeAdapter(types[name], config=_ANY_TYPE).validate_python(value)
-            except ValidationError as error:
-                reasons = dict.fromkeys(one["msg"].lower() for one in error.errors())
-                problems.append(f"trainer.{name}: found {value!r}, but {' or '.join(reasons)}")
-    if problems:
-        raise UserError(*problems)
-    return checked
 
 
 @dataclass(frozen=True, slots=True)

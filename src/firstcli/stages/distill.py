@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from firstcli import models, teaching, training
+from firstcli import batches, models, teaching, training, training_arguments
 from firstcli.artifacts import CHECKPOINTS
 from firstcli.encoding import Encoded
 from firstcli.knowledge import Knowledge
@@ -33,7 +33,7 @@ def check(run: Run, unit: Unit) -> str:
     """Check data, tokenizer and trainer fields; return what the plan says of size."""
     settings = _settings(run, run.recipe.arms[unit.arm])
     device = models.device_of(inputs.family(run, "student"))
-    training.arguments(run.folder, settings, run.recipe.trainer, run.recipe.seed, device)
+    training_arguments.arguments(run.folder, settings, run.recipe.trainer, run.recipe.seed, device)
     return estimate(run, "student", settings)
 
 
@@ -49,7 +49,7 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     model = inputs.starting_model(run, "student", settings.dtype)
     tokenizer = inputs.tokenizer(run, "student")
     device = models.device_of(inputs.family(run, "student"))
-    args = training.arguments(
+    args = training_arguments.arguments(
         folder / CHECKPOINTS, settings, run.recipe.trainer, run.recipe.seed, device
     )
     what = f"distilling {unit.arm}"
@@ -69,7 +69,7 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
 
 def _taught(
     run: Run, name: str, rows: Sequence[Encoded]
-) -> tuple[list[training.Taught], dict[str, Any]]:
+) -> tuple[list[batches.Taught], dict[str, Any]]:
     """Recalibrate the teacher's knowledge of every sample and give it its mass."""
     arm = run.recipe.arms[name]
     knowledge = Knowledge(run.folder / "knowledge" / "train")
@@ -82,7 +82,7 @@ def _taught(
     return taught_of(arm, positions, target), facts
 
 
-def taught_of(arm: Arm, positions: Positions, target: FloatArray) -> list[training.Taught]:
+def taught_of(arm: Arm, positions: Positions, target: FloatArray) -> list[batches.Taught]:
     """Give each position's target its mass; an entry a sample."""
     mass = teaching.taught_mass(arm, positions)
     # 1 - M: the stored tail itself, for 1 - (1 - tail) would lose the small ones.
@@ -92,7 +92,7 @@ def taught_of(arm: Arm, positions: Positions, target: FloatArray) -> list[traini
     probabilities = (mass[:, None] * target).astype(np.float32)
     tail32, mass32 = tail.astype(np.float32), positions.mass.astype(np.float32)
     return [
-        training.Taught(positions.token_ids[s], probabilities[s], tail32[s], mass32[s])
+        batches.Taught(positions.token_ids[s], probabilities[s], tail32[s], mass32[s])
         for s in slices
     ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from firstcli import models, training
+from firstcli import models, training, training_arguments
 from firstcli.artifacts import CHECKPOINTS
 from firstcli.recipe import Training
 from firstcli.run import Run
@@ -22,7 +22,9 @@ def _settings(run: Run) -> Training:
 def check(run: Run, unit: Unit) -> str:
     """Check data, tokenizer and trainer fields; return what the plan says of size."""
     device = models.device_of(inputs.family(run, "teacher"))
-    training.arguments(run.folder, _settings(run), run.recipe.trainer, run.recipe.seed, device)
+    training_arguments.arguments(
+        run.folder, _settings(run), run.recipe.trainer, run.recipe.seed, device
+    )
     return estimate(run, "teacher", _settings(run))
 
 
@@ -33,7 +35,7 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     rows = inputs.training_rows(run, "teacher", "train")
     model = inputs.starting_model(run, "teacher", settings.dtype)
     tokenizer = inputs.tokenizer(run, "teacher")
-    args = training.arguments(
+    args = training_arguments.arguments(
         folder / CHECKPOINTS, settings, run.recipe.trainer, run.recipe.seed, device
     )
     outcome = training.train(
