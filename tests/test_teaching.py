@@ -14,8 +14,7 @@ from firstcli.api import PluginOptions, Recalibrator
 from firstcli.encoding import Encoded
 from firstcli.knowledge import Knowledge, TopK
 from firstcli.recipe import Arm, recalibrator_of
-from firstcli.stages.distill import taught_of
-from firstcli.teaching import Positions
+from firstcli.teaching import Positions, Taught, taught_of
 
 E = 1e-6  # the paper's epsilon, appendix A.1
 FACTS = {"top_k": 2, "dtype": "float32", "teacher": "t", "split": "train"}
@@ -73,7 +72,6 @@ def test_positions_line_up_with_the_samples(positions: Positions) -> None:
     assert positions.topk.dtype == np.float64
     assert positions.targets.tolist() == [10, 9, 20, 11, 9]
     assert positions.decisive.tolist() == DECISIVE
-    assert positions.counts == [2, 3]
     # The true token is the first, the first, the second, none, the first of the k.
     assert positions.is_true.tolist() == [
         [True, False],
@@ -112,11 +110,9 @@ def test_small_tails_keep_their_digits(positions: Positions) -> None:
             positions.token_ids,
             positions.targets,
             positions.decisive,
-            positions.counts,
         )
     taught = taught_of(arm(), exact, np.full((5, 2), 0.5))
-    got = np.concatenate([one.tail for one in taught])
-    np.testing.assert_allclose(got, tails, rtol=1e-5)
+    np.testing.assert_allclose(taught.tail, tails, rtol=1e-5)
     assert (exact.mass <= 1).all() and exact.mass[4] == 1
 
 
@@ -163,30 +159,28 @@ def test_temperature_scaling_acts_on_probabilities_as_stored(positions: Position
 # Mass.
 
 
-def taught(of: Arm, positions: Positions) -> list[Any]:
-    return list(taught_of(of, positions, teaching.targets(of, recalibrator(of), positions)))
+def taught(of: Arm, positions: Positions) -> Taught:
+    return taught_of(of, positions, teaching.targets(of, recalibrator(of), positions))
 
 
 def test_mass_teacher_leaves_outside_what_was_outside(positions: Positions) -> None:
-    found = taught(arm("label-smoothing", {"delta": 0.1}), positions)
-    assert [len(one.tail) for one in found] == [2, 3]
-    for one, tails in zip(found, TAILS.values(), strict=True):
-        np.testing.assert_allclose(one.tail, tails, rtol=1e-6)
-        np.testing.assert_allclose(one.probabilities.sum(axis=1) + one.tail, 1.0, atol=1e-6)
-        np.testing.assert_allclose(one.teacher_mass, 1 - np.array(tails), rtol=1e-6)
-        assert one.probabilities.dtype == one.tail.dtype == one.teacher_mass.dtype == np.float32
-    np.testing.assert_allclose(found[0].probabilities[0], 0.9 * np.array(smoothed(0.7, 0.2)), 1e-5)
-    np.testing.assert_allclose(found[0].probabilities[1], 0.99 * np.array(plain(0.95, 0.04)), 1e-5)
-    assert found[1].token_ids.tolist() == TOKENS["b"]
+    one, tails = taught(arm("label-smoothing", {"delta": 0.1}), positions), TAILS["a"] + TAILS["b"]
+    np.testing.assert_allclose(one.tail, tails, rtol=1e-6)
+    np.testing.assert_allclose(one.probabilities.sum(axis=1) + one.tail, 1.0, atol=1e-6)
+    np.testing.assert_allclose(one.teacher_mass, 1 - np.array(tails), rtol=1e-6)
+    assert one.probabilities.dtype == one.tail.dtype == one.teacher_mass.dtype == np.float32
+    np.testing.assert_allclose(one.probabilities[0], 0.9 * np.array(smoothed(0.7, 0.2)), 1e-5)
+    np.testing.assert_allclose(one.probabilities[1], 0.99 * np.array(plain(0.95, 0.04)), 1e-5)
+    assert one.token_ids.tolist() == TOKENS["a"] + TOKENS["b"]
 
 
 def test_mass_one_teaches_that_there_is_nothing_else(positions: Positions) -> None:
     for of in (arm(mass="one"), arm(objective="topk-renormalized")):
-        for one, tails in zip(taught(of, positions), TAILS.values(), strict=True):
-            assert (one.tail == 0).all()  # exactly, or a log of nothing enters the loss
-            np.testing.assert_allclose(one.probabilities.sum(axis=1), 1.0, atol=1e-6)
-            # P is what the teacher had, whatever is taught.
-            np.testing.assert_allclose(one.teacher_mass, 1 - np.array(tails), rtol=1e-6)
+        one, tails = taught(of, positions), TAILS["a"] + TAILS["b"]
+        assert (one.tail == 0).all()  # exactly, or a log of nothing enters the loss
+        np.testing.assert_allclose(one.probabilities.sum(axis=1), 1.0, atol=1e-6)
+        # P is what the teacher had, whatever is taught.
+        np.testing.assert_allclose(one.teacher_mass, 1 - np.array(tails), rtol=1e-6)
 
 
 # Fitted recalibrators.

@@ -26,10 +26,11 @@ from transformers import (
 )
 
 from firstcli import models, objectives
-from firstcli.batches import Collate, Rows, Taught
+from firstcli.batches import Collate, Rows, Teacher
 from firstcli.console import Advance, Console
 from firstcli.encoding import Encoded
 from firstcli.errors import UserError, shortened
+from firstcli.token_rows import counts_of
 
 Objective = Literal["labels", "topk-tail", "topk-renormalized"]
 
@@ -80,11 +81,11 @@ def install_objective(model: PreTrainedModel, objective: Objective) -> None:
 class PositionTrainer(Trainer):
     """A Trainer whose unit is the supervised position, not the micro-batch."""
 
-    def __init__(self, *args: Any, sample_ids: Sequence[str], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, rows: Sequence[Encoded], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True  # the loss is scaled here, not by the Trainer
         self.loss_is_scaled_for_ga = True
-        self._sample_ids = sample_ids
+        self._rows = rows
         self._sums = {"positions": 0.0, "P": 0.0, "Q": 0.0}
 
     def get_batch_samples(
@@ -115,7 +116,7 @@ class PositionTrainer(Trainer):
         return (loss, output) if return_outputs else loss
 
     def _stop(self, loss: Tensor, samples: Tensor) -> None:
-        names = [self._sample_ids[int(i)] for i in samples]
+        names = [self._rows[int(i)].id for i in samples]
         raise UserError(
             f"the loss became {loss.item()} at step {self.state.global_step + 1} of "
             f"{self.state.max_steps}, in the batch of samples {shortened(names, 3)}; the last good "
@@ -180,7 +181,7 @@ class Outcome:
 def train(
     model: PreTrainedModel,
     rows: Sequence[Encoded],
-    taught: Sequence[Taught] | None,
+    lessons: Teacher | None,
     objective: Objective,
     args: TrainingArguments,
     console: Console,
@@ -193,8 +194,8 @@ def train(
         model=model,
         args=args,
         train_dataset=Rows(len(rows)),
-        data_collator=Collate(rows, taught),
-        sample_ids=[row.id for row in rows],
+        data_collator=Collate(rows, lessons),
+        rows=rows,
     )
     trainer.remove_callback(_printer())
     checkpoint = last_checkpoint(Path(str(args.output_dir)))
@@ -210,7 +211,7 @@ def train(
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     return Outcome(
         steps=trainer.state.global_step,
-        positions=sum(len(row.targets) for row in rows),
+        positions=int(counts_of(rows).sum()),
         loss=float(log[-1]["loss"] if log else result.training_loss),
         log=log,
     )

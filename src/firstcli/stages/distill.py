@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from rich.table import Table
 
-from firstcli import batches, models, teaching, training, training_arguments
+from firstcli import models, teaching, training, training_arguments
 from firstcli.artifacts import CHECKPOINTS
 from firstcli.encoding import Encoded
 from firstcli.knowledge import Knowledge
@@ -18,11 +17,8 @@ from firstcli.run import Run
 from firstcli.stages import inputs
 from firstcli.stages.card import model_card
 from firstcli.stages.students import estimate, save
-from firstcli.teaching import Positions
+from firstcli.teaching import Lessons
 from firstcli.units import Unit
-
-if TYPE_CHECKING:
-    from firstcli.api import FloatArray
 
 
 def _settings(run: Run, arm: Arm) -> Training:
@@ -42,7 +38,8 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     arm = run.recipe.arms[unit.arm]
     settings = _settings(run, arm)
     rows = inputs.training_rows(run, "student", "train")
-    taught, facts = (None, {}) if arm.learn == "labels" else _taught(run, unit.arm, rows)
+    lessons = None if arm.learn == "labels" else _lessons(run, unit.arm, rows)
+    swaps = lessons.rank_swaps() if lessons else 0.0
     objective: training.Objective = (
         "labels" if arm.learn == "labels" else arm.objective or "topk-tail"
     )
@@ -53,48 +50,25 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
         folder / CHECKPOINTS, settings, run.recipe.trainer, run.recipe.seed, device
     )
     what = f"distilling {unit.arm}"
-    outcome = training.train(model, rows, taught, objective, args, run.console, what)
+    outcome = training.train(model, rows, lessons, objective, args, run.console, what)
     save(model, tokenizer, folder, outcome)
-    facts = {
+    facts: dict[str, Any] = {
         "samples": len(rows),
         "steps": outcome.steps,
         "positions": outcome.positions,
         "loss": outcome.loss,
         **{name: last[name] for last in outcome.log[-1:] for name in ("P", "Q") if name in last},
-        **facts,
+        **({"rank_swaps": swaps} if swaps else {}),
     }
     (folder / "README.md").write_text(model_card(run, unit.arm, settings, facts), "utf-8")
     return facts
 
 
-def _taught(
-    run: Run, name: str, rows: Sequence[Encoded]
-) -> tuple[list[batches.Taught], dict[str, Any]]:
-    """Recalibrate the teacher's knowledge of every sample and give it its mass."""
+def _lessons(run: Run, name: str, rows: Sequence[Encoded]) -> Lessons:
     arm = run.recipe.arms[name]
     knowledge = Knowledge(run.folder / "knowledge" / "train")
-    positions = teaching.positions_of(rows, knowledge)
     recalibrator = teaching.recalibrator_for(arm, run.folder / "calibration" / f"{name}.json")
-    target = teaching.targets(arm, recalibrator, positions)
-    chosen = teaching.recalibrated_positions(arm, positions)
-    swapped = (target[chosen, 1:] > target[chosen, :1]).any(axis=1)
-    facts = {"rank_swaps": float(swapped.mean())} if swapped.any() else {}
-    return taught_of(arm, positions, target), facts
-
-
-def taught_of(arm: Arm, positions: Positions, target: FloatArray) -> list[batches.Taught]:
-    """Give each position's target its mass; an entry a sample."""
-    mass = teaching.taught_mass(arm, positions)
-    # 1 - M: the stored tail itself, for 1 - (1 - tail) would lose the small ones.
-    tail = np.exp(positions.log_tail) if arm.mass == "teacher" else np.zeros_like(mass)
-    ends = np.cumsum(positions.counts)
-    slices = [slice(end - n, end) for end, n in zip(ends, positions.counts, strict=True)]
-    probabilities = (mass[:, None] * target).astype(np.float32)
-    tail32, mass32 = tail.astype(np.float32), positions.mass.astype(np.float32)
-    return [
-        batches.Taught(positions.token_ids[s], probabilities[s], tail32[s], mass32[s])
-        for s in slices
-    ]
+    return Lessons(arm, recalibrator, knowledge, rows)
 
 
 def summary(run: Run, units: list[Unit]) -> dict[str, Any]:
