@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 CHUNK = 1 << 16  # characters read at a time
 _BLANKS = re.compile(r"[ \t\n\r]*")
+_AFTER = (",", "]", " ", "\t", "\n", "\r")
 _DECODER = json.JSONDecoder()
 
 
@@ -72,7 +73,8 @@ class Window:
                 if self._ended:
                     raise self._malformed(error.msg, error.pos) from error
             else:
-                if end < len(self._text) or self._ended:  # else a number may go on
+                # Anything else may be the rest of a number that the window cuts.
+                if self._ended or self._text[end : end + 1] in _AFTER:
                     self._at = end
                     return value
             self._move()
