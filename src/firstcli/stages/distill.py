@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from firstcli import batches, models, teaching, training, training_arguments
-from firstcli.artifacts import CHECKPOINTS
+from firstcli import batches, processes, teaching, training
 from firstcli.encoding import Encoded
 from firstcli.knowledge import Knowledge
 from firstcli.recipe import Arm, Training, training_of
 from firstcli.run import Run
-from firstcli.stages import inputs
+from firstcli.stages import inputs, students
 from firstcli.stages.card import model_card
-from firstcli.stages.students import estimate, save
 from firstcli.teaching import Positions
 from firstcli.units import Unit
 
@@ -31,10 +29,7 @@ def _settings(run: Run, arm: Arm) -> Training:
 
 def check(run: Run, unit: Unit) -> str:
     """Check data, tokenizer and trainer fields; return what the plan says of size."""
-    settings = _settings(run, run.recipe.arms[unit.arm])
-    device = models.device_of(inputs.family(run, "student"))
-    training_arguments.arguments(run.folder, settings, run.recipe.trainer, run.recipe.seed, device)
-    return estimate(run, "student", settings)
+    return students.check(run, "student", _settings(run, run.recipe.arms[unit.arm]))
 
 
 def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
@@ -42,28 +37,16 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     arm = run.recipe.arms[unit.arm]
     settings = _settings(run, arm)
     rows = inputs.training_rows(run, "student", "train")
-    taught, facts = (None, {}) if arm.learn == "labels" else _taught(run, unit.arm, rows)
+    taught, swaps = (None, {}) if arm.learn == "labels" else _taught(run, unit.arm, rows)
     objective: training.Objective = (
         "labels" if arm.learn == "labels" else arm.objective or "topk-tail"
     )
-    model = inputs.starting_model(run, "student", settings.dtype)
-    tokenizer = inputs.tokenizer(run, "student")
-    device = models.device_of(inputs.family(run, "student"))
-    args = training_arguments.arguments(
-        folder / CHECKPOINTS, settings, run.recipe.trainer, run.recipe.seed, device
-    )
     what = f"distilling {unit.arm}"
-    outcome = training.train(model, rows, taught, objective, args, run.console, what)
-    save(model, tokenizer, folder, outcome)
-    facts = {
-        "samples": len(rows),
-        "steps": outcome.steps,
-        "positions": outcome.positions,
-        "loss": outcome.loss,
-        **{name: last[name] for last in outcome.log[-1:] for name in ("P", "Q") if name in last},
-        **facts,
-    }
-    (folder / "README.md").write_text(model_card(run, unit.arm, settings, facts), "utf-8")
+    outcome = students.train(run, "student", settings, taught, objective, folder, what)
+    facts = outcome.facts | swaps
+    if processes.is_first():
+        card = model_card(run, unit.arm, settings, facts)
+        (folder / "README.md").write_text(card, "utf-8")
     return facts
 
 
