@@ -8,20 +8,27 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import SequentialSampler
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from conftest import MakeLlama
-from firstcli import batches, knowledge, models, objectives, training, training_arguments
+from firstcli import (
+    batches,
+    knowledge,
+    models,
+    objectives,
+    sampling,
+    training,
+    training_arguments,
+)
 from firstcli.api import Sample
 from firstcli.console import Console
 from firstcli.encoding import Encoded, encode_training
@@ -293,10 +300,10 @@ def test_micro_batches_change_nothing(
 def test_the_last_incomplete_batch_is_a_mean_over_its_own_positions(
     tmp_path: Path, make_llama: MakeLlama, monkeypatch: pytest.MonkeyPatch, micro: int
 ) -> None:
-    def in_order(trainer: training.PositionTrainer, *_: object) -> SequentialSampler:
-        return SequentialSampler(cast(Sized, trainer.train_dataset))
+    def in_order(*_: object) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+        return [np.arange(8), np.arange(8, 11)]
 
-    monkeypatch.setattr(training.PositionTrainer, "_get_train_sampler", in_order)
+    monkeypatch.setattr(sampling, "batches_of_epoch", in_order)
     rows, model = some_rows(11), make_llama(V)
     with torch.no_grad():
         expected = [float(naive_loss(model, part, None, "labels")) for part in (rows[:8], rows[8:])]
@@ -313,7 +320,7 @@ from transformers import LlamaForCausalLM
 import test_training as t
 
 folder = Path(sys.argv[1])
-model, rows = LlamaForCausalLM.from_pretrained(folder / "start"), t.some_rows(16)
+model, rows = LlamaForCausalLM.from_pretrained(folder / "start"), t.some_rows(21)
 known = {"taught": t.some_taught(rows), "objective": "topk-tail"}
 outcome = t.fit(model, rows, folder / "run", micro_batch_size=2, **known)
 if os.environ["RANK"] == "0":
@@ -322,8 +329,11 @@ if os.environ["RANK"] == "0":
 
 
 def test_two_processes_change_nothing(tmp_path: Path, make_llama: MakeLlama) -> None:
-    """They share each batch, sum their positions, and log the masses of both."""
-    model, rows = make_llama(V), some_rows(16)
+    """They share each batch, sum their positions, and log the masses of both.
+
+    The last batch has 5 samples, so that one process is left without any for its micro-batch of 2.
+    """
+    model, rows = make_llama(V), some_rows(21)
     model.save_pretrained(tmp_path / "start")
     outcome = fit(model, rows, tmp_path, taught=some_taught(rows), objective="topk-tail")
     (tmp_path / "rank.py").write_text(RANK)
@@ -339,7 +349,7 @@ def test_two_processes_change_nothing(tmp_path: Path, make_llama: MakeLlama) -> 
     assert done.returncode == 0, done.stderr[-3000:]
     shared, log = torch.load(tmp_path / "result.pt")
     assert distance(shared, weights(model)) < 1e-6
-    assert len(log) == len(outcome.log) == 2
+    assert len(log) == len(outcome.log) == 3
     for one, two in zip(log, outcome.log, strict=True):
         for name in ("loss", "grad_norm", "P", "Q"):
             assert one[name] == pytest.approx(two[name], rel=1e-4)

@@ -244,14 +244,9 @@ def suppress_read_only() -> Iterator[None]:
 def locked(folder: Path) -> Iterator[None]:
     """Hold the run folder for this process; the system lets go when the process ends.
 
-    Ranks of one launch count as one process: only the first takes the lock.
-
     Raises:
         UserError: another process holds it, or the folder cannot be written.
     """
-    if int(os.environ.get("RANK", "0")) != 0:
-        yield
-        return
     path = folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from firstcli import __version__
+from firstcli import __version__, processes
 from firstcli.errors import UserError
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def plugins(
 
 
 def _print(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
+    if as_json and processes.is_first():
         typer.echo(json.dumps(result, indent=1))
 
 
@@ -200,7 +200,8 @@ def _guarded(run: Callable[[], None]) -> int:
             print("interrupted; finished work is kept, run the same command again", file=sys.stderr)
         raise
     except UserError as error:
-        for message in error.messages:
-            print(f"error: {message}", file=sys.stderr)
+        if processes.is_first():
+            for message in error.messages:
+                print(f"error: {message}", file=sys.stderr)
         return 2
     return 0

@@ -22,6 +22,8 @@ from rich.progress import (
 from rich.progress import Task as ProgressTask
 from rich.text import Text
 
+from firstcli import processes
+
 Advance = Callable[[int], None]
 
 
@@ -29,7 +31,7 @@ class Console:
     """Output of one command; with `json`, stdout is kept free for the machine-readable result."""
 
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
-        silent = quiet or int(os.environ.get("RANK", "0")) != 0
+        silent = quiet or not processes.is_first()
         self._out = RichConsole(stderr=json, quiet=silent, highlight=False, soft_wrap=False)
         self._err = RichConsole(stderr=True, quiet=silent, highlight=False)
         self._warned: set[str] = set()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import errno
 import importlib
-import os
 import platform
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import yaml
 from rich.table import Table
 
+from firstcli import processes
 from firstcli.artifacts import Manifest, changes, fingerprint, locked
 from firstcli.console import Console
 from firstcli.errors import UserError
@@ -35,6 +35,10 @@ MODULES: dict[Stage, str] = {
     "eval": "evaluate",
     "report": "report",
 }
+
+
+SHARED: frozenset[Stage] = frozenset(("finetune", "extract", "distill", "eval"))
+"""Stages whose work several processes share; the first does the others alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,38 +84,55 @@ def status_of(run: Run, unit: Unit, *, force: bool = False) -> Status:
 
 
 def execute(request: Request, stage: Stage) -> dict[str, Any]:
-    """Bring a stage up to date and return its result as JSON values."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "several processes (WORLD_SIZE > 1) are not supported by this version; start one, "
-            "without a launcher"
-        )
+    """Bring a stage up to date and return its result as JSON values.
+
+    With several processes the first decides what to do, and all do it; `summary` is the first's.
+    """
     run = open_run(request)
     units = units_of(run.recipe, run.folder)
     targets = wanted(units, stage, request.arms)
     chain = with_upstream(units, targets)
     if not targets:
         raise UserError(f"{request.recipe}: nothing to {stage}; {_why_nothing(run.recipe, stage)}")
+    forced = _forced(request, stage, targets)
     if request.dry_run:
-        return plan_result(
-            run, show_plan(run, chain, _forced(request, stage, targets), check=False)
-        )
-    with _disk_trouble_told(run.folder), locked(run.folder):
+        return plan_result(run, show_plan(run, chain, forced, check=False))
+
+    def prepare() -> list[Row]:
         for unit in chain:
             unit.artifact.recover()
-        forced = _forced(request, stage, targets)
         rows = show_plan(run, chain, forced, check=True)
         if request.only:
             _require_upstream(run, request, chain, targets)
         _write_recipe(run)
+        return rows
+
+    with _disk_trouble_told(run.folder), processes.together(), ExitStack() as stack:
+        processes.by_first(lambda: stack.enter_context(locked(run.folder)))
+        rows = processes.by_first(prepare)
         try:
             for unit in chain:
-                if not status_of(run, unit, force=unit.key in forced).current:
+                if not _status_for_all(run, unit, forced).current:
                     _work(run, unit)
         finally:
-            run.digests.save()
+            if processes.is_first():
+                run.digests.save()
+    if not processes.is_first():
+        return {}
     result = importlib.import_module(f"firstcli.stages.{MODULES[stage]}").summary(run, targets)
     return {**plan_result(run, rows), "result": result}
+
+
+def _status_for_all(run: Run, unit: Unit, forced: set[str]) -> Status:
+    """Look at a unit's state once, for all processes; its manifest reaches them, too."""
+
+    def look() -> tuple[Status, Manifest | None]:
+        return status_of(run, unit, force=unit.key in forced), run.manifests.get(unit.key)
+
+    status, manifest = processes.by_first(look)
+    if manifest is not None:
+        run.manifests[unit.key] = manifest
+    return status
 
 
 def plan(request: Request) -> dict[str, Any]:
@@ -241,16 +262,21 @@ def _write_recipe(run: Run) -> None:
 def _work(run: Run, unit: Unit) -> None:
     """Run one unit and make its artifact; what it left half-done is taken up again next time."""
     module = importlib.import_module(f"firstcli.stages.{MODULES[unit.stage]}")
-    reads = reads_of(run, unit)
+    reads = processes.by_first(lambda: reads_of(run, unit))
     began = time.monotonic()
     run.console.say(f"{unit.key} ...")
-    work = unit.artifact.begin(fingerprint(reads))
-    try:
-        facts = module.work(run, unit, work)
-    except UserError as error:
-        raise UserError(*(f"{unit.key}: {message}" for message in error.messages)) from error
+    work = processes.by_first(lambda: unit.artifact.begin(fingerprint(reads)))
+    facts: dict[str, Any] = {}
+    if unit.stage in SHARED or processes.is_first():
+        try:
+            facts = module.work(run, unit, work)
+        except UserError as error:
+            raise UserError(*(f"{unit.key}: {message}" for message in error.messages)) from error
+    processes.wait()
     seconds = time.monotonic() - began
-    manifest = unit.artifact.commit(unit.key, reads, facts, seconds, _versions(), run.digests)
+    manifest = processes.by_first(
+        lambda: unit.artifact.commit(unit.key, reads, facts, seconds, _versions(), run.digests)
+    )
     run.manifests[unit.key] = manifest
     run.console.say(f"{unit.key}: {_summary_line(manifest)}")
 
@@ -290,4 +316,5 @@ def _summary_line(manifest: Manifest) -> str:
 
 def _versions() -> dict[str, str]:
     names = ("firstcli", "torch", "transformers", "tokenizers", "pyarrow")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    found = {"python": platform.python_version(), **{name: version(name) for name in names}}
+    return found | ({"processes": str(processes.count())} if processes.count() > 1 else {})

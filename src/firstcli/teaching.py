@@ -124,6 +124,8 @@ def targets(
 ) -> FloatArray:
     """Return the distribution over the k tokens at every position, (N, k); rows sum to 1."""
     chosen = recalibrated_positions(arm, positions)
+    if chosen.all():
+        return recalibrator.transform(positions.topk)
     result = NoRecalibration(NoRecalibration.Options()).transform(positions.topk)
     if chosen.any():
         result[chosen] = recalibrator.transform(positions.topk[chosen])

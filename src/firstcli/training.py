@@ -9,15 +9,17 @@ batch, however it is split into micro-batches and processes.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import (
     PreTrainedModel,
     Trainer,
@@ -25,12 +27,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from firstcli import models, objectives
+from firstcli import models, objectives, processes, sampling
 from firstcli.batches import Collate, Rows, Teacher
 from firstcli.console import Advance, Console
 from firstcli.encoding import Encoded
 from firstcli.errors import UserError, shortened
-from firstcli.token_rows import counts_of
+from firstcli.token_rows import counts_of, lengths_of
 
 Objective = Literal["labels", "topk-tail", "topk-renormalized"]
 
@@ -86,7 +88,30 @@ class PositionTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # the loss is scaled here, not by the Trainer
         self.loss_is_scaled_for_ga = True
         self._rows = rows
+        micro, share = self.args.per_device_train_batch_size, self.args.world_size
+        self.micro_batches = sampling.MicroBatches(
+            lengths=lengths_of(rows),
+            batch_size=micro * self.args.gradient_accumulation_steps * share,
+            micro=micro,
+            processes=share,
+            rank=self.args.process_index,
+            seed=self.args.seed,
+        )
         self._sums = {"positions": 0.0, "P": 0.0, "Q": 0.0}
+
+    def get_train_dataloader(self) -> sampling.EpochLoader:
+        """Load this process's micro-batches; not `prepared`, for Accelerate would share them out.
+
+        Accelerate also fills an incomplete last batch with samples from the beginning, which would
+        then count twice.
+        """
+        assert self.train_dataset is not None
+        return sampling.EpochLoader(
+            self.train_dataset,
+            batch_sampler=self.micro_batches,
+            collate_fn=sampling.uncounted(cast(Any, self.data_collator)),
+            **sampling.loader_settings(self.args),
+        )
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -136,6 +161,7 @@ class PositionTrainer(Trainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self.require_finite_weights(model)
         super()._save_checkpoint(model, trial)
+        processes.wait()  # each process writes its part of a checkpoint
         if self.args.should_save:
             last = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
             os.sync()
@@ -146,15 +172,27 @@ class PositionTrainer(Trainer):
 
     def require_finite_weights(self, model: torch.nn.Module) -> None:
         """Stop before weights that a finite loss with an infinite gradient spoilt are kept."""
-        spoilt = [
-            name for name, value in model.named_parameters() if not torch.isfinite(value).all()
-        ]
+        ours = [name for name, value in model.named_parameters() if not _is_finite(value)]
+        spoilt = [name for names in processes.gathered(ours) for name in names]
         if spoilt:
             raise UserError(
                 f"weights such as {shortened(spoilt, 2)} are no longer finite after step "
                 f"{self.state.global_step} of {self.state.max_steps}; the last good checkpoint is "
                 "kept, lower the learning rate"
             )
+
+    def gathered_weights(self) -> dict[str, Tensor] | None:
+        """Return whole weights where processes hold parts of them; None: the model has them."""
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            return None
+        found: dict[str, Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
+        return found
+
+
+def _is_finite(value: Tensor) -> bool:
+    """Look at a weight, or at this process's part of it."""
+    part = value.to_local() if isinstance(value, DTensor) else value
+    return bool(torch.isfinite(part).all())
 
 
 class _Progress(TrainerCallback):
@@ -171,11 +209,29 @@ class _Progress(TrainerCallback):
 class Outcome:
     """What training a model came to."""
 
+    samples: int
     steps: int
     positions: int
     loss: float
     """Mean loss a supervised position, at the last log; of the whole training without logs."""
     log: list[dict[str, float]]
+    padding: float
+    """Share of the tokens computed on that were padding, in the first epoch."""
+    weights: dict[str, Tensor] | None
+    """The whole weights, in the first process, where the model holds only parts of them."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The numbers to show."""
+        last = self.log[-1] if self.log else {}
+        return {
+            "samples": self.samples,
+            "steps": self.steps,
+            "positions": self.positions,
+            "loss": self.loss,
+            "padding": self.padding,
+            **{name: value for name, value in last.items() if name in ("P", "Q")},
+        }
 
 
 def train(
@@ -198,11 +254,14 @@ def train(
         rows=rows,
     )
     trainer.remove_callback(_printer())
-    checkpoint = last_checkpoint(Path(str(args.output_dir)))
+    checkpoint = processes.by_first(lambda: last_checkpoint(Path(str(args.output_dir))))
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     if checkpoint:
         console.say(f"{what}: resuming after step {done}")
     steps = _steps(trainer, len(rows))
+    padding = sampling.padding_share(
+        trainer.micro_batches.lengths, (part for part in trainer.micro_batches if part[0] >= 0)
+    )
     with console.progress(what, steps, "steps", done) as advance:
         trainer.add_callback(_Progress(advance, done))
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -210,10 +269,13 @@ def train(
     model.forward = bare_forward
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     return Outcome(
+        samples=len(rows),
         steps=trainer.state.global_step,
         positions=int(counts_of(rows).sum()),
         loss=float(log[-1]["loss"] if log else result.training_loss),
         log=log,
+        padding=padding,
+        weights=trainer.gathered_weights(),
     )
 
 
@@ -241,5 +303,4 @@ def _steps(trainer: PositionTrainer, rows: int) -> int:
     args = trainer.args
     if args.max_steps > 0:
         return int(args.max_steps)
-    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return int(-(-rows // batch) * args.num_train_epochs)
+    return math.ceil(-(-rows // trainer.micro_batches.batch_size) * args.num_train_epochs)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -12,6 +11,7 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
+from firstcli import processes
 from firstcli.errors import UserError, did_you_mean
 from firstcli.recipe import Training
 
@@ -29,6 +29,8 @@ OWNED = {
     "save_total_limit": "nothing: the last checkpoint is kept until training ends",
     "save_only_model": "nothing: a checkpoint that cannot be resumed from is of no use",
     "load_best_model_at_end": "nothing: the last checkpoint counts (paper, A.1)",
+    "train_sampling_strategy": "nothing: batches hold samples of like length",
+    "dataloader_drop_last": "nothing: every sample counts",
     "remove_unused_columns": "nothing: the batches are firstcli's own",
     "label_names": "nothing: the batches are firstcli's own",
     "label_smoothing_factor": "recalibrator: {name: label-smoothing}",
@@ -51,12 +53,12 @@ def arguments(
             TrainingArguments refuses.
     """
     trainer = _checked_trainer_fields(trainer)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    micro = training.micro_batch_size or _micro_batch(training.batch_size // processes)
-    if training.batch_size % (micro * processes):
+    share = processes.count()
+    micro = training.micro_batch_size or _micro_batch(training.batch_size // share)
+    if training.batch_size % (micro * share):
         raise UserError(
             f"training.batch_size: {training.batch_size} is no multiple of micro_batch_size "
-            f"{micro} times {processes} processes"
+            f"{micro} times {share} processes"
         )
     has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
     defaults: dict[str, Any] = {
@@ -73,6 +75,8 @@ def arguments(
         "disable_tqdm": True,
         "bf16": has_bfloat16 and training.dtype == "float32",
         "dataloader_pin_memory": device.type == "cuda",
+        "ddp_find_unused_parameters": False,
+        "ddp_broadcast_buffers": False,
     }
     owned = {
         "output_dir": str(folder),
@@ -80,7 +84,7 @@ def arguments(
         "learning_rate": training.learning_rate,
         "num_train_epochs": training.epochs,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": training.batch_size // (micro * processes),
+        "gradient_accumulation_steps": training.batch_size // (micro * share),
         "remove_unused_columns": False,
         "label_names": [],
         "use_cpu": device.type == "cpu",

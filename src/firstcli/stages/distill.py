@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from firstcli import models, teaching, training, training_arguments
-from firstcli.artifacts import CHECKPOINTS
+from firstcli import processes, teaching, training
 from firstcli.encoding import Encoded
 from firstcli.knowledge import Knowledge
 from firstcli.recipe import Arm, Training, training_of
 from firstcli.run import Run
-from firstcli.stages import inputs
+from firstcli.stages import inputs, students
 from firstcli.stages.card import model_card
-from firstcli.stages.students import estimate, save
 from firstcli.teaching import Lessons
 from firstcli.units import Unit
 
@@ -27,10 +26,7 @@ def _settings(run: Run, arm: Arm) -> Training:
 
 def check(run: Run, unit: Unit) -> str:
     """Check data, tokenizer and trainer fields; return what the plan says of size."""
-    settings = _settings(run, run.recipe.arms[unit.arm])
-    device = models.device_of(inputs.family(run, "student"))
-    training_arguments.arguments(run.folder, settings, run.recipe.trainer, run.recipe.seed, device)
-    return estimate(run, "student", settings)
+    return students.check(run, "student", _settings(run, run.recipe.arms[unit.arm]))
 
 
 def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
@@ -39,34 +35,23 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     settings = _settings(run, arm)
     rows = inputs.training_rows(run, "student", "train")
     lessons = None if arm.learn == "labels" else _lessons(run, unit.arm, rows)
-    swaps = lessons.rank_swaps() if lessons else 0.0
     objective: training.Objective = (
         "labels" if arm.learn == "labels" else arm.objective or "topk-tail"
     )
-    model = inputs.starting_model(run, "student", settings.dtype)
-    tokenizer = inputs.tokenizer(run, "student")
-    device = models.device_of(inputs.family(run, "student"))
-    args = training_arguments.arguments(
-        folder / CHECKPOINTS, settings, run.recipe.trainer, run.recipe.seed, device
-    )
     what = f"distilling {unit.arm}"
-    outcome = training.train(model, rows, lessons, objective, args, run.console, what)
-    save(model, tokenizer, folder, outcome)
-    facts: dict[str, Any] = {
-        "samples": len(rows),
-        "steps": outcome.steps,
-        "positions": outcome.positions,
-        "loss": outcome.loss,
-        **{name: last[name] for last in outcome.log[-1:] for name in ("P", "Q") if name in last},
-        **({"rank_swaps": swaps} if swaps else {}),
-    }
-    (folder / "README.md").write_text(model_card(run, unit.arm, settings, facts), "utf-8")
+    swaps = lessons.rank_swaps() if lessons else 0.0
+    outcome = students.train(run, "student", settings, lessons, objective, folder, what)
+    facts = outcome.facts | ({"rank_swaps": swaps} if swaps else {})
+    if processes.is_first():
+        card = model_card(run, unit.arm, settings, facts)
+        (folder / "README.md").write_text(card, "utf-8")
     return facts
 
 
 def _lessons(run: Run, name: str, rows: Sequence[Encoded]) -> Lessons:
     arm = run.recipe.arms[name]
     knowledge = Knowledge(run.folder / "knowledge" / "train")
+    deque(knowledge.all_of(rows), maxlen=0)  # what is missing shows now, not in mid-training
     recalibrator = teaching.recalibrator_for(arm, run.folder / "calibration" / f"{name}.json")
     return Lessons(arm, recalibrator, knowledge, rows)
 

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from firstcli import metrics, models
+from firstcli import metrics, models, processes
 from firstcli.encoding import Question
+from firstcli.out_of_memory import Halving
 from firstcli.records import EvalRecords
 from firstcli.run import Run
 from firstcli.stages import inputs
@@ -32,13 +33,19 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     """Ask every question and write the records."""
     asked = inputs.questions(run, unit.role, unit.evaluation)
     model = inputs.inference_model(run, unit.model)
-    answers: dict[str, list[float]] = {}
+    ours: dict[str, list[float]] = {}
     logits_at = models.LogitsAt(model)
-    with run.console.progress(unit.key, len(asked), "questions") as advance:
-        for batch in models.batches([len(one.input_ids) for one in asked], BATCH_TOKENS):
+    halving = Halving(run.console.warn, unit.key)
+    batches = list(models.batches([len(one.input_ids) for one in asked], BATCH_TOKENS))
+    batches = batches[processes.rank() :: processes.count()]
+    with run.console.progress(unit.key, sum(map(len, batches)), "questions") as advance:
+        for batch in batches:
             chosen = [asked[i] for i in batch]
-            answers |= candidate_log_probs(logits_at, chosen)
+            ours |= halving.run(chosen, lambda some: candidate_log_probs(logits_at, some))
             advance(len(chosen))
+    answers = {id: found for part in processes.gathered(ours) for id, found in part.items()}
+    if not processes.is_first():
+        return {}
     truths = [one.truth for one in asked]
     records = EvalRecords.from_log_probs(
         ids=[one.id for one in asked],

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from firstcli import knowledge, models
+from firstcli import knowledge, models, processes
 from firstcli.console import size
 from firstcli.encoding import Encoded
 from firstcli.errors import UserError, shortened
 from firstcli.knowledge import TopK
 from firstcli.lazy import Selected
+from firstcli.out_of_memory import Halving
 from firstcli.run import Run
 from firstcli.stages import inputs
 from firstcli.token_rows import lengths_of
@@ -53,28 +54,40 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
         "teacher": _teacher(run),
         "tokenizer": _tokenizer(run),
     }
-    missing = [
-        index
-        for index in range(len(shards))
-        if knowledge.shard_facts(knowledge.shard_path(folder, index)) is None
-    ]
+    missing = processes.by_first(lambda: _missing(folder, len(shards)))
     done = len(rows) - sum(len(shards[index]) for index in missing)
     if done:
         run.console.say(f"{unit.key}: going on after {done} finished samples")
-    if missing:
-        model = inputs.inference_model(run, "teacher")
-        logits_at = models.LogitsAt(model)
-        with run.console.progress(unit.key, len(rows), "samples", done) as advance:
-            for index in missing:
+    ours = missing[processes.rank() :: processes.count()]  # whole shards, fixed by the data alone
+    halving = Halving(run.console.warn, unit.key)
+    if ours:
+        logits_at = models.LogitsAt(inputs.inference_model(run, "teacher"))
+        total = sum(len(shards[index]) for index in ours)
+        with run.console.progress(unit.key, total, "samples") as advance:
+            for index in ours:
                 shard = shards[index]
                 found: dict[str, TopK] = {}
                 for batch in models.batches([len(row.input_ids) for row in shard], BATCH_TOKENS):
                     chosen = [shard[i] for i in batch]
-                    found |= top_k_of(logits_at, chosen, top_k, limit)
+                    found |= halving.run(
+                        chosen, lambda rows: top_k_of(logits_at, rows, top_k, limit)
+                    )
                     advance(len(chosen))
                 path = knowledge.shard_path(folder, index)
                 knowledge.write_shard(path, shard, [found[row.id] for row in shard], facts)
-    return _facts(folder, rows)
+    halved = sum(processes.gathered(halving.halved))
+    if not processes.is_first():
+        return {}
+    return _facts(folder, rows) | ({"batches_halved": halved} if halved else {})
+
+
+def _missing(folder: Path, shards: int) -> list[int]:
+    """Return the shards that an interrupted run has not finished."""
+    return [
+        index
+        for index in range(shards)
+        if knowledge.shard_facts(knowledge.shard_path(folder, index)) is None
+    ]
 
 
 def split_into_shards(rows: Sequence[Encoded]) -> list[Sequence[Encoded]]:

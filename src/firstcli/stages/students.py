@@ -5,18 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from firstcli import training
+from firstcli import models, processes, training, training_arguments
+from firstcli.artifacts import CHECKPOINTS
 from firstcli.console import size
+from firstcli.out_of_memory import is_out_of_memory
 from firstcli.recipe import Training
 from firstcli.run import Role, Run
 from firstcli.stages import inputs
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from firstcli.batches import Teacher
 
 
-def estimate(run: Run, role: Role, settings: Training) -> str:
-    """Say how much training will work on and what memory its weights need."""
+def check(run: Run, role: Role, settings: Training) -> str:
+    """Check data, tokenizer and trainer fields; return what the plan says of size."""
+    device = models.device_of(inputs.family(run, role))
+    training_arguments.arguments(run.folder, settings, run.recipe.trainer, run.recipe.seed, device)
+    return _estimate(run, role, settings)
+
+
+def _estimate(run: Run, role: Role, settings: Training) -> str:
     if settings.dtype == "bfloat16":
         run.console.warn(
             f"the {role} trains bfloat16 weights, which do not feel steps as small as 2e-5; "
@@ -32,13 +40,46 @@ def estimate(run: Run, role: Role, settings: Training) -> str:
     )
 
 
-def save(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+def train(
+    run: Run,
+    role: Role,
+    settings: Training,
+    lessons: Teacher | None,
+    objective: training.Objective,
     folder: Path,
-    outcome: training.Outcome,
-) -> None:
-    """Save model, tokenizer and training log."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    training.write_log(folder / "training_log.jsonl", outcome.log)
+    what: str,
+) -> training.Outcome:
+    """Train a model on the training part and save it as a Hugging Face folder with its log.
+
+    Where a micro-batch does not fit into memory, training goes on from the last checkpoint with
+    half of it, which changes no result.
+    """
+    rows = inputs.training_rows(run, role, "train")
+    device = models.device_of(inputs.family(run, role))
+    while True:
+        args = training_arguments.arguments(
+            folder / CHECKPOINTS, settings, run.recipe.trainer, run.recipe.seed, device
+        )
+        micro = args.per_device_train_batch_size
+        model = inputs.starting_model(run, role, settings.dtype)
+        try:
+            outcome = training.train(model, rows, lessons, objective, args, run.console, what)
+            break
+        except (RuntimeError, MemoryError) as error:
+            # One of several processes cannot halve its share alone: the others wait for it.
+            if micro == 1 or processes.count() > 1 or not is_out_of_memory(error):
+                raise
+        run.console.warn(
+            f"{what}: out of memory on {micro} samples at a time; going on with {_half(micro)}"
+        )
+        settings = settings.model_copy(update={"micro_batch_size": _half(micro)})
+    if processes.is_first():
+        model.save_pretrained(folder, state_dict=outcome.weights)
+        inputs.tokenizer(run, role).save_pretrained(folder)
+        training.write_log(folder / "training_log.jsonl", outcome.log)
+    return outcome
+
+
+def _half(micro: int) -> int:
+    """Return the largest divisor of a micro-batch that is smaller than it."""
+    return next(size for size in range(micro // 2, 0, -1) if micro % size == 0)

@@ -1,0 +1,68 @@
+# ruff: noqa: TID253
+"""What to do when a batch does not fit into memory: halve it, go on, say so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+
+from firstcli.encoding import Encoded, Question
+from firstcli.errors import UserError
+
+Row = TypeVar("Row", Encoded, Question)
+Found = TypeVar("Found")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell a lack of memory, on whatever device, from other errors."""
+    return isinstance(error, MemoryError) or bool(should_reduce_batch_size(error))
+
+
+class Halving:
+    """Run batches of rows; one that does not fit is halved, and later ones as large are as well."""
+
+    def __init__(self, say: Callable[[str], None], what: str) -> None:
+        self._say = say
+        self._what = what
+        self._most: float = math.inf  # tokens of a batch, padding included
+        self.halved = 0
+        """How many batches were run in parts."""
+
+    def run(
+        self, rows: Sequence[Row], ask: Callable[[Sequence[Row]], dict[str, Found]]
+    ) -> dict[str, Found]:
+        """Return what `ask` finds, by id.
+
+        Raises:
+            UserError: a single row does not fit.
+        """
+        tokens = len(rows) * max(len(row.input_ids) for row in rows)
+        if len(rows) == 1 or tokens <= self._most:
+            try:
+                return ask(rows)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(rows) == 1:
+                    raise UserError(
+                        f"out of memory on sample '{rows[0].id}' of {tokens} tokens alone; free "
+                        "memory, choose a smaller dtype, or leave out long samples"
+                    ) from error
+            # Out here the error is gone, and with it its hold on the batch's tensors.
+            self._make_room(len(rows), tokens)
+        self.halved += 1
+        middle = len(rows) // 2
+        return self.run(rows[:middle], ask) | self.run(rows[middle:], ask)
+
+    def _make_room(self, rows: int, tokens: int) -> None:
+        self._most = min(self._most, tokens // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._say(
+            f"{self._what}: out of memory on a batch of {rows} samples ({tokens} tokens); "
+            "it and those as large are halved"
+        )
