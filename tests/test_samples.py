@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tiny
 from firstcli import splits
 from firstcli.api import Sample
 from firstcli.lazy import Selected
@@ -123,3 +126,44 @@ def test_the_content_is_that_of_earlier_versions(
     held = Samples(splits.with_ids(samples, "train.task"), NOWHERE)
     train, validation = splits.cut_validation(held, 0.25)
     assert (splits.content_digest(train), splits.content_digest(validation)) == expected
+
+
+PEAK = """
+import sys
+from pathlib import Path
+import numpy as np
+from firstcli import splits
+from firstcli.encoding import Encoded
+from firstcli.samples import Samples
+from firstcli.tasks.instruction import Instruction, InstructionOptions
+from firstcli.token_rows import TokenRows
+folder = Path(sys.argv[1]).parent
+task = Instruction(InstructionOptions.model_validate({"path": sys.argv[1]}))
+given = Samples(task.load("train").samples, folder)
+held = Samples(splits.with_ids(given, "train"), folder)
+splits.duplicate_rows(held)
+train, validation = splits.cut_validation(held, 0.1)
+splits.overlap(held, validation)
+splits.content_digest(train)
+encoded = (Encoded(str(one.id), np.zeros(500, np.int32), 1, None) for one in train)
+rows = TokenRows(encoded, folder)
+for index in np.random.default_rng(0).permutation(len(rows)).tolist():
+    assert len(rows[index].targets) == 499
+for line in open("/proc/self/status"):
+    if line.startswith("VmHWM"):
+        print(line.split()[1])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak as Linux tells it")
+def test_ten_times_the_data_take_no_more_memory(tmp_path: Path) -> None:
+    """18,000 rows more are 36 MB of text and 36 MB of tokens, of which an index of 1 MB stays."""
+    peaks = []
+    for count in (2_000, 20_000):
+        path = tmp_path / f"{count}.jsonl"
+        rows = ({"prompt": f"{n} {'word ' * 400}", "response": " x"} for n in range(count))
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        result = tiny.finish(tiny.python(PEAK, path))
+        assert result.code == 0, result.err
+        peaks.append(int(result.out))  # kB
+    assert peaks[1] - peaks[0] < 24_000
