@@ -31,7 +31,7 @@ from firstcli.recipe import Arm, Training, recalibrator_of
 from firstcli.teaching import Lessons
 from firstcli.token_rows import TokenRows
 
-SAMPLES, STEPS, TOP_K = 4096, 12, 5
+SAMPLES, SHARD, STEPS, TOP_K = 4096, 1024, 12, 5
 
 
 class Timed:
@@ -62,8 +62,8 @@ def some_rows(vocabulary: int) -> Iterator[Encoded]:
 def write_knowledge(folder: Path, rows: Sequence[Encoded], vocabulary: int) -> None:
     """Write a made-up teacher's top k."""
     draw = np.random.default_rng(1)
-    for index, first in enumerate(range(0, len(rows), knowledge.SHARD_ROWS)):
-        shard, known = rows[first : first + knowledge.SHARD_ROWS], []
+    for index, first in enumerate(range(0, len(rows), SHARD)):
+        shard, known = rows[first : first + SHARD], []
         for row in shard:
             shape = (len(row.targets), TOP_K)
             p = -np.sort(-draw.dirichlet(np.ones(TOP_K + 1), shape[0])[:, :TOP_K], axis=1)

@@ -27,16 +27,20 @@ def with_ids(samples: Sequence[Sample], where: str) -> Iterator[Sample]:
     """
     _refuse_repeated_ids(samples, where)
     # Only what occurs more than once is counted, so that no more than that lies in memory.
-    often = _repeated(_row_digests(samples))
+    often = _repeated(_digests((_key(one),) for one in samples if one.id is None))
     seen: Counter[str] = Counter()
     for sample in samples:
         if sample.id is None:
-            key = _digest(sample.prompt, sample.response)[:20]
-            if _short(sample.prompt, sample.response) in often:
+            key = _key(sample)
+            if _short(key) in often:
                 seen[key] += 1
             id = key if seen[key] <= 1 else f"{key}-{seen[key]}"
             sample = replace(sample, id=id)
         yield sample
+
+
+def _key(sample: Sample) -> str:
+    return _digest(sample.prompt, sample.response)[:20]
 
 
 def _refuse_repeated_ids(samples: Sequence[Sample], where: str) -> None:
@@ -55,7 +59,7 @@ def _refuse_repeated_ids(samples: Sequence[Sample], where: str) -> None:
 
 def duplicate_rows(samples: Iterable[Sample]) -> int:
     """Count the samples whose prompt and response already occurred."""
-    digests = _row_digests(samples)
+    digests = _digests((sample.prompt, sample.response) for sample in samples)
     return len(digests) - len(np.unique(digests))
 
 
@@ -109,10 +113,6 @@ def _short(*parts: str) -> int:
 
 def _digests(texts: Iterable[tuple[str, ...]]) -> Digests:
     return np.frombuffer(array("Q", (_short(*parts) for parts in texts)), np.uint64)
-
-
-def _row_digests(samples: Iterable[Sample]) -> Digests:
-    return _digests((sample.prompt, sample.response) for sample in samples)
 
 
 def _repeated(digests: Digests) -> frozenset[int]:
