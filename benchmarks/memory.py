@@ -68,9 +68,9 @@ def index_of(count: int) -> float:
     """Return the MB that the data's index takes in memory: borders, sides and digests of rows.
 
     Samples: 8 bytes for their border and 8 for the side they are on. Token rows of two roles: 28
-    bytes each. Knowledge: 32 bytes for digest, offset and place. The sampler's permutation: 8.
+    bytes each. Knowledge: 20 bytes for digest, place and offset. The sampler's permutation: 8.
     """
-    return count * (8 + 8 + 2 * 28 + 32 + 8) / 1e6
+    return count * (8 + 8 + 2 * 28 + 20 + 8) / 1e6
 
 
 def main() -> None:
