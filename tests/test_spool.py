@@ -51,3 +51,24 @@ def test_reading_200_mb_keeps_little_of_it_in_memory(tmp_path: Path) -> None:
     for start in range(0, held.size, 1 << 16):
         assert held.read(start, start + (1 << 16))[::4096]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 40_000  # kB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts pages as Linux does")
+def test_small_reads_in_random_order_keep_as_little(tmp_path: Path) -> None:
+    """A read of a few bytes maps 64 kB around them: counted by their size, all would be mapped."""
+    held = Spool(tmp_path)
+    block = np.zeros(1 << 18)
+    for _ in range(100):
+        held.write(block)
+    before, most = mapped(), 0
+    places = np.random.default_rng(0).integers(0, held.size - 500, 10_000).tolist()
+    for turn, start in enumerate(places):
+        assert not held.read(start, start + 500)[250]
+        if turn % 50 == 0:
+            most = max(most, mapped())
+    assert most - before < 40_000
+
+
+def mapped() -> int:
+    """Return the kB of files that are in memory now."""
+    return int(Path("/proc/self/statm").read_text().split()[2]) * resource.getpagesize() // 1024
