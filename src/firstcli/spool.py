@@ -1,13 +1,12 @@
 """Data larger than memory, in a nameless temporary file that ends with the process.
 
-It leaves no file behind, however the process dies. Reads are views into a memory map, whose pages
-are given back now and then: they stay in the system's cache, but the process does not grow with
-the data.
+It leaves no file behind, however the process dies. What was written stays in the system's cache as
+long as that has room, so that a read costs a microsecond. It is read and not memory-mapped, for a
+mapped page counts as the process's memory and brings up to 2 MB around it.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import tempfile
 from pathlib import Path
@@ -15,9 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-RESIDENT = 1 << 24  # bytes that may have come into memory before all are given back
-TOUCHED = 1 << 16  # bytes that a read brings at least: Linux maps the pages around it, too
 
 
 class Spool:
@@ -27,31 +23,24 @@ class Spool:
         """Open a file without a name in `folder`, or among the system's where that cannot be."""
         place = folder if os.access(folder, os.W_OK) else None
         self._file = tempfile.TemporaryFile(dir=place)  # noqa: SIM115
-        self._map: mmap.mmap | None = None
-        self._read = 0
+        self._complete = False
         self.size = 0
         """Bytes written so far."""
 
     def write(self, data: bytes | npt.NDArray[Any]) -> None:
         """Append bytes, or an array's content."""
-        if self._map is not None:
+        if self._complete:
             raise RuntimeError("a spool that was read from takes no more")
         content = data if isinstance(data, bytes) else np.ascontiguousarray(data).data
         self._file.write(content)
         self.size += len(data) if isinstance(data, bytes) else data.nbytes
 
-    def read(self, start: int, end: int) -> memoryview:
-        """Return the bytes from `start` to `end`, without copying them."""
-        if start == end:
-            return memoryview(b"")
-        if self._map is None:
+    def read(self, start: int, end: int) -> bytes:
+        """Return the bytes from `start` to `end`."""
+        if not self._complete:
             self._file.flush()
-            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._read += max(end - start, TOUCHED)
-        if self._read > RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
-            self._read = 0
-        return memoryview(self._map)[start:end]
+            self._complete = True
+        return os.pread(self._file.fileno(), end - start, start)
 
     def array(self, dtype: npt.DTypeLike, start: int, end: int) -> npt.NDArray[Any]:
         """Return items `start` to `end` of a spool that holds items of one type only."""
