@@ -105,6 +105,7 @@ def _run_stage(
     arms: list[str] | None,
     run_dir: Path | None,
     *flags: bool,
+    **of_the_stage: Any,
 ) -> None:
     from firstcli import pipeline
 
@@ -119,6 +120,7 @@ def _run_stage(
         dry_run=dry_run,
         json=as_json,
         quiet=quiet,
+        **of_the_stage,
     )
     _print(pipeline.execute(request, stage), as_json)
 
@@ -159,7 +161,33 @@ def _add_stage_of_arms(stage: Stage, help: str) -> None:
 
 
 _add_stage("finetune", "Fine-tune the teacher.")
-_add_stage("extract", "Store the teacher's top-k probabilities over the training data.")
+
+
+@app.command()
+def extract(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    only: Only = False,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Redo just the shards that are damaged or missing.")
+    ] = False,
+    verify: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="N", help="Let the teacher score N random samples again and compare."
+        ),
+    ] = 0,
+) -> None:
+    """Store the teacher's top-k probabilities over the training data."""
+    flags = (only, force, dry_run, as_json, quiet)
+    _run_stage("extract", recipe, overrides, None, run_dir, *flags, repair=repair, verify=verify)
+
+
 _add_stage("calibrate", "Fit each recalibrator on the held-out validation part.")
 _add_stage_of_arms("distill", "Train the students, one an arm, and whatever they need first.")
 _add_stage_of_arms("eval", "Measure accuracy, ECE and Trust of teacher and students.")

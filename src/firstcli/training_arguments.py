@@ -76,7 +76,6 @@ def arguments(
         "bf16": has_bfloat16 and training.dtype == "float32",
         "dataloader_pin_memory": device.type == "cuda",
         "ddp_find_unused_parameters": False,
-        "ddp_broadcast_buffers": False,
     }
     owned = {
         "output_dir": str(folder),
