@@ -43,6 +43,26 @@ if point and os.environ.get("RANK") == "1":
             os.kill(os.getpid(), signal.SIGKILL)
 
     setattr(owner, name, deadly)
+if "FSDP_VERSION" in os.environ:
+    # Accelerate shards weights of GPUs only; PyTorch can on CPUs, too, so take these for GPUs.
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+    from torch.distributed.fsdp import FSDPModule
+
+    choose = PartialState._prepare_backend
+    PartialState._prepare_backend = lambda *args: (choose(*args)[0], DistributedType.MULTI_GPU)
+    gather = training.PositionTrainer.gathered_weights
+
+    def gathered_weights(trainer):
+        assert isinstance(trainer.model, FSDPModule)
+        ours = sum(weight.to_local().numel() for weight in trainer.model.parameters())
+        found = gather(trainer)
+        if found:
+            assert ours < 0.6 * sum(weight.numel() for weight in found.values())
+            print("weights were sharded")
+        return found
+
+    training.PositionTrainer.gathered_weights = gathered_weights
 sys.exit(cli.main())
 """
 
@@ -107,6 +127,33 @@ def test_two_processes_end_like_one(finished: Finished, tmp_path: Path) -> None:
     assert shared.stderr.count("distill first ...") == 1
     assert not [path for path in two.rglob("*") if path.name.endswith((".tmp", ".partial"))]
     assert tiny.pending(finished.recipe, "--run-dir", two) == {"report"}
+
+
+def test_sharded_weights_change_nothing(finished: Finished, tmp_path: Path) -> None:
+    """FSDP on two processes: the curve of one process, and a folder that loads as it is.
+
+    This is FSDP 2; FSDP 1, which PyTorch deprecates, crashes in its gathering on CPUs.
+    """
+    from transformers import AutoModelForCausalLM
+
+    run = with_teacher(finished, tmp_path)
+    shared = launch(
+        tmp_path,
+        *("distill", finished.recipe, "--run-dir", run, "--arm", "first"),
+        ACCELERATE_TORCH_DEVICE="cpu",
+        ACCELERATE_USE_FSDP="true",
+        FSDP_VERSION="2",
+        FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP",
+        FSDP_STATE_DICT_TYPE="FULL_STATE_DICT",
+    )
+    assert shared.returncode == 0, shared.stderr[-3000:]
+    assert "weights were sharded" in shared.stdout
+    expected = losses(finished.run, "first")
+    assert losses(run, "first") == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    found = AutoModelForCausalLM.from_pretrained(run / "students" / "first")
+    alone = AutoModelForCausalLM.from_pretrained(finished.run / "students" / "first")
+    for one, other in zip(found.parameters(), alone.parameters(), strict=True):
+        assert float((one - other).detach().abs().max()) < 1e-4
 
 
 @pytest.mark.parametrize("die_at", ["shard 2", "step 3"])
