@@ -86,6 +86,12 @@ def plan(
     overrides: Overrides = None,
     arms: Arms = None,
     run_dir: RunDir = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Run a few batches and estimate time and memory.")
+    ] = False,
+    processes: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Estimate for N processes, as on N GPUs.")
+    ] = 1,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -93,7 +99,14 @@ def plan(
     from firstcli import pipeline
 
     request = pipeline.Request(
-        recipe, tuple(overrides or ()), tuple(arms or ()), run_dir, json=as_json, quiet=quiet
+        recipe,
+        tuple(overrides or ()),
+        tuple(arms or ()),
+        run_dir,
+        probe=probe,
+        processes=processes,
+        json=as_json,
+        quiet=quiet,
     )
     _print(pipeline.plan(request), as_json)
 

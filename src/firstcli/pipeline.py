@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from rich.table import Table
 
 from firstcli import processes
 from firstcli.artifacts import Digests, Manifest, changes, fingerprint, locked, write_text
-from firstcli.console import Console
+from firstcli.console import Console, duration, size
 from firstcli.errors import UserError, shortened
 from firstcli.reads import reads_of
 from firstcli.recipe import Recipe
@@ -62,6 +62,8 @@ class Request:
     dry_run: bool = False
     repair: bool = False
     verify: int = 0
+    probe: bool = False
+    processes: int = 1
     json: bool = False
     quiet: bool = False
 
@@ -183,7 +185,34 @@ def plan(request: Request) -> dict[str, Any]:
     run.console.show(plan_table(rows))
     if problems:
         raise UserError(*problems)
-    return plan_result(run, rows)
+    if not request.probe:
+        return plan_result(run, rows)
+    return plan_result(run, rows) | {"probe": _probed(run, rows, request.processes)}
+
+
+def _probed(run: Run, rows: Sequence[Row], processes: int) -> dict[str, Any]:
+    """Run a few batches of each stage that is to be done, and show what all will take."""
+    from firstcli.stages import probe
+
+    table = Table(title=f"with {processes} process{'es' if processes > 1 else ''} like this one")
+    for heading in ("stage", "what", "time", "memory each", "memory each, sharded", "disk"):
+        table.add_column(heading)
+    measure = probe.Probe(run, processes)
+    found: dict[str, Any] = {}
+    for unit in (row.unit for row in rows if not row.status.current):
+        if (estimate := measure.estimate(unit)) is None:
+            continue
+        on_disk = probe.disk(run, unit)
+        found[unit.key] = {**asdict(estimate), "disk": on_disk}
+        sharded = size(estimate.sharded) if unit.stage in ("finetune", "distill") else "–"
+        _, _, what = unit.key.partition(" ")
+        cells = (duration(estimate.seconds), size(estimate.memory), sharded, size(on_disk))
+        table.add_row(unit.stage, what, *cells)
+    seconds, on_disk = (sum(one[name] for one in found.values()) for name in ("seconds", "disk"))
+    table.add_section()
+    table.add_row("all", "", duration(seconds), "", "", size(on_disk))
+    run.console.show(table)
+    return found
 
 
 def open_run(request: Request) -> Run:
