@@ -24,13 +24,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
 from firstcli import metrics, models, objectives, teaching
-from firstcli.batches import Collate, Rows, Taught
+from firstcli.batches import Collate, Rows, Teacher
 from firstcli.encoding import Encoded
 from firstcli.knowledge import TopK
 from firstcli.pipeline import Request, open_run
 from firstcli.recipe import Arm, Training, recalibrator_of, training_of
 from firstcli.run import Run
 from firstcli.stages import inputs
+from firstcli.teaching import Taught
 
 
 def logits_of(model: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -41,7 +42,7 @@ def logits_of(model: Any, batch: dict[str, Tensor]) -> Tensor:
 
 
 def fit(
-    model: Any, rows: Sequence[Encoded], taught: list[Taught] | None, settings: Training, seed: int
+    model: Any, rows: Sequence[Encoded], taught: Teacher | None, settings: Training, seed: int
 ) -> None:
     """Train in place: AdamW, cosine with 3 % warm-up, gradients clipped at 1 like the Trainer."""
     torch.manual_seed(seed)
@@ -108,24 +109,36 @@ def know(model: Any, rows: Sequence[Encoded], top_k: int) -> teaching.Positions:
         np.concatenate(
             [np.arange(row.start, len(row.input_ids)) == (row.decisive or -1) for row in rows]
         ),
-        [len(row.targets) for row in rows],
     )
 
 
-def lessons(arm: Arm, train: teaching.Positions, validation: teaching.Positions) -> list[Taught]:
+def lessons(
+    arm: Arm,
+    rows: Sequence[Encoded],
+    train: teaching.Positions,
+    validation: teaching.Positions,
+) -> Teacher:
     """Fit the recalibrator on the validation part, apply it to the training part."""
     recalibrator = recalibrator_of(arm)
     if recalibrator.needs_fit:
-        rows = validation.where(validation.decisive)
-        recalibrator.fit(rows.topk, rows.is_true, teaching.taught_mass(arm, rows))
+        chosen = validation.where(validation.decisive)
+        recalibrator.fit(chosen.topk, chosen.is_true, teaching.taught_mass(arm, chosen))
     target = teaching.targets(arm, recalibrator, train)
     mass = teaching.taught_mass(arm, train)
     tail = np.exp(train.log_tail) if arm.mass == "teacher" else np.zeros_like(mass)
     p = (mass[:, None] * target).astype(np.float32)
     small, whole = tail.astype(np.float32), train.mass.astype(np.float32)
-    ends = np.cumsum(train.counts)
-    slices = [slice(end - n, end) for end, n in zip(ends, train.counts, strict=True)]
-    return [Taught(train.token_ids[s], p[s], small[s], whole[s]) for s in slices]
+    counts = [len(row.targets) for row in rows]
+    ends = np.cumsum(counts)
+    places = {
+        row.id: np.arange(end - n, end) for row, end, n in zip(rows, ends, counts, strict=True)
+    }
+
+    def taught(batch: Sequence[Encoded], /) -> Taught:
+        at = np.concatenate([places[row.id] for row in batch])
+        return Taught(train.token_ids[at], p[at], small[at], whole[at])
+
+    return taught
 
 
 @torch.inference_mode()
@@ -168,7 +181,7 @@ def main() -> None:
     held_out = know(teacher, validation, recipe.knowledge.top_k)
     results = {"teacher": judge(run, teacher)}
     for name, arm in recipe.arms.items():
-        taught = None if arm.learn == "labels" else lessons(arm, known, held_out)
+        taught = None if arm.learn == "labels" else lessons(arm, train, known, held_out)
         student = inputs.starting_model(run, "student", "float32")
         fit(student, train, taught, training_of(recipe.student, arm), recipe.seed)
         results[name] = judge(run, student)

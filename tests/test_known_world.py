@@ -27,7 +27,7 @@ MIDDLE = {name: values[0] for name, values in ATTRIBUTES.items()}
 
 
 def samples(split: str, **options: Any) -> list[Sample]:
-    return KnownWorld(KnownWorldOptions(**options)).load(split).samples
+    return list(KnownWorld(KnownWorldOptions(**options)).load(split).samples)
 
 
 def interaction(laws: Laws, first: str, second: str) -> float:
@@ -57,7 +57,7 @@ def test_it_is_registered() -> None:
 def test_samples(choices: int) -> None:
     task = KnownWorld(KnownWorldOptions(train=30, test=20, shifted=10, choices=choices))
     assert task.splits == SPLITS
-    assert [len(task.load(split).samples) for split in SPLITS] == [30, 20, 10]
+    assert [len(list(task.load(split).samples)) for split in SPLITS] == [30, 20, 10]
     for sample in (sample for split in SPLITS for sample in task.load(split).samples):
         assert sample.candidates == tuple(f" {answer}" for answer in ANSWERS[:choices])
         assert sample.answer is not None

@@ -19,6 +19,11 @@ def task(path: Path, **options: Any) -> Instruction:
     return Instruction(InstructionOptions.model_validate({"path": str(path), **options}))
 
 
+def loaded(task: Instruction) -> Split:
+    split = task.load("train")
+    return Split(list(split.samples), split.dropped)
+
+
 def written(tmp_path: Path, *rows: dict[str, Any]) -> Path:
     path = tmp_path / "train.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -27,8 +32,9 @@ def written(tmp_path: Path, *rows: dict[str, Any]) -> Path:
 
 def test_takes_prompt_and_response_as_they_are(tmp_path: Path) -> None:
     path = written(tmp_path, {"id": 3, "prompt": "Say {hi}:\n", "response": " hi\n"})
-    assert task(path).load("train") == Split([Sample("Say {hi}:\n", " hi\n", id="3")])
-    assert task(path).load("train").samples[0].candidates == ()
+    samples = [Sample("Say {hi}:\n", " hi\n", id="3")]
+    assert loaded(task(path)) == Split(samples)
+    assert samples[0].candidates == ()
 
 
 def test_puts_several_columns_into_a_prompt(tmp_path: Path) -> None:
@@ -59,14 +65,14 @@ def test_conforms_in_every_format_and_counts_empty_responses(tmp_path: Path, nam
     check_task(chosen)
     assert chosen.splits == ("train",) and not chosen.has_candidates
     count = 2 if name.endswith("parquet") else 1
-    assert chosen.load("train") == Split([Sample("a", "b")], {"empty response": count})
+    assert loaded(chosen) == Split([Sample("a", "b")], {"empty response": count})
 
 
 def test_an_affix_alone_is_no_response(tmp_path: Path) -> None:
     path = written(tmp_path, {"prompt": "a", "response": ""}, {"prompt": "a", "response": "b"})
-    loaded = task(path, response=" {response} END").load("train")
-    assert [sample.response for sample in loaded.samples] == [" b END"]
-    assert loaded.dropped == {"empty response": 1}
+    found = loaded(task(path, response=" {response} END"))
+    assert [sample.response for sample in found.samples] == [" b END"]
+    assert found.dropped == {"empty response": 1}
 
 
 def test_names_line_and_column_of_a_bad_row(tmp_path: Path) -> None:
@@ -77,7 +83,7 @@ def test_names_line_and_column_of_a_bad_row(tmp_path: Path) -> None:
         ({"prompt": "a", "respons": "b"}, "no column 'response' (did you mean 'respons'?)"),
     ):
         with pytest.raises(UserError) as caught:
-            task(written(tmp_path, good, bad)).load("train")
+            loaded(task(written(tmp_path, good, bad)))
         assert expected in str(caught.value)
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from string import ascii_letters
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from firstcli.api import Sample
 from firstcli.errors import UserError
-from firstcli.tasks.answers import Question, Reading, resolve
+from firstcli.tasks.answers import Question, Reading, readings_of
 from firstcli.tasks.multiple_choice import MultipleChoice, MultipleChoiceOptions
 from firstcli.tasks.tables import Row
 from firstcli.testing import check_task
@@ -28,10 +28,15 @@ def task(path: Path, **options: Any) -> MultipleChoice:
     return MultipleChoice(MultipleChoiceOptions.model_validate({"path": str(path), **options}))
 
 
+def resolve(asked: list[Question], answer_as: Reading | Literal["auto"]) -> list[int]:
+    readings = readings_of(asked, answer_as)
+    return [question.right(readings) for question in asked]
+
+
 def loaded(tmp_path: Path, *rows: dict[str, Any], **options: Any) -> list[Sample]:
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return task(path, **options).load("train").samples
+    return list(task(path, **options).load("train").samples)
 
 
 def complaint(tmp_path: Path, *rows: dict[str, Any], **options: Any) -> str:
@@ -126,7 +131,7 @@ def test_conforms_in_every_format(tmp_path: Path, ending: str) -> None:
 def test_csv_can_have_a_column_for_each_choice(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     path.write_text("question,x,y,z,answer\nq1,one,two,,1\nq2,one,two,three,2\n")
-    samples = task(path, choices_column=["x", "y", "z"]).load("train").samples
+    samples = list(task(path, choices_column=["x", "y", "z"]).load("train").samples)
     assert [(len(sample.candidates), sample.answer) for sample in samples] == [(2, 1), (3, 2)]
 
 
@@ -333,9 +338,9 @@ def test_real_data(
 ) -> None:
     chosen = task(SHARED / folder, respond_with="text", prompt="{question}\nAnswer:", **options)
     check_task(chosen)
-    splits = {split: chosen.load(split).samples for split in chosen.splits}
+    splits = {split: list(chosen.load(split).samples) for split in chosen.splits}
     assert {split: len(samples) for split, samples in splits.items()} == sizes
     answers = [sample.answer for sample in splits["test"]]
     assert answers.count(0) / len(answers) == share_of_first
-    alone = task(SHARED / folder / "test.jsonl", **options).load("test").samples
+    alone = list(task(SHARED / folder / "test.jsonl", **options).load("test").samples)
     assert [sample.answer for sample in alone] == answers

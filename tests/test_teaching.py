@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from firstcli import knowledge, teaching
 from firstcli.api import PluginOptions, Recalibrator
 from firstcli.encoding import Encoded
 from firstcli.knowledge import Knowledge, TopK
+from firstcli.recalibrators import NoRecalibration
 from firstcli.recipe import Arm, recalibrator_of
-from firstcli.stages.distill import taught_of
-from firstcli.teaching import Positions
+from firstcli.teaching import Lessons, Positions, Taught, taught_of
+
+if TYPE_CHECKING:
+    from firstcli.api import FloatArray
 
 E = 1e-6  # the paper's epsilon, appendix A.1
 FACTS = {"top_k": 2, "dtype": "float32", "teacher": "t", "split": "train"}
@@ -73,7 +77,6 @@ def test_positions_line_up_with_the_samples(positions: Positions) -> None:
     assert positions.topk.dtype == np.float64
     assert positions.targets.tolist() == [10, 9, 20, 11, 9]
     assert positions.decisive.tolist() == DECISIVE
-    assert positions.counts == [2, 3]
     # The true token is the first, the first, the second, none, the first of the k.
     assert positions.is_true.tolist() == [
         [True, False],
@@ -112,11 +115,9 @@ def test_small_tails_keep_their_digits(positions: Positions) -> None:
             positions.token_ids,
             positions.targets,
             positions.decisive,
-            positions.counts,
         )
     taught = taught_of(arm(), exact, np.full((5, 2), 0.5))
-    got = np.concatenate([one.tail for one in taught])
-    np.testing.assert_allclose(got, tails, rtol=1e-5)
+    np.testing.assert_allclose(taught.tail, tails, rtol=1e-5)
     assert (exact.mass <= 1).all() and exact.mass[4] == 1
 
 
@@ -163,30 +164,122 @@ def test_temperature_scaling_acts_on_probabilities_as_stored(positions: Position
 # Mass.
 
 
-def taught(of: Arm, positions: Positions) -> list[Any]:
-    return list(taught_of(of, positions, teaching.targets(of, recalibrator(of), positions)))
+def taught(of: Arm, positions: Positions) -> Taught:
+    return taught_of(of, positions, teaching.targets(of, recalibrator(of), positions))
 
 
 def test_mass_teacher_leaves_outside_what_was_outside(positions: Positions) -> None:
-    found = taught(arm("label-smoothing", {"delta": 0.1}), positions)
-    assert [len(one.tail) for one in found] == [2, 3]
-    for one, tails in zip(found, TAILS.values(), strict=True):
-        np.testing.assert_allclose(one.tail, tails, rtol=1e-6)
-        np.testing.assert_allclose(one.probabilities.sum(axis=1) + one.tail, 1.0, atol=1e-6)
-        np.testing.assert_allclose(one.teacher_mass, 1 - np.array(tails), rtol=1e-6)
-        assert one.probabilities.dtype == one.tail.dtype == one.teacher_mass.dtype == np.float32
-    np.testing.assert_allclose(found[0].probabilities[0], 0.9 * np.array(smoothed(0.7, 0.2)), 1e-5)
-    np.testing.assert_allclose(found[0].probabilities[1], 0.99 * np.array(plain(0.95, 0.04)), 1e-5)
-    assert found[1].token_ids.tolist() == TOKENS["b"]
+    one, tails = taught(arm("label-smoothing", {"delta": 0.1}), positions), TAILS["a"] + TAILS["b"]
+    np.testing.assert_allclose(one.tail, tails, rtol=1e-6)
+    np.testing.assert_allclose(one.probabilities.sum(axis=1) + one.tail, 1.0, atol=1e-6)
+    np.testing.assert_allclose(one.teacher_mass, 1 - np.array(tails), rtol=1e-6)
+    assert one.probabilities.dtype == one.tail.dtype == one.teacher_mass.dtype == np.float32
+    np.testing.assert_allclose(one.probabilities[0], 0.9 * np.array(smoothed(0.7, 0.2)), 1e-5)
+    np.testing.assert_allclose(one.probabilities[1], 0.99 * np.array(plain(0.95, 0.04)), 1e-5)
+    assert one.token_ids.tolist() == TOKENS["a"] + TOKENS["b"]
 
 
 def test_mass_one_teaches_that_there_is_nothing_else(positions: Positions) -> None:
     for of in (arm(mass="one"), arm(objective="topk-renormalized")):
-        for one, tails in zip(taught(of, positions), TAILS.values(), strict=True):
-            assert (one.tail == 0).all()  # exactly, or a log of nothing enters the loss
-            np.testing.assert_allclose(one.probabilities.sum(axis=1), 1.0, atol=1e-6)
-            # P is what the teacher had, whatever is taught.
-            np.testing.assert_allclose(one.teacher_mass, 1 - np.array(tails), rtol=1e-6)
+        one, tails = taught(of, positions), TAILS["a"] + TAILS["b"]
+        assert (one.tail == 0).all()  # exactly, or a log of nothing enters the loss
+        np.testing.assert_allclose(one.probabilities.sum(axis=1), 1.0, atol=1e-6)
+        # P is what the teacher had, whatever is taught.
+        np.testing.assert_allclose(one.teacher_mass, 1 - np.array(tails), rtol=1e-6)
+
+
+# A batch at a time.
+
+
+def many(folder: Path, count: int, decisive: bool, k: int = 5) -> tuple[list[Encoded], Knowledge]:
+    """Samples with 1 to 6 positions; every other one decides somewhere, or none does."""
+    draw = np.random.default_rng(0)
+    rows, known = [], []
+    for number in range(count):
+        start, positions = int(draw.integers(1, 5)), int(draw.integers(1, 7))
+        ids = draw.integers(0, 30, start + positions, dtype=np.int32)
+        at = start + positions - 1 if decisive and number % 2 else None
+        rows.append(Encoded(f"s{number}", ids, start, at))
+        p = -np.sort(-draw.dirichlet(np.ones(k + 1), positions)[:, :k], axis=1)
+        known.append(
+            TopK(
+                draw.integers(0, 30, (positions, k), dtype=np.int32),
+                np.log(p).astype(np.float32),
+                np.log1p(-p.sum(axis=1)).astype(np.float32),
+            )
+        )
+    knowledge.write_shard(knowledge.shard_path(folder, 0), rows, known, FACTS | {"top_k": k})
+    return rows, Knowledge(folder)
+
+
+ARMS = [
+    arm(name, options, mass=mass, recalibrate=recalibrate)
+    for name, options in (
+        ("none", {}),
+        ("label-smoothing", {"delta": 0.1}),
+        ("temperature-scaling", {"temperature": 0.3}),
+        ("logit-temperature", {"temperature": 1.7}),
+    )
+    for mass in ("teacher", "one")
+    for recalibrate in (None, "decisive", "all")
+]
+
+
+@pytest.mark.parametrize("decisive", [False, True])
+def test_a_batch_is_taught_what_it_is_among_all_samples(tmp_path: Path, decisive: bool) -> None:
+    """Bit for bit; also where a batch by itself has no decisive position, but others have."""
+    rows, known = many(tmp_path, 60, decisive)
+    whole = teaching.positions_of(rows, known)
+    counts = [len(row.targets) for row in rows]
+    places = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
+    for of in ARMS:
+        expected = taught(of, whole)
+        lessons = Lessons(of, recalibrator(of), known, rows)
+        for batch in ([0], [2, 0, 4], [1], list(range(60))[::-1], [7, 8, 9, 59]):
+            found = lessons([rows[i] for i in batch])
+            at = np.concatenate([places[i] for i in batch])
+            for name in ("token_ids", "probabilities", "tail", "teacher_mass"):
+                ours, theirs = getattr(found, name), getattr(expected, name)[at]
+                assert ours.dtype == theirs.dtype and ours.tobytes() == theirs.tobytes(), (of, name)
+
+
+def test_a_recalibrator_is_fitted_on_the_positions_it_is_applied_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teaching, "CHUNK", 7)
+    rows, known = many(tmp_path, 60, True)
+    whole = teaching.positions_of(rows, known)
+    for of in ARMS:
+        expected = whole.where(teaching.recalibrated_positions(of, whole))
+        found = Positions.joined(list(teaching.recalibrated_of(of, rows, known)))
+        for field in dataclasses.fields(Positions):
+            ours, theirs = getattr(found, field.name), getattr(expected, field.name)
+            np.testing.assert_array_equal(ours, theirs)
+
+
+class Turned(NoRecalibration):
+    """Puts the second token first where the teacher is not sure."""
+
+    keeps_ranks = False
+
+    def transform(self, topk: FloatArray) -> FloatArray:
+        target = super().transform(topk)
+        unsure = topk[:, 0] < 0.6
+        target[unsure, :2] = target[unsure, 1::-1]
+        return target
+
+
+def test_swapped_ranks_are_counted_over_all_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teaching, "CHUNK", 7)
+    rows, known = many(tmp_path, 60, False)
+    unsure = teaching.positions_of(rows, known).topk[:, 0] < 0.6
+    assert 0 < unsure.mean() < 1
+    turned = Turned(Turned.Options())
+    assert Lessons(arm(), turned, known, rows).rank_swaps() == pytest.approx(unsure.mean())
+    monkeypatch.setattr(Turned, "keeps_ranks", True)
+    assert Lessons(arm(), turned, known, rows).rank_swaps() == 0
 
 
 # Fitted recalibrators.

@@ -26,19 +26,17 @@ from firstcli import (
     models,
     objectives,
     sampling,
-    teaching,
     training,
     training_arguments,
 )
 from firstcli.api import Sample
-from firstcli.batches import Taught
 from firstcli.console import Console
 from firstcli.encoding import Encoded, encode_training
 from firstcli.errors import UserError
 from firstcli.knowledge import Knowledge
 from firstcli.recipe import Arm, Training, recalibrator_of
-from firstcli.stages.distill import taught_of
 from firstcli.stages.extract import top_k_of
+from firstcli.teaching import Lessons, Taught
 from firstcli.training import Objective
 
 V, K = 40, 5
@@ -57,7 +55,20 @@ def some_rows(count: int, seed: int = 0) -> list[Encoded]:
     return rows
 
 
-def some_taught(rows: Sequence[Encoded], tail: float = 0.1, seed: int = 1) -> list[Taught]:
+class Given(list[Taught]):
+    """What each sample is taught, drawn beforehand; a batch of them is what `Collate` asks for."""
+
+    def __init__(self, rows: Sequence[Encoded], taught: Sequence[Taught]) -> None:
+        super().__init__(taught)
+        self._of = {row.id: one for row, one in zip(rows, taught, strict=True)}
+
+    def __call__(self, rows: Sequence[Encoded]) -> Taught:
+        found = [self._of[row.id] for row in rows]
+        names = ("token_ids", "probabilities", "tail", "teacher_mass")
+        return Taught(*(np.concatenate([getattr(one, name) for one in found]) for name in names))
+
+
+def some_taught(rows: Sequence[Encoded], tail: float = 0.1, seed: int = 1) -> Given:
     generator = np.random.default_rng(seed)
     found = []
     for row in rows:
@@ -66,7 +77,7 @@ def some_taught(rows: Sequence[Encoded], tail: float = 0.1, seed: int = 1) -> li
         p = (generator.dirichlet(np.ones(K), count) * (1 - tail)).astype(np.float32)
         tails = np.full(count, tail, np.float32)
         found.append(Taught(ids, p, tails, np.full(count, 0.875, np.float32)))
-    return found
+    return Given(rows, found)
 
 
 def settings(**changes: Any) -> Training:
@@ -78,7 +89,7 @@ def fit(
     rows: Sequence[Encoded],
     folder: Path,
     *,
-    taught: Sequence[Taught] | None = None,
+    taught: batches.Teacher | None = None,
     objective: Objective = "labels",
     trainer: dict[str, Any] | None = None,
     console: Console | None = None,
@@ -154,9 +165,8 @@ def test_planted_tokens_reach_the_student_at_their_positions(
         )
         knowledge.write_shard(path, [row], [moved], facts)
     arm = Arm.model_validate({"recalibrator": {"name": "none"}})
-    positions = teaching.positions_of(rows, Knowledge(tmp_path))
-    target = teaching.targets(arm, recalibrator_of(arm), positions)
-    batch = batches.Collate(rows, taught_of(arm, positions, target))([1, 0, 2])
+    lessons = Lessons(arm, recalibrator_of(arm), Knowledge(tmp_path), rows)
+    batch = batches.Collate(rows, lessons)([1, 0, 2])
     del batch["samples"]
     student = make_llama(len(tokenizer))
     training.install_objective(student, "topk-tail")
@@ -209,7 +219,7 @@ def naive_loss(
     return total / count
 
 
-def case(objective: Objective, rows: Sequence[Encoded]) -> list[Taught] | None:
+def case(objective: Objective, rows: Sequence[Encoded]) -> Given | None:
     if objective == "labels":
         return None
     return some_taught(rows, tail=0.1 if objective == "topk-tail" else 0.0)
@@ -355,7 +365,7 @@ def test_the_order_within_a_batch_changes_nothing(tmp_path: Path, make_llama: Ma
             model,
             [rows[i] for i in order],
             tmp_path / str(order[0]),
-            taught=[taught[i] for i in order],
+            taught=taught,
             objective="topk-tail",
             learning_rate=1e-3,
             epochs=3,
@@ -553,8 +563,7 @@ def test_a_student_with_a_real_tokenizer_comes_to_agree_with_its_teacher(
     path = knowledge.shard_path(tmp_path, 0)
     knowledge.write_shard(path, rows, [found[row.id] for row in rows], {"top_k": K})
     arm = Arm.model_validate({"recalibrator": {"name": "none"}})
-    positions = teaching.positions_of(rows, Knowledge(tmp_path))
-    taught = taught_of(arm, positions, teaching.targets(arm, recalibrator_of(arm), positions))
+    taught = Lessons(arm, recalibrator_of(arm), Knowledge(tmp_path), rows)
     student = make_llama(len(tokenizer), seed=1, initializer_range=0.2)
     outcome = fit(student, rows, tmp_path / "run", taught=taught, objective="topk-tail", epochs=40)
     assert outcome.loss < 0.1 * outcome.log[0]["loss"]

@@ -102,8 +102,10 @@ class Sample:
 class Split:
     """The samples of one split, and how many rows were left out, by reason."""
 
-    samples: list[Sample]
+    samples: Iterable[Sample]
+    """Taken once, in order: a list, or a generator where a split may be larger than memory."""
     dropped: dict[str, int] = field(default_factory=dict)
+    """Read after the last sample was taken, so that a generator may count as it goes."""
 
 
 OptionsT = TypeVar("OptionsT", bound=PluginOptions)
@@ -128,8 +130,12 @@ class Task(ABC, Generic[OptionsT]):
     def load(self, split: str) -> Split:
         """Return the samples of one of `splits`, in a fixed order.
 
+        An OSError, such as a lost connection, may pass: firstcli says after how many rows it came,
+        and uses none of them.
+
         Raises:
-            UserError: a file is missing or a row is malformed; names file, line and key.
+            UserError: a file is missing or a row is malformed; names file, line and key. It may
+                also come while the samples are taken.
         """
 
 

@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,18 +13,14 @@ from torch import Tensor
 
 from firstcli import models
 from firstcli.encoding import Encoded
+from firstcli.teaching import Taught
 
-FloatArray = npt.NDArray[np.float32]
 
+class Teacher(Protocol):
+    """Says what the samples of a batch are taught, such as `teaching.Lessons`."""
 
-@dataclass(frozen=True, slots=True)
-class Taught:
-    """What a sample's supervised positions are taught from the teacher."""
-
-    token_ids: npt.NDArray[np.int32]  # (N, k)
-    probabilities: FloatArray  # (N, k), p^ = M * target
-    tail: FloatArray  # (N,), 1 - M
-    teacher_mass: FloatArray  # (N,), P, whatever M is
+    def __call__(self, rows: Sequence[Encoded], /) -> Taught:
+        """Return what all their supervised positions are taught, in order."""
 
 
 class Rows(torch.utils.data.Dataset[int]):
@@ -44,9 +39,9 @@ class Rows(torch.utils.data.Dataset[int]):
 class Collate:
     """Make a batch from indices: padded tokens, and targets flattened over (row, column)."""
 
-    def __init__(self, rows: Sequence[Encoded], taught: Sequence[Taught] | None) -> None:
+    def __init__(self, rows: Sequence[Encoded], lessons: Teacher | None) -> None:
         self._rows = rows
-        self._taught = taught
+        self._lessons = lessons
 
     def __call__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         rows = [self._rows[i] for i in indices]
@@ -63,12 +58,12 @@ class Collate:
             "targets": _tensor([row.targets for row in rows]).long(),
             "samples": torch.tensor(indices),  # (B,)
         }
-        if self._taught is not None:
-            taught = [self._taught[i] for i in indices]
-            batch["token_ids"] = _tensor([one.token_ids for one in taught]).long()  # (N, k)
-            batch["taught"] = _tensor([one.probabilities for one in taught])  # (N, k)
-            batch["tail"] = _tensor([one.tail for one in taught])  # (N,)
-            batch["teacher_mass"] = _tensor([one.teacher_mass for one in taught])  # (N,)
+        if self._lessons is not None:
+            taught = self._lessons(rows)
+            batch["token_ids"] = torch.from_numpy(taught.token_ids).long()  # (N, k)
+            batch["taught"] = torch.from_numpy(taught.probabilities)  # (N, k)
+            batch["tail"] = torch.from_numpy(taught.tail)  # (N,)
+            batch["teacher_mass"] = torch.from_numpy(taught.teacher_mass)  # (N,)
         return batch
 
 

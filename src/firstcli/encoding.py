@@ -8,8 +8,9 @@ for in use only the prompt is encoded.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -52,17 +53,49 @@ class Question:
     truth: tuple[float, ...] | None
 
 
+@dataclass(slots=True)
+class _Found:
+    """Ids of samples that have something in common: how many, and the first few."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, id: str) -> None:
+        self.count += 1
+        if len(self.first) < 3:
+            self.first.append(id)
+
+    def __str__(self) -> str:
+        return f"{self.count} samples, such as {shortened(self.first, 3, self.count)}"
+
+
 def encode_training(
-    samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, where: str
+    samples: Iterable[Sample], tokenizer: PreTrainedTokenizerBase, where: str
 ) -> tuple[list[Encoded], list[str]]:
     """Encode samples for training; returns them with warnings.
 
     Raises:
         UserError: a merge crosses a question's border or two candidates share their token.
     """
-    rows: list[Encoded] = []
+    warnings: list[str] = []
+    return list(each_encoded(samples, tokenizer, where, warnings)), warnings
+
+
+def each_encoded(
+    samples: Iterable[Sample],
+    tokenizer: PreTrainedTokenizerBase,
+    where: str,
+    warnings: list[str],
+) -> Iterator[Encoded]:
+    """Encode samples for training, one after another; warnings are added after the last one.
+
+    Raises:
+        UserError: as `encode_training`, after the last one.
+    """
     problems: list[str] = []
-    crossing: list[str] = []
+    crossing, special = _Found(), _Found()
+    written: dict[str, None] = {}
+    names = [token for token in tokenizer.all_special_tokens if token]
     for sample, prompt, joints in _encode(samples, tokenizer):
         ids, offsets = joints[sample.answer or 0]
         decisive = None
@@ -73,21 +106,28 @@ def encode_training(
                 continue
             decisive = choice.position
         elif not _is_prefix(prompt, ids):
-            crossing.append(str(sample.id))
+            crossing.add(str(sample.id))
+        # In prompts they are the chat templates' own.
+        if responded := [name for name in names if name in sample.response]:
+            special.add(str(sample.id))
+            written |= dict.fromkeys(responded)
         start = _response_start(offsets, len(sample.prompt))
-        rows.append(Encoded(str(sample.id), np.asarray(ids, np.int32), start, decisive))
+        yield Encoded(str(sample.id), np.asarray(ids, np.int32), start, decisive)
     _raise(problems, where)
-    warnings = []
-    if crossing:
+    if crossing.count:
         warnings.append(
-            f"{where}: in {len(crossing)} samples, such as {shortened(crossing, 3)}, a token "
-            "crosses the border between prompt and response; it is trained as part of the response"
+            f"{where}: in {crossing}, a token crosses the border between prompt and response; it "
+            "is trained as part of the response"
         )
-    return rows, warnings + _special_token_warning(samples, tokenizer, where)
+    if special.count:
+        warnings.append(
+            f"{where}: the responses of {special}, contain {shortened(list(written))}, which is "
+            "read as the tokenizer's special token"
+        )
 
 
 def encode_questions(
-    samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, where: str
+    samples: Iterable[Sample], tokenizer: PreTrainedTokenizerBase, where: str
 ) -> list[Question]:
     """Encode samples for evaluation.
 
@@ -114,7 +154,7 @@ Joint = tuple[Ids, list[tuple[int, int]]]
 
 
 def _encode(
-    samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase
+    samples: Iterable[Sample], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[Sample, Ids, list[Joint]]]:
     """Yield each sample with its prompt's ids and its responses' joint encodings, EOS included."""
     if not tokenizer.is_fast:
@@ -122,8 +162,8 @@ def _encode(
             f"the tokenizer {type(tokenizer).__name__} gives no character offsets; use a "
             "checkpoint with a tokenizer.json"
         )
-    for first in range(0, len(samples), CHUNK):
-        chunk = samples[first : first + CHUNK]
+    remaining = iter(samples)
+    while chunk := list(islice(remaining, CHUNK)):
         texts: list[str] = []
         for sample in chunk:
             texts.append(sample.prompt)
@@ -234,22 +274,6 @@ def _border_problem(
         f"border, for example from {sample.prompt[-9:]!r} + {response[:9]!r} to "
         f"{sample.prompt[-9:].rstrip()!r} + {' ' + response[:9].lstrip()!r}"
     )
-
-
-def _special_token_warning(
-    samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, where: str
-) -> list[str]:
-    """Warn of responses that write a special token; in prompts they are chat templates' own."""
-    names = [token for token in tokenizer.all_special_tokens if token]
-    found = [(str(s.id), name) for s in samples for name in names if name in s.response]
-    if not found:
-        return []
-    ids = list(dict.fromkeys(id for id, _ in found))
-    written = list(dict.fromkeys(name for _, name in found))
-    return [
-        f"{where}: the responses of {len(ids)} samples, such as {shortened(ids, 3)}, contain "
-        f"{shortened(written)}, which is read as the tokenizer's special token"
-    ]
 
 
 def _raise(problems: list[str], where: str, shown: int = 3) -> None:

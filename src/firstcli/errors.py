@@ -23,7 +23,11 @@ def did_you_mean(found: str, known: Iterable[str]) -> str:
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
-def shortened(names: Sequence[str], limit: int = 5) -> str:
-    """Return the first few names, quoted, and how many more there are."""
+def shortened(names: Sequence[str], limit: int = 5, count: int | None = None) -> str:
+    """Return the first few names, quoted, and how many more there are.
+
+    `count` says how many there are in all, where `names` holds the first ones only.
+    """
+    count = len(names) if count is None else count
     shown = ", ".join(f"'{name}'" for name in names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+    return shown if count <= limit else f"{shown} and {count - limit} more"

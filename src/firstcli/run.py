@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -14,20 +16,23 @@ from firstcli.artifacts import Digests, Manifest
 from firstcli.console import Console
 from firstcli.errors import UserError, did_you_mean
 from firstcli.recipe import Evaluation, ModelSection, PluginRef, Recipe, task_of
+from firstcli.samples import Samples
 
 Part = Literal["train", "validation"]
 Role = Literal["teacher", "student"]
 T = TypeVar("T")
+
+PATIENCE = 15  # seconds of reading after which it is said how far it has come
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
     """The training split, cut in two; no model trains on the validation part."""
 
-    train: list[Sample]
-    validation: list[Sample]
+    train: Sequence[Sample]
+    validation: Sequence[Sample]
 
-    def part(self, part: Part) -> list[Sample]:
+    def part(self, part: Part) -> Sequence[Sample]:
         return self.train if part == "train" else self.validation
 
 
@@ -55,34 +60,52 @@ class Run:
 
     # Data: the tasks' samples, with ids.
 
-    def samples(self, ref: PluginRef, split: str, where: str) -> list[Sample]:
+    def samples(self, ref: PluginRef, split: str, where: str) -> Sequence[Sample]:
         """Load a split, with ids; counts of dropped and duplicate rows become warnings.
 
         Raises:
-            UserError: no such split, no rows, malformed rows or ids that occur twice.
+            UserError: no such split, no rows, malformed rows, ids that occur twice, or a source
+                that broke off.
         """
         key = json.dumps([ref.name, ref.options, split], default=str, sort_keys=True)
         return self.cached(f"samples {key}", lambda: self._load(ref, split, where))
 
-    def _load(self, ref: PluginRef, split: str, where: str) -> list[Sample]:
+    def _load(self, ref: PluginRef, split: str, where: str) -> Sequence[Sample]:
         task = task_of(ref)
         if split not in task.splits:
             raise UserError(
                 f"{where}: task '{ref.name}' has no split '{split}'"
                 f"{did_you_mean(split, task.splits)}; it has {', '.join(task.splits) or 'none'}"
             )
-        loaded = task.load(split)
-        if not loaded.samples:
-            raise UserError(f"{where}: split '{split}' of task '{ref.name}' has no rows to use")
+        about = f"{where}: split '{split}' of task '{ref.name}'"
+        with _interruption_told(about, 0):
+            loaded = task.load(split)
+        given = Samples(self._watched(loaded.samples, about), self.folder)
+        if not given:
+            raise UserError(f"{about} has no rows to use")
         for reason, count in loaded.dropped.items():
             self.console.warn(f"{where}: {count} rows of split '{split}' left out: {reason}")
-        samples = splits.with_ids(loaded.samples, where)
+        samples = Samples(splits.with_ids(given, where), self.folder)
         if repeated := splits.duplicate_rows(samples):
             self.console.warn(
                 f"{where}: {repeated} rows of split '{split}' repeat the prompt and response of an "
                 "earlier row"
             )
         return samples
+
+    def _watched(self, samples: Iterable[Sample], about: str) -> Iterator[Sample]:
+        """Pass samples on; say how far a slow source has come, and where one breaks off."""
+        source, count, told = iter(samples), 0, time.monotonic()
+        while True:
+            with _interruption_told(about, count):
+                sample = next(source, None)
+            if sample is None:
+                return
+            yield sample
+            count += 1
+            if time.monotonic() - told > PATIENCE:
+                told = time.monotonic()
+                self.console.say(f"{about}: {count} rows read so far")
 
     @property
     def training(self) -> Training:
@@ -103,7 +126,7 @@ class Run:
     def evaluation(self, name: str) -> Evaluation:
         return next(one for one in self.recipe.evaluate if one.name == name)
 
-    def evaluation_samples(self, name: str) -> list[Sample]:
+    def evaluation_samples(self, name: str) -> Sequence[Sample]:
         one = self.evaluation(name)
         return self.samples(one.task, one.split, f"evaluate '{name}'")
 
@@ -131,3 +154,22 @@ class Run:
         if not ref.folder.is_dir():
             raise UserError(f"{role}.model.checkpoint: {ref.folder} is no folder")
         return self.digests.of_checkpoint(ref.folder)
+
+
+@contextmanager
+def _interruption_told(about: str, count: int) -> Iterator[None]:
+    """Turn a lost connection or an unreadable disk into a sentence; libraries wrap these."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise UserError(
+            f"{about} broke off after {count} rows ({type(error).__name__}: {error}); nothing of "
+            "it is used, run the same command again"
+        ) from error

@@ -7,7 +7,7 @@ processes, nor the micro-batch, nor a resumed run changes which samples a step l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,12 +63,14 @@ def share_of(
 
 
 def padding_share(
-    lengths: Sequence[int] | Lengths, micro_batches: Sequence[Sequence[int]]
+    lengths: Sequence[int] | Lengths, micro_batches: Iterable[Sequence[int]]
 ) -> float:
     """Return which share of the tokens that a model computes on are padding."""
     sizes = np.asarray(lengths)
-    used = sum(int(sizes[part].sum()) for part in micro_batches)
-    computed = sum(int(sizes[part].max()) * len(part) for part in micro_batches)
+    used = computed = 0
+    for part in micro_batches:
+        used += int(sizes[part].sum())
+        computed += int(sizes[part].max()) * len(part)
     return 1 - used / computed
 
 

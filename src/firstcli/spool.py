@@ -8,6 +8,7 @@ the data.
 from __future__ import annotations
 
 import mmap
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-RESIDENT = 1 << 24  # bytes read before their pages are given back
+RESIDENT = 1 << 24  # bytes that may have come into memory before all are given back
+TOUCHED = 1 << 16  # bytes that a read brings at least: Linux maps the pages around it, too
 
 
 class Spool:
     """Write bytes once, in order; then read any part, in any order."""
 
     def __init__(self, folder: Path) -> None:
-        """Open a file without a name in `folder`, or among the system's where that is missing."""
-        self._file = tempfile.TemporaryFile(dir=folder if folder.is_dir() else None)  # noqa: SIM115
+        """Open a file without a name in `folder`, or among the system's where that cannot be."""
+        place = folder if os.access(folder, os.W_OK) else None
+        self._file = tempfile.TemporaryFile(dir=place)  # noqa: SIM115
         self._map: mmap.mmap | None = None
         self._read = 0
         self.size = 0
@@ -44,7 +47,7 @@ class Spool:
         if self._map is None:
             self._file.flush()
             self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._read += end - start
+        self._read += max(end - start, TOUCHED)
         if self._read > RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
             self._read = 0

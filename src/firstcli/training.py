@@ -28,10 +28,11 @@ from transformers import (
 )
 
 from firstcli import models, objectives, processes, sampling
-from firstcli.batches import Collate, Rows, Taught
+from firstcli.batches import Collate, Rows, Teacher
 from firstcli.console import Advance, Console
 from firstcli.encoding import Encoded
 from firstcli.errors import UserError, shortened
+from firstcli.token_rows import counts_of, lengths_of
 
 Objective = Literal["labels", "topk-tail", "topk-renormalized"]
 
@@ -82,16 +83,14 @@ def install_objective(model: PreTrainedModel, objective: Objective) -> None:
 class PositionTrainer(Trainer):
     """A Trainer whose unit is the supervised position, not the micro-batch."""
 
-    def __init__(
-        self, *args: Any, sample_ids: Sequence[str], lengths: Sequence[int], **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, rows: Sequence[Encoded], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True  # the loss is scaled here, not by the Trainer
         self.loss_is_scaled_for_ga = True
-        self._sample_ids = sample_ids
+        self._rows = rows
         micro, share = self.args.per_device_train_batch_size, self.args.world_size
         self.micro_batches = sampling.MicroBatches(
-            lengths=lengths,
+            lengths=lengths_of(rows),
             batch_size=micro * self.args.gradient_accumulation_steps * share,
             micro=micro,
             processes=share,
@@ -142,7 +141,7 @@ class PositionTrainer(Trainer):
         return (loss, output) if return_outputs else loss
 
     def _stop(self, loss: Tensor, samples: Tensor) -> None:
-        names = [self._sample_ids[int(i)] for i in samples]
+        names = [self._rows[int(i)].id for i in samples]
         raise UserError(
             f"the loss became {loss.item()} at step {self.state.global_step + 1} of "
             f"{self.state.max_steps}, in the batch of samples {shortened(names, 3)}; the last good "
@@ -238,7 +237,7 @@ class Outcome:
 def train(
     model: PreTrainedModel,
     rows: Sequence[Encoded],
-    taught: Sequence[Taught] | None,
+    lessons: Teacher | None,
     objective: Objective,
     args: TrainingArguments,
     console: Console,
@@ -251,9 +250,8 @@ def train(
         model=model,
         args=args,
         train_dataset=Rows(len(rows)),
-        data_collator=Collate(rows, taught),
-        sample_ids=[row.id for row in rows],
-        lengths=[len(row.input_ids) for row in rows],
+        data_collator=Collate(rows, lessons),
+        rows=rows,
     )
     trainer.remove_callback(_printer())
     checkpoint = processes.by_first(lambda: last_checkpoint(Path(str(args.output_dir))))
@@ -262,7 +260,7 @@ def train(
         console.say(f"{what}: resuming after step {done}")
     steps = _steps(trainer, len(rows))
     padding = sampling.padding_share(
-        trainer.micro_batches.lengths, [part for part in trainer.micro_batches if part[0] >= 0]
+        trainer.micro_batches.lengths, (part for part in trainer.micro_batches if part[0] >= 0)
     )
     with console.progress(what, steps, "steps", done) as advance:
         trainer.add_callback(_Progress(advance, done))
@@ -273,7 +271,7 @@ def train(
     return Outcome(
         samples=len(rows),
         steps=trainer.state.global_step,
-        positions=sum(len(row.targets) for row in rows),
+        positions=int(counts_of(rows).sum()),
         loss=float(log[-1]["loss"] if log else result.training_loss),
         log=log,
         padding=padding,

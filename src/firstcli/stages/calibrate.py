@@ -15,6 +15,7 @@ from firstcli.knowledge import Knowledge
 from firstcli.recipe import recalibrator_of
 from firstcli.run import Run
 from firstcli.stages import inputs
+from firstcli.teaching import Positions
 from firstcli.units import Unit
 
 
@@ -30,8 +31,8 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     arm = run.recipe.arms[unit.arm]
     assert arm.recalibrator
     knowledge = Knowledge(run.folder / "knowledge" / "validation")
-    positions = teaching.positions_of(inputs.training_rows(run, "teacher", "validation"), knowledge)
-    chosen = positions.where(teaching.recalibrated_positions(arm, positions))
+    rows = inputs.training_rows(run, "teacher", "validation")
+    chosen = Positions.joined(list(teaching.recalibrated_of(arm, rows, knowledge)))
     if not len(chosen.topk):
         raise UserError(f"arms.{unit.arm}: no validation position to fit the recalibrator on")
     mass = teaching.taught_mass(arm, chosen)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from rich.table import Table
 
-from firstcli import batches, processes, teaching, training
+from firstcli import processes, teaching, training
 from firstcli.encoding import Encoded
 from firstcli.knowledge import Knowledge
 from firstcli.recipe import Arm, Training, training_of
 from firstcli.run import Run
 from firstcli.stages import inputs, students
 from firstcli.stages.card import model_card
-from firstcli.teaching import Positions
+from firstcli.teaching import Lessons
 from firstcli.units import Unit
-
-if TYPE_CHECKING:
-    from firstcli.api import FloatArray
 
 
 def _settings(run: Run, arm: Arm) -> Training:
@@ -37,47 +34,26 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     arm = run.recipe.arms[unit.arm]
     settings = _settings(run, arm)
     rows = inputs.training_rows(run, "student", "train")
-    taught, swaps = (None, {}) if arm.learn == "labels" else _taught(run, unit.arm, rows)
+    lessons = None if arm.learn == "labels" else _lessons(run, unit.arm, rows)
     objective: training.Objective = (
         "labels" if arm.learn == "labels" else arm.objective or "topk-tail"
     )
     what = f"distilling {unit.arm}"
-    outcome = students.train(run, "student", settings, taught, objective, folder, what)
-    facts = outcome.facts | swaps
+    swaps = lessons.rank_swaps() if lessons else 0.0
+    outcome = students.train(run, "student", settings, lessons, objective, folder, what)
+    facts = outcome.facts | ({"rank_swaps": swaps} if swaps else {})
     if processes.is_first():
         card = model_card(run, unit.arm, settings, facts)
         (folder / "README.md").write_text(card, "utf-8")
     return facts
 
 
-def _taught(
-    run: Run, name: str, rows: Sequence[Encoded]
-) -> tuple[list[batches.Taught], dict[str, Any]]:
-    """Recalibrate the teacher's knowledge of every sample and give it its mass."""
+def _lessons(run: Run, name: str, rows: Sequence[Encoded]) -> Lessons:
     arm = run.recipe.arms[name]
     knowledge = Knowledge(run.folder / "knowledge" / "train")
-    positions = teaching.positions_of(rows, knowledge)
+    deque(knowledge.all_of(rows), maxlen=0)  # what is missing shows now, not in mid-training
     recalibrator = teaching.recalibrator_for(arm, run.folder / "calibration" / f"{name}.json")
-    target = teaching.targets(arm, recalibrator, positions)
-    chosen = teaching.recalibrated_positions(arm, positions)
-    swapped = (target[chosen, 1:] > target[chosen, :1]).any(axis=1)
-    facts = {"rank_swaps": float(swapped.mean())} if swapped.any() else {}
-    return taught_of(arm, positions, target), facts
-
-
-def taught_of(arm: Arm, positions: Positions, target: FloatArray) -> list[batches.Taught]:
-    """Give each position's target its mass; an entry a sample."""
-    mass = teaching.taught_mass(arm, positions)
-    # 1 - M: the stored tail itself, for 1 - (1 - tail) would lose the small ones.
-    tail = np.exp(positions.log_tail) if arm.mass == "teacher" else np.zeros_like(mass)
-    ends = np.cumsum(positions.counts)
-    slices = [slice(end - n, end) for end, n in zip(ends, positions.counts, strict=True)]
-    probabilities = (mass[:, None] * target).astype(np.float32)
-    tail32, mass32 = tail.astype(np.float32), positions.mass.astype(np.float32)
-    return [
-        batches.Taught(positions.token_ids[s], probabilities[s], tail32[s], mass32[s])
-        for s in slices
-    ]
+    return Lessons(arm, recalibrator, knowledge, rows)
 
 
 def summary(run: Run, units: list[Unit]) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from firstcli.console import size
 from firstcli.encoding import Encoded
 from firstcli.errors import UserError, shortened
 from firstcli.knowledge import TopK
+from firstcli.lazy import Selected
 from firstcli.out_of_memory import Halving
 from firstcli.run import Run
 from firstcli.stages import inputs
+from firstcli.token_rows import lengths_of
 from firstcli.units import Unit
 
 BATCH_TOKENS = 4096
@@ -87,11 +90,15 @@ def _missing(folder: Path, shards: int) -> list[int]:
     ]
 
 
-def split_into_shards(rows: Sequence[Encoded]) -> list[list[Encoded]]:
+def split_into_shards(rows: Sequence[Encoded]) -> list[Sequence[Encoded]]:
     """Cut the samples, longest first, into shards; the data alone decides."""
-    ordered = sorted(rows, key=lambda row: (-len(row.input_ids), row.id))
-    count = knowledge.SHARD_ROWS
-    return [ordered[first : first + count] for first in range(0, len(ordered), count)]
+    lengths = lengths_of(rows)
+    ordered = np.argsort(-lengths, kind="stable")
+    starts = np.flatnonzero(np.diff(lengths[ordered], prepend=-1))
+    for alike in np.split(ordered, starts[1:]):  # views; among samples of one length ids decide
+        alike[:] = sorted(alike.tolist(), key=lambda index: rows[index].id)
+    cuts = range(knowledge.SHARD_ROWS, len(rows), knowledge.SHARD_ROWS)
+    return [Selected(rows, part) for part in np.split(ordered, cuts) if len(part)]
 
 
 def top_k_of(
@@ -157,12 +164,12 @@ def _tokenizer(run: Run) -> str:
 
 def _facts(folder: Path, rows: Sequence[Encoded]) -> dict[str, Any]:
     stored = knowledge.Knowledge(folder)
-    mass = np.concatenate([-np.expm1(stored.of(row).log_tail.astype(np.float64)) for row in rows])
+    masses = (-np.expm1(one.log_tail.astype(np.float64)) for one in stored.all_of(rows))
     taken = sum(path.stat().st_size for path in folder.glob("shard-*.parquet"))
     return {
         "samples": len(rows),
         "positions": stored.positions,
-        "mean_top_k_mass": float(mass.mean()),
+        "mean_top_k_mass": math.fsum(float(mass.sum()) for mass in masses) / stored.positions,
         "bytes_per_position": taken / stored.positions,
     }
 

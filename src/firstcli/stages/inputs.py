@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from firstcli import knowledge, models, splits
-from firstcli.api import Sample
 from firstcli.console import size
-from firstcli.encoding import Encoded, Question, encode_questions, encode_training
+from firstcli.encoding import Encoded, Question, each_encoded, encode_questions
 from firstcli.errors import UserError, shortened
+from firstcli.lazy import Selected
 from firstcli.recipe import family_of
 from firstcli.run import Part, Role, Run
+from firstcli.token_rows import IntArray, TokenRows, counts_of
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from firstcli.units import Unit
@@ -34,14 +39,13 @@ def tokenizer(run: Run, role: Role) -> PreTrainedTokenizerBase:
 
     def make() -> PreTrainedTokenizerBase:
         chosen = family(run, role)
-        text = list(_text(run)) if chosen.needs_text else []
-        return chosen.tokenizer(run.reference(role), text)
+        return chosen.tokenizer(run.reference(role), _text(run) if chosen.needs_text else ())
 
     return run.cached(f"tokenizer {role}", make)
 
 
 def _text(run: Run) -> Iterable[str]:
-    for sample in (*run.training.train, *run.training.validation):
+    for sample in chain(run.training.train, run.training.validation):
         for response in sample.candidates or (sample.response,):
             yield sample.prompt + response
 
@@ -78,23 +82,24 @@ def inference_model(run: Run, name: str) -> PreTrainedModel:
     return model
 
 
-def training_rows(run: Run, role: Role, part: Part) -> list[Encoded]:
+def training_rows(run: Run, role: Role, part: Part) -> TokenRows:
     """Encode a part of the training split with a role's tokenizer.
 
     Raises:
         UserError: a sample cannot be encoded as DESIGN asks, or is too long and may not be dropped.
     """
 
-    def make() -> list[Encoded]:
+    def make() -> TokenRows:
         where = f"train.task ({part} part, {role}'s tokenizer)"
+        warnings: list[str] = []
         samples = run.training.part(part)
-        rows, warnings = encode_training(samples, tokenizer(run, role), where)
+        rows = TokenRows(each_encoded(samples, tokenizer(run, role), where, warnings), run.folder)
         for warning in warnings:
             run.console.warn(warning)
-        kept = _fitting(run, role, [(row.id, len(row.input_ids)) for row in rows], where)
-        if not kept:
+        kept = _fitting(run, role, rows.lengths, lambda index: rows[index].id, where)
+        if not kept.any():
             raise UserError(f"{where}: no sample is left to use")
-        return [row for row in rows if row.id in kept]
+        return rows.where(kept)
 
     return run.cached(f"rows {role} {part}", make)
 
@@ -105,10 +110,11 @@ def questions(run: Run, role: Role, evaluation: str) -> list[Question]:
     def make() -> list[Question]:
         where = f"evaluate '{evaluation}' ({role}'s tokenizer)"
         rows = encode_questions(run.evaluation_samples(evaluation), tokenizer(run, role), where)
-        kept = _fitting(run, role, [(row.id, len(row.input_ids)) for row in rows], where)
-        if not kept:
+        lengths = np.array([len(row.input_ids) for row in rows], np.int64)
+        kept = _fitting(run, role, lengths, lambda index: rows[index].id, where)
+        if not kept.any():
             raise UserError(f"{where}: no question is left to ask")
-        return [row for row in rows if row.id in kept]
+        return [row for row, fits in zip(rows, kept, strict=True) if fits]
 
     return run.cached(f"questions {role} {evaluation}", make)
 
@@ -124,19 +130,22 @@ def context(run: Run, role: Role) -> float:
     return min(models.context_length(empty_model(run, role)) or math.inf for role in roles)
 
 
-def _fitting(run: Run, role: Role, lengths: Sequence[tuple[str, int]], where: str) -> set[str]:
-    """Return the ids of the samples that are not too long."""
+def _fitting(
+    run: Run, role: Role, lengths: IntArray, id_of: Callable[[int], str], where: str
+) -> npt.NDArray[np.bool_]:
+    """Return which samples are not too long, (N,)."""
     longest = context(run, role)
-    too_long = [id for id, length in lengths if length > longest]
-    if too_long:
+    too_long = np.flatnonzero(lengths > longest)
+    if len(too_long):
+        names = shortened([id_of(index) for index in too_long[:3].tolist()], 3, len(too_long))
         found = (
-            f"{where}: {len(too_long)} samples, such as {shortened(too_long, 3)}, are longer than "
-            f"the context of {longest} tokens"
+            f"{where}: {len(too_long)} samples, such as {names}, are longer than the context of "
+            f"{longest} tokens"
         )
         if run.recipe.train.too_long == "error":
             raise UserError(f"{found}; shorten them, or set train.too_long: drop")
         run.console.warn(f"{found}; they are dropped")
-    return {id for id, length in lengths if length <= longest}
+    return np.asarray(lengths <= longest)
 
 
 def shared_vocabulary(run: Run) -> int:
@@ -160,7 +169,7 @@ def weights(run: Run, role: Role) -> int:
 
 
 def positions(rows: Sequence[Encoded]) -> int:
-    return sum(len(row.targets) for row in rows)
+    return int(counts_of(rows).sum())
 
 
 # Checks that need no weights and belong to no single stage.
@@ -205,11 +214,13 @@ def _check_tokenizers(run: Run) -> None:
     for part in ("train", "validation"):
         if not run.training.part(part):
             continue
-        ours = training_rows(run, "teacher", part)
-        theirs = {row.id: row for row in training_rows(run, "student", part)}
-        for one in ours:  # what only one of them drops as too long shows as another encoding
-            other = theirs.get(one.id, one)
-            if one.input_ids.tolist() != other.input_ids.tolist():
+        ours, theirs = training_rows(run, "teacher", part), training_rows(run, "student", part)
+        # What only one of them drops as too long shows as another encoding.
+        _, at, there = np.intersect1d(
+            ours.numbers, theirs.numbers, assume_unique=True, return_indices=True
+        )
+        for one, other in zip(Selected(ours, at), Selected(theirs, there), strict=True):
+            if not np.array_equal(one.input_ids, other.input_ids):
                 raise UserError(
                     f"teacher and student encode sample '{one.id}' differently: "
                     f"{teacher.convert_ids_to_tokens(one.input_ids[:12].tolist())} and "
@@ -228,8 +239,8 @@ def _check_top_k(run: Run) -> None:
 
 
 def _warn_overlap(run: Run) -> None:
-    training: list[Sample] = [*run.training.train, *run.training.validation]
     for one in run.recipe.evaluate:
+        training = chain(run.training.train, run.training.validation)
         if shared := splits.overlap(training, run.evaluation_samples(one.name)):
             run.console.warn(
                 f"evaluate '{one.name}': {shared} prompts also occur in the training split; its "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from firstcli.run import Role, Run
 from firstcli.stages import inputs
 
 if TYPE_CHECKING:
-    from firstcli.batches import Taught
+    from firstcli.batches import Teacher
 
 
 def check(run: Run, role: Role, settings: Training) -> str:
@@ -45,7 +44,7 @@ def train(
     run: Run,
     role: Role,
     settings: Training,
-    taught: Sequence[Taught] | None,
+    lessons: Teacher | None,
     objective: training.Objective,
     folder: Path,
     what: str,
@@ -64,7 +63,7 @@ def train(
         micro = args.per_device_train_batch_size
         model = inputs.starting_model(run, role, settings.dtype)
         try:
-            outcome = training.train(model, rows, taught, objective, args, run.console, what)
+            outcome = training.train(model, rows, lessons, objective, args, run.console, what)
             break
         except (RuntimeError, MemoryError) as error:
             # One of several processes cannot halve its share alone: the others wait for it.

@@ -59,19 +59,30 @@ class Question:
         meanings = {kind: READINGS[kind](self.answer, self.choices) for kind in readings}
         return {kind: place for kind, place in meanings.items() if place is not None}
 
+    def right(self, readings: Sequence[Reading]) -> int:
+        """Return the index of the right choice, under `readings_of` all questions.
 
-def resolve(questions: Sequence[Question], answer_as: Reading | Literal["auto"]) -> list[int]:
-    """Return the index of each right choice, all answers read in the same way.
+        Raises:
+            UserError: the readings differ, so the user has to say which is meant.
+        """
+        found = self.read(readings)
+        if not found:
+            raise _no_choice(self, readings)
+        if len(set(found.values())) > 1:
+            raise _ambiguous(self, found)
+        return next(iter(found.values()))
 
-    With `auto` that is the one way in which every answer makes sense. Where several do and differ
-    in any row, the user has to say which is meant.
+
+def readings_of(
+    questions: Iterable[Question], answer_as: Reading | Literal["auto"]
+) -> list[Reading]:
+    """Return in which ways all answers can be read: as told, or with `auto` those that make sense.
 
     Raises:
-        UserError: an answer is none of the choices, or can be read in two ways.
+        UserError: an answer is none of the choices, or no one way suits all.
     """
     readings = list(READINGS) if answer_as == "auto" else [answer_as]
     possible = set(readings)
-    meanings = []
     for question in questions:
         found = question.read(readings)
         if not found:
@@ -82,12 +93,7 @@ def resolve(questions: Sequence[Question], answer_as: Reading | Literal["auto"])
                 "it are; write all answers alike"
             )
         possible &= found.keys()
-        meanings.append(found)
-    for question, found in zip(questions, meanings, strict=True):
-        if len({found[kind] for kind in possible}) > 1:
-            raise _ambiguous(question, {kind: found[kind] for kind in readings if kind in possible})
-    kind = next(kind for kind in readings if kind in possible)
-    return [found[kind] for found in meanings]
+    return [kind for kind in readings if kind in possible]
 
 
 def _no_choice(question: Question, readings: Sequence[Reading]) -> UserError:

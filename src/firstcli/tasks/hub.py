@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +27,8 @@ class Source:
         """Name the splits at a path, or on the hub; a file is taken for any of them."""
         return tuple(self._files_in(path) if path and path.is_dir() else self.hub_splits)
 
-    def rows(self, split: str, path: Path | None, revision: str | None) -> list[Row]:
-        """Read a split.
+    def rows(self, split: str, path: Path | None, revision: str | None) -> Iterator[Row]:
+        """Read a split, row by row.
 
         Raises:
             UserError: the files are missing or malformed, or the hub cannot be reached.
@@ -56,7 +56,7 @@ class Source:
     def _wanted(self, split: str) -> str:
         return f"{split} is {' or '.join(self.files[split])}"
 
-    def _from_hub(self, split: str, revision: str) -> list[Row]:
+    def _from_hub(self, split: str, revision: str) -> Iterator[Row]:
         from datasets import load_dataset
         from datasets.exceptions import DatasetsError
 
@@ -70,4 +70,4 @@ class Source:
                 "data set's own files as the task's option `path`"
             ) from error
         where = f"{self.repo} ({name})"
-        return [Row(f"{where}, row {number}", values) for number, values in enumerate(data, 1)]
+        return (Row(f"{where}, row {number}", values) for number, values in enumerate(data, 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 from pydantic import Field
@@ -63,7 +63,13 @@ class Instruction(Task[InstructionOptions]):
 
 def with_responses(samples: Iterable[Sample], reason: str) -> Split:
     """Leave out the samples with an empty response, and count them."""
-    loaded = list(samples)
-    kept = [sample for sample in loaded if sample.response.strip()]
-    dropped = len(loaded) - len(kept)
-    return Split(kept, {reason: dropped} if dropped else {})
+    dropped: dict[str, int] = {}
+
+    def kept() -> Iterator[Sample]:
+        for sample in samples:
+            if sample.response.strip():
+                yield sample
+            else:
+                dropped[reason] = dropped.get(reason, 0) + 1
+
+    return Split(kept(), dropped)

@@ -91,7 +91,7 @@ class KnownWorld(Task[KnownWorldOptions]):
             {sample.prompt for sample in self.load("test").samples} if split == "train" else set()
         )
         questions = self._questions(laws, split, taken)
-        return Split(list(islice(questions, size)))
+        return Split(islice(questions, size))
 
     def _questions(self, laws: Laws, split: str, taken: set[str]) -> Iterator[Sample]:
         """Yield questions without end, none with a prompt that is already taken."""

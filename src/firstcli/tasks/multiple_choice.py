@@ -13,7 +13,7 @@ no option but `path`. Texts with a label, `{"sentence": "what a film", "label": 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from string import ascii_lowercase, ascii_uppercase
 from typing import Annotated, Literal
 
@@ -106,18 +106,17 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
 
     def load(self, split: str) -> Split:
         """Return the questions in the order of the file."""
-        column = self.options.answer_column
-        questions = [
-            answers.Question(row, self._choices(row), column)
-            for row in tables.read_split(self.options.path, split)
-        ]
-        right = answers.resolve(questions, self.options.answer_as)
-        return Split(
-            [
-                self._sample(question.row, question.choices, answer)
-                for question, answer in zip(questions, right, strict=True)
-            ]
-        )
+        return Split(self._samples(split))
+
+    def _samples(self, split: str) -> Iterator[Sample]:
+        # The file is read twice, for how its answers are to be read shows in all of them.
+        readings = answers.readings_of(self._questions(split), self.options.answer_as)
+        for question in self._questions(split):
+            yield self._sample(question.row, question.choices, question.right(readings))
+
+    def _questions(self, split: str) -> Iterator[answers.Question]:
+        for row in tables.read_split(self.options.path, split):
+            yield answers.Question(row, self._choices(row), self.options.answer_column)
 
     def _choices(self, row: Row) -> list[str]:
         if self.options.choices:

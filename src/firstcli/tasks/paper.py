@@ -61,7 +61,7 @@ class PaperTask(Task[PaperOptions]):
     def load(self, split: str) -> Split:
         """Return the samples in the order of the data set."""
         rows = self.source.rows(split, self.options.path, self.options.revision)
-        return Split([self.sample(row) for row in rows])
+        return Split(map(self.sample, rows))
 
     @abstractmethod
     def sample(self, row: Row) -> Sample:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from firstcli.errors import UserError, did_you_mean, shortened
+from firstcli.tasks.json_window import Malformed, Window
 
 SPLITS = ("train", "validation", "test")
 _ALIASES = {"dev": "validation", "valid": "validation", "val": "validation"}
@@ -94,8 +94,8 @@ def splits_at(path: Path) -> tuple[str, ...]:
     return (*(split for split in SPLITS if split in files), *sorted(files.keys() - {*SPLITS}))
 
 
-def read_split(path: Path, split: str) -> list[Row]:
-    """Read a split from a folder's file of that name, or from the file itself.
+def read_split(path: Path, split: str) -> Iterator[Row]:
+    """Read a split, row by row, from a folder's file of that name, or from the file itself.
 
     Raises:
         UserError: no such file, or it cannot be read as rows.
@@ -133,11 +133,12 @@ def _split_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Read all rows of a file, whose ending says what it is.
+def read_rows(path: Path) -> Iterator[Row]:
+    """Read a file row by row; its ending says what it is.
 
     Raises:
-        UserError: the file is missing, empty, no UTF-8 or malformed; names the line.
+        UserError: the file is missing, empty, no UTF-8 or malformed; names the line. Mistakes
+            within the file come when they are reached.
     """
     if path.is_dir():
         raise UserError(f"{path}: this is a folder, expected a file")
@@ -146,38 +147,57 @@ def read_rows(path: Path) -> list[Row]:
         if not path.exists():
             raise UserError(f"{path}: there is no such file or folder")
         raise UserError(f"{path}: expected the path of a file that ends in {_ENDINGS}")
+    return _rows(path, read)
+
+
+def _rows(path: Path, read: Callable[[Path], Iterator[Row]]) -> Iterator[Row]:
+    empty = True
     try:
-        rows = list(read(path))
+        for row in read(path):
+            empty = False
+            yield row
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if not rows:
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path) from error
+    if empty:
         raise UserError(f"{path}: there are no rows in this file")
-    return rows
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
-    return _json_lines(path, _text(path))
+    # Only \n ends a line: a JSON string may hold other line ends, such as U+2028, as they are.
+    with _text(path, newline="\n") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield _row(f"{path}:{number}", _parsed(path, line.removesuffix("\n"), number))
 
 
 def _json(path: Path) -> Iterator[Row]:
-    text = _text(path)
-    if not text.lstrip().startswith("["):
-        return _json_lines(path, text)  # as many tools write it
-    values = _parsed(path, text)
-    return (_row(f"{path}, row {number}", value) for number, value in enumerate(values, 1))
-
-
-def _json_lines(path: Path, text: str) -> Iterator[Row]:
-    # Not splitlines: a JSON string may hold other line ends, such as U+2028, as they are.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield _row(f"{path}:{number}", _parsed(path, line, number))
+    with _text(path, newline="\n") as file:
+        window = Window(file)
+        if window.peek() == "[":
+            try:
+                for number, value in enumerate(window.array(), 1):
+                    yield _row(f"{path}, row {number}", value)
+            except Malformed as error:
+                raise _no_json(path, error.line, error.column, error.message) from error
+            except UnicodeDecodeError:
+                raise
+            except (ValueError, RecursionError) as error:  # endless digits or brackets
+                raise UserError(f"{path}:{window.line}: not valid JSON: {error}") from error
+            return
+    yield from _jsonl(path)  # as many tools write it
 
 
 def _csv(path: Path) -> Iterator[Row]:
-    lines = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    with _text(path, newline="") as file:
+        yield from _csv_lines(path, file)
+
+
+def _csv_lines(path: Path, file: TextIO) -> Iterator[Row]:
+    lines = csv.reader(file, strict=True)
     header: list[str] = []
     start = 1
     try:
@@ -212,15 +232,18 @@ def _parquet(path: Path) -> Iterator[Row]:
 
     with path.open("rb") as file:
         try:
-            table = pq.ParquetFile(file).read()
-            _header(str(path), table.column_names)
-            rows = table.to_pylist()
+            # Through a buffer, or the whole column of a row group would be read at once.
+            parquet = pq.ParquetFile(file, buffer_size=1 << 20)
+            _header(str(path), parquet.schema_arrow.names)
+            number = 0
+            for batch in parquet.iter_batches(batch_size=1024):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(f"{path}, row {number}", values)
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: a text column is not UTF-8: {error}") from error
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{path}: not a readable Parquet file: {error}") from error
-    for number, values in enumerate(rows, 1):
-        yield Row(f"{path}, row {number}", values)
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
@@ -232,26 +255,37 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 _ENDINGS = ".jsonl, .json, .csv or .parquet"
 
 
-def _text(path: Path) -> str:
-    content = path.read_bytes()
-    try:
-        return content.decode().removeprefix("\ufeff")  # a byte order mark, as Excel writes it
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}:{line}: not UTF-8 text (byte 0x{content[error.start]:02x} at offset "
-            f"{error.start}); save the file as UTF-8"
-        ) from error
+def _text(path: Path, newline: str) -> TextIO:
+    return path.open(encoding="utf-8-sig", newline=newline)  # Excel writes a byte order mark
+
+
+def _not_utf8(path: Path) -> UserError:
+    """Find the byte that could not be read; while reading in chunks, its place is not known."""
+    offset = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return UserError(
+                    f"{path}:{number}: not UTF-8 text (byte 0x{line[error.start]:02x} at offset "
+                    f"{offset + error.start}); save the file as UTF-8"
+                )
+            offset += len(line)
+    return UserError(f"{path}: not UTF-8 text, or it changed while it was read")
 
 
 def _parsed(path: Path, text: str, line: int = 1) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        place = f"{path}:{line + error.lineno - 1}"
-        raise UserError(f"{place}: not valid JSON at column {error.colno}: {error.msg}") from error
+        raise _no_json(path, line + error.lineno - 1, error.colno, error.msg) from error
     except (ValueError, RecursionError) as error:  # endless digits or brackets
         raise UserError(f"{path}:{line}: not valid JSON: {error}") from error
+
+
+def _no_json(path: Path, line: int, column: int, message: str) -> UserError:
+    return UserError(f"{path}:{line}: not valid JSON at column {column}: {message}")
 
 
 def _row(where: str, value: object) -> Row:

@@ -25,14 +25,22 @@ def check_task(task: Task[Any]) -> None:
 
 
 def _check_split(task: Task[Any], split: str, where: str) -> None:
-    loaded = task.load(split)
-    require(loaded.samples, f"{where}: there are no samples")
-    require(task.load(split) == loaded, f"{where}: loading it twice gives different samples")
-    ids = [sample.id for sample in loaded.samples if sample.id is not None]
+    samples, dropped = _loaded(task, split)
+    require(samples, f"{where}: there are no samples")
+    require(
+        _loaded(task, split) == (samples, dropped),
+        f"{where}: loading it twice gives different samples",
+    )
+    ids = [sample.id for sample in samples if sample.id is not None]
     require(len(set(ids)) == len(ids), f"{where}: an id occurs twice")
-    for row, sample in enumerate(loaded.samples):
+    for row, sample in enumerate(samples):
         sample_name = f"row {row}" if sample.id is None else f"'{sample.id}'"
         _check_sample(sample, f"{where}, sample {sample_name}", task.has_candidates)
+
+
+def _loaded(task: Task[Any], split: str) -> tuple[list[Sample], dict[str, int]]:
+    loaded = task.load(split)
+    return list(loaded.samples), loaded.dropped
 
 
 def _check_sample(sample: Sample, where: str, has_candidates: bool) -> None:
