@@ -21,7 +21,16 @@ from torch.utils.data import SequentialSampler
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from conftest import MakeLlama
-from firstcli import batches, knowledge, models, objectives, teaching, training, training_arguments
+from firstcli import (
+    batches,
+    heads,
+    knowledge,
+    models,
+    objectives,
+    teaching,
+    training,
+    training_arguments,
+)
 from firstcli.api import Sample
 from firstcli.batches import Taught
 from firstcli.console import Console
@@ -134,7 +143,7 @@ def test_planted_tokens_reach_the_student_at_their_positions(
     rows, _ = encode_training(samples, tokenizer, "train")
     teacher = make_llama(len(tokenizer))
     with torch.no_grad():
-        found = top_k_of(models.LogitsAt(teacher), rows, K, len(tokenizer))
+        found = top_k_of(heads.Reader(teacher), rows, K, len(tokenizer))
     facts = {"top_k": K}
     for index, row in enumerate([rows[1], rows[2], rows[0]]):
         path = knowledge.shard_path(tmp_path, index)
@@ -538,7 +547,7 @@ def test_a_student_with_a_real_tokenizer_comes_to_agree_with_its_teacher(
     rows, _ = encode_training(samples, tokenizer, "train")
     teacher = make_llama(len(tokenizer), initializer_range=0.2)
     with torch.no_grad():
-        found = top_k_of(models.LogitsAt(teacher), rows, K, len(tokenizer))
+        found = top_k_of(heads.Reader(teacher), rows, K, len(tokenizer))
     path = knowledge.shard_path(tmp_path, 0)
     knowledge.write_shard(path, rows, [found[row.id] for row in rows], {"top_k": K})
     arm = Arm.model_validate({"recalibrator": {"name": "none"}})
