@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from conftest import MakeLlama
-from firstcli import knowledge, models
+from firstcli import heads, knowledge, models
 from firstcli.api import Sample
 from firstcli.console import Console
 from firstcli.encoding import Encoded, encode_training
@@ -27,7 +27,7 @@ from firstcli.recipe import Recipe
 from firstcli.run import Run
 from firstcli.stages import extract as stage
 from firstcli.stages import inputs
-from firstcli.stages.extract import split_into_shards, top_k_log_probs, top_k_of
+from firstcli.stages.extract import split_into_shards, top_k_of
 from firstcli.units import units_of
 
 TOP_K = 5
@@ -64,7 +64,9 @@ def test_top_k_and_tail_against_a_dense_float64_softmax(
     k = data.draw(st.integers(1, limit))
     logits = spread * torch.randn(3, vocabulary, generator=torch.Generator().manual_seed(seed))
     p = logits.double().softmax(-1)
-    token_ids, log_probs, log_tail = top_k_log_probs(logits.clone(), k, limit)
+    token_ids, log_probs, log_tail = heads.unpack(
+        heads.top_k(heads.Logits(logits.clone()), k, limit)
+    )
     assert token_ids.max() < limit and token_ids.shape == (3, k)
     assert (log_probs.diff(dim=-1) <= 0).all()  # most likely first
     expected = p[:, :limit].topk(k, dim=-1).values
@@ -79,7 +81,7 @@ def test_top_k_and_tail_against_a_dense_float64_softmax(
 def test_ids_that_the_student_lacks_count_as_tail() -> None:
     """The teacher's most likely token may lie beyond the student's vocabulary."""
     p = torch.tensor([[0.1, 0.2, 0.05, 0.65]])
-    token_ids, log_probs, log_tail = top_k_log_probs(p.log(), 2, limit=3)
+    token_ids, log_probs, log_tail = heads.unpack(heads.top_k(heads.Logits(p.log()), 2, limit=3))
     assert token_ids.tolist() == [[1, 0]]
     torch.testing.assert_close(log_probs.exp(), torch.tensor([[0.2, 0.1]]))
     torch.testing.assert_close(log_tail.exp(), torch.tensor([0.7]))
@@ -115,9 +117,9 @@ def test_planted_tokens_are_found_where_they_were_planted() -> None:
         row("b", range(3, 6), start=2),
         row("c", range(30, 45), start=1),
     ]
-    logits_at = models.LogitsAt(Successor(60))  # type: ignore[arg-type]
+    reader = heads.Reader(Successor(60))  # type: ignore[arg-type]
     with torch.no_grad():
-        found = top_k_of(logits_at, rows, TOP_K, 60)
+        found = top_k_of(reader, rows, TOP_K, 60)
     for one in rows:
         assert found[one.id].token_ids[:, 0].tolist() == one.targets.tolist()
         neighbours = [{int(t) + d for d in (-2, -1, 0, 1, 2)} for t in one.targets]
@@ -139,10 +141,10 @@ def naive_top_k(model: nn.Module, one: Encoded, k: int) -> tuple[list[list[int]]
 
 @torch.inference_mode()
 def extract(model: object, rows: Sequence[Encoded], tokens: int, limit: int) -> dict[str, TopK]:
-    logits_at = models.LogitsAt(model)  # type: ignore[arg-type]
+    reader = heads.Reader(model)  # type: ignore[arg-type]
     found: dict[str, TopK] = {}
     for batch in models.batches([len(one.input_ids) for one in rows], tokens):
-        found |= top_k_of(logits_at, [rows[i] for i in batch], TOP_K, limit)
+        found |= top_k_of(reader, [rows[i] for i in batch], TOP_K, limit)
     return found
 
 

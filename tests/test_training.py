@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFas
 from conftest import MakeLlama
 from firstcli import (
     batches,
+    heads,
     knowledge,
     models,
     objectives,
@@ -153,7 +154,7 @@ def test_planted_tokens_reach_the_student_at_their_positions(
     rows, _ = encode_training(samples, tokenizer, "train")
     teacher = make_llama(len(tokenizer))
     with torch.no_grad():
-        found = top_k_of(models.LogitsAt(teacher), rows, K, len(tokenizer))
+        found = top_k_of(heads.Reader(teacher), rows, K, len(tokenizer))
     facts = {"top_k": K}
     for index, row in enumerate([rows[1], rows[2], rows[0]]):
         path = knowledge.shard_path(tmp_path, index)
@@ -559,7 +560,7 @@ def test_a_student_with_a_real_tokenizer_comes_to_agree_with_its_teacher(
     rows, _ = encode_training(samples, tokenizer, "train")
     teacher = make_llama(len(tokenizer), initializer_range=0.2)
     with torch.no_grad():
-        found = top_k_of(models.LogitsAt(teacher), rows, K, len(tokenizer))
+        found = top_k_of(heads.Reader(teacher), rows, K, len(tokenizer))
     path = knowledge.shard_path(tmp_path, 0)
     knowledge.write_shard(path, rows, [found[row.id] for row in rows], {"top_k": K})
     arm = Arm.model_validate({"recalibrator": {"name": "none"}})

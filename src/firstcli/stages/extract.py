@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from firstcli import knowledge, models, processes
+from firstcli import heads, knowledge, models, processes
 from firstcli.console import size
 from firstcli.encoding import Encoded
 from firstcli.errors import UserError, shortened
@@ -61,7 +60,7 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     ours = missing[processes.rank() :: processes.count()]  # whole shards, fixed by the data alone
     halving = Halving(run.console.warn, unit.key)
     if ours:
-        logits_at = models.LogitsAt(inputs.inference_model(run, "teacher"))
+        reader = heads.Reader(inputs.inference_model(run, "teacher"), run.console.say)
         total = sum(len(shards[index]) for index in ours)
         with run.console.progress(unit.key, total, "samples") as advance:
             for index in ours:
@@ -69,9 +68,7 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
                 found: dict[str, TopK] = {}
                 for batch in models.batches([len(row.input_ids) for row in shard], BATCH_TOKENS):
                     chosen = [shard[i] for i in batch]
-                    found |= halving.run(
-                        chosen, lambda rows: top_k_of(logits_at, rows, top_k, limit)
-                    )
+                    found |= halving.run(chosen, lambda rows: top_k_of(reader, rows, top_k, limit))
                     advance(len(chosen))
                 path = knowledge.shard_path(folder, index)
                 knowledge.write_shard(path, shard, [found[row.id] for row in shard], facts)
@@ -102,25 +99,26 @@ def split_into_shards(rows: Sequence[Encoded]) -> list[Sequence[Encoded]]:
 
 
 def top_k_of(
-    logits_at: models.LogitsAt, rows: Sequence[Encoded], top_k: int, limit: int
+    reader: heads.Reader, rows: Sequence[Encoded], top_k: int, limit: int
 ) -> dict[str, TopK]:
     """Run the teacher over one batch and keep the top k of each supervised position.
 
     Raises:
         UserError: the teacher's output is not finite.
     """
-    device = next(logits_at.model.parameters()).device
+    device = next(reader.model.parameters()).device
     padded = models.pad([row.input_ids for row in rows])
     counts = [len(row.targets) for row in rows]
     at_rows = torch.arange(len(rows)).repeat_interleave(torch.tensor(counts))
     columns = torch.cat([torch.arange(row.start - 1, len(row.input_ids) - 1) for row in rows])
-    logits = logits_at(
+    found = reader(
         padded.input_ids.to(device),
         padded.attention_mask.to(device),
         at_rows.to(device),
         columns.to(device),
-    )
-    token_ids, log_probs, log_tail = (part.cpu() for part in top_k_log_probs(logits, top_k, limit))
+        lambda scores: heads.top_k(scores, top_k, limit),
+    ).cpu()
+    token_ids, log_probs, log_tail = heads.unpack(found)
     if not torch.isfinite(log_probs).all():
         bad = sorted({rows[int(i)].id for i in at_rows[~torch.isfinite(log_probs).all(-1)]})
         raise UserError(
@@ -136,19 +134,6 @@ def top_k_of(
         )
         for row, count, end in zip(rows, counts, ends, strict=True)
     }
-
-
-def top_k_log_probs(logits: Tensor, top_k: int, limit: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ids (N, k), log-probabilities (N, k) and the log of the mass outside (N,).
-
-    Probabilities come from the softmax over all V tokens; only ids below `limit` are kept, the
-    others count as outside. Overwrites `logits` (N, V).
-    """
-    log_z = torch.logsumexp(logits, dim=-1)  # (N,)
-    scores, token_ids = logits[:, :limit].topk(top_k, dim=-1)
-    logits.scatter_(-1, token_ids, -torch.inf)
-    log_tail = torch.logsumexp(logits, dim=-1) - log_z  # -inf where nothing is outside
-    return token_ids, scores - log_z[:, None], log_tail
 
 
 def _teacher(run: Run) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from firstcli import batches, knowledge, models, sampling, training, training_arguments
+from firstcli import batches, heads, knowledge, models, sampling, training, training_arguments
 from firstcli.recipe import Training, training_of
 from firstcli.run import Role, Run
 from firstcli.stages import evaluate, extract, inputs
@@ -118,7 +118,7 @@ class Probe:
         rows = inputs.training_rows(run, "teacher", unit.part)
         top_k, limit = run.recipe.knowledge.top_k, inputs.shared_vocabulary(run)
         model, device = self._for_inference("teacher")
-        reader = models.LogitsAt(model)
+        reader = heads.Reader(model, run.console.say)
         shards = extract.split_into_shards(rows)
         owner, asked = [], []
         for index, shard in enumerate(shards):
@@ -142,7 +142,7 @@ class Probe:
             return self._measured[key]
         asked = inputs.questions(self._run, unit.role, unit.evaluation)
         model, device = self._for_inference(unit.role)
-        reader = models.LogitsAt(model)
+        reader = heads.Reader(model, self._run.console.say)
         found = models.batches([len(one.input_ids) for one in asked], evaluate.BATCH_TOKENS)
         parts = [[asked[i] for i in batch] for batch in found]
         _reset_peak(device)

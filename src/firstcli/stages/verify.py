@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from firstcli import models
+from firstcli import heads, models
 from firstcli.encoding import Encoded
 from firstcli.errors import UserError
 from firstcli.knowledge import Knowledge, TopK
@@ -54,12 +54,12 @@ def verify(run: Run, unit: Unit, samples: int) -> dict[str, Any]:
 
 def _scored(run: Run, unit: Unit, rows: Sequence[Encoded]) -> dict[str, TopK]:
     top_k, limit = run.recipe.knowledge.top_k, inputs.shared_vocabulary(run)
-    logits_at = models.LogitsAt(inputs.inference_model(run, "teacher"))
+    reader = heads.Reader(inputs.inference_model(run, "teacher"), run.console.say)
     halving = Halving(run.console.warn, unit.key)
     found: dict[str, TopK] = {}
     for batch in models.batches([len(row.input_ids) for row in rows], BATCH_TOKENS):
         found |= halving.run(
-            [rows[i] for i in batch], lambda some: top_k_of(logits_at, some, top_k, limit)
+            [rows[i] for i in batch], lambda some: top_k_of(reader, some, top_k, limit)
         )
     return found
 
