@@ -15,6 +15,8 @@ from firstcli.errors import UserError, shortened
 def with_ids(samples: Sequence[Sample], where: str) -> list[Sample]:
     """Give every sample an id: its own, else a hash of prompt and response with a counter.
 
+    The hash has 48 bits, for an id is stored with knowledge; where two rows share it, they count on.
+
     Raises:
         UserError: two samples of `where` carry the same given id.
     """
@@ -29,7 +31,7 @@ def with_ids(samples: Sequence[Sample], where: str) -> list[Sample]:
     named = []
     for sample in samples:
         if sample.id is None:
-            key = _digest(sample.prompt, sample.response)[:20]
+            key = _digest(sample.prompt, sample.response)[:12]
             seen[key] += 1
             id = key if seen[key] == 1 else f"{key}-{seen[key]}"
             sample = replace(sample, id=id)

@@ -11,7 +11,6 @@ from rich.table import Table
 
 from firstcli import metrics, teaching
 from firstcli.errors import UserError
-from firstcli.knowledge import Knowledge
 from firstcli.recipe import recalibrator_of
 from firstcli.run import Run
 from firstcli.stages import inputs
@@ -29,8 +28,8 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     """Fit and write the state, with what it was fitted on and for."""
     arm = run.recipe.arms[unit.arm]
     assert arm.recalibrator
-    knowledge = Knowledge(run.folder / "knowledge" / "validation")
-    positions = teaching.positions_of(inputs.training_rows(run, "teacher", "validation"), knowledge)
+    rows = inputs.training_rows(run, "teacher", "validation")
+    positions = teaching.positions_of(rows, inputs.stored_knowledge(run, "validation", rows))
     chosen = positions.where(teaching.recalibrated_positions(arm, positions))
     if not len(chosen.topk):
         raise UserError(f"arms.{unit.arm}: no validation position to fit the recalibrator on")

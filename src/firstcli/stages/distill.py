@@ -12,7 +12,6 @@ from rich.table import Table
 from firstcli import batches, models, teaching, training, training_arguments
 from firstcli.artifacts import CHECKPOINTS
 from firstcli.encoding import Encoded
-from firstcli.knowledge import Knowledge
 from firstcli.recipe import Arm, Training, training_of
 from firstcli.run import Run
 from firstcli.stages import inputs
@@ -72,7 +71,7 @@ def _taught(
 ) -> tuple[list[batches.Taught], dict[str, Any]]:
     """Recalibrate the teacher's knowledge of every sample and give it its mass."""
     arm = run.recipe.arms[name]
-    knowledge = Knowledge(run.folder / "knowledge" / "train")
+    knowledge = inputs.stored_knowledge(run, "train", rows)
     positions = teaching.positions_of(rows, knowledge)
     recalibrator = teaching.recalibrator_for(arm, run.folder / "calibration" / f"{name}.json")
     target = teaching.targets(arm, recalibrator, positions)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,8 @@ def check(run: Run, unit: Unit) -> str:
         )
     rows = inputs.training_rows(run, "teacher", unit.part)
     count = inputs.positions(rows)
-    stored = count * knowledge.bytes_per_position(run.recipe.knowledge.top_k)
+    section = run.recipe.knowledge
+    stored = count * knowledge.bytes_per_position(section.top_k, section.precision)
     return f"{len(rows)} samples, {count} positions; {size(stored)} of knowledge"
 
 
@@ -44,11 +44,11 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     top_k, limit = run.recipe.knowledge.top_k, inputs.shared_vocabulary(run)
     shards = split_into_shards(rows)
     facts = {
-        "top_k": top_k,
-        "dtype": "float32",
+        **run.recipe.knowledge.model_dump(),
         "split": unit.part,
+        "shards": len(shards),
         "teacher": _teacher(run),
-        "tokenizer": _tokenizer(run),
+        "tokenizer": inputs.vocabulary_digest(run, "teacher"),
     }
     missing = [
         index
@@ -71,14 +71,21 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
                     advance(len(chosen))
                 path = knowledge.shard_path(folder, index)
                 knowledge.write_shard(path, shard, [found[row.id] for row in shard], facts)
-    return _facts(folder, rows)
+    return knowledge.summary(folder)
 
 
 def split_into_shards(rows: Sequence[Encoded]) -> list[list[Encoded]]:
     """Cut the samples, longest first, into shards; the data alone decides."""
-    ordered = sorted(rows, key=lambda row: (-len(row.input_ids), row.id))
-    count = knowledge.SHARD_ROWS
-    return [ordered[first : first + count] for first in range(0, len(ordered), count)]
+    shards: list[list[Encoded]] = []
+    positions = tokens = 0
+    for row in sorted(rows, key=lambda row: (-len(row.input_ids), row.id)):
+        positions += len(row.targets)
+        tokens += len(row.input_ids)
+        if not shards or positions > knowledge.SHARD_POSITIONS or tokens > knowledge.SHARD_TOKENS:
+            shards.append([])
+            positions, tokens = len(row.targets), len(row.input_ids)
+        shards[-1].append(row)
+    return shards
 
 
 def top_k_of(
@@ -135,23 +142,6 @@ def _teacher(run: Run) -> str:
     if "finetune" in run.manifests:
         return run.manifests["finetune"].content
     return run.checkpoint_identity("teacher")
-
-
-def _tokenizer(run: Run) -> str:
-    text = inputs.tokenizer(run, "teacher").backend_tokenizer.to_str()
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _facts(folder: Path, rows: Sequence[Encoded]) -> dict[str, Any]:
-    stored = knowledge.Knowledge(folder)
-    mass = np.concatenate([-np.expm1(stored.of(row).log_tail.astype(np.float64)) for row in rows])
-    taken = sum(path.stat().st_size for path in folder.glob("shard-*.parquet"))
-    return {
-        "samples": len(rows),
-        "positions": stored.positions,
-        "mean_top_k_mass": float(mass.mean()),
-        "bytes_per_position": taken / stored.positions,
-    }
 
 
 def summary(run: Run, units: list[Unit]) -> dict[str, Any]:
