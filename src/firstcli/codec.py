@@ -45,7 +45,7 @@ class Grid:
     def _level(self, log_root: npt.ArrayLike) -> npt.NDArray[np.float64]:
         log_scaled = np.asarray(log_root, np.float64) + np.log(self.levels / self.linear)
         even = self.linear * np.exp(np.maximum(log_scaled, 0.0))
-        return np.where(log_scaled >= 0, even, self.linear * (1 + log_scaled))
+        return np.asarray(np.where(log_scaled >= 0, even, self.linear * (1 + log_scaled)))
 
     def stored(self, log_p: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Return the stored levels of log-probabilities, of the same shape."""
@@ -61,7 +61,7 @@ class Grid:
         return np.where(np.asarray(stored) == NOTHING, 0.0, root**2)
 
 
-GRIDS: dict[Precision, Grid] = {"standard": Grid(500, 4), "compact": Grid(100, 1)}
+GRIDS: dict[Precision, Grid] = {"standard": Grid(500, 4), "compact": Grid(110, 1)}
 
 
 def encode(log_probs: Log, log_tail: Log, grid: Grid) -> Steps:

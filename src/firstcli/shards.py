@@ -1,4 +1,4 @@
-"""Shards of knowledge: Parquet files with a row a supervised position; docs/knowledge.md shows them.
+"""Shards of knowledge: Parquet files, a row a supervised position (docs/knowledge.md).
 
     id          the sample's
     token_ids   the k most likely tokens, most likely first, as bytes: little-endian unsigned
@@ -32,6 +32,11 @@ from firstcli.errors import UserError
 
 VERSION = 2
 _COMPRESSION_LEVEL = 16  # twice as fast as 19 and 0.2 % larger; below 13 it is 5 % larger
+
+
+REPAIR = "run `first extract --repair`"
+# A flipped bit may make of a column one of another length or type, or of none at all.
+_DAMAGE = (OSError, LookupError, TypeError, ValueError, ArithmeticError, pa.ArrowException)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +141,7 @@ def shard_facts(path: Path) -> dict[str, Any] | None:
     """Return what a finished shard says of itself, or None if it is absent or unreadable."""
     try:
         return _facts(pq.read_schema(path))
-    except (OSError, KeyError, ValueError, pa.ArrowException):
+    except _DAMAGE:
         return None
 
 
@@ -161,15 +166,12 @@ def read_shard(path: Path) -> Shard:
             table = file.read()
         if _content(table) != facts["content"]:
             raise ValueError("its content was altered")
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+    except _DAMAGE as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
         raise UserError(f"{path}: this shard of knowledge {reason}; {REPAIR}") from error
     token_ids, steps = _arrays(table)
     ids, counts = _samples(table)
     return Shard(facts, ids, counts, TopK(token_ids, *codec.decode(steps, _grid(facts))))
-
-
-REPAIR = "run `first extract --repair`"
 
 
 def _check_version(path: Path, facts: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from firstcli.errors import UserError, shortened
 def with_ids(samples: Sequence[Sample], where: str) -> list[Sample]:
     """Give every sample an id: its own, else a hash of prompt and response with a counter.
 
-    The hash has 48 bits, for an id is stored with knowledge; where two rows share it, they count on.
+    The hash has 48 bits, for ids are stored with knowledge; rows that share one are counted.
 
     Raises:
         UserError: two samples of `where` carry the same given id.
