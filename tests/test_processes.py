@@ -27,7 +27,7 @@ COMMAND = """
 import os, signal, sys
 from firstcli import cli, knowledge, training
 
-knowledge.SHARD_ROWS = 16
+knowledge.SHARD_POSITIONS = 32
 point = os.environ.get("DIE_AT", "")
 if point and os.environ.get("RANK") == "1":
     owner, name = {

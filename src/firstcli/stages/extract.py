@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from firstcli.lazy import Selected
 from firstcli.out_of_memory import Halving
 from firstcli.run import Run
 from firstcli.stages import inputs
-from firstcli.token_rows import lengths_of
+from firstcli.token_rows import counts_of, lengths_of
 from firstcli.units import Unit
 
 BATCH_TOKENS = 4096
@@ -36,7 +34,8 @@ def check(run: Run, unit: Unit) -> str:
         )
     rows = inputs.training_rows(run, "teacher", unit.part)
     count = inputs.positions(rows)
-    stored = count * knowledge.bytes_per_position(run.recipe.knowledge.top_k)
+    section = run.recipe.knowledge
+    stored = count * knowledge.bytes_per_position(section.top_k, section.precision)
     return f"{len(rows)} samples, {count} positions; {size(stored)} of knowledge"
 
 
@@ -47,11 +46,11 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     top_k, limit = run.recipe.knowledge.top_k, inputs.shared_vocabulary(run)
     shards = split_into_shards(rows)
     facts = {
-        "top_k": top_k,
-        "dtype": "float32",
+        **run.recipe.knowledge.model_dump(),
         "split": unit.part,
+        "shards": len(shards),
         "teacher": _teacher(run),
-        "tokenizer": _tokenizer(run),
+        "tokenizer": inputs.vocabulary_digest(run, "teacher"),
     }
     missing = processes.by_first(lambda: _missing(folder, len(shards)))
     done = len(rows) - sum(len(shards[index]) for index in missing)
@@ -75,7 +74,7 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     halved = sum(processes.gathered(halving.halved))
     if not processes.is_first():
         return {}
-    return _facts(folder, rows) | ({"batches_halved": halved} if halved else {})
+    return knowledge.summary(folder) | ({"batches_halved": halved} if halved else {})
 
 
 def _missing(folder: Path, shards: int) -> list[int]:
@@ -89,12 +88,19 @@ def _missing(folder: Path, shards: int) -> list[int]:
 
 def split_into_shards(rows: Sequence[Encoded]) -> list[Sequence[Encoded]]:
     """Cut the samples, longest first, into shards; the data alone decides."""
-    lengths = lengths_of(rows)
+    lengths, counts = lengths_of(rows), counts_of(rows)
     ordered = np.argsort(-lengths, kind="stable")
     starts = np.flatnonzero(np.diff(lengths[ordered], prepend=-1))
     for alike in np.split(ordered, starts[1:]):  # views; among samples of one length ids decide
         alike[:] = sorted(alike.tolist(), key=lambda index: rows[index].id)
-    cuts = range(knowledge.SHARD_ROWS, len(rows), knowledge.SHARD_ROWS)
+    cuts = []
+    positions = tokens = 0
+    for at, index in enumerate(ordered.tolist()):
+        positions += counts[index]
+        tokens += lengths[index]
+        if positions > knowledge.SHARD_POSITIONS or tokens > knowledge.SHARD_TOKENS:
+            cuts.append(at)
+            positions, tokens = counts[index], lengths[index]
     return [Selected(rows, part) for part in np.split(ordered, cuts) if len(part)]
 
 
@@ -140,23 +146,6 @@ def _teacher(run: Run) -> str:
     if "finetune" in run.manifests:
         return run.manifests["finetune"].content
     return run.checkpoint_identity("teacher")
-
-
-def _tokenizer(run: Run) -> str:
-    text = inputs.tokenizer(run, "teacher").backend_tokenizer.to_str()
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _facts(folder: Path, rows: Sequence[Encoded]) -> dict[str, Any]:
-    stored = knowledge.Knowledge(folder)
-    masses = (-np.expm1(one.log_tail.astype(np.float64)) for one in stored.all_of(rows))
-    taken = sum(path.stat().st_size for path in folder.glob("shard-*.parquet"))
-    return {
-        "samples": len(rows),
-        "positions": stored.positions,
-        "mean_top_k_mass": math.fsum(float(mass.sum()) for mass in masses) / stored.positions,
-        "bytes_per_position": taken / stored.positions,
-    }
 
 
 def summary(run: Run, units: list[Unit]) -> dict[str, Any]:

@@ -204,7 +204,8 @@ def disk(run: Run, unit: Unit) -> int:
     """Return the bytes that a unit's result takes on disk."""
     if unit.stage == "extract":
         count = inputs.positions(inputs.training_rows(run, "teacher", unit.part))
-        return count * knowledge.bytes_per_position(run.recipe.knowledge.top_k)
+        kept = run.recipe.knowledge
+        return int(count * knowledge.bytes_per_position(kept.top_k, kept.precision))
     if unit.stage in ("finetune", "distill"):
         return 4 * inputs.weights(run, "teacher" if unit.stage == "finetune" else "student")
     return 0

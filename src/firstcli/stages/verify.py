@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from firstcli import heads, models
+from firstcli.codec import BOUNDS
 from firstcli.encoding import Encoded
 from firstcli.errors import UserError
 from firstcli.knowledge import Knowledge, TopK
@@ -33,7 +34,7 @@ def verify(run: Run, unit: Unit, samples: int) -> dict[str, Any]:
     chosen = [rows[int(i)] for i in drawn]
     again = _scored(run, unit, chosen)
     stored = Knowledge(unit.artifact.path)
-    bound = knowledge_bound(run)
+    bound = BOUNDS[run.recipe.knowledge.precision]
     differences = {row.id: difference(stored.of(row), again[row.id]) for row in chosen}
     worst = max(differences, key=lambda id: differences[id][0])
     probability, mass = (float(max(column)) for column in zip(*differences.values(), strict=True))
