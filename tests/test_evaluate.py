@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from conftest import MakeLlama
-from firstcli import models
+from firstcli import heads
 from firstcli.api import Sample
 from firstcli.encoding import Question, encode_questions
 from firstcli.records import EvalRecords
@@ -46,7 +46,7 @@ def naive(model: torch.nn.Module, question: Question) -> list[float]:
 
 @torch.no_grad()
 def asked(model: Any, batch: Sequence[Question]) -> dict[str, list[float]]:
-    return candidate_log_probs(models.LogitsAt(model), batch)
+    return candidate_log_probs(heads.Reader(model), batch)
 
 
 def test_candidates_get_their_probability_in_the_whole_vocabulary(
@@ -67,15 +67,17 @@ def test_one_forward_pass_answers_a_batch(
     byte_tokenizer: PreTrainedTokenizerFast, make_llama: MakeLlama
 ) -> None:
     model, rows = make_llama(len(byte_tokenizer)), questions(byte_tokenizer)
+    reader = heads.Reader(model)
     rows_seen: list[int] = []
     model.model.embed_tokens.register_forward_pre_hook(
         lambda _, inputs: rows_seen.append(len(inputs[0]))
     )
     scored: list[torch.Size] = []
     model.lm_head.register_forward_hook(lambda _, __, output: scored.append(output.shape))
-    asked(model, rows)
+    with torch.no_grad():
+        candidate_log_probs(reader, rows)
     assert rows_seen == [len(rows)]
-    assert scored == [(1, len(rows), len(byte_tokenizer))]  # logits at the last positions only
+    assert scored == [(1, len(rows), 3)]  # the candidates at the last positions only
 
 
 def test_equal_candidates_are_a_tie_that_goes_to_the_first(

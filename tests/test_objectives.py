@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch import Tensor
 
-from firstcli import objectives
-from firstcli.stages.extract import top_k_log_probs
+from firstcli import heads, objectives
 
 Drawn = tuple[Tensor, Tensor, Tensor, Tensor]  # logits (N, V), ids (N, k), taught (N, k), tail (N,)
 TAILS = [10.0**-n for n in range(3, 13)]
@@ -161,7 +160,7 @@ def test_the_mass_outside_is_exact_in_float32(tail: float) -> None:
     log_rest = objectives.student_view(logits.float(), ids).log_rest
     assert log_rest.dtype == torch.float32
     assert log_rest.item() == pytest.approx(math.log(tail), abs=1e-5)
-    _, _, stored = top_k_log_probs(logits.float(), k, vocabulary)
+    _, _, stored = heads.unpack(heads.top_k(heads.Logits(logits.float()), k, vocabulary))
     assert stored.item() == pytest.approx(math.log(tail), abs=1e-5)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from firstcli import knowledge, teaching
+from firstcli import codec, knowledge, teaching
 from firstcli.api import PluginOptions, Recalibrator
 from firstcli.encoding import Encoded
 from firstcli.knowledge import Knowledge, TopK
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from firstcli.api import FloatArray
 
 E = 1e-6  # the paper's epsilon, appendix A.1
-FACTS = {"top_k": 2, "dtype": "float32", "teacher": "t", "split": "train"}
+FACTS = {"top_k": 2, "precision": "standard", "shards": 1, "teacher": "t", "split": "train"}
 
 
 def arm(recalibrator: str = "none", /, options: dict[str, Any] | None = None, **fields: Any) -> Arm:
@@ -44,8 +44,24 @@ def rows() -> list[Encoded]:
     ]
 
 
-PROBABILITIES = {"a": [[0.7, 0.2], [0.95, 0.04]], "b": [[0.5, 0.3], [0.6, 0.3], [0.9, 0.0999]]}
-TAILS = {"a": [0.1, 0.01], "b": [0.2, 0.1, 1e-4]}
+def as_stored(probabilities: list[list[float]]) -> list[list[float]]:
+    """Return what the store makes of them: probabilities and tail at each position."""
+    log = np.log(probabilities).astype(np.float32)
+    grid = codec.GRIDS["standard"]
+    log_probs, log_tail = codec.decode(codec.encode(log[:, :-1], log[:, -1], grid), grid)
+    found: list[list[float]] = np.exp(
+        np.column_stack([log_probs, log_tail]).astype(np.float64)
+    ).tolist()
+    return found
+
+
+# The last of each is the tail.
+STORED = {
+    "a": as_stored([[0.7, 0.2, 0.1], [0.95, 0.04, 0.01]]),
+    "b": as_stored([[0.5, 0.3, 0.2], [0.6, 0.3, 0.1], [0.9, 0.0999, 1e-4]]),
+}
+PROBABILITIES = {id: [one[:2] for one in stored] for id, stored in STORED.items()}
+TAILS = {id: [one[2] for one in stored] for id, stored in STORED.items()}
 TOKENS = {"a": [[10, 5], [9, 5]], "b": [[5, 20], [6, 7], [9, 5]]}
 
 
@@ -85,7 +101,7 @@ def test_positions_line_up_with_the_samples(positions: Positions) -> None:
         [False, False],
         [True, False],
     ]
-    np.testing.assert_allclose(positions.mass, [0.9, 0.99, 0.8, 0.9, 0.9999], rtol=1e-6)
+    np.testing.assert_allclose(positions.mass, 1 - np.array(TAILS["a"] + TAILS["b"]), rtol=1e-6)
     chosen = positions.where(positions.decisive)
     assert chosen.targets.tolist() == [10, 11] and chosen.token_ids.tolist() == [[10, 5], [6, 7]]
 
@@ -98,7 +114,8 @@ def test_another_order_of_samples_is_followed(rows: list[Encoded], store: Knowle
 
 def test_instruction_tasks_have_no_decisive_position(tmp_path: Path) -> None:
     row = Encoded("a", np.array([1, 2, 3], np.int32), start=1, decisive=None)
-    known = TopK(np.zeros((2, 2), np.int32), np.zeros((2, 2), np.float32), np.zeros(2, np.float32))
+    half, nothing = np.full((2, 2), -0.6931472, np.float32), np.full(2, -np.inf, np.float32)
+    known = TopK(np.zeros((2, 2), np.int32), half, nothing)
     knowledge.write_shard(knowledge.shard_path(tmp_path, 0), [row], [known], FACTS)
     positions = teaching.positions_of([row], Knowledge(tmp_path))
     assert not positions.decisive.any()
@@ -156,9 +173,9 @@ def test_temperature_scaling_acts_on_probabilities_as_stored(positions: Position
     """Eq. 4 is exp(p / T), over the probabilities themselves: not p^(1/T), not p / P."""
     scaling = arm("temperature-scaling", {"temperature": 0.3})
     got = teaching.targets(scaling, recalibrator(scaling), positions)
-    weights = np.exp(np.array([0.6, 0.3]) / 0.3)
+    weights = np.exp(np.array(PROBABILITIES["b"][1]) / 0.3)
     np.testing.assert_allclose(got[3], weights / weights.sum(), rtol=1e-6)
-    np.testing.assert_allclose(got[1], plain(0.95, 0.04), rtol=1e-5)
+    np.testing.assert_allclose(got[1], plain(*PROBABILITIES["a"][1]), rtol=1e-5)
 
 
 # Mass.
@@ -169,13 +186,15 @@ def taught(of: Arm, positions: Positions) -> Taught:
 
 
 def test_mass_teacher_leaves_outside_what_was_outside(positions: Positions) -> None:
-    one, tails = taught(arm("label-smoothing", {"delta": 0.1}), positions), TAILS["a"] + TAILS["b"]
+    one = taught(arm("label-smoothing", {"delta": 0.1}), positions)
+    tails = TAILS["a"] + TAILS["b"]
     np.testing.assert_allclose(one.tail, tails, rtol=1e-6)
     np.testing.assert_allclose(one.probabilities.sum(axis=1) + one.tail, 1.0, atol=1e-6)
     np.testing.assert_allclose(one.teacher_mass, 1 - np.array(tails), rtol=1e-6)
     assert one.probabilities.dtype == one.tail.dtype == one.teacher_mass.dtype == np.float32
-    np.testing.assert_allclose(one.probabilities[0], 0.9 * np.array(smoothed(0.7, 0.2)), 1e-5)
-    np.testing.assert_allclose(one.probabilities[1], 0.99 * np.array(plain(0.95, 0.04)), 1e-5)
+    (decisive, other), (tail, small) = PROBABILITIES["a"], TAILS["a"]
+    expected = [(1 - tail) * np.array(smoothed(*decisive)), (1 - small) * np.array(plain(*other))]
+    np.testing.assert_allclose(one.probabilities[:2], expected, 1e-5)
     assert one.token_ids.tolist() == TOKENS["a"] + TOKENS["b"]
 
 

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +25,9 @@ from firstcli.errors import UserError
 CHECKPOINTS = "checkpoints"
 """Folder within a work folder that training resumes from; it is no part of the artifact."""
 _MARK = ".fingerprint"
+
+FORMAT = 1
+"""Format of manifests; one of a newer firstcli is never taken for a missing one."""
 
 INCIDENTAL = ("README.md", "training_log.jsonl", "manifest.json")
 """Files that say how an artifact came about; they do not count as its content."""
@@ -46,6 +49,7 @@ class Manifest:
     """Numbers to show: positions, loss, temperature, ..."""
     seconds: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
+    format: int = FORMAT
 
 
 def fingerprint(reads: Mapping[str, str]) -> str:
@@ -68,7 +72,7 @@ def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
 class Digests:
     """SHA-256 of files, remembered by size and modification time, so large ones are read once."""
 
-    def __init__(self, memory: Path) -> None:
+    def __init__(self, memory: Path = Path(os.devnull)) -> None:
         self._path = memory
         try:
             self._known: dict[str, Any] = json.loads(memory.read_text("utf-8"))
@@ -129,19 +133,57 @@ class Artifact:
         return self.path.parent / f".{self._stem}.old"
 
     def manifest(self, digests: Digests) -> Manifest | None:
-        """Return the manifest of a finished, unchanged artifact, else None."""
+        """Return the manifest of a finished, unchanged artifact, else None.
+
+        Raises:
+            UserError: a newer firstcli made it.
+        """
+        manifest = self._written()
+        return None if manifest is None or self._damaged(manifest, digests) else manifest
+
+    def damage(self, digests: Digests) -> list[str]:
+        """Name the files of a finished artifact that are missing or not as they were written.
+
+        A disk's own error changes neither size nor time: only `Digests()` without memory finds it.
+        """
+        manifest = self._written()
+        return [] if manifest is None else self._damaged(manifest, digests)
+
+    def _written(self) -> Manifest | None:
         try:
-            manifest = Manifest(**json.loads(self.manifest_path.read_text("utf-8")))
-        except (OSError, ValueError, TypeError):
+            found = json.loads(self.manifest_path.read_text("utf-8"))
+            if found.get("format", FORMAT) > FORMAT:
+                raise UserError(
+                    f"{self.manifest_path}: written by a newer firstcli (format "
+                    f"{found['format']}, this one knows {FORMAT}); update firstcli, or choose "
+                    "another --run-dir"
+                )
+            return Manifest(**found)
+        except (OSError, ValueError, TypeError, AttributeError):
             return None
+
+    def _damaged(self, manifest: Manifest, digests: Digests) -> list[str]:
         root = self.path if self.is_folder else self.path.parent
-        for name, facts in manifest.files.items():
-            path = root / name
-            if not path.is_file() or path.stat().st_size != facts["size"]:
-                return None
-            if digests.of_file(path) != facts["sha256"]:
-                return None
-        return manifest
+        return [
+            name
+            for name, facts in manifest.files.items()
+            if not (path := root / name).is_file()
+            or path.stat().st_size != facts["size"]
+            or digests.of_file(path) != facts["sha256"]
+        ]
+
+    def reopen(self, damaged: Iterable[str]) -> None:
+        """Make a finished folder a work folder again, without the files that are damaged."""
+        manifest = self._written()
+        assert manifest is not None and self.is_folder
+        shutil.rmtree(self.work, ignore_errors=True)
+        for name in damaged:
+            (self.path / name).unlink(missing_ok=True)
+        # First the mark: from here on the folder is unfinished work of this fingerprint.
+        write_text(self.path / _MARK, manifest.fingerprint)
+        self.manifest_path.unlink()
+        os.rename(self.path, self.work)
+        _sync(self.path.parent)
 
     def begin(self, fingerprint: str) -> Path:
         """Return the folder to work in, with what an interrupted run of this work left there."""
@@ -149,7 +191,7 @@ class Artifact:
         if not (mark.is_file() and mark.read_text("utf-8") == fingerprint):
             shutil.rmtree(self.work, ignore_errors=True)
             self.work.mkdir(parents=True)
-            mark.write_text(fingerprint, "utf-8")
+            write_text(mark, fingerprint)
         return self.work
 
     def commit(
@@ -183,17 +225,24 @@ class Artifact:
             round(seconds, 3),
             versions,
         )
-        for path in names.values():
-            _sync(path)
+        for path in (*names.values(), *self._folders(names.values())):
+            _sync(path)  # what is inside must last before the name under which it is found
         if self.is_folder:
             write_json(self.work / "manifest.json", asdict(manifest))
             self.recover()
         else:
             for name, path in names.items():
                 os.replace(path, self.path.parent / name)
+            _sync(self.path.parent)
             write_json(self.manifest_path, asdict(manifest))
             shutil.rmtree(self.work)
         return manifest
+
+    def _folders(self, paths: Iterable[Path]) -> list[Path]:
+        """Return the folders that hold these files, the innermost first."""
+        found = {parent for path in paths for parent in path.parents} | {self.work}
+        inside = [folder for folder in found if folder.is_relative_to(self.work)]
+        return sorted(inside, key=lambda folder: -len(folder.parts))
 
     def recover(self) -> None:
         """Put finished work in its place, whenever a kill came.
@@ -213,13 +262,18 @@ class Artifact:
 
 def write_json(path: Path, value: object) -> None:
     """Write JSON so that the file is there complete or not at all."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there complete or not at all, also after a power cut."""
     partial = path.with_name(f".{path.name}.tmp")
     with partial.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, sort_keys=True)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+    _sync(path.parent)
 
 
 def _sync(path: Path) -> None:

@@ -86,6 +86,12 @@ def plan(
     overrides: Overrides = None,
     arms: Arms = None,
     run_dir: RunDir = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Run a few batches and estimate time and memory.")
+    ] = False,
+    processes: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Estimate for N processes, as on N GPUs.")
+    ] = 1,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -93,7 +99,14 @@ def plan(
     from firstcli import pipeline
 
     request = pipeline.Request(
-        recipe, tuple(overrides or ()), tuple(arms or ()), run_dir, json=as_json, quiet=quiet
+        recipe,
+        tuple(overrides or ()),
+        tuple(arms or ()),
+        run_dir,
+        probe=probe,
+        processes=processes,
+        json=as_json,
+        quiet=quiet,
     )
     _print(pipeline.plan(request), as_json)
 
@@ -105,6 +118,7 @@ def _run_stage(
     arms: list[str] | None,
     run_dir: Path | None,
     *flags: bool,
+    **of_the_stage: Any,
 ) -> None:
     from firstcli import pipeline
 
@@ -119,6 +133,7 @@ def _run_stage(
         dry_run=dry_run,
         json=as_json,
         quiet=quiet,
+        **of_the_stage,
     )
     _print(pipeline.execute(request, stage), as_json)
 
@@ -159,7 +174,33 @@ def _add_stage_of_arms(stage: Stage, help: str) -> None:
 
 
 _add_stage("finetune", "Fine-tune the teacher.")
-_add_stage("extract", "Store the teacher's top-k probabilities over the training data.")
+
+
+@app.command()
+def extract(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    only: Only = False,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Redo just the shards that are damaged or missing.")
+    ] = False,
+    verify: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="N", help="Let the teacher score N random samples again and compare."
+        ),
+    ] = 0,
+) -> None:
+    """Store the teacher's top-k probabilities over the training data."""
+    flags = (only, force, dry_run, as_json, quiet)
+    _run_stage("extract", recipe, overrides, None, run_dir, *flags, repair=repair, verify=verify)
+
+
 _add_stage("calibrate", "Fit each recalibrator on the held-out validation part.")
 _add_stage_of_arms("distill", "Train the students, one an arm, and whatever they need first.")
 _add_stage_of_arms("eval", "Measure accuracy, ECE and Trust of teacher and students.")

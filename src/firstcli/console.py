@@ -99,6 +99,13 @@ def size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
+def duration(seconds: float) -> str:
+    """Write a time as a person would."""
+    if seconds < 90:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 class _RateColumn(TextColumn):
     def __init__(self, unit: str) -> None:
         super().__init__("")

@@ -1,168 +1,253 @@
-"""The knowledge store: a teacher's top-k log-probabilities in Parquet shards, keyed by sample id.
+"""The knowledge store: a teacher's top-k log-probabilities, looked up by sample id.
 
-The only file that knows the format. One row a sample; its lists run over the supervised positions,
-and `token_ids` and `log_probs` hold k entries a position, most likely first. `log_tail` is the log
-of the probability outside the k tokens, computed as a logsumexp over the others, so that a tail of
-1e-9 is not lost to 1 - P.
+`shards` writes and reads its files, `codec` turns probabilities into what they hold. Here they are
+opened: decoded once into a temporary file, so that training in random order takes no more memory
+than an index of the samples.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from firstcli.codec import Precision
 from firstcli.encoding import Encoded
-from firstcli.errors import UserError
-
-VERSION = 1
-SHARD_ROWS = 1024  # a killed extraction repeats at most one shard
-_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("tokens", pa.binary(16)),  # digest of the sample's token ids and first supervised position
-        ("token_ids", pa.list_(pa.int32())),
-        ("log_probs", pa.list_(pa.float32())),
-        ("log_tail", pa.list_(pa.float32())),
-    ]
+from firstcli.errors import UserError, shortened
+from firstcli.shards import (
+    REPAIR,
+    VERSION,
+    Shard,
+    TopK,
+    digests,
+    read_shard,
+    sample_digest,
+    shard_facts,
+    shard_path,
+    tokens_digest,
+    write_shard,
 )
+from firstcli.spool import Spool
+
+__all__ = [
+    "SHARD_POSITIONS",
+    "SHARD_TOKENS",
+    "VERSION",
+    "Knowledge",
+    "Precision",
+    "TopK",
+    "bytes_per_position",
+    "digests",
+    "sample_digest",
+    "shard_facts",
+    "shard_path",
+    "summary",
+    "write_shard",
+]
+
+SHARD_POSITIONS = 65_536  # enough that a shard's own facts weigh nothing
+SHARD_TOKENS = 262_144  # a killed extraction repeats at most one shard
 
 
-@dataclass(frozen=True, slots=True)
-class TopK:
-    """What the teacher knows about one sample, at its N supervised positions."""
+def bytes_per_position(top_k: int, precision: Precision) -> float:
+    """Estimate the bytes that one supervised position takes on disk, rather too many than too few.
 
-    token_ids: npt.NDArray[np.int32]  # (N, k)
-    log_probs: npt.NDArray[np.float32]  # (N, k)
-    log_tail: npt.NDArray[np.float32]  # (N,)
-
-
-def bytes_per_position(top_k: int) -> int:
-    """Estimate the bytes that one supervised position takes on disk."""
-    return 8 * top_k + 4
+    Measured for top_k = 5 on text, where they are most: see docs/knowledge.md.
+    """
+    return 0.5 + top_k * {"standard": 2.1, "compact": 1.7}[precision]
 
 
-def sample_digest(row: Encoded) -> bytes:
-    """Digest what a sample's knowledge belongs to: its tokens and where supervision begins."""
-    digest = hashlib.blake2b(row.input_ids.tobytes(), digest_size=16)
-    digest.update(row.start.to_bytes(4, "little"))
-    return digest.digest()
-
-
-def shard_path(folder: Path, index: int) -> Path:
-    return folder / f"shard-{index:05d}.parquet"
-
-
-def write_shard(
-    path: Path, rows: Sequence[Encoded], knowledge: Sequence[TopK], facts: Mapping[str, object]
-) -> None:
-    """Write one shard; it appears under its name complete or not at all."""
-    table = pa.table(
-        {
-            "id": [row.id for row in rows],
-            "tokens": [sample_digest(row) for row in rows],
-            "token_ids": [one.token_ids.ravel() for one in knowledge],
-            "log_probs": [one.log_probs.ravel() for one in knowledge],
-            "log_tail": [one.log_tail for one in knowledge],
+def summary(folder: Path) -> dict[str, Any]:
+    """Sum up what the shards of a finished extraction say of themselves."""
+    paths = sorted(folder.glob("shard-*.parquet"))
+    facts = [one for path in paths if (one := shard_facts(path))]
+    positions = sum(one["positions"] for one in facts)
+    means = ("mean_top_k_mass", "mean_probability_error", "mean_mass_error", "mean_kl")
+    return {
+        "samples": sum(one["samples"] for one in facts),
+        "positions": positions,
+        "bytes_per_position": sum(path.stat().st_size for path in paths) / positions,
+        **{name: sum(one[name] * one["positions"] for one in facts) / positions for name in means},
+        **{
+            name: max(one[name] for one in facts)
+            for name in ("max_probability_error", "max_mass_error")
         },
-        schema=_SCHEMA,
-    )
-    about = {"version": VERSION, "rows": len(rows), **facts}
-    table = table.replace_schema_metadata({"firstcli": json.dumps(about, sort_keys=True)})
-    partial = path.with_suffix(".tmp")
-    with partial.open("wb") as file:
-        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def shard_facts(path: Path) -> dict[str, object] | None:
-    """Return what a finished shard says of itself, or None if it is absent or unreadable."""
-    try:
-        metadata = pq.read_schema(path).metadata or {}
-        return dict(json.loads(metadata[b"firstcli"]))
-    except (OSError, KeyError, ValueError, pa.ArrowException):
-        return None
+    }
 
 
 class Knowledge:
-    """All knowledge of one split, in memory, looked up by sample id."""
+    """All knowledge of one split: only an index of the samples lies in memory."""
 
-    def __init__(self, folder: Path) -> None:
-        """Read every shard of a finished folder.
+    def __init__(self, folder: Path, expected: Mapping[str, object] | None = None) -> None:
+        """Read, verify and decode every shard of a finished folder.
+
+        Args:
+            folder: Where the shards are.
+            expected: Facts that every shard must state, such as its `top_k` or `tokenizer`.
 
         Raises:
-            UserError: a shard is unreadable or of a newer format.
+            UserError: a shard is missing, damaged, of another format or not as expected.
         """
         self.folder = folder
-        paths = sorted(folder.glob("shard-*.parquet"))
-        tables = []
-        self.top_k = 0
-        for path in paths:
-            facts = shard_facts(path)
-            if facts is None:
-                raise UserError(f"{path}: no readable knowledge shard; run `first extract --force`")
-            if int(str(facts["version"])) > VERSION:
-                raise UserError(f"{path}: written by a newer firstcli (format {facts['version']})")
-            self.top_k = int(str(facts["top_k"]))
-            tables.append(pq.read_table(path, page_checksum_verification=True))
-        table = pa.concat_tables(tables).combine_chunks() if tables else _SCHEMA.empty_table()
-        self._row_of = {id: row for row, id in enumerate(table.column("id").to_pylist())}
-        self._tokens = table.column("tokens").to_pylist()
-        self._offsets = _offsets(table.column("log_tail"))
-        self._token_ids = _flat(table.column("token_ids"))
-        self._log_probs = _flat(table.column("log_probs"))
-        self._log_tail = _flat(table.column("log_tail"))
+        self.facts: list[dict[str, Any]] = []
+        """What each shard says of itself."""
+        self._spool = Spool(folder)
+        keys, counts = [], []
+        for path in _shard_paths(folder):
+            shard = read_shard(path)
+            self.facts.append(shard.facts)
+            _check_facts(path, shard.facts, {**self._shared(), **(expected or {})})
+            self._keep(shard)
+            keys.append(np.array([_key(id) for id in shard.ids], np.uint64))
+            counts.append(shard.counts)
+        key_of_row = np.concatenate(keys)
+        self._rows = np.argsort(key_of_row).astype(np.int32)  # by key
+        self._keys = key_of_row[self._rows]
+        self._offsets = np.concatenate([[0], *counts]).cumsum()
+        if (self._keys[1:] == self._keys[:-1]).any():
+            raise UserError(f"{folder}: a sample lies in it twice; run `first extract --force`")
 
-    def __len__(self) -> int:
-        return len(self._row_of)
+    @property
+    def top_k(self) -> int:
+        return int(self.facts[0]["top_k"])
 
     @property
     def positions(self) -> int:
-        return len(self._log_tail)
+        return int(self._offsets[-1])
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def _shared(self) -> dict[str, object]:
+        """Return what all shards of one extraction have in common."""
+        names = ("shards", "top_k", "precision", "teacher", "tokenizer")
+        return {name: self.facts[0][name] for name in names if name in self.facts[0]}
+
+    @property
+    def _record(self) -> np.dtype[Any]:
+        """One position in the spool."""
+        k = self.top_k
+        return np.dtype([("ids", "<i4", (k,)), ("log_probs", "<f4", (k,)), ("log_tail", "<f4")])
+
+    def _keep(self, shard: Shard) -> None:
+        records = np.empty(len(shard.known.log_tail), self._record)
+        records["ids"] = shard.known.token_ids
+        records["log_probs"] = shard.known.log_probs
+        records["log_tail"] = shard.known.log_tail
+        self._spool.write(records)
+
+    def _row(self, id: str) -> int | None:
+        key = np.uint64(_key(id))
+        at = int(np.searchsorted(self._keys, key))
+        found = at < len(self._keys) and self._keys[at] == key
+        return int(self._rows[at]) if found else None
 
     def of(self, sample: Encoded) -> TopK:
-        """Return a sample's knowledge.
+        """Return a sample's knowledge; `check` says first whether it belongs to its tokens.
 
         Raises:
-            UserError: there is none, or it belongs to other tokens than the sample now has.
+            UserError: there is none, or it has another number of positions.
         """
-        row = self._row_of.get(sample.id)
+        row = self._row(sample.id)
         if row is None:
-            raise UserError(f"{self.folder}: no knowledge of sample '{sample.id}'")
-        if self._tokens[row] != sample_digest(sample):
             raise UserError(
-                f"{self.folder}: the knowledge of sample '{sample.id}' belongs to other tokens; "
-                "the tokenizer or the prompt has changed since; run `first extract --force`"
+                f"{self.folder}: no knowledge of sample '{sample.id}'; run `first extract --force`"
             )
-        start, end = self._offsets[row], self._offsets[row + 1]
-        shape = (end - start, self.top_k)
-        entries = slice(start * self.top_k, end * self.top_k)
-        return TopK(
-            self._token_ids[entries].reshape(shape),
-            self._log_probs[entries].reshape(shape),
-            self._log_tail[start:end],
-        )
+        start, end = int(self._offsets[row]), int(self._offsets[row + 1])
+        if end - start != len(sample.targets):
+            raise UserError(_other_tokens(f"{self.folder}: sample '{sample.id}'"))
+        records = self._spool.array(self._record, start, end)
+        return TopK(records["ids"], records["log_probs"], records["log_tail"])
 
     def all_of(self, samples: Sequence[Encoded]) -> Iterator[TopK]:
         return map(self.of, samples)
 
+    def check(self, samples: Sequence[Encoded]) -> None:
+        """Compare what the knowledge belongs to with the samples that are to learn from it.
 
-def _flat(column: pa.ChunkedArray) -> npt.NDArray[Any]:
-    chunks = [chunk.flatten().to_numpy() for chunk in column.chunks]
-    return np.concatenate(chunks) if chunks else np.zeros(0)
+        Raises:
+            UserError: other samples, or the same ones with other tokens.
+        """
+        tokens = np.zeros((len(self), 16), np.uint8)  # a digest each
+        known = np.zeros(len(self), bool)
+        unknown: list[str] = []
+        for sample in samples:
+            row = self._row(sample.id)
+            if row is None:
+                unknown.append(sample.id)
+                continue
+            known[row] = True
+            tokens[row] = np.frombuffer(sample_digest(sample), np.uint8)
+        if unknown:
+            raise UserError(
+                f"{self.folder}: it holds knowledge of other samples: {len(unknown)} of "
+                f"{len(samples)}, such as {shortened(unknown, 3)}, are not in it; run "
+                "`first extract --force`"
+            )
+        if not known.all():
+            raise UserError(
+                f"{self.folder}: it holds knowledge of other samples: {int((~known).sum())} of its "
+                f"{len(self)} are no longer in the data; run `first extract --force`"
+            )
+        self._check_tokens(tokens)
+
+    def _check_tokens(self, tokens: npt.NDArray[np.uint8]) -> None:
+        first = 0
+        for index, facts in enumerate(self.facts):
+            last = first + facts["samples"]
+            if tokens_digest(tokens[first:last].tobytes()) != facts["sample_tokens"]:
+                path = shard_path(self.folder, index)
+                raise UserError(_other_tokens(f"{path}: samples"))
+            first = last
 
 
-def _offsets(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    lengths = [chunk.value_lengths().to_numpy() for chunk in column.chunks]
-    return np.concatenate([[0], *lengths]).cumsum() if lengths else np.zeros(1, np.int64)
+def _other_tokens(what: str) -> str:
+    return (
+        f"{what} had other tokens when the teacher saw them: the prompt, the text or how it is cut "
+        "into tokens has changed since; run `first extract --force`"
+    )
+
+
+def _key(id: str) -> int:
+    """Shorten an id to 64 bits, of which an index of millions stays small."""
+    return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), "little")
+
+
+def _shard_paths(folder: Path) -> list[Path]:
+    """Return the paths of all shards that there should be.
+
+    Raises:
+        UserError: one is missing, or there are none.
+    """
+    found = sorted(folder.glob("shard-*.parquet"))
+    if not found:
+        raise UserError(f"{folder}: there is no knowledge; run `first extract`")
+    wanted = [shard_path(folder, i) for i in range(read_shard(found[0]).facts["shards"])]
+    missing = [path.name for path in wanted if path not in found]
+    if missing:
+        raise UserError(
+            f"{folder}: {len(missing)} of {len(wanted)} shards of knowledge are missing: "
+            f"{shortened(missing, 3)}; {REPAIR}"
+        )
+    if len(found) > len(wanted):
+        raise UserError(
+            f"{found[-1]}: shard {len(wanted)} and later belong to another extraction; run "
+            "`first extract --force`"
+        )
+    return wanted
+
+
+def _check_facts(path: Path, facts: Mapping[str, Any], expected: Mapping[str, object]) -> None:
+    for name, value in expected.items():
+        found = facts.get(name)
+        if found == value:
+            continue
+        if name in ("teacher", "tokenizer"):
+            said = f"it was made with another {name}"
+        else:
+            said = f"it was made with {name} = {found}, not {value}"
+        raise UserError(f"{path}: {said}; run `first extract --force`")

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ import yaml
 from rich.table import Table
 
 from firstcli import processes
-from firstcli.artifacts import Manifest, changes, fingerprint, locked
-from firstcli.console import Console
-from firstcli.errors import UserError
+from firstcli.artifacts import Digests, Manifest, changes, fingerprint, locked, write_text
+from firstcli.console import Console, duration, size
+from firstcli.errors import UserError, shortened
 from firstcli.reads import reads_of
 from firstcli.recipe import Recipe
 from firstcli.recipe_file import load_recipe
@@ -60,6 +60,10 @@ class Request:
     only: bool = False
     force: bool = False
     dry_run: bool = False
+    repair: bool = False
+    verify: int = 0
+    probe: bool = False
+    processes: int = 1
     json: bool = False
     quiet: bool = False
 
@@ -74,7 +78,8 @@ def status_of(run: Run, unit: Unit, *, force: bool = False) -> Status:
     if force:
         return Status(False, "--force")
     if manifest is None:
-        return Status(False, "not made yet")
+        damaged = unit.artifact.damage(run.digests)
+        return Status(False, f"damaged: {shortened(damaged, 3)}" if damaged else "not made yet")
     reads = reads_of(run, unit)
     if manifest.fingerprint == fingerprint(reads):
         run.manifests[unit.key] = manifest
@@ -101,6 +106,8 @@ def execute(request: Request, stage: Stage) -> dict[str, Any]:
     def prepare() -> list[Row]:
         for unit in chain:
             unit.artifact.recover()
+            if unit.stage == "extract" and unit.key not in forced:
+                _mend(run, unit, request)
         rows = show_plan(run, chain, forced, check=True)
         if request.only:
             _require_upstream(run, request, chain, targets)
@@ -117,10 +124,35 @@ def execute(request: Request, stage: Stage) -> dict[str, Any]:
         finally:
             if processes.is_first():
                 run.digests.save()
+        verified = _verified(run, targets, request.verify) if request.verify else {}
     if not processes.is_first():
         return {}
     result = importlib.import_module(f"firstcli.stages.{MODULES[stage]}").summary(run, targets)
-    return {**plan_result(run, rows), "result": result}
+    return {**plan_result(run, rows), "result": result, **verified}
+
+
+def _verified(run: Run, units: Sequence[Unit], samples: int) -> dict[str, Any]:
+    from firstcli.stages import verify
+
+    return {"verified": {unit.key: verify.verify(run, unit, samples) for unit in units}}
+
+
+def _mend(run: Run, unit: Unit, request: Request) -> None:
+    """Let damaged shards be redone if that is asked for; knowledge is too dear to redo unasked.
+
+    Raises:
+        UserError: shards are damaged or missing, and `--repair` is not given.
+    """
+    damaged = unit.artifact.damage(Digests() if request.repair else run.digests)
+    if not damaged:
+        return
+    found = f"{unit.artifact.path}: {shortened(damaged, 3)}: damaged or missing"
+    if not request.repair:
+        raise UserError(
+            f"{found}; `first extract {request.recipe} --repair` redoes just that, --force all"
+        )
+    run.console.say(f"{found}; to be redone")
+    unit.artifact.reopen(damaged)
 
 
 def _status_for_all(run: Run, unit: Unit, forced: set[str]) -> Status:
@@ -153,7 +185,34 @@ def plan(request: Request) -> dict[str, Any]:
     run.console.show(plan_table(rows))
     if problems:
         raise UserError(*problems)
-    return plan_result(run, rows)
+    if not request.probe:
+        return plan_result(run, rows)
+    return plan_result(run, rows) | {"probe": _probed(run, rows, request.processes)}
+
+
+def _probed(run: Run, rows: Sequence[Row], processes: int) -> dict[str, Any]:
+    """Run a few batches of each stage that is to be done, and show what all will take."""
+    from firstcli.stages import probe
+
+    table = Table(title=f"with {processes} process{'es' if processes > 1 else ''} like this one")
+    for heading in ("stage", "what", "time", "memory each", "memory each, sharded", "disk"):
+        table.add_column(heading)
+    measure = probe.Probe(run, processes)
+    found: dict[str, Any] = {}
+    for unit in (row.unit for row in rows if not row.status.current):
+        if (estimate := measure.estimate(unit)) is None:
+            continue
+        on_disk = probe.disk(run, unit)
+        found[unit.key] = {**asdict(estimate), "disk": on_disk}
+        sharded = size(estimate.sharded) if unit.stage in ("finetune", "distill") else "–"
+        _, _, what = unit.key.partition(" ")
+        cells = (duration(estimate.seconds), size(estimate.memory), sharded, size(on_disk))
+        table.add_row(unit.stage, what, *cells)
+    seconds, on_disk = (sum(one[name] for one in found.values()) for name in ("seconds", "disk"))
+    table.add_section()
+    table.add_row("all", "", duration(seconds), "", "", size(on_disk))
+    run.console.show(table)
+    return found
 
 
 def open_run(request: Request) -> Run:
@@ -256,7 +315,7 @@ def _write_recipe(run: Run) -> None:
     text = yaml.safe_dump(run.resolved, sort_keys=False, allow_unicode=True)
     path = run.folder / "recipe.yaml"
     if not path.exists() or path.read_text("utf-8") != text:
-        path.write_text(text, "utf-8")
+        write_text(path, text)
 
 
 def _work(run: Run, unit: Unit) -> None:

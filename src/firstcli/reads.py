@@ -13,7 +13,7 @@ from firstcli.recipe import Recipe, Training, training_of
 from firstcli.run import Role, Run
 from firstcli.units import STAGES, Stage, Unit
 
-FORMATS: dict[Stage, int] = dict.fromkeys(STAGES, 1)
+FORMATS: dict[Stage, int] = dict.fromkeys(STAGES, 1) | {"extract": 2}
 """Raise a stage's number when the same inputs give another result than before."""
 
 HARMLESS_TRAINER_FIELDS = frozenset(
@@ -50,7 +50,7 @@ def reads_of(run: Run, unit: Unit) -> dict[str, str]:
             reads |= _training_reads("teacher.finetune", recipe.teacher.finetune)
             reads |= _trainer_reads(recipe)
         case "extract":
-            reads |= _teacher_reads(run) | {"knowledge.top_k": recipe.knowledge.top_k}
+            reads |= _teacher_reads(run) | _flat("knowledge", recipe.knowledge.model_dump())
             reads["longest sample"] = _longest(run, unit)
             samples = run.training.part(unit.part)
             reads[f"{unit.part} samples"] = run.content_of_samples(unit.part, samples)

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -27,7 +27,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from firstcli import models, objectives, processes, sampling
+from firstcli import fused, heads, processes, sampling
 from firstcli.batches import Collate, Rows, Teacher
 from firstcli.console import Advance, Console
 from firstcli.encoding import Encoded
@@ -39,13 +39,15 @@ Objective = Literal["labels", "topk-tail", "topk-renormalized"]
 MARK = "complete"  # written last into a checkpoint, so that a killed save is never resumed from
 
 
-def install_objective(model: PreTrainedModel, objective: Objective) -> None:
+def install_objective(
+    model: PreTrainedModel, objective: Objective, say: Callable[[str], None] | None = None
+) -> None:
     """Make the model's forward return the summed loss over a batch of `Collate`.
 
     It returns `loss` (summed over the N supervised positions), `positions` (N), and, where
-    knowledge is learned, the sums of `P` and `Q`.
+    knowledge is learned, the sums of `P` and `Q`. `say` is told why, where whole logits are needed.
     """
-    logits_at = models.LogitsAt(model)
+    reader = heads.Reader(model, say)
 
     def forward(
         input_ids: Tensor,
@@ -58,24 +60,19 @@ def install_objective(model: PreTrainedModel, objective: Objective) -> None:
         tail: Tensor | None = None,
         teacher_mass: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        logits = logits_at(input_ids, attention_mask, rows, columns)
-        count = torch.tensor(len(targets), device=logits.device)
-        if objective == "labels":
-            return {"loss": objectives.labels(logits, targets).sum(), "positions": count}
-        assert token_ids is not None and taught is not None
-        assert tail is not None and teacher_mass is not None
-        student = objectives.student_view(logits, token_ids)
-        if objective == "topk-tail":
-            losses = objectives.topk_tail_of(student, taught, tail)
-        else:
-            losses = objectives.topk_renormalized_of(student.log_q, taught)
-        student_mass = student.log_q.detach().exp().sum(-1)
-        return {
-            "loss": losses.sum(),
-            "positions": count,
-            "P": teacher_mass.sum(),
-            "Q": student_mass.sum(),
-        }
+        def readout(scores: heads.Scores) -> Tensor:
+            if objective == "labels":
+                return torch.stack(fused.labels(scores, targets))
+            assert token_ids is not None and taught is not None and tail is not None
+            if objective == "topk-tail":
+                return torch.stack(fused.topk_tail(scores, token_ids, taught, tail))
+            return torch.stack(fused.topk_renormalized(scores, token_ids, taught))
+
+        loss, student_mass = reader(input_ids, attention_mask, rows, columns, readout)
+        output = {"loss": loss, "positions": torch.tensor(len(targets), device=loss.device)}
+        if teacher_mass is not None:
+            output |= {"P": teacher_mass.sum(), "Q": student_mass.detach()}
+        return output
 
     model.forward = forward
 
@@ -245,7 +242,7 @@ def train(
 ) -> Outcome:
     """Train a model in place, resuming from the last whole checkpoint in `args.output_dir`."""
     bare_forward = model.forward
-    install_objective(model, objective)
+    install_objective(model, objective, console.say)
     trainer = PositionTrainer(
         model=model,
         args=args,

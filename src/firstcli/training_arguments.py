@@ -54,7 +54,7 @@ def arguments(
     """
     trainer = _checked_trainer_fields(trainer)
     share = processes.count()
-    micro = training.micro_batch_size or _micro_batch(training.batch_size // share)
+    micro = micro_batch(training, share)
     if training.batch_size % (micro * share):
         raise UserError(
             f"training.batch_size: {training.batch_size} is no multiple of micro_batch_size "
@@ -76,7 +76,6 @@ def arguments(
         "bf16": has_bfloat16 and training.dtype == "float32",
         "dataloader_pin_memory": device.type == "cuda",
         "ddp_find_unused_parameters": False,
-        "ddp_broadcast_buffers": False,
     }
     owned = {
         "output_dir": str(folder),
@@ -98,8 +97,14 @@ def arguments(
     return made
 
 
-def _micro_batch(share: int, most: int = 32) -> int:
-    """Return the largest part of a device's share of a batch that is at most `most`."""
+def micro_batch(training: Training, processes: int, most: int = 32) -> int:
+    """Return how many samples a device takes at a time: what the recipe says, or what fits.
+
+    That is the largest part of a device's share of a batch that is at most `most`.
+    """
+    if training.micro_batch_size:
+        return training.micro_batch_size
+    share = training.batch_size // processes
     return next((size for size in range(min(share, most), 0, -1) if share % size == 0), 1)
 
 

@@ -11,7 +11,6 @@ from rich.table import Table
 
 from firstcli import metrics, teaching
 from firstcli.errors import UserError
-from firstcli.knowledge import Knowledge
 from firstcli.recipe import recalibrator_of
 from firstcli.run import Run
 from firstcli.stages import inputs
@@ -30,8 +29,8 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     """Fit and write the state, with what it was fitted on and for."""
     arm = run.recipe.arms[unit.arm]
     assert arm.recalibrator
-    knowledge = Knowledge(run.folder / "knowledge" / "validation")
     rows = inputs.training_rows(run, "teacher", "validation")
+    knowledge = inputs.stored_knowledge(run, "validation", rows)
     chosen = Positions.joined(list(teaching.recalibrated_of(arm, rows, knowledge)))
     if not len(chosen.topk):
         raise UserError(f"arms.{unit.arm}: no validation position to fit the recalibrator on")

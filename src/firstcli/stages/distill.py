@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from rich.table import Table
 
 from firstcli import processes, teaching, training
 from firstcli.encoding import Encoded
-from firstcli.knowledge import Knowledge
 from firstcli.recipe import Arm, Training, training_of
 from firstcli.run import Run
 from firstcli.stages import inputs, students
@@ -50,8 +48,7 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
 
 def _lessons(run: Run, name: str, rows: Sequence[Encoded]) -> Lessons:
     arm = run.recipe.arms[name]
-    knowledge = Knowledge(run.folder / "knowledge" / "train")
-    deque(knowledge.all_of(rows), maxlen=0)  # what is missing shows now, not in mid-training
+    knowledge = inputs.stored_knowledge(run, "train", rows)
     recalibrator = teaching.recalibrator_for(arm, run.folder / "calibration" / f"{name}.json")
     return Lessons(arm, recalibrator, knowledge, rows)
 

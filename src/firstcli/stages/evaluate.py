@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from torch.nn.utils.rnn import pad_sequence
 
-from firstcli import metrics, models, processes
+from firstcli import heads, metrics, models, processes
 from firstcli.encoding import Question
 from firstcli.out_of_memory import Halving
 from firstcli.records import EvalRecords
@@ -34,14 +35,14 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     asked = inputs.questions(run, unit.role, unit.evaluation)
     model = inputs.inference_model(run, unit.model)
     ours: dict[str, list[float]] = {}
-    logits_at = models.LogitsAt(model)
+    reader = heads.Reader(model, run.console.say)
     halving = Halving(run.console.warn, unit.key)
     batches = list(models.batches([len(one.input_ids) for one in asked], BATCH_TOKENS))
     batches = batches[processes.rank() :: processes.count()]
     with run.console.progress(unit.key, sum(map(len, batches)), "questions") as advance:
         for batch in batches:
             chosen = [asked[i] for i in batch]
-            ours |= halving.run(chosen, lambda some: candidate_log_probs(logits_at, some))
+            ours |= halving.run(chosen, lambda some: candidate_log_probs(reader, some))
             advance(len(chosen))
     answers = {id: found for part in processes.gathered(ours) for id, found in part.items()}
     if not processes.is_first():
@@ -60,18 +61,24 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
 
 
 def candidate_log_probs(
-    logits_at: models.LogitsAt, questions: Sequence[Question]
+    reader: heads.Reader, questions: Sequence[Question]
 ) -> dict[str, list[float]]:
     """Return each candidate's log-probability in the whole vocabulary, by question id."""
-    device = next(logits_at.model.parameters()).device
+    device = next(reader.model.parameters()).device
     padded = models.pad([one.input_ids for one in questions])
     rows = torch.arange(len(questions), device=device)
     last = torch.tensor([len(one.input_ids) - 1 for one in questions], device=device)
-    logits = logits_at(padded.input_ids.to(device), padded.attention_mask.to(device), rows, last)
-    log_probs = torch.log_softmax(logits, dim=-1).double().cpu()  # (B, V)
+    candidates = [torch.tensor(one.candidate_ids) for one in questions]
+    token_ids = pad_sequence(candidates, batch_first=True).to(device)  # (B, C)
+    log_probs = reader(
+        padded.input_ids.to(device),
+        padded.attention_mask.to(device),
+        rows,
+        last,
+        lambda scores: heads.log_probs(scores, token_ids),
+    ).tolist()
     return {
-        one.id: row[list(one.candidate_ids)].tolist()
-        for one, row in zip(questions, log_probs, strict=True)
+        one.id: row[: len(one.candidate_ids)] for one, row in zip(questions, log_probs, strict=True)
     }
 
 

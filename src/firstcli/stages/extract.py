@@ -3,17 +3,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from firstcli import knowledge, models, processes
+from firstcli import heads, knowledge, models, processes
 from firstcli.console import size
 from firstcli.encoding import Encoded
 from firstcli.errors import UserError, shortened
@@ -22,7 +19,7 @@ from firstcli.lazy import Selected
 from firstcli.out_of_memory import Halving
 from firstcli.run import Run
 from firstcli.stages import inputs
-from firstcli.token_rows import lengths_of
+from firstcli.token_rows import counts_of, lengths_of
 from firstcli.units import Unit
 
 BATCH_TOKENS = 4096
@@ -37,7 +34,8 @@ def check(run: Run, unit: Unit) -> str:
         )
     rows = inputs.training_rows(run, "teacher", unit.part)
     count = inputs.positions(rows)
-    stored = count * knowledge.bytes_per_position(run.recipe.knowledge.top_k)
+    section = run.recipe.knowledge
+    stored = count * knowledge.bytes_per_position(section.top_k, section.precision)
     return f"{len(rows)} samples, {count} positions; {size(stored)} of knowledge"
 
 
@@ -48,11 +46,11 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     top_k, limit = run.recipe.knowledge.top_k, inputs.shared_vocabulary(run)
     shards = split_into_shards(rows)
     facts = {
-        "top_k": top_k,
-        "dtype": "float32",
+        **run.recipe.knowledge.model_dump(),
         "split": unit.part,
+        "shards": len(shards),
         "teacher": _teacher(run),
-        "tokenizer": _tokenizer(run),
+        "tokenizer": inputs.vocabulary_digest(run, "teacher"),
     }
     missing = processes.by_first(lambda: _missing(folder, len(shards)))
     done = len(rows) - sum(len(shards[index]) for index in missing)
@@ -61,7 +59,7 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     ours = missing[processes.rank() :: processes.count()]  # whole shards, fixed by the data alone
     halving = Halving(run.console.warn, unit.key)
     if ours:
-        logits_at = models.LogitsAt(inputs.inference_model(run, "teacher"))
+        reader = heads.Reader(inputs.inference_model(run, "teacher"), run.console.say)
         total = sum(len(shards[index]) for index in ours)
         with run.console.progress(unit.key, total, "samples") as advance:
             for index in ours:
@@ -69,16 +67,14 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
                 found: dict[str, TopK] = {}
                 for batch in models.batches([len(row.input_ids) for row in shard], BATCH_TOKENS):
                     chosen = [shard[i] for i in batch]
-                    found |= halving.run(
-                        chosen, lambda rows: top_k_of(logits_at, rows, top_k, limit)
-                    )
+                    found |= halving.run(chosen, lambda rows: top_k_of(reader, rows, top_k, limit))
                     advance(len(chosen))
                 path = knowledge.shard_path(folder, index)
                 knowledge.write_shard(path, shard, [found[row.id] for row in shard], facts)
     halved = sum(processes.gathered(halving.halved))
     if not processes.is_first():
         return {}
-    return _facts(folder, rows) | ({"batches_halved": halved} if halved else {})
+    return knowledge.summary(folder) | ({"batches_halved": halved} if halved else {})
 
 
 def _missing(folder: Path, shards: int) -> list[int]:
@@ -92,35 +88,43 @@ def _missing(folder: Path, shards: int) -> list[int]:
 
 def split_into_shards(rows: Sequence[Encoded]) -> list[Sequence[Encoded]]:
     """Cut the samples, longest first, into shards; the data alone decides."""
-    lengths = lengths_of(rows)
+    lengths, counts = lengths_of(rows), counts_of(rows)
     ordered = np.argsort(-lengths, kind="stable")
     starts = np.flatnonzero(np.diff(lengths[ordered], prepend=-1))
     for alike in np.split(ordered, starts[1:]):  # views; among samples of one length ids decide
         alike[:] = sorted(alike.tolist(), key=lambda index: rows[index].id)
-    cuts = range(knowledge.SHARD_ROWS, len(rows), knowledge.SHARD_ROWS)
+    cuts = []
+    positions = tokens = 0
+    for at, index in enumerate(ordered.tolist()):
+        positions += counts[index]
+        tokens += lengths[index]
+        if positions > knowledge.SHARD_POSITIONS or tokens > knowledge.SHARD_TOKENS:
+            cuts.append(at)
+            positions, tokens = counts[index], lengths[index]
     return [Selected(rows, part) for part in np.split(ordered, cuts) if len(part)]
 
 
 def top_k_of(
-    logits_at: models.LogitsAt, rows: Sequence[Encoded], top_k: int, limit: int
+    reader: heads.Reader, rows: Sequence[Encoded], top_k: int, limit: int
 ) -> dict[str, TopK]:
     """Run the teacher over one batch and keep the top k of each supervised position.
 
     Raises:
         UserError: the teacher's output is not finite.
     """
-    device = next(logits_at.model.parameters()).device
+    device = next(reader.model.parameters()).device
     padded = models.pad([row.input_ids for row in rows])
     counts = [len(row.targets) for row in rows]
     at_rows = torch.arange(len(rows)).repeat_interleave(torch.tensor(counts))
     columns = torch.cat([torch.arange(row.start - 1, len(row.input_ids) - 1) for row in rows])
-    logits = logits_at(
+    found = reader(
         padded.input_ids.to(device),
         padded.attention_mask.to(device),
         at_rows.to(device),
         columns.to(device),
-    )
-    token_ids, log_probs, log_tail = (part.cpu() for part in top_k_log_probs(logits, top_k, limit))
+        lambda scores: heads.top_k(scores, top_k, limit),
+    ).cpu()
+    token_ids, log_probs, log_tail = heads.unpack(found)
     if not torch.isfinite(log_probs).all():
         bad = sorted({rows[int(i)].id for i in at_rows[~torch.isfinite(log_probs).all(-1)]})
         raise UserError(
@@ -138,40 +142,10 @@ def top_k_of(
     }
 
 
-def top_k_log_probs(logits: Tensor, top_k: int, limit: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ids (N, k), log-probabilities (N, k) and the log of the mass outside (N,).
-
-    Probabilities come from the softmax over all V tokens; only ids below `limit` are kept, the
-    others count as outside. Overwrites `logits` (N, V).
-    """
-    log_z = torch.logsumexp(logits, dim=-1)  # (N,)
-    scores, token_ids = logits[:, :limit].topk(top_k, dim=-1)
-    logits.scatter_(-1, token_ids, -torch.inf)
-    log_tail = torch.logsumexp(logits, dim=-1) - log_z  # -inf where nothing is outside
-    return token_ids, scores - log_z[:, None], log_tail
-
-
 def _teacher(run: Run) -> str:
     if "finetune" in run.manifests:
         return run.manifests["finetune"].content
     return run.checkpoint_identity("teacher")
-
-
-def _tokenizer(run: Run) -> str:
-    text = inputs.tokenizer(run, "teacher").backend_tokenizer.to_str()
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _facts(folder: Path, rows: Sequence[Encoded]) -> dict[str, Any]:
-    stored = knowledge.Knowledge(folder)
-    masses = (-np.expm1(one.log_tail.astype(np.float64)) for one in stored.all_of(rows))
-    taken = sum(path.stat().st_size for path in folder.glob("shard-*.parquet"))
-    return {
-        "samples": len(rows),
-        "positions": stored.positions,
-        "mean_top_k_mass": math.fsum(float(mass.sum()) for mass in masses) / stored.positions,
-        "bytes_per_position": taken / stored.positions,
-    }
 
 
 def summary(run: Run, units: list[Unit]) -> dict[str, Any]:

@@ -5,6 +5,8 @@ Everything is kept in the run's cache, so that a check and the work after it loa
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -163,6 +165,32 @@ def shared_vocabulary(run: Run) -> int:
     return run.cached("shared vocabulary", lambda: min(map(known, roles)))
 
 
+def vocabulary_digest(run: Run, role: Role) -> str:
+    """Tell tokenizers apart by their tokens; how they cut a text shows in the samples' tokens."""
+
+    def make() -> str:
+        tokens = sorted(tokenizer(run, role).get_vocab().items(), key=lambda item: item[1])
+        return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
+
+    return run.cached(f"vocabulary digest {role}", make)
+
+
+def stored_knowledge(run: Run, part: Part, samples: Sequence[Encoded]) -> knowledge.Knowledge:
+    """Open a part's knowledge and see to it that it is what the samples are to learn from.
+
+    Raises:
+        UserError: it is damaged, or of another tokenizer, text, prompt, k or precision.
+    """
+    expected = {
+        **run.recipe.knowledge.model_dump(),
+        "split": part,
+        "tokenizer": vocabulary_digest(run, "teacher"),
+    }
+    stored = knowledge.Knowledge(run.folder / "knowledge" / part, expected)
+    stored.check(samples)
+    return stored
+
+
 def weights(run: Run, role: Role) -> int:
     """Count a role's parameters."""
     return sum(parameter.numel() for parameter in empty_model(run, role).parameters())
@@ -269,9 +297,10 @@ def _warn_unpinned(run: Run) -> None:
 
 
 def _check_disk(run: Run, units: Sequence[Unit]) -> None:
+    section = run.recipe.knowledge
     needed = sum(
         positions(training_rows(run, "teacher", unit.part))
-        * knowledge.bytes_per_position(run.recipe.knowledge.top_k)
+        * knowledge.bytes_per_position(section.top_k, section.precision)
         for unit in units
         if unit.stage == "extract"
         and unit.key not in run.manifests

@@ -1,0 +1,211 @@
+# ruff: noqa: TID253
+"""`first plan --probe`: time and memory of each stage, estimated from a few real batches.
+
+The batches of every stage are known beforehand, so only their cost is measured: some of them, from
+the shortest to the longest, are run with the real model, and the others' time is read off between
+these. Each of N processes is taken to have a device like the one that was probed.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from firstcli import batches, heads, knowledge, models, sampling, training, training_arguments
+from firstcli.recipe import Training, training_of
+from firstcli.run import Role, Run
+from firstcli.stages import evaluate, extract, inputs
+from firstcli.units import Unit
+
+PROBED = 6  # batches of different size
+REPEATS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a unit will take."""
+
+    seconds: float
+    memory: int = 0
+    """Bytes at the peak, of each process: of the GPU's memory, or of the process's where there is
+    none."""
+    sharded: int = 0
+    """The same where weights, gradients and moments are shared out among the processes."""
+
+
+class Probe:
+    """Estimates for one recipe; what two units have in common is measured once."""
+
+    def __init__(self, run: Run, processes: int) -> None:
+        self._run = run
+        self._processes = processes
+        self._measured: dict[Any, Estimate] = {}
+
+    def estimate(self, unit: Unit) -> Estimate | None:
+        """Measure what a unit will take; None for stages that take seconds."""
+        run = self._run
+        match unit.stage:
+            case "finetune":
+                assert run.recipe.teacher and run.recipe.teacher.finetune
+                return self._training("teacher", run.recipe.teacher.finetune)
+            case "distill":
+                return self._training(
+                    "student", training_of(run.recipe.student, run.recipe.arms[unit.arm])
+                )
+            case "extract":
+                return self._extraction(unit)
+            case "eval":
+                return self._evaluation(unit)
+        return None
+
+    def _training(self, role: Role, settings: Training) -> Estimate:
+        key = (role, settings.model_dump_json())
+        if key not in self._measured:
+            self._measured[key] = self._measure_training(role, settings)
+        return self._measured[key]
+
+    def _measure_training(self, role: Role, settings: Training) -> Estimate:
+        run = self._run
+        rows = inputs.training_rows(run, role, "train")
+        device = models.device_of(inputs.family(run, role))
+        micro = training_arguments.micro_batch(settings, self._processes)
+        lengths = np.array([len(row.input_ids) for row in rows])
+        share = sampling.MicroBatches(
+            lengths, settings.batch_size, micro, self._processes, 0, run.recipe.seed
+        )
+        parts = [part for part in share if part[0] >= 0]
+        model = inputs.starting_model(run, role, settings.dtype)
+        model.to(device)  # type: ignore[arg-type]  # a decorator hides its signature
+        model.train()
+        training.install_objective(model, "labels")
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-9)
+        collate = batches.Collate(rows, None)
+        autocast = device.type == "cuda" and settings.dtype == "float32"
+
+        def forward_and_backward(part: Sequence[int]) -> None:
+            batch = {name: value.to(device) for name, value in collate(part).items()}
+            del batch["samples"]
+            with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+                loss = model(**batch)["loss"]
+            loss.backward()
+
+        _reset_peak(device)
+        forward_and_backward(parts[0])  # the longest; then the moments are there, too
+        update = _seconds(optimizer.step, device)
+        tokens = np.array([lengths[part].max() * len(part) for part in parts])
+        seconds = _interpolated(
+            tokens, lambda index: forward_and_backward(parts[index]), device
+        ).sum()
+        steps = -(-len(rows) // settings.batch_size)
+        memory = _peak(device)
+        # Four numbers a weight: itself, its gradient and Adam's two moments.
+        states = 4 * sum(value.numel() * value.element_size() for value in model.parameters())
+        return Estimate(
+            float(settings.epochs * (seconds + steps * update)),
+            memory,
+            int(memory - states * (1 - 1 / self._processes)),
+        )
+
+    def _extraction(self, unit: Unit) -> Estimate:
+        run = self._run
+        rows = inputs.training_rows(run, "teacher", unit.part)
+        top_k, limit = run.recipe.knowledge.top_k, inputs.shared_vocabulary(run)
+        model, device = self._for_inference("teacher")
+        reader = heads.Reader(model, run.console.say)
+        shards = extract.split_into_shards(rows)
+        owner, asked = [], []
+        for index, shard in enumerate(shards):
+            lengths = [len(row.input_ids) for row in shard]
+            for batch in models.batches(lengths, extract.BATCH_TOKENS):
+                owner.append(index % self._processes)
+                asked.append([shard[i] for i in batch])
+        _reset_peak(device)
+        with torch.inference_mode():
+            seconds = _interpolated(
+                np.array([sum(len(row.input_ids) for row in some) for some in asked]),
+                lambda index: extract.top_k_of(reader, asked[index], top_k, limit),
+                device,
+            )
+        slowest = np.bincount(owner, weights=seconds).max()
+        return Estimate(float(slowest), _peak(device), _peak(device))
+
+    def _evaluation(self, unit: Unit) -> Estimate:
+        key = (unit.role, unit.evaluation)
+        if key in self._measured:
+            return self._measured[key]
+        asked = inputs.questions(self._run, unit.role, unit.evaluation)
+        model, device = self._for_inference(unit.role)
+        reader = heads.Reader(model, self._run.console.say)
+        found = models.batches([len(one.input_ids) for one in asked], evaluate.BATCH_TOKENS)
+        parts = [[asked[i] for i in batch] for batch in found]
+        _reset_peak(device)
+        with torch.inference_mode():
+            seconds = _interpolated(
+                np.array([sum(len(one.input_ids) for one in part) for part in parts]),
+                lambda index: evaluate.candidate_log_probs(reader, parts[index]),
+                device,
+            )
+        slowest = max(seconds[rank :: self._processes].sum() for rank in range(self._processes))
+        self._measured[key] = Estimate(float(slowest), _peak(device), _peak(device))
+        return self._measured[key]
+
+    def _for_inference(self, role: Role) -> tuple[Any, torch.device]:
+        """Load the model with which a role starts: as large and as fast as the trained one."""
+        chosen = inputs.family(self._run, role)
+        device = models.device_of(chosen)
+        model = inputs.starting_model(self._run, role, models.inference_dtype(chosen, device))
+        model.to(device)  # type: ignore[arg-type]  # a decorator hides its signature
+        return model.eval(), device
+
+
+def _interpolated(
+    sizes: npt.NDArray[np.int64], work: Callable[[int], object], device: torch.device
+) -> npt.NDArray[np.float64]:
+    """Return every batch's seconds from those of some, between the smallest and the largest."""
+    order = np.argsort(sizes, kind="stable")
+    probed = order[np.unique(np.linspace(0, len(order) - 1, PROBED).round().astype(int))]
+    for index in probed[-1:]:
+        work(int(index))  # warm: the first run of all allocates
+    taken = [
+        np.mean([_seconds(lambda i=int(index): work(i), device) for _ in range(REPEATS)])  # type: ignore[misc]
+        for index in probed
+    ]
+    found: npt.NDArray[np.float64] = np.interp(sizes, sizes[probed], taken)
+    return found
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    began = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def disk(run: Run, unit: Unit) -> int:
+    """Return the bytes that a unit's result takes on disk."""
+    if unit.stage == "extract":
+        count = inputs.positions(inputs.training_rows(run, "teacher", unit.part))
+        kept = run.recipe.knowledge
+        return int(count * knowledge.bytes_per_position(kept.top_k, kept.precision))
+    if unit.stage in ("finetune", "distill"):
+        return 4 * inputs.weights(run, "teacher" if unit.stage == "finetune" else "student")
+    return 0

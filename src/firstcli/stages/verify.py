@@ -1,0 +1,78 @@
+# ruff: noqa: TID253
+"""`first extract --verify N`: the teacher scores some samples again, and the store must agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from firstcli import heads, models
+from firstcli.codec import BOUNDS
+from firstcli.encoding import Encoded
+from firstcli.errors import UserError
+from firstcli.knowledge import Knowledge, TopK
+from firstcli.out_of_memory import Halving
+from firstcli.run import Run
+from firstcli.stages import inputs
+from firstcli.stages.extract import BATCH_TOKENS, top_k_of
+from firstcli.units import Unit
+
+
+@torch.inference_mode()
+def verify(run: Run, unit: Unit, samples: int) -> dict[str, Any]:
+    """Score random samples of a part again; return the largest differences.
+
+    Raises:
+        UserError: a probability differs by more than the store's precision allows.
+    """
+    rows = inputs.training_rows(run, "teacher", unit.part)
+    generator = np.random.default_rng(run.recipe.seed)
+    drawn = generator.choice(len(rows), min(samples, len(rows)), replace=False)
+    chosen = [rows[int(i)] for i in drawn]
+    again = _scored(run, unit, chosen)
+    stored = Knowledge(unit.artifact.path)
+    bound = BOUNDS[run.recipe.knowledge.precision]
+    differences = {row.id: difference(stored.of(row), again[row.id]) for row in chosen}
+    worst = max(differences, key=lambda id: differences[id][0])
+    probability, mass = (float(max(column)) for column in zip(*differences.values(), strict=True))
+    run.console.say(
+        f"{unit.key}: {len(chosen)} samples, {inputs.positions(chosen)} positions scored again; "
+        f"largest difference of a probability {probability:.2g}, of the top-k mass {mass:.2g} "
+        f"(bound {bound:g})"
+    )
+    if probability > bound:
+        raise UserError(
+            f"{unit.artifact.path}: the teacher now gives sample '{worst}' a probability that "
+            f"differs by {probability:.2g} from the stored one, more than the {bound:g} of this "
+            "precision; check that the teacher and the device are those of the extraction, or run "
+            "`first extract --force`"
+        )
+    return {"samples": len(chosen), "probability": probability, "mass": mass, "bound": bound}
+
+
+def _scored(run: Run, unit: Unit, rows: Sequence[Encoded]) -> dict[str, TopK]:
+    top_k, limit = run.recipe.knowledge.top_k, inputs.shared_vocabulary(run)
+    reader = heads.Reader(inputs.inference_model(run, "teacher"), run.console.say)
+    halving = Halving(run.console.warn, unit.key)
+    found: dict[str, TopK] = {}
+    for batch in models.batches([len(row.input_ids) for row in rows], BATCH_TOKENS):
+        found |= halving.run(
+            [rows[i] for i in batch], lambda some: top_k_of(reader, some, top_k, limit)
+        )
+    return found
+
+
+def difference(stored: TopK, again: TopK) -> tuple[float, float]:
+    """Return by how much a token's probability and the top-k mass differ at most.
+
+    A stored token that is no longer among the k has at most the last one's probability now.
+    """
+    before, now = np.exp(stored.log_probs, dtype=float), np.exp(again.log_probs, dtype=float)
+    same = stored.token_ids[:, :, None] == again.token_ids[:, None, :]  # (N, k, k)
+    matched = np.where(same, now[:, None, :], 0.0).sum(-1)  # (N, k)
+    matched = np.where(same.any(-1), matched, np.minimum(before, now[:, -1:]))
+    masses = np.expm1(stored.log_tail, dtype=float) - np.expm1(again.log_tail, dtype=float)
+    return float(np.abs(before - matched).max()), float(np.abs(masses).max())
