@@ -27,12 +27,12 @@ COMMAND = "import sys; from firstcli.cli import main; sys.exit(main())"
 
 
 def write_data(path: Path, count: int) -> None:
-    """Write instructions whose text has few different words, so that tokenizers learn nothing."""
+    """Write instructions of few different words: a new tokenizer counts all words there are."""
     draw = random.Random(0)
     with path.open("w", encoding="utf-8") as file:
-        for number in range(count):
-            prompt = f"{number}: {' '.join(draw.choices(WORDS, k=11))} ="
-            response = " " + " ".join(draw.choices(WORDS, k=6))
+        for _ in range(count):
+            prompt = f"{' '.join(draw.choices(WORDS, k=38))} ="
+            response = " " + " ".join(draw.choices(WORDS, k=19))
             file.write(json.dumps({"prompt": prompt, "response": response}) + "\n")
 
 
