@@ -27,7 +27,7 @@ owner, name = {
     "shard": (knowledge, "write_shard"),
 }[point]
 real = getattr(owner, name)
-knowledge.SHARD_ROWS = 16
+knowledge.SHARD_POSITIONS = 32  # 16 samples
 
 
 def deadly(*args, **kwargs):
@@ -72,7 +72,7 @@ def test_a_run_that_is_killed_thrice_ends_like_one_that_is_not(
         killed = tiny.finish(tiny.python(KILLER, *kill, *command, run))
         assert killed.code == -signal.SIGKILL, killed.err
         assert before in killed.out
-    monkeypatch.setattr("firstcli.knowledge.SHARD_ROWS", 16)
+    monkeypatch.setattr("firstcli.knowledge.SHARD_POSITIONS", 32)
     last = first(*command, run)
     assert last.code == 0, last.err
     assert "finetune ..." not in last.out and "extract train ..." not in last.out
@@ -120,7 +120,7 @@ def test_extraction_goes_on_after_the_last_whole_shard(
 
     run = finished.copied_to(tmp_path)
     undisturbed = tiny.copy_run(run, tmp_path / "undisturbed")
-    monkeypatch.setattr(knowledge, "SHARD_ROWS", 20)
+    monkeypatch.setattr(knowledge, "SHARD_POSITIONS", 40)  # 20 samples
     command = ("extract", finished.recipe, "--force", "--run-dir")
     assert first(*command, undisturbed).code == 0
     written: list[Path] = []
