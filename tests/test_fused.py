@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from firstcli import fused, heads, objectives
+from firstcli import fused, heads
 from firstcli.fused import Sums
 from firstcli.heads import Layer, Logits
 
@@ -54,7 +54,9 @@ def plain(layer: Layer) -> Logits:
 
 def case(name: str, n: int, v: int, k: int, tail: float) -> Call:
     """An objective with something to teach."""
-    token_ids = torch.stack([torch.randperm(v)[:k] for _ in range(n)] or [torch.zeros(k)]).long()[:n]
+    token_ids = torch.stack([torch.randperm(v)[:k] for _ in range(n)] or [torch.zeros(k)]).long()[
+        :n
+    ]
     target = torch.rand(n, k, dtype=torch.float64) + 1e-3
     target /= target.sum(-1, keepdim=True)
     tails = torch.full((n,), tail, dtype=torch.float64)
@@ -129,9 +131,9 @@ def test_gradients_are_right(name: str, tail: float) -> None:
 def test_a_second_backward_pass_is_refused_instead_of_wrong() -> None:
     layer = layer_of(3, 4, 9, bias=False)
     loss = case("topk-tail", 3, 9, 2, 0.1)(layer).loss
-    loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,5 +1,5 @@
 # ruff: noqa: TID253
-"""Readouts in the output layer's place: the same numbers as whole logits, and nothing left behind."""
+"""Readouts in the output layer's place: as from whole logits, and nothing left behind."""
 
 from __future__ import annotations
 

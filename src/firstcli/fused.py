@@ -28,7 +28,6 @@ from firstcli import heads, objectives
 from firstcli.heads import Layer, Scores
 from firstcli.objectives import StudentView
 
-
 ROWS = {"cpu": 256}
 """Rows of logits in flight, by kind of device: they take ROWS / D of the weight's own memory, and
 each chunk reads the weight twice and its gradient once, so few rows make slow products."""

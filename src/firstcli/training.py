@@ -25,7 +25,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from firstcli import fused, heads, objectives
+from firstcli import fused, heads
 from firstcli.batches import Collate, Rows, Taught
 from firstcli.console import Advance, Console
 from firstcli.encoding import Encoded

@@ -71,8 +71,7 @@ def candidate_log_probs(
         lambda scores: heads.log_probs(scores, token_ids),
     ).tolist()
     return {
-        one.id: row[: len(one.candidate_ids)]
-        for one, row in zip(questions, log_probs, strict=True)
+        one.id: row[: len(one.candidate_ids)] for one, row in zip(questions, log_probs, strict=True)
     }
 
 
