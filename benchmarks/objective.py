@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def objective_works() -> dict[str, Work]:
 
     def backward(loss: Tensor) -> None:
         hidden.grad = weight.grad = None
-        (loss / N).backward()  # type: ignore[no-untyped-call]
+        (loss / N).backward()
 
     def dense() -> None:
         log_q = torch.log_softmax(hidden @ weight.T, -1)
@@ -57,7 +58,7 @@ def objective_works() -> dict[str, Work]:
         "plain topk-tail": lambda: backward(
             objectives.topk_tail(hidden @ weight.T, token_ids, taught, tail).sum()
         ),
-        **{f"fused topk-tail, {n} rows": lambda n=n: fused_topk_tail(n) for n in ROWS},
+        **{f"fused topk-tail, {n} rows": partial(fused_topk_tail, n) for n in ROWS},
     }
 
 
@@ -84,7 +85,7 @@ def extraction_works(vocabulary: int, layers: int) -> dict[str, Work]:
         heads.READ_ROWS = at_once
         return reader(ids, mask, rows, columns, lambda scores: heads.top_k(scores, K, vocabulary))
 
-    works: dict[str, Work] = {f"extraction, {n} rows": lambda n=n: extraction(n) for n in ROWS}
+    works: dict[str, Work] = {f"extraction, {n} rows": partial(extraction, n) for n in ROWS}
     return {"bare forward": bare, **works}
 
 
