@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from firstcli import knowledge, models
+from firstcli import heads, knowledge, models
 from firstcli.encoding import Encoded
 from firstcli.knowledge import Precision, TopK
 from firstcli.pipeline import Request, open_run
@@ -39,11 +39,11 @@ ERRORS = (
 @torch.inference_mode()
 def exact_knowledge(run: Run, rows: Sequence[Encoded]) -> dict[str, TopK]:
     """Ask the teacher."""
-    logits_at = models.LogitsAt(inputs.inference_model(run, "teacher"))
+    reader = heads.Reader(inputs.inference_model(run, "teacher"))
     top_k, limit = run.recipe.knowledge.top_k, inputs.shared_vocabulary(run)
     found: dict[str, TopK] = {}
     for batch in models.batches([len(row.input_ids) for row in rows], extract.BATCH_TOKENS):
-        found |= extract.top_k_of(logits_at, [rows[i] for i in batch], top_k, limit)
+        found |= extract.top_k_of(reader, [rows[i] for i in batch], top_k, limit)
     return found
 
 
@@ -80,9 +80,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, help="of the training part, drawn at random")
     chosen = parser.parse_args()
     run = open_run(Request(chosen.recipe, tuple(chosen.overrides), quiet=True))
-    rows = inputs.training_rows(run, "teacher", "train")
-    order = np.random.default_rng(0).permutation(len(rows))[: chosen.samples]
-    rows = [rows[i] for i in order]
+    whole = inputs.training_rows(run, "teacher", "train")
+    order = np.random.default_rng(0).permutation(len(whole))[: chosen.samples]
+    rows = [whole[int(i)] for i in order]
     exact = exact_knowledge(run, rows)
     mass = np.concatenate([-np.expm1(one.log_tail.astype(np.float64)) for one in exact.values()])
     print(
