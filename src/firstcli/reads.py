@@ -13,7 +13,11 @@ from firstcli.recipe import Recipe, Training, training_of
 from firstcli.run import Role, Run
 from firstcli.units import STAGES, Stage, Unit
 
-FORMATS: dict[Stage, int] = dict.fromkeys(STAGES, 1) | {"extract": 2}
+FORMATS: dict[Stage, int] = dict.fromkeys(STAGES, 1) | {
+    "finetune": 2,  # batches of like length
+    "extract": 2,
+    "distill": 2,
+}
 """Raise a stage's number when the same inputs give another result than before."""
 
 HARMLESS_TRAINER_FIELDS = frozenset(
