@@ -62,6 +62,13 @@ def some_rows(vocabulary: int) -> Iterator[Encoded]:
 def write_knowledge(folder: Path, rows: Sequence[Encoded], vocabulary: int) -> None:
     """Write a made-up teacher's top k."""
     draw = np.random.default_rng(1)
+    facts = {
+        "top_k": TOP_K,
+        "precision": "standard",
+        "shards": -(-len(rows) // SHARD),
+        "teacher": "made up",
+        "tokenizer": "made up",
+    }
     for index, first in enumerate(range(0, len(rows), SHARD)):
         shard, known = rows[first : first + SHARD], []
         for row in shard:
@@ -75,7 +82,7 @@ def write_knowledge(folder: Path, rows: Sequence[Encoded], vocabulary: int) -> N
                     np.log1p(-p.sum(axis=1)).astype(np.float32),
                 )
             )
-        knowledge.write_shard(knowledge.shard_path(folder, index), shard, known, {"top_k": TOP_K})
+        knowledge.write_shard(knowledge.shard_path(folder, index), shard, known, facts)
 
 
 def main() -> None:

@@ -301,13 +301,6 @@ def test_the_lock_is_free_again_after_use(tmp_path: Path) -> None:
                 locked(tmp_path / "run").__enter__()
 
 
-def test_ranks_of_one_launch_count_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with locked(tmp_path / "run"):
-        monkeypatch.setenv("RANK", "1")
-        with locked(tmp_path / "run"):
-            pass
-
-
 HOLDER = """
 import sys, time
 from pathlib import Path

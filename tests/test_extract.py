@@ -283,7 +283,7 @@ def test_the_stage_stores_every_sample_under_its_id(
 def test_a_killed_extraction_goes_on_and_ends_the_same(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(knowledge, "SHARD_POSITIONS", 60)
+    monkeypatch.setattr(knowledge, "SHARD_POSITIONS", 30)
     unit = units_of(run.recipe, run.folder)["extract train"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()

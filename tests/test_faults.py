@@ -27,7 +27,7 @@ owner, name = {
     "shard": (knowledge, "write_shard"),
 }[point]
 real = getattr(owner, name)
-knowledge.SHARD_POSITIONS = 32
+knowledge.SHARD_POSITIONS = 32  # 16 samples
 
 
 def deadly(*args, **kwargs):
@@ -96,14 +96,14 @@ def die(*_: object, **__: object) -> Any:
 def test_training_that_ended_is_not_trained_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: float
 ) -> None:
-    """Die after the last checkpoint, before the saved model is complete."""
-    from firstcli import training
+    """Die after the last checkpoint, before the model is saved."""
+    from firstcli.stages import finetune
 
     path = tiny.write_recipe(tmp_path)
     command = ("finetune", path, "--set", f"teacher.finetune.epochs={epochs}", "--run-dir")
     assert first(*command, tmp_path / "undisturbed").code == 0
     with monkeypatch.context() as patch:
-        patch.setattr(training, "write_log", die)
+        patch.setattr(finetune, "save", die)
         with pytest.raises(Killed):
             first(*command, tmp_path / "run")
     again = first(*command, tmp_path / "run")
@@ -120,7 +120,7 @@ def test_extraction_goes_on_after_the_last_whole_shard(
 
     run = finished.copied_to(tmp_path)
     undisturbed = tiny.copy_run(run, tmp_path / "undisturbed")
-    monkeypatch.setattr(knowledge, "SHARD_POSITIONS", 40)
+    monkeypatch.setattr(knowledge, "SHARD_POSITIONS", 40)  # 20 samples
     command = ("extract", finished.recipe, "--force", "--run-dir")
     assert first(*command, undisturbed).code == 0
     written: list[Path] = []

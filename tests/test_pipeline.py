@@ -280,7 +280,6 @@ def test_a_redo_with_another_result_makes_dependants_stale(
     ("harm", "name", "expected"),
     [
         ("corrupted", "teacher/model.safetensors", ["finetune"]),
-        ("corrupted", "knowledge/train/shard-00000.parquet", ["extract train"]),
         ("corrupted", "calibration/first.json", ["calibrate first"]),
         ("corrupted", "eval/shifted/teacher.parquet", ["eval shifted/teacher"]),
         ("deleted", "eval/shifted/teacher.manifest.json", ["eval shifted/teacher"]),

@@ -49,10 +49,8 @@ def as_stored(probabilities: list[list[float]]) -> list[list[float]]:
     log = np.log(probabilities).astype(np.float32)
     grid = codec.GRIDS["standard"]
     log_probs, log_tail = codec.decode(codec.encode(log[:, :-1], log[:, -1], grid), grid)
-    found: list[list[float]] = np.exp(
-        np.column_stack([log_probs, log_tail]).astype(np.float64)
-    ).tolist()
-    return found
+    stored: list[list[float]] = np.exp(np.column_stack([log_probs, log_tail])).tolist()
+    return stored
 
 
 # The last of each is the tail.

@@ -252,6 +252,31 @@ def test_loss_and_gradient_of_a_step_are_those_of_the_whole_batch(
     assert outcome.positions == sum(len(row.targets) for row in rows)
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_whole_logits_give_the_same_losses_and_gradients(
+    make_llama: MakeLlama, monkeypatch: pytest.MonkeyPatch, objective: Objective
+) -> None:
+    """The path for models whose output layer does more than multiply."""
+    rows = some_rows(8)
+    batch = batches.Collate(rows, case(objective, rows))(range(8))
+    del batch["samples"]
+    found = []
+    for obstacle in (None, "a test wants it so"):
+        if obstacle:
+            monkeypatch.setattr(heads, "_obstacle", lambda _, reason=obstacle: reason)
+        model, said = make_llama(V), list[str]()
+        training.install_objective(model, objective, said.append)
+        assert len(said) == bool(obstacle)
+        output = model(**batch)
+        gradients = torch.autograd.grad(output.pop("loss"), list(model.parameters()))
+        found.append((output, torch.cat([one.ravel() for one in gradients])))
+    (fused, got), (plain, expected) = found
+    assert distance(got, expected) < 1e-5
+    assert fused.keys() == plain.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(fused[name], value)
+
+
 def test_labels_is_torch_s_cross_entropy_over_all_positions(
     tmp_path: Path, make_llama: MakeLlama
 ) -> None:

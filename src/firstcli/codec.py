@@ -35,7 +35,7 @@ class Grid:
     levels: int
     """Levels between sqrt(p) = 0 and 1 if all were evenly spaced."""
     linear: int
-    """From this level up they are; below it, `linear` levels halve sqrt(p) ln(2) times."""
+    """From this level up they are; below it, one is a factor of exp(1 / linear) in sqrt(p)."""
 
     @property
     def offset(self) -> int:

@@ -28,6 +28,12 @@ from firstcli import heads, objectives
 from firstcli.heads import Layer, Scores
 from firstcli.objectives import StudentView
 
+ROWS = {"cpu": 256}
+"""Rows of logits in flight, by kind of device: they take ROWS / D of the weight's own memory, and
+each chunk reads the weight twice and its gradient once, so few rows make slow products."""
+
+ROWS_ELSEWHERE = 1024
+
 
 class Sums(NamedTuple):
     """An objective summed over N positions, and the student's mass Q, which has no gradient."""
@@ -88,8 +94,8 @@ class _Summed(torch.autograd.Function):
         layer = Layer(hidden, weight, bias).operands()
         gradients = _Gradients(layer, [recording and one for one in ctx.needs_input_grad[:3]])
         losses, masses = gradients.zeros(len(hidden)), gradients.zeros(len(hidden))
-        for at, logits in layer.chunks():
-            ids, p = token_ids[at], taught[at]
+        for at, logits in layer.chunks(ROWS.get(hidden.device.type, ROWS_ELSEWHERE)):
+            ids, p = token_ids[at], taught[at].to(logits.dtype)
             scores = logits.gather(-1, ids)
             log_others, total = heads.log_sum_(logits.scatter_(-1, ids, -torch.inf))
             log_z = torch.logaddexp(torch.logsumexp(scores, -1), log_others)
@@ -99,9 +105,9 @@ class _Summed(torch.autograd.Function):
                 losses[at] = objectives.topk_renormalized_of(scores, p)
                 gradients.add_sparse(at, ids, _in_k(torch.log_softmax(scores, -1), p, p.sum(-1)))
             else:
-                losses[at] = objectives.topk_tail_of(student, p, tail[at])
+                losses[at] = objectives.topk_tail_of(student, p, t := tail[at].to(p.dtype))
                 if gradients.wanted:
-                    gradients.add(at, _topk_tail_(logits, total, student, ids, p, tail[at]))
+                    gradients.add(at, _topk_tail_(logits, total, student, ids, p, t))
         ctx.dtypes = [None if one is None else one.dtype for one in (hidden, weight, bias)]
         ctx.save_for_backward(*gradients.kept(ctx.dtypes))
         student_mass = masses.sum()

@@ -19,10 +19,8 @@ from transformers import PreTrainedModel
 
 from firstcli import models
 
-CHUNK_BYTES = {"cpu": 64 * 2**20}
-"""Bytes of float32 logits in flight, by kind of device: fewer rows make slower products."""
-
-CHUNK_BYTES_ELSEWHERE = 256 * 2**20
+READ_ROWS = 512
+"""Rows of logits in flight; each chunk reads the whole weight, so few rows make slow products."""
 
 BLOCK = 64  # tokens whose maximum stands for them while the top k are looked for
 
@@ -45,12 +43,11 @@ class Layer:
         bias = None if self.bias is None else self.bias.detach().to(dtype)
         return Layer(hidden, self.weight.detach().to(dtype), bias)
 
-    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield rows and their logits (R, V), at least float32; the next chunk overwrites them."""
+    def chunks(self, rows: int) -> Iterator[tuple[slice, Tensor]]:
+        """Yield rows and their logits (R, V), float32 at least; the next chunk overwrites them."""
         operands = self.operands()
         hidden, weight, bias = operands.hidden, operands.weight, operands.bias
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        rows = _chunk_rows(hidden.device, len(weight) * dtype.itemsize)
         memory = hidden.new_empty(min(rows, len(hidden)), len(weight), dtype=dtype)
         for at in _slices(len(hidden), rows):
             logits = memory[: at.stop - at.start]
@@ -69,9 +66,8 @@ class Logits:
 
     values: Tensor  # (N, V)
 
-    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
+    def chunks(self, rows: int) -> Iterator[tuple[slice, Tensor]]:
         """Yield rows and their logits (R, V)."""
-        rows = _chunk_rows(self.values.device, self.values[:1].nbytes)
         for at in _slices(len(self.values), rows):
             yield at, self.values[at]
 
@@ -183,7 +179,7 @@ def top_k(scores: Scores, k: int, limit: int) -> Tensor:
     float32: no vocabulary reaches 2^24.
     """
     found = []
-    for _, logits in scores.chunks():
+    for _, logits in scores.chunks(READ_ROWS):
         token_ids = _top_ids(logits, k, limit)  # (R, k)
         kept = logits.gather(-1, token_ids)
         log_others, _ = log_sum_(logits.scatter_(-1, token_ids, -torch.inf))
@@ -201,7 +197,7 @@ def unpack(found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def log_probs(scores: Scores, token_ids: Tensor) -> Tensor:
     """Return the log-probabilities (N, C) of the tokens (N, C)."""
     found = []
-    for at, logits in scores.chunks():
+    for at, logits in scores.chunks(READ_ROWS):
         chosen = logits.gather(-1, token_ids[at])
         found.append(chosen - log_sum_(logits)[0][:, None])
     return torch.cat(found)
@@ -245,10 +241,6 @@ def _first(values: Tensor, ids: Tensor, k: int) -> Tensor:
     bits = (values.float() + 0.0).view(torch.int32)  # -0.0 becomes 0.0
     ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
     return ids.gather(-1, ((ordered << 32) - ids).topk(k).indices)
-
-
-def _chunk_rows(device: torch.device, bytes_per_row: int) -> int:
-    return max(1, CHUNK_BYTES.get(device.type, CHUNK_BYTES_ELSEWHERE) // max(1, bytes_per_row))
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

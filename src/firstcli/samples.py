@@ -31,7 +31,7 @@ class Samples(LazySequence[Sample]):
 
     def _make(self, index: int) -> Sample:
         start, end = self._borders[index : index + 2].tolist()
-        return _read(str(self._spool.read(start, end), "ascii"))
+        return _read(self._spool.read(start, end))
 
 
 def _written(sample: Sample) -> bytes:
@@ -40,8 +40,8 @@ def _written(sample: Sample) -> bytes:
     return json.dumps(row).encode()
 
 
-def _read(text: str) -> Sample:
-    id, prompt, response, candidates, answer, truth = json.loads(text)
+def _read(row: bytes) -> Sample:
+    id, prompt, response, candidates, answer, truth = json.loads(row.decode("ascii"))
     return Sample(
         prompt, response, id, tuple(candidates), answer, None if truth is None else tuple(truth)
     )

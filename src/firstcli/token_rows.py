@@ -44,7 +44,7 @@ class TokenRows(LazySequence[Encoded]):
         tokens = _aligned(id_size)
         held = self._spool.read(offset, offset + tokens + 4 * length)
         return Encoded(
-            str(held[:id_size], "utf-8", "surrogatepass"),
+            held[:id_size].decode("utf-8", "surrogatepass"),
             np.frombuffer(held, np.int32, length, tokens),
             start,
             None if decisive < 0 else decisive,

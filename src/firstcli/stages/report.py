@@ -71,7 +71,8 @@ def _notes(run: Run) -> list[tuple[str, str]]:
                     f"knowledge, {key.split()[1]} part",
                     f"{facts['positions']} positions, mean mass of the top "
                     f"{run.recipe.knowledge.top_k}: {facts['mean_top_k_mass']:.4f}, "
-                    f"{facts['bytes_per_position']:.1f} bytes a position",
+                    f"{facts['bytes_per_position']:.1f} bytes a position, probabilities off by "
+                    f"{facts['mean_probability_error']:.1g} on average",
                 )
             )
     for arm in run.recipe.arms:
