@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 SHARD_POSITIONS = 32  # several shards of so little data
+STAGES = ("finetune", "extract", "calibrate", "distill", "evaluate", "report")
 PRELOADED = [
-    *(f"firstcli.stages.{name}" for name in ("calibrate", "distill", "evaluate", "extract")),
+    *(f"firstcli.stages.{name}" for name in STAGES),
     "firstcli.cli",
     "firstcli.pipeline",
     "firstcli.families.scratch",
     "firstcli.tasks.known_world",
+    "matplotlib.backends.backend_agg",
     "pyarrow.parquet",
     "safetensors.torch",
 ]

@@ -85,7 +85,6 @@ def identities(run: Path) -> dict[str, tuple[int, int]]:
 
 HARMS: Mapping[str, Callable[[Path], object]] = {
     "truncated": truncate,
-    "empty": lambda path: path.write_bytes(b""),
     "one bit": flip_and_touch,
     "one bit, same time": flip,
     "missing": Path.unlink,
@@ -103,7 +102,7 @@ def test_a_damaged_shard_is_named_and_just_that_is_redone(
         assert first("extract", *options).code == 0
     else:
         said = ("knowledge/train", HARMED, f"`first extract {finished.recipe} --repair`", "--force")
-        for stage in ("extract", "distill", "report"):
+        for stage in ("extract", "distill"):
             first(stage, *options).mistake(*said)
         assert "damaged: 'shard-00001.parquet'" in first("plan", *options).out
     result = first("extract", *options, "--repair")

@@ -18,8 +18,9 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "extract": ("extract",),
     "distill": ("distill", "--arm", "first"),
     "eval": ("eval", "--arm", "first"),
+    "report": ("report",),  # from nothing
 }
-MADE_BY = {"extract": ("knowledge",), "distill": ("students",), "eval": ("eval",)}
+MADE_BY = {"extract": "knowledge", "distill": "students", "eval": "eval", "report": "report"}
 OFTEN_SAVED = {"save_strategy": "steps", "save_steps": 2}
 OWN = (".lock", ".digests.json")  # say which process it was, and when files were written
 
@@ -31,25 +32,27 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tmp_path_factory.mktemp("kills"),
         student={"model": tiny.MODEL, "training": training},
         trainer=OFTEN_SAVED,
+        arms={"first": {"recalibrator": {"name": "temperature-scaling"}}},
     )
 
 
 @pytest.fixture(scope="module")
 def finished(recipe: Path) -> Path:
-    """An undisturbed run of everything that the arm `first` needs."""
+    """An undisturbed run of the whole job."""
     run = recipe.parent / "undisturbed"
-    ended = forked.command(("eval", recipe, "--arm", "first"), run)
+    ended = forked.command(("report", recipe), run)
     assert ended.code == 0, ended.output
     return run
 
 
 def without(finished: Path, stage: str, run: Path) -> Path:
-    """Copy a run of which a stage is not done yet."""
+    """Copy a run of which a stage is not done yet, and nothing after it."""
+    if stage == "report":
+        return run
     stages = list(COMMANDS)
     tiny.copy_run(finished, run)
     for later in stages[stages.index(stage) :]:
-        for name in MADE_BY[later]:
-            shutil.rmtree(run / name)
+        shutil.rmtree(run / MADE_BY[later])
     if stage == "extract":
         shutil.rmtree(run / "calibration")
     return run
@@ -74,14 +77,14 @@ def assert_same(run: Path, undisturbed: Path) -> None:
             assert found[name] == data, name
 
 
-def moments(ended: Ended, began: float, count: int, seed: int) -> list[Moment]:
+def moments(ended: Ended, count: int, seed: int) -> list[Moment]:
     """Spread moments over an undisturbed run, by turns in CPU time and in steps on files."""
     draw = random.Random(seed)
     found = []
     for at in range(count):
         share = (at + draw.random()) / count
         if at % 2:
-            found.append(Moment(seconds=began + share * (ended.seconds - began)))
+            found.append(Moment(seconds=share * ended.seconds))
         else:
             found.append(Moment(step=1 + int(share * ended.steps)))
     draw.shuffle(found)
@@ -89,11 +92,12 @@ def moments(ended: Ended, began: float, count: int, seed: int) -> list[Moment]:
 
 
 def undisturbed(recipe: Path, finished: Path, stage: str, run: Path) -> tuple[Ended, Path]:
+    """Do a stage under the name of the runs that will be killed; return where it lies then."""
     name, *options = COMMANDS[stage]
     without(finished, stage, run)
     ended = forked.command((name, recipe, *options), run)
     assert ended.code == 0, ended.output
-    return ended, run
+    return ended, run.rename(run.with_name("undisturbed"))
 
 
 @pytest.mark.parametrize("stage", COMMANDS)
@@ -102,10 +106,10 @@ def test_kills_in_one_run_after_another(
 ) -> None:
     """Each rerun is killed again, until one is left to its end."""
     name, *options = COMMANDS[stage]
-    whole, expected = undisturbed(recipe, finished, stage, tmp_path / "undisturbed")
+    whole, expected = undisturbed(recipe, finished, stage, tmp_path / "run")
     run = without(finished, stage, tmp_path / "run")
     kills = 0
-    for moment in moments(whole, 0.0, 4, seed=len(stage)):
+    for moment in moments(whole, 3, seed=len(stage)):
         ended = forked.command((name, recipe, *options), run, moment)
         assert ended.code in (0, -9), ended.output
         kills += ended.code == -9
@@ -121,10 +125,10 @@ def test_a_kill_at_each_of_20_moments(
     recipe: Path, finished: Path, tmp_path: Path, stage: str
 ) -> None:
     name, *options = COMMANDS[stage]
-    whole, expected = undisturbed(recipe, finished, stage, tmp_path / "undisturbed")
+    whole, expected = undisturbed(recipe, finished, stage, tmp_path / "run")
     killed = []
-    for number, moment in enumerate(moments(whole, 0.0, 20, seed=len(stage))):
-        run = without(finished, stage, tmp_path / str(number))
+    for moment in moments(whole, 20, seed=len(stage)):
+        run = without(finished, stage, tmp_path / "run")
         ended = forked.command((name, recipe, *options), run, moment)
         assert ended.code in (0, -9), ended.output
         killed += [moment] * (ended.code == -9)

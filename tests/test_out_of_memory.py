@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -217,3 +218,18 @@ def test_memory_that_really_runs_out(tmp_path: Path) -> None:
     assert manifest(run, "knowledge/train/manifest.json")["facts"]["batches_halved"] >= 1
     assert first("extract", path, "--run-dir", whole).code == 0
     assert_close(run, whole)
+
+
+def test_one_of_several_processes_says_which_micro_batch_would_fit(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot halve its share alone, for the others wait for it."""
+    from firstcli.stages import students
+
+    run = finished.copied_to(tmp_path)
+    several = SimpleNamespace(count=lambda: 2, is_first=lambda: True)
+    with monkeypatch.context() as patch:
+        patch.setattr(students, "processes", several)
+        Memory(patch, 8, "cuda")
+        result = first("distill", finished.recipe, "--run-dir", run, "--force")
+    result.mistake("out of memory on 16 samples at a time; set micro_batch_size: 8")

@@ -375,4 +375,5 @@ def _summary_line(manifest: Manifest) -> str:
 def _versions() -> dict[str, str]:
     names = ("firstcli", "torch", "transformers", "tokenizers", "pyarrow")
     found = {"python": platform.python_version(), **{name: version(name) for name in names}}
-    return found | ({"processes": str(processes.count())} if processes.count() > 1 else {})
+    found |= {"processes": str(processes.count())} if processes.count() > 1 else {}
+    return dict(sorted(found.items()))  # as a manifest that was read has them
