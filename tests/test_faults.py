@@ -1,12 +1,15 @@
-"""Kills, Ctrl-C, full disks and NaN: the same command again finishes, and with the same result."""
+"""Kills, Ctrl-C, clocks and NaN: the same command again finishes, and with the same result."""
 
 from __future__ import annotations
 
-import errno
+import json
 import os
+import re
 import shutil
 import signal
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,71 +20,11 @@ from tiny import Finished, first
 
 pytest_plugins = ["tiny_runs"]
 
-KILLER = """
-import os, signal, sys
-from firstcli import cli, knowledge, training
-
-point, count = sys.argv.pop(1), int(sys.argv.pop(1))
-owner, name = {
-    "step": (training._Progress, "on_step_end"),
-    "shard": (knowledge, "write_shard"),
-}[point]
-real = getattr(owner, name)
-knowledge.SHARD_POSITIONS = 32  # 16 samples
-
-
-def deadly(*args, **kwargs):
-    global count
-    real(*args, **kwargs)
-    count -= 1
-    if not count:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-setattr(owner, name, deadly)
-sys.exit(cli.main())
-"""
-THREE_EPOCHS = {**tiny.TRAINING, "epochs": 3}  # five steps and a checkpoint each
-
-
-def long_recipe(folder: Path) -> Path:
-    return tiny.write_recipe(
-        folder,
-        teacher={"model": tiny.MODEL, "finetune": THREE_EPOCHS},
-        student={"model": tiny.MODEL, "training": THREE_EPOCHS},
-    )
-
 
 def results(run: Path) -> dict[str, bytes]:
     """Return what counts of a run: models, tokenizers, knowledge, what was fitted."""
     ends = (".safetensors", ".parquet", "tokenizer.json", "calibration/first.json")
     return {name: data for name, data in tiny.contents(run).items() if name.endswith(ends)}
-
-
-def test_a_run_that_is_killed_thrice_ends_like_one_that_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = long_recipe(tmp_path)
-    command = ("distill", path, "--arm", "first", "--run-dir")
-    run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
-    for kill, before in (
-        (("step", 8), "finetune ..."),
-        (("shard", 2), "fine-tuning the teacher: resuming after step 5"),
-        (("step", 12), "extract train: going on after 32 finished samples"),
-    ):
-        killed = tiny.finish(tiny.python(KILLER, *kill, *command, run))
-        assert killed.code == -signal.SIGKILL, killed.err
-        assert before in killed.out
-    monkeypatch.setattr("firstcli.knowledge.SHARD_POSITIONS", 32)
-    last = first(*command, run)
-    assert last.code == 0, last.err
-    assert "finetune ..." not in last.out and "extract train ..." not in last.out
-    assert "distilling first: resuming after step 10" in last.out
-    assert first(*command, undisturbed).code == 0
-    assert len(list((run / "knowledge" / "train").glob("shard-*.parquet"))) == 5
-    assert results(run) == results(undisturbed)
-    assert {p.name for p in run.rglob(".*")} == {".lock", ".digests.json"}
-    assert not list(run.rglob("checkpoint*")) and not list(run.rglob("*.tmp"))
 
 
 class Killed(BaseException):
@@ -164,40 +107,39 @@ sys.exit(main())
 """
 
 
-def test_ctrl_c_ends_with_130_and_the_same_command_finishes(tmp_path: Path) -> None:
-    path = tiny.write_recipe(tmp_path)
-    command = ("finetune", path, "--set", "teacher.finetune.epochs=20", "--run-dir")
-    process = tiny.python(SLOW_TRAINING, *command, tmp_path / "run")
-    work = tmp_path / "run" / ".teacher.partial" / "checkpoints"
+@pytest.fixture
+def training(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], tuple[object, ...]]]:
+    """A slow training that has saved a checkpoint, and its command."""
+    run = tmp_path / "run"
+    epochs = ("--set", "teacher.finetune.epochs=20")
+    command = ("finetune", tiny.write_recipe(tmp_path), *epochs, "--run-dir", run)
+    process = tiny.python(SLOW_TRAINING, *command)
     deadline = time.monotonic() + 60
-    while not list(work.glob("*/complete")) and process.poll() is None:
-        assert time.monotonic() < deadline
+    while not list((run / ".teacher.partial").glob("checkpoints/*/complete")):
+        assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
+    yield process, command
+    process.kill()
+    process.communicate()
+
+
+def test_of_two_at_once_the_second_is_told_and_ctrl_c_on_the_first_keeps_its_work(
+    training: tuple[subprocess.Popen[str], tuple[object, ...]], tmp_path: Path
+) -> None:
+    process, command = training
+    second = tiny.finish(tiny.start(*command))
+    said = second.mistake(str(tmp_path / "run"), f"in use by process {process.pid}", "wait for it")
+    assert "--run-dir" in said and second.out == ""
+    assert first("plan", *command[1:]).code == 0  # who only looks need not wait
+    assert process.poll() is None
     process.send_signal(signal.SIGINT)
     result = tiny.finish(process)
     assert result.code == 130, result.err
     assert result.err == "interrupted; finished work is kept, run the same command again\n"
     assert not (tmp_path / "run" / "teacher").exists()
-    again = first(*command, tmp_path / "run")
+    again = first(*command)
     assert again.code == 0, again.err
     assert "fine-tuning the teacher: resuming after step" in again.out
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_disk_that_fills_up(
-    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(code, os.strerror(code))
-
-    run = finished.copied_to(tmp_path)
-    command = ("report", finished.recipe, "--run-dir", run, "--set", "knowledge.top_k=4")
-    before = tiny.contents(run / "knowledge" / "train")
-    with monkeypatch.context() as patch:
-        patch.setattr("pyarrow.parquet.write_table", full)
-        first(*command).mistake(str(run), "no space left on the disk", "run the same command")
-    assert tiny.contents(run / "knowledge" / "train") == before
-    assert first("extract", *command[1:]).code == 0
 
 
 def test_a_bug_keeps_its_traceback(finished: Finished, tmp_path: Path) -> None:
@@ -208,36 +150,110 @@ def test_a_bug_keeps_its_traceback(finished: Finished, tmp_path: Path) -> None:
     assert "Traceback" in result.err and "ZeroDivisionError" in result.err
 
 
-# NaN.
+# The clock.
 
 
-@pytest.fixture
-def broken_teacher(finished: Finished, tmp_path: Path) -> Path:
-    """A checkpoint with NaN among its weights."""
+def test_a_clock_that_went_back_and_files_of_the_future_change_nothing(
+    finished: Finished, tmp_path: Path, work: list[str]
+) -> None:
+    run = finished.copied_to(tmp_path)
+    for number, path in enumerate(sorted(run.rglob("*"))):
+        os.utime(path, (4e9, 4e9) if number % 2 else (1e9, 1e9))
+    result = first("report", finished.recipe, "--run-dir", run)
+    assert result.code == 0 and "everything is up to date" in result.out
+    assert work == []
+
+
+def test_a_clock_that_runs_backwards_while_work_is_done(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [4e9]
+
+    def backwards() -> float:
+        now[0] -= 60.0
+        return now[0]
+
+    def backwards_ns() -> int:
+        return int(backwards() * 1e9)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", backwards)
+        patch.setattr(time, "time_ns", backwards_ns)
+        done = first("eval", finished.recipe, "--arm", "first", "--run-dir", run)
+    assert done.code == 0, done.err
+    assert results(run).items() <= results(finished.run).items()
+    for path in run.rglob("*manifest.json"):
+        assert 0 <= json.loads(path.read_text("utf-8"))["seconds"] < 1000
+    assert not re.search(r"-[0-9.]+(/s| s\b)", done.out)
+    again = first("eval", finished.recipe, "--arm", "first", "--run-dir", run)
+    assert "everything is up to date" in again.out
+
+
+# NaN and infinity.
+
+
+def spoilt_teacher(finished: Finished, folder: Path, weight: str, row: int, value: float) -> Path:
+    """Make a checkpoint in which some weights are no numbers; its output layer is its own."""
     from safetensors.torch import load_file, save_file
 
-    folder = tmp_path / "model"
     shutil.copytree(finished.run / "teacher", folder)
     weights = load_file(folder / "model.safetensors")
-    weights["model.norm.weight"][3] = float("nan")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    weights[weight][row] = value
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
-def test_nan_in_the_teacher_is_told_before_anything_learns_from_it(
-    broken_teacher: Path, finished: Finished, tmp_path: Path
+def of_checkpoint(folder: Path, finished: Finished, tmp_path: Path) -> Path:
+    return tiny.write_recipe(
+        tmp_path,
+        teacher={"model": {"family": "causal-lm", "checkpoint": str(folder)}},
+        student={"model": {"family": "causal-lm", "checkpoint": str(finished.run / "teacher")}},
+        arms={"distill": {}},
+    )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_teacher_that_is_not_finite_is_told_before_anything_learns_from_it(
+    finished: Finished, tmp_path: Path, value: float
 ) -> None:
+    folder = spoilt_teacher(finished, tmp_path / "model", "model.norm.weight", 3, value)
+    command = (of_checkpoint(folder, finished, tmp_path), "--run-dir", tmp_path / "run")
+    said = first("distill", *command).mistake("extract train", "the teacher's output is not finite")
+    assert "for 66 samples, such as 'train-" in said and "check its weights" in said
+    assert not (tmp_path / "run" / "knowledge" / "train").exists()
+    assert not (tmp_path / "run" / "students").exists()
+    first("eval", *command, "--arm", "teacher").mistake("eval known-world/teacher", "NaN")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_one_sample_among_many_that_is_not_finite_is_named(
+    finished: Finished, tmp_path: Path, value: float
+) -> None:
+    """The embedding of a token that occurs in this sample only is no number."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(finished.run / "teacher")
+    rare = tokenizer("§", add_special_tokens=False).input_ids[-1]
+    folder = spoilt_teacher(finished, tmp_path / "model", "model.embed_tokens.weight", rare, value)
+    rows = [*tiny.sums(40), {**tiny.sums(1, first=40)[0], "id": "rare", "question": "§ + §?"}]
+    tiny.write_rows(tmp_path / "data" / "train.jsonl", rows)
+    task = tiny.of_files(tmp_path / "data")
     path = tiny.write_recipe(
         tmp_path,
-        teacher={"model": {"family": "causal-lm", "checkpoint": str(broken_teacher)}},
+        train={"task": task, "validation": 0},
+        evaluate=[{"task": task, "split": "train"}],
+        teacher={"model": {"family": "causal-lm", "checkpoint": str(folder)}},
         student={"model": {"family": "causal-lm", "checkpoint": str(finished.run / "teacher")}},
         arms={"distill": {}},
     )
     command = (path, "--run-dir", tmp_path / "run")
-    first("distill", *command).mistake("extract train", "the teacher's output is not finite", "'")
-    assert not (tmp_path / "run" / "knowledge" / "train").exists()
-    assert not (tmp_path / "run" / "students").exists()
-    first("eval", *command, "--arm", "teacher").mistake("eval known-world/teacher", "NaN")
+    said = "the teacher's output is not finite for 1 samples, such as 'rare'"
+    first("extract", *command).mistake("extract train", said)
+    first("eval", *command, "--arm", "teacher").mistake("1 of 41 questions: 'rare'")
 
 
 def test_nan_in_the_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:

@@ -147,7 +147,9 @@ class Artifact:
         A disk's own error changes neither size nor time: only `Digests()` without memory finds it.
         """
         manifest = self._written()
-        return [] if manifest is None else self._damaged(manifest, digests)
+        if manifest is None:
+            return [self.manifest_path.name] if self.manifest_path.exists() else []
+        return self._damaged(manifest, digests)
 
     def _written(self) -> Manifest | None:
         try:
@@ -158,9 +160,11 @@ class Artifact:
                     f"{found['format']}, this one knows {FORMAT}); update firstcli, or choose "
                     "another --run-dir"
                 )
-            return Manifest(**found)
+            manifest = Manifest(**found)
         except (OSError, ValueError, TypeError, AttributeError):
             return None
+        # A flipped bit is damage, and not a recipe that has changed.
+        return manifest if manifest.fingerprint == fingerprint(manifest.reads) else None
 
     def _damaged(self, manifest: Manifest, digests: Digests) -> list[str]:
         root = self.path if self.is_folder else self.path.parent
@@ -179,11 +183,12 @@ class Artifact:
         shutil.rmtree(self.work, ignore_errors=True)
         for name in damaged:
             (self.path / name).unlink(missing_ok=True)
-        # First the mark: from here on the folder is unfinished work of this fingerprint.
-        write_text(self.path / _MARK, manifest.fingerprint)
-        self.manifest_path.unlink()
+        # As long as the manifest is there, `recover` takes all this back, and it is damaged again.
         os.rename(self.path, self.work)
         _sync(self.path.parent)
+        write_text(self.work / _MARK, manifest.fingerprint)
+        (self.work / "manifest.json").unlink()
+        _sync(self.work)
 
     def begin(self, fingerprint: str) -> Path:
         """Return the folder to work in, with what an interrupted run of this work left there."""
@@ -234,8 +239,8 @@ class Artifact:
             for name, path in names.items():
                 os.replace(path, self.path.parent / name)
             _sync(self.path.parent)
-            write_json(self.manifest_path, asdict(manifest))
             shutil.rmtree(self.work)
+            write_json(self.manifest_path, asdict(manifest))
         return manifest
 
     def _folders(self, paths: Iterable[Path]) -> list[Path]:
@@ -268,11 +273,14 @@ def write_json(path: Path, value: object) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it is there complete or not at all, also after a power cut."""
     partial = path.with_name(f".{path.name}.tmp")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)  # half of it, on a disk that is full
     _sync(path.parent)
 
 

@@ -7,8 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import torch
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from firstcli.encoding import Encoded, Question
 from firstcli.errors import UserError
@@ -20,6 +19,11 @@ Found = TypeVar("Found")
 def is_out_of_memory(error: Exception) -> bool:
     """Tell a lack of memory, on whatever device, from other errors."""
     return isinstance(error, MemoryError) or bool(should_reduce_batch_size(error))
+
+
+def forget() -> None:
+    """Give memory back that only dead objects hold: a trainer refers to itself in many ways."""
+    clear_device_cache(garbage_collection=True)
 
 
 class Halving:
@@ -60,8 +64,7 @@ class Halving:
 
     def _make_room(self, rows: int, tokens: int) -> None:
         self._most = min(self._most, tokens // 2)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        clear_device_cache()
         self._say(
             f"{self._what}: out of memory on a batch of {rows} samples ({tokens} tokens); "
             "it and those as large are halved"

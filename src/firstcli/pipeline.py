@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import platform
 import shutil
 import time
@@ -18,9 +19,10 @@ import yaml
 from rich.table import Table
 
 from firstcli import processes
-from firstcli.artifacts import Digests, Manifest, changes, fingerprint, locked, write_text
+from firstcli.artifacts import Manifest, changes, fingerprint, locked, write_text
 from firstcli.console import Console, duration, size
 from firstcli.errors import UserError, shortened
+from firstcli.mending import mend
 from firstcli.reads import reads_of
 from firstcli.recipe import Recipe
 from firstcli.recipe_file import load_recipe
@@ -107,7 +109,7 @@ def execute(request: Request, stage: Stage) -> dict[str, Any]:
         for unit in chain:
             unit.artifact.recover()
             if unit.stage == "extract" and unit.key not in forced:
-                _mend(run, unit, request)
+                mend(run, unit, request.recipe, repair=request.repair)
         rows = show_plan(run, chain, forced, check=True)
         if request.only:
             _require_upstream(run, request, chain, targets)
@@ -115,15 +117,12 @@ def execute(request: Request, stage: Stage) -> dict[str, Any]:
         return rows
 
     with _disk_trouble_told(run.folder), processes.together(), ExitStack() as stack:
-        processes.by_first(lambda: stack.enter_context(locked(run.folder)))
-        rows = processes.by_first(prepare)
-        try:
-            for unit in chain:
-                if not _status_for_all(run, unit, forced).current:
-                    _work(run, unit)
-        finally:
-            if processes.is_first():
-                run.digests.save()
+        if processes.by_first(lambda: _is_only_read(run, chain, request)):
+            rows = processes.by_first(lambda: show_plan(run, chain, forced, check=False))
+        else:
+            processes.by_first(lambda: stack.enter_context(locked(run.folder)))
+            rows = processes.by_first(prepare)
+            _bring_up_to_date(run, chain, forced)
         verified = _verified(run, targets, request.verify) if request.verify else {}
     if not processes.is_first():
         return {}
@@ -131,28 +130,28 @@ def execute(request: Request, stage: Stage) -> dict[str, Any]:
     return {**plan_result(run, rows), "result": result, **verified}
 
 
+def _is_only_read(run: Run, chain: Sequence[Unit], request: Request) -> bool:
+    """Say whether the run folder cannot be written and need not be, since all is up to date."""
+    if request.force or request.repair or not run.folder.exists():
+        return False
+    writable = os.access(run.folder, os.W_OK)
+    return not writable and all(status_of(run, unit).current for unit in chain)
+
+
+def _bring_up_to_date(run: Run, chain: Sequence[Unit], forced: set[str]) -> None:
+    try:
+        for unit in chain:
+            if not _status_for_all(run, unit, forced).current:
+                _work(run, unit)
+    finally:
+        if processes.is_first():
+            run.digests.save()
+
+
 def _verified(run: Run, units: Sequence[Unit], samples: int) -> dict[str, Any]:
     from firstcli.stages import verify
 
     return {"verified": {unit.key: verify.verify(run, unit, samples) for unit in units}}
-
-
-def _mend(run: Run, unit: Unit, request: Request) -> None:
-    """Let damaged shards be redone if that is asked for; knowledge is too dear to redo unasked.
-
-    Raises:
-        UserError: shards are damaged or missing, and `--repair` is not given.
-    """
-    damaged = unit.artifact.damage(Digests() if request.repair else run.digests)
-    if not damaged:
-        return
-    found = f"{unit.artifact.path}: {shortened(damaged, 3)}: damaged or missing"
-    if not request.repair:
-        raise UserError(
-            f"{found}; `first extract {request.recipe} --repair` redoes just that, --force all"
-        )
-    run.console.say(f"{found}; to be redone")
-    unit.artifact.reopen(damaged)
 
 
 def _status_for_all(run: Run, unit: Unit, forced: set[str]) -> Status:
@@ -376,4 +375,5 @@ def _summary_line(manifest: Manifest) -> str:
 def _versions() -> dict[str, str]:
     names = ("firstcli", "torch", "transformers", "tokenizers", "pyarrow")
     found = {"python": platform.python_version(), **{name: version(name) for name in names}}
-    return found | ({"processes": str(processes.count())} if processes.count() > 1 else {})
+    found |= {"processes": str(processes.count())} if processes.count() > 1 else {}
+    return dict(sorted(found.items()))  # as a manifest that was read has them

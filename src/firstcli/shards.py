@@ -174,6 +174,15 @@ def read_shard(path: Path) -> Shard:
     return Shard(facts, ids, counts, TopK(token_ids, *codec.decode(steps, _grid(facts))))
 
 
+def is_sound(path: Path) -> bool:
+    """Say whether a shard can be read and all its checksums fit."""
+    try:
+        read_shard(path)
+    except UserError:
+        return False
+    return True
+
+
 def _check_version(path: Path, facts: Mapping[str, Any]) -> None:
     if facts["version"] > VERSION:
         raise UserError(

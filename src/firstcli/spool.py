@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from firstcli.errors import UserError
+
 
 class Spool:
     """Write bytes once, in order; then read any part, in any order."""
@@ -22,6 +24,7 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         """Open a file without a name in `folder`, or among the system's where that cannot be."""
         place = folder if os.access(folder, os.W_OK) else None
+        self._place = place or Path(tempfile.gettempdir())
         self._file = tempfile.TemporaryFile(dir=place)  # noqa: SIM115
         self._complete = False
         self.size = 0
@@ -32,13 +35,19 @@ class Spool:
         if self._complete:
             raise RuntimeError("a spool that was read from takes no more")
         content = data if isinstance(data, bytes) else np.ascontiguousarray(data).data
-        self._file.write(content)
+        try:
+            self._file.write(content)
+        except OSError as error:
+            raise self._trouble(error) from error
         self.size += len(data) if isinstance(data, bytes) else data.nbytes
 
     def read(self, start: int, end: int) -> bytes:
         """Return the bytes from `start` to `end`."""
         if not self._complete:
-            self._file.flush()
+            try:
+                self._file.flush()
+            except OSError as error:
+                raise self._trouble(error) from error
             self._complete = True
         return os.pread(self._file.fileno(), end - start, start)
 
@@ -46,3 +55,9 @@ class Spool:
         """Return items `start` to `end` of a spool that holds items of one type only."""
         size = np.dtype(dtype).itemsize
         return np.frombuffer(self.read(start * size, end * size), dtype)
+
+    def _trouble(self, error: OSError) -> UserError:
+        return UserError(
+            f"{self._place}: temporary data cannot be written there ({error.strerror}); make room "
+            "and run the same command again"
+        )

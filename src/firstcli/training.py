@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from firstcli import fused, heads, processes, sampling
+from firstcli.artifacts import write_text
 from firstcli.batches import Collate, Rows, Teacher
 from firstcli.console import Advance, Console
 from firstcli.encoding import Encoded
@@ -162,7 +163,7 @@ class PositionTrainer(Trainer):
         if self.args.should_save:
             last = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
             os.sync()
-            (last / MARK).touch()
+            write_text(last / MARK, "")  # on the disk, before what came before it is deleted
             for folder in last.parent.glob("checkpoint-*"):
                 if folder != last:
                     shutil.rmtree(folder)
@@ -287,7 +288,8 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def write_log(path: Path, log: Sequence[dict[str, float]]) -> None:
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in log), "utf-8")
+    lines = (json.dumps(entry, sort_keys=True) for entry in log)  # as a resumed run has them
+    path.write_text("".join(line + "\n" for line in lines), "utf-8")
 
 
 def _printer() -> type[TrainerCallback]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from firstcli import models, processes, training, training_arguments
 from firstcli.artifacts import CHECKPOINTS
 from firstcli.console import size
-from firstcli.out_of_memory import is_out_of_memory
+from firstcli.errors import UserError
+from firstcli.out_of_memory import forget, is_out_of_memory
 from firstcli.recipe import Training
 from firstcli.run import Role, Run
 from firstcli.stages import inputs
@@ -66,12 +67,20 @@ def train(
             outcome = training.train(model, rows, lessons, objective, args, run.console, what)
             break
         except (RuntimeError, MemoryError) as error:
-            # One of several processes cannot halve its share alone: the others wait for it.
-            if micro == 1 or processes.count() > 1 or not is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
-        run.console.warn(
-            f"{what}: out of memory on {micro} samples at a time; going on with {_half(micro)}"
-        )
+            found = f"out of memory on {micro} samples at a time"
+            if micro == 1:
+                raise UserError(
+                    f"{found}; free memory, set trainer.gradient_checkpointing: true, or leave "
+                    "out long samples"
+                ) from error
+            if processes.count() > 1:  # one of several cannot halve its share alone
+                raise UserError(f"{found}; set micro_batch_size: {_half(micro)}") from error
+        # Out here the error is gone, and with it its hold on the trainer's tensors.
+        del model
+        forget()
+        run.console.warn(f"{what}: {found}; going on with {_half(micro)}")
         settings = settings.model_copy(update={"micro_batch_size": _half(micro)})
     if processes.is_first():
         model.save_pretrained(folder, state_dict=outcome.weights)
