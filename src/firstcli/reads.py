@@ -17,6 +17,7 @@ FORMATS: dict[Stage, int] = dict.fromkeys(STAGES, 1) | {
     "finetune": 2,  # batches of like length
     "extract": 2,
     "distill": 2,
+    "eval": 2,  # read off in the output layer's place: other last digits
 }
 """Raise a stage's number when the same inputs give another result than before."""
 
