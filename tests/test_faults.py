@@ -39,14 +39,14 @@ def die(*_: object, **__: object) -> Any:
 def test_training_that_ended_is_not_trained_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: float
 ) -> None:
-    """Die after the last checkpoint, before the model is saved."""
-    from firstcli.stages import finetune
+    """Die after the last checkpoint, before the saved model is complete."""
+    from firstcli import training
 
     path = tiny.write_recipe(tmp_path)
     command = ("finetune", path, "--set", f"teacher.finetune.epochs={epochs}", "--run-dir")
     assert first(*command, tmp_path / "undisturbed").code == 0
     with monkeypatch.context() as patch:
-        patch.setattr(finetune, "save", die)
+        patch.setattr(training, "write_log", die)
         with pytest.raises(Killed):
             first(*command, tmp_path / "run")
     again = first(*command, tmp_path / "run")
