@@ -1,0 +1,110 @@
+# ruff: noqa: TID253
+"""The objective alone, forward and backward, against the same computed from dense logits.
+
+    python benchmarks/objective.py [--repeats 5]
+
+N = 1024 positions, d = 512, V = 64k, top 5 with tail. Memory is the rise of the resident peak of a
+fresh process over its hidden states, weight and targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import measure
+from firstcli import fused, heads
+from measure import Report, Row
+
+N, D, V, K = 1024, 512, 64_000, 5
+CHUNKS = [4, 16, 64, 256]  # MiB of logits in flight
+
+Objective = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def fused_loss(hidden: Tensor, weight: Tensor, ids: Tensor, taught: Tensor, tail: Tensor) -> Tensor:
+    """Compute it as training does."""
+    return fused.topk_tail(heads.Layer(hidden, weight, None), ids, taught, tail).loss
+
+
+def dense_loss(hidden: Tensor, weight: Tensor, ids: Tensor, taught: Tensor, tail: Tensor) -> Tensor:
+    """Compute the part that any dense implementation has: log_softmax and gather."""
+    log_q = torch.log_softmax(hidden @ weight.T, -1).gather(-1, ids)
+    return -(taught * log_q).sum()
+
+
+OBJECTIVES: dict[str, Objective] = {"fused": fused_loss, "dense": dense_loss}
+
+
+def make(objective: str, chunk: int | None = None) -> Callable[[], None]:
+    """Return forward and backward of one objective on random tensors."""
+    measure.limit_threads()
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(N, D, generator=generator, requires_grad=True)
+    weight = (torch.randn(V, D, generator=generator) / D**0.5).requires_grad_()
+    ids = torch.rand(N, V // 8, generator=generator).topk(K).indices
+    p = torch.softmax(torch.randn(N, K + 1, generator=generator), -1)
+
+    def work() -> None:
+        heads.CHUNK_BYTES["cpu"] = chunk or default
+        hidden.grad = weight.grad = None
+        OBJECTIVES[objective](hidden, weight, ids, p[:, :K], p[:, K]).backward()  # type: ignore[no-untyped-call]
+        heads.CHUNK_BYTES["cpu"] = default
+
+    default = heads.CHUNK_BYTES["cpu"]
+    return work
+
+
+def peak(objective: str, chunk: int | None = None) -> float:
+    """Measure the MB that one computation takes."""
+    return measure.peak_of(make(objective, chunk))
+
+
+def report(repeats: int) -> Report:
+    """Measure time in turns, memory in fresh processes, and the chunk size's effect."""
+    chunked = {f"{chunk}": measure.clocked(make("fused", chunk << 20)) for chunk in CHUNKS}
+    contenders = {name: measure.clocked(make(name)) for name in OBJECTIVES} | chunked
+    times = measure.in_turns(contenders, repeats)
+    peaks = {name: [measure.in_child(peak, name) for _ in range(3)] for name in OBJECTIVES}
+    what, against = f"objective, N = {N}, d = {D}, V = 64k", "dense logits, log_softmax, gather"
+    chunks = [
+        [
+            str(chunk),
+            str(max(1, (chunk << 20) // (4 * V))),
+            f"{_median(measure.ratios(times[str(chunk)], times['dense'])):.3g}",
+            f"{measure.in_child(peak, 'fused', chunk << 20):.0f}",
+        ]
+        for chunk in CHUNKS
+    ]
+    return Report(
+        [
+            Row(
+                f"{what}: time",
+                against,
+                measure.ratios(times["fused"], times["dense"]),
+                1.05,
+                figures=f"{_median(times['fused']):.2f} and {_median(times['dense']):.2f} s",
+            ),
+            Row(
+                f"{what}: memory",
+                against,
+                measure.ratios(peaks["fused"], peaks["dense"]),
+                0.38,
+                figures=f"{_median(peaks['fused']):.0f} and {_median(peaks['dense']):.0f} MB",
+            ),
+        ],
+        [
+            "The objective by chunk size:",
+            measure.table(["MiB of logits", "rows", "time to dense", "extra MB"], chunks),
+        ],
+    )
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+if __name__ == "__main__":
+    measure.alone(report, __doc__)
