@@ -76,11 +76,11 @@ def waiting(folder: Path, repeats: int) -> Row:
     )
 
 
-def alpaca_like(count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def alpaca_like(count: int) -> sampling.Lengths:
     """Draw lengths: prompts of 60 to 140 tokens, log-normal responses of ~50, 512 at most."""
     draw = np.random.default_rng(0)
     response = draw.lognormal(np.log(50), 0.9, count).astype(np.int64) + 2
-    return np.minimum(draw.integers(60, 141, count) + response, 512)
+    return np.asarray(np.minimum(draw.integers(60, 141, count) + response, 512))
 
 
 def padding() -> Row:
@@ -91,7 +91,8 @@ def padding() -> Row:
         for seed in range(5)
     ]
     order = np.random.default_rng(0).permutation(len(lengths))
-    by_chance = sampling.padding_share(lengths, np.split(order, len(order) // 32))
+    random_batches = order.reshape(-1, 32).tolist()
+    by_chance = sampling.padding_share(lengths, random_batches)
     return Row(
         "padding, Alpaca-like lengths, batches of 64 as 32 + 32",
         "all tokens computed on",

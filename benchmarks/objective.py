@@ -50,7 +50,7 @@ def make(objective: str, chunk: int | None = None) -> Callable[[], None]:
     def work() -> None:
         heads.CHUNK_BYTES["cpu"] = chunk or default
         hidden.grad = weight.grad = None
-        OBJECTIVES[objective](hidden, weight, ids, p[:, :K], p[:, K]).backward()  # type: ignore[no-untyped-call]
+        OBJECTIVES[objective](hidden, weight, ids, p[:, :K], p[:, K]).backward()
         heads.CHUNK_BYTES["cpu"] = default
 
     default = heads.CHUNK_BYTES["cpu"]

@@ -41,7 +41,8 @@ class Model:
             num_attention_heads=self.hidden // 64,
             max_position_embeddings=512,
         )
-        return LlamaForCausalLM(config).eval()
+        model: PreTrainedModel = LlamaForCausalLM(config).eval()
+        return model
 
 
 SMALL = Model("V = 32k, d = 256", 32_000, 256)

@@ -132,7 +132,7 @@ def plain(
         trainer = trainer_class(
             model=model,
             args=args,
-            train_dataset=order,  # type: ignore[arg-type]  # anything with a length and items
+            train_dataset=order,
             data_collator=partial(labelled, rows, stored),
             callbacks=[ends],
         )
