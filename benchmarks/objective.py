@@ -19,7 +19,7 @@ from firstcli import fused, heads
 from measure import Report, Row
 
 N, D, V, K = 1024, 512, 64_000, 5
-CHUNKS = [4, 16, 64, 256]  # MiB of logits in flight
+CHUNKS = [16, 64, 128, 256]  # MiB of logits in flight
 
 Objective = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from firstcli import models
 
-CHUNK_BYTES = {"cpu": 64 * 2**20}
+CHUNK_BYTES = {"cpu": 128 * 2**20}
 """Bytes of float32 logits in flight, by kind of device: fewer rows make slower products."""
 
 CHUNK_BYTES_ELSEWHERE = 256 * 2**20
