@@ -2,7 +2,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint fix bench clean
+.PHONY: demo test lint fix bench overhead clean
 
 demo: $(VENV)/.installed  ## install, run the quick start, show its table
 	$(BIN)/first distill recipes/quickstart.yaml
@@ -16,7 +16,10 @@ lint: $(VENV)/.installed-dev  ## what CI checks besides the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed  ## the pipeline against a bare loop, as whole processes in turns
+bench: $(VENV)/.installed  ## speed and memory against goals, as a table; needs the machine for itself
+	$(BIN)/python benchmarks/bench.py
+
+overhead: $(VENV)/.installed  ## the pipeline against a bare loop, as whole processes in turns
 	$(BIN)/python benchmarks/overhead.py recipes/quickstart.yaml
 
 fix: $(VENV)/.installed-dev  ## format, and mend what ruff can mend

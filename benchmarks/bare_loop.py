@@ -3,7 +3,7 @@
 
     python benchmarks/bare_loop.py recipes/quickstart.yaml
 
-It trains on the same token batches (firstcli's encoding, the Trainer's order) and does only what
+It trains on the same token batches (firstcli's encoding, firstcli's order) and does only what
 the arithmetic needs: no artifacts, no checkpoints, no manifests, no checks. It takes the family
 `scratch` and the arms of Table 1.
 """
@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader
 
-from firstcli import metrics, models, objectives, teaching
+from firstcli import metrics, models, objectives, sampling, teaching
 from firstcli.batches import Collate, Rows, Teacher
 from firstcli.encoding import Encoded
 from firstcli.knowledge import TopK
@@ -32,6 +32,7 @@ from firstcli.recipe import Arm, Training, recalibrator_of, training_of
 from firstcli.run import Run
 from firstcli.stages import inputs
 from firstcli.teaching import Taught
+from firstcli.token_rows import lengths_of
 
 
 def logits_of(model: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -46,12 +47,9 @@ def fit(
 ) -> None:
     """Train in place: AdamW, cosine with 3 % warm-up, gradients clipped at 1 like the Trainer."""
     torch.manual_seed(seed)
-    loader = DataLoader(
-        Rows(len(rows)),
-        batch_size=settings.batch_size,
-        sampler=RandomSampler(Rows(len(rows))),
-        collate_fn=Collate(rows, taught),
-    )
+    size = settings.batch_size
+    batches = sampling.MicroBatches(lengths_of(rows), size, size, processes=1, rank=0, seed=seed)
+    loader = DataLoader(Rows(len(rows)), batch_sampler=batches, collate_fn=Collate(rows, taught))
     steps = math.ceil(len(loader) * settings.epochs)
     warm = math.ceil(0.03 * steps)
     optimizer = torch.optim.AdamW(
@@ -68,6 +66,7 @@ def fit(
     model.train()
     done = 0
     while done < steps:
+        batches.set_epoch(done // len(loader))
         for batch in loader:
             logits = logits_of(model, batch)
             if taught is None:

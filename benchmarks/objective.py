@@ -1,143 +1,111 @@
 # ruff: noqa: TID253
-"""What the output layer costs: the fused objective and extraction, against the plain ways.
+"""The objective alone, forward and backward, against the same computed from dense logits.
 
-    python benchmarks/objective.py objective [--repeat 5] [--threads 2]
-    python benchmarks/objective.py extraction [--vocabulary 32000] [--layers 4] [--repeat 5]
+    python benchmarks/objective.py [--repeats 5]
 
-Times are taken in turns, memory in processes of its own: the peak above what was there before.
-With one thread the processor's time is taken instead of the clock's, which a busy machine disturbs.
+N = 1024 positions, d = 512, V = 64k, top 5 with tail. Memory is the rise of the resident peak of a
+fresh process over its hidden states, weight and targets.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from firstcli import fused, heads, objectives
+import measure
+from firstcli import fused, heads
+from measure import Report, Row
 
-N, D, V, K = 1024, 512, 65536, 5
-ROWS = (64, 128, 256, 512)
-Work = Callable[[], Any]
+N, D, V, K = 1024, 512, 64_000, 5
+CHUNKS = [64, 128, 256, 512]  # rows of logits in flight
+
+Objective = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-def objective_works() -> dict[str, Work]:
-    """Return each way to compute an objective's loss and gradients, on the same tensors."""
-    torch.manual_seed(0)
-    hidden = torch.randn(N, D, requires_grad=True)
-    weight = torch.randn(V, D).mul_(0.05).requires_grad_()
-    token_ids = torch.randint(0, V // K, (N, K)) * K + torch.arange(K)
-    taught = torch.rand(N, K)
-    taught *= 0.9 / taught.sum(-1, keepdim=True)
-    tail = torch.full((N,), 0.1)
+def fused_loss(hidden: Tensor, weight: Tensor, ids: Tensor, taught: Tensor, tail: Tensor) -> Tensor:
+    """Compute it as training does."""
+    return fused.topk_tail(heads.Layer(hidden, weight, None), ids, taught, tail).loss
 
-    def backward(loss: Tensor) -> None:
+
+def dense_loss(hidden: Tensor, weight: Tensor, ids: Tensor, taught: Tensor, tail: Tensor) -> Tensor:
+    """Compute the part that any dense implementation has: log_softmax and gather."""
+    log_q = torch.log_softmax(hidden @ weight.T, -1).gather(-1, ids)
+    return -(taught * log_q).sum()
+
+
+OBJECTIVES: dict[str, Objective] = {"fused": fused_loss, "dense": dense_loss}
+
+
+def make(objective: str, chunk: int | None = None) -> Callable[[], None]:
+    """Return forward and backward of one objective on random tensors."""
+    measure.limit_threads()
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(N, D, generator=generator, requires_grad=True)
+    weight = (torch.randn(V, D, generator=generator) / D**0.5).requires_grad_()
+    ids = torch.rand(N, V // 8, generator=generator).topk(K).indices
+    p = torch.softmax(torch.randn(N, K + 1, generator=generator), -1)
+
+    default = fused.ROWS["cpu"]
+
+    def work() -> None:
+        fused.ROWS["cpu"] = chunk or default
         hidden.grad = weight.grad = None
-        (loss / N).backward()
+        OBJECTIVES[objective](hidden, weight, ids, p[:, :K], p[:, K]).backward()
+        fused.ROWS["cpu"] = default
 
-    def dense() -> None:
-        log_q = torch.log_softmax(hidden @ weight.T, -1)
-        backward(-(taught * log_q.gather(-1, token_ids)).sum())
-
-    def fused_topk_tail(rows: int) -> None:
-        fused.ROWS["cpu"] = rows
-        backward(fused.topk_tail(heads.Layer(hidden, weight, None), token_ids, taught, tail).loss)
-
-    return {
-        "dense log_softmax + gather": dense,
-        "plain topk-tail": lambda: backward(
-            objectives.topk_tail(hidden @ weight.T, token_ids, taught, tail).sum()
-        ),
-        **{f"fused topk-tail, {n} rows": partial(fused_topk_tail, n) for n in ROWS},
-    }
+    return work
 
 
-def extraction_works(vocabulary: int, layers: int) -> dict[str, Work]:
-    """Return the bare forward pass of 16 texts of 250 tokens, 150 supervised, and extraction."""
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=D,
-        intermediate_size=1376,
-        num_hidden_layers=layers,
-        num_attention_heads=8,
+def peak(objective: str, chunk: int | None = None) -> float:
+    """Measure the MB that one computation takes."""
+    return measure.peak_of(make(objective, chunk))
+
+
+def report(repeats: int) -> Report:
+    """Measure time in turns, memory in fresh processes, and the chunk size's effect."""
+    chunked = {f"{chunk}": measure.clocked(make("fused", chunk)) for chunk in CHUNKS}
+    contenders = {name: measure.clocked(make(name)) for name in OBJECTIVES} | chunked
+    times = measure.in_turns(contenders, repeats)
+    peaks = {name: [measure.in_child(peak, name) for _ in range(3)] for name in OBJECTIVES}
+    what, against = f"objective, N = {N}, d = {D}, V = 64k", "dense logits, log_softmax, gather"
+    chunks = [
+        [
+            str(chunk),
+            f"{chunk * 4 * V / 2**20:.0f}",
+            f"{_median(measure.ratios(times[str(chunk)], times['dense'])):.3g}",
+            f"{measure.in_child(peak, 'fused', chunk):.0f}",
+        ]
+        for chunk in CHUNKS
+    ]
+    return Report(
+        [
+            Row(
+                f"{what}: time",
+                against,
+                measure.ratios(times["fused"], times["dense"]),
+                1.05,
+                figures=f"{_median(times['fused']):.2f} and {_median(times['dense']):.2f} s",
+            ),
+            Row(
+                f"{what}: memory",
+                against,
+                measure.ratios(peaks["fused"], peaks["dense"]),
+                0.38,
+                figures=f"{_median(peaks['fused']):.0f} and {_median(peaks['dense']):.0f} MB",
+            ),
+        ],
+        [
+            "The objective by chunk size:",
+            measure.table(["rows", "MiB of logits", "time to dense", "extra MB"], chunks),
+        ],
     )
-    model: Any = LlamaForCausalLM(config).eval()
-    reader = heads.Reader(model)
-    ids = torch.randint(0, vocabulary, (16, 250), generator=torch.Generator().manual_seed(0))
-    mask = torch.ones_like(ids)
-    rows, columns = torch.arange(16).repeat_interleave(150), torch.arange(99, 249).repeat(16)
-
-    def bare() -> Tensor:
-        logits: Tensor = model.lm_head(model.model(ids, attention_mask=mask)[0][rows, columns])
-        return logits
-
-    def extraction(at_once: int) -> Tensor:
-        heads.READ_ROWS = at_once
-        return reader(ids, mask, rows, columns, lambda scores: heads.top_k(scores, K, vocabulary))
-
-    works: dict[str, Work] = {f"extraction, {n} rows": partial(extraction, n) for n in ROWS}
-    return {"bare forward": bare, **works}
 
 
-def seconds(works: dict[str, Work], repeat: int, clock: Callable[[], float]) -> None:
-    """Print medians, spread and the ratio to the first, taken in turns after one warm-up."""
-    found: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(repeat + 1):
-        for name, work in works.items():
-            began = clock()
-            work()
-            found[name].append(clock() - began)
-    base = statistics.median(next(iter(found.values()))[1:])
-    for name, (_, *times) in found.items():
-        median = statistics.median(times)
-        print(
-            f"| {name} | {median:.2f} s | {min(times):.2f}-{max(times):.2f} | {median / base:.2f} |"
-        )
-
-
-def status(field: str) -> int:
-    """Read bytes off what Linux knows of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
-def main() -> None:
-    """Print a Markdown table of times, and for the objective one of memory."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["objective", "extraction"])
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--vocabulary", type=int, default=32000)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--memory", help=argparse.SUPPRESS)  # one way, in this process
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    clock = time.process_time if chosen.threads == 1 else time.perf_counter
-    if chosen.what == "extraction":
-        with torch.inference_mode():
-            seconds(extraction_works(chosen.vocabulary, chosen.layers), chosen.repeat, clock)
-        return
-    works = objective_works()
-    if chosen.memory:
-        before = status("VmRSS")
-        works[chosen.memory]()
-        print(f"| {chosen.memory} | {(status('VmHWM') - before) / 1e6:.0f} MB |")
-        return
-    seconds(works, chosen.repeat, clock)
-    for name in works:
-        command = [sys.executable, __file__, "objective", "--memory", name]
-        subprocess.run(command, check=True)
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
 
 
 if __name__ == "__main__":
-    main()
+    measure.alone(report, __doc__)

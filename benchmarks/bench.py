@@ -1,0 +1,69 @@
+# ruff: noqa: TID253
+"""All benchmarks against goals, as one Markdown table.
+
+    python benchmarks/bench.py [--repeats 5] [--only TOPIC ...] [--out FILE]
+
+Have the machine for yourself: what is compared runs in turns, but the threads of two processes on
+too few cores wait for each other, which is no property of either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+import torch
+import transformers
+
+import measure
+from measure import Report
+
+TOPICS = ("extraction", "objective", "steps", "questions", "startup", "data")
+
+
+def run(topic: str, repeats: int) -> Report:
+    """Measure one topic."""
+    measure.limit_threads()
+    report: Report = importlib.import_module(topic).report(repeats)
+    return report
+
+
+def machine() -> str:
+    """Say what the figures were measured on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return (
+        f"{os.cpu_count()} cores ({names[0] if names else platform.processor()}), "
+        f"{measure.THREADS} threads, Python {platform.python_version()}, torch "
+        f"{torch.__version__}, transformers {transformers.__version__}, float32."
+    )
+
+
+def main() -> None:
+    """Run the topics, each in a fresh process, and print or write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=measure.REPEATS)
+    parser.add_argument("--only", nargs="+", choices=TOPICS, default=TOPICS)
+    parser.add_argument("--out", type=Path, help="write the table there, too")
+    chosen = parser.parse_args()
+    whole = Report()
+    for topic in chosen.only:
+        began = time.perf_counter()
+        found = measure.in_child(run, topic, chosen.repeats)
+        print(f"{topic}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+        whole.rows.extend(found.rows)
+        whole.notes.extend(found.notes)
+    text = f"{machine()}\n\n{measure.show(whole)}\n"
+    print(text)
+    if chosen.out:
+        chosen.out.write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    main()

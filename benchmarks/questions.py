@@ -1,0 +1,81 @@
+# ruff: noqa: TID253
+"""Evaluation of multiple-choice questions against one bare forward pass of their prompts.
+
+    python benchmarks/questions.py [--repeats 5]
+
+The bare forward pass sees the same batches, already padded, and makes the logits of each prompt's
+last token only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import measure
+import shapes
+from firstcli import heads, models
+from firstcli.encoding import Question
+from firstcli.stages import evaluate
+from measure import Report, Row
+
+SAMPLES = 256
+CANDIDATES = 5
+
+
+@torch.inference_mode()
+def ask(reader: heads.Reader, questions: Sequence[Question]) -> None:
+    """Do what `stages.evaluate` does."""
+    lengths = [len(one.input_ids) for one in questions]
+    for batch in models.batches(lengths, evaluate.BATCH_TOKENS):
+        evaluate.candidate_log_probs(reader, [questions[i] for i in batch])
+
+
+@torch.inference_mode()
+def forward(model: Any, batches: Sequence[tuple[models.Padded, Tensor]]) -> None:
+    """Run the trunk, and the output layer on the last tokens."""
+    for padded, last in batches:
+        hidden = model.model(padded.input_ids, attention_mask=padded.attention_mask)[0]
+        model.lm_head(hidden[torch.arange(len(last)), last])
+
+
+def compare(shape: shapes.Model, repeats: int) -> Row:
+    """Measure one model."""
+    model = shape.make()
+    prompts = [
+        row.input_ids[: row.start] for row in shapes.QUESTION.rows(SAMPLES, shape.vocabulary)
+    ]
+    candidates = tuple(range(0, CANDIDATES * 100, 100))
+    questions = [Question(str(i), ids, candidates, 0, None) for i, ids in enumerate(prompts)]
+    batches = []
+    for batch in models.batches([len(ids) for ids in prompts], evaluate.BATCH_TOKENS):
+        chosen = [prompts[i] for i in batch]
+        batches.append((models.pad(chosen), torch.tensor([len(ids) - 1 for ids in chosen])))
+    reader = heads.Reader(model)
+    times = measure.in_turns(
+        {
+            "first": measure.clocked(lambda: ask(reader, questions)),
+            "bare": measure.clocked(lambda: forward(model, batches)),
+        },
+        repeats,
+    )
+    each = [f"{1e3 * sorted(found)[len(found) // 2] / SAMPLES:.3g}" for found in times.values()]
+    return Row(
+        f"eval of {CANDIDATES}-way questions, {shape.name}",
+        "bare forward pass of the prompts",
+        measure.ratios(times["first"], times["bare"]),
+        1.1,
+        figures=" and ".join(each) + " ms a question",
+    )
+
+
+def report(repeats: int) -> Report:
+    """Measure both models."""
+    return Report([compare(shape, repeats) for shape in shapes.MODELS])
+
+
+if __name__ == "__main__":
+    measure.alone(report, __doc__)

@@ -1,0 +1,114 @@
+# ruff: noqa: TID253
+"""What the benchmarks run on: models with random weights, and samples of random tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from firstcli import knowledge
+from firstcli.encoding import Encoded
+from firstcli.knowledge import Knowledge, TopK
+from firstcli.recipe import Arm, recalibrator_of
+from firstcli.teaching import Lessons
+
+TOP_K = 5
+FACTS = {"top_k": TOP_K, "precision": "standard"}
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The shape of a Llama."""
+
+    name: str
+    vocabulary: int
+    hidden: int
+    layers: int = 4
+
+    def make(self) -> PreTrainedModel:
+        """Draw one."""
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=self.vocabulary,
+            hidden_size=self.hidden,
+            intermediate_size=11 * self.hidden // 4,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.hidden // 64,
+            max_position_embeddings=512,
+        )
+        model: PreTrainedModel = LlamaForCausalLM(config).eval()
+        return model
+
+
+SMALL = Model("V = 32k, d = 256", 32_000, 256)
+LARGE = Model("V = 128k, d = 512", 128_000, 512)
+MODELS = (SMALL, LARGE)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """How long samples are: a prompt and a response, each of some length between two."""
+
+    name: str
+    prompt: tuple[int, int]
+    response: tuple[int, int]
+
+    def rows(self, count: int, vocabulary: int) -> list[Encoded]:
+        """Draw samples; all models know the same lengths."""
+        lengths, draw = np.random.default_rng(0), np.random.default_rng(1)
+        rows = []
+        for number in range(count):
+            start = int(lengths.integers(self.prompt[0], self.prompt[1] + 1))
+            supervised = int(lengths.integers(self.response[0], self.response[1] + 1))
+            ids = draw.integers(0, vocabulary, start + supervised, dtype=np.int32)
+            rows.append(Encoded(f"s{number}", ids, start, None))
+        return rows
+
+
+QUESTION = Text("questions", (50, 70), (3, 3))
+INSTRUCTION = Text("instructions", (60, 140), (90, 210))
+TEXTS = (QUESTION, INSTRUCTION)
+
+
+def positions(rows: Sequence[Encoded]) -> int:
+    return sum(len(row.targets) for row in rows)
+
+
+def teachings(rows: Sequence[Encoded], vocabulary: int) -> list[TopK]:
+    """Draw a made-up teacher's top k."""
+    draw = np.random.default_rng(2)
+    found = []
+    for row in rows:
+        count = len(row.targets)
+        p = -np.sort(-draw.dirichlet(np.ones(TOP_K + 1), count)[:, :TOP_K], axis=1)
+        ids = np.argsort(draw.random((count, 64)), axis=1)[:, :TOP_K] * (vocabulary // 64)
+        log_tail = np.log1p(-p.sum(axis=1))
+        found.append(
+            TopK(ids.astype(np.int32), np.log(p).astype(np.float32), log_tail.astype(np.float32))
+        )
+    return found
+
+
+def write_store(folder: Path, rows: Sequence[Encoded], known: Sequence[TopK], size: int) -> None:
+    """Write knowledge in shards of `size` samples."""
+    starts = range(0, len(rows), size)
+    for index, first in enumerate(starts):
+        knowledge.write_shard(
+            knowledge.shard_path(folder, index),
+            rows[first : first + size],
+            known[first : first + size],
+            {**FACTS, "shards": len(starts)},
+        )
+
+
+def lessons(folder: Path, rows: Sequence[Encoded]) -> Lessons:
+    """Read a store as a student with a recalibrator does."""
+    arm = Arm.model_validate(
+        {"recalibrator": {"name": "temperature-scaling", "options": {"temperature": 0.5}}}
+    )
+    return Lessons(arm, recalibrator_of(arm), Knowledge(folder), rows)

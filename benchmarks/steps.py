@@ -1,0 +1,276 @@
+# ruff: noqa: TID253
+"""A distillation step against a plain Trainer's, with hard labels and with dense teacher logits.
+
+    python benchmarks/steps.py [--repeats 5]
+
+All train the same model on the same samples in the same batches, padded alike, with the same
+TrainingArguments: firstcli through `training.train` with lessons from a store on disk, the others
+through `transformers.Trainer`. A step is the time from the end of one to the end of the next; the
+first is left out. Memory is the rise of the resident peak of a fresh process over its loaded
+models, so that a live teacher's weights don't count.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+import measure
+import shapes
+from firstcli import models, sampling, training, training_arguments
+from firstcli.console import Advance, Console
+from firstcli.encoding import Encoded
+from firstcli.recipe import Training
+from measure import Report, Row
+from shapes import INSTRUCTION, LARGE, QUESTION
+
+STEPS = 4
+BATCH = {"questions": 16, "instructions": 4}
+
+HARD, STORED, LIVE = "hard labels, Trainer", "stored dense logits", "live dense teacher"
+
+
+class Clock(Console):
+    """A console on which the end of each step is noted instead of shown."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.ends: list[float] = []
+
+    @contextmanager
+    def progress(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+        """Note the time whenever progress is made."""
+        yield lambda _: self.ends.append(time.perf_counter())
+
+
+class Ends(TrainerCallback):
+    """The same for a plain Trainer."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.ends.append(time.perf_counter())
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A model, a kind of text, and what trains on them."""
+
+    model: shapes.Model
+    text: shapes.Text
+
+    @property
+    def name(self) -> str:
+        return f"{self.model.name}, {self.text.name}"
+
+    @property
+    def batch(self) -> int:
+        return BATCH[self.text.name]
+
+    def rows(self) -> list[Encoded]:
+        return self.text.rows(STEPS * self.batch, self.model.vocabulary)
+
+    def arguments(self, folder: Path) -> TrainingArguments:
+        settings = Training(batch_size=self.batch, epochs=1, learning_rate=1e-5)
+        trainer = {"save_strategy": "no", "logging_steps": 1000}
+        device = torch.device("cpu")
+        return training_arguments.arguments(folder / "run", settings, trainer, 0, device)
+
+
+Prepared = Callable[[], list[float]]
+"""Trains and returns when each step ended."""
+
+
+def distillation(setting: Setting, model: PreTrainedModel, folder: Path) -> Prepared:
+    """Prepare firstcli's training."""
+    rows = setting.rows()
+    store = folder / "knowledge"
+    store.mkdir(exist_ok=True)
+    known = shapes.teachings(rows, setting.model.vocabulary)
+    shapes.write_store(store, rows, known, len(rows))
+    lessons = shapes.lessons(store, rows)
+
+    def work() -> list[float]:
+        clock = Clock()
+        args = setting.arguments(folder)
+        training.train(model, rows, lessons, "topk-tail", args, clock, "benchmark")
+        return clock.ends
+
+    return work
+
+
+def plain(
+    setting: Setting,
+    model: PreTrainedModel,
+    folder: Path,
+    trainer_class: type[Trainer] = Trainer,
+    stored: Sequence[np.ndarray[Any, Any]] = (),
+) -> Prepared:
+    """Prepare a Trainer on the batches that firstcli makes."""
+    rows = setting.rows()
+    lengths = [len(row.input_ids) for row in rows]
+    parts = sampling.MicroBatches(lengths, setting.batch, setting.batch, 1, 0, seed=0)
+    order = [index for part in parts for index in part]
+
+    def work() -> list[float]:
+        args = setting.arguments(folder)
+        args.train_sampling_strategy = "sequential"
+        ends = Ends()
+        trainer = trainer_class(
+            model=model,
+            args=args,
+            train_dataset=order,
+            data_collator=partial(labelled, rows, stored),
+            callbacks=[ends],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        return ends.ends
+
+    return work
+
+
+def labelled(
+    rows: Sequence[Encoded], stored: Sequence[np.ndarray[Any, Any]], indices: Sequence[int]
+) -> dict[str, Tensor]:
+    """Collate as a plain Trainer likes it: labels that are -100 on prompt and padding."""
+    chosen = [rows[i] for i in indices]
+    padded = models.pad([row.input_ids for row in chosen])
+    labels = torch.full_like(padded.input_ids, -100)
+    for label, row in zip(labels, chosen, strict=True):
+        label[row.start : len(row.input_ids)] = torch.from_numpy(row.targets)
+    batch = {
+        "input_ids": padded.input_ids,
+        "attention_mask": padded.attention_mask,
+        "labels": labels,
+    }
+    if stored:
+        batch["teacher"] = torch.from_numpy(np.concatenate([stored[i] for i in indices]))
+    return batch
+
+
+class DenseDistillation(Trainer):
+    """Distil the whole vocabulary from logits (N, V) of the supervised positions."""
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        chosen = inputs.pop("labels")[:, 1:] != -100
+        teacher = torch.log_softmax(self.teacher_logits(inputs, chosen), -1)
+        student = torch.log_softmax(model(**inputs).logits[:, :-1][chosen], -1)
+        divergence = torch.nn.functional.kl_div(student, teacher, reduction="sum", log_target=True)
+        assert num_items_in_batch is not None
+        return divergence / num_items_in_batch
+
+    def teacher_logits(self, inputs: dict[str, Any], chosen: Tensor) -> Tensor:
+        """Take what was stored."""
+        logits: Tensor = inputs.pop("teacher").float()
+        return logits
+
+
+def with_teacher(teacher: PreTrainedModel) -> type[Trainer]:
+    """Let a teacher run beside the student instead."""
+
+    class LiveDistillation(DenseDistillation):
+        def teacher_logits(self, inputs: dict[str, Any], chosen: Tensor) -> Tensor:
+            with torch.no_grad():
+                logits: Tensor = teacher(**inputs).logits[:, :-1][chosen]
+            return logits
+
+    return LiveDistillation
+
+
+def stored_logits(setting: Setting, folder: Path) -> list[np.ndarray[Any, Any]]:
+    """Write made-up logits (N, V) as float16, a file a sample, and map them into memory."""
+    draw = np.random.default_rng(3)
+    longest = setting.text.response[1]
+    some = draw.standard_normal((longest, setting.model.vocabulary), np.float32).astype(np.float16)
+    found = []
+    for number, row in enumerate(setting.rows()):
+        path = folder / f"logits-{number}.npy"
+        np.save(path, some[: len(row.targets)])
+        found.append(np.load(path, mmap_mode="r"))
+    return found
+
+
+def prepare(contender: str, setting: Setting, model: PreTrainedModel, folder: Path) -> Prepared:
+    """Prepare one of those that are compared."""
+    if contender == "first":
+        return distillation(setting, model, folder)
+    if contender == HARD:
+        return plain(setting, model, folder)
+    if contender == STORED:
+        stored = stored_logits(setting, folder)
+        return plain(setting, model, folder, DenseDistillation, stored)
+    return plain(setting, model, folder, with_teacher(setting.model.make()))
+
+
+def step_seconds(work: Prepared) -> float:
+    """Return the median step, the first left out."""
+    return float(np.median(np.diff(work())))
+
+
+def peak(contender: str, setting: Setting) -> float:
+    """Measure the MB that training takes beside what was loaded before."""
+    measure.limit_threads()
+    with tempfile.TemporaryDirectory() as name:
+        work = prepare(contender, setting, setting.model.make(), Path(name))
+        return measure.peak_of(work)
+
+
+def compare(setting: Setting, against: dict[str, tuple[float, float]], repeats: int) -> list[Row]:
+    """Compare one setting with others, each with its goals for time and memory."""
+    names = ["first", *against]
+    model = setting.model.make()
+    with tempfile.TemporaryDirectory() as folder:
+        works = {name: prepare(name, setting, model, Path(folder)) for name in names}
+        times = measure.in_turns(
+            {name: partial(step_seconds, work) for name, work in works.items()}, repeats
+        )
+    del works, model
+    peaks = {name: measure.in_child(peak, name, setting) for name in names}
+    rows = []
+    for name, (time_goal, memory_goal) in against.items():
+        what = f"distillation step, {setting.name}"
+        seconds = [f"{np.median(times[one]):.3g}" for one in ("first", name)]
+        found = measure.ratios(times["first"], times[name])
+        rows.append(
+            Row(f"{what}: time", name, found, time_goal, figures=" and ".join(seconds) + " s")
+        )
+        found = measure.ratios([peaks["first"]], [peaks[name]])
+        megabytes = f"{peaks['first']:.0f} and {peaks[name]:.0f} MB"
+        rows.append(Row(f"{what}: memory", name, found, memory_goal, figures=megabytes))
+    return rows
+
+
+def report(repeats: int) -> Report:
+    """Measure both models on both kinds of text, the large one against full vocabularies, too."""
+    questions, instructions = {HARD: (0.9, 1.0)}, {HARD: (1.02, 1.0)}
+    dense = {STORED: (0.6, 0.4), LIVE: (0.6, 0.4)}
+    rows: list[Row] = []
+    for shape in shapes.MODELS:
+        rows += compare(Setting(shape, QUESTION), questions, repeats)
+        against = instructions | dense if shape is LARGE else instructions
+        rows += compare(Setting(shape, INSTRUCTION), against, repeats)
+    return Report(rows)
+
+
+if __name__ == "__main__":
+    measure.alone(report, __doc__)
