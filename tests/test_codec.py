@@ -127,6 +127,23 @@ def test_equal_probabilities_stay_equal(precision: Precision, top_k: int) -> Non
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("top_k", [1, 5, 6, 16, 128, 1000])
+@pytest.mark.parametrize("rounded", [0.49, -0.49])
+def test_the_bound_holds_for_any_number_of_tokens(
+    precision: Precision, top_k: int, rounded: float
+) -> None:
+    """At worst all are rounded the same way, and all that adds up in what they leave."""
+    grid = codec.grid_of(precision, top_k)
+    level = np.floor((top_k + 2) ** -0.5 * grid.levels) + rounded
+    each = (level / grid.levels) ** 2
+    got = through([[each] * top_k + [1 - top_k * each]], grid)
+    assert abs(got[0, -1] - (1 - top_k * each)) <= PROBABILITY_BOUND[precision]
+    assert np.abs(got[0, :-1] - each).max() <= PROBABILITY_BOUND[precision]
+    assert codec.encode(*logs([[1.0] + [0.0] * top_k]), grid).dtype == np.int16
+    assert grid.levels + grid.offset < np.iinfo(np.int16).max
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_levels_grow_with_probability_and_fit_into_their_type(precision: Precision) -> None:
     grid = GRIDS[precision]
     log_p = np.linspace(np.log(1e-40), 0.0, 100_000)

@@ -18,6 +18,7 @@ import tiny
 from firstcli import knowledge, shards
 from firstcli.artifacts import Artifact, Digests
 from firstcli.shards import TopK
+from firstcli.stages import extract, verify
 from test_artifacts import Killed, die_at
 from tiny import Finished, first
 
@@ -268,6 +269,60 @@ def test_a_repair_that_is_killed_keeps_what_is_sound(
 
 
 # `--verify`.
+
+
+@pytest.mark.parametrize("options", [(), ("--repair",)])
+def test_without_its_manifest_nothing_is_redone_unasked(
+    finished: Finished, run: Path, options: tuple[str, ...]
+) -> None:
+    """Nothing says what the shards were made from, nor whether they are sound."""
+    (run / "knowledge" / "train" / "manifest.json").unlink()
+    truncate(run / "knowledge" / "train" / HARMED)
+    before = identities(run)
+    command = ("extract", finished.recipe, "--run-dir", run)
+    first(*command, *options).mistake("manifest.json", "damaged or missing", "--force")
+    assert identities(run) == before
+    assert first(*command, "--force").code == 0
+
+
+def test_a_repair_for_another_recipe_redoes_all_and_loses_nothing_before(
+    finished: Finished, run: Path
+) -> None:
+    """The old shards stay until the new ones are complete, as whatever is stale does."""
+    truncate(run / "knowledge" / "train" / HARMED)
+    command = ("extract", finished.recipe, "--run-dir", run, "--set", "knowledge.top_k=4")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(knowledge, "write_shard", die)
+        first(*command, "--repair")
+    assert len(list((run / "knowledge" / "train").glob("*.parquet"))) == 5
+    assert first(*command, "--repair").code == 0
+
+
+def die(*_: object) -> None:
+    raise Killed
+
+
+def test_samples_are_verified_in_the_company_in_which_they_were(
+    finished: Finished, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 another batch moves probabilities by more than any precision's bound."""
+    asked: list[frozenset[str]] = []
+
+    def noted(reader: Any, rows: Any, *args: Any, real: Any = extract.top_k_of) -> Any:
+        asked.append(frozenset(row.id for row in rows))
+        return real(reader, rows, *args)
+
+    monkeypatch.setattr(extract, "top_k_of", noted)
+    monkeypatch.setattr(verify, "top_k_of", noted)
+    monkeypatch.setattr(extract, "BATCH_TOKENS", 200)
+    monkeypatch.setattr(verify, "BATCH_TOKENS", 200)
+    command = ("extract", finished.recipe, "--run-dir", run)
+    assert first(*command, "--force").code == 0
+    extracted = set(asked)
+    asked.clear()
+    assert first(*command, "--verify", 3).code == 0
+    assert asked and set(asked) <= extracted
+    assert any(len(ids) > 1 for ids in asked)
 
 
 def test_sound_knowledge_is_verified_without_being_redone(

@@ -239,6 +239,25 @@ def test_autocast_multiplies_in_bfloat16_and_keeps_float32_gradients(name: str) 
         assert (one - other).norm() < 1e-2 * other.norm()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_float16_autocast_loses_no_small_gradient(name: str) -> None:
+    """Before the scaler's factor arrives they are far below what float16 can hold."""
+    torch.manual_seed(0)
+    layer = layer_of(6, 16, 4000, bias=False, scale=1e-3, dtype=torch.float32)
+    call = case(name, 6, 4000, 5, 0.1)
+    with torch.autocast("cpu", torch.float16):
+        got = call(layer)
+    expected = call(plain(layer))
+    leaves = leaves_of(layer)
+    for one, other in zip(
+        torch.autograd.grad(got.loss * 1e-4, leaves),
+        torch.autograd.grad(expected.loss * 1e-4, leaves),
+        strict=True,
+    ):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() < 1e-2 * other.norm()
+
+
 SHARDED = """
 import sys
 import torch

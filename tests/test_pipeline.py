@@ -203,6 +203,8 @@ def test_nothing_reruns(finished: Finished, work: list[str]) -> None:
             {f"eval shifted/{model}" for model in MODELS} | {"report"},
         ),
         # What changes no result reruns nothing.
+        ("trainer.ddp_timeout=3600", set()),
+        ("trainer.dataloader_persistent_workers=false", set()),
         ("teacher.finetune.micro_batch_size=8", set()),
         ("student.training.micro_batch_size=4", set()),
         ("arms.first.training.micro_batch_size=4", set()),

@@ -197,6 +197,24 @@ def test_alone_everything_is_an_ordinary_call() -> None:
         processes.by_first(lambda: 1 / 0)
 
 
+def test_only_a_lost_connection_is_told_as_a_lost_process() -> None:
+    lost = RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:1234")
+    ours = RuntimeError("NCCL error: Duplicate GPU detected")
+    assert processes._is_lost(lost) and not processes._is_lost(ours)
+
+
+def test_a_launch_without_a_launcher_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Someone set WORLD_SIZE by hand: there is nobody to meet."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    path = tiny.write_recipe(tmp_path)
+    failed = first("distill", path, "--run-dir", tmp_path / "run")
+    failed.mistake("process 0 of 2 cannot join the others", "accelerate launch")
+
+
 def test_the_first_one_s_mistake_keeps_its_words() -> None:
     def wrong() -> None:
         raise UserError("told")

@@ -53,7 +53,7 @@ def test_a_recipe_loads(folder: Path) -> None:
     assert loaded.text == GOOD
     assert loaded.recipe.teacher is not None and loaded.recipe.teacher.finetune is not None
     assert loaded.recipe.teacher.finetune.learning_rate == 2e-5
-    assert loaded.resolved["knowledge"] == {"top_k": 5}
+    assert loaded.resolved["knowledge"] == {"top_k": 5, "precision": "standard"}
 
 
 def test_what_was_resolved_loads_to_the_same_recipe(folder: Path) -> None:

@@ -428,6 +428,7 @@ def test_a_trained_student_reaches_what_it_is_taught(tmp_path: Path, make_llama:
 def test_the_model_is_an_ordinary_one_afterwards(tmp_path: Path, make_llama: MakeLlama) -> None:
     model = make_llama(V)
     fit(model, some_rows(8), tmp_path)
+    assert "forward" not in vars(model)  # else it would refer to itself, and stay in memory
     output = model(input_ids=torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]]))
     assert output.logits.shape == (1, 3, V) and output.loss.ndim == 0
 

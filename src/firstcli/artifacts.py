@@ -138,7 +138,7 @@ class Artifact:
         Raises:
             UserError: a newer firstcli made it.
         """
-        manifest = self._written()
+        manifest = self.written()
         return None if manifest is None or self._damaged(manifest, digests) else manifest
 
     def damage(self, digests: Digests) -> list[str]:
@@ -146,12 +146,14 @@ class Artifact:
 
         A disk's own error changes neither size nor time: only `Digests()` without memory finds it.
         """
-        manifest = self._written()
-        if manifest is None:
-            return [self.manifest_path.name] if self.manifest_path.exists() else []
+        manifest = self.written()
+        if manifest is None:  # a folder gets its name with its manifest in it
+            begun = self.path.exists() if self.is_folder else self.manifest_path.exists()
+            return [self.manifest_path.name] if begun else []
         return self._damaged(manifest, digests)
 
-    def _written(self) -> Manifest | None:
+    def written(self) -> Manifest | None:
+        """Return the manifest as it was written, whatever has become of the files since."""
         try:
             found = json.loads(self.manifest_path.read_text("utf-8"))
             if found.get("format", FORMAT) > FORMAT:
@@ -178,7 +180,7 @@ class Artifact:
 
     def reopen(self, damaged: Iterable[str]) -> None:
         """Make a finished folder a work folder again, without the files that are damaged."""
-        manifest = self._written()
+        manifest = self.written()
         assert manifest is not None and self.is_folder
         shutil.rmtree(self.work, ignore_errors=True)
         for name in damaged:

@@ -237,7 +237,7 @@ def _guarded(run: Callable[[], None]) -> int:
     try:
         run()
     except SystemExit as stop:  # how typer ends, after Ctrl-C without a word
-        if stop.code == 130:
+        if stop.code == 130 and processes.is_first():
             print("interrupted; finished work is kept, run the same command again", file=sys.stderr)
         raise
     except UserError as error:

@@ -62,9 +62,23 @@ class Grid:
 
 
 GRIDS: dict[Precision, Grid] = {"standard": Grid(500, 4), "compact": Grid(110, 1)}
+"""The levels for up to `FEW` tokens."""
+
+FEW = 5
+
 
 BOUNDS: dict[Precision, float] = {"standard": 0.005, "compact": 0.025}
 """By how much a stored probability is off at most."""
+
+
+def grid_of(precision: Precision, top_k: int) -> Grid:
+    """Return the levels for k tokens: finer for many, whose roundings add up in what they leave.
+
+    At worst that is off by sum sqrt(p) / levels, which is at most sqrt(k) / levels.
+    """
+    grid = GRIDS[precision]
+    finer = max(1.0, top_k / FEW) ** 0.5
+    return Grid(round(finer * grid.levels), round(finer * grid.linear))
 
 
 def encode(log_probs: Log, log_tail: Log, grid: Grid) -> Steps:

@@ -92,22 +92,10 @@ class _Summed(torch.autograd.Function):
         recording: bool,
     ) -> tuple[Tensor, Tensor]:
         layer = Layer(hidden, weight, bias).operands()
-        gradients = _Gradients(layer, [recording and one for one in ctx.needs_input_grad[:3]])
-        losses, masses = gradients.zeros(len(hidden)), gradients.zeros(len(hidden))
-        for at, logits in layer.chunks(ROWS.get(hidden.device.type, ROWS_ELSEWHERE)):
-            ids, p = token_ids[at], taught[at].to(logits.dtype)
-            scores = logits.gather(-1, ids)
-            log_others, total = heads.log_sum_(logits.scatter_(-1, ids, -torch.inf))
-            log_z = torch.logaddexp(torch.logsumexp(scores, -1), log_others)
-            student = StudentView(scores - log_z[:, None], log_others - log_z)
-            masses[at] = student.log_q.exp().sum(-1)
-            if tail is None:
-                losses[at] = objectives.topk_renormalized_of(scores, p)
-                gradients.add_sparse(at, ids, _in_k(torch.log_softmax(scores, -1), p, p.sum(-1)))
-            else:
-                losses[at] = objectives.topk_tail_of(student, p, t := tail[at].to(p.dtype))
-                if gradients.wanted:
-                    gradients.add(at, _topk_tail_(logits, total, student, ids, p, t))
+        needed = [recording and one for one in ctx.needs_input_grad[:3]]
+        # Autocast has chosen the operands' dtype; it must not choose that of what follows.
+        with torch.autocast(hidden.device.type, enabled=False):
+            gradients, losses, masses = _sums_and_gradients(layer, needed, token_ids, taught, tail)
         ctx.dtypes = [None if one is None else one.dtype for one in (hidden, weight, bias)]
         ctx.save_for_backward(*gradients.kept(ctx.dtypes))
         student_mass = masses.sum()
@@ -123,6 +111,29 @@ class _Summed(torch.autograd.Function):
             for one, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return (*scaled, None, None, None, None)
+
+
+def _sums_and_gradients(
+    layer: Layer, needed: list[bool], token_ids: Tensor, taught: Tensor, tail: Tensor | None
+) -> tuple[_Gradients, Tensor, Tensor]:
+    """Return gradients, losses (N,) and the student's masses (N,), a few rows at a time."""
+    gradients = _Gradients(layer, needed)
+    losses, masses = gradients.zeros(len(taught)), gradients.zeros(len(taught))
+    for at, logits in layer.chunks(ROWS.get(taught.device.type, ROWS_ELSEWHERE)):
+        ids, p = token_ids[at], taught[at].to(logits.dtype)
+        scores = logits.gather(-1, ids)
+        log_others, total = heads.log_sum_(logits.scatter_(-1, ids, -torch.inf))
+        log_z = torch.logaddexp(torch.logsumexp(scores, -1), log_others)
+        student = StudentView(scores - log_z[:, None], log_others - log_z)
+        masses[at] = student.log_q.exp().sum(-1)
+        if tail is None:
+            losses[at] = objectives.topk_renormalized_of(scores, p)
+            gradients.add_sparse(at, ids, _in_k(torch.log_softmax(scores, -1), p, p.sum(-1)))
+        else:
+            losses[at] = objectives.topk_tail_of(student, p, t := tail[at].to(p.dtype))
+            if gradients.wanted:
+                gradients.add(at, _topk_tail_(logits, total, student, ids, p, t))
+    return gradients, losses, masses
 
 
 def _topk_tail_(
@@ -178,11 +189,12 @@ class _Gradients:
         """Add what comes from the gradient (R, k) in the logits of a few tokens `ids` (R, k)."""
         if self.bias is not None:
             self.bias.index_add_(0, ids.flatten(), logits.flatten().to(self._wide))
-        if self.hidden is not None:
-            self.hidden[at] = torch.einsum("rk,rkd->rd", logits, self._rows[ids].to(logits.dtype))
-        if self.weight is not None:
-            outer = logits[..., None] * self._inputs[at, None]  # (R, k, D)
-            self.weight.index_add_(0, ids.flatten(), outer.flatten(0, 1).to(self._wide))
+        for rank in range(ids.shape[-1]):  # (R, k, D) at once could be more than the logits
+            token, slope = ids[:, rank], logits[:, rank, None]
+            if self.hidden is not None:
+                self.hidden[at] += slope * self._rows[token]
+            if self.weight is not None:
+                self.weight.index_add_(0, token, (slope * self._inputs[at]).to(self._wide))
 
     def kept(self, dtypes: list[torch.dtype | None]) -> list[Tensor | None]:
         """Return them in the operands' own dtypes; float16 has to wait for the scale."""

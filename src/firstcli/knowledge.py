@@ -226,7 +226,8 @@ def _shard_paths(folder: Path) -> list[Path]:
     found = sorted(folder.glob("shard-*.parquet"))
     if not found:
         raise UserError(f"{folder}: there is no knowledge; run `first extract`")
-    wanted = [shard_path(folder, i) for i in range(read_shard(found[0]).facts["shards"])]
+    facts = shard_facts(found[0]) or read_shard(found[0]).facts  # which says what is wrong with it
+    wanted = [shard_path(folder, i) for i in range(facts["shards"])]
     missing = [path.name for path in wanted if path not in found]
     if missing:
         raise UserError(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from firstcli.artifacts import Digests
+from firstcli.artifacts import Digests, fingerprint
 from firstcli.errors import UserError, shortened
-from firstcli.reads import FORMATS
+from firstcli.reads import FORMATS, reads_of
 from firstcli.run import Run
 from firstcli.units import Unit
 
@@ -20,6 +20,8 @@ def mend(run: Run, unit: Unit, recipe: Path, *, repair: bool) -> None:
             damaged, or a newer firstcli made all this.
     """
     artifact, command = unit.artifact, f"`first extract {recipe}"
+    if _is_stale(run, unit):  # it will be redone, and stays until that is complete
+        return
     damaged = artifact.damage(Digests() if repair else run.digests)
     if repair:
         damaged += _unsound(artifact.path, damaged)
@@ -33,6 +35,14 @@ def mend(run: Run, unit: Unit, recipe: Path, *, repair: bool) -> None:
         raise UserError(f"{found}; {command} --repair` redoes just that, --force all")
     run.console.say(f"{found}; to be redone")
     artifact.reopen(damaged)
+
+
+def _is_stale(run: Run, unit: Unit) -> bool:
+    manifest = unit.artifact.written()
+    if manifest is None or int(manifest.reads["format"]) > FORMATS["extract"]:
+        return False
+    known = all(key in run.manifests for key in unit.needs)
+    return not known or manifest.fingerprint != fingerprint(reads_of(run, unit))
 
 
 def _unsound(folder: Path, but: Sequence[str]) -> list[str]:

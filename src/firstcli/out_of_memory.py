@@ -64,7 +64,7 @@ class Halving:
 
     def _make_room(self, rows: int, tokens: int) -> None:
         self._most = min(self._most, tokens // 2)
-        clear_device_cache()
+        forget()
         self._say(
             f"{self._what}: out of memory on a batch of {rows} samples ({tokens} tokens); "
             "it and those as large are halved"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import math
 import os
 import platform
 import shutil
@@ -110,6 +111,7 @@ def execute(request: Request, stage: Stage) -> dict[str, Any]:
             unit.artifact.recover()
             if unit.stage == "extract" and unit.key not in forced:
                 mend(run, unit, request.recipe, repair=request.repair)
+            status_of(run, unit, force=unit.key in forced)  # tells what those after it depend on
         rows = show_plan(run, chain, forced, check=True)
         if request.only:
             _require_upstream(run, request, chain, targets)
@@ -151,7 +153,9 @@ def _bring_up_to_date(run: Run, chain: Sequence[Unit], forced: set[str]) -> None
 def _verified(run: Run, units: Sequence[Unit], samples: int) -> dict[str, Any]:
     from firstcli.stages import verify
 
-    return {"verified": {unit.key: verify.verify(run, unit, samples) for unit in units}}
+    return processes.by_first(
+        lambda: {"verified": {unit.key: verify.verify(run, unit, samples) for unit in units}}
+    )
 
 
 def _status_for_all(run: Run, unit: Unit, forced: set[str]) -> Status:
@@ -202,9 +206,13 @@ def _probed(run: Run, rows: Sequence[Row], processes: int) -> dict[str, Any]:
         if (estimate := measure.estimate(unit)) is None:
             continue
         on_disk = probe.disk(run, unit)
+        _, _, what = unit.key.partition(" ")
+        if math.isnan(estimate.seconds):
+            found[unit.key] = {"fits": False, "seconds": 0, "disk": on_disk}
+            table.add_row(unit.stage, what, "?", "does not fit one device", "?", size(on_disk))
+            continue
         found[unit.key] = {**asdict(estimate), "disk": on_disk}
         sharded = size(estimate.sharded) if unit.stage in ("finetune", "distill") else "–"
-        _, _, what = unit.key.partition(" ")
         cells = (duration(estimate.seconds), size(estimate.memory), sharded, size(on_disk))
         table.add_row(unit.stage, what, *cells)
     seconds, on_disk = (sum(one[name] for one in found.values()) for name in ("seconds", "disk"))
@@ -360,6 +368,8 @@ def _cannot_write(error: Exception, folder: Path) -> str | None:
         ours = Path(str(error.filename)).absolute().is_relative_to(folder.absolute())
         return str(error.strerror) if ours else None
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    while not folder.exists():
+        folder = folder.parent
     if full or "os error 28" in str(error) or shutil.disk_usage(folder).free < 2**20:
         return "no space left on the disk"
     return None

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -55,7 +55,8 @@ def by_first(make: Callable[[], T]) -> T:
         try:
             told = (make(), True)
         except BaseException:
-            _broadcast(told)
+            with suppress(RuntimeError):  # the others may be gone; this one's reason matters
+                _broadcast(told)
             raise
     value, made = _broadcast(told)
     if not made:
@@ -98,12 +99,25 @@ def _group() -> Any:
         import torch
 
         if not torch.distributed.is_initialized():
-            if torch.cuda.is_available():
-                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            torch.distributed.init_process_group(backend, timeout=PATIENCE)
+            _join()
         _GROUPS.append(torch.distributed.new_group(backend="gloo", timeout=PATIENCE))
     return _GROUPS[0]
+
+
+def _join() -> None:
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    try:
+        if has_gpu:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
+        torch.distributed.init_process_group(backend, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"process {rank()} of {count()} cannot join the others: {_first_line(error)}; start "
+            "them with `accelerate launch` or torchrun, no more a machine than it has GPUs"
+        ) from error
 
 
 @contextmanager
@@ -127,7 +141,7 @@ def together() -> Iterator[None]:
     except RuntimeError as error:
         if not _is_lost(error):
             raise
-        raise UserError(LOST) from error
+        raise UserError(f"{LOST} ({_first_line(error)})") from error
     import torch
 
     if torch.distributed.is_initialized():
@@ -137,13 +151,20 @@ def together() -> Iterator[None]:
 
 
 def _is_lost(error: RuntimeError) -> bool:
-    import torch
+    signs = (
+        "Connection closed by peer",
+        "Connection reset by peer",
+        "Broken pipe",
+        "remote process exit",
+    )
+    return any(sign in str(error) for sign in signs)
 
-    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
-    return isinstance(error, torch.distributed.DistError) or any(s in str(error) for s in signs)
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _stopped(*_: object) -> None:
     if is_first():
-        print(f"error: {LOST}", file=sys.stderr)
-    os._exit(2)
+        print(f"error: stopped by the launcher, or {LOST}", file=sys.stderr)
+    os._exit(128 + signal.SIGTERM)

@@ -24,18 +24,32 @@ FORMATS: dict[Stage, int] = dict.fromkeys(STAGES, 1) | {
 HARMLESS_TRAINER_FIELDS = frozenset(
     (
         "dataloader_num_workers",
+        "dataloader_persistent_workers",
         "dataloader_pin_memory",
         "dataloader_prefetch_factor",
+        "ddp_backend",
+        "ddp_broadcast_buffers",
+        "ddp_bucket_cap_mb",
+        "ddp_find_unused_parameters",
+        "ddp_timeout",
+        "deepspeed",
+        "disable_tqdm",
+        "fsdp",
+        "fsdp_config",
         "gradient_checkpointing",
+        "gradient_checkpointing_kwargs",
         "log_level",
+        "log_level_replica",
         "logging_dir",
         "logging_first_step",
         "logging_steps",
         "logging_strategy",
         "report_to",
         "run_name",
+        "save_on_each_node",
         "save_steps",
         "save_strategy",
+        "torch_empty_cache_steps",
     )
 )
 """Fields of `trainer:` that change no result."""

@@ -197,7 +197,7 @@ def _check_version(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _grid(facts: Mapping[str, Any]) -> codec.Grid:
-    return codec.GRIDS[facts["precision"]]
+    return codec.grid_of(facts["precision"], facts["top_k"])
 
 
 def _arrays(table: pa.Table) -> tuple[npt.NDArray[np.int32], codec.Steps]:

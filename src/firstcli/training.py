@@ -37,6 +37,9 @@ from firstcli.token_rows import counts_of, lengths_of
 
 Objective = Literal["labels", "topk-tail", "topk-renormalized"]
 
+SUMMED = frozenset(("positions", "P", "Q"))
+"""What is summed over positions between two logs."""
+
 MARK = "complete"  # written last into a checkpoint, so that a killed save is never resumed from
 
 
@@ -95,7 +98,7 @@ class PositionTrainer(Trainer):
             rank=self.args.process_index,
             seed=self.args.seed,
         )
-        self._sums = {"positions": 0.0, "P": 0.0, "Q": 0.0}
+        self._sums: dict[str, Tensor] = {}
 
     def get_train_dataloader(self) -> sampling.EpochLoader:
         """Load this process's micro-batches; not `prepared`, for Accelerate would share them out.
@@ -134,8 +137,8 @@ class PositionTrainer(Trainer):
         loss = output["loss"] * self.accelerator.num_processes / num_items_in_batch
         if not torch.isfinite(loss):
             self._stop(loss, samples)
-        for name in self._sums.keys() & output.keys():
-            self._sums[name] += float(output[name])
+        for name in SUMMED & output.keys():  # on the device: a look at each would wait for it
+            self._sums[name] = self._sums.get(name, 0) + output[name].detach()
         return (loss, output) if return_outputs else loss
 
     def _stop(self, loss: Tensor, samples: Tensor) -> None:
@@ -148,12 +151,12 @@ class PositionTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the mean teacher mass P and student mass Q since the last log, over all processes."""
-        ours = torch.tensor(list(self._sums.values()), device=self.args.device)
-        totals: Tensor = self.accelerator.reduce(ours)
-        count, teacher, student = totals.tolist()  # as `_sums` has them
+        sums = [float(self._sums.get(name, 0)) for name in ("positions", "P", "Q")]
+        totals: Tensor = self.accelerator.reduce(torch.tensor(sums, device=self.args.device))
+        count, teacher, student = totals.tolist()
         if count and "loss" in logs and teacher:
             logs = {**logs, "P": teacher / count, "Q": student / count}
-        self._sums = dict.fromkeys(self._sums, 0.0)
+        self._sums = {}
         super().log(logs, *args, **kwargs)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
@@ -242,7 +245,6 @@ def train(
     what: str,
 ) -> Outcome:
     """Train a model in place, resuming from the last whole checkpoint in `args.output_dir`."""
-    bare_forward = model.forward
     install_objective(model, objective, console.say)
     trainer = PositionTrainer(
         model=model,
@@ -264,7 +266,7 @@ def train(
         trainer.add_callback(_Progress(advance, done))
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.require_finite_weights(model)
-    model.forward = bare_forward
+    del model.forward  # the installed one, whose hold on the model would keep both in memory
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     return Outcome(
         samples=len(rows),

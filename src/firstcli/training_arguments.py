@@ -30,6 +30,8 @@ OWNED = {
     "save_only_model": "nothing: a checkpoint that cannot be resumed from is of no use",
     "load_best_model_at_end": "nothing: the last checkpoint counts (paper, A.1)",
     "train_sampling_strategy": "nothing: batches hold samples of like length",
+    "ignore_data_skip": "nothing: a resumed run must not learn the same samples again",
+    "use_liger_kernel": "nothing: the objective has kernels of its own",
     "dataloader_drop_last": "nothing: every sample counts",
     "remove_unused_columns": "nothing: the batches are firstcli's own",
     "label_names": "nothing: the batches are firstcli's own",

@@ -49,7 +49,7 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
         **run.recipe.knowledge.model_dump(),
         "split": unit.part,
         "shards": len(shards),
-        "teacher": _teacher(run),
+        "teacher": processes.by_first(lambda: _teacher(run)),
         "tokenizer": inputs.vocabulary_digest(run, "teacher"),
     }
     missing = processes.by_first(lambda: _missing(folder, len(shards)))
@@ -74,6 +74,11 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     halved = sum(processes.gathered(halving.halved))
     if not processes.is_first():
         return {}
+    if unseen := _missing(folder, len(shards)):
+        raise UserError(
+            f"{folder}: {len(unseen)} shards that other processes wrote are not to be seen here; "
+            "all machines must share the run folder"
+        )
     return knowledge.summary(folder) | ({"batches_halved": halved} if halved else {})
 
 

@@ -8,6 +8,7 @@ these. Each of N processes is taken to have a device like the one that was probe
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ import numpy.typing as npt
 import torch
 
 from firstcli import batches, heads, knowledge, models, sampling, training, training_arguments
+from firstcli.errors import UserError
+from firstcli.out_of_memory import forget, is_out_of_memory
 from firstcli.recipe import Training, training_of
 from firstcli.run import Role, Run
 from firstcli.stages import evaluate, extract, inputs
@@ -34,8 +37,8 @@ class Estimate:
 
     seconds: float
     memory: int = 0
-    """Bytes at the peak, of each process: of the GPU's memory, or of the process's where there is
-    none."""
+    """Bytes at the peak, of each process: of the GPU's memory, or, where there is none, of all that
+    the process has held until then."""
     sharded: int = 0
     """The same where weights, gradients and moments are shared out among the processes."""
 
@@ -49,7 +52,19 @@ class Probe:
         self._measured: dict[Any, Estimate] = {}
 
     def estimate(self, unit: Unit) -> Estimate | None:
-        """Measure what a unit will take; None for stages that take seconds."""
+        """Measure what a unit will take; None for stages that take seconds.
+
+        Its seconds are NaN where it does not fit the device.
+        """
+        try:
+            return self._measured_or_new(unit)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        forget()
+        return Estimate(math.nan)
+
+    def _measured_or_new(self, unit: Unit) -> Estimate | None:
         run = self._run
         match unit.stage:
             case "finetune":
@@ -76,6 +91,11 @@ class Probe:
         rows = inputs.training_rows(run, role, "train")
         device = models.device_of(inputs.family(run, role))
         micro = training_arguments.micro_batch(settings, self._processes)
+        if settings.batch_size % (micro * self._processes):
+            raise UserError(
+                f"--processes {self._processes}: they cannot share the {role}'s batch_size "
+                f"{settings.batch_size} in parts of {micro}; choose a divisor"
+            )
         lengths = np.array([len(row.input_ids) for row in rows])
         share = sampling.MicroBatches(
             lengths, settings.batch_size, micro, self._processes, 0, run.recipe.seed
@@ -107,6 +127,7 @@ class Probe:
         memory = _peak(device)
         # Four numbers a weight: itself, its gradient and Adam's two moments.
         states = 4 * sum(value.numel() * value.element_size() for value in model.parameters())
+        del model.forward  # or the model would stay while others are measured
         return Estimate(
             float(settings.epochs * (seconds + steps * update)),
             memory,

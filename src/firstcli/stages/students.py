@@ -86,6 +86,8 @@ def train(
         model.save_pretrained(folder, state_dict=outcome.weights)
         inputs.tokenizer(run, role).save_pretrained(folder)
         training.write_log(folder / "training_log.jsonl", outcome.log)
+    del model
+    forget()  # the next model needs the room
     return outcome
 
 

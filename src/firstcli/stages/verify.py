@@ -17,7 +17,8 @@ from firstcli.knowledge import Knowledge, TopK
 from firstcli.out_of_memory import Halving
 from firstcli.run import Run
 from firstcli.stages import inputs
-from firstcli.stages.extract import BATCH_TOKENS, top_k_of
+from firstcli.stages.extract import BATCH_TOKENS, split_into_shards, top_k_of
+from firstcli.token_rows import lengths_of
 from firstcli.units import Unit
 
 
@@ -32,7 +33,7 @@ def verify(run: Run, unit: Unit, samples: int) -> dict[str, Any]:
     generator = np.random.default_rng(run.recipe.seed)
     drawn = generator.choice(len(rows), min(samples, len(rows)), replace=False)
     chosen = [rows[int(i)] for i in drawn]
-    again = _scored(run, unit, chosen)
+    again = _scored(run, unit, rows, {row.id for row in chosen})
     stored = Knowledge(unit.artifact.path)
     bound = BOUNDS[run.recipe.knowledge.precision]
     differences = {row.id: difference(stored.of(row), again[row.id]) for row in chosen}
@@ -53,15 +54,18 @@ def verify(run: Run, unit: Unit, samples: int) -> dict[str, Any]:
     return {"samples": len(chosen), "probability": probability, "mass": mass, "bound": bound}
 
 
-def _scored(run: Run, unit: Unit, rows: Sequence[Encoded]) -> dict[str, TopK]:
+def _scored(run: Run, unit: Unit, rows: Sequence[Encoded], wanted: set[str]) -> dict[str, TopK]:
+    """Score samples again in the batches in which they were, for company changes last digits."""
     top_k, limit = run.recipe.knowledge.top_k, inputs.shared_vocabulary(run)
     reader = heads.Reader(inputs.inference_model(run, "teacher"), run.console.say)
     halving = Halving(run.console.warn, unit.key)
     found: dict[str, TopK] = {}
-    for batch in models.batches([len(row.input_ids) for row in rows], BATCH_TOKENS):
-        found |= halving.run(
-            [rows[i] for i in batch], lambda some: top_k_of(reader, some, top_k, limit)
-        )
+    for shard in split_into_shards(rows):
+        for batch in models.batches(lengths_of(shard).tolist(), BATCH_TOKENS):
+            some = [shard[i] for i in batch]
+            if not wanted.isdisjoint(row.id for row in some):
+                scored = halving.run(some, lambda part: top_k_of(reader, part, top_k, limit))
+                found |= {id: one for id, one in scored.items() if id in wanted}
     return found
 
 
