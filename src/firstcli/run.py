@@ -15,7 +15,8 @@ from firstcli.api import ModelRef, Sample
 from firstcli.artifacts import Digests, Manifest
 from firstcli.console import Console
 from firstcli.errors import UserError, did_you_mean
-from firstcli.recipe import Evaluation, ModelSection, PluginRef, Recipe, task_of
+from firstcli.recipe import Evaluation, Recipe, task_of
+from firstcli.recipe_parts import ModelSection, PluginRef
 from firstcli.samples import Samples
 
 Part = Literal["train", "validation"]
