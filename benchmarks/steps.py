@@ -72,7 +72,7 @@ class Setting:
     model: shapes.Model
     text: shapes.Text
     batch: int
-    steps: int = 4
+    steps: int = 3
 
     @property
     def name(self) -> str:
@@ -247,22 +247,14 @@ def compare(setting: Setting, against: dict[str, tuple[float, float]], repeats: 
     peaks = {name: measure.in_child(peak, name, filled) for name in names}
     rows = []
     for name, (time_goal, memory_goal) in against.items():
-        seconds = [f"{np.median(times[one]):.3g}" for one in ("first", name)]
+        seconds = " and ".join(f"{np.median(times[one]):.3g}" for one in ("first", name))
+        megabytes = f"{peaks['first']:.0f} and {peaks[name]:.0f}"
         found = measure.ratios(times["first"], times[name])
-        rows.append(
-            Row(
-                f"time of a step, {setting.name}",
-                name,
-                found,
-                time_goal,
-                figures=" and ".join(seconds) + " s",
-            )
-        )
+        what = f"time of a step, {setting.name}"
+        rows.append(Row(what, name, found, time_goal, figures=f"{seconds} s"))
         found = measure.ratios([peaks["first"]], [peaks[name]])
-        megabytes = f"{peaks['first']:.0f} and {peaks[name]:.0f} MB"
-        rows.append(
-            Row(f"memory of a step, {filled.name}", name, found, memory_goal, figures=megabytes)
-        )
+        what = f"memory of a step, {filled.name}"
+        rows.append(Row(what, name, found, memory_goal, figures=f"{megabytes} MB"))
     return rows
 
 
