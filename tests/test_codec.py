@@ -134,7 +134,7 @@ def test_the_bound_holds_for_any_number_of_tokens(
 ) -> None:
     """At worst all are rounded the same way, and all that adds up in what they leave."""
     grid = codec.grid_of(precision, top_k)
-    level = np.floor((top_k + 2) ** -0.5 * grid.levels) + rounded
+    level = np.floor((top_k + 2) ** -0.5 * grid.levels) - 1 + rounded
     each = (level / grid.levels) ** 2
     got = through([[each] * top_k + [1 - top_k * each]], grid)
     assert abs(got[0, -1] - (1 - top_k * each)) <= PROBABILITY_BOUND[precision]

@@ -111,7 +111,7 @@ sys.exit(main())
 def training(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], tuple[object, ...]]]:
     """A slow training that has saved a checkpoint, and its command."""
     run = tmp_path / "run"
-    epochs = ("--set", "teacher.finetune.epochs=20")
+    epochs = ("--set", "teacher.finetune.epochs=60")
     command = ("finetune", tiny.write_recipe(tmp_path), *epochs, "--run-dir", run)
     process = tiny.python(SLOW_TRAINING, *command)
     deadline = time.monotonic() + 60

@@ -74,9 +74,10 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     halved = sum(processes.gathered(halving.halved))
     if not processes.is_first():
         return {}
-    if unseen := _missing(folder, len(shards)):
+    paths = [knowledge.shard_path(folder, index) for index in range(len(shards))]
+    if unseen := sum(not path.exists() for path in paths):
         raise UserError(
-            f"{folder}: {len(unseen)} shards that other processes wrote are not to be seen here; "
+            f"{folder}: {unseen} shards that other processes wrote are not to be seen here; "
             "all machines must share the run folder"
         )
     return knowledge.summary(folder) | ({"batches_halved": halved} if halved else {})
