@@ -345,6 +345,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaForCausalLM
 import test_training as t
+from firstcli import processes
 
 folder = Path(sys.argv[1])
 model, rows = LlamaForCausalLM.from_pretrained(folder / "start"), t.some_rows(21)
@@ -352,6 +353,7 @@ known = {"taught": t.some_taught(rows), "objective": "topk-tail"}
 outcome = t.fit(model, rows, folder / "run", micro_batch_size=2, **known)
 if os.environ["RANK"] == "0":
     torch.save((t.weights(model), outcome.log), folder / "result.pt")
+processes.leave()
 """
 
 

@@ -120,6 +120,16 @@ def _join() -> None:
         ) from error
 
 
+def leave() -> None:
+    """End the connections in good order, when all have come here: left open, they abort the end."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        wait()
+        _GROUPS.clear()
+        torch.distributed.destroy_process_group()
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """Turn the loss of another process into a sentence; leave the group in order at the end.
@@ -142,12 +152,7 @@ def together() -> Iterator[None]:
         if not _is_lost(error):
             raise
         raise UserError(f"{LOST} ({_first_line(error)})") from error
-    import torch
-
-    if torch.distributed.is_initialized():
-        wait()
-        _GROUPS.clear()
-        torch.distributed.destroy_process_group()
+    leave()
 
 
 def _is_lost(error: RuntimeError) -> bool:
