@@ -165,7 +165,7 @@ def test_one_process_dying_ends_the_other_and_a_rerun_resumes(
     steps = ("--set", "trainer.save_strategy=steps", "--set", "trainer.save_steps=1")
     died = launch(tmp_path, *command, *steps, DIE_AT=die_at)
     assert died.returncode != 0
-    assert f"error: {processes.LOST}" in died.stderr
+    assert processes.LOST in died.stderr  # after a closed connection, or stopped by the launcher
     assert not (run / "students" / "distill").exists()
     again = launch(tmp_path, *command, *steps)
     assert again.returncode == 0, again.stderr[-3000:]
