@@ -71,7 +71,7 @@ def empty(path: Path) -> None:
 
 def knowledge_of(run: Path) -> Bytes:
     found = tiny.contents(run / "knowledge", but=["manifest.json"])
-    assert all(name.endswith(".parquet") for name in found)
+    assert all(name.endswith((".parquet", "/concentration.json")) for name in found)
     return found
 
 
@@ -313,9 +313,7 @@ def test_samples_are_verified_in_the_company_in_which_they_were(
         return real(reader, rows, *args)
 
     monkeypatch.setattr(extract, "top_k_of", noted)
-    monkeypatch.setattr(verify, "top_k_of", noted)
     monkeypatch.setattr(extract, "BATCH_TOKENS", 200)
-    monkeypatch.setattr(verify, "BATCH_TOKENS", 200)
     command = ("extract", finished.recipe, "--run-dir", run)
     assert first(*command, "--force").code == 0
     extracted = set(asked)

@@ -58,17 +58,16 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     if done:
         run.console.say(f"{unit.key}: going on after {done} finished samples")
     ours = missing[processes.rank() :: processes.count()]  # whole shards, fixed by the data alone
-    readers = Readers(run)
-    halving = Halving(run.console.warn, unit.key)
+    scorer = Scorer(run, unit.key)
     total = sum(len(shards[index].rows) for index in ours)
     if ours:
         with run.console.progress(unit.key, total, "samples") as advance:
             for index in ours:
-                found = score(readers, shards[index], run, halving, advance)
+                found = scorer(shards[index], run.recipe.knowledge.top_k, advance)
                 shard = shards[index].rows
                 path = knowledge.shard_path(folder, index)
                 knowledge.write_shard(path, shard, [found[row.id] for row in shard], facts)
-    halved = sum(processes.gathered(halving.halved))
+    halved = sum(processes.gathered(scorer.halving.halved))
     if not processes.is_first():
         return {}
     paths = [knowledge.shard_path(folder, index) for index in range(len(shards))]
@@ -78,7 +77,7 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
             "all machines must share the run folder"
         )
     if unit.part != "validation" and not (folder / concentration.NAME).exists():
-        concentration.write(folder / concentration.NAME, _concentration(run, readers, shards))
+        concentration.write(folder / concentration.NAME, _concentration(run, scorer, shards))
     return (
         knowledge.summary(folder)
         | _judged(knowledge.Knowledge(folder), rows)
@@ -110,60 +109,54 @@ def shards_of(run: Run, unit: Unit) -> list[ShardRows]:
     ]
 
 
-class Readers:
-    """The teacher, or the fold's teacher, that was asked for last: one lies in memory at a time."""
+class Scorer:
+    """Asks the teacher, or the fold's teacher; one of them lies in memory at a time."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, what: str) -> None:
         self._run = run
+        self._limit = inputs.shared_vocabulary(run)
         self._fold: int | None = None
         self._reader: heads.Reader | None = None
+        self.halving = Halving(run.console.warn, what)
 
-    def __call__(self, fold: int | None) -> heads.Reader:
+    def __call__(
+        self,
+        shard: ShardRows,
+        top_k: int,
+        advance: Callable[[int], None] = lambda _: None,
+        wanted: Container[str] | None = None,
+    ) -> dict[str, TopK]:
+        """Return the knowledge of a shard's samples, by id; of `wanted` ones only, if given.
+
+        Those are scored in the batches in which they always are, for company changes last digits.
+        """
+        found: dict[str, TopK] = {}
+        for batch in models.batches(lengths_of(shard.rows).tolist(), BATCH_TOKENS):
+            chosen = [shard.rows[i] for i in batch]
+            if wanted is None or any(row.id in wanted for row in chosen):
+                scored = self.halving.run(chosen, lambda some: self._ask(shard.fold, some, top_k))
+                found |= {id: one for id, one in scored.items() if wanted is None or id in wanted}
+            advance(len(chosen))
+        return found
+
+    def _ask(self, fold: int | None, rows: Sequence[Encoded], top_k: int) -> dict[str, TopK]:
         if self._reader is None or self._fold != fold:
             self._reader = None
             forget()
             model = inputs.teacher(self._run, fold)
             self._reader, self._fold = heads.Reader(model, self._run.console.say), fold
-        return self._reader
+        return top_k_of(self._reader, rows, top_k, self._limit)
 
 
-def score(
-    readers: Readers,
-    shard: ShardRows,
-    run: Run,
-    halving: Halving,
-    advance: Callable[[int], None],
-    wanted: Container[str] | None = None,
-) -> dict[str, TopK]:
-    """Return the knowledge of a shard's samples, by id; of `wanted` ones only, if given.
-
-    Those are scored in the batches in which they always are, for company changes last digits.
-    """
-    top_k, limit = run.recipe.knowledge.top_k, inputs.shared_vocabulary(run)
-    found: dict[str, TopK] = {}
-    for batch in models.batches(lengths_of(shard.rows).tolist(), BATCH_TOKENS):
-        chosen = [shard.rows[i] for i in batch]
-        if wanted is None or any(row.id in wanted for row in chosen):
-            reader = readers(shard.fold)
-            scored = halving.run(chosen, lambda some: top_k_of(reader, some, top_k, limit))
-            found |= {id: one for id, one in scored.items() if wanted is None or id in wanted}
-        advance(len(chosen))
-    return found
-
-
-def _concentration(run: Run, readers: Readers, shards: Sequence[ShardRows]) -> dict[str, Any]:
+def _concentration(run: Run, scorer: Scorer, shards: Sequence[ShardRows]) -> dict[str, Any]:
     """Score some samples once more, with many more tokens than are kept."""
-    limit = inputs.shared_vocabulary(run)
-    width = min(concentration.RANKS, limit)
-    halving = Halving(run.console.warn, "concentration")
+    width = min(concentration.RANKS, inputs.shared_vocabulary(run))
+    total = sum(len(one.rows) for one in shards)
     rows: list[Encoded] = []
     found: dict[str, TopK] = {}
     for shard in shards:
-        drawn = concentration.drawn(shard.rows, sum(len(one.rows) for one in shards))
-        for batch in models.batches([len(row.input_ids) for row in drawn], BATCH_TOKENS):
-            some = [drawn[i] for i in batch]
-            reader = readers(shard.fold)
-            found |= halving.run(some, lambda part: top_k_of(reader, part, width, limit))
+        drawn = concentration.drawn(shard.rows, total)
+        found |= scorer(ShardRows(drawn, shard.fold), width)
         rows += drawn
     section = run.recipe.knowledge
     known = [found[row.id] for row in rows]

@@ -11,7 +11,6 @@ import torch
 from firstcli.codec import BOUNDS
 from firstcli.errors import UserError
 from firstcli.knowledge import Knowledge, TopK
-from firstcli.out_of_memory import Halving
 from firstcli.run import Run
 from firstcli.stages import extract, inputs
 from firstcli.units import Unit
@@ -50,10 +49,10 @@ def verify(run: Run, unit: Unit, samples: int) -> dict[str, Any]:
 
 
 def _scored(run: Run, unit: Unit, wanted: set[str]) -> dict[str, TopK]:
-    readers, halving = extract.Readers(run), Halving(run.console.warn, unit.key)
+    scorer, top_k = extract.Scorer(run, unit.key), run.recipe.knowledge.top_k
     found: dict[str, TopK] = {}
     for shard in extract.shards_of(run, unit):
-        found |= extract.score(readers, shard, run, halving, lambda _: None, wanted)
+        found |= scorer(shard, top_k, wanted=wanted)
     return found
 
 
