@@ -56,8 +56,8 @@ class Diagram:
         under = sum(c < a for c, a in used if c is not None and a is not None)
         m = self.metrics
         return (
-            f"Reliability diagram of {self.title}: ECE {100 * m.ece:.1f} percent, accuracy "
-            f"{100 * m.accuracy:.1f} percent, {m.n} questions; of {len(used)} bins in use "
+            f"Reliability diagram of {self.title}: ECE {_percent(m.ece)} percent, accuracy "
+            f"{_percent(m.accuracy)} percent, {m.n} questions; of {len(used)} bins in use "
             f"{over} over-confident and {under} under-confident."
         )
 
@@ -105,7 +105,7 @@ def _draw(place: SubFigure, diagram: Diagram) -> None:
     size = min(9.0, 9.0 * 33 / len(diagram.title))  # points, so that a long title fits
     place.text(0.17, 0.955, diagram.title, size=size, weight="bold", va="center", parse_math=False)
     numbers = (
-        f"ECE {100 * m.ece:.1f}   Acc {100 * m.accuracy:.1f}   Trust {100 * m.trust:.1f}   n {m.n}"
+        f"ECE {_percent(m.ece)}   Acc {_percent(m.accuracy)}   Trust {_percent(m.trust)}   n {m.n}"
     )
     place.text(0.17, 0.905, numbers, size=7.5, va="center")
     _draw_bars(main, diagram.bins)
@@ -171,6 +171,10 @@ def _draw_counts(axes: Axes, bins: Sequence[ReliabilityBin]) -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1.6 * most), yticks=[], xticks=[0, 0.2, 0.4, 0.6, 0.8, 1])
     axes.set_ylabel("questions", size=6)
     axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def _gap_patch(style: GapStyle, label: str) -> Patch:

@@ -118,8 +118,8 @@ def to_json(data: ReportData) -> str:
 def _json_row(
     data: ReportData, evaluation: str, model: str, metrics: EvalMetrics, records: EvalRecords
 ) -> dict[str, JSON]:
-    confidence = records.shown(data.settings.confidence)
-    bins = reliability_bins(confidence, records.correct, data.settings.bins)
+    shown = records.shown(data.settings.confidence) if records.answerable else None
+    bins = [] if shown is None else reliability_bins(shown, records.correct, data.settings.bins)
     return {
         "evaluation": evaluation,
         "model": model,

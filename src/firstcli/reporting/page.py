@@ -49,10 +49,11 @@ def diagrams(data: ReportData, evaluation: str) -> dict[str, Diagram]:
         model: Diagram(
             title=f"{model} on {evaluation}",
             metrics=metrics,
-            bins=reliability_bins(records.shown(kind), records.correct, bins),
+            bins=reliability_bins(shown, records.correct, bins),
             confidence=kind,
         )
         for model, metrics, records in data.results(evaluation)
+        if records.answerable and (shown := records.shown(kind)) is not None
     }
 
 
