@@ -98,12 +98,6 @@ def recalibrated_of(arm: Arm, rows: Sequence[Encoded], knowledge: Knowledge) -> 
         yield positions.where(recalibrated_positions(arm, positions))
 
 
-def deciding(rows: Sequence[Encoded], knowledge: Knowledge) -> Iterator[Positions]:
-    """Yield the positions that decide between candidates, or all where none does."""
-    any_arm = Arm(learn="labels")
-    return recalibrated_of(any_arm, rows, knowledge)
-
-
 def settled(arm: Arm, rows: Sequence[Encoded]) -> Arm:
     """Say in the arm which positions it recalibrates, where it leaves that to the data.
 

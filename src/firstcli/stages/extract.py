@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from firstcli import concentration, heads, knowledge, models, processes, teaching
+from firstcli import concentration, heads, knowledge, models, processes
 from firstcli.console import size
 from firstcli.encoding import Encoded
 from firstcli.errors import UserError, shortened
@@ -20,7 +20,7 @@ from firstcli.lazy import Selected
 from firstcli.out_of_memory import Halving, forget
 from firstcli.run import Run
 from firstcli.stages import inputs
-from firstcli.token_rows import counts_of, lengths_of
+from firstcli.token_rows import any_decides, counts_of, lengths_of
 from firstcli.units import Unit
 
 BATCH_TOKENS = 4096
@@ -58,6 +58,7 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     if done:
         run.console.say(f"{unit.key}: going on after {done} finished samples")
     ours = missing[processes.rank() :: processes.count()]  # whole shards, fixed by the data alone
+    decisive = any_decides(rows)
     scorer = Scorer(run, unit.key)
     total = sum(len(shards[index].rows) for index in ours)
     if ours:
@@ -66,7 +67,8 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
                 found = scorer(shards[index], run.recipe.knowledge.top_k, advance)
                 shard = shards[index].rows
                 path = knowledge.shard_path(folder, index)
-                knowledge.write_shard(path, shard, [found[row.id] for row in shard], facts)
+                about = facts | {"teacher_top_1": _judged(shard, found, decisive)}
+                knowledge.write_shard(path, shard, [found[row.id] for row in shard], about)
     halved = sum(processes.gathered(scorer.halving.halved))
     if not processes.is_first():
         return {}
@@ -78,11 +80,8 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
         )
     if unit.part != "validation" and not (folder / concentration.NAME).exists():
         concentration.write(folder / concentration.NAME, _concentration(run, scorer, shards))
-    return (
-        knowledge.summary(folder)
-        | _judged(knowledge.Knowledge(folder), rows)
-        | ({"batches_halved": halved} if halved else {})
-    )
+    found = knowledge.summary(folder) | knowledge.teacher_top_1(folder)
+    return found | ({"batches_halved": halved} if halved else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,20 +162,22 @@ def _concentration(run: Run, scorer: Scorer, shards: Sequence[ShardRows]) -> dic
     return concentration.measured(rows, known, section.precision, section.top_k)
 
 
-def _judged(stored: knowledge.Knowledge, rows: Sequence[Encoded]) -> dict[str, Any]:
+def _judged(rows: Sequence[Encoded], found: dict[str, TopK], decisive: bool) -> dict[str, Any]:
     """Compare the first token's probability with how often it is the true one.
 
     On rows that the teacher was fine-tuned on it is surer, and more often right, than on others.
+    Where rows decide between candidates, only the deciding positions count.
     """
-    confidence = correct = count = 0.0
-    for positions in teaching.deciding(rows, stored):
-        confidence += float(positions.topk[:, 0].sum())
-        correct += float(positions.is_true[:, 0].sum())
-        count += len(positions.topk)
+    confidence, correct = [], []
+    for row in rows:
+        known = found[row.id]
+        at = np.arange(row.start, len(row.input_ids)) == row.decisive if decisive else slice(None)
+        confidence.append(np.exp(known.log_probs[at, 0], dtype=np.float64))
+        correct.append(known.token_ids[at, 0] == row.targets[at])
     return {
-        "judged": int(count),
-        "confidence": confidence / max(count, 1),
-        "accuracy": correct / max(count, 1),
+        "judged": sum(map(len, confidence)),
+        "confidence": float(np.concatenate(confidence).sum()),
+        "correct": int(np.concatenate(correct).sum()),
     }
 
 
