@@ -57,7 +57,7 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     truths = [one.truth for one in asked]
     records = EvalRecords.from_log_probs(
         ids=[one.id for one in asked],
-        answers=[one.answer for one in asked],
+        answers=[-1 if one.answer is None else one.answer for one in asked],
         log_probs=[answers[one.id] for one in asked],
         truth=None if any(truth is None for truth in truths) else [t for t in truths if t],
     )
