@@ -12,13 +12,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from firstcli import heads, models, processes
-from firstcli.artifacts import write_text
 from firstcli.encoding import Encoded
 from firstcli.errors import UserError
 from firstcli.out_of_memory import Halving
@@ -32,6 +31,9 @@ from firstcli.stages import calibrate, inputs
 from firstcli.stages.extract import BATCH_TOKENS, top_k_of
 from firstcli.token_rows import TokenRows, lengths_of
 from firstcli.units import Unit
+
+if TYPE_CHECKING:
+    from firstcli.api import BoolArray, FloatArray
 
 
 def check(run: Run, unit: Unit) -> str:
@@ -71,11 +73,13 @@ def fit(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     topk, is_true = _decisive(rows, found)
     mass = topk.sum(axis=1)
     recalibrator.fit(topk, is_true, mass)
-    artifact, facts = calibrate.judged(ref, recalibrator, topk, is_true, mass)
-    text = json.dumps(artifact | {"positions": "decisive"}, indent=1, sort_keys=True)
-    write_text(folder / f"{unit.model.name}.json", text + "\n")
-    calibrate.warn(run, unit.model.row, recalibrator.state())
-    return facts
+    for warning in calibrate.warnings(unit.model.row, recalibrator.state()):
+        run.console.warn(warning)
+    judged = calibrate.judged(recalibrator, topk, is_true, mass)
+    about = {"recalibrator": ref.name, "options": ref.options, "positions": "decisive"}
+    text = json.dumps(judged | about, indent=1, sort_keys=True)
+    (folder / f"{unit.model.name}.json").write_text(text + "\n", "utf-8")
+    return {"recalibrator": ref.name, **calibrate.facts_of(judged)}
 
 
 def _asked(run: Run, unit: Unit, rows: Sequence[Encoded]) -> dict[str, TopK]:
@@ -96,9 +100,7 @@ def _asked(run: Run, unit: Unit, rows: Sequence[Encoded]) -> dict[str, TopK]:
     return {id: one for part in processes.gathered(ours) for id, one in part.items()}
 
 
-def _decisive(
-    rows: Sequence[Encoded], found: dict[str, TopK]
-) -> tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.bool_]]]:
+def _decisive(rows: Sequence[Encoded], found: dict[str, TopK]) -> tuple[FloatArray, BoolArray]:
     """Return probabilities (N, k) where each row decides, and which token is the true one."""
     topk, is_true = [], []
     for row in rows:
