@@ -237,7 +237,7 @@ def test_the_teacher_s_first_token_is_judged_where_it_decides(done: tuple[Path, 
     for part in ("train", "validation", "out-of-fold"):
         folder = done[1] / "knowledge" / part
         facts = json.loads((folder / "manifest.json").read_text("utf-8"))["facts"]
-        rows = inputs.training_rows(run, "teacher", part)  # type: ignore[arg-type]
+        rows = inputs.training_rows(run, "teacher", part)
         stored, confidence, correct = Knowledge(folder), [], []
         for row in rows:
             assert row.decisive is not None
