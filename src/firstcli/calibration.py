@@ -197,7 +197,7 @@ def null_outcomes(
     return right
 
 
-def null_eces(
+def ece_null(
     confidence: FloatArray, bins: int = 10, draws: int = DRAWS, seed: int = 0
 ) -> FloatArray:
     """Return the ECE that a calibrated model of these confidences would show, a draw each, (D,)."""
