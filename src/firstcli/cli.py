@@ -240,7 +240,12 @@ def evaluate(
 ) -> None:
     """Measure accuracy, ECE and Trust of teacher and students, or of anybody's outputs."""
     of_outputs = {"--versus": versus, "--confidence": confidence, "--bins": bins}
-    of_recipe = {"RECIPE": recipe, "--set": overrides, "--arm": arms, "--run-dir": run_dir}
+    of_recipe: dict[str, Any] = {
+        "RECIPE": recipe,
+        "--set": overrides,
+        "--arm": arms,
+        "--run-dir": run_dir,
+    }
     of_recipe |= {"--only": only, "--force": force, "--dry-run": dry_run}
     if outputs is None:
         _refuse(of_outputs, "belongs to --from FILE; a recipe has its own under `metrics`")

@@ -13,7 +13,7 @@ from rich.table import Table
 from firstcli import lm_eval
 from firstcli.console import Console
 from firstcli.errors import UserError, shortened
-from firstcli.metrics import Confidence, EvalMetrics, summarize
+from firstcli.metrics import FLOOR, Confidence, EvalMetrics, summarize
 from firstcli.records import EvalRecords
 from firstcli.uncertainty import Difference, Estimate, differences, intervals
 
@@ -166,9 +166,7 @@ def _table(
 
 
 def _remarks(found: EvalMetrics, records: EvalRecords, bins: int) -> dict[str, str]:
-    remarks = (
-        {"nll": f"{found.nll_floored} probabilities raised to 1e-12"} if found.nll_floored else {}
-    )
+    remarks: dict[str, str] = {}
     if found.ece is not None and found.ece_null is not None and found.ece_p is not None:
         remarks["ece"] = (
             f"{found.bins_used} of {bins} bins used; a calibrated model would show "
@@ -176,8 +174,12 @@ def _remarks(found: EvalMetrics, records: EvalRecords, bins: int) -> dict[str, s
         )
     if found.ties:
         remarks["accuracy"] = f"{found.ties} ties, which go to the first candidate"
+    if found.nll_floored:
+        remarks["nll"] = f"{found.nll_floored} probabilities raised to {FLOOR:g}"
     if not records.answerable:
-        remarks["confidence"] = "no candidate is right: as high as chance would be modest"
+        remarks["confidence"] = "no candidate is right; who knows that shows no more than chance"
+    elif records.scope == "candidates":
+        remarks["confidence"] = "the candidates are only compared with one another"
     return remarks
 
 

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -154,8 +154,10 @@ class EvalRecords:
     def only(self, ids: Collection[str]) -> EvalRecords:
         """Return the questions that have one of these ids, in the order of these records."""
         kept = [i for i, name in enumerate(self.ids) if name in ids]
-        rows = {field.name: getattr(self, field.name) for field in fields(self)}
-        arrays = {k: v[kept] for k, v in rows.items() if isinstance(v, np.ndarray)}
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        arrays: dict[str, Any] = {
+            name: column[kept] for name, column in columns.items() if isinstance(column, np.ndarray)
+        }
         return replace(self, ids=tuple(self.ids[i] for i in kept), **arrays)
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
