@@ -13,11 +13,11 @@ from firstcli.calibration import (
     ece,
     ece_classwise,
     ece_mass,
+    ece_null,
     ece_parts,
     ece_smooth,
     ece_true,
     mce,
-    null_eces,
     reliability_bins,
 )
 from firstcli.scores import (
@@ -172,7 +172,7 @@ def _of_probabilities(records: EvalRecords, bins: int) -> dict[str, float]:
 
 def _of_ece(shown: FloatArray, correct: BoolArray, bins: int) -> dict[str, float]:
     value, parts = ece(shown, correct, bins), ece_parts(shown, correct, bins)
-    null = null_eces(shown, bins)
+    null = ece_null(shown, bins)
     return {
         "ece": value,
         "trust": trust(shown, correct, bins),

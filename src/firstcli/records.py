@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +41,7 @@ VERSION = 2
 _VERSION_KEY = "firstcli.records.version"
 _SCOPE_KEY = "firstcli.records.scope"
 _SOURCES = ("id", "answer", "log_probs", "truth")
-_MASS_SLACK = 1e-3  # float32 rounding of the candidates' total probability, generously
+MASS_SLACK = 1e-3  # float32 rounding of the candidates' total probability, generously
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,7 +111,7 @@ class EvalRecords:
             top = padded.max(axis=1)
         else:
             mass = np.exp(padded).sum(axis=1)
-            over = mass > 1.0 + _MASS_SLACK
+            over = mass > 1.0 + MASS_SLACK
             _refuse(ids, over, "candidates whose probabilities sum to more than 1")
 
         prediction = padded.argmax(axis=1).astype(np.int32)
@@ -150,6 +150,15 @@ class EvalRecords:
     def shown(self, kind: Literal["candidates", "full"]) -> FloatArray | None:
         """Return the confidence that a recipe's `metrics.confidence` asks for, (N,), if known."""
         return self.confidence if kind == "candidates" else self.confidence_full
+
+    def only(self, ids: Collection[str]) -> EvalRecords:
+        """Return the questions that have one of these ids, in the order of these records."""
+        kept = [i for i, name in enumerate(self.ids) if name in ids]
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        arrays: dict[str, Any] = {
+            name: column[kept] for name, column in columns.items() if isinstance(column, np.ndarray)
+        }
+        return replace(self, ids=tuple(self.ids[i] for i in kept), **arrays)
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
         """Write the records as Parquet; the file appears whole or not at all.
