@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from firstcli import temperatures
-from firstcli.criteria import CRITERIA, Criterion, criterion_value
+from firstcli.criteria import CRITERIA, Criterion, among_topk, criterion_value
 from firstcli.recalibrators import (
     LogitTemperature,
     SingleTemperature,
@@ -94,7 +94,7 @@ def test_each_resample_goes_through_the_search_of_a_fit(mass_is_one: bool) -> No
 
 def test_with_mass_one_rows_outside_the_k_do_not_count() -> None:
     rows = Rows(*overconfident_teacher(5, mass_is_one=True))
-    inside = rows.where(rows.is_true.any(axis=1))
+    inside = rows.where(among_topk(rows.is_true))
     found = Resampled(scale_logits, rows, 10)
     found._times = np.ones((1, len(rows.topk)))
     for criterion in ("nll", "brier"):

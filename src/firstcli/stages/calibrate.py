@@ -21,7 +21,7 @@ from firstcli.teaching import Positions
 from firstcli.units import Unit
 
 if TYPE_CHECKING:
-    from firstcli.api import BoolArray, FloatArray, PluginOptions, Recalibrator
+    from firstcli.api import BoolArray, FloatArray, Recalibrator
 
 
 def check(run: Run, unit: Unit) -> str:
@@ -59,7 +59,7 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
 
 
 def judged(
-    recalibrator: Recalibrator[PluginOptions],
+    recalibrator: Recalibrator[Any],
     topk: FloatArray,
     is_true: BoolArray,
     mass: FloatArray,
