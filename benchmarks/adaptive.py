@@ -7,11 +7,15 @@ Each recalibrator is fitted on four fifths of the validation part and judged on 
 turns, by what would be taught there. Where the truth is known, as for `known-world`, outcomes are
 replaced by their true probabilities, which takes the noise of the answers away. Intervals come from
 resampling the judged questions, the same for all recalibrators.
+
+`equal sharpness` gives each row a temperature in proportion to how far its first token is ahead,
+as CIST (arXiv 2605.20357) does with the largest logit, so that all rows become about equally sure.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,18 +26,33 @@ from firstcli import pipeline, teaching
 from firstcli.encoding import encode_questions
 from firstcli.pipeline import Request, open_run
 from firstcli.plugins import load
+from firstcli.recalibrators import normalized
 from firstcli.run import Run
 from firstcli.stages import inputs
 from firstcli.teaching import Positions
 
 FloatArray = npt.NDArray[np.float64]
 
-CONTENDERS = {
-    "none": ("none", {}),
-    "temperature-scaling, ece": ("temperature-scaling", {}),
-    "temperature-scaling, nll": ("temperature-scaling", {"criterion": "nll"}),
-    "logit-temperature, nll": ("logit-temperature", {"criterion": "nll"}),
-    "adaptive": ("adaptive", {}),
+
+def equal_sharpness(topk: FloatArray) -> FloatArray:
+    """Divide each row's log-odds by their mean, (N, k)."""
+    log_odds = np.log(np.maximum(topk / topk[:, :1], 1e-12))
+    return normalized(np.exp(log_odds / np.maximum(-log_odds.mean(axis=1, keepdims=True), 1e-12)))
+
+
+def unchanged(topk: FloatArray) -> FloatArray:
+    """Return the teacher's probabilities as they are."""
+    return topk
+
+
+Prepare = Callable[[FloatArray], FloatArray]
+CONTENDERS: dict[str, tuple[str, dict[str, str], Prepare]] = {
+    "none": ("none", {}, unchanged),
+    "temperature-scaling, ece": ("temperature-scaling", {}, unchanged),
+    "temperature-scaling, nll": ("temperature-scaling", {"criterion": "nll"}, unchanged),
+    "logit-temperature, nll": ("logit-temperature", {"criterion": "nll"}, unchanged),
+    "equal sharpness": ("logit-temperature", {"criterion": "nll"}, equal_sharpness),
+    "adaptive": ("adaptive", {}, unchanged),
 }
 OURS = "adaptive"
 FOLDS = 5
@@ -68,17 +87,16 @@ def validation_rows(run: Run) -> Rows:
 
 def taught_by(name: str, rows: Rows, fold: npt.NDArray[np.int64]) -> FloatArray:
     """Return mass times target of every row, fitted on the other folds, (N, k)."""
-    plugin, options = CONTENDERS[name]
+    plugin, options, prepare = CONTENDERS[name]
     cls = load("recalibrators", plugin)
-    mass = rows.positions.mass
-    taught = np.empty(rows.positions.topk.shape)
+    mass, is_true = rows.positions.mass, rows.positions.is_true
+    topk = prepare(rows.positions.topk)
+    taught = np.empty(topk.shape)
     for number in range(FOLDS):
         held_out = fold == number
         recalibrator = cls(cls.Options.model_validate(options))
-        kept = rows.positions.where(~held_out)
-        recalibrator.fit(kept.topk, kept.is_true, mass[~held_out])
-        target = recalibrator.transform(rows.positions.topk[held_out])
-        taught[held_out] = mass[held_out, None] * target
+        recalibrator.fit(topk[~held_out], is_true[~held_out], mass[~held_out])
+        taught[held_out] = mass[held_out, None] * recalibrator.transform(topk[held_out])
     return taught
 
 
@@ -114,10 +132,10 @@ class Judge:
 
 
 def difference(ours: FloatArray, theirs: FloatArray, factor: float, digits: int) -> str:
-    """Write a difference with its 95 % interval; bold where that excludes zero."""
+    """Write a difference with its 95 % interval; bold where that excludes zero as shown."""
     gap = factor * (ours - theirs)
-    low, high = np.quantile(gap[1:], [0.025, 0.975])
-    text = f"{gap[0]:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+    low, high = np.round(np.quantile(gap[1:], [0.025, 0.975]), digits).tolist()
+    text = f"{gap[0]:+z.{digits}f} ({low:+z.{digits}f} to {high:+z.{digits}f})"
     return f"**{text}**" if low > 0 or high < 0 else text
 
 

@@ -255,14 +255,15 @@ def test_a_sure_temperature_is_not_warned_of() -> None:
 
 def test_warnings_name_arm_temperature_interval_and_what_to_do() -> None:
     state = state_of(LogitTemperature, teacher(12))
-    few, flat = warnings("arms.first", state)
     low, high = state["interval"]
     begin = (
         f"arms.first: T = {state['temperature']:.3g}, fitted by ece on 12 rows "
         f"(95 % interval {low:.3g} to {high:.3g}), "
     )
+    [few] = warnings("arms.first", state)
     assert few.startswith(f"{begin}would scatter by about {state['spread']:.2g}")
     assert "raise train.validation" in few
+    [flat] = warnings("arms.first", {**state, "few_rows": False})
     assert flat.startswith(f"{begin}is hardly determined")
 
     always = np.zeros((400, 3), dtype=bool)

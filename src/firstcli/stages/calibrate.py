@@ -133,7 +133,7 @@ def warnings(where: str, state: Mapping[str, Any]) -> list[str]:
             f"{fitted}, would scatter by about {state['spread']:.2g} over such validation parts; "
             f"raise train.validation to have {FEW_ROWS} rows or more"
         )
-    if state["flat"]:
+    elif state["flat"]:
         found.append(
             f"{fitted}, is hardly determined by these rows; raise train.validation, or give a "
             "fixed `temperature`"
