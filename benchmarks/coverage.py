@@ -1,6 +1,6 @@
 """How often 95 % intervals hold the value that infinitely many questions would give.
 
-    python benchmarks/coverage.py --simulations 400
+    python benchmarks/coverage.py --simulations 200
 
 Models answer invented questions whose probabilities of being right are known; what is hard for one
 is hard for the others. Prints the tables of `docs/metrics.md`.
@@ -97,7 +97,7 @@ def population(model: Model, n: int = 2_000_000) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--simulations", type=int, default=400)
+    parser.add_argument("--simulations", type=int, default=200)
     simulations = parser.parse_args().simulations
     truth = {name: population(model) for name, model in MODELS.items()}
     held: dict[tuple[str, int, str], list[bool]] = defaultdict(list)
