@@ -64,11 +64,21 @@ def test_listing_and_starters_need_no_torch() -> None:
         assert result.code == 0, result.err
 
 
+JUDGE = """
+import sys
+from pathlib import Path
+from firstcli import outputs
+outputs.show(Path(sys.argv[1]), None, "candidates", 10, json=True, quiet=True)
+print(sorted({"torch", "transformers", "datasets"} & set(sys.modules)))
+"""
+
+
 def test_outputs_are_judged_without_torch(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     EvalRecords.from_log_probs(["a", "b"], [0, 1], [[-1.0, -2.0]] * 2).save(path, {})
-    result = without(("torch", "transformers", "datasets"), MAIN, "eval", "--from", path)
+    result = tiny.finish(tiny.python(JUDGE, path))
     assert result.code == 0, result.err
+    assert result.out == "[]\n"
 
 
 def test_a_dry_run_of_a_new_run_needs_no_torch(tmp_path: Path) -> None:
