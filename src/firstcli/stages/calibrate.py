@@ -79,11 +79,10 @@ def judged(
     after = mass[:, None] * recalibrator.transform(topk)  # (N, k)
     ranks = _ranks(topk, after, is_true)
     correct = is_true[:, 0]
+    by_criterion = {name: fit["temperature"] for name, fit in state.get("criteria", {}).items()}
     return {
         **{key: state[key] for key in _TOLD if key in state},
-        "temperatures": {
-            name: fit["temperature"] for name, fit in state.get("criteria", {}).items()
-        },
+        **({"temperatures": by_criterion} if by_criterion else {}),
         "rows": state.get("rows", len(topk)),
         "accuracy": ranks[0]["frequency"],
         "confidence_before": ranks[0]["confidence_before"],
@@ -158,7 +157,7 @@ def summary(run: Run, units: list[Unit]) -> dict[str, Any]:
             unit.arm,
             facts["recalibrator"],
             _temperature(facts),
-            *(_number(facts["temperatures"].get(name)) for name in CRITERIA),
+            *(_number(facts.get("temperatures", {}).get(name)) for name in CRITERIA),
             str(facts["rows"]),
             f"{100 * facts['accuracy']:.1f}",
             f"{100 * facts['confidence_before']:.1f} -> {100 * facts['confidence_after']:.1f}",
