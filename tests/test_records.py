@@ -33,6 +33,7 @@ def test_derived_columns() -> None:
     assert records.correct.tolist() == [True, False, True]
     assert records.tie.tolist() == [False, True, False]
     np.testing.assert_allclose(records.confidence, [0.625, 0.4, 1.0])
+    assert records.confidence_full is not None and records.candidate_mass is not None
     np.testing.assert_allclose(records.confidence_full, [0.5, 0.1, math.exp(-1)])
     np.testing.assert_allclose(records.candidate_mass, [0.8, 0.25, math.exp(-1)])
     np.testing.assert_allclose(records.probabilities.sum(axis=1), 1.0)
@@ -42,13 +43,14 @@ def test_derived_columns() -> None:
 
 def test_candidates_of_tiny_mass_renormalise_exactly() -> None:
     records = EvalRecords.from_log_probs(["a"], [0], [[-800.0, -800.0 + math.log(3)]])
-    assert records.candidate_mass[0] == 0.0 and records.confidence_full[0] == 0.0
+    assert records.candidate_mass is not None and records.candidate_mass[0] == 0.0
+    assert records.confidence_full is not None and records.confidence_full[0] == 0.0
     assert records.confidence[0] == pytest.approx(0.75)
 
 
 def test_rounding_above_certainty_stays_a_probability() -> None:
     records = EvalRecords.from_log_probs(["a"], [0], [[1e-7, -20.0]])
-    assert records.confidence_full[0] == 1.0
+    assert records.confidence_full is not None and records.confidence_full[0] == 1.0
     assert summarize(records, "full", 10).ece == 0.0
 
 
@@ -146,7 +148,50 @@ def test_impossible_truth_is_refused_by_id(row: list[float] | None) -> None:
 
 def test_an_answer_before_the_first_candidate_is_refused() -> None:
     with pytest.raises(UserError, match="none of the candidates"):
-        EvalRecords.from_log_probs(["a"], [-1], [[-1.0, -2.0]])
+        EvalRecords.from_log_probs(["a"], [-2], [[-1.0, -2.0]])
+
+
+@pytest.mark.parametrize("truth", [True, False])
+def test_questions_without_a_right_candidate(tmp_path: Path, truth: bool) -> None:
+    zeros = [[0.0, 0.0], [0.0, 0.0, 0.0]]
+    records = EvalRecords.from_log_probs(
+        ["a", "b"], [-1, -1], [[-1.0, -2.0], [-2.0] * 3], zeros if truth else None
+    )
+    assert not records.answerable and not records.correct.any() and some_records().answerable
+    records.save(tmp_path / "x", {})
+    loaded = EvalRecords.load(tmp_path / "x")
+    assert not loaded.answerable and loaded.answer.tolist() == [-1, -1]
+
+
+def test_all_or_none_of_the_questions_have_a_right_candidate() -> None:
+    with pytest.raises(UserError, match=r"no right candidate.*'b'"):
+        EvalRecords.from_log_probs(["a", "b"], [1, -1], [[-1.0, -2.0]] * 2)
+    with pytest.raises(UserError, match="no distribution"):
+        EvalRecords.from_log_probs(["a"], [-1], [[-1.0, -2.0]], [[0.5, 0.5]])
+
+
+def test_candidates_alone_are_renormalised_and_say_nothing_of_the_vocabulary(
+    tmp_path: Path,
+) -> None:
+    rows = [[3.0, 2.0], [-50.0, -51.0, -math.inf]]  # no probabilities yet, or tiny ones
+    records = EvalRecords.from_log_probs(["a", "b"], [0, 1], rows, scope="candidates")
+    assert records.confidence_full is None and records.candidate_mass is None
+    assert records.shown("full") is None and records.shown("candidates") is records.confidence
+    np.testing.assert_allclose(np.exp(records.log_probs).sum(axis=1), 1.0, atol=1e-12)
+    np.testing.assert_allclose(records.confidence, [1 / (1 + math.exp(-1))] * 2)
+    records.save(tmp_path / "x", {})
+    loaded = EvalRecords.load(tmp_path / "x")
+    assert loaded.scope == "candidates" and loaded.shown("full") is None
+    np.testing.assert_array_equal(loaded.log_probs, records.log_probs)
+    assert summarize(loaded, "candidates", 10) == summarize(records, "candidates", 10)
+
+
+def test_a_file_of_the_first_version_is_of_the_whole_vocabulary(tmp_path: Path) -> None:
+    some_records().save(tmp_path / "x", {})
+    table = pq.ParquetFile(tmp_path / "x").read()
+    old = table.replace_schema_metadata({b"firstcli.records.version": b"1"})
+    pq.write_table(old, tmp_path / "x")
+    assert EvalRecords.load(tmp_path / "x").scope == "vocabulary"
 
 
 def test_ids_are_unique_and_there_is_at_least_one() -> None:

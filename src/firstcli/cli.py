@@ -203,7 +203,68 @@ def extract(
 
 _add_stage("calibrate", "Fit each recalibrator on the held-out validation part.")
 _add_stage_of_arms("distill", "Train the students, one an arm, and whatever they need first.")
-_add_stage_of_arms("eval", "Measure accuracy, ECE and Trust of teacher and students.")
+
+
+@app.command("eval")
+def evaluate(
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe; none with --from.")
+    ] = None,
+    overrides: Overrides = None,
+    arms: Arms = None,
+    run_dir: RunDir = None,
+    only: Only = False,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    outputs: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="Judge these outputs: records (.parquet) or lm-eval's samples (.jsonl).",
+        ),
+    ] = None,
+    versus: Annotated[
+        Path | None,
+        typer.Option("--versus", metavar="FILE", help="With --from: compare it with this one."),
+    ] = None,
+    confidence: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="With --from: candidates (default) or full."),
+    ] = None,
+    bins: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="With --from: bins of the ECE, or 10.")
+    ] = None,
+) -> None:
+    """Measure accuracy, ECE and Trust of teacher and students, or of anybody's outputs."""
+    of_outputs = {"--versus": versus, "--confidence": confidence, "--bins": bins}
+    of_recipe: dict[str, Any] = {
+        "RECIPE": recipe,
+        "--set": overrides,
+        "--arm": arms,
+        "--run-dir": run_dir,
+    }
+    of_recipe |= {"--only": only, "--force": force, "--dry-run": dry_run}
+    if outputs is None:
+        _refuse(of_outputs, "belongs to --from FILE; a recipe has its own under `metrics`")
+        if recipe is None:
+            raise UserError("first eval: needs a RECIPE, or --from FILE to judge outputs")
+        _run_stage("eval", recipe, overrides, arms, run_dir, only, force, dry_run, as_json, quiet)
+        return
+    from firstcli import outputs as judge
+
+    _refuse(of_recipe, "makes outputs, --from judges those of a file; give one of the two")
+    kind = confidence or "candidates"
+    _print(judge.show(outputs, versus, kind, bins or 10, json=as_json, quiet=quiet), as_json)
+
+
+def _refuse(options: dict[str, Any], why: str) -> None:
+    if given := [name for name, value in options.items() if value]:
+        raise UserError(f"first eval: {given[0]} {why}")
+
+
 _add_stage("report", "Do the whole job: the table, the figures and one HTML page.")
 
 

@@ -3,23 +3,25 @@
 A file holds the columns
 
     id            string           the sample's id, unique
-    answer        int32            index of the right candidate
+    answer        int32            index of the right candidate; -1 where none is right, which then
+                                   holds for all questions
     log_probs     list<float64>    log-probability of each candidate's decisive token, from the
-                                   softmax over the whole vocabulary
+                                   softmax over the whole vocabulary or over the candidates
     truth         list<float64>    true probability of each candidate; null where it is not known
 
 and, derived from these for whoever reads the file with other tools, `prediction`, `correct`,
-`confidence`, `confidence_full`, `candidate_mass` and `tie`. Loading derives them anew.
+`confidence`, `confidence_full`, `candidate_mass` and `tie`. Loading derives them anew. The schema's
+metadata name the format's version and the scope of the softmax.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -33,10 +35,13 @@ if TYPE_CHECKING:
 
     Rows = Sequence[Sequence[float] | FloatArray]
 
-VERSION = 1
+Scope = Literal["vocabulary", "candidates"]
+
+VERSION = 2
 _VERSION_KEY = "firstcli.records.version"
+_SCOPE_KEY = "firstcli.records.scope"
 _SOURCES = ("id", "answer", "log_probs", "truth")
-_MASS_SLACK = 1e-3  # float32 rounding of the candidates' total probability, generously
+MASS_SLACK = 1e-3  # float32 rounding of the candidates' total probability, generously
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,9 +56,10 @@ class EvalRecords:
     prediction: npt.NDArray[np.int32]  # (N,) the most likely candidate, the first of equals
     correct: BoolArray  # (N,)
     confidence: FloatArray  # (N,) the prediction's probability among the candidates
-    confidence_full: FloatArray  # (N,) the prediction's probability in the whole vocabulary
-    candidate_mass: FloatArray  # (N,) total probability of the candidates
+    confidence_full: FloatArray | None  # (N,) the prediction's probability in the whole vocabulary
+    candidate_mass: FloatArray | None  # (N,) total probability of the candidates
     tie: BoolArray  # (N,) whether another candidate is as likely as the prediction
+    scope: Scope  # of the log-probabilities' softmax; `candidates` leaves two fields None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -65,15 +71,19 @@ class EvalRecords:
         answers: Sequence[int],
         log_probs: Rows,
         truth: Rows | None = None,
+        *,
+        scope: Scope = "vocabulary",
     ) -> EvalRecords:
         """Derive predictions and confidences from the candidates' log-probabilities.
 
         Args:
             ids: the samples' ids, unique.
-            answers: index of each question's right candidate.
+            answers: index of each question's right candidate, or -1 for all where none is right.
             log_probs: a row a question, a number a candidate, from the softmax over the whole
                 vocabulary.
             truth: the true probability of each candidate, rows as long as those of `log_probs`.
+            scope: `candidates` says that the log-probabilities compare the candidates only; they
+                are renormalised, and how likely they are beside other tokens is not known.
 
         Raises:
             UserError: a row cannot be what it claims to be; names the ids.
@@ -87,14 +97,22 @@ class EvalRecords:
         count = np.array([len(row) for row in log_probs], dtype=np.int32)
         _check_ids(ids)
         _refuse(ids, count < 1, "no candidates")
-        _refuse(ids, (answer < 0) | (answer >= count), "an answer that is none of the candidates")
+        _refuse(ids, (answer < -1) | (answer >= count), "an answer that is none of the candidates")
+        if answer.max() >= 0:
+            _refuse(ids, answer < 0, "no right candidate, though others have one,")
 
         padded = _padded(log_probs, count, -np.inf)
         _refuse(ids, np.isnan(padded).any(axis=1), "NaN among the candidates' log-probabilities")
         top = padded.max(axis=1)  # (N,)
         _refuse(ids, np.isneginf(top), "candidates that all have probability zero")
-        mass = np.exp(padded).sum(axis=1)
-        _refuse(ids, mass > 1.0 + _MASS_SLACK, "candidates whose probabilities sum to more than 1")
+        mass = None
+        if scope == "candidates":
+            padded = _renormalised(padded)
+            top = padded.max(axis=1)
+        else:
+            mass = np.exp(padded).sum(axis=1)
+            over = mass > 1.0 + MASS_SLACK
+            _refuse(ids, over, "candidates whose probabilities sum to more than 1")
 
         prediction = padded.argmax(axis=1).astype(np.int32)
         return cls(
@@ -102,14 +120,20 @@ class EvalRecords:
             answer=answer,
             count=count,
             log_probs=padded,
-            truth=None if truth is None else _truth(ids, truth, count),
+            truth=None if truth is None else _truth(ids, truth, count, answer),
             prediction=prediction,
             correct=prediction == answer,
             confidence=1.0 / np.exp(padded - top[:, None]).sum(axis=1),
-            confidence_full=np.minimum(np.exp(top), 1.0),
+            confidence_full=None if mass is None else np.minimum(np.exp(top), 1.0),
             candidate_mass=mass,
             tie=(padded == top[:, None]).sum(axis=1) > 1,
+            scope=scope,
         )
+
+    @property
+    def answerable(self) -> bool:
+        """Whether the questions have a right candidate; either all have or none has."""
+        return bool(self.answer[0] >= 0)
 
     @property
     def probabilities(self) -> FloatArray:
@@ -123,9 +147,18 @@ class EvalRecords:
         """The true probability that each prediction is right, (N,), where the truth is known."""
         return None if self.truth is None else self.truth[np.arange(len(self)), self.prediction]
 
-    def shown(self, kind: Literal["candidates", "full"]) -> FloatArray:
-        """Return the confidence that a recipe's `metrics.confidence` asks for, (N,)."""
+    def shown(self, kind: Literal["candidates", "full"]) -> FloatArray | None:
+        """Return the confidence that a recipe's `metrics.confidence` asks for, (N,), if known."""
         return self.confidence if kind == "candidates" else self.confidence_full
+
+    def only(self, ids: Collection[str]) -> EvalRecords:
+        """Return the questions that have one of these ids, in the order of these records."""
+        kept = [i for i, name in enumerate(self.ids) if name in ids]
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        arrays: dict[str, Any] = {
+            name: column[kept] for name, column in columns.items() if isinstance(column, np.ndarray)
+        }
+        return replace(self, ids=tuple(self.ids[i] for i in kept), **arrays)
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
         """Write the records as Parquet; the file appears whole or not at all.
@@ -166,6 +199,7 @@ class EvalRecords:
                 answers=answers,
                 log_probs=log_probs,
                 truth=None if table["truth"].null_count == len(table) else truth,
+                scope=_scope(table),
             )
         except pa.ArrowException as error:
             raise UserError(f"{path}: a column has the wrong type ({error}); {_REDO}") from error
@@ -182,6 +216,9 @@ class EvalRecords:
         def ragged(padded: FloatArray) -> pa.ListArray:
             return pa.ListArray.from_arrays(offsets, padded[filled])
 
+        def known(values: FloatArray | None) -> pa.Array:
+            return pa.nulls(len(self), pa.float64()) if values is None else pa.array(values)
+
         return pa.table(
             {
                 "id": pa.array(self.ids, pa.string()),
@@ -191,11 +228,11 @@ class EvalRecords:
                 "prediction": self.prediction,
                 "correct": self.correct,
                 "confidence": self.confidence,
-                "confidence_full": self.confidence_full,
-                "candidate_mass": self.candidate_mass,
+                "confidence_full": known(self.confidence_full),
+                "candidate_mass": known(self.candidate_mass),
                 "tie": self.tie,
             }
-        ).replace_schema_metadata({**metadata, _VERSION_KEY: str(VERSION)})
+        ).replace_schema_metadata({**metadata, _VERSION_KEY: str(VERSION), _SCOPE_KEY: self.scope})
 
 
 _REDO = "redo it with `first eval --force`"
@@ -224,6 +261,11 @@ def _read(path: Path) -> pa.Table:
     return table
 
 
+def _scope(table: pa.Table) -> Scope:
+    found = (table.schema.metadata or {}).get(_SCOPE_KEY.encode())
+    return "candidates" if found == b"candidates" else "vocabulary"  # version 1 did not say
+
+
 def _padded(rows: Rows, count: npt.NDArray[np.int32], fill: float) -> FloatArray:
     padded = np.full((len(rows), int(count.max())), fill)  # (N, C)
     for i, row in enumerate(rows):
@@ -231,12 +273,24 @@ def _padded(rows: Rows, count: npt.NDArray[np.int32], fill: float) -> FloatArray
     return padded
 
 
-def _truth(ids: Sequence[str], truth: Rows, count: npt.NDArray[np.int32]) -> FloatArray:
+def _renormalised(padded: FloatArray) -> FloatArray:
+    top = padded.max(axis=1, keepdims=True)
+    total = top + np.log(np.exp(padded - top).sum(axis=1, keepdims=True))
+    # What is renormalised already keeps its bits, so that a file gives back what went in.
+    return np.where(np.abs(total) < 1e-12, padded, padded - total)
+
+
+def _truth(
+    ids: Sequence[str],
+    truth: Rows,
+    count: npt.NDArray[np.int32],
+    answer: npt.NDArray[np.int32],
+) -> FloatArray:
     fits = [row is not None and len(row) == n for row, n in zip(truth, count, strict=True)]
     _refuse(ids, ~np.array(fits), "not one true probability a candidate")
     padded = _padded(truth, count, 0.0)
     within = ((padded >= 0.0) & (padded <= 1.0)).all(axis=1)
-    sound = within & (np.abs(padded.sum(axis=1) - 1.0) < 1e-6)
+    sound = within & (np.abs(padded.sum(axis=1) - (answer >= 0)) < 1e-6)  # 0 if none is right
     _refuse(ids, ~sound, "true probabilities that are no distribution")
     return padded
 

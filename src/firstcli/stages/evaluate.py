@@ -92,23 +92,37 @@ def load_records(run: Run, units: Sequence[Unit]) -> dict[tuple[str, str], EvalR
 
 
 def summary(run: Run, units: list[Unit]) -> dict[str, Any]:
-    """Show every metric, a row a model and evaluation."""
+    """Show the main metrics, a row a model and evaluation; return every metric."""
     settings = run.recipe.metrics
     found = {
         key: metrics.summarize(records, settings.confidence, settings.bins)
         for key, records in load_records(run, units).items()
     }
     table = Table(title=f"confidence: {settings.confidence}, {settings.bins} bins, in percent")
-    columns = ("accuracy", "ece", "trust", "confidence", "nll", "brier", "candidate_mass")
-    for heading in ("evaluation", "model", "n", *columns):
-        table.add_column(heading.replace("_", " "))
-    for (evaluation, model), one in found.items():
-        values = [
-            f"{getattr(one, name):.3f}"
-            if name in ("nll", "brier")
-            else f"{100 * getattr(one, name):.1f}"
-            for name in columns
-        ]
-        table.add_row(evaluation, model, str(one.n), *values)
+    for heading in ("evaluation", "model", *(column for column, *_ in _COLUMNS)):
+        table.add_column(heading)
+    for key, one in found.items():
+        table.add_row(*key, *(_text(getattr(one, name), form) for _, name, form in _COLUMNS))
     run.console.show(table)
     return {f"{evaluation}/{model}": asdict(one) for (evaluation, model), one in found.items()}
+
+
+_COLUMNS = (
+    ("n", "n", "d"),
+    ("accuracy", "accuracy", "%"),
+    ("ECE", "ece", "%"),
+    ("null ECE", "ece_null", "%"),  # what a calibrated model of these confidences would show
+    ("p", "ece_p", ".3f"),
+    ("bins used", "bins_used", "d"),
+    ("trust", "trust", "%"),
+    ("confidence", "confidence", "%"),
+    ("nll", "nll", ".3f"),
+    ("brier", "brier", ".3f"),
+    ("mass", "candidate_mass", "%"),
+)
+
+
+def _text(value: float | None, form: str) -> str:
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f}" if form == "%" else f"{value:{form}}"
