@@ -174,14 +174,14 @@ def main() -> None:
     assert recipe.teacher and recipe.teacher.finetune
     train = inputs.training_rows(run, "student", "train")
     validation = inputs.training_rows(run, "student", "validation")
-    teacher = inputs.starting_model(run, "teacher", "float32")
+    teacher = inputs.starting_model(run, "teacher", "float32", recipe.seed)
     fit(teacher, train, None, recipe.teacher.finetune, recipe.seed)
     known = know(teacher, train, recipe.knowledge.top_k)
     held_out = know(teacher, validation, recipe.knowledge.top_k)
     results = {"teacher": judge(run, teacher)}
     for name, arm in recipe.arms.items():
         taught = None if arm.learn == "labels" else lessons(arm, train, known, held_out)
-        student = inputs.starting_model(run, "student", "float32")
+        student = inputs.starting_model(run, "student", "float32", recipe.seed)
         fit(student, train, taught, training_of(recipe.student, arm), recipe.seed)
         results[name] = judge(run, student)
     print(json.dumps({"seconds": time.perf_counter() - began, "results": results}, indent=1))

@@ -39,7 +39,7 @@ ERRORS = (
 @torch.inference_mode()
 def exact_knowledge(run: Run, rows: Sequence[Encoded]) -> dict[str, TopK]:
     """Ask the teacher."""
-    reader = heads.Reader(inputs.inference_model(run, "teacher"))
+    reader = heads.Reader(inputs.teacher(run))
     top_k, limit = run.recipe.knowledge.top_k, inputs.shared_vocabulary(run)
     found: dict[str, TopK] = {}
     for batch in models.batches([len(row.input_ids) for row in rows], extract.BATCH_TOKENS):

@@ -290,6 +290,23 @@ def test_evaluation_needs_candidates(byte_tokenizer: Tokenizer) -> None:
         encode_questions([Sample("a", "b", id="x")], byte_tokenizer, "test")
 
 
+def test_a_question_without_a_right_answer_is_asked_but_never_learned(
+    byte_tokenizer: Tokenizer,
+) -> None:
+    answered = Sample.question("Q: A:", [" yes", " no"], 1, id="x")
+    without = Sample.question("Q: A:", [" yes", " no"], None, id="y")
+    assert (without.response, without.answer) == ("", None)
+    [expected] = encode_questions([answered], byte_tokenizer, "test")
+    [found] = encode_questions([without], byte_tokenizer, "test")
+    assert found.answer is None
+    assert found.candidate_ids == expected.candidate_ids
+    assert found.input_ids.tolist() == expected.input_ids.tolist()
+    with pytest.raises(UserError, match=r"train: sample 'y': none of its candidates is right"):
+        encode_training([answered, without], byte_tokenizer, "train")
+    with pytest.raises(UserError, match=r"1 of 2 questions, such as 'y', have no right candidate"):
+        encode_questions([answered, without], byte_tokenizer, "test")
+
+
 # Real tokenizers.
 
 

@@ -93,7 +93,7 @@ def test_equal_candidates_are_a_tie_that_goes_to_the_first(
         ]
     found = asked(model, rows)[rows[1].id]
     assert found[0] == found[1] == found[2]
-    records = EvalRecords.from_log_probs([rows[1].id], [rows[1].answer], [found])
+    records = EvalRecords.from_log_probs([rows[1].id], [rows[1].answer or 0], [found])
     assert records.prediction.tolist() == [0] and records.tie.tolist() == [True]
     assert records.confidence[0] == pytest.approx(1 / 3)
 

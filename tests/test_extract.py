@@ -272,7 +272,7 @@ def test_the_stage_stores_every_sample_under_its_id(
     store = knowledge.Knowledge(tmp_path)
     rows = inputs.training_rows(run, "teacher", "train")
     assert len(store) == facts["samples"] == len(rows) > 32
-    model = inputs.inference_model(run, "teacher")
+    model = inputs.teacher(run)
     for one in rows:
         ids, tails = naive_top_k(model, one, TOP_K)
         known = store.of(one)

@@ -19,10 +19,13 @@ from firstcli import plugins
 from firstcli.api import ModelRef, Sample
 from firstcli.encoding import encode_questions, encode_training
 from firstcli.families.scratch import Scratch, ScratchOptions
-from firstcli.tasks.known_world import ANSWERS, KnownWorld, KnownWorldOptions
+from firstcli.splits import content_digest
+from firstcli.tasks.known_world import ANSWERS, INVENTED, KnownWorld, KnownWorldOptions
 from firstcli.tasks.world_laws import ATTRIBUTES, PAIRS, Laws
+from firstcli.testing import check_task
 
 SPLITS = ("train", "test", "shifted")
+EVERY_SPLIT = (*SPLITS, "unanswerable")
 MIDDLE = {name: values[0] for name, values in ATTRIBUTES.items()}
 
 
@@ -56,7 +59,7 @@ def test_it_is_registered() -> None:
 @pytest.mark.parametrize("choices", [3, 4, 5])
 def test_samples(choices: int) -> None:
     task = KnownWorld(KnownWorldOptions(train=30, test=20, shifted=10, choices=choices))
-    assert task.splits == SPLITS
+    assert task.splits == EVERY_SPLIT
     assert [len(list(task.load(split).samples)) for split in SPLITS] == [30, 20, 10]
     for sample in (sample for split in SPLITS for sample in task.load(split).samples):
         assert sample.candidates == tuple(f" {answer}" for answer in ANSWERS[:choices])
@@ -75,6 +78,35 @@ def test_the_world_is_the_same_everywhere() -> None:
     assert first.prompt == "It is dusk. What will the black crane Nolni do in the forest? It will"
     assert first.truth == pytest.approx((0.04135, 0.011775, 0.050807, 0.801497, 0.094572), abs=1e-6)
     assert samples("train", seed=7) == samples("train", seed=7)
+
+
+@pytest.mark.parametrize(
+    ("split", "digest"),
+    [("train", "7c1b2d0f72e5c7bd"), ("test", "ba9bdae41d9a689e"), ("shifted", "09c716f0f3330478")],
+)
+def test_a_new_split_leaves_the_others_as_they_were(split: str, digest: str) -> None:
+    """Pinned from before `unanswerable` came: runs from then are still up to date."""
+    rows = samples(split, train=200, test=100, shifted=100)
+    assert content_digest(rows).startswith(digest)
+
+
+def test_it_conforms() -> None:
+    check_task(KnownWorld(KnownWorldOptions(train=30, test=20, shifted=10, unanswerable=10)))
+
+
+def test_unanswerable_questions_mean_nothing_in_this_world() -> None:
+    rows = samples("unanswerable")
+    assert len({row.prompt for row in rows}) == len({row.id for row in rows}) == len(rows) == 500
+    known = {word for words in ATTRIBUTES.values() for word in words}
+    for row in rows:
+        assert (row.answer, row.truth, row.response) == (None, None, "")
+        assert len(row.candidates) == 5
+        assert not known & set(row.prompt.replace(",", " ").replace(".", " ").split())
+    assert all(not set(ATTRIBUTES[name]) & set(INVENTED[name]) for name in ATTRIBUTES)
+    assert rows[:100] == samples("unanswerable", unanswerable=100)
+    assert rows != samples("unanswerable", seed=1)
+    asked = {row.prompt for split in SPLITS for row in samples(split)}
+    assert not asked & {row.prompt for row in rows}
 
 
 def test_sizes_only_cut() -> None:
@@ -157,9 +189,11 @@ def test_answers_differ_in_their_first_token(vocabulary: int) -> None:
     train = samples("train", train=1000)
     text = [sample.prompt + sample.response for sample in train]
     tokenizer = Scratch(ScratchOptions(vocabulary=vocabulary)).tokenizer(ModelRef(None), text)
-    asked = [s for split in ("test", "shifted") for s in samples(split, test=50, shifted=50)]
-    for question in encode_questions(asked, tokenizer, "test"):
+    sizes = {"test": 50, "shifted": 50, "unanswerable": 50}
+    asked = [samples(split, **sizes) for split in sizes]
+    for question in (one for some in asked for one in encode_questions(some, tokenizer, "test")):
         assert len(set(question.candidate_ids)) == 5
+        assert len(question.input_ids) <= 64  # the quick start's context
     rows, warnings = encode_training(train, tokenizer, "train")
     assert not warnings
     if vocabulary == 1024:  # an answer is one token, and training on the CPU is quick
@@ -185,6 +219,7 @@ def test_real_tokenizers_tell_answers_apart(name: str, shared_models: Path) -> N
         {"train": 0},
         {"test": -1},
         {"shifted": 1_000_000},
+        {"unanswerable": 0},
         {"hardness": 1},
     ],
 )

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from firstcli import plugins
 from firstcli.api import PluginOptions, Recalibrator
+from firstcli.criteria import criterion_value
 from firstcli.errors import UserError
 from firstcli.metrics import ece
 from firstcli.recalibrators import (
@@ -27,12 +28,10 @@ from firstcli.recalibrators import (
     NoRecalibration,
     SingleTemperature,
     TemperatureScaling,
-    criterion_value,
     scale_logits,
     scale_probabilities,
-    search_hundredths,
-    search_log_spaced,
 )
+from firstcli.temperatures import search_hundredths, search_log_spaced
 from firstcli.testing import check_recalibrator
 from firstcli.testing.recalibrators import Knowledge, overconfident_teacher
 
@@ -379,8 +378,11 @@ def test_the_state_tells_what_was_done() -> None:
     temperature, state = fitted_temperature(TemperatureScaling, given, criterion="brier")
     lowest = min(value for _, value in state["curve"])
     assert [temperature, lowest] in state["curve"]
-    assert {key: state[key] for key in state if key not in ("curve", "temperature")} == {
+    told_elsewhere = ("curve", "temperature", "interval", "spread", "criteria")
+    assert {key: state[key] for key in state if key not in told_elsewhere} == {
         "criterion": "brier",
+        "resamples": 200,
+        "flat": False,
         "rows": 240,
         "rows_left_out": 0,
         "floored": 0,

@@ -211,6 +211,7 @@ def test_a_broken_recalibrator_is_named(cls: type[Recalibrator[Any]], sentence: 
 # --- tasks --------------------------------------------------------------------------------------
 
 QUESTION = Sample.question("Is water wet?\nA:", (" yes", " no"), 0, id="q1", truth=(0.9, 0.1))
+UNANSWERABLE = Sample.question("Is zorn plim?\nA:", (" yes", " no"), None, id="q1")
 INSTRUCTION = Sample(prompt="Say hello.\n", response="Hello.")
 
 
@@ -227,6 +228,10 @@ class Given(Task[PluginOptions]):
 
     def load(self, split: str) -> Split:
         return Split(list(self.samples))
+
+
+class Evaluated(Given):
+    splits = ("test",)
 
 
 class GivenInstructions(Given):
@@ -251,6 +256,7 @@ def test_a_sound_task_passes() -> None:
     check_task(Given(QUESTION, replace(QUESTION, id="q2", truth=None)))
     check_task(Given(replace(QUESTION, id=None), replace(QUESTION, id=None)))
     check_task(GivenInstructions(INSTRUCTION))
+    check_task(Evaluated(UNANSWERABLE, replace(UNANSWERABLE, id="q2")))
 
 
 @pytest.mark.parametrize(
@@ -269,7 +275,12 @@ def test_a_sound_task_passes() -> None:
         (Given(replace(QUESTION, candidates=tuple(map(str, range(27))))), "has 27 candidates"),
         (Given(replace(QUESTION, candidates=(" yes", " yes"))), "two candidates are the same"),
         (Given(replace(QUESTION, answer=2)), "answer 2 is none of 0 to 1"),
-        (Given(replace(QUESTION, answer=None)), "answer None is none of 0 to 1"),
+        (Given(replace(QUESTION, answer=None)), "no right answer, but a response or a truth"),
+        (Given(UNANSWERABLE), "nothing can be learned from them"),
+        (Evaluated(UNANSWERABLE, replace(QUESTION, id="q2")), "1 of 2 samples have no right"),
+        (Evaluated(replace(UNANSWERABLE, response=" no")), "no right answer, but a response"),
+        (Evaluated(replace(UNANSWERABLE, truth=(0.9, 0.1))), "no right answer, but a response"),
+        (Given(replace(QUESTION, candidates=("", " no"), response="")), "a candidate is empty"),
         (Given(replace(QUESTION, answer=1)), "the response is not the right candidate"),
         (Given(replace(QUESTION, truth=(1.0,))), "truth is not one number a candidate"),
         (Given(replace(QUESTION, truth=(1.1, -0.1))), "a true probability is negative"),

@@ -73,7 +73,7 @@ class Sample:
     candidates: tuple[str, ...] = ()
     """The complete responses to choose among; empty for instruction tasks."""
     answer: int | None = None
-    """Index of the right candidate."""
+    """Index of the right candidate; None with candidates says that none of them is right."""
     truth: tuple[float, ...] | None = None
     """The true probability of every candidate, where it is known."""
 
@@ -82,15 +82,19 @@ class Sample:
         cls,
         prompt: str,
         candidates: Sequence[str],
-        answer: int,
+        answer: int | None,
         *,
         id: str | None = None,
         truth: Sequence[float] | None = None,
     ) -> Sample:
-        """Build the sample of a question task, whose response is the right candidate."""
+        """Build the sample of a question task, whose response is the right candidate.
+
+        Where no candidate is right, `answer` is None and the response is empty: such a question
+        can only be evaluated, never learned from.
+        """
         return cls(
             prompt=prompt,
-            response=candidates[answer],
+            response="" if answer is None else candidates[answer],
             id=id,
             candidates=tuple(candidates),
             answer=answer,

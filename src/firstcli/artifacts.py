@@ -29,7 +29,7 @@ _MARK = ".fingerprint"
 FORMAT = 1
 """Format of manifests; one of a newer firstcli is never taken for a missing one."""
 
-INCIDENTAL = ("README.md", "training_log.jsonl", "manifest.json")
+INCIDENTAL = ("README.md", "training_log.jsonl", "manifest.json", "concentration.json")
 """Files that say how an artifact came about; they do not count as its content."""
 
 

@@ -49,7 +49,8 @@ class Question:
     id: str
     input_ids: npt.NDArray[np.int32]  # (L,)
     candidate_ids: tuple[int, ...]
-    answer: int
+    answer: int | None
+    """Index of the right candidate; None where none is right."""
     truth: tuple[float, ...] | None
 
 
@@ -75,7 +76,8 @@ def encode_training(
     """Encode samples for training; returns them with warnings.
 
     Raises:
-        UserError: a merge crosses a question's border or two candidates share their token.
+        UserError: a merge crosses a question's border, two candidates share their token, or no
+            candidate is right.
     """
     warnings: list[str] = []
     return list(each_encoded(samples, tokenizer, where, warnings)), warnings
@@ -100,6 +102,9 @@ def each_encoded(
         ids, offsets = joints[sample.answer or 0]
         decisive = None
         if sample.candidates:
+            if sample.answer is None:
+                problems.append(f"sample '{sample.id}': {_NOTHING_TO_LEARN}")
+                continue
             choice = _choice(sample, prompt, [joint for joint, _ in joints], tokenizer)
             if isinstance(choice, str):
                 problems.append(choice)
@@ -132,23 +137,35 @@ def encode_questions(
     """Encode samples for evaluation.
 
     Raises:
-        UserError: as `encode_training`, or a sample has no candidates.
+        UserError: as `encode_training`, a sample has no candidates, or only some of them have a
+            right one.
     """
     rows: list[Question] = []
     problems: list[str] = []
     for sample, prompt, joints in _encode(samples, tokenizer):
-        if not sample.candidates or sample.answer is None:
+        if not sample.candidates:
             raise UserError(f"{where}: sample '{sample.id}' has no candidates to choose among")
         ids = [joint for joint, _ in joints]
         choice = _choice(sample, prompt, ids, tokenizer)
         if isinstance(choice, str):
             problems.append(choice)
             continue
-        shared = np.asarray(ids[sample.answer][: choice.position], np.int32)
+        shared = np.asarray(ids[0][: choice.position], np.int32)
         rows.append(Question(str(sample.id), shared, choice.tokens, sample.answer, sample.truth))
     _raise(problems, where)
+    without = [row.id for row in rows if row.answer is None]
+    if 0 < len(without) < len(rows):
+        raise UserError(
+            f"{where}: {len(without)} of {len(rows)} questions, such as "
+            f"{shortened(without, 3, len(without))}, have no right candidate; evaluate them apart"
+        )
     return rows
 
+
+_NOTHING_TO_LEARN = (
+    "none of its candidates is right, so there is nothing to learn from it; leave such questions "
+    "out of the training split, or evaluate them in a split of their own"
+)
 
 Joint = tuple[Ids, list[tuple[int, int]]]
 

@@ -79,6 +79,18 @@ def summary(folder: Path) -> dict[str, Any]:
     }
 
 
+def teacher_top_1(folder: Path) -> dict[str, Any]:
+    """Return what the teacher says of its first token, and how often that is the true one."""
+    paths = sorted(folder.glob("shard-*.parquet"))
+    facts = [one["teacher_top_1"] for path in paths if (one := shard_facts(path))]
+    count = sum(one["judged"] for one in facts)
+    return {
+        "judged": count,
+        "confidence": sum(one["confidence"] for one in facts) / max(count, 1),
+        "accuracy": sum(one["correct"] for one in facts) / max(count, 1),
+    }
+
+
 class Knowledge:
     """All knowledge of one split: only an index of the samples lies in memory."""
 

@@ -16,6 +16,7 @@ from firstcli.units import STAGES, Stage, Unit
 FORMATS: dict[Stage, int] = dict.fromkeys(STAGES, 1) | {
     "finetune": 2,  # batches of like length
     "extract": 2,
+    "calibrate": 2,  # intervals, criteria, ranks
     "distill": 2,
     "eval": 2,  # read off in the output layer's place: other last digits
 }
@@ -68,26 +69,30 @@ def reads_of(run: Run, unit: Unit) -> dict[str, str]:
             reads["longest sample"] = _longest(run, unit)
             reads |= _training_reads("teacher.finetune", recipe.teacher.finetune)
             reads |= _trainer_reads(recipe)
+            reads |= {"fold": f"{unit.fold} of {recipe.knowledge.folds}"} if unit.fold else {}
         case "extract":
-            reads |= _teacher_reads(run) | _flat("knowledge", recipe.knowledge.model_dump())
+            reads |= _teacher_reads(run) | _flat("knowledge", recipe.knowledge.stored())
             reads["longest sample"] = _longest(run, unit)
             samples = run.training.part(unit.part)
             reads[f"{unit.part} samples"] = run.content_of_samples(unit.part, samples)
             reads["shared vocabulary"] = _shared_vocabulary(run)
         case "calibrate":
-            reads |= _arm_reads(recipe, unit.arm, ("recalibrator", "mass", "recalibrate"))
+            reads |= _arm_reads(recipe, unit.arm, ("recalibrator", "mass", "recalibrate", "top_k"))
             # Which positions decide follows from the candidates, of which knowledge knows nothing.
             samples = run.training.validation
             reads["validation samples"] = run.content_of_samples("validation", samples)
         case "distill":
             arm = recipe.arms[unit.arm]
-            reads |= _model_reads(run, "student") | _training_data(run)
+            reads |= _model_reads(run, "student", unit.seed) | _training_data(run)
             reads["longest sample"] = _longest(run, unit)
             reads |= _training_reads("student.training", training_of(recipe.student, arm))
             reads |= _trainer_reads(recipe)
             if arm.learn == "knowledge":
-                names = ("recalibrator", "mass", "objective", "recalibrate")
+                names = ("recalibrator", "mass", "objective", "recalibrate", "top_k")
                 reads |= _arm_reads(recipe, unit.arm, names)
+        case "eval" if unit.model and unit.model.posthoc:
+            if not unit.evaluation:
+                reads |= _posthoc_reads(run, unit)
         case "eval":
             samples = run.evaluation_samples(unit.evaluation)
             reads["evaluation samples"] = run.content_of_samples(f"eval {unit.evaluation}", samples)
@@ -97,18 +102,19 @@ def reads_of(run: Run, unit: Unit) -> dict[str, str]:
         case "report":
             reads |= _flat("metrics", recipe.metrics.model_dump()) | {"name": recipe.name}
             reads["arms"] = ", ".join(recipe.arms)  # their order is the table's
+            reads |= {"seeds": list(recipe.seeds)} if recipe.seeds else {}
             reads["evaluate"] = ", ".join(one.name for one in recipe.evaluate)
     return {key: str(value) for key, value in reads.items()}
 
 
-def _model_reads(run: Run, role: Role) -> dict[str, Any]:
+def _model_reads(run: Run, role: Role, seed: int | None = None) -> dict[str, Any]:
     section = run.model_section(role)
     # `dtype` is for inference; a family that is asked to train is told another.
     options = {k: v for k, v in section.options.items() if k not in ("device", "dtype")}
     reads = _flat(f"{role}.model.options", options) | {f"{role}.model.family": section.family}
     if section.checkpoint is not None:
         reads[f"{role}.model.checkpoint"] = run.checkpoint_identity(role)
-    reads["seed"] = run.recipe.seed
+    reads["seed"] = run.recipe.seed if seed is None else seed
     return reads
 
 
@@ -125,6 +131,20 @@ def _teacher_reads(run: Run) -> dict[str, Any]:
     if run.recipe.teacher.model.checkpoint is None:  # its tokenizer is made of the training text
         reads |= _training_data(run)
     return reads | _model_reads(run, "teacher")
+
+
+def _posthoc_reads(run: Run, unit: Unit) -> dict[str, Any]:
+    """Return what a temperature behind a model depends on, besides the model."""
+    recipe = run.recipe
+    assert recipe.teacher or unit.arm
+    section = recipe.arms[unit.arm] if unit.arm else recipe.teacher
+    assert section and section.posthoc
+    reads = _flat("posthoc", section.posthoc.model_dump()) | {"top_k": recipe.knowledge.top_k}
+    samples = run.training.validation
+    reads["validation samples"] = run.content_of_samples("validation", samples)
+    reads["longest sample"] = _longest(run, unit)
+    is_teacher = unit.role == "teacher"
+    return reads | (_teacher_reads(run) if is_teacher else _inference_reads(run, "student"))
 
 
 def _training_data(run: Run) -> dict[str, Any]:
@@ -155,12 +175,13 @@ def _longest(run: Run, unit: Unit) -> str:
         return "any"
     from firstcli.stages import inputs
 
-    if unit.stage == "eval":
+    if unit.evaluation:
         given = len(run.evaluation_samples(unit.evaluation))
         used = len(inputs.questions(run, unit.role, unit.evaluation))
     else:
-        given = len(run.training.part(unit.part))
-        used = len(inputs.training_rows(run, unit.role, unit.part))
+        part = "validation" if unit.stage == "eval" else unit.part
+        given = len(run.training.part(part))
+        used = len(inputs.training_rows(run, unit.role, part))
     return "any" if used == given else f"{inputs.context(run, unit.role)} tokens"
 
 

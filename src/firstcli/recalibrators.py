@@ -9,24 +9,31 @@ Guo et al. 2017 (arXiv 1706.04599).
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from firstcli.api import JSON, PluginOptions, Recalibrator
+from firstcli.criteria import Criterion, judged_rows, true_probability
 from firstcli.errors import UserError
-from firstcli.metrics import FLOOR, ece
+from firstcli.metrics import FLOOR
+from firstcli.temperatures import (
+    Curve,
+    Fit,
+    Rows,
+    ValueAt,
+    fits,
+    search_hundredths,
+    search_log_spaced,
+)
 
 if TYPE_CHECKING:
     from firstcli.api import BoolArray, FloatArray
 
 EPSILON = 1e-6  # the paper's, appendix A.1
 FEW_ROWS = 200  # below this a fitted T scatters by a tenth and more
-
-Criterion = Literal["ece", "nll", "brier"]
-Curve = dict[float, float]  # temperature -> value of the criterion, ascending
 
 
 def normalized(weights: FloatArray) -> FloatArray:
@@ -134,35 +141,37 @@ class SingleTemperature(Recalibrator[TemperatureOptions]):
         """Apply one temperature."""
 
     @abstractmethod
-    def search(self, value_at: Callable[[float], float]) -> Curve:
-        """Evaluate the criterion where its minimum may be."""
+    def search(self, value_at: ValueAt, unimodal: bool) -> Curve:
+        """Evaluate a criterion where its minimum may be."""
 
     def fit(self, topk: FloatArray, is_true: BoolArray, mass: FloatArray) -> None:
         if not self.needs_fit:
             return
-        criterion, bins = self.options.criterion, self.options.bins
-        mass = np.minimum(mass, 1.0)  # probabilities kept in float32 can sum to 1 + 1e-7
-        used = judged_rows(criterion, is_true, mass)
-        topk, is_true, mass = topk[used], is_true[used], mass[used]
-        if not len(topk):
-            raise UserError(_nothing_to_fit(self.name, criterion, len(used)))
+        # Probabilities kept in float32 can sum to 1 + 1e-7.
+        rows = Rows(topk, is_true, np.minimum(mass, 1.0))
+        found = fits(self.scaled, self.search, rows, self.options.bins)
+        if self.options.criterion not in found:
+            raise UserError(_nothing_to_fit(self.name, self.options.criterion, len(topk)))
+        self._state = self._told(found, rows)
 
-        def value_at(temperature: float) -> float:
-            return criterion_value(criterion, self.scaled(topk, temperature), is_true, mass, bins)
-
-        curve = self.search(value_at)
-        temperature = best_temperature(curve)
-        ends = curve[min(curve)], curve[max(curve)]
-        taught = true_probability(self.scaled(topk, temperature), is_true, mass)
-        self._state = {
-            "temperature": temperature,
+    def _told(self, found: Mapping[Criterion, Fit], rows: Rows) -> dict[str, JSON]:
+        criterion = self.options.criterion
+        chosen = found[criterion]
+        used = rows.where(judged_rows(criterion, rows.is_true, rows.mass))
+        taught = true_probability(
+            self.scaled(used.topk, chosen.temperature), used.is_true, used.mass
+        )
+        return {
+            **chosen.state(),
             "criterion": criterion,
-            "curve": [[t, value] for t, value in curve.items()],
-            "rows": len(topk),
-            "rows_left_out": len(used) - len(topk),
+            "rows": chosen.rows,
+            "rows_left_out": len(rows.topk) - chosen.rows,
             "floored": int((taught < FLOOR).sum()) if criterion == "nll" else 0,
-            "at_grid_end": min(ends) <= curve[temperature],
-            "few_rows": len(topk) < FEW_ROWS,
+            "resamples": chosen.resamples,
+            "at_grid_end": chosen.at_grid_end,
+            "flat": chosen.flat,
+            "few_rows": chosen.rows < FEW_ROWS,
+            "criteria": {name: fit.state() for name, fit in found.items()},
         }
 
     def transform(self, topk: FloatArray) -> FloatArray:
@@ -187,7 +196,7 @@ class TemperatureScaling(SingleTemperature):
     def scaled(self, topk: FloatArray, temperature: float) -> FloatArray:
         return scale_probabilities(topk, temperature)
 
-    def search(self, value_at: Callable[[float], float]) -> Curve:
+    def search(self, value_at: ValueAt, unimodal: bool) -> Curve:
         return search_hundredths(value_at)
 
 
@@ -199,94 +208,8 @@ class LogitTemperature(SingleTemperature):
     def scaled(self, topk: FloatArray, temperature: float) -> FloatArray:
         return scale_logits(topk, temperature)
 
-    def search(self, value_at: Callable[[float], float]) -> Curve:
-        return search_log_spaced(value_at, unimodal=self.options.criterion == "nll")
-
-
-def among_topk(is_true: BoolArray) -> BoolArray:
-    """Return whether the true token is one of the k, (N,)."""
-    among: BoolArray = np.logical_or.reduce(is_true, axis=1)
-    return among
-
-
-def judged_rows(criterion: Criterion, is_true: BoolArray, mass: FloatArray) -> BoolArray:
-    """Return which rows a criterion is computed over, (N,).
-
-    Where all the mass goes to the k tokens, `nll` and `brier` leave out the rows whose true token
-    is not among them: no temperature could give it anything.
-    """
-    among = among_topk(is_true)
-    return among if criterion != "ece" and (mass == 1).all() else np.ones_like(among)
-
-
-def true_probability(target: FloatArray, is_true: BoolArray, mass: FloatArray) -> FloatArray:
-    """Return what is taught of the outcome that came true, a token or "none of the k", (N,)."""
-    inside = (mass[:, None] * target * is_true).sum(axis=1)
-    return np.where(among_topk(is_true), inside, 1 - mass)
-
-
-def criterion_value(
-    criterion: Criterion, target: FloatArray, is_true: BoolArray, mass: FloatArray, bins: int
-) -> float:
-    """Judge what is taught, `mass * target` over the k tokens and `1 - mass` for all others."""
-    if criterion == "ece":
-        return ece(mass * target[:, 0], is_true[:, 0], bins=bins)
-    if criterion == "nll":
-        return float(-np.log(np.maximum(true_probability(target, is_true, mass), FLOOR)).mean())
-    inside = ((mass[:, None] * target - is_true) ** 2).sum(axis=1)
-    outside = (1 - mass - ~among_topk(is_true)) ** 2
-    return float((inside + outside).mean())
-
-
-def best_temperature(curve: Curve) -> float:
-    """Return the T of the smallest value; of equal ones the larger T, which is less confident."""
-    return min(curve, key=lambda temperature: (curve[temperature], -temperature))
-
-
-def search_hundredths(value_at: Callable[[float], float]) -> Curve:
-    """Search (0, 1] in steps of 0.10, then of 0.02 around the best (paper, section 5.5).
-
-    T is counted in integer hundredths, so that 0.3 is 0.3 however it was reached.
-    """
-    coarse = {count / 100: value_at(count / 100) for count in range(10, 101, 10)}
-    best = round(100 * best_temperature(coarse))
-    fine = {
-        count / 100: value_at(count / 100)
-        for count in range(best - 10, best + 11, 2)
-        if 0 < count <= 100
-    }
-    return dict(sorted((coarse | fine).items()))
-
-
-def search_log_spaced(value_at: Callable[[float], float], unimodal: bool) -> Curve:
-    """Search [0.1, 10] at 40 log-spaced values, then between the neighbours of the best.
-
-    A criterion with one minimum is minimised there; the ECE jumps where a row changes its bin and
-    the Brier score is not convex, so they are evaluated at finer values instead.
-    """
-    grid: list[float] = np.geomspace(0.1, 10, 40).tolist()
-    coarse = {temperature: value_at(temperature) for temperature in grid}
-    best = grid.index(best_temperature(coarse))
-    low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
-    if unimodal:
-        inner = [_minimum(value_at, low, high)]
-    else:
-        inner = np.geomspace(low, high, 40)[1:-1].tolist()
-    fine = {temperature: value_at(temperature) for temperature in inner}
-    return dict(sorted((coarse | fine).items()))
-
-
-def _minimum(value_at: Callable[[float], float], low: float, high: float) -> float:
-    """Minimise over log T between two temperatures."""
-    from scipy.optimize import minimize_scalar
-
-    found = minimize_scalar(
-        lambda log_temperature: value_at(float(np.exp(log_temperature))),
-        bounds=(np.log(low), np.log(high)),
-        method="bounded",
-        options={"xatol": 1e-10},
-    )
-    return float(np.exp(found.x))
+    def search(self, value_at: ValueAt, unimodal: bool) -> Curve:
+        return search_log_spaced(value_at, unimodal)
 
 
 def _nothing_to_fit(name: str, criterion: Criterion, rows: int) -> str:

@@ -24,6 +24,7 @@ from firstcli.recipe_parts import (
     FolderName,
     ModelSection,
     PluginRef,
+    PosthocRef,
     RecalibratorRef,
     Section,
     TaskRef,
@@ -124,6 +125,8 @@ class Teacher(Section):
     """Where the teacher starts."""
     finetune: Training | None = None
     """How it is fine-tuned on the training part; leave out for one that already is."""
+    posthoc: PosthocRef | None = None
+    """Also evaluate the teacher followed by its own temperature, as `teacher + T`."""
 
 
 class Student(Section):
@@ -145,6 +148,13 @@ class KnowledgeSection(Section):
 
     No probability is off by more than 0.005 (standard) or 0.025 (compact), most by far less.
     """
+    folds: int | None = Field(default=None, ge=2)
+    """Fine-tune this many more teachers, each on all but one part of the training rows, and take
+    each row's probabilities from the one that has not seen it; default: from the teacher itself."""
+
+    def stored(self) -> dict[str, Any]:
+        """Return what every shard is made with."""
+        return self.model_dump(include={"top_k", "precision"})
 
 
 class Arm(Section):
@@ -167,10 +177,19 @@ class Arm(Section):
     recalibrate: Literal["decisive", "all"] | None = None
     """Which positions are re-calibrated: the one that decides between the candidates, or all of
     the response. Default: `decisive` for tasks with candidates, else `all`."""
+    top_k: int | None = Field(default=None, ge=1)
+    """How many of the stored `knowledge.top_k` tokens are learnt from; default: all."""
+    out_of_fold: bool | None = None
+    """From teachers that have not seen the row (`knowledge.folds`); default: where there are some.
+    """
     training: TrainingOverrides | None = None
     """What this arm changes of `student.training`."""
+    posthoc: PosthocRef | None = None
+    """Also evaluate the student followed by its own temperature, as `<arm> + T`."""
 
-    @field_validator("recalibrator", "objective", "mass", "recalibrate", mode="before")
+    @field_validator(
+        "recalibrator", "objective", "mass", "recalibrate", "top_k", "out_of_fold", mode="before"
+    )
     @classmethod
     def _meaningful_or_default(cls, value: object, info: ValidationInfo) -> object:
         learn, objective = info.data.get("learn"), info.data.get("objective")
@@ -200,6 +219,8 @@ class Recipe(Section):
     """Name of the run and of its folder: letters, digits, '.', '_', '-'."""
     seed: int = Field(default=1234, ge=0, lt=2**32)
     """Drives every random choice of the run."""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(strict=False)] = ()
+    """Train every arm once with each of these seeds, for mean and spread; default: with `seed`."""
     train: Train
     """What teacher and students learn from."""
     evaluate: Annotated[tuple[Evaluation, ...], Field(strict=False)] = Field(min_length=1)
@@ -229,6 +250,30 @@ class Recipe(Section):
             if name in names[:i]
         )
         return evaluations
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise mistake(f"found {list(seeds)}, expected seeds that all differ")
+        return seeds
+
+    @field_validator("teacher")
+    @classmethod
+    def _can_be_followed(cls, teacher: Teacher | None, info: ValidationInfo) -> Teacher | None:
+        if teacher and teacher.posthoc:
+            complaint = _posthoc_misfit(info.data.get("train"))
+            _raise_all([(("posthoc",), complaint)] if complaint else [])
+        return teacher
+
+    @field_validator("knowledge")
+    @classmethod
+    def _can_be_folded(cls, section: KnowledgeSection, info: ValidationInfo) -> KnowledgeSection:
+        teacher: Teacher | None = info.data.get("teacher")
+        if section.folds and teacher and teacher.finetune is None:
+            text = "each fold's teacher is fine-tuned, but there is no teacher.finetune; add it"
+            _raise_all([(("folds",), text)])
+        return section
 
     @field_validator("arms")
     @classmethod
@@ -260,9 +305,15 @@ def _misfits(arm: Arm, sections: Mapping[str, Any]) -> Iterator[tuple[tuple[str,
     student: Student | None = sections.get("student")
     if arm.learn == "knowledge" and sections.get("teacher", "at fault") is None:
         yield (), "learns from a teacher, but the recipe has none; add 'teacher' or 'learn: labels'"
-    complaint = _recalibrator_misfit(arm, train, sections.get("knowledge"))
-    if complaint:
+    if complaint := _recalibrator_misfit(arm, train, sections.get("knowledge")):
         yield ("recalibrator",), complaint
+    knowledge: KnowledgeSection | None = sections.get("knowledge")
+    if knowledge and arm.top_k and arm.top_k > knowledge.top_k:
+        yield ("top_k",), f"{arm.top_k} is more than the {knowledge.top_k} of knowledge.top_k"
+    if knowledge and arm.out_of_fold and not knowledge.folds:
+        yield ("out_of_fold",), "there are no folds; set knowledge.folds, for example to 5"
+    if arm.posthoc and (complaint := _posthoc_misfit(train)):
+        yield ("posthoc",), complaint
     if train and arm.recalibrate == "decisive" and not task_of(train.task).has_candidates:
         yield ("recalibrate",), f"task '{train.task.name}' has no candidates; expected 'all'"
     if student:
@@ -273,6 +324,16 @@ def _misfits(arm: Arm, sections: Mapping[str, Any]) -> Iterator[tuple[tuple[str,
                 f"micro_batch_size {training.micro_batch_size} does not divide batch_size "
                 f"{training.batch_size}",
             )
+
+
+def _posthoc_misfit(train: Train | None) -> str | None:
+    if train is None:
+        return None
+    if train.validation == 0:
+        return "its temperature is fitted on held-out rows, but train.validation is 0"
+    if not task_of(train.task).has_candidates:
+        return f"task '{train.task.name}' has no candidates to decide between; leave it out"
+    return None
 
 
 def _recalibrator_misfit(
@@ -289,7 +350,8 @@ def _recalibrator_misfit(
                 f"'{name}' is fitted on held-out rows, but train.validation is 0" if unfit else None
             )
         if knowledge:  # some need more than one token; better to hear of it before hours are spent
-            recalibrator.transform(np.full((1, knowledge.top_k), 1 / knowledge.top_k))
+            width = arm.top_k or knowledge.top_k
+            recalibrator.transform(np.full((1, width), 1 / width))
     except UserError as error:
         return str(error)
     return None
@@ -319,8 +381,11 @@ def recalibrator_of(arm: Arm) -> Recalibrator[Any]:
     """Return a fresh, unfitted recalibrator of a knowledge arm."""
     if arm.recalibrator is None:
         raise ValueError("an arm that learns labels has no recalibrator")
-    plugin = plugins.load("recalibrators", arm.recalibrator.name)
-    recalibrator: Recalibrator[Any] = plugin(
-        plugin.Options.model_validate(arm.recalibrator.options)
-    )
+    return recalibrator_named(arm.recalibrator)
+
+
+def recalibrator_named(ref: RecalibratorRef) -> Recalibrator[Any]:
+    """Return a fresh, unfitted recalibrator with its options."""
+    plugin = plugins.load("recalibrators", ref.name)
+    recalibrator: Recalibrator[Any] = plugin(plugin.Options.model_validate(ref.options))
     return recalibrator

@@ -140,6 +140,23 @@ class RecalibratorRef(PluginRef):
     kind = "recalibrators"
 
 
+class PosthocRef(RecalibratorRef):
+    """What follows a trained model: `logit-temperature`, fitted by NLL unless told otherwise."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_temperature(cls, name: str) -> str:
+        # It is applied to the candidates, of which only some may be among the top k.
+        if name != "logit-temperature":
+            raise mistake(f"found '{name}', expected 'logit-temperature'")
+        return name
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _by_nll(cls, options: object) -> object:
+        return {"criterion": "nll", **options} if isinstance(options, dict) else options
+
+
 class ModelSection(Section):
     """A model: the family that loads it and where its weights start."""
 

@@ -19,7 +19,9 @@ from firstcli.recipe import Evaluation, Recipe, task_of
 from firstcli.recipe_parts import ModelSection, PluginRef
 from firstcli.samples import Samples
 
-Part = Literal["train", "validation"]
+Part = Literal["train", "validation", "out-of-fold"]
+"""What there is knowledge of; `out-of-fold` are the training rows, by teachers that did not see
+them."""
 Role = Literal["teacher", "student"]
 T = TypeVar("T")
 
@@ -34,7 +36,7 @@ class Training:
     validation: Sequence[Sample]
 
     def part(self, part: Part) -> Sequence[Sample]:
-        return self.train if part == "train" else self.validation
+        return self.validation if part == "validation" else self.train
 
 
 class Run:

@@ -47,6 +47,15 @@ class TopK:
     log_probs: npt.NDArray[np.float32]  # (N, k)
     log_tail: npt.NDArray[np.float32]  # (N,)
 
+    def first(self, k: int) -> TopK:
+        """Keep the k most likely tokens; the others join the tail."""
+        if k >= self.log_probs.shape[1]:
+            return self
+        others = np.exp(self.log_probs[:, k:], dtype=np.float64).sum(axis=1)
+        with np.errstate(divide="ignore"):
+            log_tail = np.logaddexp(self.log_tail, np.log(others)).astype(np.float32)
+        return TopK(self.token_ids[:, :k], self.log_probs[:, :k], log_tail)
+
 
 @dataclass(frozen=True, slots=True)
 class Shard:

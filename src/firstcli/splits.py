@@ -81,6 +81,11 @@ def cut_validation(
     return Selected(samples, train), Selected(samples, validation)
 
 
+def fold_of(sample: Sample, folds: int) -> int:
+    """Return the fold of a training sample, 1 to `folds`; the prompt alone decides."""
+    return 1 + int(_digest("fold", sample.prompt)[:13], 16) % folds
+
+
 def overlap(training: Iterable[Sample], evaluation: Iterable[Sample]) -> int:
     """Count the evaluation samples whose prompt occurs in training."""
     prompts, asked = (_digests((one.prompt,) for one in some) for some in (training, evaluation))

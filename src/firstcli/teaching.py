@@ -75,9 +75,11 @@ class Positions:
         )
 
 
-def positions_of(rows: Sequence[Encoded], knowledge: Knowledge) -> Positions:
-    """Look up the knowledge of every sample, in the order of `rows`."""
-    found = list(knowledge.all_of(rows))
+def positions_of(
+    rows: Sequence[Encoded], knowledge: Knowledge, top_k: int | None = None
+) -> Positions:
+    """Look up the knowledge of every sample, in the order of `rows`; some of the k, if asked."""
+    found = [one.first(top_k or knowledge.top_k) for one in knowledge.all_of(rows)]
     decisive = [np.arange(row.start, len(row.input_ids)) == (row.decisive or -1) for row in rows]
     return Positions(
         np.exp(np.concatenate([one.log_probs for one in found]).astype(np.float64)),
@@ -92,7 +94,7 @@ def recalibrated_of(arm: Arm, rows: Sequence[Encoded], knowledge: Knowledge) -> 
     """Yield the recalibrated positions of all samples, some samples at a time."""
     arm = settled(arm, rows)
     for first in range(0, len(rows), CHUNK):
-        positions = positions_of(rows[first : first + CHUNK], knowledge)
+        positions = positions_of(rows[first : first + CHUNK], knowledge, arm.top_k)
         yield positions.where(recalibrated_positions(arm, positions))
 
 
@@ -163,7 +165,7 @@ class Lessons:
 
     def __call__(self, rows: Sequence[Encoded]) -> Taught:
         """Return what all supervised positions of some samples are taught, in order."""
-        positions = positions_of(rows, self._knowledge)
+        positions = positions_of(rows, self._knowledge, self._arm.top_k)
         target = targets(self._arm, self._recalibrator, positions)
         return taught_of(self._arm, positions, target)
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
 
 from firstcli import metrics, teaching
+from firstcli.criteria import CRITERIA
 from firstcli.errors import UserError
+from firstcli.recalibrators import FEW_ROWS
 from firstcli.recipe import recalibrator_of
 from firstcli.run import Run
 from firstcli.stages import inputs
 from firstcli.teaching import Positions
 from firstcli.units import Unit
+
+if TYPE_CHECKING:
+    from firstcli.api import BoolArray, FloatArray, PluginOptions, Recalibrator
 
 
 def check(run: Run, unit: Unit) -> str:
@@ -37,59 +43,122 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     mass = teaching.taught_mass(arm, chosen)
     recalibrator = recalibrator_of(arm)
     recalibrator.fit(chosen.topk, chosen.is_true, mass)
-    state = recalibrator.state()
-    _warn(run, unit.arm, state)
-    before, after = chosen.topk[:, 0], mass * recalibrator.transform(chosen.topk)[:, 0]
-    correct = chosen.is_true[:, 0]
-    facts: dict[str, Any] = {
-        "recalibrator": arm.recalibrator.name,
-        **{
-            str(key): state[key]
-            for key in ("temperature", "criterion", "at_grid_end")
-            if key in state
-        },
-        "rows": state.get("rows", len(chosen.topk)),
-        "accuracy": float(correct.mean()),
-        "confidence_before": float(before.mean()),
-        "confidence_after": float(after.mean()),
-        # In-sample: the rows that the state was fitted on.
-        "ece_before": metrics.ece(np.minimum(before, 1.0), correct),
-        "ece_after": metrics.ece(np.minimum(after, 1.0), correct),
-    }
+    for warning in warnings(f"arms.{unit.arm}", recalibrator.state()):
+        run.console.warn(warning)
+    found = judged(recalibrator, chosen.topk, chosen.is_true, mass)
     artifact = {
-        **facts,
+        **found,
+        "recalibrator": arm.recalibrator.name,
         "options": arm.recalibrator.options,
         "mass": arm.mass,
         "positions": "decisive" if not chosen.decisive.size or chosen.decisive.all() else "all",
-        "state": state,
     }
     path = folder / f"{unit.arm}.json"
     path.write_text(json.dumps(artifact, indent=1, sort_keys=True) + "\n", "utf-8")
-    return facts
+    return {"recalibrator": arm.recalibrator.name, **facts_of(found)}
 
 
-def _warn(run: Run, arm: str, state: dict[str, Any]) -> None:
-    if state.get("at_grid_end"):
-        run.console.warn(
-            f"arms.{arm}: the best temperature {state['temperature']} lies at the end of the grid"
+def judged(
+    recalibrator: Recalibrator[PluginOptions],
+    topk: FloatArray,
+    is_true: BoolArray,
+    mass: FloatArray,
+) -> dict[str, Any]:
+    """Return what a fitted recalibrator does to the rows that it was fitted on, as JSON.
+
+    `before` is the model's own probability, `after` what is taught, mass times target: over all
+    rows for the most likely token, and in `ranks` for each of the k.
+
+    Args:
+        recalibrator: fitted.
+        topk: the model's probabilities, (N, k).
+        is_true: which of the k tokens is the true one, (N, k).
+        mass: total probability that is taught to the k tokens, (N,).
+    """
+    state = recalibrator.state()
+    after = mass[:, None] * recalibrator.transform(topk)  # (N, k)
+    ranks = _ranks(topk, after, is_true)
+    correct = is_true[:, 0]
+    return {
+        **{key: state[key] for key in _TOLD if key in state},
+        "temperatures": {
+            name: fit["temperature"] for name, fit in state.get("criteria", {}).items()
+        },
+        "rows": state.get("rows", len(topk)),
+        "accuracy": ranks[0]["frequency"],
+        "confidence_before": ranks[0]["confidence_before"],
+        "confidence_after": ranks[0]["confidence_after"],
+        # In-sample: the rows that the state was fitted on.
+        "ece_before": metrics.ece(np.minimum(topk[:, 0], 1.0), correct),
+        "ece_after": metrics.ece(np.minimum(after[:, 0], 1.0), correct),
+        "ranks": ranks,
+        "state": state,
+    }
+
+
+_TOLD = ("temperature", "interval", "criterion", "at_grid_end", "flat")
+
+
+def _ranks(before: FloatArray, after: FloatArray, is_true: BoolArray) -> list[dict[str, Any]]:
+    """Compare, rank by rank, what is believed and how often it is so (the paper's Figure 3)."""
+    return [
+        {
+            "rank": rank + 1,
+            "confidence_before": float(before[:, rank].mean()),
+            "confidence_after": float(after[:, rank].mean()),
+            "frequency": float(is_true[:, rank].mean()),
+            "n": len(before),
+        }
+        for rank in range(before.shape[1])
+    ]
+
+
+def facts_of(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a manifest keeps of `judged`: without the long parts."""
+    return {key: value for key, value in found.items() if key not in ("ranks", "state")}
+
+
+def warnings(where: str, state: Mapping[str, Any]) -> list[str]:
+    """Say what makes a fitted temperature doubtful; `where` names the arm or model."""
+    if "interval" not in state:
+        return []
+    low, high = state["interval"]
+    fitted = (
+        f"{where}: T = {state['temperature']:.3g}, fitted by {state['criterion']} on "
+        f"{state['rows']} rows (95 % interval {low:.3g} to {high:.3g})"
+    )
+    found = []
+    if state["few_rows"]:
+        found.append(
+            f"{fitted}, would scatter by about {state['spread']:.2g} over such validation parts; "
+            f"raise train.validation to have {FEW_ROWS} rows or more"
         )
-    if state.get("few_rows"):
-        run.console.warn(f"arms.{arm}: fitted on few rows only; its temperature will scatter")
+    if state["flat"]:
+        found.append(
+            f"{fitted}, is hardly determined by these rows; raise train.validation, or give a "
+            "fixed `temperature`"
+        )
+    if state["at_grid_end"]:
+        found.append(
+            f"{fitted}, lies at the end of the searched range, so the best may lie beyond; see "
+            "whether another recalibrator calibrates better"
+        )
+    return found
 
 
 def summary(run: Run, units: list[Unit]) -> dict[str, Any]:
     """Show what was fitted, an arm a row."""
     table = Table(title="recalibrators, on the validation rows that they were fitted on")
-    headings = ("arm", "recalibrator", "T", "rows", "accuracy", "confidence", "ECE")
-    for heading in headings:
+    headings = ("arm", "recalibrator", "T", "by ECE", "by NLL", "by Brier")
+    for heading in (*headings, "rows", "accuracy", "confidence", "ECE"):
         table.add_column(heading)
     for unit in units:
         facts = run.manifests[unit.key].facts
-        temperature = facts.get("temperature")
         table.add_row(
             unit.arm,
             facts["recalibrator"],
-            "–" if temperature is None else f"{temperature:.3g}",
+            _temperature(facts),
+            *(_number(facts["temperatures"].get(name)) for name in CRITERIA),
             str(facts["rows"]),
             f"{100 * facts['accuracy']:.1f}",
             f"{100 * facts['confidence_before']:.1f} -> {100 * facts['confidence_after']:.1f}",
@@ -97,3 +166,16 @@ def summary(run: Run, units: list[Unit]) -> dict[str, Any]:
         )
     run.console.show(table)
     return {unit.arm: run.manifests[unit.key].facts for unit in units}
+
+
+def _temperature(facts: Mapping[str, Any]) -> str:
+    """Write a temperature with its interval, where there is one."""
+    shown = _number(facts.get("temperature"))
+    if "interval" not in facts:
+        return shown
+    low, high = facts["interval"]
+    return f"{shown} ({low:.3g} to {high:.3g})"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"

@@ -10,9 +10,10 @@ import yaml
 from firstcli import __version__
 from firstcli.recipe import Training
 from firstcli.run import Run
+from firstcli.units import part_of
 
 
-def model_card(run: Run, arm: str, settings: Training, facts: dict[str, Any]) -> str:
+def model_card(run: Run, arm: str, settings: Training, seed: int, facts: dict[str, Any]) -> str:
     """Return the README.md of a student's folder."""
     recipe = run.recipe
     chosen = recipe.arms[arm]
@@ -24,6 +25,7 @@ def model_card(run: Run, arm: str, settings: Training, facts: dict[str, Any]) ->
     about["tags"] = ["firstcli", "knowledge-distillation", "calibration"]
     if recipe.student.model.checkpoint and run.reference("student").folder is None:
         about["base_model"] = recipe.student.model.checkpoint
+    top_k = chosen.top_k or recipe.knowledge.top_k
     numbers = "\n".join(
         f"| {name.replace('_', ' ')} | {value:.6g} |"
         if isinstance(value, float)
@@ -44,7 +46,7 @@ FIRST, "Efficient Trustworthy Distillation" (arXiv 2408.12168).
 - **Data**: task `{recipe.train.task.name}`, {facts["samples"]} training samples;
   {len(run.training.validation)} held out, on which no model was trained.
 - **Training**: {settings.epochs:g} epochs, {settings.batch_size} sequences a step, peak learning
-  rate {settings.learning_rate:g}, seed {recipe.seed}.
+  rate {settings.learning_rate:g}, seed {seed}.
 
 ## Numbers of the training
 
@@ -52,7 +54,7 @@ FIRST, "Efficient Trustworthy Distillation" (arXiv 2408.12168).
 |---|---|
 {numbers}
 
-P is the teacher's mean probability mass on its top {recipe.knowledge.top_k} tokens, Q the
+P is the teacher's mean probability mass on its top {top_k} tokens, Q the
 student's on the same tokens at the end of training. Accuracy, ECE and Trust are in the report.
 
 ## Recipe
@@ -87,7 +89,9 @@ def _lesson(run: Run, arm: str) -> str:
     source = (
         _without_folders(teacher.model.checkpoint) or f"a teacher of family {teacher.model.family}"
     )
+    top_k = chosen.top_k or run.recipe.knowledge.top_k
+    unseen = " that has not seen the row" if part_of(run.recipe, chosen) == "out-of-fold" else ""
     return (
-        f"the top {run.recipe.knowledge.top_k} token probabilities of {source}, re-calibrated by "
+        f"the top {top_k} token probabilities of {source}{unseen}, re-calibrated by "
         f"`{chosen.recalibrator.name}`"
     )

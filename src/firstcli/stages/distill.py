@@ -15,7 +15,7 @@ from firstcli.run import Run
 from firstcli.stages import inputs, students
 from firstcli.stages.card import model_card
 from firstcli.teaching import Lessons
-from firstcli.units import Unit
+from firstcli.units import Unit, part_of
 
 
 def _settings(run: Run, arm: Arm) -> Training:
@@ -24,7 +24,8 @@ def _settings(run: Run, arm: Arm) -> Training:
 
 def check(run: Run, unit: Unit) -> str:
     """Check data, tokenizer and trainer fields; return what the plan says of size."""
-    return students.check(run, "student", _settings(run, run.recipe.arms[unit.arm]))
+    rows = inputs.training_rows(run, "student", "train")
+    return students.check(run, "student", _settings(run, run.recipe.arms[unit.arm]), rows)
 
 
 def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
@@ -36,19 +37,21 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     objective: training.Objective = (
         "labels" if arm.learn == "labels" else arm.objective or "topk-tail"
     )
-    what = f"distilling {unit.arm}"
+    assert unit.model
+    what = f"distilling {unit.model.name}"
+    seed = run.recipe.seed if unit.seed is None else unit.seed
     swaps = lessons.rank_swaps() if lessons else 0.0
-    outcome = students.train(run, "student", settings, lessons, objective, folder, what)
+    outcome = students.train(run, "student", settings, seed, rows, lessons, objective, folder, what)
     facts = outcome.facts | ({"rank_swaps": swaps} if swaps else {})
     if processes.is_first():
-        card = model_card(run, unit.arm, settings, facts)
+        card = model_card(run, unit.arm, settings, seed, facts)
         (folder / "README.md").write_text(card, "utf-8")
     return facts
 
 
 def _lessons(run: Run, name: str, rows: Sequence[Encoded]) -> Lessons:
     arm = run.recipe.arms[name]
-    knowledge = inputs.stored_knowledge(run, "train", rows)
+    knowledge = inputs.stored_knowledge(run, part_of(run.recipe, arm), rows)
     recalibrator = teaching.recalibrator_for(arm, run.folder / "calibration" / f"{name}.json")
     return Lessons(arm, recalibrator, knowledge, rows)
 
@@ -63,7 +66,7 @@ def summary(run: Run, units: list[Unit]) -> dict[str, Any]:
         learned = arm.recalibrator.name if arm.recalibrator else "labels"
         masses = [f"{facts[name]:.4f}" if name in facts else "–" for name in ("P", "Q")]
         table.add_row(
-            unit.arm,
+            unit.key.removeprefix("distill "),
             learned,
             str(facts["steps"]),
             f"{facts['loss']:.4f}",
@@ -71,4 +74,4 @@ def summary(run: Run, units: list[Unit]) -> dict[str, Any]:
             str(unit.artifact.path),
         )
     run.console.show(table)
-    return {unit.arm: run.manifests[unit.key].facts for unit in units}
+    return {unit.key.removeprefix("distill "): run.manifests[unit.key].facts for unit in units}

@@ -17,7 +17,7 @@ from firstcli.encoding import Question
 from firstcli.out_of_memory import Halving
 from firstcli.records import EvalRecords
 from firstcli.run import Run
-from firstcli.stages import inputs
+from firstcli.stages import inputs, posthoc
 from firstcli.units import Unit
 
 BATCH_TOKENS = 8192
@@ -25,15 +25,22 @@ BATCH_TOKENS = 8192
 
 def check(run: Run, unit: Unit) -> str:
     """Check that the candidates can be told apart; return what the plan says of size."""
+    if not unit.evaluation:
+        return posthoc.check(run, unit)
     asked = inputs.questions(run, unit.role, unit.evaluation)
     return f"{len(asked)} questions"
 
 
 @torch.inference_mode()
 def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
-    """Ask every question and write the records."""
+    """Ask every question and write the records; a temperature behind a model asks nothing."""
+    assert unit.model
+    if not unit.evaluation:
+        return posthoc.fit(run, unit, folder)
+    if unit.model.posthoc:
+        return _recorded(posthoc.applied(run, unit), unit, folder) if processes.is_first() else {}
     asked = inputs.questions(run, unit.role, unit.evaluation)
-    model = inputs.inference_model(run, unit.model)
+    model = inputs.model(run, unit.model)
     ours: dict[str, list[float]] = {}
     reader = heads.Reader(model, run.console.say)
     halving = Halving(run.console.warn, unit.key)
@@ -50,12 +57,17 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     truths = [one.truth for one in asked]
     records = EvalRecords.from_log_probs(
         ids=[one.id for one in asked],
-        answers=[one.answer for one in asked],
+        answers=[-1 if one.answer is None else one.answer for one in asked],
         log_probs=[answers[one.id] for one in asked],
         truth=None if any(truth is None for truth in truths) else [t for t in truths if t],
     )
-    about = {"evaluation": unit.evaluation, "model": unit.model}
-    records.save(folder / f"{unit.model}.parquet", about)
+    return _recorded(records, unit, folder)
+
+
+def _recorded(records: EvalRecords, unit: Unit, folder: Path) -> dict[str, Any]:
+    assert unit.model
+    about = {"evaluation": unit.evaluation, "model": unit.model.name}
+    records.save(folder / f"{unit.model.name}.parquet", about)
     found = metrics.summarize(records, "candidates", 10)
     return {"n": found.n, "accuracy": found.accuracy, "ece": found.ece, "trust": found.trust}
 
@@ -85,9 +97,9 @@ def candidate_log_probs(
 def load_records(run: Run, units: Sequence[Unit]) -> dict[tuple[str, str], EvalRecords]:
     """Read finished records, by (evaluation, model)."""
     return {
-        (unit.evaluation, unit.model): EvalRecords.load(unit.artifact.path)
+        (unit.evaluation, unit.model.name): EvalRecords.load(unit.artifact.path)
         for unit in units
-        if unit.stage == "eval"
+        if unit.stage == "eval" and unit.evaluation and unit.model
     }
 
 

@@ -3,23 +3,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from firstcli import heads, knowledge, models, processes
+from firstcli import concentration, heads, knowledge, models, processes
 from firstcli.console import size
 from firstcli.encoding import Encoded
 from firstcli.errors import UserError, shortened
 from firstcli.knowledge import TopK
 from firstcli.lazy import Selected
-from firstcli.out_of_memory import Halving
+from firstcli.out_of_memory import Halving, forget
 from firstcli.run import Run
 from firstcli.stages import inputs
-from firstcli.token_rows import counts_of, lengths_of
+from firstcli.token_rows import any_decides, counts_of, lengths_of
 from firstcli.units import Unit
 
 BATCH_TOKENS = 4096
@@ -33,6 +34,7 @@ def check(run: Run, unit: Unit) -> str:
             "to fit a recalibrator on; raise it"
         )
     rows = inputs.training_rows(run, "teacher", unit.part)
+    shards_of(run, unit)
     count = inputs.positions(rows)
     section = run.recipe.knowledge
     stored = count * knowledge.bytes_per_position(section.top_k, section.precision)
@@ -43,35 +45,31 @@ def check(run: Run, unit: Unit) -> str:
 def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     """Write one shard after another; finished ones of an interrupted run are kept."""
     rows = inputs.training_rows(run, "teacher", unit.part)
-    top_k, limit = run.recipe.knowledge.top_k, inputs.shared_vocabulary(run)
-    shards = split_into_shards(rows)
+    shards = shards_of(run, unit)
     facts = {
-        **run.recipe.knowledge.model_dump(),
+        **run.recipe.knowledge.stored(),
         "split": unit.part,
         "shards": len(shards),
-        "teacher": processes.by_first(lambda: _teacher(run)),
+        "teacher": processes.by_first(lambda: _teacher(run, unit)),
         "tokenizer": inputs.vocabulary_digest(run, "teacher"),
     }
     missing = processes.by_first(lambda: _missing(folder, len(shards)))
-    done = len(rows) - sum(len(shards[index]) for index in missing)
+    done = len(rows) - sum(len(shards[index].rows) for index in missing)
     if done:
         run.console.say(f"{unit.key}: going on after {done} finished samples")
     ours = missing[processes.rank() :: processes.count()]  # whole shards, fixed by the data alone
-    halving = Halving(run.console.warn, unit.key)
+    decisive = any_decides(rows)
+    scorer = Scorer(run, unit.key)
+    total = sum(len(shards[index].rows) for index in ours)
     if ours:
-        reader = heads.Reader(inputs.inference_model(run, "teacher"), run.console.say)
-        total = sum(len(shards[index]) for index in ours)
         with run.console.progress(unit.key, total, "samples") as advance:
             for index in ours:
-                shard = shards[index]
-                found: dict[str, TopK] = {}
-                for batch in models.batches([len(row.input_ids) for row in shard], BATCH_TOKENS):
-                    chosen = [shard[i] for i in batch]
-                    found |= halving.run(chosen, lambda rows: top_k_of(reader, rows, top_k, limit))
-                    advance(len(chosen))
+                found = scorer(shards[index], run.recipe.knowledge.top_k, advance)
+                shard = shards[index].rows
                 path = knowledge.shard_path(folder, index)
-                knowledge.write_shard(path, shard, [found[row.id] for row in shard], facts)
-    halved = sum(processes.gathered(halving.halved))
+                about = facts | {"teacher_top_1": _judged(shard, found, decisive)}
+                knowledge.write_shard(path, shard, [found[row.id] for row in shard], about)
+    halved = sum(processes.gathered(scorer.halving.halved))
     if not processes.is_first():
         return {}
     paths = [knowledge.shard_path(folder, index) for index in range(len(shards))]
@@ -80,7 +78,107 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
             f"{folder}: {unseen} shards that other processes wrote are not to be seen here; "
             "all machines must share the run folder"
         )
-    return knowledge.summary(folder) | ({"batches_halved": halved} if halved else {})
+    if unit.part != "validation" and not (folder / concentration.NAME).exists():
+        concentration.write(folder / concentration.NAME, _concentration(run, scorer, shards))
+    found = knowledge.summary(folder) | knowledge.teacher_top_1(folder)
+    return found | ({"batches_halved": halved} if halved else {})
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRows:
+    """The samples of one shard, and which teacher scores them."""
+
+    rows: Sequence[Encoded]
+    fold: int | None = None
+    """The fold whose teacher has not seen them; None: the teacher itself."""
+
+
+def shards_of(run: Run, unit: Unit) -> list[ShardRows]:
+    """Return what is in each shard of a part; the data alone decides."""
+    if unit.part != "out-of-fold":
+        return [
+            ShardRows(some)
+            for some in split_into_shards(inputs.training_rows(run, "teacher", unit.part))
+        ]
+    folds = range(1, (run.recipe.knowledge.folds or 0) + 1)
+    return [
+        ShardRows(some, fold)
+        for fold in folds
+        for some in split_into_shards(inputs.rows_of_fold(run, fold, seen=False))
+    ]
+
+
+class Scorer:
+    """Asks the teacher, or the fold's teacher; one of them lies in memory at a time."""
+
+    def __init__(self, run: Run, what: str) -> None:
+        self._run = run
+        self._limit = inputs.shared_vocabulary(run)
+        self._fold: int | None = None
+        self._reader: heads.Reader | None = None
+        self.halving = Halving(run.console.warn, what)
+
+    def __call__(
+        self,
+        shard: ShardRows,
+        top_k: int,
+        advance: Callable[[int], None] = lambda _: None,
+        wanted: Container[str] | None = None,
+    ) -> dict[str, TopK]:
+        """Return the knowledge of a shard's samples, by id; of `wanted` ones only, if given.
+
+        Those are scored in the batches in which they always are, for company changes last digits.
+        """
+        found: dict[str, TopK] = {}
+        for batch in models.batches(lengths_of(shard.rows).tolist(), BATCH_TOKENS):
+            chosen = [shard.rows[i] for i in batch]
+            if wanted is None or any(row.id in wanted for row in chosen):
+                scored = self.halving.run(chosen, lambda some: self._ask(shard.fold, some, top_k))
+                found |= {id: one for id, one in scored.items() if wanted is None or id in wanted}
+            advance(len(chosen))
+        return found
+
+    def _ask(self, fold: int | None, rows: Sequence[Encoded], top_k: int) -> dict[str, TopK]:
+        if self._reader is None or self._fold != fold:
+            self._reader = None
+            forget()
+            model = inputs.teacher(self._run, fold)
+            self._reader, self._fold = heads.Reader(model, self._run.console.say), fold
+        return top_k_of(self._reader, rows, top_k, self._limit)
+
+
+def _concentration(run: Run, scorer: Scorer, shards: Sequence[ShardRows]) -> dict[str, Any]:
+    """Score some samples once more, with many more tokens than are kept."""
+    width = min(concentration.RANKS, inputs.shared_vocabulary(run))
+    total = sum(len(one.rows) for one in shards)
+    rows: list[Encoded] = []
+    found: dict[str, TopK] = {}
+    for shard in shards:
+        drawn = concentration.drawn(shard.rows, total)
+        found |= scorer(ShardRows(drawn, shard.fold), width)
+        rows += drawn
+    section = run.recipe.knowledge
+    known = [found[row.id] for row in rows]
+    return concentration.measured(rows, known, section.precision, section.top_k)
+
+
+def _judged(rows: Sequence[Encoded], found: dict[str, TopK], decisive: bool) -> dict[str, Any]:
+    """Compare the first token's probability with how often it is the true one.
+
+    On rows that the teacher was fine-tuned on it is surer, and more often right, than on others.
+    Where rows decide between candidates, only the deciding positions count.
+    """
+    confidence, correct = [], []
+    for row in rows:
+        known = found[row.id]
+        at = np.arange(row.start, len(row.input_ids)) == row.decisive if decisive else slice(None)
+        confidence.append(np.exp(known.log_probs[at, 0], dtype=np.float64))
+        correct.append(known.token_ids[at, 0] == row.targets[at])
+    return {
+        "judged": sum(map(len, confidence)),
+        "confidence": float(np.concatenate(confidence).sum()),
+        "correct": int(np.concatenate(correct).sum()),
+    }
 
 
 def _missing(folder: Path, shards: int) -> list[int]:
@@ -148,10 +246,11 @@ def top_k_of(
     }
 
 
-def _teacher(run: Run) -> str:
-    if "finetune" in run.manifests:
-        return run.manifests["finetune"].content
-    return run.checkpoint_identity("teacher")
+def _teacher(run: Run, unit: Unit) -> str:
+    tuned = [run.manifests[key].content for key in unit.needs]
+    if not tuned:
+        return run.checkpoint_identity("teacher")
+    return tuned[0] if len(tuned) == 1 else " ".join(tuned)
 
 
 def summary(run: Run, units: list[Unit]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from firstcli.recipe import Training
 from firstcli.run import Run
-from firstcli.stages import students
+from firstcli.stages import inputs, students
+from firstcli.token_rows import TokenRows
 from firstcli.units import Unit
 
 
@@ -16,17 +17,23 @@ def _settings(run: Run) -> Training:
     return run.recipe.teacher.finetune
 
 
+def _rows(run: Run, unit: Unit) -> TokenRows:
+    if unit.fold is None:
+        return inputs.training_rows(run, "teacher", "train")
+    return inputs.rows_of_fold(run, unit.fold, seen=True)
+
+
 def check(run: Run, unit: Unit) -> str:
     """Check data, tokenizer and trainer fields; return what the plan says of size."""
-    return students.check(run, "teacher", _settings(run))
+    return students.check(run, "teacher", _settings(run), _rows(run, unit))
 
 
 def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     """Train the teacher and save it as a Hugging Face folder."""
-    outcome = students.train(
-        run, "teacher", _settings(run), None, "labels", folder, "fine-tuning the teacher"
-    )
-    return outcome.facts
+    settings, rows = _settings(run), _rows(run, unit)
+    what = "fine-tuning the teacher" + (f" of fold {unit.fold}" if unit.fold else "")
+    seed = run.recipe.seed
+    return students.train(run, "teacher", settings, seed, rows, None, "labels", folder, what).facts
 
 
 def summary(run: Run, units: list[Unit]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from firstcli.units import Unit
+    from firstcli.units import Model, Unit
 
 
 def family(run: Run, role: Role) -> models.Family:
@@ -60,25 +60,34 @@ def empty_model(run: Run, role: Role) -> PreTrainedModel:
     )
 
 
-def starting_model(run: Run, role: Role, dtype: models.Dtype) -> PreTrainedModel:
+def starting_model(run: Run, role: Role, dtype: models.Dtype, seed: int) -> PreTrainedModel:
     """Load the weights with which training starts, on the CPU."""
-    return family(run, role).model(
-        run.reference(role), tokenizer(run, role), dtype, run.recipe.seed
-    )
+    return family(run, role).model(run.reference(role), tokenizer(run, role), dtype, seed)
 
 
-def inference_model(run: Run, name: str) -> PreTrainedModel:
-    """Load the teacher or an arm's student for inference, on its device."""
-    role: Role = "teacher" if name == "teacher" else "student"
+def model(run: Run, which: Model) -> PreTrainedModel:
+    """Load the teacher or a student for inference, on its device."""
+    if not which.arm:
+        return teacher(run)
+    return _ready(run, "student", run.folder / "students" / which.trained)
+
+
+def teacher(run: Run, fold: int | None = None) -> PreTrainedModel:
+    """Load the teacher, or the one that has not seen a fold, for inference, on its device."""
+    if fold is not None:
+        return _ready(run, "teacher", run.folder / "folds" / str(fold))
+    tuned = run.recipe.teacher and run.recipe.teacher.finetune
+    return _ready(run, "teacher", run.folder / "teacher" if tuned else None)
+
+
+def _ready(run: Run, role: Role, folder: Path | None) -> PreTrainedModel:
     chosen = family(run, role)
     device = models.device_of(chosen)
     dtype = models.inference_dtype(chosen, device)
-    if name != "teacher":
-        model = chosen.trained_model(run.folder / "students" / name, dtype)
-    elif run.recipe.teacher and run.recipe.teacher.finetune:
-        model = chosen.trained_model(run.folder / "teacher", dtype)
+    if folder:
+        model = chosen.trained_model(folder, dtype)
     else:
-        model = starting_model(run, role, dtype)
+        model = starting_model(run, role, dtype, run.recipe.seed)
     model.to(device)  # type: ignore[arg-type]  # a decorator hides its signature
     model.eval()
     return model
@@ -90,6 +99,8 @@ def training_rows(run: Run, role: Role, part: Part) -> TokenRows:
     Raises:
         UserError: a sample cannot be encoded as DESIGN asks, or is too long and may not be dropped.
     """
+    if part == "out-of-fold":
+        part = "train"  # the same rows
 
     def make() -> TokenRows:
         where = f"train.task ({part} part, {role}'s tokenizer)"
@@ -104,6 +115,34 @@ def training_rows(run: Run, role: Role, part: Part) -> TokenRows:
         return rows.where(kept)
 
     return run.cached(f"rows {role} {part}", make)
+
+
+def folds(run: Run) -> npt.NDArray[np.int64]:
+    """Return the fold of every sample of the training part, before any is dropped."""
+    count = run.recipe.knowledge.folds
+    assert count
+
+    def make() -> npt.NDArray[np.int64]:
+        found = (splits.fold_of(sample, count) for sample in run.training.train)
+        return np.fromiter(found, np.int64)
+
+    return run.cached("folds", make)
+
+
+def rows_of_fold(run: Run, fold: int, *, seen: bool) -> TokenRows:
+    """Return the training rows that a fold's teacher has seen, or those that it has not.
+
+    Raises:
+        UserError: there are none.
+    """
+    rows = training_rows(run, "teacher", "train")
+    chosen = (folds(run)[rows.numbers] != fold) == seen
+    if not chosen.any():
+        raise UserError(
+            f"knowledge.folds: {run.recipe.knowledge.folds} folds of {len(rows)} training samples "
+            f"leave fold {fold} without any; lower it"
+        )
+    return rows.where(chosen)
 
 
 def questions(run: Run, role: Role, evaluation: str) -> list[Question]:
@@ -156,13 +195,15 @@ def shared_vocabulary(run: Run) -> int:
     Vocabularies padded to different sizes are fine: ids that the student lacks stay out of the
     top k and count as tail.
     """
-    roles: tuple[Role, Role] = ("teacher", "student")
+    return run.cached(
+        "shared vocabulary", lambda: min(vocabulary(run, "teacher"), vocabulary(run, "student"))
+    )
 
-    def known(role: Role) -> int:
-        named = max(tokenizer(run, role).get_vocab().values()) + 1
-        return min(named, models.vocabulary_size(empty_model(run, role)))
 
-    return run.cached("shared vocabulary", lambda: min(map(known, roles)))
+def vocabulary(run: Run, role: Role) -> int:
+    """Return the number of token ids that a role's tokenizer and model both know, from 0 on."""
+    named = max(tokenizer(run, role).get_vocab().values()) + 1
+    return min(named, models.vocabulary_size(empty_model(run, role)))
 
 
 def vocabulary_digest(run: Run, role: Role) -> str:
@@ -184,7 +225,7 @@ def stored_knowledge(run: Run, part: Part, samples: Sequence[Encoded]) -> knowle
 
     def checked() -> knowledge.Knowledge:
         expected = {
-            **run.recipe.knowledge.model_dump(),
+            **run.recipe.knowledge.stored(),
             "split": part,
             "tokenizer": vocabulary_digest(run, "teacher"),
         }

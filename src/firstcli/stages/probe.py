@@ -69,26 +69,29 @@ class Probe:
         match unit.stage:
             case "finetune":
                 assert run.recipe.teacher and run.recipe.teacher.finetune
-                return self._training("teacher", run.recipe.teacher.finetune)
+                return self._training("teacher", run.recipe.teacher.finetune, unit.fold)
             case "distill":
                 return self._training(
                     "student", training_of(run.recipe.student, run.recipe.arms[unit.arm])
                 )
             case "extract":
                 return self._extraction(unit)
-            case "eval":
+            case "eval" if unit.evaluation and unit.model and not unit.model.posthoc:
                 return self._evaluation(unit)
         return None
 
-    def _training(self, role: Role, settings: Training) -> Estimate:
-        key = (role, settings.model_dump_json())
+    def _training(self, role: Role, settings: Training, fold: int | None = None) -> Estimate:
+        key = (role, settings.model_dump_json(), str(fold))
         if key not in self._measured:
-            self._measured[key] = self._measure_training(role, settings)
+            self._measured[key] = self._measure_training(role, settings, fold)
         return self._measured[key]
 
-    def _measure_training(self, role: Role, settings: Training) -> Estimate:
+    def _measure_training(self, role: Role, settings: Training, fold: int | None) -> Estimate:
         run = self._run
-        rows = inputs.training_rows(run, role, "train")
+        if fold is None:
+            rows = inputs.training_rows(run, role, "train")
+        else:
+            rows = inputs.rows_of_fold(run, fold, seen=True)
         device = models.device_of(inputs.family(run, role))
         micro = training_arguments.micro_batch(settings, self._processes)
         if settings.batch_size % (micro * self._processes):
@@ -101,7 +104,7 @@ class Probe:
             lengths, settings.batch_size, micro, self._processes, 0, run.recipe.seed
         )
         parts = [part for part in share if part[0] >= 0]
-        model = inputs.starting_model(run, role, settings.dtype)
+        model = inputs.starting_model(run, role, settings.dtype, run.recipe.seed)
         model.to(device)  # type: ignore[arg-type]  # a decorator hides its signature
         model.train()
         training.install_objective(model, "labels")
@@ -136,17 +139,15 @@ class Probe:
 
     def _extraction(self, unit: Unit) -> Estimate:
         run = self._run
-        rows = inputs.training_rows(run, "teacher", unit.part)
         top_k, limit = run.recipe.knowledge.top_k, inputs.shared_vocabulary(run)
         model, device = self._for_inference("teacher")
         reader = heads.Reader(model, run.console.say)
-        shards = extract.split_into_shards(rows)
         owner, asked = [], []
-        for index, shard in enumerate(shards):
-            lengths = [len(row.input_ids) for row in shard]
+        for index, shard in enumerate(extract.shards_of(run, unit)):
+            lengths = [len(row.input_ids) for row in shard.rows]
             for batch in models.batches(lengths, extract.BATCH_TOKENS):
                 owner.append(index % self._processes)
-                asked.append([shard[i] for i in batch])
+                asked.append([shard.rows[i] for i in batch])
         _reset_peak(device)
         with torch.inference_mode():
             seconds = _interpolated(
@@ -181,7 +182,8 @@ class Probe:
         """Load the model with which a role starts: as large and as fast as the trained one."""
         chosen = inputs.family(self._run, role)
         device = models.device_of(chosen)
-        model = inputs.starting_model(self._run, role, models.inference_dtype(chosen, device))
+        dtype = models.inference_dtype(chosen, device)
+        model = inputs.starting_model(self._run, role, dtype, self._run.recipe.seed)
         model.to(device)  # type: ignore[arg-type]  # a decorator hides its signature
         return model.eval(), device
 

@@ -16,7 +16,7 @@ from firstcli.reporting.page import write_report
 from firstcli.reporting.table import paper_table
 from firstcli.run import Run
 from firstcli.stages.evaluate import load_records
-from firstcli.units import Unit, units_of
+from firstcli.units import Unit, models_of, units_of
 
 
 def check(run: Run, unit: Unit) -> str:
@@ -38,7 +38,7 @@ def report_data(run: Run) -> ReportData:
     return ReportData(
         run=recipe.name,
         recipe=yaml.safe_dump(run.resolved, sort_keys=False, allow_unicode=True),
-        models=[*(["teacher"] if recipe.teacher else []), *recipe.arms],
+        models=[model.name for model in models_of(recipe)],
         evaluations=[one.name for one in recipe.evaluate],
         records=load_records(run, list(units.values())),
         settings=recipe.metrics,
@@ -50,7 +50,11 @@ def report_data(run: Run) -> ReportData:
 def _notes(run: Run) -> list[tuple[str, str]]:
     """Say what was trained on, what was fitted and where label smoothing changed the ranks."""
     training = run.training
-    used = max(run.manifests[f"distill {arm}"].facts["samples"] for arm in run.recipe.arms)
+    used = max(
+        manifest.facts["samples"]
+        for key, manifest in run.manifests.items()
+        if key.startswith("distill ")
+    )
     left_out = len(training.train) - used
     notes = [
         (
@@ -84,7 +88,8 @@ def _notes(run: Run) -> list[tuple[str, str]]:
             if facts.get("at_grid_end"):
                 fitted += ", at the end of its grid"
             notes.append((arm, fitted))
-        swaps = run.manifests[f"distill {arm}"].facts.get("rank_swaps")
+        first = next(one for one in models_of(run.recipe) if one.arm == arm)
+        swaps = run.manifests[f"distill {first.trained}"].facts.get("rank_swaps")
         if swaps:
             notes.append(
                 (arm, f"{100 * swaps:.1f} % of re-calibrated rows changed their top token")

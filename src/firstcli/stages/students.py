@@ -16,22 +16,22 @@ from firstcli.stages import inputs
 
 if TYPE_CHECKING:
     from firstcli.batches import Teacher
+    from firstcli.token_rows import TokenRows
 
 
-def check(run: Run, role: Role, settings: Training) -> str:
+def check(run: Run, role: Role, settings: Training, rows: TokenRows) -> str:
     """Check data, tokenizer and trainer fields; return what the plan says of size."""
     device = models.device_of(inputs.family(run, role))
     training_arguments.arguments(run.folder, settings, run.recipe.trainer, run.recipe.seed, device)
-    return _estimate(run, role, settings)
+    return _estimate(run, role, settings, rows)
 
 
-def _estimate(run: Run, role: Role, settings: Training) -> str:
+def _estimate(run: Run, role: Role, settings: Training, rows: TokenRows) -> str:
     if settings.dtype == "bfloat16":
         run.console.warn(
             f"the {role} trains bfloat16 weights, which do not feel steps as small as 2e-5; "
             "dtype: float32 with autocast is the safe choice"
         )
-    rows = inputs.training_rows(run, role, "train")
     parameters = inputs.weights(run, role)
     # Weights, gradients and Adam's two moments; activations come on top.
     each = 16 if settings.dtype == "float32" else 8
@@ -45,24 +45,25 @@ def train(
     run: Run,
     role: Role,
     settings: Training,
+    seed: int,
+    rows: TokenRows,
     lessons: Teacher | None,
     objective: training.Objective,
     folder: Path,
     what: str,
 ) -> training.Outcome:
-    """Train a model on the training part and save it as a Hugging Face folder with its log.
+    """Train a model on some rows and save it as a Hugging Face folder with its log.
 
     Where a micro-batch does not fit into memory, training goes on from the last checkpoint with
     half of it, which changes no result.
     """
-    rows = inputs.training_rows(run, role, "train")
     device = models.device_of(inputs.family(run, role))
     while True:
         args = training_arguments.arguments(
-            folder / CHECKPOINTS, settings, run.recipe.trainer, run.recipe.seed, device
+            folder / CHECKPOINTS, settings, run.recipe.trainer, seed, device
         )
         micro = args.per_device_train_batch_size
-        model = inputs.starting_model(run, role, settings.dtype)
+        model = inputs.starting_model(run, role, settings.dtype, seed)
         try:
             outcome = training.train(model, rows, lessons, objective, args, run.console, what)
             break

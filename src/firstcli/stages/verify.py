@@ -3,22 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from firstcli import heads, models
 from firstcli.codec import BOUNDS
-from firstcli.encoding import Encoded
 from firstcli.errors import UserError
 from firstcli.knowledge import Knowledge, TopK
-from firstcli.out_of_memory import Halving
 from firstcli.run import Run
-from firstcli.stages import inputs
-from firstcli.stages.extract import BATCH_TOKENS, split_into_shards, top_k_of
-from firstcli.token_rows import lengths_of
+from firstcli.stages import extract, inputs
 from firstcli.units import Unit
 
 
@@ -33,7 +27,7 @@ def verify(run: Run, unit: Unit, samples: int) -> dict[str, Any]:
     generator = np.random.default_rng(run.recipe.seed)
     drawn = generator.choice(len(rows), min(samples, len(rows)), replace=False)
     chosen = [rows[int(i)] for i in drawn]
-    again = _scored(run, unit, rows, {row.id for row in chosen})
+    again = _scored(run, unit, {row.id for row in chosen})
     stored = Knowledge(unit.artifact.path)
     bound = BOUNDS[run.recipe.knowledge.precision]
     differences = {row.id: difference(stored.of(row), again[row.id]) for row in chosen}
@@ -54,18 +48,11 @@ def verify(run: Run, unit: Unit, samples: int) -> dict[str, Any]:
     return {"samples": len(chosen), "probability": probability, "mass": mass, "bound": bound}
 
 
-def _scored(run: Run, unit: Unit, rows: Sequence[Encoded], wanted: set[str]) -> dict[str, TopK]:
-    """Score samples again in the batches in which they were, for company changes last digits."""
-    top_k, limit = run.recipe.knowledge.top_k, inputs.shared_vocabulary(run)
-    reader = heads.Reader(inputs.inference_model(run, "teacher"), run.console.say)
-    halving = Halving(run.console.warn, unit.key)
+def _scored(run: Run, unit: Unit, wanted: set[str]) -> dict[str, TopK]:
+    scorer, top_k = extract.Scorer(run, unit.key), run.recipe.knowledge.top_k
     found: dict[str, TopK] = {}
-    for shard in split_into_shards(rows):
-        for batch in models.batches(lengths_of(shard).tolist(), BATCH_TOKENS):
-            some = [shard[i] for i in batch]
-            if not wanted.isdisjoint(row.id for row in some):
-                scored = halving.run(some, lambda part: top_k_of(reader, part, top_k, limit))
-                found |= {id: one for id, one in scored.items() if id in wanted}
+    for shard in extract.shards_of(run, unit):
+        found |= scorer(shard, top_k, wanted=wanted)
     return found
 
 

@@ -5,6 +5,11 @@
 The creature's profile stands in the question, so a model has to learn the world's laws. Its name
 says nothing and the answer is drawn from the true distribution, so a model that is trained for too
 long learns names and luck by heart and becomes over-confident.
+
+In the split `unanswerable` the words of a profile mean nothing in this world, so that no answer is
+right and a model that knows when it may be wrong is no surer than one in so many choices:
+
+    Belbo is a bleen wug from the quim. At snodge it will|
 """
 
 from __future__ import annotations
@@ -43,6 +48,14 @@ NAMES = [first + last for first in BEGINNINGS for last in ENDINGS]
 SHIFTED_NAMES = [first + last for first in SHIFTED_BEGINNINGS for last in SHIFTED_ENDINGS]
 
 
+INVENTED: dict[str, tuple[str, ...]] = {  # words that occur in no other split
+    "kind": ("wug", "dax", "blicket", "zorn", "tulver", "fep"),
+    "colour": ("grue", "bleen", "plim", "vostic", "jarn", "murl"),
+    "home": ("quim", "drosk", "fendle", "yarrop", "vaun", "lirth"),
+    "hour": ("brill", "tarno", "snodge", "wextide"),
+}
+
+
 class KnownWorldOptions(PluginOptions):
     """The size and the hardness of the world."""
 
@@ -55,6 +68,13 @@ class KnownWorldOptions(PluginOptions):
         le=10_000,
         description="questions in the split `shifted`: other names and wordings, and combinations "
         "of kind and home that occur in no other split",
+    )
+    unanswerable: int = Field(
+        500,
+        ge=1,
+        le=100_000,
+        description="questions in the split `unanswerable`: about creatures, colours, places and "
+        "hours that do not exist, so that no answer is right",
     )
     choices: int = Field(5, ge=3, le=len(ANSWERS), description="answers to choose among")
     noise: float = Field(
@@ -74,8 +94,8 @@ class KnownWorld(Task[KnownWorldOptions]):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The two splits of the same world, and one with a different mix of creatures."""
-        return ("train", "test", "shifted")
+        """Two splits of the same world, one with a different mix of creatures, one of nonsense."""
+        return ("train", "test", "shifted", "unanswerable")
 
     def load(self, split: str) -> Split:
         """Return the questions of a split; a larger split begins with those of a smaller one."""
@@ -83,7 +103,10 @@ class KnownWorld(Task[KnownWorldOptions]):
             "train": self.options.train,
             "test": self.options.test,
             "shifted": self.options.shifted,
+            "unanswerable": self.options.unanswerable,
         }[split]
+        if split == "unanswerable":
+            return Split(islice(self._nonsense(), size))
         laws = Laws.drawn(self.options.seed, self.options.choices)
         # Training questions step aside for test questions, so that `test` does not depend on the
         # size of `train`. Shifted questions cannot meet them: their combinations are withheld.
@@ -93,10 +116,26 @@ class KnownWorld(Task[KnownWorldOptions]):
         questions = self._questions(laws, split, taken)
         return Split(islice(questions, size))
 
+    @property
+    def _candidates(self) -> list[str]:
+        return [f" {answer}" for answer in ANSWERS[: self.options.choices]]
+
+    def _nonsense(self) -> Iterator[Sample]:
+        """Yield questions without end that have no right answer, each of them once."""
+        random = Random(f"known-world unanswerable {self.options.seed}")
+        asked: set[str] = set()
+        while True:
+            profile = {name: random.choice(words) for name, words in INVENTED.items()}
+            prompt = random.choice(WORDINGS).format(name=random.choice(NAMES), **profile)
+            if prompt not in asked:
+                asked.add(prompt)
+                yield Sample.question(
+                    prompt, self._candidates, None, id=f"unanswerable-{len(asked)}"
+                )
+
     def _questions(self, laws: Laws, split: str, taken: set[str]) -> Iterator[Sample]:
         """Yield questions without end, none with a prompt that is already taken."""
         random = Random(f"known-world {split} {self.options.seed}")
-        candidates = [f" {answer}" for answer in ANSWERS[: self.options.choices]]
         number = 0
         while True:
             prompt, profile = _prompt(laws, split == "shifted", random)
@@ -106,7 +145,9 @@ class KnownWorld(Task[KnownWorldOptions]):
                 continue
             taken.add(prompt)
             number += 1
-            yield Sample.question(prompt, candidates, answer, id=f"{split}-{number}", truth=truth)
+            yield Sample.question(
+                prompt, self._candidates, answer, id=f"{split}-{number}", truth=truth
+            )
 
 
 def _prompt(laws: Laws, shifted: bool, random: Random) -> tuple[str, dict[str, str]]:

@@ -36,6 +36,20 @@ def _check_split(task: Task[Any], split: str, where: str) -> None:
     for row, sample in enumerate(samples):
         sample_name = f"row {row}" if sample.id is None else f"'{sample.id}'"
         _check_sample(sample, f"{where}, sample {sample_name}", task.has_candidates)
+    if task.has_candidates:
+        _check_answers(samples, split, where)
+
+
+def _check_answers(samples: list[Sample], split: str, where: str) -> None:
+    without = sum(sample.answer is None for sample in samples)
+    require(
+        without in (0, len(samples)),
+        f"{where}: {without} of {len(samples)} samples have no right answer; all or none may",
+    )
+    require(
+        not without or split != "train",
+        f"{where}: its samples have no right answer, so nothing can be learned from them",
+    )
 
 
 def _loaded(task: Task[Any], split: str) -> tuple[list[Sample], dict[str, int]]:
@@ -45,10 +59,10 @@ def _loaded(task: Task[Any], split: str) -> tuple[list[Sample], dict[str, int]]:
 
 def _check_sample(sample: Sample, where: str, has_candidates: bool) -> None:
     require(sample.prompt.strip(), f"{where}: the prompt is empty")
-    require(sample.response, f"{where}: the response is empty")
     if has_candidates:
         _check_candidates(sample, where)
     else:
+        require(sample.response, f"{where}: the response is empty")
         require(
             not sample.candidates and sample.answer is None and sample.truth is None,
             f"{where}: has candidates, an answer or a truth, but the task has no candidates",
@@ -62,8 +76,17 @@ def _check_candidates(sample: Sample, where: str) -> None:
         f"{where}: has {count} candidates instead of 2 to {MAX_CANDIDATES}",
     )
     require(len(set(sample.candidates)) == count, f"{where}: two candidates are the same")
-    if sample.answer is None or not 0 <= sample.answer < count:
-        raise AssertionError(f"{where}: answer {sample.answer} is none of 0 to {count - 1}")
+    require(all(sample.candidates), f"{where}: a candidate is empty")
+    if sample.answer is None:
+        require(
+            not sample.response and sample.truth is None,
+            f"{where}: has no right answer, but a response or a truth",
+        )
+        return
+    require(
+        0 <= sample.answer < count,
+        f"{where}: answer {sample.answer} is none of 0 to {count - 1}",
+    )
     require(
         sample.response == sample.candidates[sample.answer],
         f"{where}: the response is not the right candidate",

@@ -1,0 +1,139 @@
+# ruff: noqa: TID253
+"""A model followed by its own temperature: the baseline that needs no training (Guo et al. 2017).
+
+T is fitted on the model's top k at the position that decides, on the validation part, where the
+model was never trained; then it divides the candidates' log-probabilities before these are
+renormalised. How much lies outside the candidates is unknown from then on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from firstcli import heads, models, processes
+from firstcli.encoding import Encoded
+from firstcli.errors import UserError
+from firstcli.out_of_memory import Halving
+from firstcli.recalibrators import softmax
+from firstcli.recipe import recalibrator_named
+from firstcli.recipe_parts import PosthocRef
+from firstcli.records import EvalRecords
+from firstcli.run import Run
+from firstcli.shards import TopK
+from firstcli.stages import calibrate, inputs
+from firstcli.stages.extract import BATCH_TOKENS, top_k_of
+from firstcli.token_rows import TokenRows, lengths_of
+from firstcli.units import Unit
+
+if TYPE_CHECKING:
+    from firstcli.api import BoolArray, FloatArray
+
+
+def check(run: Run, unit: Unit) -> str:
+    """Check that there are rows to fit on; return what the plan says of size."""
+    return f"a temperature on {len(_rows(run, unit))} validation samples"
+
+
+def _rows(run: Run, unit: Unit) -> TokenRows:
+    if not run.training.validation:
+        raise UserError(
+            f"train.validation: {run.recipe.train.validation} of the training split leaves no row "
+            "to fit a temperature on; raise it"
+        )
+    rows = inputs.training_rows(run, unit.role, "validation")
+    rows = rows.where(rows.decide)
+    if not len(rows):
+        raise UserError(f"{unit.key}: no validation row has a position that decides")
+    return rows
+
+
+def _section(run: Run, unit: Unit) -> PosthocRef:
+    section = run.recipe.arms[unit.arm] if unit.arm else run.recipe.teacher
+    assert section and section.posthoc
+    return section.posthoc
+
+
+@torch.inference_mode()
+def fit(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
+    """Fit the temperature and write its state, with what it was fitted on."""
+    assert unit.model
+    rows = _rows(run, unit)
+    found = _asked(run, unit, rows)
+    if not processes.is_first():
+        return {}
+    ref = _section(run, unit)
+    recalibrator = recalibrator_named(ref)
+    topk, is_true = _decisive(rows, found)
+    mass = topk.sum(axis=1)
+    recalibrator.fit(topk, is_true, mass)
+    for warning in calibrate.warnings(unit.model.row, recalibrator.state()):
+        run.console.warn(warning)
+    judged = calibrate.judged(recalibrator, topk, is_true, mass)
+    about = {"recalibrator": ref.name, "options": ref.options, "positions": "decisive"}
+    text = json.dumps(judged | about, indent=1, sort_keys=True)
+    (folder / f"{unit.model.name}.json").write_text(text + "\n", "utf-8")
+    return {"recalibrator": ref.name, **calibrate.facts_of(judged)}
+
+
+def _asked(run: Run, unit: Unit, rows: Sequence[Encoded]) -> dict[str, TopK]:
+    """Return the model's top k at all supervised positions, by sample id."""
+    assert unit.model
+    limit = inputs.vocabulary(run, unit.role)
+    top_k = min(run.recipe.knowledge.top_k, limit)
+    reader = heads.Reader(inputs.model(run, unit.model), run.console.say)
+    halving = Halving(run.console.warn, unit.key)
+    batches = list(models.batches(lengths_of(rows).tolist(), BATCH_TOKENS))
+    batches = batches[processes.rank() :: processes.count()]
+    ours: dict[str, TopK] = {}
+    with run.console.progress(unit.key, sum(map(len, batches)), "samples") as advance:
+        for batch in batches:
+            chosen = [rows[i] for i in batch]
+            ours |= halving.run(chosen, lambda some: top_k_of(reader, some, top_k, limit))
+            advance(len(chosen))
+    return {id: one for part in processes.gathered(ours) for id, one in part.items()}
+
+
+def _decisive(rows: Sequence[Encoded], found: dict[str, TopK]) -> tuple[FloatArray, BoolArray]:
+    """Return probabilities (N, k) where each row decides, and which token is the true one."""
+    topk, is_true = [], []
+    for row in rows:
+        assert row.decisive is not None
+        known, at = found[row.id], row.decisive - row.start
+        topk.append(np.exp(known.log_probs[at], dtype=np.float64))
+        is_true.append(known.token_ids[at] == row.input_ids[row.decisive])
+    return np.array(topk), np.array(is_true)
+
+
+def applied(run: Run, unit: Unit) -> EvalRecords:
+    """Return the model's own answers, with its temperature."""
+    assert unit.model
+    given = replace(unit.model, posthoc=False)
+    folder = run.folder / "eval" / unit.evaluation
+    records = EvalRecords.load(folder / f"{given.name}.parquet")
+    path = run.folder / "calibration" / f"{unit.model.name}.json"
+    temperature = json.loads(path.read_text("utf-8"))["state"]["temperature"]
+    return tempered(records, temperature)
+
+
+def tempered(records: EvalRecords, temperature: float) -> EvalRecords:
+    """Divide the candidates' log-probabilities by T and renormalise them over the candidates."""
+    with np.errstate(divide="ignore"):
+        log_probs = np.log(softmax(records.log_probs, temperature))
+    rows = [row[:count] for row, count in zip(log_probs, records.count, strict=True)]
+    truth = records.truth
+    return EvalRecords.from_log_probs(
+        ids=records.ids,
+        answers=records.answer.tolist(),
+        log_probs=rows,
+        truth=None
+        if truth is None
+        else [row[:count] for row, count in zip(truth, records.count, strict=True)],
+        scope="candidates",
+    )
