@@ -82,9 +82,9 @@ class ReportData:
     seeds: Sequence[int] = ()
     """The recipe's, where it names several."""
     calibrations: Mapping[str, Mapping[str, JSON]] = field(default_factory=dict)
-    """calibration/<name>.json by name: an arm, or a model followed by `+T`."""
+    """calibration/<name>.json by row."""
     concentration: Mapping[str, JSON] | None = None
-    """knowledge/train/concentration.json."""
+    """concentration.json of the knowledge that students learn from."""
     arms: Mapping[str, ArmFacts] = field(default_factory=dict)
     """Facts of the arms that learn knowledge."""
     top_k: int = 5

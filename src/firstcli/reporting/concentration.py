@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 _SIZE = (3.4, 2.9)
 _LINE = "#0072B2"
 _DISK = "#009E73"
-_NINE = {"label": "nine in ten positions"}
 
 
 def drawing(found: Mapping[str, JSON], top_k: int) -> Drawing:
@@ -54,7 +53,13 @@ def _draw_mass(found: Mapping[str, JSON], top_k: int, place: SubFigure) -> None:
     heading(place, "Cumulative probability", f"of {found['positions']} training positions")
     main = axes(place, left=0.62, bottom=0.42)
     ranks = found["ranks"]
-    main.fill_between(ranks, found["p05"], found["p95"], color=BAND, alpha=0.5, linewidth=0, **_NINE)
+    main.fill_between(
+        *(ranks, found["p05"], found["p95"]),
+        color=BAND,
+        alpha=0.5,
+        linewidth=0,
+        label="nine in ten positions",
+    )
     for key, label in (("low", "lowest and highest"), ("high", None)):
         line = (0, (1, 1))
         main.plot(ranks, found[key], color=SOFT, linewidth=0.8, linestyle=line, label=label)

@@ -53,7 +53,9 @@ def drawing(data: ReportData, evaluation: str) -> Drawing | None:
     if not known:
         return None
     at = [int(np.argmin(np.abs(COVERAGES - share))) for share in _TOLD]
-    rows = tuple((row, *(float(values[i]) for i in at)) for row, values in known.items())
+    rows: list[tuple[str | float | None, ...]] = [
+        (row, *(float(values[i]) for i in at)) for row, values in known.items()
+    ]
     columns = ("model", *(f"{100 * share:.0f} % answered" for share in _TOLD))
     panel = Panel(
         evaluation,
@@ -61,7 +63,9 @@ def drawing(data: ReportData, evaluation: str) -> Drawing | None:
         _description(evaluation, known),
     )
     size = (_SIZE[0], _SIZE[1] + 0.17 * key_rows(len(known)))
-    return Drawing(f"risk-coverage+{evaluation}", (panel,), Numbers(columns, rows), size=size)
+    return Drawing(
+        f"risk-coverage+{evaluation}", (panel,), Numbers(columns, tuple(rows)), size=size
+    )
 
 
 def _description(evaluation: str, curves: Mapping[str, FloatArray]) -> str:

@@ -19,7 +19,7 @@ from firstcli.reporting.table import (
     Table,
     best_keys,
     difference_tables,
-    full_table,
+    full_tables,
     paper_table,
 )
 
@@ -61,11 +61,12 @@ class TerminalTable:
 
 def to_markdown(data: ReportData) -> str:
     """Return all tables and the notes as one Markdown document."""
-    paper, full = paper_table(data), full_table(data)
+    paper = paper_table(data)
     parts = [f"# {escape_markdown(paper.title)}", _markdown_table(paper)]
     for table in difference_tables(data):
         parts += [f"## {escape_markdown(table.title)}", _markdown_table(table)]
-    parts += [f"## {escape_markdown(full.title)}", *map(_markdown_table, full.by_group())]
+    for table in full_tables(data):
+        parts += [f"## {escape_markdown(table.title)}", *map(_markdown_table, table.by_group())]
     if data.notes:
         notes = (f"- {escape_markdown(label)}: {escape_markdown(v)}" for label, v in data.notes)
         parts += ["## Notes", "\n".join(notes)]
@@ -138,7 +139,7 @@ def to_json(data: ReportData, figures: Mapping[str, Numbers] | None = None) -> s
 
 
 def _json_row(data: ReportData, evaluation: str, row: str) -> dict[str, JSON]:
-    estimates = data.estimates(evaluation, row)
+    estimates, models = data.estimates(evaluation, row), data.models(evaluation, row)
     return {
         "evaluation": evaluation,
         "model": row,
@@ -146,22 +147,19 @@ def _json_row(data: ReportData, evaluation: str, row: str) -> dict[str, JSON]:
         "intervals": {key: list(one.interval) for key, one in estimates.items()},
         "spread": {key: data.spread(evaluation, row, key) for key in estimates},
         "best": best_keys(data, evaluation, row),
-        "members": [_json_member(data, evaluation, model) for model in data.models(evaluation, row)],
+        "members": [_json_member(data, evaluation, model) for model in models],
     }
 
 
 def _json_member(data: ReportData, evaluation: str, model: str) -> dict[str, JSON]:
     records = data.records[evaluation, model]
-    confidence = records.shown(data.settings.confidence)
-    known = confidence is not None and records.answerable
-    bins = reliability_bins(confidence, records.correct, data.settings.bins) if known else []
+    shown = records.shown(data.settings.confidence) if records.answerable else None
+    bins = [] if shown is None else reliability_bins(shown, records.correct, data.settings.bins)
     metrics = asdict(data.metrics[evaluation, model])
     return {"model": model, **metrics, "reliability": [b._asdict() for b in bins]}
 
 
-def _json_difference(
-    data: ReportData, evaluation: str, ours: str, theirs: str
-) -> dict[str, JSON]:
+def _json_difference(data: ReportData, evaluation: str, ours: str, theirs: str) -> dict[str, JSON]:
     found = {
         key: {
             "value": one.questions.value,

@@ -11,12 +11,12 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from firstcli.reporting import ReportData
+from firstcli.reporting import PLUS_T, ReportData
 from firstcli.reporting.formats import to_csv, to_json, to_markdown
 from firstcli.reporting.questions import Question, questions
 from firstcli.reporting.sections import Section, sections
 from firstcli.reporting.style import Numbers, Picture, save
-from firstcli.reporting.table import difference_tables, full_table, paper_table
+from firstcli.reporting.table import difference_tables, full_tables, paper_table
 
 
 class Part(NamedTuple):
@@ -60,7 +60,9 @@ def write_report(folder: Path, data: ReportData) -> None:
 
 def _drawn(section: Section, figures: Path) -> Shown:
     parts = [
-        Part(heading, save(replace(drawing, name=_file_name(drawing.name)), figures), drawing.numbers)
+        Part(
+            heading, save(replace(drawing, name=_file_name(drawing.name)), figures), drawing.numbers
+        )
         for heading, drawing in section.drawings
     ]
     for part in parts[1:]:  # one key is enough for all
@@ -89,7 +91,7 @@ def _html(data: ReportData, shown: list[Shown]) -> str:
         data=data,
         paper=paper_table(data),
         differences=difference_tables(data),
-        full=full_table(data).by_group(),
+        full=full_tables(data),
         shown=shown,
         asked=asked,
         stages=list(_stages(data.seconds)),
@@ -107,7 +109,11 @@ def _span(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
+    return (
+        f"{minutes // 60} h {minutes % 60:02d} min"
+        if minutes >= 60
+        else f"{minutes} min {rest:02d} s"
+    )
 
 
 def _number(value: str | float | None) -> str:
@@ -122,4 +128,4 @@ def _data_uri(svg: bytes) -> str:
 
 
 def _file_name(name: str) -> str:
-    return quote(name, safe="@+")
+    return quote(name.replace(PLUS_T, "+T"), safe="@+")  # as the models' files are named

@@ -43,8 +43,9 @@ class Question:
 def disputed(answered: Mapping[str, EvalRecords], count: int = COUNT) -> list[str]:
     """Return the ids of the questions that divide the rows most, the most divided first.
 
-    What counts is how far apart, at the most, two rows' probabilities of the right answer are, among
-    the candidates; where no candidate is right, their confidences. Only questions that all answered.
+    What counts is how far apart, at the most, two rows' probabilities of the right answer are,
+    among the candidates; where no candidate is right, their confidences. Only questions that all
+    answered.
     """
     if len(answered) < 2:
         return []

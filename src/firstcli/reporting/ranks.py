@@ -16,7 +16,6 @@ from firstcli.reporting.style import Drawing, Numbers, Panel, axes, heading
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
-    from firstcli.api import JSON
     from firstcli.records import EvalRecords
 
 SHOWN = (TEACHER, "fine-tune", "distill", "first")  # as in the paper; others where none exists
@@ -64,15 +63,15 @@ def drawing(data: ReportData, evaluation: str) -> Drawing | None:
     return _drawing(f"ranks+{evaluation}", profiles) if profiles else None
 
 
-def taught(name: str, calibration: Mapping[str, JSON]) -> Drawing | None:
-    """Return the same of what is taught, before and after re-calibration."""
-    ranks = [one for one in calibration.get("ranks", ()) if one["n"]][:MOST]
-    before, after = (
-        [Rank(r["rank"], r[key], r["frequency"], r["n"]) for r in ranks]
-        for key in ("confidence_before", "confidence_after")
-    )
-    profiles = {f"{name}: before": before, f"{name}: after": after}
-    return _drawing(f"ranks-taught+{name}", profiles) if ranks else None
+def validation(data: ReportData) -> Drawing | None:
+    """Return the same of the validation rows' tokens, before and after each re-calibration."""
+    profiles = {
+        f"{name}: {when}": [Rank(r["rank"], r[key], r["frequency"], r["n"]) for r in ranks]
+        for name, calibration in data.calibrations.items()
+        if (ranks := [one for one in calibration.get("ranks", ()) if one["n"]][:MOST])
+        for when, key in (("before", "confidence_before"), ("after", "confidence_after"))
+    }
+    return _drawing("ranks-validation", profiles) if profiles else None
 
 
 def _drawing(name: str, profiles: Mapping[str, Sequence[Rank]]) -> Drawing:

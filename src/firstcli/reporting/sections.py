@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from firstcli.reporting import (
@@ -15,8 +15,6 @@ from firstcli.reporting import (
     temperature,
 )
 from firstcli.reporting.style import Drawing
-
-_TEACHES = "run `first report` with an arm that learns from the teacher's knowledge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,26 +70,24 @@ def _concentration(data: ReportData) -> Section:
         "highest of all. Beside it what keeping that many costs on disk. The dashed line is this "
         "run's k (Figure 2 of the paper).",
         (("", concentration.drawing(found, data.top_k)),) if found else (),
-        "There is no knowledge/train/concentration.json in the run's folder: `first extract` writes "
-        "it, for recipes in which an arm learns from the teacher's knowledge.",
+        "There is no knowledge/train/concentration.json in the run's folder: `first extract` "
+        "writes it, for recipes in which an arm learns from the teacher's knowledge.",
     )
 
 
 def _ranks(data: ReportData) -> Section:
-    what_is_taught = tuple(
-        (f"What {name} is taught", drawing)
-        for name, calibration in data.calibrations.items()
-        if (drawing := ranks.taught(name, calibration))
-    )
+    drawings = _each(data, ranks.drawing)
+    if before_after := ranks.validation(data):
+        drawings += (("Validation rows, before and after re-calibration", before_after),)
     return Section(
         "ranks",
         "Miscalibration rank by rank",
         "Each question's candidates are ranked by their probability. A grey bar says how often the "
         "candidate of a rank is right, the hatched part reaches from there to the mean probability "
-        "that the model gave it: a tuned model says too much of rank 1 and too little of the others "
-        "(Figure 3 of the paper). Below the evaluations: the teacher's tokens on the validation "
-        "rows, before and after re-calibration." + _first_seed(data),
-        _each(data, ranks.drawing) + what_is_taught,
+        "that the model gave it: a tuned model says too much of rank 1 and too little of the "
+        "others (Figure 3 of the paper). Below the evaluations the same on the validation rows, of "
+        "the most likely tokens, wherever a temperature was fitted." + _first_seed(data),
+        drawings,
         "No model was evaluated.",
     )
 
@@ -100,13 +96,14 @@ def _reliability(data: ReportData) -> Section:
     return Section(
         "reliability",
         "Reliability diagrams",
-        "Questions are put into bins by their confidence. The black line of a bin is the accuracy of "
-        "its questions, with a 95 % interval (Wilson); the hatched part reaches from there to their "
-        "mean confidence. The lilac box holds the accuracies that 95 % of perfectly calibrated "
-        "models would show with these confidences: a bin within it is no evidence against the model. "
-        "On the dashed diagonal confidence is right. The lower bars count the questions; a bin "
-        "without any is left empty. Null is the ECE that a perfectly calibrated model would show, p "
-        "how often it would show this one or more (Figure 5 of the paper)." + _first_seed(data),
+        "Questions are put into bins by their confidence. The black line of a bin is the accuracy "
+        "of its questions, with a 95 % interval (Wilson); the hatched part reaches from there to "
+        "their mean confidence. The lilac box holds the accuracies that 95 % of perfectly "
+        "calibrated models would show with these confidences: a bin within it is no evidence "
+        "against the model. On the dashed diagonal confidence is right. The lower bars count the "
+        "questions; a bin without any is left empty. Null is the ECE that a perfectly calibrated "
+        "model would show, p how often it shows as much as this (Figure 5 of the paper)."
+        + _first_seed(data),
         _each(data, reliability.drawing),
         "No model was evaluated, or the confidence in the whole vocabulary is not known.",
     )
@@ -125,12 +122,12 @@ def _temperature(data: ReportData) -> Section:
     return Section(
         "temperature",
         "Temperature",
-        "Each criterion over the temperature, on the validation rows; the dashed line is its lowest "
-        "point, the shaded range holds that point in 95 % of resamplings of the rows. A wide range or "
-        "a flat curve says that the rows cannot tell (Figure 6 of the paper).",
+        "Each criterion over the temperature, on the validation rows; the dashed line is its "
+        "lowest point, the shaded range holds that point in 95 % of resamplings of the rows. A "
+        "wide range or a flat curve says that the rows cannot tell (Figure 6 of the paper).",
         searched + studied,
-        "No recalibrator of this run searched for a temperature: give an arm "
-        "`recalibrator: {name: temperature-scaling}` or `posthoc: {name: logit-temperature}`.",
+        "No recalibrator of this run searched for a temperature: give an arm `recalibrator: {name: "
+        "temperature-scaling}` or `posthoc: {name: logit-temperature}`.",
     )
 
 

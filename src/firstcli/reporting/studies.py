@@ -29,6 +29,9 @@ from firstcli.reporting.temperature import draw_estimates
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
+    from firstcli.api import FloatArray
+    from firstcli.reporting.style import Look
+
 _SIZE = (3.0, 2.6)
 
 
@@ -56,7 +59,9 @@ def top_k(data: ReportData, evaluation: str) -> Drawing | None:
         return None
     panels = tuple(_top_k_panel(data, evaluation, lines, column) for column in PAPER)
     size = (_SIZE[0], _SIZE[1] + 0.17 * key_rows(len(lines)))
-    return Drawing(f"top-k+{evaluation}", panels, _top_k_numbers(data, evaluation, lines), size=size)
+    return Drawing(
+        f"top-k+{evaluation}", panels, _top_k_numbers(data, evaluation, lines), size=size
+    )
 
 
 def _top_k_numbers(
@@ -137,13 +142,19 @@ def unanswerable(data: ReportData, evaluation: str) -> Drawing | None:
     return Drawing(f"unanswerable+{evaluation}", (panel,), numbers, size=size)
 
 
-def _mean(confidence: np.ndarray) -> tuple[float, float]:
+def _mean(confidence: FloatArray) -> tuple[float, float]:
     """Return the mean and half of its 95 % interval."""
     error = np.std(confidence) / np.sqrt(len(confidence))
     return float(np.mean(confidence)), float(1.96 * error)
 
 
-def _draw_unanswerable(title, found, chance, look, place):
+def _draw_unanswerable(
+    title: str,
+    found: Mapping[str, tuple[float, float]],
+    chance: float,
+    look: Mapping[str, Look],
+    place: SubFigure,
+) -> None:
     heading(place, title, f"1 / n = {100 * chance:.1f} %")
     main = axes(place, left=1.45, right=0.25, bottom=0.42)
     for at, (row, (mean, half)) in enumerate(found.items()):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -29,7 +29,8 @@ BAND = "#AEB6C2"
 # cannot be seen on white. Line and marker say it as well.
 _HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _MARKERS = "osD^vP"
-_DASHES = ("-", (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
+Dash = Literal["-"] | tuple[float, tuple[float, ...]]
+_DASHES: tuple[Dash, ...] = ("-", (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 
 _DPI = 160
 _PER_ROW = 4
@@ -39,7 +40,7 @@ class Look(NamedTuple):
     """How one row of the table is drawn in every figure."""
 
     color: str
-    line: str | tuple[float, tuple[float, ...]]
+    line: Dash
     marker: str
     filled: bool
 
@@ -118,7 +119,7 @@ def save(drawing: Drawing, folder: Path) -> list[Picture]:
         return pictures
 
 
-_KEY_WIDTH = 3.6
+_KEY_WIDTH = 3.3
 
 
 def _whole(drawing: Drawing) -> Figure:
@@ -129,10 +130,10 @@ def _whole(drawing: Drawing) -> Figure:
     below = drawing.key_height if drawing.key else 0.0
     total = (max(width * columns, _KEY_WIDTH if drawing.key else 0.0), height * lines + below)
     figure = Figure(figsize=total, dpi=_DPI, facecolor="white")
-    above = figure
+    parts = [height * lines, below] if drawing.key else [1.0]
+    above, *strip = figure.subfigures(len(parts), 1, squeeze=False, height_ratios=parts).flat
     if drawing.key:
-        above, strip = figure.subfigures(2, 1, height_ratios=[height * lines, below])
-        drawing.key.draw(strip)
+        drawing.key.draw(strip[0])
     places = above.subfigures(lines, columns, squeeze=False).flat
     for place, panel in zip(places, drawing.panels, strict=False):  # the last line may not be full
         panel.draw(place)
@@ -141,7 +142,7 @@ def _whole(drawing: Drawing) -> Figure:
 
 def _picture(panel: Panel, size: tuple[float, float]) -> Picture:
     figure = Figure(figsize=size, facecolor="white")
-    panel.draw(figure.subfigures(1, 1))
+    panel.draw(figure.subfigures(1, 1, squeeze=False)[0, 0])
     width, height = (round(96 * inches) for inches in size)
     return Picture(_svg(figure, panel.title), panel.description, width, height)
 

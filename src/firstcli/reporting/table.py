@@ -1,4 +1,4 @@
-"""The results as tables: the paper's Table 1, the differences of its rows, and every metric."""
+"""The results as tables: the paper's Table 1, differences between its rows, and every metric."""
 
 from __future__ import annotations
 
@@ -60,18 +60,46 @@ KNOWN_TRUTH = (
     Column("ece_true", "ECE true", "percent", "lower"),
     Column("confidence_mae", "Conf. MAE", "percent", "lower"),
 )
-EVERYTHING = (
-    Column("n", "n", "count"),
-    *PAPER,
-    Column("confidence", "Conf.", "percent"),
-    Column("nll", "NLL", "decimal", "lower"),
-    Column("brier", "Brier", "decimal", "lower"),
-    Column("brier_top", "Brier top", "decimal", "lower"),
-    Column("candidate_mass", "Mass", "percent"),
-    Column("ties", "Ties", "count"),
-    Column("nll_floored", "Floored", "count"),
-    Column("bins_used", "Bins used", "count"),
-)
+FAMILIES: dict[str, tuple[Column, ...]] = {
+    "Calibration": (
+        ECE,
+        Column("ece_null", "Null", "percent"),
+        Column("ece_p", "p", "decimal"),
+        Column("ece_debiased", "Debiased", "percent", "lower"),
+        Column("ece_mass", "Equal mass", "percent", "lower"),
+        Column("ece_classwise", "Classwise", "percent", "lower"),
+        Column("ece_smooth", "Smooth", "percent", "lower"),
+        Column("mce", "Max.", "percent", "lower"),
+        Column("over_confidence", "Over", "percent", "lower"),
+        Column("under_confidence", "Under", "percent", "lower"),
+    ),
+    "Known truth": KNOWN_TRUTH,
+    "Scores": (
+        *PAPER[1:],
+        Column("confidence", "Conf.", "percent"),
+        Column("nll", "NLL", "decimal", "lower"),
+        Column("brier", "Brier", "decimal", "lower"),
+        Column("brier_top", "Brier top", "decimal", "lower"),
+        Column("brier_miscalibration", "Miscal.", "decimal", "lower"),
+        Column("brier_discrimination", "Discr.", "decimal", "higher"),
+        Column("brier_uncertainty", "Uncert.", "decimal"),
+    ),
+    "Ranking": (
+        Column("auroc", "AUROC", "decimal", "higher"),
+        Column("aurc", "AURC", "decimal", "lower"),
+        Column("accuracy_at_50", "Acc at 50 %", "percent", "higher"),
+        Column("accuracy_at_80", "at 80 %", "percent", "higher"),
+        Column("accuracy_at_90", "at 90 %", "percent", "higher"),
+    ),
+    "Counts": (
+        Column("n", "n", "count"),
+        Column("candidate_mass", "Mass", "percent"),
+        Column("chance", "1 / n", "percent"),
+        Column("ties", "Ties", "count"),
+        Column("nll_floored", "Floored", "count"),
+        Column("bins_used", "Bins used", "count"),
+    ),
+}
 COMPARED = ("ece", "accuracy", "trust", "ece_true")
 """Metrics that have intervals, so that their differences can be judged."""
 
@@ -98,9 +126,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The columns of one evaluation."""
+    """Some columns of one evaluation."""
 
     title: str
+    evaluation: str
     columns: tuple[Column, ...]
 
 
@@ -164,13 +193,32 @@ def difference_tables(data: ReportData) -> list[Table]:
     ]
 
 
-def full_table(data: ReportData) -> Table:
-    """Return every metric of every model on every evaluation."""
-    groups = tuple(_group(data, evaluation, EVERYTHING) for evaluation in data.evaluations)
-    rows = tuple(_row(data, row, groups, small_print=False) for row in data.rows)
+def full_tables(data: ReportData) -> list[Table]:
+    """Return every metric of every row, a table an evaluation."""
     mean = "; means over seeds" if data.several_seeds else ""
-    caption = f"{data.definition}; in percent, but NLL and Brier scores as they are{mean}"
-    return Table(f"All metrics of {data.run}", caption, _legend(data), groups, rows)
+    caption = f"{data.definition}; in percent, but scores and areas as they are{mean}"
+    return [
+        Table(
+            title=f"All metrics on {evaluation}",
+            caption=caption,
+            legend=_legend(data),
+            groups=(groups := _families(data, evaluation)),
+            rows=tuple(_row(data, row, groups, small_print=False) for row in data.rows),
+        )
+        for evaluation in data.evaluations
+    ]
+
+
+def _families(data: ReportData, evaluation: str) -> tuple[Group, ...]:
+    """Return the families of metrics, without those that no row has."""
+    known = {
+        column.key
+        for columns in FAMILIES.values()
+        for column in columns
+        if any(data.values(evaluation, row, column.key) for row in data.rows)
+    }
+    kept = {name: tuple(c for c in cs if c.key in known) for name, cs in FAMILIES.items()}
+    return tuple(Group(name, evaluation, columns) for name, columns in kept.items() if columns)
 
 
 def best_students(data: ReportData, evaluation: str, column: Column) -> frozenset[str]:
@@ -206,8 +254,8 @@ def _alike(data: ReportData, evaluation: str, row: str, best: str, key: str) -> 
 
 def _legend(data: ReportData, deltas: bool = False) -> str:
     best = "the best student and all that are not distinguishable from it"
-    deltas = "; of a difference: distinguishable from none" if deltas else ""
-    return best + deltas if len(data.students) > 1 else ""
+    more = "; of a difference: distinguishable from none" if deltas else ""
+    return best + more if len(data.students) > 1 else ""
 
 
 def _group(
@@ -220,21 +268,19 @@ def _group(
     title = f"{evaluation} (n = {' or '.join(map(str, sizes)) or 0})"
     known = any(metrics.ece_true is not None for metrics in found)
     columns = (*columns, *KNOWN_TRUTH) if known else columns
-    return Group(title, tuple(c for c in columns if c.key in COMPARED) if plain else columns)
+    kept = tuple(c for c in columns if c.key in COMPARED) if plain else columns
+    return Group(title, evaluation, kept)
 
 
 def _row(data: ReportData, row: str, groups: Sequence[Group], *, small_print: bool) -> Row:
-    evaluations = data.judged if small_print else data.evaluations
     cells = tuple(
-        tuple(_cell(data, evaluation, row, column, small_print) for column in group.columns)
-        for evaluation, group in zip(evaluations, groups, strict=True)
+        tuple(_cell(data, group.evaluation, row, column, small_print) for column in group.columns)
+        for group in groups
     )
     return Row(row, "student" if row in data.students else "teacher", cells)
 
 
-def _cell(
-    data: ReportData, evaluation: str, row: str, column: Column, small_print: bool
-) -> Cell:
+def _cell(data: ReportData, evaluation: str, row: str, column: Column, small_print: bool) -> Cell:
     text = column.text(data.mean(evaluation, row, column.key))
     marked = row in best_students(data, evaluation, column)
     if not small_print:
@@ -266,10 +312,10 @@ def _difference_row(
 ) -> Row:
     cells = tuple(
         tuple(
-            _difference_cell(data.compared(evaluation, ours, theirs), column)
+            _difference_cell(data.compared(group.evaluation, ours, theirs), column)
             for column in group.columns
         )
-        for evaluation, group in zip(data.judged, groups, strict=True)
+        for group in groups
     )
     return Row(name, "difference", cells)
 
@@ -281,7 +327,8 @@ def _difference_cell(compared: Mapping[str, Compared], column: Column) -> Cell:
     value = found.questions.value
     better = (value > 0) == (column.better == "higher")
     verdict = ("better" if better else "worse") if found.distinguishable else INDISTINCT
-    seeds = (f"seeds {p_text(found.seeds.p_value)}",) if found.seeds else ()
+    p_value = found.seeds.p_value if found.seeds else None
+    seeds = () if p_value is None else (f"seeds {p_text(p_value)}",)
     return Cell(
         text=column.text(value, signed=True),
         marked=found.distinguishable,

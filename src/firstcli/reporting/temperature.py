@@ -16,6 +16,7 @@ from firstcli.reporting.style import (
     INK,
     SOFT,
     Drawing,
+    Look,
     Numbers,
     Panel,
     axes,
@@ -23,14 +24,13 @@ from firstcli.reporting.style import (
     key_rows,
     looks,
     row_key,
-    Look,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
 
-    from firstcli.api import JSON
+    from firstcli.api import JSON, FloatArray
     from firstcli.uncertainty import Estimate
 
 _CRITERIA = {"ece": "ECE", "nll": "NLL"}
@@ -77,11 +77,18 @@ def _draw_search(title: str, label: str, found: Mapping[str, JSON], place: SubFi
     if found.get("interval"):
         main.axvspan(*found["interval"], color=BAND, alpha=0.45, linewidth=0)
     main.axvline(found["temperature"], color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
-    main.plot(temperatures, values, color="#0072B2", marker="o", markersize=2.5)
+    main.plot(temperatures, values, color="#0072B2", marker="o", markersize=2)
     if temperatures[-1] > 20 * temperatures[0]:
-        _logarithmic(main, [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10)])
+        _logarithmic(main, (0.1, 0.2, 0.5, 1, 2, 5, 10))
     main.set(xlabel="temperature T", ylabel=label)
+    main.set_ylim(top=_top(values))
     main.grid(True)
+
+
+def _top(values: FloatArray) -> float | None:
+    """Return how far up to draw: a steep end would flatten the minimum."""
+    best, lower_end = values.min(), min(values[0], values[-1])
+    return None if lower_end <= best else float(best + 2 * (lower_end - best))
 
 
 def _logarithmic(main: Axes, ticks: Sequence[float]) -> None:
