@@ -135,7 +135,8 @@ class ReportData:
 
     def models(self, evaluation: str, row: str) -> list[str]:
         """Return a row's models that have records of an evaluation."""
-        return [model for model in self.members[row] if (evaluation, model) in self.records]
+        models = self.members.get(row, ())
+        return [model for model in models if (evaluation, model) in self.records]
 
     def records_of(self, evaluation: str, row: str) -> list[EvalRecords]:
         """Return what a row's models answered, one a seed."""

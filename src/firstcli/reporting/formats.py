@@ -214,10 +214,10 @@ def _beside(table: Table) -> RichTable:
         if row.kind == "difference":
             for part in (names, *groups):
                 part.add_section()
-        lines = max(_styled(cell).plain.count("\n") for group in row.groups for cell in group)
-        names.add_row(row.name + "\n " * lines)
+        height = max(_styled(cell).plain.count("\n") for cells in row.groups for cell in cells)
+        names.add_row(row.name + "\n " * height)
         for part, cells in zip(groups, row.groups, strict=True):
-            part.add_row(*map(_styled, cells))
+            part.add_row(*(_styled(cell, height) for cell in cells))
     grid = RichTable.grid(padding=(0, 1))
     grid.add_column()  # where all else fails, names are cut and numbers are not
     for _ in groups:
@@ -244,10 +244,15 @@ def _small_table(title: str, headings: list[str], justify: JustifyMethod) -> Ric
     return table
 
 
-def _styled(cell: Cell) -> Text:
-    """Return the value, its interval on a second line, and that it says nothing on a third."""
+def _styled(cell: Cell, height: int = 0) -> Text:
+    """Return the value, below it its interval, and whether a difference says nothing.
+
+    With so many line breaks at least, for the groups of a row lie in tables of their own.
+    """
     from rich.text import Text
 
-    small = [cell.interval] * bool(cell.interval) + [INDISTINCT] * (INDISTINCT in cell.aside)
+    verdict = INDISTINCT.split() if INDISTINCT in cell.aside else []
+    small = [cell.interval, *verdict] if cell.interval else []
     value = Text(f"{cell.text}*", "bold green") if cell.marked else Text(f"{cell.text} ")
+    small += [""] * (height - len(small))
     return Text("\n").join([value, *(Text(f"{line} ", "dim") for line in small)])

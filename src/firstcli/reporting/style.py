@@ -149,7 +149,7 @@ def _picture(panel: Panel, size: tuple[float, float]) -> Picture:
 
 def _svg(figure: Figure, title: str) -> bytes:
     file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None, "Title": title})
+    figure.savefig(file, format="svg", metadata={"Creator": None, "Date": None, "Title": title})
     return file.getvalue()
 
 
