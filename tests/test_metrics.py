@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firstcli import metrics
-from firstcli.records import EvalRecords
+from firstcli.calibration import ece_null
+from firstcli.records import EvalRecords, Scope
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -218,3 +220,61 @@ def test_summary_where_all_candidates_tie() -> None:
     found = metrics.summarize(records, "candidates", 10)
     assert (found.ties, found.accuracy, found.confidence) == (4, 0.25, 0.25)
     assert found.ece == 0.0
+
+
+def some_records(*, answers: list[int] | None = None, scope: Scope = "vocabulary") -> EvalRecords:
+    random = np.random.default_rng(8)
+    rows = [np.log(random.dirichlet(np.ones(2 + i % 3)) * 0.8) for i in range(60)]
+    found = answers or [int(random.integers(2)) for _ in rows]
+    return EvalRecords.from_log_probs([f"q{i}" for i in range(60)], found, rows, scope=scope)
+
+
+def test_summary_has_every_metric_of_the_functions() -> None:
+    records = some_records()
+    shown, correct = records.confidence, records.correct
+    found = metrics.summarize(records, "candidates", 5)
+    null = ece_null(shown, 5)
+    assert found.ece == metrics.ece(shown, correct, 5)
+    assert found.ece_null == pytest.approx(null.mean())
+    assert found.ece_p == metrics.p_value(metrics.ece(shown, correct, 5), null)
+    assert found.ece_debiased == pytest.approx(
+        max(0.0, metrics.ece(shown, correct, 5) - null.mean())
+    )
+    assert found.ece_mass == metrics.ece_mass(shown, correct, 5)
+    assert found.mce == metrics.mce(shown, correct, 5)
+    assert found.ece_smooth == metrics.ece_smooth(shown, correct)
+    assert (found.over_confidence, found.under_confidence) == metrics.ece_parts(shown, correct, 5)
+    assert found.auroc == metrics.auroc(shown, correct)
+    assert found.aurc == metrics.aurc(shown, correct)
+    for coverage in (50, 80, 90):
+        value = metrics.accuracy_at(coverage / 100, shown, correct)
+        assert getattr(found, f"accuracy_at_{coverage}") == value
+    assert found.chance == pytest.approx((1 / 2 + 1 / 3 + 1 / 4) / 3)
+    assert found.ece_classwise == metrics.ece_classwise(
+        records.probabilities, records.answer, records.count, 5
+    )
+    parts = metrics.brier_parts(shown, correct)
+    assert parts == (
+        found.brier_miscalibration,
+        found.brier_discrimination,
+        found.brier_uncertainty,
+    )
+
+
+def test_summary_where_no_candidate_is_right() -> None:
+    found = asdict(metrics.summarize(some_records(answers=[-1] * 60), "candidates", 10))
+    known = {name for name, value in found.items() if value is not None}
+    assert known == {"n", "confidence", "chance", "candidate_mass", "ties"}
+
+
+def test_summary_where_the_whole_vocabulary_is_not_known() -> None:
+    records = some_records(scope="candidates")
+    full = asdict(metrics.summarize(records, "full", 10))
+    known = {name for name, value in full.items() if value is not None}
+    assert known == {
+        "n", "accuracy", "nll", "nll_floored", "brier", "ece_classwise", "chance", "ties"
+    }  # fmt: skip
+    found = asdict(metrics.summarize(records, "candidates", 10))
+    expected = asdict(metrics.summarize(some_records(), "candidates", 10))
+    assert found.pop("candidate_mass") is None and expected.pop("candidate_mass") is not None
+    assert found == pytest.approx(expected, abs=1e-12, nan_ok=False)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from firstcli import temperatures
-from firstcli.criteria import CRITERIA, Criterion, criterion_value
+from firstcli.criteria import CRITERIA, Criterion, among_topk, criterion_value
 from firstcli.recalibrators import (
     LogitTemperature,
     SingleTemperature,
@@ -94,7 +94,7 @@ def test_each_resample_goes_through_the_search_of_a_fit(mass_is_one: bool) -> No
 
 def test_with_mass_one_rows_outside_the_k_do_not_count() -> None:
     rows = Rows(*overconfident_teacher(5, mass_is_one=True))
-    inside = rows.where(rows.is_true.any(axis=1))
+    inside = rows.where(among_topk(rows.is_true))
     found = Resampled(scale_logits, rows, 10)
     found._times = np.ones((1, len(rows.topk)))
     for criterion in ("nll", "brier"):
@@ -255,14 +255,15 @@ def test_a_sure_temperature_is_not_warned_of() -> None:
 
 def test_warnings_name_arm_temperature_interval_and_what_to_do() -> None:
     state = state_of(LogitTemperature, teacher(12))
-    few, flat = warnings("arms.first", state)
     low, high = state["interval"]
     begin = (
         f"arms.first: T = {state['temperature']:.3g}, fitted by ece on 12 rows "
         f"(95 % interval {low:.3g} to {high:.3g}), "
     )
+    [few] = warnings("arms.first", state)
     assert few.startswith(f"{begin}would scatter by about {state['spread']:.2g}")
     assert "raise train.validation" in few
+    [flat] = warnings("arms.first", {**state, "few_rows": False})
     assert flat.startswith(f"{begin}is hardly determined")
 
     always = np.zeros((400, 3), dtype=bool)

@@ -201,7 +201,7 @@ def ece_null(
     confidence: FloatArray, bins: int = 10, draws: int = DRAWS, seed: int = 0
 ) -> FloatArray:
     """Return the ECE that a calibrated model of these confidences would show, a draw each, (D,)."""
-    confidence = unit(confidence, "confidence")
+    confidence = np.sort(unit(confidence, "confidence"))
     expected = np.bincount(bin_index(confidence, bins), weights=confidence, minlength=bins)
     right = null_outcomes(confidence, bins, draws, seed)
     return np.asarray(np.abs(right - expected).sum(axis=1) / len(confidence))

@@ -133,6 +133,8 @@ class Resampled:
         """Take all rows; in which order is of no account."""
         order = np.lexsort((*rows.topk.T, *rows.is_true.T, rows.mass))
         self._rows = Rows(rows.topk[order], rows.is_true[order], rows.mass[order])
+        _, is_true, mass = self._rows
+        self._used = {name: judged_rows(name, is_true, mass) for name in CRITERIA}
         self._scale, self._bins = scale, bins
         self._edges = np.linspace(0.0, 1.0, bins + 1)[1:-1]  # bins (lo, hi], as in `metrics.ece`
         count, generator = len(order), np.random.default_rng(SEED)
@@ -176,9 +178,8 @@ class Resampled:
         }
 
     def _mean(self, criterion: Criterion, losses: FloatArray) -> FloatArray:
-        used = judged_rows(criterion, self._rows.is_true, self._rows.mass)
-        sums = self._sums(losses * used, np.zeros(len(losses), np.intp), 1)
-        return np.asarray(sums[:, 0] / max(int(used.sum()), 1))
+        sums = self._sums(losses * self._used[criterion], np.zeros(len(losses), np.intp), 1)
+        return np.asarray(sums[:, 0] / max(int(self._used[criterion].sum()), 1))
 
     def _sums(self, values: FloatArray, column: npt.NDArray[np.intp], columns: int) -> FloatArray:
         """Add the rows of every resample up, in each column by itself, (R, columns)."""

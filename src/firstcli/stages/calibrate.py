@@ -21,7 +21,7 @@ from firstcli.teaching import Positions
 from firstcli.units import Unit
 
 if TYPE_CHECKING:
-    from firstcli.api import BoolArray, FloatArray, PluginOptions, Recalibrator
+    from firstcli.api import BoolArray, FloatArray, Recalibrator
 
 
 def check(run: Run, unit: Unit) -> str:
@@ -59,7 +59,7 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
 
 
 def judged(
-    recalibrator: Recalibrator[PluginOptions],
+    recalibrator: Recalibrator[Any],
     topk: FloatArray,
     is_true: BoolArray,
     mass: FloatArray,
@@ -133,7 +133,7 @@ def warnings(where: str, state: Mapping[str, Any]) -> list[str]:
             f"{fitted}, would scatter by about {state['spread']:.2g} over such validation parts; "
             f"raise train.validation to have {FEW_ROWS} rows or more"
         )
-    if state["flat"]:
+    elif state["flat"]:
         found.append(
             f"{fitted}, is hardly determined by these rows; raise train.validation, or give a "
             "fixed `temperature`"

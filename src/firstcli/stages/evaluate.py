@@ -69,7 +69,9 @@ def _recorded(records: EvalRecords, unit: Unit, folder: Path) -> dict[str, Any]:
     about = {"evaluation": unit.evaluation, "model": unit.model.name}
     records.save(folder / f"{unit.model.name}.parquet", about)
     found = metrics.summarize(records, "candidates", 10)
-    return {"n": found.n, "accuracy": found.accuracy, "ece": found.ece, "trust": found.trust}
+    told = {"n": found.n, "accuracy": found.accuracy, "ece": found.ece, "trust": found.trust}
+    told |= {"confidence": found.confidence} if found.accuracy is None else {}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def candidate_log_probs(

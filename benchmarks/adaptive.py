@@ -1,0 +1,170 @@
+"""Does a temperature of each row's own beat one for all? On the knowledge of a recipe's teacher.
+
+    pip install ./plugins/firstcli-adaptive
+    python benchmarks/adaptive.py recipes/quickstart.yaml
+
+Each recalibrator is fitted on four fifths of the validation part and judged on the last fifth, in
+turns, by what would be taught there. Where the truth is known, as for `known-world`, outcomes are
+replaced by their true probabilities, which takes the noise of the answers away. Intervals come from
+resampling the judged questions, the same for all recalibrators.
+
+`equal sharpness` gives each row a temperature in proportion to how far its first token is ahead,
+as CIST (arXiv 2605.20357) does with the largest logit, so that all rows become about equally sure.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from firstcli import pipeline, teaching
+from firstcli.encoding import encode_questions
+from firstcli.pipeline import Request, open_run
+from firstcli.plugins import load
+from firstcli.recalibrators import normalized
+from firstcli.run import Run
+from firstcli.stages import inputs
+from firstcli.teaching import Positions
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def equal_sharpness(topk: FloatArray) -> FloatArray:
+    """Divide each row's log-odds by their mean, (N, k)."""
+    log_odds = np.log(np.maximum(topk / topk[:, :1], 1e-12))
+    return normalized(np.exp(log_odds / np.maximum(-log_odds.mean(axis=1, keepdims=True), 1e-12)))
+
+
+def unchanged(topk: FloatArray) -> FloatArray:
+    """Return the teacher's probabilities as they are."""
+    return topk
+
+
+Prepare = Callable[[FloatArray], FloatArray]
+CONTENDERS: dict[str, tuple[str, dict[str, str], Prepare]] = {
+    "none": ("none", {}, unchanged),
+    "temperature-scaling, ece": ("temperature-scaling", {}, unchanged),
+    "temperature-scaling, nll": ("temperature-scaling", {"criterion": "nll"}, unchanged),
+    "logit-temperature, nll": ("logit-temperature", {"criterion": "nll"}, unchanged),
+    "equal sharpness": ("logit-temperature", {"criterion": "nll"}, equal_sharpness),
+    "adaptive": ("adaptive", {}, unchanged),
+}
+OURS = "adaptive"
+FOLDS = 5
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Decisive positions of the validation part, and how likely each of their tokens truly is."""
+
+    positions: Positions
+    outcome: FloatArray  # (N, k)
+    truth_known: bool
+
+
+def validation_rows(run: Run) -> Rows:
+    """Return what recalibrators are fitted on, by the recipe's first arm that learns knowledge."""
+    arm = next(arm for arm in run.recipe.arms.values() if arm.learn == "knowledge")
+    rows = inputs.training_rows(run, "teacher", "validation")
+    knowledge = inputs.stored_knowledge(run, "validation", rows)
+    positions = Positions.joined(list(teaching.recalibrated_of(arm, rows, knowledge)))
+    samples = run.training.validation
+    if any(sample.truth is None for sample in samples):
+        return Rows(positions, positions.is_true.astype(np.float64), False)
+    tokenizer = inputs.tokenizer(run, "teacher")
+    outcome = np.zeros(positions.topk.shape)
+    for i, question in enumerate(encode_questions(samples, tokenizer, "validation")):
+        for token, share in zip(question.candidate_ids, question.truth or (), strict=True):
+            outcome[i] += share * (positions.token_ids[i] == token)
+    return Rows(positions, outcome, True)
+
+
+def taught_by(name: str, rows: Rows, fold: npt.NDArray[np.int64]) -> FloatArray:
+    """Return mass times target of every row, fitted on the other folds, (N, k)."""
+    plugin, options, prepare = CONTENDERS[name]
+    cls = load("recalibrators", plugin)
+    mass, is_true = rows.positions.mass, rows.positions.is_true
+    topk = prepare(rows.positions.topk)
+    taught = np.empty(topk.shape)
+    for number in range(FOLDS):
+        held_out = fold == number
+        recalibrator = cls(cls.Options.model_validate(options))
+        recalibrator.fit(topk[~held_out], is_true[~held_out], mass[~held_out])
+        taught[held_out] = mass[held_out, None] * recalibrator.transform(topk[held_out])
+    return taught
+
+
+def row_losses(taught: FloatArray, rows: Rows) -> FloatArray:
+    """Return each row's expected -log of what is taught, over k + 1 outcomes, (N,)."""
+    tail = np.exp(rows.positions.log_tail)
+    inside = -(rows.outcome * np.log(np.maximum(taught, 1e-12))).sum(axis=1)
+    outside = -(1 - rows.outcome.sum(axis=1)) * np.log(np.maximum(tail, 1e-12))
+    return np.asarray(inside + outside)
+
+
+class Judge:
+    """NLL and ECE of what is taught, over all rows and over resamples of them."""
+
+    def __init__(self, rows: Rows, bins: int = 10) -> None:
+        self.rows, self.bins = rows, bins
+        count = len(rows.outcome)
+        drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), DRAWS)
+        self.times = np.vstack([np.ones(count), drawn])  # (1 + draws, N), the first is the data
+
+    def nll(self, taught: FloatArray) -> FloatArray:
+        """Return the mean loss, (1 + draws,)."""
+        return np.asarray(self.times @ row_losses(taught, self.rows) / len(taught))
+
+    def ece(self, taught: FloatArray) -> FloatArray:
+        """Return the calibration error of the first token, (1 + draws,)."""
+        edges = np.linspace(0, 1, self.bins + 1)[1:-1]
+        bin_of = np.searchsorted(edges, taught[:, 0])
+        gaps = (taught[:, 0] - self.rows.outcome[:, 0])[:, None] * (
+            bin_of[:, None] == np.arange(self.bins)
+        )  # (N, bins)
+        return np.asarray(np.abs(self.times @ gaps).sum(axis=1) / len(taught))
+
+
+def difference(ours: FloatArray, theirs: FloatArray, factor: float, digits: int) -> str:
+    """Write a difference with its 95 % interval; bold where that excludes zero as shown."""
+    gap = factor * (ours - theirs)
+    low, high = np.round(np.quantile(gap[1:], [0.025, 0.975]), digits).tolist()
+    text = f"{gap[0]:+z.{digits}f} ({low:+z.{digits}f} to {high:+z.{digits}f})"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def main() -> None:
+    """Print a Markdown table, a recalibrator a row."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    parser.add_argument("--run-dir", type=Path)
+    chosen = parser.parse_args()
+    request = Request(chosen.recipe, tuple(chosen.overrides), run_dir=chosen.run_dir, quiet=True)
+    pipeline.execute(request, "extract")
+    rows = validation_rows(open_run(request))
+    fold = np.random.default_rng(0).permutation(len(rows.outcome)) % FOLDS
+    judge = Judge(rows)
+    found = {name: taught_by(name, rows, fold) for name in CONTENDERS}
+    nll = {name: judge.nll(taught) for name, taught in found.items()}
+    ece = {name: judge.ece(taught) for name, taught in found.items()}
+    which = "true probabilities" if rows.truth_known else "answers"
+    print(f"{len(fold)} rows, judged by {which}; ECE in percent\n")
+    print(f"| recalibrator | NLL | ECE | {OURS} minus it: NLL | ECE |")
+    print("|---|" + "---:|" * 4)
+    for name in CONTENDERS:
+        cells = [name, f"{nll[name][0]:.4f}", f"{100 * ece[name][0]:.1f}"]
+        if name != OURS:
+            cells += [difference(nll[OURS], nll[name], 1, 4)]
+            cells += [difference(ece[OURS], ece[name], 100, 1)]
+        print(f"| {' | '.join(cells)} |" if name != OURS else f"| {' | '.join(cells)} | | |")
+
+
+if __name__ == "__main__":
+    main()
