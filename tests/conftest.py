@@ -142,3 +142,14 @@ def shared_models() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def invented_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report's folder with something in every section."""
+    from firstcli.reporting.page import write_report
+    from invented import everything
+
+    folder = tmp_path_factory.mktemp("invented-report")
+    write_report(folder, everything())
+    return folder

@@ -6,20 +6,20 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
 from firstcli.metrics import EvalMetrics, reliability_bins
-from firstcli.records import EvalRecords
-from firstcli.reporting import ReportData
+from firstcli.reporting import BASELINES, ReportData
 from firstcli.reporting.table import (
-    DIFFERENCE,
+    COMPARED,
+    INDISTINCT,
     Cell,
     Table,
     best_keys,
-    differences,
-    full_table,
+    difference_tables,
+    full_tables,
     paper_table,
 )
 
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from firstcli.api import JSON
+    from firstcli.reporting.style import Numbers
 
-FORMAT = 1  # of table.json
+FORMAT = 2  # of table.json
 
 
 class TerminalTable:
@@ -52,17 +53,20 @@ class TerminalTable:
                     yield from fitting(part)
 
         width = options.max_width
-        legend = "; * best of the students" if self.table.competing else ""
+        legend = f"; * {self.table.legend}" if self.table.legend else ""
         yield Text(self.table.title, style="bold")
         yield from fitting(self.table)
         yield Text(self.table.caption + legend, style="dim")
 
 
 def to_markdown(data: ReportData) -> str:
-    """Return both tables and the notes as one Markdown document."""
-    paper, full = paper_table(data), full_table(data)
+    """Return all tables and the notes as one Markdown document."""
+    paper = paper_table(data)
     parts = [f"# {escape_markdown(paper.title)}", _markdown_table(paper)]
-    parts += [f"## {escape_markdown(full.title)}", *map(_markdown_table, full.by_group())]
+    for table in difference_tables(data):
+        parts += [f"## {escape_markdown(table.title)}", _markdown_table(table)]
+    for table in full_tables(data):
+        parts += [f"## {escape_markdown(table.title)}", *map(_markdown_table, table.by_group())]
     if data.notes:
         notes = (f"- {escape_markdown(label)}: {escape_markdown(v)}" for label, v in data.notes)
         parts += ["## Notes", "\n".join(notes)]
@@ -75,58 +79,109 @@ def escape_markdown(text: str) -> str:
 
 
 def to_csv(data: ReportData) -> str:
-    """Return a line for each evaluation and model, differences last; shares are fractions of 1."""
+    """Return a line for each evaluation and row, differences last; shares are fractions of 1.
+
+    A line is a row's mean over its seeds, or that row minus another.
+    """
     settings = {"confidence_kind": data.settings.confidence, "bins": data.settings.bins}
-    names = ["evaluation", "model", *(f.name for f in fields(EvalMetrics)), *settings, "best"]
+    names = ["evaluation", "model", "minus", "seeds", *(f.name for f in fields(EvalMetrics))]
+    names += [f"{key}_{end}" for key in COMPARED for end in ("low", "high", "sd")]
     file = io.StringIO()
-    writer = csv.DictWriter(file, names, lineterminator="\n")
+    writer = csv.DictWriter(file, [*names, *settings, "best"], lineterminator="\n")
     writer.writeheader()
     for evaluation in data.evaluations:
-        for model, metrics, _ in data.results(evaluation):
-            best = " ".join(best_keys(data, evaluation, model))
-            row = {"evaluation": evaluation, "model": model, "best": best}
-            writer.writerow(row | asdict(metrics) | settings)
-    for evaluation, values in differences(data).items():
-        row = {"evaluation": evaluation, "model": DIFFERENCE}
-        writer.writerow(row | values | settings)
+        for row in data.rows:
+            if models := data.models(evaluation, row):
+                line: dict[str, JSON] = {"evaluation": evaluation, "model": row}
+                line |= {"seeds": len(models), "best": " ".join(best_keys(data, evaluation, row))}
+                writer.writerow(line | _csv_values(data, evaluation, row) | settings)
+    for evaluation, ours, theirs in _pairs(data):
+        line = {"evaluation": evaluation, "model": ours, "minus": theirs}
+        for key, found in data.compared(evaluation, ours, theirs).items():
+            low, high = found.questions.interval
+            line |= {key: found.questions.value, f"{key}_low": low, f"{key}_high": high}
+        writer.writerow(line | settings)
     return file.getvalue()
 
 
-def to_json(data: ReportData) -> str:
-    """Return every metric and reliability bin at full precision; shares are fractions of 1."""
+def _csv_values(data: ReportData, evaluation: str, row: str) -> dict[str, JSON]:
+    values = {f.name: data.mean(evaluation, row, f.name) for f in fields(EvalMetrics)}
+    for key, estimate in data.estimates(evaluation, row).items():
+        values[f"{key}_low"], values[f"{key}_high"] = estimate.interval
+        values[f"{key}_sd"] = data.spread(evaluation, row, key)
+    return values
+
+
+def to_json(data: ReportData, figures: Mapping[str, Numbers] | None = None) -> str:
+    """Return every metric and reliability bin at full precision; shares are fractions of 1.
+
+    `figures` are the numbers of the report's figures, by file name.
+    """
     content: dict[str, JSON] = {
         "format": FORMAT,
         "run": data.run,
         "confidence": data.settings.confidence,
         "bins": data.settings.bins,
         "unit": "fraction",
+        "seeds": list(data.seeds),
         "rows": [
-            _json_row(data, evaluation, model, metrics, records)
+            _json_row(data, evaluation, row)
             for evaluation in data.evaluations
-            for model, metrics, records in data.results(evaluation)
+            for row in data.rows
+            if data.models(evaluation, row)
         ],
-        "differences": [
-            {"evaluation": evaluation, "name": DIFFERENCE, **values}
-            for evaluation, values in differences(data).items()
-        ],
+        "differences": [_json_difference(data, *pair) for pair in _pairs(data)],
         "notes": [{"label": label, "value": value} for label, value in data.notes],
         "versions": dict(data.versions),
+        "figures": {name: asdict(numbers) for name, numbers in (figures or {}).items()},
     }
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _json_row(
-    data: ReportData, evaluation: str, model: str, metrics: EvalMetrics, records: EvalRecords
-) -> dict[str, JSON]:
-    shown = records.shown(data.settings.confidence) if records.answerable else None
-    bins = [] if shown is None else reliability_bins(shown, records.correct, data.settings.bins)
+def _json_row(data: ReportData, evaluation: str, row: str) -> dict[str, JSON]:
+    estimates, models = data.estimates(evaluation, row), data.models(evaluation, row)
     return {
         "evaluation": evaluation,
-        "model": model,
-        **asdict(metrics),
-        "best": best_keys(data, evaluation, model),
-        "reliability": [b._asdict() for b in bins],
+        "model": row,
+        **{f.name: data.mean(evaluation, row, f.name) for f in fields(EvalMetrics)},
+        "intervals": {key: list(one.interval) for key, one in estimates.items()},
+        "spread": {key: data.spread(evaluation, row, key) for key in estimates},
+        "best": best_keys(data, evaluation, row),
+        "members": [_json_member(data, evaluation, model) for model in models],
     }
+
+
+def _json_member(data: ReportData, evaluation: str, model: str) -> dict[str, JSON]:
+    records = data.records[evaluation, model]
+    shown = records.shown(data.settings.confidence) if records.answerable else None
+    bins = [] if shown is None else reliability_bins(shown, records.correct, data.settings.bins)
+    metrics = asdict(data.metrics[evaluation, model])
+    return {"model": model, **metrics, "reliability": [b._asdict() for b in bins]}
+
+
+def _json_difference(data: ReportData, evaluation: str, ours: str, theirs: str) -> dict[str, JSON]:
+    found = {
+        key: {
+            "value": one.questions.value,
+            "interval": list(one.questions.interval),
+            "seeds_interval": list(one.seeds.interval) if one.seeds else None,
+            "seeds_p_value": one.seeds.p_value if one.seeds else None,
+            "distinguishable": one.distinguishable,
+        }
+        for key, one in data.compared(evaluation, ours, theirs).items()
+    }
+    return {"evaluation": evaluation, "model": ours, "minus": theirs, **found}
+
+
+def _pairs(data: ReportData) -> list[tuple[str, str, str]]:
+    """Return the (evaluation, row, baseline) that can be compared."""
+    return [
+        (evaluation, ours, theirs)
+        for theirs in BASELINES
+        for evaluation in data.judged
+        for ours in data.students
+        if ours != theirs and data.compared(evaluation, ours, theirs)
+    ]
 
 
 def _markdown_table(table: Table) -> str:
@@ -136,11 +191,17 @@ def _markdown_table(table: Table) -> str:
         heads += [f"{escape_markdown(group.title)}: {first}", *others]
     lines = [heads, [":--", *["--:"] * (len(heads) - 1)]]
     for row in table.rows:
-        cells = [f"**{c.text}**" if c.best else c.text for group in row.groups for c in group]
+        cells = [_markdown_cell(cell) for group in row.groups for cell in group]
         lines.append([escape_markdown(row.name), *cells])
-    legend = "; bold: best of the students" if table.competing else ""
+    legend = f"; bold: {table.legend}" if table.legend else ""
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{body}\n\n{escape_markdown(table.caption)}{legend}"
+
+
+def _markdown_cell(cell: Cell) -> str:
+    text = f"**{cell.text}**" if cell.marked else cell.text
+    interval = cell.interval.replace("[", "\\[").replace("]", "\\]")
+    return " ".join([text, interval, INDISTINCT * (INDISTINCT in cell.aside)]).strip()
 
 
 def _beside(table: Table) -> RichTable:
@@ -153,9 +214,10 @@ def _beside(table: Table) -> RichTable:
         if row.kind == "difference":
             for part in (names, *groups):
                 part.add_section()
-        names.add_row(_styled(Cell(row.name)))
+        height = max(_styled(cell).plain.count("\n") for cells in row.groups for cell in cells)
+        names.add_row(row.name + "\n " * height)
         for part, cells in zip(groups, row.groups, strict=True):
-            part.add_row(*map(_styled, cells))
+            part.add_row(*(_styled(cell, height) for cell in cells))
     grid = RichTable.grid(padding=(0, 1))
     grid.add_column()  # where all else fails, names are cut and numbers are not
     for _ in groups:
@@ -182,7 +244,15 @@ def _small_table(title: str, headings: list[str], justify: JustifyMethod) -> Ric
     return table
 
 
-def _styled(cell: Cell) -> Text:
+def _styled(cell: Cell, height: int = 0) -> Text:
+    """Return the value, below it its interval, and whether a difference says nothing.
+
+    With so many line breaks at least, for the groups of a row lie in tables of their own.
+    """
     from rich.text import Text
 
-    return Text(f"{cell.text}*", style="bold green") if cell.best else Text(f"{cell.text} ")
+    verdict = INDISTINCT.split() if INDISTINCT in cell.aside else []
+    small = [cell.interval, *verdict] if cell.interval else []
+    value = Text(f"{cell.text}*", "bold green") if cell.marked else Text(f"{cell.text} ")
+    small += [""] * (height - len(small))
+    return Text("\n").join([value, *(Text(f"{line} ", "dim") for line in small)])

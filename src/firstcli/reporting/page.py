@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from firstcli.metrics import reliability_bins
-from firstcli.reporting import ReportData
-from firstcli.reporting.figures import Diagram, save_diagrams
+from firstcli.reporting import PLUS_T, ReportData
 from firstcli.reporting.formats import to_csv, to_json, to_markdown
-from firstcli.reporting.table import full_table, paper_table
+from firstcli.reporting.questions import Question, questions
+from firstcli.reporting.sections import Section, sections
+from firstcli.reporting.style import Numbers, Picture, save
+from firstcli.reporting.table import difference_tables, full_tables, paper_table
+
+
+class Part(NamedTuple):
+    """A figure of the page under its heading."""
+
+    heading: str
+    pictures: list[Picture]
+    numbers: Numbers
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A figure of the page: its image as a data URI, and what it shows in words."""
+class Shown:
+    """A section with its figures drawn."""
 
-    source: str
-    description: str
+    section: Section
+    parts: list[Part]
+
+    @property
+    def slim(self) -> bool:
+        """Whether figures are narrow, so that two may stand side by side."""
+        return all(len(part.pictures) <= 2 for part in self.parts)
 
 
 def write_report(folder: Path, data: ReportData) -> None:
@@ -31,49 +47,34 @@ def write_report(folder: Path, data: ReportData) -> None:
     """
     figures = folder / "figures"
     figures.mkdir()
-    pictures = {evaluation: _draw(figures, data, evaluation) for evaluation in data.evaluations}
+    found = sections(data)
     pages = {
         "table.md": to_markdown(data),
         "table.csv": to_csv(data),
-        "table.json": to_json(data),
-        "index.html": _html(data, pictures),
+        "table.json": to_json(data, _numbers(found)),
+        "index.html": _html(data, [_drawn(section, figures) for section in found]),
     }
     for name, text in pages.items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
 
 
-def diagrams(data: ReportData, evaluation: str) -> dict[str, Diagram]:
-    """Return the reliability diagram of every model that has records of an evaluation."""
-    kind, bins = data.settings.confidence, data.settings.bins
-    return {
-        model: Diagram(
-            title=f"{model} on {evaluation}",
-            metrics=metrics,
-            bins=reliability_bins(shown, records.correct, bins),
-            confidence=kind,
+def _drawn(section: Section, figures: Path) -> Shown:
+    parts = [
+        Part(
+            heading, save(replace(drawing, name=_file_name(drawing.name)), figures), drawing.numbers
         )
-        for model, metrics, records in data.results(evaluation)
-        if records.answerable and (shown := records.shown(kind)) is not None
-    }
-
-
-def _draw(figures: Path, data: ReportData, evaluation: str) -> list[Picture]:
-    """Save a figure a model and one of all models; `+` cannot occur in a quoted name."""
-    found = diagrams(data, evaluation)
-    if found:
-        save_diagrams(list(found.values()), figures / _file_name(evaluation))
-    return [
-        Picture(
-            source=_data_uri(
-                save_diagrams([diagram], figures / f"{_file_name(evaluation)}+{_file_name(model)}")
-            ),
-            description=diagram.description(),
-        )
-        for model, diagram in found.items()
+        for heading, drawing in section.drawings
     ]
+    for part in parts[1:]:  # one key is enough for all
+        part.pictures[:] = [picture for picture in part.pictures if not picture.key]
+    return Shown(section, parts)
 
 
-def _html(data: ReportData, pictures: dict[str, list[Picture]]) -> str:
+def _numbers(found: list[Section]) -> dict[str, Numbers]:
+    return {drawing.name: drawing.numbers for section in found for _, drawing in section.drawings}
+
+
+def _html(data: ReportData, shown: list[Shown]) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -82,12 +83,43 @@ def _html(data: ReportData, pictures: dict[str, list[Picture]]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters |= {"uri": _data_uri, "number": _number, "span": _span}
+    asked: dict[str, list[Question]] = {
+        name: found for name in data.evaluations if (found := questions(data, name))
+    }
     return environment.get_template("page.html.j2").render(
         data=data,
         paper=paper_table(data),
-        full=full_table(data).by_group(),
-        pictures=pictures,
+        differences=difference_tables(data),
+        full=full_tables(data),
+        shown=shown,
+        asked=asked,
+        stages=list(_stages(data.seconds)),
     )
+
+
+def _stages(seconds: Mapping[str, float]) -> Iterator[tuple[str, int, float]]:
+    """Add up how long the units of each stage took."""
+    for stage in dict.fromkeys(key.split()[0] for key in seconds):
+        found = [value for key, value in seconds.items() if key.split()[0] == stage]
+        yield stage, len(found), sum(found)
+
+
+def _span(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return (
+        f"{minutes // 60} h {minutes % 60:02d} min"
+        if minutes >= 60
+        else f"{minutes} min {rest:02d} s"
+    )
+
+
+def _number(value: str | float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _data_uri(svg: bytes) -> str:
@@ -96,4 +128,4 @@ def _data_uri(svg: bytes) -> str:
 
 
 def _file_name(name: str) -> str:
-    return quote(name, safe="@")
+    return quote(name.replace(PLUS_T, "+T"), safe="@+")  # as the models' files are named

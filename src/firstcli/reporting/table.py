@@ -1,18 +1,20 @@
-"""The results as tables: the paper's Table 1, and every metric."""
+"""The results as tables: the paper's Table 1, differences between its rows, and every metric."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from firstcli.metrics import EvalMetrics
-from firstcli.reporting import TEACHER, ReportData
+from firstcli.reporting import BASELINES, Compared, ReportData
+
+if TYPE_CHECKING:
+    from firstcli.uncertainty import Interval
 
 DASH = "–"  # where a model was not evaluated
+INDISTINCT = "not distinguishable"
 _ROUNDING = 1e-12  # metrics closer than this differ by rounding alone
-DIFFERENCE = "first to fine-tune"
-_COMPARED = ("first", "fine-tune")  # the last row is the former minus the latter
+_DELTAS = ("first", "fine-tune")  # the paper's last row is the former minus the latter
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,25 +31,28 @@ class Column:
         arrow = {"lower": " ↓", "higher": " ↑", None: ""}[self.better]
         return self.title + arrow
 
-    def value(self, metrics: EvalMetrics) -> float | None:
-        found: float | None = getattr(metrics, self.key)
-        return found
-
     def text(self, value: float | None, *, signed: bool = False) -> str:
         """Format a value; `signed` is for differences."""
         if value is None:
             return DASH
         if self.form == "count":
-            return f"{value:d}"
+            return f"{value:.6g}"  # over seeds a mean
         shown, digits = (100 * value, 1) if self.form == "percent" else (value, 3)
         text = f"{shown:z.{digits}f}"
         if not float(text):  # a tiny share is not shown as 0.0, unless rounding made it
             return text if signed or abs(value) < _ROUNDING else f"{shown:.1g}"
         return f"+{text}" if signed and shown > 0 else text
 
+    def range(self, interval: Interval, *, signed: bool = False) -> str:
+        low, high = (self.text(end, signed=True) for end in interval)
+        if not signed:
+            low, high = low.removeprefix("+"), high.removeprefix("+")
+        return f"[{low}, {high}]"
 
+
+ECE = Column("ece", "ECE", "percent", "lower")
 PAPER = (
-    Column("ece", "ECE", "percent", "lower"),
+    ECE,
     Column("accuracy", "Acc", "percent", "higher"),
     Column("trust", "Trust", "percent", "higher"),
 )
@@ -55,27 +60,59 @@ KNOWN_TRUTH = (
     Column("ece_true", "ECE true", "percent", "lower"),
     Column("confidence_mae", "Conf. MAE", "percent", "lower"),
 )
-EVERYTHING = (
-    Column("n", "n", "count"),
-    *PAPER,
-    Column("confidence", "Conf.", "percent"),
-    Column("nll", "NLL", "decimal", "lower"),
-    Column("brier", "Brier", "decimal", "lower"),
-    Column("brier_top", "Brier top", "decimal", "lower"),
-    Column("candidate_mass", "Mass", "percent"),
-    Column("ties", "Ties", "count"),
-    Column("nll_floored", "Floored", "count"),
-    Column("bins_used", "Bins used", "count"),
-)
-_COMPARABLE = tuple(c for c in (*EVERYTHING, *KNOWN_TRUTH) if c.form != "count")
+FAMILIES: dict[str, tuple[Column, ...]] = {
+    "Calibration": (
+        ECE,
+        Column("ece_null", "Null", "percent"),
+        Column("ece_p", "p", "decimal"),
+        Column("ece_debiased", "Debiased", "percent", "lower"),
+        Column("ece_mass", "Equal mass", "percent", "lower"),
+        Column("ece_classwise", "Classwise", "percent", "lower"),
+        Column("ece_smooth", "Smooth", "percent", "lower"),
+        Column("mce", "Max.", "percent", "lower"),
+        Column("over_confidence", "Over", "percent", "lower"),
+        Column("under_confidence", "Under", "percent", "lower"),
+    ),
+    "Known truth": KNOWN_TRUTH,
+    "Scores": (
+        *PAPER[1:],
+        Column("confidence", "Conf.", "percent"),
+        Column("nll", "NLL", "decimal", "lower"),
+        Column("brier", "Brier", "decimal", "lower"),
+        Column("brier_top", "Brier top", "decimal", "lower"),
+        Column("brier_miscalibration", "Miscal.", "decimal", "lower"),
+        Column("brier_discrimination", "Discr.", "decimal", "higher"),
+        Column("brier_uncertainty", "Uncert.", "decimal"),
+    ),
+    "Ranking": (
+        Column("auroc", "AUROC", "decimal", "higher"),
+        Column("aurc", "AURC", "decimal", "lower"),
+        Column("accuracy_at_50", "Acc at 50 %", "percent", "higher"),
+        Column("accuracy_at_80", "at 80 %", "percent", "higher"),
+        Column("accuracy_at_90", "at 90 %", "percent", "higher"),
+    ),
+    "Counts": (
+        Column("n", "n", "count"),
+        Column("candidate_mass", "Mass", "percent"),
+        Column("chance", "1 / n", "percent"),
+        Column("ties", "Ties", "count"),
+        Column("nll_floored", "Floored", "count"),
+        Column("bins_used", "Bins used", "count"),
+    ),
+}
+COMPARED = ("ece", "accuracy", "trust", "ece_true")
+"""Metrics that have intervals, so that their differences can be judged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A formatted value; `best` marks the best of the students."""
+    """A formatted value with its small print."""
 
     text: str
-    best: bool = False
+    marked: bool = False
+    """Among the best students; as a difference: distinguishable from none."""
+    interval: str = ""
+    aside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +126,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The columns of one evaluation."""
+    """Some columns of one evaluation."""
 
     title: str
+    evaluation: str
     columns: tuple[Column, ...]
 
 
@@ -101,7 +139,7 @@ class Table:
 
     title: str
     caption: str
-    competing: bool  # whether there are several students, so that the best are marked
+    legend: str  # what a mark says; empty where nothing is marked
     groups: tuple[Group, ...]
     rows: tuple[Row, ...]
 
@@ -111,7 +149,7 @@ class Table:
 
     def split(self) -> list[Table]:
         """Return narrower tables: one a group, or else both halves of the only group's columns."""
-        if len(self.groups) > 1:
+        if len(self.groups) != 1:
             return self.by_group()
         half = (len(self.groups[0].columns) + 1) // 2
         parts = [self._only(0, slice(half)), self._only(0, slice(half, None))]
@@ -125,84 +163,175 @@ class Table:
 
 def paper_table(data: ReportData) -> Table:
     """Return the paper's Table 1 for a run: a row a model, a column group an evaluation."""
-    groups = tuple(_group(data, evaluation, PAPER) for evaluation in data.evaluations)
-    rows = [_row(data, model, groups) for model in data.models]
-    if differences(data):
-        rows.append(_difference_row(data, groups))
-    caption = f"{data.definition}; in percent; differences in percentage points"
-    title = f"Results of {data.run}"
-    return Table(title, caption, len(data.students) > 1, groups, tuple(rows))
+    groups = tuple(_group(data, evaluation, PAPER) for evaluation in data.judged)
+    rows = [_row(data, row, groups, small_print=True) for row in data.rows]
+    ours, theirs = _DELTAS
+    if any(data.compared(evaluation, ours, theirs) for evaluation in data.judged):
+        rows.append(_difference_row(data, ours, theirs, groups, f"{ours} to {theirs}"))
+    seeds = "; ± standard deviation over seeds" if data.several_seeds else ""
+    caption = f"{data.definition}; in percent, with 95 % intervals over questions{seeds}"
+    legend = _legend(data, rows[-1].kind == "difference")
+    return Table(f"Results of {data.run}", caption, legend, groups, tuple(rows))
 
 
-def full_table(data: ReportData) -> Table:
-    """Return every metric of every model on every evaluation."""
-    groups = tuple(_group(data, evaluation, EVERYTHING) for evaluation in data.evaluations)
-    rows = tuple(_row(data, model, groups) for model in data.models)
-    caption = f"{data.definition}; in percent, but NLL and Brier scores as they are"
-    title = f"All metrics of {data.run}"
-    return Table(title, caption, len(data.students) > 1, groups, rows)
+def difference_tables(data: ReportData) -> list[Table]:
+    """Return, for each baseline that a recipe has, every other student minus it."""
+    return [
+        Table(
+            title=f"Each student minus {theirs}",
+            caption=f"{data.definition}; percentage points, with paired 95 % intervals",
+            legend="distinguishable from no difference",
+            groups=(groups := tuple(_group(data, one, PAPER, plain=True) for one in data.judged)),
+            rows=tuple(
+                _difference_row(data, ours, theirs, groups, ours)
+                for ours in data.students
+                if ours != theirs
+            ),
+        )
+        for theirs in BASELINES
+        if theirs in data.rows and len(data.students) > 1
+    ]
+
+
+def full_tables(data: ReportData) -> list[Table]:
+    """Return every metric of every row, a table an evaluation."""
+    mean = "; means over seeds" if data.several_seeds else ""
+    caption = f"{data.definition}; in percent, but scores and areas as they are{mean}"
+    return [
+        Table(
+            title=f"All metrics on {evaluation}",
+            caption=caption,
+            legend=_legend(data),
+            groups=(groups := _families(data, evaluation)),
+            rows=tuple(_row(data, row, groups, small_print=False) for row in data.rows),
+        )
+        for evaluation in data.evaluations
+    ]
+
+
+def _families(data: ReportData, evaluation: str) -> tuple[Group, ...]:
+    """Return the families of metrics, without those that no row has."""
+    known = {
+        column.key
+        for columns in FAMILIES.values()
+        for column in columns
+        if any(data.values(evaluation, row, column.key) for row in data.rows)
+    }
+    kept = {name: tuple(c for c in cs if c.key in known) for name, cs in FAMILIES.items()}
+    return tuple(Group(name, evaluation, columns) for name, columns in kept.items() if columns)
 
 
 def best_students(data: ReportData, evaluation: str, column: Column) -> frozenset[str]:
-    """Return the students with the best value, equals included; none where nothing competes."""
+    """Return the student with the best value and all that are not distinguishable from it.
+
+    None where nothing competes, or nothing is known of the metric's uncertainty.
+    """
     found = {
-        model: value
-        for model in data.students
-        if (evaluation, model) in data.metrics
-        and (value := column.value(data.metrics[evaluation, model])) is not None
+        row: value
+        for row in data.students
+        if (value := data.mean(evaluation, row, column.key)) is not None
     }
-    if column.better is None or len(found) < 2:
+    if column.key not in COMPARED or len(found) < 2:
         return frozenset()
-    best = min(found.values()) if column.better == "lower" else max(found.values())
-    return frozenset(model for model, value in found.items() if abs(value - best) <= _ROUNDING)
+    best = (min if column.better == "lower" else max)(found, key=lambda row: found[row])
+    return frozenset(
+        row
+        for row, value in found.items()
+        if abs(value - found[best]) <= _ROUNDING or _alike(data, evaluation, row, best, column.key)
+    )
 
 
-def best_keys(data: ReportData, evaluation: str, model: str) -> list[str]:
-    """Return the metrics in which a student is the best of all."""
-    return [c.key for c in _COMPARABLE if model in best_students(data, evaluation, c)]
+def best_keys(data: ReportData, evaluation: str, row: str) -> list[str]:
+    """Return the metrics in which no student is distinguishably better."""
+    columns = (*PAPER, *KNOWN_TRUTH)
+    return [c.key for c in columns if row in best_students(data, evaluation, c)]
 
 
-def differences(data: ReportData) -> dict[str, dict[str, float | None]]:
-    """Return `first` minus `fine-tune`, metric by metric, for each evaluation that both have."""
-    found: dict[str, dict[str, float | None]] = {}
-    for evaluation in data.evaluations:
-        ours, theirs = (data.metrics.get((evaluation, model)) for model in _COMPARED)
-        if ours is not None and theirs is not None:
-            pairs = {c.key: (c.value(ours), c.value(theirs)) for c in _COMPARABLE}
-            found[evaluation] = {
-                key: None if a is None or b is None else a - b for key, (a, b) in pairs.items()
-            }
-    return found
+def _alike(data: ReportData, evaluation: str, row: str, best: str, key: str) -> bool:
+    compared = data.compared(evaluation, row, best).get(key)
+    return compared is not None and not compared.distinguishable
 
 
-def _group(data: ReportData, evaluation: str, columns: tuple[Column, ...]) -> Group:
-    found = [metrics for _, metrics, _ in data.results(evaluation)]
+def _legend(data: ReportData, deltas: bool = False) -> str:
+    best = "the best student and all that are not distinguishable from it"
+    more = "; of a difference: distinguishable from none" if deltas else ""
+    return best + more if len(data.students) > 1 else ""
+
+
+def _group(
+    data: ReportData, evaluation: str, columns: tuple[Column, ...], *, plain: bool = False
+) -> Group:
+    """Choose columns; `plain` leaves out those whose differences cannot be judged."""
+    models = [model for row in data.rows for model in data.models(evaluation, row)]
+    found = [data.metrics[evaluation, model] for model in models]
     sizes = sorted({metrics.n for metrics in found})
     title = f"{evaluation} (n = {' or '.join(map(str, sizes)) or 0})"
     known = any(metrics.ece_true is not None for metrics in found)
-    return Group(title, columns + KNOWN_TRUTH if known else columns)
+    columns = (*columns, *KNOWN_TRUTH) if known else columns
+    kept = tuple(c for c in columns if c.key in COMPARED) if plain else columns
+    return Group(title, evaluation, kept)
 
 
-def _row(data: ReportData, model: str, groups: Sequence[Group]) -> Row:
-    def cell(evaluation: str, column: Column) -> Cell:
-        metrics = data.metrics.get((evaluation, model))
-        text = column.text(None if metrics is None else column.value(metrics))
-        return Cell(text, model in best_students(data, evaluation, column))
-
+def _row(data: ReportData, row: str, groups: Sequence[Group], *, small_print: bool) -> Row:
     cells = tuple(
-        tuple(cell(evaluation, column) for column in group.columns)
-        for evaluation, group in zip(data.evaluations, groups, strict=True)
+        tuple(_cell(data, group.evaluation, row, column, small_print) for column in group.columns)
+        for group in groups
     )
-    return Row(model, "teacher" if model == TEACHER else "student", cells)
+    return Row(row, "student" if row in data.students else "teacher", cells)
 
 
-def _difference_row(data: ReportData, groups: Sequence[Group]) -> Row:
-    found = differences(data)
+def _cell(data: ReportData, evaluation: str, row: str, column: Column, small_print: bool) -> Cell:
+    text = column.text(data.mean(evaluation, row, column.key))
+    marked = row in best_students(data, evaluation, column)
+    if not small_print:
+        return Cell(text, marked)
+    spread = data.spread(evaluation, row, column.key)
+    if spread is not None:
+        text = f"{text} ± {column.text(spread)}"
+    estimate = data.estimates(evaluation, row).get(column.key)
+    interval = column.range(estimate.interval) if estimate else ""
+    return Cell(text, marked, interval, _null(data, evaluation, row) if column == ECE else ())
+
+
+def _null(data: ReportData, evaluation: str, row: str) -> tuple[str, ...]:
+    """Say what ECE a perfectly calibrated model would show, and how odd this one would be."""
+    null = data.mean(evaluation, row, "ece_null")
+    p_values = data.values(evaluation, row, "ece_p")
+    if null is None or not p_values:
+        return ()
+    return (f"null {ECE.text(null)}, {p_text(max(p_values))}",)
+
+
+def p_text(p: float) -> str:
+    """Format a p-value; what is below a thousandth is not told apart."""
+    return "p < .001" if p < 0.001 else f"p = {f'{p:.3f}'.removeprefix('0')}"
+
+
+def _difference_row(
+    data: ReportData, ours: str, theirs: str, groups: Sequence[Group], name: str
+) -> Row:
     cells = tuple(
         tuple(
-            Cell(column.text(found.get(evaluation, {}).get(column.key), signed=True))
+            _difference_cell(data.compared(group.evaluation, ours, theirs), column)
             for column in group.columns
         )
-        for evaluation, group in zip(data.evaluations, groups, strict=True)
+        for group in groups
     )
-    return Row(DIFFERENCE, "difference", cells)
+    return Row(name, "difference", cells)
+
+
+def _difference_cell(compared: Mapping[str, Compared], column: Column) -> Cell:
+    found = compared.get(column.key)
+    if found is None:
+        return Cell(DASH)
+    value = found.questions.value
+    better = (value > 0) == (column.better == "higher")
+    verdict = ("better" if better else "worse") if found.distinguishable else INDISTINCT
+    p_value = found.seeds.p_value if found.seeds else None
+    seeds = () if p_value is None else (f"seeds {p_text(p_value)}",)
+    return Cell(
+        text=column.text(value, signed=True),
+        marked=found.distinguishable,
+        interval=column.range(found.questions.interval, signed=True),
+        aside=(*seeds, verdict),
+    )

@@ -1,0 +1,103 @@
+# ruff: noqa: TID253
+"""Risk-coverage curves: how right the answers are that remain when unsure ones are withheld."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.ticker import PercentFormatter
+
+from firstcli.metrics import risk_coverage
+from firstcli.reporting import ReportData
+from firstcli.reporting.style import (
+    Drawing,
+    Look,
+    Numbers,
+    Panel,
+    axes,
+    heading,
+    key_rows,
+    looks,
+    row_key,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import SubFigure
+
+    from firstcli.api import FloatArray
+
+COVERAGES = np.arange(5, 101) / 100  # below, too few questions are left to say anything
+_TOLD = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_SIZE = (4.2, 3.2)
+
+
+def curve(data: ReportData, evaluation: str, row: str) -> FloatArray | None:
+    """Return the accuracy at each of `COVERAGES`, the mean over the seeds."""
+    found = []
+    for records in data.records_of(evaluation, row):
+        confidence = records.shown(data.settings.confidence)
+        if confidence is not None:
+            _, accuracy = risk_coverage(confidence, records.correct)
+            kept = np.ceil(COVERAGES * len(records) - 1e-9).astype(int)
+            found.append(accuracy[np.maximum(kept, 1) - 1])
+    return np.mean(found, axis=0) if found else None
+
+
+def drawing(data: ReportData, evaluation: str) -> Drawing | None:
+    """Return the curves of all rows in one panel."""
+    curves = {row: curve(data, evaluation, row) for row in data.rows}
+    known = {row: values for row, values in curves.items() if values is not None}
+    if not known:
+        return None
+    at = [int(np.argmin(np.abs(COVERAGES - share))) for share in _TOLD]
+    rows: list[tuple[str | float | None, ...]] = [
+        (row, *(float(values[i]) for i in at)) for row, values in known.items()
+    ]
+    columns = ("model", *(f"{100 * share:.0f} % answered" for share in _TOLD))
+    panel = Panel(
+        evaluation,
+        partial(_draw, evaluation, known, looks(data.rows)),
+        _description(evaluation, known),
+    )
+    size = (_SIZE[0], _SIZE[1] + 0.17 * key_rows(len(known)))
+    return Drawing(
+        f"risk-coverage+{evaluation}", (panel,), Numbers(columns, tuple(rows)), size=size
+    )
+
+
+def _description(evaluation: str, curves: Mapping[str, FloatArray]) -> str:
+    half = int(np.argmin(np.abs(COVERAGES - 0.5)))
+    said = "; ".join(
+        f"{row} {100 * values[-1]:.1f} percent of all answers, {100 * values[half]:.1f} percent of "
+        "the surer half"
+        for row, values in curves.items()
+    )
+    return f"Risk-coverage curves on {evaluation}, the share that is right: {said}."
+
+
+def _draw(
+    title: str, curves: Mapping[str, FloatArray], look: Mapping[str, Look], place: SubFigure
+) -> None:
+    below = 0.17 * key_rows(len(curves))
+    heading(place, title)
+    main = axes(place, left=0.62, right=0.25, top=0.32, bottom=0.45 + below)
+    for row, values in curves.items():
+        style = look[row]
+        main.plot(
+            COVERAGES,
+            values,
+            color=style.color,
+            linestyle=style.line,
+            marker=style.marker,
+            markevery=(5, 19),
+            markerfacecolor=style.color if style.filled else "white",
+        )
+    main.set(xlim=(0, 1.01), xlabel="share of questions answered, the surest first")
+    main.set_ylabel("accuracy of the answers")
+    main.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    main.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    main.grid(True)
+    row_key(place, {row: look[row] for row in curves})

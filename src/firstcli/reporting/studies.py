@@ -1,0 +1,175 @@
+# ruff: noqa: TID253
+"""Studies that only some recipes make: how many tokens to keep, and questions without answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.ticker import NullFormatter, PercentFormatter, ScalarFormatter
+
+from firstcli.reporting import ReportData
+from firstcli.reporting.style import (
+    INK,
+    Drawing,
+    Numbers,
+    Panel,
+    axes,
+    heading,
+    key_rows,
+    looks,
+    row_key,
+    shortened,
+)
+from firstcli.reporting.table import ECE, PAPER, Column
+from firstcli.reporting.temperature import draw_estimates
+
+if TYPE_CHECKING:
+    from matplotlib.figure import SubFigure
+
+    from firstcli.api import FloatArray
+    from firstcli.reporting.style import Look
+
+_SIZE = (3.0, 2.6)
+
+
+def top_k_lines(data: ReportData) -> dict[str, list[str]]:
+    """Return the arms that differ in k and in nothing else, by what they have in common."""
+    lines: dict[str, list[str]] = {}
+    for arm, facts in data.arms.items():
+        if facts.temperature is None:
+            lines.setdefault(facts.kind, []).append(arm)
+    return {
+        kind: sorted(arms, key=lambda arm: data.arms[arm].top_k)
+        for kind, arms in lines.items()
+        if len({data.arms[arm].top_k for arm in arms}) > 1
+    }
+
+
+def top_k(data: ReportData, evaluation: str) -> Drawing | None:
+    """Return accuracy, ECE and Trust over k; None where arms do not differ in it."""
+    lines = {
+        kind: [arm for arm in arms if "trust" in data.estimates(evaluation, arm)]
+        for kind, arms in top_k_lines(data).items()
+    }
+    lines = {kind: arms for kind, arms in lines.items() if arms}
+    if not lines:
+        return None
+    panels = tuple(_top_k_panel(data, evaluation, lines, column) for column in PAPER)
+    size = (_SIZE[0], _SIZE[1] + 0.17 * key_rows(len(lines)))
+    return Drawing(
+        f"top-k+{evaluation}", panels, _top_k_numbers(data, evaluation, lines), size=size
+    )
+
+
+def _top_k_numbers(
+    data: ReportData, evaluation: str, lines: Mapping[str, Sequence[str]]
+) -> Numbers:
+    ends = [name for column in PAPER for name in (column.title, "low", "high")]
+    costs = (data.concentration or {}).get("bytes", {})
+    rows = []
+    for arms in lines.values():
+        for arm in arms:
+            facts, found = data.arms[arm], data.estimates(evaluation, arm)
+            values = [v for c in PAPER for v in (found[c.key].value, *found[c.key].interval)]
+            rows.append((arm, facts.top_k, facts.mass, costs.get(str(facts.top_k)), *values))
+    return Numbers(("arm", "k", "P", "bytes a position", *ends), tuple(rows))
+
+
+def _top_k_panel(
+    data: ReportData, evaluation: str, lines: Mapping[str, Sequence[str]], column: Column
+) -> Panel:
+    title = f"{column.title} on {evaluation}"
+    said = "; ".join(
+        f"k = {data.arms[arm].top_k}: {100 * data.estimates(evaluation, arm)[column.key].value:.1f}"
+        for arms in lines.values()
+        for arm in arms
+    )
+    draw = partial(_draw_top_k, title, data, evaluation, lines, column)
+    return Panel(title, draw, f"{title} over the tokens kept, in percent: {said}.")
+
+
+def _draw_top_k(
+    title: str,
+    data: ReportData,
+    evaluation: str,
+    lines: Mapping[str, Sequence[str]],
+    column: Column,
+    place: SubFigure,
+) -> None:
+    heading(place, title)
+    main = axes(place, left=0.6, top=0.32, bottom=0.45 + 0.17 * key_rows(len(lines)))
+    look = looks(list(lines))
+    for kind, arms in lines.items():
+        points = [
+            (float(data.arms[arm].top_k), data.estimates(evaluation, arm)[column.key])
+            for arm in arms
+        ]
+        draw_estimates(main, points, look[kind])
+    ks = sorted({data.arms[arm].top_k for arms in lines.values() for arm in arms})
+    main.set_xscale("log")
+    main.set_xticks(ks)
+    main.xaxis.set_major_formatter(ScalarFormatter())
+    main.xaxis.set_minor_formatter(NullFormatter())
+    main.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    if column == ECE:
+        main.set_ylim(bottom=0)
+    main.set(xlabel="tokens kept, k", ylabel=column.title)
+    main.grid(True)
+    row_key(place, {kind: look[kind] for kind in lines})
+
+
+def unanswerable(data: ReportData, evaluation: str) -> Drawing | None:
+    """Return each row's mean confidence where no candidate is right, against 1 / n."""
+    shown = data.shown_of(evaluation)
+    if not shown:
+        return None
+    found = {row: _mean(confidence) for row, (_, confidence) in shown.items()}
+    records, _ = next(iter(shown.values()))
+    chance = float(np.mean(1 / records.count))
+    rows = tuple((row, mean, mean - half, mean + half) for row, (mean, half) in found.items())
+    numbers = Numbers(("model", "mean confidence", "low", "high"), (*rows, ("1 / n", chance)))
+    said = ", ".join(f"{row} {100 * mean:.1f} percent" for row, (mean, _) in found.items())
+    panel = Panel(
+        evaluation,
+        partial(_draw_unanswerable, evaluation, found, chance, looks(data.rows)),
+        f"Mean confidence on {evaluation}, where no candidate is right and {100 * chance:.1f} "
+        f"percent would be honest: {said}.",
+    )
+    size = (4.2, 0.9 + 0.26 * len(found))
+    return Drawing(f"unanswerable+{evaluation}", (panel,), numbers, size=size)
+
+
+def _mean(confidence: FloatArray) -> tuple[float, float]:
+    """Return the mean and half of its 95 % interval."""
+    error = np.std(confidence) / np.sqrt(len(confidence))
+    return float(np.mean(confidence)), float(1.96 * error)
+
+
+def _draw_unanswerable(
+    title: str,
+    found: Mapping[str, tuple[float, float]],
+    chance: float,
+    look: Mapping[str, Look],
+    place: SubFigure,
+) -> None:
+    heading(place, title, f"1 / n = {100 * chance:.1f} %")
+    main = axes(place, left=1.45, right=0.25, bottom=0.42)
+    for at, (row, (mean, half)) in enumerate(found.items()):
+        style = look[row]
+        main.errorbar(
+            mean,
+            at,
+            xerr=half,
+            color=style.color,
+            marker=style.marker,
+            markerfacecolor=style.color if style.filled else "white",
+            capsize=2,
+        )
+    main.axvline(chance, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+    main.set(xlim=(0, 1), ylim=(len(found) - 0.5, -0.5), xlabel="mean confidence")
+    main.set_yticks(range(len(found)), [shortened(row, 20) for row in found])
+    main.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    main.grid(True, axis="x")

@@ -1,0 +1,256 @@
+# ruff: noqa: TID253
+"""How every figure looks, and how one is saved; matplotlib's global style is left alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from firstcli.reporting import PLUS_T, TEACHER
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import SubFigure
+
+INK = "#222222"
+SOFT = "#5F6875"
+GRID = "#E3E6EA"
+BAND = "#AEB6C2"
+
+# Colours that the colour-blind can tell apart (Okabe and Ito 2008), but for their yellow, which
+# cannot be seen on white. Line and marker say it as well.
+_HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_MARKERS = "osD^vP"
+Dash = Literal["-"] | tuple[float, tuple[float, ...]]
+_DASHES: tuple[Dash, ...] = ("-", (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
+
+_DPI = 160
+_PER_ROW = 4
+
+
+class Look(NamedTuple):
+    """How one row of the table is drawn in every figure."""
+
+    color: str
+    line: Dash
+    marker: str
+    filled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One drawing: a picture of the page, a part of a figure's file."""
+
+    title: str
+    draw: Callable[[SubFigure], None]
+    description: str
+    """What it shows in words, for those who cannot see it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """What a figure shows, as a table; shares are fractions of 1."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | int | float | None, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A figure: panels of one size, a key to them, and its numbers."""
+
+    name: str
+    """The file's, without ending."""
+    panels: tuple[Panel, ...]
+    numbers: Numbers
+    key: Panel | None = None
+    """What the marks mean, once for all panels."""
+    size: tuple[float, float] = (3.0, 3.3)
+    """Inches of a panel."""
+    key_height: float = 0.62
+
+
+class Picture(NamedTuple):
+    """A drawing as the page takes it: SVG, and its natural size in CSS pixels."""
+
+    svg: bytes
+    description: str
+    width: int
+    height: int
+    key: bool = False
+
+
+def looks(rows: Sequence[str]) -> dict[str, Look]:
+    """Give each row its look: the teacher black, `+ T` as its model, but dashed and hollow."""
+    arms = [row for row in rows if not row.endswith(PLUS_T) and row != TEACHER]
+    found = {TEACHER: Look(INK, "-", "X", True)}
+    for at, arm in enumerate(arms):
+        turn, hue = divmod(at, len(_HUES))
+        found[arm] = Look(_HUES[hue], _DASHES[turn % len(_DASHES)], _MARKERS[hue], True)
+    for row in rows:
+        if row.endswith(PLUS_T):
+            plain = found.get(row.removesuffix(PLUS_T), found[TEACHER])
+            found[row] = plain._replace(line=(0, (4, 2)), filled=False)
+    return {row: found[row] for row in rows}
+
+
+def save(drawing: Drawing, folder: Path) -> list[Picture]:
+    """Write a drawing as SVG and PNG into `folder`; return its key and panels as pictures.
+
+    The same drawing gives the same bytes, whatever style the user has set for matplotlib.
+    """
+    with _style(salt=drawing.name):
+        whole = _whole(drawing)
+        title = "; ".join(panel.title for panel in drawing.panels)
+        (folder / f"{drawing.name}.svg").write_bytes(_svg(whole, title))
+        whole.savefig(folder / f"{drawing.name}.png", metadata={"Software": None})
+        pictures = [_picture(panel, drawing.size) for panel in drawing.panels]
+        if drawing.key:
+            key = _picture(drawing.key, (_KEY_WIDTH, drawing.key_height))
+            pictures.insert(0, key._replace(key=True))
+        return pictures
+
+
+_KEY_WIDTH = 3.3
+
+
+def _whole(drawing: Drawing) -> Figure:
+    """Draw all panels side by side, the key below them."""
+    columns = min(len(drawing.panels), _PER_ROW)
+    lines = -(-len(drawing.panels) // columns)
+    width, height = drawing.size
+    below = drawing.key_height if drawing.key else 0.0
+    total = (max(width * columns, _KEY_WIDTH if drawing.key else 0.0), height * lines + below)
+    figure = Figure(figsize=total, dpi=_DPI, facecolor="white")
+    parts = [height * lines, below] if drawing.key else [1.0]
+    above, *strip = figure.subfigures(len(parts), 1, squeeze=False, height_ratios=parts).flat
+    if drawing.key:
+        drawing.key.draw(strip[0])
+    places = above.subfigures(lines, columns, squeeze=False).flat
+    for place, panel in zip(places, drawing.panels, strict=False):  # the last line may not be full
+        panel.draw(place)
+    return figure
+
+
+def _picture(panel: Panel, size: tuple[float, float]) -> Picture:
+    figure = Figure(figsize=size, facecolor="white")
+    panel.draw(figure.subfigures(1, 1, squeeze=False)[0, 0])
+    width, height = (round(96 * inches) for inches in size)
+    return Picture(_svg(figure, panel.title), panel.description, width, height)
+
+
+def _svg(figure: Figure, title: str) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Creator": None, "Date": None, "Title": title})
+    return file.getvalue()
+
+
+@contextmanager
+def _style(salt: str) -> Iterator[None]:
+    with mpl.rc_context():  # restores what the process had
+        mpl.rcdefaults()
+        mpl.rcParams.update(
+            {
+                "font.size": 8.0,
+                "axes.linewidth": 0.7,
+                "axes.edgecolor": SOFT,
+                "axes.labelcolor": INK,
+                "axes.spines.top": False,
+                "axes.spines.right": False,
+                "axes.axisbelow": True,
+                "grid.color": GRID,
+                "grid.linewidth": 0.7,
+                "xtick.color": SOFT,
+                "ytick.color": SOFT,
+                "xtick.labelcolor": INK,
+                "ytick.labelcolor": INK,
+                "hatch.linewidth": 0.7,
+                "lines.linewidth": 1.4,
+                "lines.markersize": 4.0,
+                "svg.fonttype": "none",  # the reader's own font, at half the size of outlines
+                "svg.hashsalt": salt,  # else ids are random
+            }
+        )
+        yield
+
+
+def inches(place: SubFigure) -> tuple[float, float]:
+    """Return a panel's width and height."""
+    return place.bbox.width / place.figure.dpi, place.bbox.height / place.figure.dpi
+
+
+def heading(place: SubFigure, title: str, line: str = "") -> None:
+    """Write a panel's title and, smaller, a line of numbers below it."""
+    width, height = inches(place)
+    fitting = 72 * 0.92 * width / (0.68 * len(title))  # points; a bold letter is 0.68 of its size
+    for text, below, size, weight in (
+        (title, 0.15, min(9.0, fitting), "bold"),
+        (line, 0.32, 7.5, "normal"),
+    ):
+        place.text(
+            *(0.1 / width, 1 - below / height, text),
+            size=size,
+            weight=weight,
+            va="center",
+            parse_math=False,
+        )
+
+
+def axes(
+    place: SubFigure, *, left: float = 0.5, right: float = 0.12, top: float = 0.48, bottom: float
+) -> Axes:
+    """Return axes that leave margins of so many inches."""
+    width, height = inches(place)
+    return place.add_axes(
+        (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
+    )
+
+
+_KEY_COLUMNS = 3
+
+
+def key_rows(count: int) -> int:
+    """Return how many lines `row_key` takes."""
+    return -(-count // _KEY_COLUMNS)
+
+
+def row_key(place: SubFigure, shown: Mapping[str, Look]) -> None:
+    """Write below a panel which line is which row."""
+    handles = [
+        Line2D(
+            *([], []),
+            color=look.color,
+            linestyle=look.line,
+            marker=look.marker,
+            markerfacecolor=look.color if look.filled else "white",
+            label=shortened(row, 22),
+        )
+        for row, look in shown.items()
+    ]
+    place.legend(
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(0.0, 0.0),
+        ncols=min(_KEY_COLUMNS, len(handles)),
+        fontsize=7.5,
+        frameon=False,
+        handlelength=2.6,
+        columnspacing=1.0,
+        labelspacing=0.35,
+    )
+
+
+def shortened(text: str, most: int) -> str:
+    """Return text that is cut in the middle where it is longer."""
+    if len(text) <= most:
+        return text
+    kept = most - 1
+    return f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
