@@ -234,6 +234,15 @@ def test_options_that_do_not_go_together(args: tuple[str, ...], parts: tuple[str
     first("eval", *args).mistake(*parts)
 
 
+def test_questions_without_a_right_candidate(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    EvalRecords.from_log_probs(["a", "b"], [-1, -1], [[-1.0, -2.0]] * 2).save(path, {})
+    result = first("eval", "--from", path, "--json").json
+    assert result["metrics"]["accuracy"] is None and result["metrics"]["chance"] == 0.5
+    assert "no candidate is right" in first("eval", "--from", path).out
+    first("eval", "--from", path, "--versus", path).mistake("x.parquet", "nothing to compare")
+
+
 def test_only_keeps_rows_in_order() -> None:
     records = EvalRecords.from_log_probs(["a", "b", "c"], [0, 1, 0], [[-1.0, -2.0]] * 3)
     kept = records.only({"c", "a"})

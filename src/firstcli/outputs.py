@@ -95,6 +95,8 @@ def _compare(
     theirs = read(versus, kind)
     ours, theirs = _shared(path, ours, versus, theirs)
     gaps = differences([ours], [theirs], kind, bins)
+    if not gaps:
+        raise UserError(f"{path}: no candidate is right, so --versus has nothing to compare")
     sides = intervals([ours], kind, bins), intervals([theirs], kind, bins)
     title = f"{len(ours)} questions that both have, in percent"
     table = Table(title=title, caption=f"the other: {versus}")
