@@ -84,7 +84,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for folder in sorted((chosen.run / "eval").iterdir()):
         for ours, theirs in zip(chosen.rows[::2], chosen.rows[1::2], strict=True):
-            print("\n".join(compared(folder, ours, theirs, chosen.bins)))
+            for line in compared(folder, ours, theirs, chosen.bins):
+                print(line)
 
 
 if __name__ == "__main__":

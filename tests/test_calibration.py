@@ -19,10 +19,8 @@ Bools = npt.NDArray[np.bool_]
 Rows = list[tuple[float, bool]]
 
 GRID = [i / 20 for i in range(21)]
-rows_of = lambda values: st.lists(  # noqa: E731
-    st.tuples(values, st.booleans()), min_size=1, max_size=60
-)
-any_rows = rows_of(st.sampled_from(GRID)) | rows_of(st.floats(0.0, 1.0, allow_subnormal=False))
+shares = st.sampled_from(GRID) | st.floats(0.0, 1.0, allow_subnormal=False)
+any_rows = st.lists(st.tuples(shares, st.booleans()), min_size=1, max_size=60)
 
 
 def columns(rows: Rows) -> tuple[Floats, Bools]:

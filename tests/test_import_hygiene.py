@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tiny
 from firstcli import starters
+from firstcli.records import EvalRecords
 
 HEAVY = ("torch", "transformers", "datasets", "numpy", "pydantic", "yaml", "entrypoints", "pyarrow")
 WITHOUT = """
@@ -61,6 +62,23 @@ def test_listing_and_starters_need_no_torch() -> None:
     for args in (("init",), ("init", "quickstart"), ("init", "--schema"), ("plugins",)):
         result = without(("torch", "transformers", "datasets"), MAIN, *args)
         assert result.code == 0, result.err
+
+
+JUDGE = """
+import sys
+from pathlib import Path
+from firstcli import outputs
+outputs.show(Path(sys.argv[1]), None, "candidates", 10, json=True, quiet=True)
+print(sorted({"torch", "transformers", "datasets"} & set(sys.modules)))
+"""
+
+
+def test_outputs_are_judged_without_torch(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    EvalRecords.from_log_probs(["a", "b"], [0, 1], [[-1.0, -2.0]] * 2).save(path, {})
+    result = tiny.finish(tiny.python(JUDGE, path))
+    assert result.code == 0, result.err
+    assert result.out == "[]\n"
 
 
 def test_a_dry_run_of_a_new_run_needs_no_torch(tmp_path: Path) -> None:

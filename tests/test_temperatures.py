@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from firstcli import temperatures
+from firstcli.api import JSON, PluginOptions
 from firstcli.criteria import CRITERIA, Criterion, among_topk, criterion_value
 from firstcli.recalibrators import (
     LogitTemperature,
+    NoRecalibration,
     SingleTemperature,
     TemperatureScaling,
     scale_logits,
@@ -43,10 +45,14 @@ def teacher(count: int, seed: int = 0, heat: float = 2.0) -> Rows:
     return Rows(topk, order == answer[:, None], topk.sum(axis=1))
 
 
-def state_of(cls: type[SingleTemperature], rows: Rows, **options: object) -> dict[str, Any]:
+def fitted(cls: type[SingleTemperature], rows: Rows, **options: object) -> SingleTemperature:
     recalibrator = cls(cls.Options.model_validate(options))
     recalibrator.fit(*rows)
-    return recalibrator.state()
+    return recalibrator
+
+
+def state_of(cls: type[SingleTemperature], rows: Rows, **options: object) -> dict[str, Any]:
+    return fitted(cls, rows, **options).state()
 
 
 def repeated(rows: Rows, times: npt.NDArray[np.float64]) -> Rows:
@@ -232,7 +238,7 @@ def test_ranks_compare_what_is_believed_with_what_is_so(mass_is_one: bool) -> No
     assert found["confidence_after"] == found["ranks"][0]["confidence_after"]
     assert found["state"] == {"temperature": 2.0}
     facts = facts_of(found)
-    assert facts["temperatures"] == {} and "ranks" not in facts and "state" not in facts
+    assert facts.keys().isdisjoint({"temperatures", "interval", "ranks", "state"})
 
 
 def test_facts_are_short_and_json() -> None:
@@ -248,26 +254,43 @@ def test_facts_are_short_and_json() -> None:
 
 
 def test_a_sure_temperature_is_not_warned_of() -> None:
-    assert warnings("arms.first", state_of(TemperatureScaling, teacher(1000))) == []
-    assert warnings("arms.first", {"temperature": 0.3}) == []
-    assert warnings("arms.first", {}) == []
+    assert warnings("arms.first", fitted(TemperatureScaling, teacher(1000))) == []
+    assert (
+        warnings("arms.first", TemperatureScaling(TemperatureScaling.Options(temperature=1))) == []
+    )
+    assert warnings("arms.first", NoRecalibration(PluginOptions())) == []
 
 
 def test_warnings_name_arm_temperature_interval_and_what_to_do() -> None:
-    state = state_of(LogitTemperature, teacher(12))
+    few = fitted(LogitTemperature, teacher(12))
+    state = few.state()
     low, high = state["interval"]
     begin = (
         f"arms.first: T = {state['temperature']:.3g}, fitted by ece on 12 rows "
         f"(95 % interval {low:.3g} to {high:.3g}), "
     )
-    [few] = warnings("arms.first", state)
-    assert few.startswith(f"{begin}would scatter by about {state['spread']:.2g}")
-    assert "raise train.validation" in few
-    [flat] = warnings("arms.first", {**state, "few_rows": False})
-    assert flat.startswith(f"{begin}is hardly determined")
+    [told] = warnings("arms.first", few)
+    assert told.startswith(f"{begin}would scatter by about {state['spread']:.2g}")
+    assert "raise train.validation" in told
+
+    flat = LogitTemperature(LogitTemperature.Options())
+    flat.restore({**state, "few_rows": False})
+    [told] = warnings("arms.first", flat)
+    assert told.startswith(f"{begin}is hardly determined")
 
     always = np.zeros((400, 3), dtype=bool)
     always[:, 0] = True
     right = Rows(np.tile([0.5, 0.3, 0.2], (400, 1)), always, np.ones(400))
-    [end] = warnings("arms.first", state_of(TemperatureScaling, right))
-    assert "lies at the end of the searched range" in end
+    [told] = warnings("arms.first", fitted(TemperatureScaling, right))
+    assert "lies at the end of the searched range" in told
+
+
+def test_other_plugins_may_keep_anything_in_their_state() -> None:
+    class Other(NoRecalibration):
+        def state(self) -> dict[str, JSON]:
+            return {"interval": "none", "criteria": [1], "temperature": {}}
+
+    topk, is_true, mass = teacher(20)
+    found = facts_of(judged(Other(PluginOptions()), topk, is_true, mass))
+    assert found.keys().isdisjoint({"interval", "criteria", "temperature", "temperatures"})
+    assert warnings("arms.other", Other(PluginOptions())) == []

@@ -67,7 +67,8 @@ def naive_accuracy(records: EvalRecords) -> Floats:
     order = sorted(range(n), key=lambda i: records.ids[i])
     right = records.correct[order]
     picked = np.random.default_rng(0).integers(n, size=(DRAWS, n))
-    return np.array([sum(map(float, right[row])) / n for row in picked]) - right.mean()
+    drawn: Floats = np.array([sum(map(float, right[row])) / n for row in picked])
+    return drawn - float(right.mean())
 
 
 def interval(value: float, least: Floats, most: Floats) -> Interval:

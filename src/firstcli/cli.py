@@ -208,7 +208,7 @@ _add_stage_of_arms("distill", "Train the students, one an arm, and whatever they
 @app.command("eval")
 def evaluate(
     recipe: Annotated[
-        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe; none with --from.")
+        Path | None, typer.Argument(metavar="RECIPE", help="A recipe; none with --from.")
     ] = None,
     overrides: Overrides = None,
     arms: Arms = None,

@@ -96,8 +96,8 @@ def _compare(
     ours, theirs = _shared(path, ours, versus, theirs)
     gaps = differences([ours], [theirs], kind, bins)
     sides = intervals([ours], kind, bins), intervals([theirs], kind, bins)
-    title = f"{path} minus {versus}: {len(ours)} questions that both have; in percentage points"
-    table = Table(title=title)
+    title = f"{len(ours)} questions that both have, in percent"
+    table = Table(title=title, caption=f"the other: {versus}")
     for heading in ("", "this file", "the other", "difference", "95 % interval", ""):
         table.add_column(heading, justify="right" if heading else "left")
     for name, title, _ in _ROWS:

@@ -24,7 +24,7 @@ SMALLEST_TAIL = 1e-4  # what is below it may come from the rounding of stored kn
 LARGEST = math.log(10)  # of |log T|: the range of `logit-temperature`
 
 FOLDS = 5
-FEWEST_ROWS = 50  # with fewer there is one temperature for all
+FEWEST_ROWS = 100  # with fewer there is one temperature for all
 STRENGTHS = (math.inf, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 """Of the penalty on w1 ... wF, strongest first; infinite: one temperature."""
 

@@ -134,7 +134,7 @@ def test_a_teacher_that_needs_two_gets_more_than_one() -> None:
 
 
 def test_few_rows_share_a_temperature() -> None:
-    few = fitted(Knowledge(*(array[:49] for array in teacher(2000, (3.0, 1.0)))))
+    few = fitted(Knowledge(*(array[:99] for array in teacher(2000, (3.0, 1.0)))))
     assert few.state()["strength"] is None
     assert len(set(few.temperatures(np.array([[0.9, 0.05], [0.5, 0.4]])).tolist())) == 1
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from firstcli import metrics, teaching
 from firstcli.criteria import CRITERIA
 from firstcli.errors import UserError
-from firstcli.recalibrators import FEW_ROWS
+from firstcli.recalibrators import FEW_ROWS, SingleTemperature
 from firstcli.recipe import recalibrator_of
 from firstcli.run import Run
 from firstcli.stages import inputs
@@ -43,7 +43,7 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     mass = teaching.taught_mass(arm, chosen)
     recalibrator = recalibrator_of(arm)
     recalibrator.fit(chosen.topk, chosen.is_true, mass)
-    for warning in warnings(f"arms.{unit.arm}", recalibrator.state()):
+    for warning in warnings(f"arms.{unit.arm}", recalibrator):
         run.console.warn(warning)
     found = judged(recalibrator, chosen.topk, chosen.is_true, mass)
     artifact = {
@@ -80,10 +80,7 @@ def judged(
     ranks = _ranks(topk, after, is_true)
     correct = is_true[:, 0]
     return {
-        **{key: state[key] for key in _TOLD if key in state},
-        "temperatures": {
-            name: fit["temperature"] for name, fit in state.get("criteria", {}).items()
-        },
+        **_temperature_facts(recalibrator),
         "rows": state.get("rows", len(topk)),
         "accuracy": ranks[0]["frequency"],
         "confidence_before": ranks[0]["confidence_before"],
@@ -96,7 +93,16 @@ def judged(
     }
 
 
-_TOLD = ("temperature", "interval", "criterion", "at_grid_end", "flat")
+def _temperature_facts(recalibrator: Recalibrator[Any]) -> dict[str, Any]:
+    """Return what is told of a temperature; another plugin's state may hold anything."""
+    if not isinstance(recalibrator, SingleTemperature):
+        return {}
+    state = recalibrator.state()
+    if not recalibrator.needs_fit:
+        return {"temperature": state["temperature"]}
+    told = ("temperature", "interval", "criterion", "at_grid_end", "flat")
+    by_criterion = {name: fit["temperature"] for name, fit in state["criteria"].items()}
+    return {key: state[key] for key in told} | {"temperatures": by_criterion}
 
 
 def _ranks(before: FloatArray, after: FloatArray, is_true: BoolArray) -> list[dict[str, Any]]:
@@ -118,10 +124,11 @@ def facts_of(found: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key not in ("ranks", "state")}
 
 
-def warnings(where: str, state: Mapping[str, Any]) -> list[str]:
+def warnings(where: str, recalibrator: Recalibrator[Any]) -> list[str]:
     """Say what makes a fitted temperature doubtful; `where` names the arm or model."""
-    if "interval" not in state:
+    if not isinstance(recalibrator, SingleTemperature) or not recalibrator.needs_fit:
         return []
+    state = recalibrator.state()
     low, high = state["interval"]
     fitted = (
         f"{where}: T = {state['temperature']:.3g}, fitted by {state['criterion']} on "
@@ -133,7 +140,7 @@ def warnings(where: str, state: Mapping[str, Any]) -> list[str]:
             f"{fitted}, would scatter by about {state['spread']:.2g} over such validation parts; "
             f"raise train.validation to have {FEW_ROWS} rows or more"
         )
-    elif state["flat"]:
+    elif state["flat"]:  # with few rows no wonder
         found.append(
             f"{fitted}, is hardly determined by these rows; raise train.validation, or give a "
             "fixed `temperature`"
@@ -158,7 +165,7 @@ def summary(run: Run, units: list[Unit]) -> dict[str, Any]:
             unit.arm,
             facts["recalibrator"],
             _temperature(facts),
-            *(_number(facts["temperatures"].get(name)) for name in CRITERIA),
+            *(_number(facts.get("temperatures", {}).get(name)) for name in CRITERIA),
             str(facts["rows"]),
             f"{100 * facts['accuracy']:.1f}",
             f"{100 * facts['confidence_before']:.1f} -> {100 * facts['confidence_after']:.1f}",

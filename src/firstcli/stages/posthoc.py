@@ -73,7 +73,7 @@ def fit(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     topk, is_true = _decisive(rows, found)
     mass = topk.sum(axis=1)
     recalibrator.fit(topk, is_true, mass)
-    for warning in calibrate.warnings(unit.model.row, recalibrator.state()):
+    for warning in calibrate.warnings(unit.model.name, recalibrator):
         run.console.warn(warning)
     judged = calibrate.judged(recalibrator, topk, is_true, mass)
     about = {"recalibrator": ref.name, "options": ref.options, "positions": "decisive"}
