@@ -231,7 +231,7 @@ def row_key(place: SubFigure, shown: Mapping[str, Look]) -> None:
             linestyle=look.line,
             marker=look.marker,
             markerfacecolor=look.color if look.filled else "white",
-            label=shortened(row, 22),
+            label=shortened(row, 22 if len(shown) > 1 else 45),
         )
         for row, look in shown.items()
     ]
