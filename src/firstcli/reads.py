@@ -19,6 +19,7 @@ FORMATS: dict[Stage, int] = dict.fromkeys(STAGES, 1) | {
     "calibrate": 2,  # intervals, criteria, ranks
     "distill": 2,
     "eval": 2,  # read off in the output layer's place: other last digits
+    "report": 2,  # intervals, differences, figures
 }
 """Raise a stage's number when the same inputs give another result than before."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -188,6 +189,7 @@ def _mean(spreads: Sequence[_Spread]) -> _Spread:
     )
 
 
+@lru_cache(maxsize=128)  # a report compares every row with several others
 def _spreads(
     records: EvalRecords, confidence: Confidence, bins: int, draws: int, seed: int
 ) -> dict[str, _Spread]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 COVERAGES = np.arange(5, 101) / 100  # below, too few questions are left to say anything
 _TOLD = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-_SIZE = (4.2, 3.2)
+_SIZE = (3.5, 3.0)
 
 
 def curve(data: ReportData, evaluation: str, row: str) -> FloatArray | None:

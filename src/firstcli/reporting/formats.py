@@ -62,10 +62,8 @@ class TerminalTable:
 def to_markdown(data: ReportData) -> str:
     """Return all tables and the notes as one Markdown document."""
     paper = paper_table(data)
-    parts = [f"# {escape_markdown(paper.title)}", _markdown_table(paper)]
-    for table in difference_tables(data):
-        parts += [f"## {escape_markdown(table.title)}", _markdown_table(table)]
-    for table in full_tables(data):
+    parts = [f"# {escape_markdown(paper.title)}", *map(_markdown_table, paper.by_group())]
+    for table in (*difference_tables(data), *full_tables(data)):
         parts += [f"## {escape_markdown(table.title)}", *map(_markdown_table, table.by_group())]
     if data.notes:
         notes = (f"- {escape_markdown(label)}: {escape_markdown(v)}" for label, v in data.notes)

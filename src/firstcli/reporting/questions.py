@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from firstcli.api import FloatArray, Sample
     from firstcli.records import EvalRecords
 
-COUNT = 5  # of an evaluation
+COUNT = 6  # of an evaluation
 _LONGEST = 700  # characters of a prompt; the middle of a longer one is left out
 
 

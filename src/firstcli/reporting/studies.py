@@ -138,7 +138,7 @@ def unanswerable(data: ReportData, evaluation: str) -> Drawing | None:
         f"Mean confidence on {evaluation}, where no candidate is right and {100 * chance:.1f} "
         f"percent would be honest: {said}.",
     )
-    size = (4.2, 0.9 + 0.26 * len(found))
+    size = (3.5, 0.9 + 0.26 * len(found))
     return Drawing(f"unanswerable+{evaluation}", (panel,), numbers, size=size)
 
 

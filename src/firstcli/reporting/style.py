@@ -205,7 +205,7 @@ def heading(place: SubFigure, title: str, line: str = "") -> None:
 
 
 def axes(
-    place: SubFigure, *, left: float = 0.5, right: float = 0.12, top: float = 0.48, bottom: float
+    place: SubFigure, *, left: float = 0.5, right: float = 0.17, top: float = 0.48, bottom: float
 ) -> Axes:
     """Return axes that leave margins of so many inches."""
     width, height = inches(place)
@@ -231,7 +231,7 @@ def row_key(place: SubFigure, shown: Mapping[str, Look]) -> None:
             linestyle=look.line,
             marker=look.marker,
             markerfacecolor=look.color if look.filled else "white",
-            label=shortened(row, 22),
+            label=shortened(row, 22 if len(shown) > 1 else 45),
         )
         for row, look in shown.items()
     ]

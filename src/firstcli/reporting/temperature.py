@@ -81,14 +81,16 @@ def _draw_search(title: str, label: str, found: Mapping[str, JSON], place: SubFi
     if temperatures[-1] > 20 * temperatures[0]:
         _logarithmic(main, (0.1, 0.2, 0.5, 1, 2, 5, 10))
     main.set(xlabel="temperature T", ylabel=label)
-    main.set_ylim(top=_top(values))
+    main.set_ylim(*_span(values))
     main.grid(True)
 
 
-def _top(values: FloatArray) -> float | None:
-    """Return how far up to draw: a steep end would flatten the minimum."""
-    best, lower_end = values.min(), min(values[0], values[-1])
-    return None if lower_end <= best else float(best + 2 * (lower_end - best))
+def _span(values: FloatArray) -> tuple[float, float]:
+    """Return what part of a curve to draw: a steep end would flatten the minimum."""
+    best, highest, lower_end = values.min(), values.max(), min(values[0], values[-1])
+    top = highest if lower_end <= best else min(highest, best + 2 * (lower_end - best))
+    room = 0.08 * max(top - best, 1e-3)
+    return float(best - room), float(top + room)
 
 
 def _logarithmic(main: Axes, ticks: Sequence[float]) -> None:
@@ -114,7 +116,7 @@ def fixed(data: ReportData, evaluation: str) -> Drawing | None:
     columns = ("recalibrator", "arm", "T", "Trust", "low", "high")
     panel = Panel(evaluation, partial(_draw_fixed, evaluation, lines), _told(evaluation, lines))
     name = f"trust-over-temperature+{evaluation}"
-    size = (4.2, 2.9 + 0.17 * key_rows(len(lines)))
+    size = (3.5, 2.7 + 0.17 * key_rows(len(lines)))
     return Drawing(name, (panel,), Numbers(columns, rows), size=size)
 
 

@@ -154,6 +154,10 @@ def _questions(run: Run, evaluation: str, answered: dict[str, EvalRecords]) -> l
 
 def _notes(run: Run) -> list[tuple[str, str]]:
     """Say what was trained on, what was fitted and where label smoothing changed the ranks."""
+    return [*_notes_on_data(run), *_notes_on_knowledge(run), *_notes_on_calibration(run)]
+
+
+def _notes_on_data(run: Run) -> Iterator[tuple[str, str]]:
     training = run.training
     used = max(
         manifest.facts["samples"]
@@ -161,46 +165,52 @@ def _notes(run: Run) -> list[tuple[str, str]]:
         if key.startswith("distill ")
     )
     left_out = len(training.train) - used
-    notes = [
-        (
-            "data",
-            f"{used} training samples{f' ({left_out} more left out)' if left_out else ''}; "
-            f"{len(training.validation)} held out, on which no model was trained",
-        )
-    ]
+    yield (
+        "data",
+        f"{used} training samples{f' ({left_out} more left out)' if left_out else ''}; "
+        f"{len(training.validation)} held out, on which no model was trained",
+    )
     for one in run.recipe.evaluate:
         trained = [*training.train, *training.validation]
         if shared := splits.overlap(trained, run.evaluation_samples(one.name)):
-            notes.append((one.name, f"{shared} of its prompts also occur in the training split"))
+            yield one.name, f"{shared} of its prompts also occur in the training split"
+
+
+def _notes_on_knowledge(run: Run) -> Iterator[tuple[str, str]]:
     for part, name in _PARTS.items():
         if (key := f"extract {part}") in run.manifests:
             facts = run.manifests[key].facts
             weight = sum(file["size"] for file in run.manifests[key].files.values())
-            notes.append(
-                (
-                    f"knowledge, {name} part",
-                    f"{facts['positions']} positions in {size(weight)}, mean mass of the top "
-                    f"{run.recipe.knowledge.top_k}: {facts['mean_top_k_mass']:.4f}, "
-                    f"{facts['bytes_per_position']:.1f} bytes a position, probabilities off by "
-                    f"{facts['mean_probability_error']:.1g} on average",
-                )
+            yield (
+                f"knowledge, {name} part",
+                f"{facts['positions']} positions in {size(weight)}, mean mass of the top "
+                f"{run.recipe.knowledge.top_k}: {facts['mean_top_k_mass']:.4f}, "
+                f"{facts['bytes_per_position']:.1f} bytes a position, probabilities off by "
+                f"{facts['mean_probability_error']:.1g} on average",
             )
-    for arm in run.recipe.arms:
-        if f"calibrate {arm}" in run.manifests:
-            facts = run.manifests[f"calibrate {arm}"].facts
-            fitted = f"{facts['recalibrator']} on {facts['rows']} rows"
-            if "temperature" in facts:
-                fitted += f": T = {facts['temperature']:.4g} by {facts['criterion']}"
-            if facts.get("at_grid_end"):
-                fitted += ", at the end of its grid"
-            notes.append((arm, fitted))
-        first = next(one for one in models_of(run.recipe) if one.arm == arm)
-        swaps = run.manifests[f"distill {first.trained}"].facts.get("rank_swaps")
-        if swaps:
-            notes.append(
-                (arm, f"{100 * swaps:.1f} % of re-calibrated rows changed their top token")
-            )
-    return notes
+
+
+def _notes_on_calibration(run: Run) -> Iterator[tuple[str, str]]:
+    for row, found in _calibrations(run):
+        fitted = f"{found['recalibrator']} on {found['rows']} rows"
+        if "temperature" in found:
+            fitted += f": T = {found['temperature']:.4g} by {found['criterion']}"
+        if interval := found.get("state", {}).get("interval"):
+            fitted += " (95 % of resamplings: {:.3g} to {:.3g})".format(*interval)
+        for key, remark in _REMARKS.items():
+            fitted += remark * bool(found.get("state", {}).get(key))
+        yield row, fitted
+    for row, (first, *_) in _rows(run).items():
+        trained = run.manifests.get(f"distill {first.trained}")
+        if not first.posthoc and trained and (swaps := trained.facts.get("rank_swaps")):
+            yield row, f"{100 * swaps:.1f} % of re-calibrated rows changed their top token"
+
+
+_REMARKS = {
+    "at_grid_end": ", at the end of its grid",
+    "flat": ", hardly better than others",
+    "few_rows": ", which are few",
+}
 
 
 def summary(run: Run, units: list[Unit]) -> dict[str, Any]:
