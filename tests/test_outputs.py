@@ -18,6 +18,7 @@ from firstcli.records import EvalRecords
 from tiny import first
 
 CHOICES = (" fire", " water", " 7")
+SAME_TEXT = {f"gen_args_{c}": {"arg_0": f"Q {c}", "arg_1": " 7"} for c in range(2)}  # winogrande
 Sample = dict[str, Any]
 
 
@@ -146,6 +147,7 @@ def test_texts_that_overlap_are_only_compared(tmp_path: Path) -> None:
         (sample(1, [], 0, filtered_resps=[["ab", "cd"]]), r"x\.jsonl:2: .*generate"),
         (sample(1, [], 0, filtered_resps=-3.0), r"x\.jsonl:2: .*generate"),
         (sample(1, [-1.0], 0), r"x\.jsonl:2: has 1 choice"),
+        (sample(1, [-1.0, -2.0], "7", arguments=SAME_TEXT), r"x\.jsonl:2: .*differ in the context"),
         (sample(1, [-1.0, math.nan], 0), r"x\.jsonl:2: .*no log-likelihoods"),
         (sample(1, [-1.0, 2.0], 0), r"x\.jsonl:2: .*no log-likelihoods"),
         (sample(1, [-1.0, -2.0], 2), r"x\.jsonl:2: the target '2' is neither"),

@@ -113,6 +113,11 @@ def _line(place: str, number: int, sample: dict[str, Any]) -> _Line:
     choices = tuple(text.strip() for _, text in arguments)
     if len(values) < 2:
         raise UserError(f"{place}: has {len(values)} choice and is no multiple-choice question")
+    if len(choices) == len(values) and len(set(choices)) == 1:  # such as winogrande
+        raise UserError(
+            f"{place}: its choices differ in the context and not in the text that is scored, so "
+            "how likely each choice is was not asked; such a task cannot be judged"
+        )
     acc = sample.get("acc")
     return _Line(
         number,
