@@ -95,11 +95,7 @@ class EvalRecords:
             raise UserError("no question was evaluated: the evaluation split is empty")
         answer = np.asarray(answers, dtype=np.int32)
         count = np.array([len(row) for row in log_probs], dtype=np.int32)
-        _check_ids(ids)
-        _refuse(ids, count < 1, "no candidates")
-        _refuse(ids, (answer < -1) | (answer >= count), "an answer that is none of the candidates")
-        if answer.max() >= 0:
-            _refuse(ids, answer < 0, "no right candidate, though others have one,")
+        _check_questions(ids, answer, count)
 
         padded = _padded(log_probs, count, -np.inf)
         _refuse(ids, np.isnan(padded).any(axis=1), "NaN among the candidates' log-probabilities")
@@ -295,10 +291,16 @@ def _truth(
     return padded
 
 
-def _check_ids(ids: Sequence[str]) -> None:
+def _check_questions(
+    ids: Sequence[str], answer: npt.NDArray[np.int32], count: npt.NDArray[np.int32]
+) -> None:
     twice = [name for name, times in Counter(ids).items() if times > 1]
     if twice:
         raise UserError(f"{len(twice)} ids stand for several questions: {shortened(twice)}")
+    _refuse(ids, count < 1, "no candidates")
+    _refuse(ids, (answer < -1) | (answer >= count), "an answer that is none of the candidates")
+    if answer.max() >= 0:
+        _refuse(ids, answer < 0, "no right candidate, though others have one,")
 
 
 def _refuse(ids: Sequence[str], bad: BoolArray | np.bool_, what: str) -> None:
