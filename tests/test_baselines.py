@@ -278,6 +278,18 @@ MISTAKES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
         ("arms.a.posthoc.name: found 'label-smoothing', expected 'logit-temperature'",),
     ),
     (
+        {"arms": {"a": {"posthoc": T | {"options": {"temperature": 2.0}}}}},
+        ("arms.a.posthoc.options: its temperature is fitted", "leave it out"),
+    ),
+    (
+        {"arms": {"a": {"posthoc": T | {"options": {"criterium": "nll"}}}}},
+        ("arms.a.posthoc.options.criterium: unknown key (did you mean 'criterion'?)",),
+    ),
+    (
+        {"arms": {"a": {"recalibrator": {"name": "label-smoothing"}, "top_k": 1}}},
+        ("arms.a.recalibrator: recalibrator 'label-smoothing' needs at least two", "top_k is 1"),
+    ),
+    (
         {
             "train": {"task": tiny.WORLD, "validation": 0},
             "arms": {"a": {"learn": "labels", "posthoc": T}},

@@ -492,6 +492,12 @@ def test_plan_counts_what_overlaps_and_what_is_left_out(tmp_path: Path) -> None:
 def test_a_teacher_that_is_not_fine_tuned_here_is_warned_of(tmp_path: Path) -> None:
     path = tiny.write_recipe(tmp_path, teacher={"model": tiny.MODEL})
     assert "it may have seen the validation rows" in first("plan", path).err
+    labels = {"fine-tune": {"learn": "labels"}}
+    path = tiny.write_recipe(tmp_path, teacher={"model": tiny.MODEL}, arms=labels)
+    assert "it may have seen the validation rows" not in first("plan", path).err
+    followed = {"model": tiny.MODEL, "posthoc": {"name": "logit-temperature"}}
+    path = tiny.write_recipe(tmp_path, teacher=followed, arms=labels)
+    assert "it may have seen the validation rows" in first("plan", path).err
 
 
 @pytest.mark.parametrize("arms", [{"distill": {}}, {"fine-tune": {"learn": "labels"}}])

@@ -460,7 +460,7 @@ def test_wrong_options_are_refused(
 
 
 def test_label_smoothing_refuses_a_single_token() -> None:
-    with pytest.raises(UserError, match=r"knowledge\.top_k is 1"):
+    with pytest.raises(UserError, match=r"top_k is 1"):
         LabelSmoothing(LabelSmoothing.Options()).transform(np.ones((2, 1)))
 
 

@@ -389,5 +389,6 @@ def test_the_schema_offers_plugins_and_does_not_forbid_others() -> None:
     name = whole["$defs"]["TaskRef"]["properties"]["name"]
     assert "known-world" in name["anyOf"][0]["enum"]
     assert name["anyOf"][1] == {"type": "string"}
+    assert whole["$defs"]["PosthocRef"]["properties"]["name"]["const"] == "logit-temperature"
     assert "extends" in whole["properties"]
     assert "required" not in whole["$defs"]["Train"]

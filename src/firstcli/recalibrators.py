@@ -95,7 +95,7 @@ class LabelSmoothing(Recalibrator[LabelSmoothingOptions]):
         if topk.shape[1] == 1:
             raise UserError(
                 "recalibrator 'label-smoothing' needs at least two tokens to share between, but "
-                "knowledge.top_k is 1; raise it or choose another recalibrator"
+                "top_k is 1; raise it or choose another recalibrator"
             )
         return smooth_labels(topk, self.options.delta)
 

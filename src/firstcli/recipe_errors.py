@@ -18,6 +18,7 @@ Schema = Mapping[str, Any]
 SECTIONS_WITH_OPTIONS: dict[str, tuple[plugins.Kind, str]] = {
     "TaskRef": ("tasks", "name"),
     "RecalibratorRef": ("recalibrators", "name"),
+    "PosthocRef": ("recalibrators", "name"),
     "ModelSection": ("families", "family"),
 }
 _NOT_SAID_BY_A_SCHEMA = ("value_error", "assertion_error", "string_pattern_mismatch")

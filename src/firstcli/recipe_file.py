@@ -201,7 +201,8 @@ def schema() -> dict[str, Any]:
         names = sorted({plugin.name for plugin in plugins.registered(kind)})
         name = definitions[section]["properties"][key]
         # Known names are offered; any other may be a plugin that is installed elsewhere.
-        name["anyOf"] = [{"enum": names}, {"type": name.pop("type")}]
+        if "const" not in name:
+            name["anyOf"] = [{"enum": names}, {"type": name.pop("type")}]
     arms = whole["properties"]["arms"]
     arms["additionalProperties"] = {"anyOf": [arms["additionalProperties"], {"type": "null"}]}
     for section in (whole, *definitions.values()):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -143,17 +143,15 @@ class RecalibratorRef(PluginRef):
 class PosthocRef(RecalibratorRef):
     """What follows a trained model: `logit-temperature`, fitted by NLL unless told otherwise."""
 
-    @field_validator("name")
-    @classmethod
-    def _is_a_temperature(cls, name: str) -> str:
-        # It is applied to the candidates, of which only some may be among the top k.
-        if name != "logit-temperature":
-            raise mistake(f"found '{name}', expected 'logit-temperature'")
-        return name
+    # It is applied to the candidates, of which only some may be among the top k.
+    name: Literal["logit-temperature"]
+    """The one recalibrator that can follow a model."""
 
     @field_validator("options", mode="before")
     @classmethod
     def _by_nll(cls, options: object) -> object:
+        if isinstance(options, dict) and options.get("temperature") is not None:
+            raise mistake("its temperature is fitted, for each model its own; leave it out")
         return {"criterion": "nll", **options} if isinstance(options, dict) else options
 
 

@@ -24,12 +24,13 @@ from firstcli.lazy import Selected
 from firstcli.recipe import family_of
 from firstcli.run import Part, Role, Run
 from firstcli.token_rows import IntArray, TokenRows, counts_of
+from firstcli.units import Model
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from firstcli.units import Model, Unit
+    from firstcli.units import Unit
 
 
 def family(run: Run, role: Role) -> models.Family:
@@ -262,7 +263,7 @@ def general_problems(run: Run, units: Sequence[Unit]) -> list[str]:
             _check_top_k(run)
         if stages & {"finetune", "extract", "distill", "eval"}:
             _warn_overlap(run)
-        if "calibrate" in stages:
+        if "calibrate" in stages or Model(posthoc=True) in [unit.model for unit in units]:
             _warn_seen(run)
         _warn_unpinned(run)
         if stages & {"finetune", "distill"}:
