@@ -38,8 +38,11 @@ def models_of(folder: Path, row: str) -> dict[str, EvalRecords]:
 def compared(folder: Path, ours: str, theirs: str, bins: int) -> Sequence[str]:
     """Return lines of a Markdown table: a metric each."""
     first, second = models_of(folder, ours), models_of(folder, theirs)
-    if len(second) == 1:  # the teacher has one seed
+    # The teacher has one seed, which meets each of the students'.
+    if len(second) == 1:
         second = dict.fromkeys(first, next(iter(second.values())))
+    elif len(first) == 1:
+        first = dict.fromkeys(second, next(iter(first.values())))
     pairs = [(first[seed], second[seed]) for seed in first if seed in second]
     found = uncertainty.differences(
         [a for a, _ in pairs], [b for _, b in pairs], "candidates", bins

@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib as mpl  # noqa: TID253
 import numpy as np
 import pytest
+from scipy import stats  # noqa: TID253
 
 from firstcli.calibration import reliability_bins
 from firstcli.metrics import accuracy_at, summarize
@@ -142,6 +143,17 @@ def test_doubt_is_measured_where_no_answer_is_right() -> None:
     rows = numbers(studies.unanswerable(everything(), "none"))
     assert rows[0][0] == "teacher" and rows[0][1:] == pytest.approx((0.6, 0.6, 0.6))
     assert rows[-1] == ("1 / n", pytest.approx(1 / 3))
+    seeds = [0.5, 0.9, 0.7]
+    data = report(
+        members={"first": [f"first@{at}" for at in range(3)]},
+        evaluations=["none"],
+        records={
+            ("none", f"first@{at}"): answers(c, 0, answerable=False) for at, c in enumerate(seeds)
+        },
+    )
+    interval = stats.ttest_1samp(seeds, 0).confidence_interval()
+    expected = pytest.approx((0.7, interval.low, interval.high))
+    assert numbers(studies.unanswerable(data, "none"))[0][1:] == expected
     assert studies.unanswerable(report(), "nowhere") is None
 
 

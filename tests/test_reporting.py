@@ -144,6 +144,8 @@ def test_several_seeds_give_mean_and_spread() -> None:
     assert shown(paper_table(data))["first"][1] == "90.0 ± 5.0*"
     assert cells(paper_table(data), "fine-tune")[1].text == "70.0 ± 0.0"
     assert "standard deviation over seeds" in paper_table(data).caption
+    p_values = data.values("csqa", "first", "ece_p")
+    assert len(p_values) == 3 and data.mean("csqa", "first", "ece_p") == max(p_values)
     row = json.loads(to_json(data))["rows"][1]
     assert row["accuracy"] == pytest.approx(0.9) and row["spread"]["accuracy"] == pytest.approx(
         0.05
@@ -189,6 +191,8 @@ def test_questions_without_an_answer_are_no_column_of_the_paper_table() -> None:
         records=dict(report().records) | {("none", "first"): answers(0.6, 0, answerable=False)},
     )
     assert data.unanswerable == ["none"]
+    alone = report(evaluations=["none"], records={("none", "first"): data.records["none", "first"]})
+    assert "All metrics on none" in terminal(alone, 80) and not difference_tables(alone)
     assert [group.evaluation for group in paper_table(data).groups] == ["csqa"]
     families = {group.title for group in full_tables(data)[1].groups}
     assert families == {"Scores", "Counts"}

@@ -15,7 +15,7 @@ from firstcli.units import STAGES, Stage, Unit
 
 FORMATS: dict[Stage, int] = dict.fromkeys(STAGES, 1) | {
     "finetune": 2,  # batches of like length
-    "extract": 2,
+    "extract": 3,  # what the teacher says of its first token, and concentration.json
     "calibrate": 2,  # intervals, criteria, ranks
     "distill": 2,
     "eval": 2,  # read off in the output layer's place: other last digits

@@ -163,9 +163,11 @@ class ReportData:
         return [float(value) for value in found if value is not None]
 
     def mean(self, evaluation: str, row: str, key: str) -> float | None:
-        """Return a metric's mean over the seeds."""
+        """Return a metric's mean over the seeds; of p-values, whose mean is none, the largest."""
         values = self.values(evaluation, row, key)
-        return fmean(values) if values else None
+        if not values:
+            return None
+        return max(values) if key == "ece_p" else fmean(values)
 
     def spread(self, evaluation: str, row: str, key: str) -> float | None:
         """Return a metric's standard deviation over the seeds, where there are several."""

@@ -43,6 +43,9 @@ class TerminalTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.text import Text
 
+        if not self.table.groups:  # no evaluation has a right answer
+            return
+
         def fitting(table: Table) -> Iterator[RichTable]:
             beside, parts = _beside(table), table.split()
             unlimited = options.update(width=10_000)

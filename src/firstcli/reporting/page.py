@@ -71,7 +71,8 @@ def _drawn(section: Section, figures: Path) -> Shown:
 
 
 def _numbers(found: list[Section]) -> dict[str, Numbers]:
-    return {drawing.name: drawing.numbers for section in found for _, drawing in section.drawings}
+    drawings = [drawing for section in found for _, drawing in section.drawings]
+    return {_file_name(drawing.name): drawing.numbers for drawing in drawings}
 
 
 def _html(data: ReportData, shown: list[Shown]) -> str:

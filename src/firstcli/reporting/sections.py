@@ -88,7 +88,7 @@ def _ranks(data: ReportData) -> Section:
         "others (Figure 3 of the paper). Below the evaluations the same on the validation rows, of "
         "the most likely tokens, wherever a temperature was fitted." + _first_seed(data),
         drawings,
-        "No model was evaluated.",
+        "No model was evaluated on questions that have a right answer.",
     )
 
 
@@ -156,10 +156,11 @@ def _top_k(data: ReportData) -> Section:
 
 
 def _unanswerable(data: ReportData) -> Section:
+    over = "the seeds" if data.several_seeds else "the questions"
     return Section(
         "unanswerable",
         "Questions without a right answer",
         "No candidate is right, so the honest confidence is 1 / n, the dashed line; intervals are "
-        "of the mean, 95 %." + _first_seed(data),
+        f"of the mean over {over}, 95 %.",
         _each(data, studies.unanswerable, answerable=False),
     )

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.ticker import NullFormatter, PercentFormatter, ScalarFormatter
+from scipy.stats import t
 
+from firstcli.calibration import Z95
 from firstcli.reporting import ReportData
 from firstcli.reporting.style import (
     INK,
@@ -27,6 +29,7 @@ from firstcli.reporting.table import ECE, PAPER, Column
 from firstcli.reporting.temperature import draw_estimates
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
 
     from firstcli.api import FloatArray
@@ -49,7 +52,7 @@ def top_k_lines(data: ReportData) -> dict[str, list[str]]:
 
 
 def top_k(data: ReportData, evaluation: str) -> Drawing | None:
-    """Return accuracy, ECE and Trust over k; None where arms do not differ in it."""
+    """Return accuracy, ECE, Trust, mass and bytes over k; None where arms do not differ in it."""
     lines = {
         kind: [arm for arm in arms if "trust" in data.estimates(evaluation, arm)]
         for kind, arms in top_k_lines(data).items()
@@ -57,10 +60,11 @@ def top_k(data: ReportData, evaluation: str) -> Drawing | None:
     lines = {kind: arms for kind, arms in lines.items() if arms}
     if not lines:
         return None
-    panels = tuple(_top_k_panel(data, evaluation, lines, column) for column in PAPER)
+    panels = [_top_k_panel(data, evaluation, lines, column) for column in PAPER]
+    panels += _cost_panels(data, [arm for arms in lines.values() for arm in arms])
     size = (_SIZE[0], _SIZE[1] + 0.17 * key_rows(len(lines)))
     return Drawing(
-        f"top-k+{evaluation}", panels, _top_k_numbers(data, evaluation, lines), size=size
+        f"top-k+{evaluation}", tuple(panels), _top_k_numbers(data, evaluation, lines), size=size
     )
 
 
@@ -108,26 +112,63 @@ def _draw_top_k(
             for arm in arms
         ]
         draw_estimates(main, points, look[kind])
-    ks = sorted({data.arms[arm].top_k for arms in lines.values() for arm in arms})
+    _over_k(main, sorted({data.arms[arm].top_k for arms in lines.values() for arm in arms}))
+    main.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    if column == ECE:
+        main.set_ylim(bottom=0)
+    main.set_ylabel(column.title)
+    row_key(place, {kind: look[kind] for kind in lines})
+
+
+def _cost_panels(data: ReportData, arms: Sequence[str]) -> list[Panel]:
+    """Return what k costs, and what it buys: bytes on disk, and the teacher's probability."""
+    sizes = {int(k): size for k, size in (data.concentration or {}).get("bytes", {}).items()}
+    ks = sorted({data.arms[arm].top_k for arm in arms})
+    masses = {data.arms[arm].top_k: data.arms[arm].mass for arm in arms}
+    panels = []
+    for title, values, text in (
+        ("P, the teacher's mass on them", [masses[k] for k in ks], "{:.4f}"),
+        ("Bytes a position on disk", [sizes.get(k) for k in ks], "{:.1f}"),
+    ):
+        points = [(k, value) for k, value in zip(ks, values, strict=True) if value is not None]
+        if points:
+            said = "; ".join(f"k = {k}: {text.format(value)}" for k, value in points)
+            draw = partial(_draw_cost, title, points, text)
+            panels.append(Panel(title, draw, f"{title}, over the tokens kept: {said}."))
+    return panels
+
+
+def _draw_cost(
+    title: str, points: Sequence[tuple[int, float]], text: str, place: SubFigure
+) -> None:
+    heading(place, title)
+    main = axes(place, left=0.6, top=0.32, bottom=0.62)
+    main.plot(*zip(*points, strict=True), color=INK, marker="s", markersize=3.5)
+    for k, value in points:
+        label = text.format(value)
+        main.annotate(
+            label, (k, value), xytext=(0, 5), textcoords="offset points", ha="center", size=7
+        )
+    main.margins(x=0.12, y=0.18)
+    _over_k(main, [k for k, _ in points])
+
+
+def _over_k(main: Axes, ks: Sequence[int]) -> None:
     main.set_xscale("log")
     main.set_xticks(ks)
     main.xaxis.set_major_formatter(ScalarFormatter())
     main.xaxis.set_minor_formatter(NullFormatter())
-    main.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    if column == ECE:
-        main.set_ylim(bottom=0)
-    main.set(xlabel="tokens kept, k", ylabel=column.title)
+    main.set_xlabel("tokens kept, k")
     main.grid(True)
-    row_key(place, {kind: look[kind] for kind in lines})
 
 
 def unanswerable(data: ReportData, evaluation: str) -> Drawing | None:
     """Return each row's mean confidence where no candidate is right, against 1 / n."""
-    shown = data.shown_of(evaluation)
-    if not shown:
+    shown = {row: _shown(data, evaluation, row) for row in data.rows}
+    found = {row: _mean(confidences) for row, confidences in shown.items() if confidences}
+    if not found:
         return None
-    found = {row: _mean(confidence) for row, (_, confidence) in shown.items()}
-    records, _ = next(iter(shown.values()))
+    records = next(iter(data.first_of(evaluation).values()))
     chance = float(np.mean(1 / records.count))
     rows = tuple((row, mean, mean - half, mean + half) for row, (mean, half) in found.items())
     numbers = Numbers(("model", "mean confidence", "low", "high"), (*rows, ("1 / n", chance)))
@@ -142,10 +183,22 @@ def unanswerable(data: ReportData, evaluation: str) -> Drawing | None:
     return Drawing(f"unanswerable+{evaluation}", (panel,), numbers, size=size)
 
 
-def _mean(confidence: FloatArray) -> tuple[float, float]:
-    """Return the mean and half of its 95 % interval."""
-    error = np.std(confidence) / np.sqrt(len(confidence))
-    return float(np.mean(confidence)), float(1.96 * error)
+def _shown(data: ReportData, evaluation: str, row: str) -> list[FloatArray]:
+    """Return a row's confidences, an array a seed, where they are known."""
+    kind = data.settings.confidence
+    found = (records.shown(kind) for records in data.records_of(evaluation, row))
+    return [confidence for confidence in found if confidence is not None]
+
+
+def _mean(confidences: Sequence[FloatArray]) -> tuple[float, float]:
+    """Return the mean and half of its 95 % interval.
+
+    Seeds differ by far more than questions do, so with several it is Student's over the seeds.
+    """
+    values = confidences[0] if len(confidences) == 1 else [float(c.mean()) for c in confidences]
+    error = np.std(values, ddof=1) / np.sqrt(len(values))
+    factor = Z95 if len(confidences) == 1 else float(t.ppf(0.975, len(values) - 1))
+    return float(np.mean(values)), float(factor * error)
 
 
 def _draw_unanswerable(

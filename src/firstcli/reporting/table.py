@@ -189,13 +189,13 @@ def difference_tables(data: ReportData) -> list[Table]:
             ),
         )
         for theirs in BASELINES
-        if theirs in data.rows and len(data.students) > 1
+        if theirs in data.rows and len(data.students) > 1 and data.judged
     ]
 
 
 def full_tables(data: ReportData) -> list[Table]:
     """Return every metric of every row, a table an evaluation."""
-    mean = "; means over seeds" if data.several_seeds else ""
+    mean = "; means over seeds, of p the largest" if data.several_seeds else ""
     caption = f"{data.definition}; in percent, but scores and areas as they are{mean}"
     return [
         Table(
@@ -295,11 +295,10 @@ def _cell(data: ReportData, evaluation: str, row: str, column: Column, small_pri
 
 def _null(data: ReportData, evaluation: str, row: str) -> tuple[str, ...]:
     """Say what ECE a perfectly calibrated model would show, and how odd this one would be."""
-    null = data.mean(evaluation, row, "ece_null")
-    p_values = data.values(evaluation, row, "ece_p")
-    if null is None or not p_values:
+    null, p_value = (data.mean(evaluation, row, key) for key in ("ece_null", "ece_p"))
+    if null is None or p_value is None:
         return ()
-    return (f"null {ECE.text(null)}, {p_text(max(p_values))}",)
+    return (f"null {ECE.text(null)}, {p_text(p_value)}",)
 
 
 def p_text(p: float) -> str:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from firstcli.api import JSON, FloatArray
     from firstcli.uncertainty import Estimate
 
-_CRITERIA = {"ece": "ECE", "nll": "NLL"}
+_CRITERIA = {"ece": "ECE", "nll": "NLL", "brier": "Brier"}
 _SIZE = (3.0, 2.7)
 
 
@@ -41,13 +41,14 @@ def search(name: str, calibration: Mapping[str, JSON]) -> Drawing | None:
     """Return ECE and NLL over T with the chosen one; None for what has no such curve."""
     state = calibration.get("state", {})
     criteria = state.get("criteria", {})
-    known = [key for key in _CRITERIA if criteria.get(key, {}).get("curve")]
+    decides = calibration.get("criterion")
+    known = [key for key in _CRITERIA if key in ("ece", "nll", decides) and key in criteria]
     if not known:
         return None
     panels, rows = [], []
     for key in known:
-        found, chosen = criteria[key], key == calibration.get("criterion")
-        title = f"{name}: {_CRITERIA[key]}{' (it decides)' if chosen else ''}"
+        found = criteria[key]
+        title = f"{name}: {_CRITERIA[key]}{' (it decides)' if key == decides else ''}"
         draw = partial(_draw_search, title, _CRITERIA[key], found)
         panels.append(Panel(title, draw, _described(title, found)))
         rows += [(_CRITERIA[key], t, value) for t, value in found["curve"]]
@@ -106,7 +107,8 @@ def fixed(data: ReportData, evaluation: str) -> Drawing | None:
     for arm, facts in data.arms.items():
         trust = data.estimates(evaluation, arm).get("trust")
         if facts.temperature is not None and trust:
-            lines.setdefault(facts.kind, []).append((facts.temperature, arm, trust))
+            kind = facts.kind if facts.top_k == data.top_k else f"{facts.kind}, k {facts.top_k}"
+            lines.setdefault(kind, []).append((facts.temperature, arm, trust))
     lines = {kind: sorted(points) for kind, points in lines.items() if len(points) > 1}
     if not lines:
         return None
@@ -148,7 +150,7 @@ def draw_estimates(main: Axes, points: Sequence[tuple[float, Estimate]], look: L
     """Draw values with their intervals, joined by a line."""
     at = [x for x, _ in points]
     values = [estimate.value for _, estimate in points]
-    # an interval that corrects a bias may leave its value outside
+    # a value lies within its interval but for rounding
     below = [max(0.0, e.value - e.interval.low) for _, e in points]
     above = [max(0.0, e.interval.high - e.value) for _, e in points]
     main.errorbar(

@@ -127,6 +127,8 @@ def _arm_facts(run: Run, name: str, arm: Arm) -> ArmFacts:
     for key in ("objective", "mass", "recalibrate", "out_of_fold"):
         if (value := getattr(arm, key)) != getattr(defaults, key):
             kind.append(f"{key.replace('_', ' ')} {value}")
+    changed = arm.training.model_dump(exclude_none=True) if arm.training else {}
+    kind += [f"{key.replace('_', ' ')} {value}" for key, value in changed.items()]
     first = next(one for one in models_of(run.recipe) if one.arm == name)
     return ArmFacts(
         kind=", ".join(kind),
@@ -140,8 +142,7 @@ def _teacher_parts(run: Run) -> Iterator[TeacherPart]:
     for part, name in _PARTS.items():
         if f"extract {part}" in run.manifests:
             facts = run.manifests[f"extract {part}"].facts
-            if "judged" in facts:
-                yield TeacherPart(name, facts["confidence"], facts["accuracy"], facts["judged"])
+            yield TeacherPart(name, facts["confidence"], facts["accuracy"], facts["judged"])
 
 
 def _questions(run: Run, evaluation: str, answered: dict[str, EvalRecords]) -> list[Sample]:
