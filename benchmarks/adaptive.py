@@ -136,12 +136,14 @@ class Judge:
         return np.asarray(np.abs(self.times @ gaps).sum(axis=1) / len(taught))
 
 
-def difference(ours: FloatArray, theirs: FloatArray, factor: float, digits: int) -> str:
-    """Write a difference with its 95 % interval; bold where that excludes zero as shown."""
+def difference(
+    ours: FloatArray, theirs: FloatArray, factor: float, digits: int, *, mark: bool
+) -> str:
+    """Write a difference with its 95 % interval; in bold, if asked, where that excludes zero."""
     gap = factor * (ours - theirs)
     low, high = np.round(np.quantile(gap[1:], [0.025, 0.975]), digits).tolist()
     text = f"{gap[0]:+z.{digits}f} ({low:+z.{digits}f} to {high:+z.{digits}f})"
-    return f"**{text}**" if low > 0 or high < 0 else text
+    return f"**{text}**" if mark and (low > 0 or high < 0) else text
 
 
 def invented(count: int, heats: tuple[float, float], seed: int) -> tuple[FloatArray, BoolArray]:
@@ -208,8 +210,8 @@ def main() -> None:
     for name in CONTENDERS:
         cells = [name, f"{nll[name][0]:.4f}", f"{100 * ece[name][0]:.1f}"]
         if name != OURS:
-            cells += [difference(nll[OURS], nll[name], 1, 4)]
-            cells += [difference(ece[OURS], ece[name], 100, 1)]
+            cells += [difference(nll[OURS], nll[name], 1, 4, mark=True)]
+            cells += [difference(ece[OURS], ece[name], 100, 1, mark=False)]
         print(f"| {' | '.join(cells)} |" if name != OURS else f"| {' | '.join(cells)} | | |")
 
 

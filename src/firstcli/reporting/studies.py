@@ -127,7 +127,7 @@ def _cost_panels(data: ReportData, arms: Sequence[str]) -> list[Panel]:
     masses = {data.arms[arm].top_k: data.arms[arm].mass for arm in arms}
     panels = []
     for title, values, text in (
-        ("P, the teacher's mass on them", [masses[k] for k in ks], "{:.4f}"),
+        ("P, the teacher's mass on them", [masses[k] for k in ks], "{:.3f}"),
         ("Bytes a position on disk", [sizes.get(k) for k in ks], "{:.1f}"),
     ):
         points = [(k, value) for k, value in zip(ks, values, strict=True) if value is not None]
