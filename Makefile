@@ -9,7 +9,7 @@ demo: $(VENV)/.installed  ## install, run the quick start, show its table
 	$(BIN)/first report recipes/quickstart.yaml
 
 test: $(VENV)/.installed-test  ## install with the test extras, run the default tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.installed-dev  ## what CI checks besides the tests
 	$(BIN)/ruff check .
