@@ -11,6 +11,7 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is first imported
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.pop("COLUMNS", None)  # which pytest-xdist sets, and a table must not hang on
 
 import pytest
 import torch

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.table import Table
 from torch.nn.utils.rnn import pad_sequence
 
@@ -112,28 +113,37 @@ def summary(run: Run, units: list[Unit]) -> dict[str, Any]:
         key: metrics.summarize(records, settings.confidence, settings.bins)
         for key, records in load_records(run, units).items()
     }
-    table = Table(title=f"confidence: {settings.confidence}, {settings.bins} bins, in percent")
-    for heading in ("evaluation", "model", *(column for column, *_ in _COLUMNS)):
-        table.add_column(heading)
-    for key, one in found.items():
-        table.add_row(*key, *(_text(getattr(one, name), form) for _, name, form in _COLUMNS))
-    run.console.show(table)
+    run.console.show(f"confidence: {settings.confidence}, {settings.bins} bins, in percent")
+    for evaluation in dict.fromkeys(evaluation for evaluation, _ in found):
+        rows = {model: one for (on, model), one in found.items() if on == evaluation}
+        run.console.show(_table(evaluation, rows))
     return {f"{evaluation}/{model}": asdict(one) for (evaluation, model), one in found.items()}
 
 
 _COLUMNS = (
     ("n", "n", "d"),
-    ("accuracy", "accuracy", "%"),
+    ("Acc", "accuracy", "%"),
     ("ECE", "ece", "%"),
-    ("null ECE", "ece_null", "%"),  # what a calibrated model of these confidences would show
+    ("null", "ece_null", "%"),  # what a calibrated model of these confidences would show
     ("p", "ece_p", ".3f"),
-    ("bins used", "bins_used", "d"),
-    ("trust", "trust", "%"),
-    ("confidence", "confidence", "%"),
-    ("nll", "nll", ".3f"),
-    ("brier", "brier", ".3f"),
+    ("bins", "bins_used", "d"),
+    ("Trust", "trust", "%"),
+    ("conf.", "confidence", "%"),
+    ("NLL", "nll", ".3f"),
+    ("Brier", "brier", ".3f"),
     ("mass", "candidate_mass", "%"),
 )
+
+
+def _table(evaluation: str, rows: Mapping[str, metrics.EvalMetrics]) -> Table:
+    """Return a table that fits 80 columns, and breaks lines rather than cut a number."""
+    table = Table(title=evaluation, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), title_justify="left")
+    table.add_column("model", overflow="fold")
+    for heading, *_ in _COLUMNS:
+        table.add_column(heading, justify="right", overflow="fold")
+    for model, one in rows.items():
+        table.add_row(model, *(_text(getattr(one, name), form) for _, name, form in _COLUMNS))
+    return table
 
 
 def _text(value: float | None, form: str) -> str:
