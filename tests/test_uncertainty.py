@@ -87,9 +87,11 @@ def test_intervals_equal_a_naive_reference(sharpness: float) -> None:
     assert found["ece"].interval == pytest.approx((max(0, low), high), abs=1e-12)
     trusted = metrics.trust(records.confidence, records.correct, 5)
     assert found["trust"].value == pytest.approx(trusted)
-    expected = interval(trusted, right - most, right - least)
-    assert found["trust"].interval == pytest.approx(expected, abs=1e-12)
-    assert found["accuracy"].interval == pytest.approx(wilson(float(records.correct.mean()), 90))
+    ends = wilson(float(records.correct.mean()), 90)
+    low, high = interval(trusted, right - most, right - least)
+    capped = (low, min(high, ends[1]))  # Trust is never more than accuracy
+    assert found["trust"].interval == pytest.approx(capped, abs=1e-12)
+    assert found["accuracy"].interval == pytest.approx(ends)
     assert records.p_right is not None
     least, most = naive_bounds(records, records.p_right, 5)
     low, high = interval(found["ece_true"].value, least, most)
@@ -186,7 +188,8 @@ def test_clear_differences_are_distinguishable_and_contain_the_value() -> None:
 def test_too_few_questions_say_nothing() -> None:
     ours, theirs = some(uncertainty.FEWEST - 1), some(uncertainty.FEWEST - 1, sharpness=9.0)
     assert intervals([ours], "candidates")["ece"].interval == (0.0, 1.0)
-    assert intervals([ours], "candidates")["trust"].interval == (-1.0, 1.0)
+    found = intervals([ours], "candidates")
+    assert found["trust"].interval == (-1.0, found["accuracy"].interval.high)
     gaps = differences([ours], [theirs], "candidates").values()
     assert not any(gap.distinguishable for gap in gaps)
 

@@ -248,7 +248,8 @@ def evaluate(
     }
     of_recipe |= {"--only": only, "--force": force, "--dry-run": dry_run}
     if outputs is None:
-        _refuse(of_outputs, "belongs to --from FILE; a recipe has its own under `metrics`")
+        remedy = "a recipe says it under `metrics`, and `first report` compares its arms"
+        _refuse(of_outputs, f"belongs to --from FILE; {remedy}")
         if recipe is None:
             raise UserError("first eval: needs a RECIPE, or --from FILE to judge outputs")
         _run_stage("eval", recipe, overrides, arms, run_dir, only, force, dry_run, as_json, quiet)

@@ -56,6 +56,7 @@ def show(
     kind = cast(Confidence, confidence)
     console = Console(json=json, quiet=quiet)
     records = read(path, kind)
+    both = None if versus is None else _both(path, records, versus, kind)
     found = summarize(records, kind, bins)
     estimates = intervals([records], kind, bins)
     console.show(_table(path, records, kind, bins, found, estimates))
@@ -67,8 +68,8 @@ def show(
         "metrics": asdict(found),
         "intervals": {name: asdict(one)["interval"] for name, one in estimates.items()},
     }
-    if versus is not None:
-        result["versus"] = _compare(console, path, records, versus, kind, bins)
+    if both is not None:
+        result["versus"] = {"file": str(versus), **_compare(console, *both, versus, kind, bins)}
     return result
 
 
@@ -80,6 +81,8 @@ def read(path: Path, confidence: Confidence) -> EvalRecords:
             f"{path}: ends in neither .parquet (records of firstcli) nor .jsonl (samples of "
             "lm-evaluation-harness)"
         )
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file")
     records = readers[path.suffix](path)
     if records.shown(confidence) is None:
         raise UserError(
@@ -89,14 +92,26 @@ def read(path: Path, confidence: Confidence) -> EvalRecords:
     return records
 
 
-def _compare(
-    console: Console, path: Path, ours: EvalRecords, versus: Path, kind: Confidence, bins: int
-) -> dict[str, Any]:
+def _both(
+    path: Path, ours: EvalRecords, versus: Path, kind: Confidence
+) -> tuple[EvalRecords, EvalRecords]:
+    """Return what there is to compare, or refuse it before anything is printed."""
     theirs = read(versus, kind)
-    ours, theirs = _shared(path, ours, versus, theirs)
+    for file, records in ((path, ours), (versus, theirs)):
+        if not records.answerable:
+            raise UserError(f"{file}: no candidate is right, so --versus has nothing to compare")
+    return _shared(path, ours, versus, theirs)
+
+
+def _compare(
+    console: Console,
+    ours: EvalRecords,
+    theirs: EvalRecords,
+    versus: Path | None,
+    kind: Confidence,
+    bins: int,
+) -> dict[str, Any]:
     gaps = differences([ours], [theirs], kind, bins)
-    if not gaps:
-        raise UserError(f"{path}: no candidate is right, so --versus has nothing to compare")
     sides = intervals([ours], kind, bins), intervals([theirs], kind, bins)
     title = f"{len(ours)} questions that both have, in percent"
     table = Table(title=title, caption=f"the other: {versus}")
@@ -108,7 +123,6 @@ def _compare(
             table.add_row(title, *values, *_difference(gaps[name]))
     console.show(table)
     return {
-        "file": str(versus),
         "n": len(ours),
         "differences": {
             name: {

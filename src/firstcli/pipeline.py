@@ -376,10 +376,19 @@ def _cannot_write(error: Exception, folder: Path) -> str | None:
 
 
 def _summary_line(manifest: Manifest) -> str:
-    shown = [
-        f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in manifest.facts.items()
-    ]
-    return ", ".join([*shown, f"{manifest.seconds:.1f} s"])
+    told = [f"{name} {text}" for name, value in manifest.facts.items() if (text := _told(value))]
+    return ", ".join([*told, f"{manifest.seconds:.1f} s"])
+
+
+def _told(value: object) -> str:
+    """Return a fact in words; what is false or a table of its own says nothing here."""
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return " to ".join(map(_told, value))
+    return "" if isinstance(value, dict) else str(value)
 
 
 def _versions() -> dict[str, str]:

@@ -309,7 +309,8 @@ def _misfits(arm: Arm, sections: Mapping[str, Any]) -> Iterator[tuple[tuple[str,
         yield ("recalibrator",), complaint
     knowledge: KnowledgeSection | None = sections.get("knowledge")
     if knowledge and arm.top_k and arm.top_k > knowledge.top_k:
-        yield ("top_k",), f"{arm.top_k} is more than the {knowledge.top_k} of knowledge.top_k"
+        text = f"{arm.top_k} is more than the {knowledge.top_k} of knowledge.top_k; raise that"
+        yield ("top_k",), text
     if knowledge and arm.out_of_fold and not knowledge.folds:
         yield ("out_of_fold",), "there are no folds; set knowledge.folds, for example to 5"
     if arm.posthoc and (complaint := _posthoc_misfit(train)):
@@ -330,7 +331,7 @@ def _posthoc_misfit(train: Train | None) -> str | None:
     if train is None:
         return None
     if train.validation == 0:
-        return "its temperature is fitted on held-out rows, but train.validation is 0"
+        return "its temperature is fitted on held-out rows, but train.validation is 0; raise it"
     if not task_of(train.task).has_candidates:
         return f"task '{train.task.name}' has no candidates to decide between; leave it out"
     return None

@@ -231,13 +231,15 @@ class EvalRecords:
         ).replace_schema_metadata({**metadata, _VERSION_KEY: str(VERSION), _SCOPE_KEY: self.scope})
 
 
-_REDO = "redo it with `first eval --force`"
+_REDO = "if a run made it, redo it with `first eval --force`"
 
 
 def _read(path: Path) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; {_REDO}")
     try:
         with pq.ParquetFile(path) as file:  # read_table would take `a=b/` in the path for a column
             table = file.read()

@@ -93,6 +93,10 @@ def intervals(
     }
     if "accuracy" in made:
         made["accuracy"] = _accuracy(np.mean([_sorted(r, r.correct) for r in records], axis=0))
+    if "trust" in made:  # accuracy minus what is never negative
+        trust, most = made["trust"], made["accuracy"].interval.high
+        interval = Interval(trust.interval.low, min(trust.interval.high, most))
+        made["trust"] = Estimate(trust.value, interval)
     return made
 
 

@@ -73,16 +73,18 @@ def _best_line(found: Mapping[str, JSON]) -> str:
 
 def _draw_search(title: str, label: str, found: Mapping[str, JSON], place: SubFigure) -> None:
     heading(place, title, f"lowest at T = {_best_line(found)}")
-    main = axes(place, bottom=0.42, left=0.55)
+    main = axes(place, bottom=0.42, left=0.72)
     temperatures, values = np.transpose(sorted(found["curve"]))
     if found.get("interval"):
         main.axvspan(*found["interval"], color=BAND, alpha=0.45, linewidth=0)
     main.axvline(found["temperature"], color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
     main.plot(temperatures, values, color="#0072B2", marker="o", markersize=2)
     if temperatures[-1] > 20 * temperatures[0]:
-        _logarithmic(main, (0.1, 0.2, 0.5, 1, 2, 5, 10))
+        ticks = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+        _logarithmic(main, [t for t in ticks if temperatures[0] <= 1.01 * t <= temperatures[-1]])
     main.set(xlabel="temperature T", ylabel=label)
-    main.set_ylim(*_span(values))
+    # An ECE is bounded, and jumps where a row changes its bin: all of it is shown.
+    main.set_ylim(*((0, 1.05 * max(values)) if label == "ECE" else _span(values)))
     main.grid(True)
 
 

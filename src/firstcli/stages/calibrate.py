@@ -134,6 +134,12 @@ def warnings(where: str, recalibrator: Recalibrator[Any]) -> list[str]:
         f"{where}: T = {state['temperature']:.3g}, fitted by {state['criterion']} on "
         f"{state['rows']} rows (95 % interval {low:.3g} to {high:.3g})"
     )
+    if state["at_grid_end"]:  # interval and spread say little there
+        return [
+            f"{where}: T = {state['temperature']:.3g}, fitted by {state['criterion']} on "
+            f"{state['rows']} rows, lies at the end of the searched range, so the best may lie "
+            "beyond; one temperature may not be what these rows need"
+        ]
     found = []
     if state["few_rows"]:
         found.append(
@@ -144,11 +150,6 @@ def warnings(where: str, recalibrator: Recalibrator[Any]) -> list[str]:
         found.append(
             f"{fitted}, is hardly determined by these rows; raise train.validation, or give a "
             "fixed `temperature`"
-        )
-    if state["at_grid_end"]:
-        found.append(
-            f"{fitted}, lies at the end of the searched range, so the best may lie beyond; see "
-            "whether another recalibrator calibrates better"
         )
     return found
 

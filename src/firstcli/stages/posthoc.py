@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from firstcli.api import BoolArray, FloatArray
 
 
+LITTLE = 0.9  # of the probability on the candidates; the rest tells a temperature of other tokens
+
+
 def check(run: Run, unit: Unit) -> str:
     """Check that there are rows to fit on; return what the plan says of size."""
     return f"a temperature on {len(_rows(run, unit))} validation samples"
@@ -119,6 +122,11 @@ def applied(run: Run, unit: Unit) -> EvalRecords:
     records = EvalRecords.load(folder / f"{given.name}.parquet")
     path = run.folder / "calibration" / f"{unit.model.name}.json"
     temperature = json.loads(path.read_text("utf-8"))["state"]["temperature"]
+    if records.candidate_mass is not None and (mass := records.candidate_mass.mean()) < LITTLE:
+        run.console.warn(
+            f"eval {unit.evaluation}/{unit.model.name}: the candidates hold {100 * mass:.0f} % of "
+            "the model's probability; a temperature fitted to all tokens may not suit them"
+        )
     return tempered(records, temperature)
 
 

@@ -200,7 +200,11 @@ def _notes_on_calibration(run: Run) -> Iterator[tuple[str, str]]:
             fitted += " (95 % of resamplings: {:.3g} to {:.3g})".format(*interval)
         for key, remark in _REMARKS.items():
             fitted += remark * bool(found.get("state", {}).get(key))
-        yield row, fitted
+        of_several = row.endswith(" + T") and run.recipe.seeds and row != "teacher + T"
+        yield (
+            row,
+            fitted + (f"; seed {run.recipe.seeds[0]}, each has its own" if of_several else ""),
+        )
     for row, (first, *_) in _rows(run).items():
         trained = run.manifests.get(f"distill {first.trained}")
         if not first.posthoc and trained and (swaps := trained.facts.get("rank_swaps")):
@@ -210,7 +214,7 @@ def _notes_on_calibration(run: Run) -> Iterator[tuple[str, str]]:
 _REMARKS = {
     "at_grid_end": ", at the end of its grid",
     "flat": ", hardly better than others",
-    "few_rows": ", which are few",
+    "few_rows": "; these are few rows",
 }
 
 
