@@ -160,14 +160,16 @@ class ReportData:
         found = [
             getattr(self.metrics[evaluation, model], key) for model in self.models(evaluation, row)
         ]
-        return [float(value) for value in found if value is not None]
+        return [value for value in found if value is not None]
 
     def mean(self, evaluation: str, row: str, key: str) -> float | None:
         """Return a metric's mean over the seeds; of p-values, whose mean is none, the largest."""
         values = self.values(evaluation, row, key)
         if not values:
             return None
-        return max(values) if key == "ece_p" else fmean(values)
+        if key == "ece_p" or len(set(values)) == 1:  # a count of questions stays a whole number
+            return max(values)
+        return fmean(values)
 
     def spread(self, evaluation: str, row: str, key: str) -> float | None:
         """Return a metric's standard deviation over the seeds, where there are several."""

@@ -67,8 +67,8 @@ def _concentration(data: ReportData) -> Section:
         "Concentrated knowledge",
         "How much of the teacher's probability its most likely tokens hold, over a sample of "
         "training positions: the mean, the range of nine in ten positions, and the lowest and "
-        "highest of all. Beside it what keeping that many costs on disk. The dashed line is this "
-        "run's k (Figure 2 of the paper).",
+        "highest of all; then what keeping that many costs on disk, measured on the same sample. "
+        "The dashed line is this run's k (Figure 2 of the paper).",
         (("", concentration.drawing(found, data.top_k)),) if found else (),
         "There is no knowledge/train/concentration.json in the run's folder: `first extract` "
         "writes it, for recipes in which an arm learns from the teacher's knowledge.",

@@ -26,7 +26,7 @@ from firstcli.units import Model, Unit, models_of, units_of
 
 _PARTS: dict[Part, str] = {
     "train": "training",
-    "out-of-fold": "training, out of fold",
+    "out-of-fold": "training (out of fold)",
     "validation": "validation",
 }
 
@@ -183,7 +183,7 @@ def _notes_on_knowledge(run: Run) -> Iterator[tuple[str, str]]:
             facts = run.manifests[key].facts
             weight = sum(file["size"] for file in run.manifests[key].files.values())
             yield (
-                f"knowledge, {name} part",
+                f"knowledge of {name} rows",
                 f"{facts['positions']} positions in {size(weight)}, mean mass of the top "
                 f"{run.recipe.knowledge.top_k}: {facts['mean_top_k_mass']:.4f}, "
                 f"{facts['bytes_per_position']:.1f} bytes a position, probabilities off by "
