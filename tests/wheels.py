@@ -52,7 +52,7 @@ def python_with(plugin: str, folder: Path) -> Path:
     return python
 
 
-def run_own_tests(python: Path, plugin: str, folder: Path) -> None:
-    """Let a plugin's own tests pass against its wheel."""
+def run_own_tests(python: Path, plugin: str, folder: Path) -> str:
+    """Let a plugin's own tests pass against its wheel; return what pytest prints."""
     pytest = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider")
-    run(*pytest, f"--rootdir={folder}", PLUGINS / plugin)
+    return run(*pytest, f"--rootdir={folder}", PLUGINS / plugin)

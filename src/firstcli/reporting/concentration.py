@@ -7,9 +7,19 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from matplotlib.ticker import NullFormatter, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import PercentFormatter
 
-from firstcli.reporting.style import BAND, INK, SOFT, Drawing, Numbers, Panel, axes, heading
+from firstcli.reporting.style import (
+    BAND,
+    INK,
+    SOFT,
+    Drawing,
+    Numbers,
+    Panel,
+    axes,
+    heading,
+    logarithmic,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,8 +101,5 @@ def _draw_disk(size: Mapping[int, float], top_k: int, precision: str, place: Sub
 
 def _over_k(main: Axes, most: int, top_k: int) -> None:
     main.axvline(top_k, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
-    main.set_xscale("log")
-    main.set_xticks([k for k in (1, 2, 5, 10, 20, 50, 100) if k <= most])
-    main.xaxis.set_major_formatter(ScalarFormatter())
-    main.xaxis.set_minor_formatter(NullFormatter())
+    logarithmic(main, [k for k in (1, 2, 5, 10, 20, 50, 100) if k <= most])
     main.grid(True)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.ticker import NullFormatter, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import PercentFormatter
 from scipy.stats import t
 
 from firstcli.calibration import Z95
@@ -21,6 +21,7 @@ from firstcli.reporting.style import (
     axes,
     heading,
     key_rows,
+    logarithmic,
     looks,
     row_key,
     shortened,
@@ -154,10 +155,7 @@ def _draw_cost(
 
 
 def _over_k(main: Axes, ks: Sequence[int]) -> None:
-    main.set_xscale("log")
-    main.set_xticks(ks)
-    main.xaxis.set_major_formatter(ScalarFormatter())
-    main.xaxis.set_minor_formatter(NullFormatter())
+    logarithmic(main, ks)
     main.set_xlabel("tokens kept, k")
     main.grid(True)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from firstcli.reporting import PLUS_T, TEACHER
 
@@ -202,6 +203,14 @@ def heading(place: SubFigure, title: str, line: str = "") -> None:
             va="center",
             parse_math=False,
         )
+
+
+def logarithmic(main: Axes, ticks: Sequence[float]) -> None:
+    """Let x grow by factors, with a plain number at each of the ticks."""
+    main.set_xscale("log")
+    main.set_xticks(ticks)
+    main.xaxis.set_major_formatter(ScalarFormatter())
+    main.xaxis.set_minor_formatter(NullFormatter())
 
 
 def axes(

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.ticker import NullFormatter, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import PercentFormatter
 
 from firstcli.reporting import ReportData
 from firstcli.reporting.style import (
@@ -22,6 +22,7 @@ from firstcli.reporting.style import (
     axes,
     heading,
     key_rows,
+    logarithmic,
     looks,
     row_key,
 )
@@ -81,7 +82,7 @@ def _draw_search(title: str, label: str, found: Mapping[str, JSON], place: SubFi
     main.plot(temperatures, values, color="#0072B2", marker="o", markersize=2)
     if temperatures[-1] > 20 * temperatures[0]:
         ticks = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
-        _logarithmic(main, [t for t in ticks if temperatures[0] <= 1.01 * t <= temperatures[-1]])
+        logarithmic(main, [t for t in ticks if temperatures[0] <= 1.01 * t <= temperatures[-1]])
     main.set(xlabel="temperature T", ylabel=label)
     # An ECE is bounded, and jumps where a row changes its bin: all of it is shown.
     main.set_ylim(*((0, 1.05 * max(values)) if label == "ECE" else _span(values)))
@@ -94,13 +95,6 @@ def _span(values: FloatArray) -> tuple[float, float]:
     top = highest if lower_end <= best else min(highest, best + 2 * (lower_end - best))
     room = 0.08 * max(top - best, 1e-3)
     return float(best - room), float(top + room)
-
-
-def _logarithmic(main: Axes, ticks: Sequence[float]) -> None:
-    main.set_xscale("log")
-    main.set_xticks(ticks)
-    main.xaxis.set_major_formatter(ScalarFormatter())
-    main.xaxis.set_minor_formatter(NullFormatter())
 
 
 def fixed(data: ReportData, evaluation: str) -> Drawing | None:
