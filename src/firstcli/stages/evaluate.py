@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich import box
 from rich.table import Table
@@ -15,10 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from firstcli import heads, metrics, models, processes
 from firstcli.encoding import Question
-from firstcli.out_of_memory import Halving
 from firstcli.records import EvalRecords
 from firstcli.run import Run
-from firstcli.stages import inputs, posthoc
+from firstcli.stages import asking, inputs, posthoc
 from firstcli.units import Unit
 
 BATCH_TOKENS = 8192
@@ -42,17 +42,12 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
         return _recorded(posthoc.applied(run, unit), unit, folder) if processes.is_first() else {}
     asked = inputs.questions(run, unit.role, unit.evaluation)
     model = inputs.model(run, unit.model)
-    ours: dict[str, list[float]] = {}
     reader = heads.Reader(model, run.console.say)
-    halving = Halving(run.console.warn, unit.key)
-    batches = list(models.batches([len(one.input_ids) for one in asked], BATCH_TOKENS))
-    batches = batches[processes.rank() :: processes.count()]
-    with run.console.progress(unit.key, sum(map(len, batches)), "questions") as advance:
-        for batch in batches:
-            chosen = [asked[i] for i in batch]
-            ours |= halving.run(chosen, lambda some: candidate_log_probs(reader, some))
-            advance(len(chosen))
-    answers = {id: found for part in processes.gathered(ours) for id, found in part.items()}
+    lengths = np.array([len(one.input_ids) for one in asked])
+    answers = asking.answers(
+        *(run, unit.key, "questions", asked, lengths, BATCH_TOKENS),
+        lambda some: candidate_log_probs(reader, some),
+    )
     if not processes.is_first():
         return {}
     truths = [one.truth for one in asked]
@@ -69,10 +64,11 @@ def _recorded(records: EvalRecords, unit: Unit, folder: Path) -> dict[str, Any]:
     assert unit.model
     about = {"evaluation": unit.evaluation, "model": unit.model.name}
     records.save(folder / f"{unit.model.name}.parquet", about)
-    found = metrics.summarize(records, "candidates", 10)
-    told = {"n": found.n, "accuracy": found.accuracy, "ece": found.ece, "trust": found.trust}
-    told |= {"confidence": found.confidence} if found.accuracy is None else {}
-    return {name: value for name, value in told.items() if value is not None}
+    if not records.answerable:
+        return {"n": len(records), "confidence": metrics.mean_confidence(records.confidence)}
+    accuracy = metrics.accuracy(records.correct)
+    ece = metrics.ece(records.confidence, records.correct)
+    return {"n": len(records), "accuracy": accuracy, "ece": ece, "trust": accuracy - ece}
 
 
 def candidate_log_probs(

@@ -17,17 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from firstcli import heads, models, processes
+from firstcli import heads, processes
 from firstcli.encoding import Encoded
 from firstcli.errors import UserError
-from firstcli.out_of_memory import Halving
 from firstcli.recalibrators import softmax
 from firstcli.recipe import recalibrator_named
 from firstcli.recipe_parts import PosthocRef
 from firstcli.records import EvalRecords
 from firstcli.run import Run
 from firstcli.shards import TopK
-from firstcli.stages import calibrate, inputs
+from firstcli.stages import asking, calibrate, inputs
 from firstcli.stages.extract import BATCH_TOKENS, top_k_of
 from firstcli.token_rows import TokenRows, lengths_of
 from firstcli.units import Unit
@@ -91,16 +90,10 @@ def _asked(run: Run, unit: Unit, rows: Sequence[Encoded]) -> dict[str, TopK]:
     limit = inputs.vocabulary(run, unit.role)
     top_k = min(run.recipe.knowledge.top_k, limit)
     reader = heads.Reader(inputs.model(run, unit.model), run.console.say)
-    halving = Halving(run.console.warn, unit.key)
-    batches = list(models.batches(lengths_of(rows).tolist(), BATCH_TOKENS))
-    batches = batches[processes.rank() :: processes.count()]
-    ours: dict[str, TopK] = {}
-    with run.console.progress(unit.key, sum(map(len, batches)), "samples") as advance:
-        for batch in batches:
-            chosen = [rows[i] for i in batch]
-            ours |= halving.run(chosen, lambda some: top_k_of(reader, some, top_k, limit))
-            advance(len(chosen))
-    return {id: one for part in processes.gathered(ours) for id, one in part.items()}
+    return asking.answers(
+        *(run, unit.key, "samples", rows, lengths_of(rows), BATCH_TOKENS),
+        lambda some: top_k_of(reader, some, top_k, limit),
+    )
 
 
 def _decisive(rows: Sequence[Encoded], found: dict[str, TopK]) -> tuple[FloatArray, BoolArray]:
