@@ -26,14 +26,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from firstcli import pipeline, teaching
-from firstcli.encoding import encode_questions
-from firstcli.pipeline import Request, open_run
+from firstcli.data.encoding import encode_questions
+from firstcli.pipeline import execute
+from firstcli.pipeline.execute import Request, open_run
 from firstcli.plugins import load
-from firstcli.recalibrators import normalized, softmax
-from firstcli.run import Run
+from firstcli.recalibration.builtin import normalized, softmax
 from firstcli.stages import inputs
-from firstcli.teaching import Positions
+from firstcli.training import soft_targets
+from firstcli.training.soft_targets import Positions
+from firstcli.workspace.run import Run
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -78,10 +79,10 @@ def validation_rows(run: Run) -> Rows:
     arm = next(arm for arm in run.recipe.arms.values() if arm.learn == "knowledge")
     rows = inputs.training_rows(run, "teacher", "validation")
     knowledge = inputs.stored_knowledge(run, "validation", rows)
-    positions = Positions.joined(list(teaching.recalibrated_of(arm, rows, knowledge)))
+    positions = Positions.joined(list(soft_targets.recalibrated_of(arm, rows, knowledge)))
     samples = run.training.validation
     if any(sample.truth is None for sample in samples):
-        return Rows(positions, positions.is_true.astype(np.float64), False)
+        return Rows(positions, positions.is_label.astype(np.float64), False)
     tokenizer = inputs.tokenizer(run, "teacher")
     outcome = np.zeros(positions.topk.shape)
     for i, question in enumerate(encode_questions(samples, tokenizer, "validation")):
@@ -94,21 +95,21 @@ def taught_by(name: str, rows: Rows, fold: npt.NDArray[np.int64]) -> FloatArray:
     """Return mass times target of every row, fitted on the other folds, (N, k)."""
     plugin, options, prepare = CONTENDERS[name]
     cls = load("recalibrators", plugin)
-    mass, is_true = rows.positions.mass, rows.positions.is_true
+    mass, is_label = rows.positions.mass, rows.positions.is_label
     topk = prepare(rows.positions.topk)
-    taught = np.empty(topk.shape)
+    probabilities = np.empty(topk.shape)
     for number in range(FOLDS):
         held_out = fold == number
         recalibrator = cls(cls.Options.model_validate(options))
-        recalibrator.fit(topk[~held_out], is_true[~held_out], mass[~held_out])
-        taught[held_out] = mass[held_out, None] * recalibrator.transform(topk[held_out])
-    return taught
+        recalibrator.fit(topk[~held_out], is_label[~held_out], mass[~held_out])
+        probabilities[held_out] = mass[held_out, None] * recalibrator.transform(topk[held_out])
+    return probabilities
 
 
-def row_losses(taught: FloatArray, rows: Rows) -> FloatArray:
+def row_losses(probabilities: FloatArray, rows: Rows) -> FloatArray:
     """Return each row's expected -log of what is taught, over k + 1 outcomes, (N,)."""
     tail = np.exp(rows.positions.log_tail)
-    inside = -(rows.outcome * np.log(np.maximum(taught, 1e-12))).sum(axis=1)
+    inside = -(rows.outcome * np.log(np.maximum(probabilities, 1e-12))).sum(axis=1)
     outside = -(1 - rows.outcome.sum(axis=1)) * np.log(np.maximum(tail, 1e-12))
     return np.asarray(inside + outside)
 
@@ -122,18 +123,18 @@ class Judge:
         drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), DRAWS)
         self.times = np.vstack([np.ones(count), drawn])  # (1 + draws, N), the first is the data
 
-    def nll(self, taught: FloatArray) -> FloatArray:
+    def nll(self, probabilities: FloatArray) -> FloatArray:
         """Return the mean loss, (1 + draws,)."""
-        return np.asarray(self.times @ row_losses(taught, self.rows) / len(taught))
+        return np.asarray(self.times @ row_losses(probabilities, self.rows) / len(probabilities))
 
-    def ece(self, taught: FloatArray) -> FloatArray:
+    def ece(self, probabilities: FloatArray) -> FloatArray:
         """Return the calibration error of the first token, (1 + draws,)."""
         edges = np.linspace(0, 1, self.bins + 1)[1:-1]
-        bin_of = np.searchsorted(edges, taught[:, 0])
-        gaps = (taught[:, 0] - self.rows.outcome[:, 0])[:, None] * (
+        bin_of = np.searchsorted(edges, probabilities[:, 0])
+        gaps = (probabilities[:, 0] - self.rows.outcome[:, 0])[:, None] * (
             bin_of[:, None] == np.arange(self.bins)
         )  # (N, bins)
-        return np.asarray(np.abs(self.times @ gaps).sum(axis=1) / len(taught))
+        return np.asarray(np.abs(self.times @ gaps).sum(axis=1) / len(probabilities))
 
 
 def difference(
@@ -154,13 +155,13 @@ def invented(count: int, heats: tuple[float, float], seed: int) -> tuple[FloatAr
     honest = softmax(logits / np.where(sure, *heats), 1.0)
     answer = (generator.random((count, 1)) > honest.cumsum(axis=1)).sum(axis=1)
     order = np.argsort(-logits, axis=1)
-    is_true = order == np.minimum(answer, 4)[:, None]
-    return np.take_along_axis(softmax(logits, 1.0), order, axis=1), is_true
+    is_label = order == np.minimum(answer, 4)[:, None]
+    return np.take_along_axis(softmax(logits, 1.0), order, axis=1), is_label
 
 
 def gain(count: int, heats: tuple[float, float], seed: int) -> float:
     """Return how much lower NLL is on 20,000 other rows than with one temperature for all."""
-    topk, is_true = invented(20_000, heats, seed=10_000)
+    topk, is_label = invented(20_000, heats, seed=10_000)
     given = invented(count, heats, seed)
     losses = []
     for name in ("logit-temperature, nll", OURS):
@@ -168,7 +169,7 @@ def gain(count: int, heats: tuple[float, float], seed: int) -> float:
         cls = load("recalibrators", plugin)
         recalibrator = cls(cls.Options.model_validate(options))
         recalibrator.fit(*given, given[0].sum(axis=1))
-        losses.append(-np.log((recalibrator.transform(topk) * is_true).sum(axis=1)).mean())
+        losses.append(-np.log((recalibrator.transform(topk) * is_label).sum(axis=1)).mean())
     return float(losses[0] - losses[1])
 
 
@@ -196,13 +197,13 @@ def main() -> None:
     if chosen.recipe is None:
         parser.error("give a recipe, or --invented")
     request = Request(chosen.recipe, tuple(chosen.overrides), run_dir=chosen.run_dir, quiet=True)
-    pipeline.execute(request, "extract")
+    execute.execute(request, "extract")
     rows = validation_rows(open_run(request))
     fold = np.random.default_rng(0).permutation(len(rows.outcome)) % FOLDS
     judge = Judge(rows)
     found = {name: taught_by(name, rows, fold) for name in CONTENDERS}
-    nll = {name: judge.nll(taught) for name, taught in found.items()}
-    ece = {name: judge.ece(taught) for name, taught in found.items()}
+    nll = {name: judge.nll(probabilities) for name, probabilities in found.items()}
+    ece = {name: judge.ece(probabilities) for name, probabilities in found.items()}
     which = "true probabilities" if rows.truth_known else "answers"
     print(f"{len(fold)} rows, judged by {which}; ECE in percent\n")
     print(f"| recalibrator | NLL | ECE | {OURS} minus it: NLL | ECE |")

@@ -1,4 +1,3 @@
-# ruff: noqa: TID253
 """The same experiment as a recipe's, in a bare PyTorch loop: what a pipeline is measured against.
 
     python benchmarks/bare_loop.py recipes/quickstart.yaml
@@ -23,16 +22,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from firstcli import metrics, models, objectives, sampling, teaching
-from firstcli.batches import Collate, Rows, Teacher
-from firstcli.encoding import Encoded
-from firstcli.knowledge import TopK
-from firstcli.pipeline import Request, open_run
-from firstcli.recipe import Arm, Training, recalibrator_of, training_of
-from firstcli.run import Run
+from firstcli import metrics
+from firstcli.data.encoded import lengths_of
+from firstcli.data.encoding import EncodedSample
+from firstcli.knowledge.top_k import TopK
+from firstcli.models import inference
+from firstcli.pipeline.execute import Request, open_run
+from firstcli.recipe.schema import Arm, Training, recalibrator_of, training_of
 from firstcli.stages import inputs
-from firstcli.teaching import Taught
-from firstcli.token_rows import lengths_of
+from firstcli.training import objectives, sampling, soft_targets
+from firstcli.training.collate import Collate, Rows, Teacher
+from firstcli.training.soft_targets import SoftTargets
+from firstcli.workspace.run import Run
 
 
 def logits_of(model: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -43,13 +44,19 @@ def logits_of(model: Any, batch: dict[str, Tensor]) -> Tensor:
 
 
 def fit(
-    model: Any, rows: Sequence[Encoded], taught: Teacher | None, settings: Training, seed: int
+    model: Any,
+    rows: Sequence[EncodedSample],
+    probabilities: Teacher | None,
+    settings: Training,
+    seed: int,
 ) -> None:
     """Train in place: AdamW, cosine with 3 % warm-up, gradients clipped at 1 like the Trainer."""
     torch.manual_seed(seed)
     size = settings.batch_size
     batches = sampling.MicroBatches(lengths_of(rows), size, size, processes=1, rank=0, seed=seed)
-    loader = DataLoader(Rows(len(rows)), batch_sampler=batches, collate_fn=Collate(rows, taught))
+    loader = DataLoader(
+        Rows(len(rows)), batch_sampler=batches, collate_fn=Collate(rows, probabilities)
+    )
     steps = math.ceil(len(loader) * settings.epochs)
     warm = math.ceil(0.03 * steps)
     optimizer = torch.optim.AdamW(
@@ -69,11 +76,11 @@ def fit(
         batches.set_epoch(done // len(loader))
         for batch in loader:
             logits = logits_of(model, batch)
-            if taught is None:
+            if probabilities is None:
                 loss = objectives.labels(logits, batch["targets"]).mean()
             else:
                 loss = objectives.topk_tail(
-                    logits, batch["token_ids"], batch["taught"], batch["tail"]
+                    logits, batch["token_ids"], batch["probabilities"], batch["tail"]
                 ).mean()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -87,11 +94,11 @@ def fit(
 
 
 @torch.inference_mode()
-def know(model: Any, rows: Sequence[Encoded], top_k: int) -> teaching.Positions:
+def know(model: Any, rows: Sequence[EncodedSample], top_k: int) -> soft_targets.Positions:
     """Top k of every supervised position."""
     found: dict[int, TopK] = {}
     collate = Collate(rows, None)
-    for chosen in models.batches([len(row.input_ids) for row in rows], 4096):
+    for chosen in inference.batches([len(row.input_ids) for row in rows], 4096):
         log_probs = torch.log_softmax(logits_of(model, collate(chosen)), -1)
         values, ids = log_probs.topk(top_k)
         tail = log_probs.scatter(-1, ids, -torch.inf).logsumexp(-1)
@@ -100,7 +107,7 @@ def know(model: Any, rows: Sequence[Encoded], top_k: int) -> teaching.Positions:
             at = slice(end - len(rows[i].targets), end)
             found[i] = TopK(ids[at].int().numpy(), values[at].numpy(), tail[at].numpy())
     ordered = [found[i] for i in range(len(rows))]
-    return teaching.Positions(
+    return soft_targets.Positions(
         np.exp(np.concatenate([one.log_probs for one in ordered]).astype(np.float64)),
         np.concatenate([one.log_tail for one in ordered]).astype(np.float64),
         np.concatenate([one.token_ids for one in ordered]),
@@ -113,17 +120,17 @@ def know(model: Any, rows: Sequence[Encoded], top_k: int) -> teaching.Positions:
 
 def lessons(
     arm: Arm,
-    rows: Sequence[Encoded],
-    train: teaching.Positions,
-    validation: teaching.Positions,
+    rows: Sequence[EncodedSample],
+    train: soft_targets.Positions,
+    validation: soft_targets.Positions,
 ) -> Teacher:
     """Fit the recalibrator on the validation part, apply it to the training part."""
     recalibrator = recalibrator_of(arm)
     if recalibrator.needs_fit:
         chosen = validation.where(validation.decisive)
-        recalibrator.fit(chosen.topk, chosen.is_true, teaching.taught_mass(arm, chosen))
-    target = teaching.targets(arm, recalibrator, train)
-    mass = teaching.taught_mass(arm, train)
+        recalibrator.fit(chosen.topk, chosen.is_label, soft_targets.taught_mass(arm, chosen))
+    target = soft_targets.targets(arm, recalibrator, train)
+    mass = soft_targets.taught_mass(arm, train)
     tail = np.exp(train.log_tail) if arm.mass == "teacher" else np.zeros_like(mass)
     p = (mass[:, None] * target).astype(np.float32)
     small, whole = tail.astype(np.float32), train.mass.astype(np.float32)
@@ -133,11 +140,11 @@ def lessons(
         row.id: np.arange(end - n, end) for row, end, n in zip(rows, ends, counts, strict=True)
     }
 
-    def taught(batch: Sequence[Encoded], /) -> Taught:
+    def probabilities(batch: Sequence[EncodedSample], /) -> SoftTargets:
         at = np.concatenate([places[row.id] for row in batch])
-        return Taught(train.token_ids[at], p[at], small[at], whole[at])
+        return SoftTargets(train.token_ids[at], p[at], small[at], whole[at])
 
-    return taught
+    return probabilities
 
 
 @torch.inference_mode()
@@ -147,8 +154,8 @@ def judge(run: Run, model: Any) -> dict[str, dict[str, float]]:
     for evaluation in run.recipe.evaluate:
         asked = inputs.questions(run, "student", evaluation.name)
         confidence, correct = np.zeros(len(asked)), np.zeros(len(asked), bool)
-        for chosen in models.batches([len(one.input_ids) for one in asked], 8192):
-            padded = models.pad([asked[i].input_ids for i in chosen])
+        for chosen in inference.batches([len(one.input_ids) for one in asked], 8192):
+            padded = inference.pad([asked[i].input_ids for i in chosen])
             batch = {
                 "input_ids": padded.input_ids,
                 "attention_mask": padded.attention_mask,
@@ -180,9 +187,9 @@ def main() -> None:
     held_out = know(teacher, validation, recipe.knowledge.top_k)
     results = {"teacher": judge(run, teacher)}
     for name, arm in recipe.arms.items():
-        taught = None if arm.learn == "labels" else lessons(arm, train, known, held_out)
+        probabilities = None if arm.learn == "labels" else lessons(arm, train, known, held_out)
         student = inputs.starting_model(run, "student", "float32", recipe.seed)
-        fit(student, train, taught, training_of(recipe.student, arm), recipe.seed)
+        fit(student, train, probabilities, training_of(recipe.student, arm), recipe.seed)
         results[name] = judge(run, student)
     print(json.dumps({"seconds": time.perf_counter() - began, "results": results}, indent=1))
 

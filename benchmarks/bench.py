@@ -1,4 +1,3 @@
-# ruff: noqa: TID253
 """All benchmarks against goals, as one Markdown table.
 
     python benchmarks/bench.py [--repeats 5] [--only TOPIC ...] [--out FILE]

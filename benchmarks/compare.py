@@ -14,8 +14,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from firstcli import metrics, uncertainty
-from firstcli.records import EvalRecords
+from firstcli import metrics
+from firstcli.metrics import uncertainty
+from firstcli.metrics.records import EvalRecords
 
 NAMES = {"accuracy": "accuracy", "ece": "ECE", "trust": "Trust", "ece_true": "ECE true"}
 

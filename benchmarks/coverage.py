@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from firstcli.calibration import ece_true
-from firstcli.records import EvalRecords
-from firstcli.uncertainty import differences, intervals
+from firstcli.metrics.calibration import ece_true
+from firstcli.metrics.records import EvalRecords
+from firstcli.metrics.uncertainty import differences, intervals
 
 Floats = npt.NDArray[np.float64]
 

@@ -1,4 +1,3 @@
-# ruff: noqa: TID253
 """What training waits for data, what it pads, and how fast shards are written and opened.
 
     python benchmarks/data.py [--repeats 5]
@@ -22,12 +21,13 @@ from torch import Tensor
 
 import measure
 import shapes
-from firstcli import batches, knowledge, sampling, training, training_arguments
-from firstcli.console import Console
-from firstcli.encoding import Encoded
-from firstcli.knowledge import Knowledge
-from firstcli.recipe import Training
-from firstcli.token_rows import TokenRows
+from firstcli.data.encoded import EncodedStore
+from firstcli.data.encoding import EncodedSample
+from firstcli.knowledge import store
+from firstcli.knowledge.store import Knowledge
+from firstcli.recipe.schema import Training
+from firstcli.runtime.console import Console
+from firstcli.training import arguments, collate, sampling, trainer
 from measure import Report, Row
 
 SAMPLES, SHARD, BATCH, STEPS = 1024, 256, 32, 6
@@ -38,8 +38,8 @@ class Timed:
 
     spans: list[tuple[float, float]] = []  # noqa: RUF012  # training makes the only instance
 
-    def __init__(self, rows: Sequence[Encoded], lessons: batches.Teacher | None) -> None:
-        self._collate = batches.Collate(rows, lessons)
+    def __init__(self, rows: Sequence[EncodedSample], lessons: collate.Teacher | None) -> None:
+        self._collate = collate.Collate(rows, lessons)
 
     def __call__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         began = time.perf_counter()
@@ -52,17 +52,17 @@ def waiting(folder: Path, repeats: int) -> Row:
     """Train some steps a repeat; the share of the time from batch to batch that making one took."""
     shape = shapes.SMALL
     model = shape.make()
-    rows = TokenRows(shapes.INSTRUCTION.rows(SAMPLES, shape.vocabulary), folder)
+    rows = EncodedStore(shapes.INSTRUCTION.rows(SAMPLES, shape.vocabulary), folder)
     lessons = shapes.lessons(folder, rows)
     settings = Training(batch_size=BATCH, epochs=1, learning_rate=1e-5)
-    trainer = {"max_steps": STEPS, "save_strategy": "no", "logging_steps": 1000}
+    fields = {"max_steps": STEPS, "save_strategy": "no", "logging_steps": 1000}
     device = torch.device("cpu")
-    vars(training)["Collate"] = Timed
+    vars(trainer)["Collate"] = Timed
     shares, waits = [], []
     for _ in range(repeats):
         Timed.spans.clear()
-        args = training_arguments.arguments(folder / "run", settings, trainer, 0, device)
-        training.train(model, rows, lessons, "topk-tail", args, Console(quiet=True), "waiting")
+        args = arguments.arguments(folder / "run", settings, fields, 0, device)
+        trainer.train(model, rows, lessons, "topk-tail", args, Console(quiet=True), "waiting")
         began, ended = np.array(Timed.spans).T
         waits.append(float((ended - began)[1:-1].sum()))
         shares.append(waits[-1] / float(np.diff(began)[1:].sum()))
@@ -102,7 +102,7 @@ def padding() -> Row:
     )
 
 
-def store(folder: Path, repeats: int) -> str:
+def write_store(folder: Path, repeats: int) -> str:
     """Write the store that `waiting` reads, and open it."""
     rows = shapes.INSTRUCTION.rows(SAMPLES, shapes.SMALL.vocabulary)
     known = shapes.teachings(rows, shapes.SMALL.vocabulary)
@@ -115,7 +115,7 @@ def store(folder: Path, repeats: int) -> str:
     )
     count = shapes.positions(rows)
     rates = [f"{count / statistics.median(found):,.0f} {name}" for name, found in times.items()]
-    size = knowledge.summary(folder)["bytes_per_position"]
+    size = store.summary(folder)["bytes_per_position"]
     return (
         f"Knowledge, positions/s: {' and '.join(rates)} ({count:,} positions of random tokens in "
         f"shards of {SHARD} samples, {size:.1f} bytes each)."
@@ -125,7 +125,7 @@ def store(folder: Path, repeats: int) -> str:
 def report(repeats: int) -> Report:
     """Measure it all."""
     with tempfile.TemporaryDirectory() as name:
-        note = store(Path(name), repeats)
+        note = write_store(Path(name), repeats)
         return Report([waiting(Path(name), repeats), padding()], [note])
 
 

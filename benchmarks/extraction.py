@@ -1,4 +1,3 @@
-# ruff: noqa: TID253
 """Extraction against the teacher's bare forward pass, and against a loop that writes JSONL.
 
     python benchmarks/extraction.py [--repeats 5]
@@ -21,11 +20,12 @@ from torch import Tensor
 
 import measure
 import shapes
-from firstcli import heads, knowledge, models
-from firstcli.batches import Collate
-from firstcli.encoding import Encoded
-from firstcli.knowledge import TopK
+from firstcli.data.encoding import EncodedSample
+from firstcli.knowledge import store
+from firstcli.knowledge.top_k import TopK
+from firstcli.models import inference, readout
 from firstcli.stages import extract
+from firstcli.training.collate import Collate
 from measure import Report, Row
 
 SAMPLES = {"questions": 256, "instructions": 32}
@@ -33,14 +33,14 @@ LOOPED = {"questions": 16, "instructions": 4}  # of these; the loop is slow
 
 
 @torch.inference_mode()
-def extract_shard(reader: heads.Reader, rows: Sequence[Encoded], limit: int, path: Path) -> None:
+def extract_shard(
+    reader: readout.Reader, rows: Sequence[EncodedSample], limit: int, path: Path
+) -> None:
     """Do for a shard what `stages.extract` does."""
     found: dict[str, TopK] = {}
-    for batch in models.batches([len(row.input_ids) for row in rows], extract.BATCH_TOKENS):
+    for batch in inference.batches([len(row.input_ids) for row in rows], extract.BATCH_TOKENS):
         found |= extract.top_k_of(reader, [rows[i] for i in batch], shapes.TOP_K, limit)
-    knowledge.write_shard(
-        path, rows, [found[row.id] for row in rows], {**shapes.FACTS, "shards": 1}
-    )
+    store.write_shard(path, rows, [found[row.id] for row in rows], {**shapes.FACTS, "shards": 1})
 
 
 @torch.inference_mode()
@@ -52,7 +52,7 @@ def forward(model: Any, batches: Sequence[dict[str, Tensor]]) -> None:
 
 
 @torch.inference_mode()
-def write_lines(model: Any, rows: Sequence[Encoded], path: Path) -> None:
+def write_lines(model: Any, rows: Sequence[EncodedSample], path: Path) -> None:
     """Do it position by position: one sample at a time, all logits, a dictionary each."""
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
@@ -69,10 +69,10 @@ def compare(shape: shapes.Model, text: shapes.Text, repeats: int, folder: Path) 
     model = shape.make()
     rows = text.rows(SAMPLES[text.name], shape.vocabulary)
     few = rows[: LOOPED[text.name]]
-    reader = heads.Reader(model)
+    reader = readout.Reader(model)
     collate = Collate(rows, None)
     lengths = [len(row.input_ids) for row in rows]
-    batches = [collate(batch) for batch in models.batches(lengths, extract.BATCH_TOKENS)]
+    batches = [collate(batch) for batch in inference.batches(lengths, extract.BATCH_TOKENS)]
     shard, lines = folder / "shard-00000.parquet", folder / "lines.jsonl"
     taken = measure.in_turns(
         {

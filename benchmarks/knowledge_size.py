@@ -1,4 +1,3 @@
-# ruff: noqa: TID253
 """What knowledge costs on disk and what storing loses, in each precision, for a recipe's teacher.
 
     python benchmarks/knowledge_size.py recipe.yaml --samples 3000
@@ -19,12 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from firstcli import heads, knowledge, models
-from firstcli.encoding import Encoded
-from firstcli.knowledge import Precision, TopK
-from firstcli.pipeline import Request, open_run
-from firstcli.run import Run
+from firstcli.data.encoding import EncodedSample
+from firstcli.knowledge import store
+from firstcli.knowledge.store import Precision
+from firstcli.knowledge.top_k import TopK
+from firstcli.models import inference, readout
+from firstcli.pipeline.execute import Request, open_run
 from firstcli.stages import extract, inputs
+from firstcli.workspace.run import Run
 
 PRECISIONS: tuple[Precision, ...] = ("standard", "compact")
 ERRORS = (
@@ -37,18 +38,21 @@ ERRORS = (
 
 
 @torch.inference_mode()
-def exact_knowledge(run: Run, rows: Sequence[Encoded]) -> dict[str, TopK]:
+def exact_knowledge(run: Run, rows: Sequence[EncodedSample]) -> dict[str, TopK]:
     """Ask the teacher."""
-    reader = heads.Reader(inputs.teacher(run))
+    reader = readout.Reader(inputs.teacher(run))
     top_k, limit = run.recipe.knowledge.top_k, inputs.shared_vocabulary(run)
     found: dict[str, TopK] = {}
-    for batch in models.batches([len(row.input_ids) for row in rows], extract.BATCH_TOKENS):
+    for batch in inference.batches([len(row.input_ids) for row in rows], extract.BATCH_TOKENS):
         found |= extract.top_k_of(reader, [rows[i] for i in batch], top_k, limit)
     return found
 
 
 def measure(
-    shards: Sequence[Sequence[Encoded]], exact: dict[str, TopK], top_k: int, precision: Precision
+    shards: Sequence[Sequence[EncodedSample]],
+    exact: dict[str, TopK],
+    top_k: int,
+    precision: Precision,
 ) -> str:
     """Return a precision's row of the table."""
     facts = {"top_k": top_k, "precision": precision, "shards": len(shards)}
@@ -56,12 +60,12 @@ def measure(
         folder = Path(name)
         begun = time.perf_counter()
         for index, shard in enumerate(shards):
-            path = knowledge.shard_path(folder, index)
-            knowledge.write_shard(path, shard, [exact[row.id] for row in shard], facts)
+            path = store.shard_path(folder, index)
+            store.write_shard(path, shard, [exact[row.id] for row in shard], facts)
         written = time.perf_counter()
-        knowledge.Knowledge(folder)
+        store.Knowledge(folder)
         opened = time.perf_counter()
-        found = knowledge.summary(folder)
+        found = store.summary(folder)
     rates = [found["positions"] / taken for taken in (written - begun, opened - written)]
     cells = [
         precision,

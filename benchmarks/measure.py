@@ -1,4 +1,3 @@
-# ruff: noqa: TID253
 """How the benchmarks measure: in turns, as ratios pair by pair, each topic in a fresh process.
 
 The topics are `extraction`, `objective`, `steps`, `questions`, `startup` and `data`; each file runs

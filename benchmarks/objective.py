@@ -1,4 +1,3 @@
-# ruff: noqa: TID253
 """The objective alone, forward and backward, against the same computed from dense logits.
 
     python benchmarks/objective.py [--repeats 5]
@@ -15,7 +14,8 @@ import torch
 from torch import Tensor
 
 import measure
-from firstcli import fused, heads
+from firstcli.models import readout
+from firstcli.training import fused_objectives
 from measure import Report, Row
 
 N, D, V, K = 1024, 512, 64_000, 5
@@ -24,15 +24,21 @@ CHUNKS = [64, 128, 256, 512]  # rows of logits in flight
 Objective = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-def fused_loss(hidden: Tensor, weight: Tensor, ids: Tensor, taught: Tensor, tail: Tensor) -> Tensor:
+def fused_loss(
+    hidden: Tensor, weight: Tensor, ids: Tensor, probabilities: Tensor, tail: Tensor
+) -> Tensor:
     """Compute it as training does."""
-    return fused.topk_tail(heads.Layer(hidden, weight, None), ids, taught, tail).loss
+    return fused_objectives.topk_tail(
+        readout.Layer(hidden, weight, None), ids, probabilities, tail
+    ).loss
 
 
-def dense_loss(hidden: Tensor, weight: Tensor, ids: Tensor, taught: Tensor, tail: Tensor) -> Tensor:
+def dense_loss(
+    hidden: Tensor, weight: Tensor, ids: Tensor, probabilities: Tensor, tail: Tensor
+) -> Tensor:
     """Compute the part that any dense implementation has: log_softmax and gather."""
     log_q = torch.log_softmax(hidden @ weight.T, -1).gather(-1, ids)
-    return -(taught * log_q).sum()
+    return -(probabilities * log_q).sum()
 
 
 OBJECTIVES: dict[str, Objective] = {"fused": fused_loss, "dense": dense_loss}
@@ -47,13 +53,13 @@ def make(objective: str, chunk: int | None = None) -> Callable[[], None]:
     ids = torch.rand(N, V // 8, generator=generator).topk(K).indices
     p = torch.softmax(torch.randn(N, K + 1, generator=generator), -1)
 
-    default = fused.ROWS["cpu"]
+    default = fused_objectives.ROWS["cpu"]
 
     def work() -> None:
-        fused.ROWS["cpu"] = chunk or default
+        fused_objectives.ROWS["cpu"] = chunk or default
         hidden.grad = weight.grad = None
         OBJECTIVES[objective](hidden, weight, ids, p[:, :K], p[:, K]).backward()
-        fused.ROWS["cpu"] = default
+        fused_objectives.ROWS["cpu"] = default
 
     return work
 

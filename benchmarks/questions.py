@@ -1,4 +1,3 @@
-# ruff: noqa: TID253
 """Evaluation of multiple-choice questions against one bare forward pass of their prompts.
 
     python benchmarks/questions.py [--repeats 5]
@@ -17,8 +16,8 @@ from torch import Tensor
 
 import measure
 import shapes
-from firstcli import heads, models
-from firstcli.encoding import Question
+from firstcli.data.encoding import Question
+from firstcli.models import inference, readout
 from firstcli.stages import evaluate
 from measure import Report, Row
 
@@ -27,15 +26,15 @@ CANDIDATES = 5
 
 
 @torch.inference_mode()
-def ask(reader: heads.Reader, questions: Sequence[Question]) -> None:
+def ask(reader: readout.Reader, questions: Sequence[Question]) -> None:
     """Do what `stages.evaluate` does."""
     lengths = [len(one.input_ids) for one in questions]
-    for batch in models.batches(lengths, evaluate.BATCH_TOKENS):
+    for batch in inference.batches(lengths, evaluate.BATCH_TOKENS):
         evaluate.candidate_log_probs(reader, [questions[i] for i in batch])
 
 
 @torch.inference_mode()
-def forward(model: Any, batches: Sequence[tuple[models.Padded, Tensor]]) -> None:
+def forward(model: Any, batches: Sequence[tuple[inference.Padded, Tensor]]) -> None:
     """Run the trunk, and the output layer on the last tokens."""
     for padded, last in batches:
         hidden = model.model(padded.input_ids, attention_mask=padded.attention_mask)[0]
@@ -51,10 +50,10 @@ def compare(shape: shapes.Model, repeats: int) -> Row:
     candidates = tuple(range(0, CANDIDATES * 100, 100))
     questions = [Question(str(i), ids, candidates, 0, None) for i, ids in enumerate(prompts)]
     batches = []
-    for batch in models.batches([len(ids) for ids in prompts], evaluate.BATCH_TOKENS):
+    for batch in inference.batches([len(ids) for ids in prompts], evaluate.BATCH_TOKENS):
         chosen = [prompts[i] for i in batch]
-        batches.append((models.pad(chosen), torch.tensor([len(ids) - 1 for ids in chosen])))
-    reader = heads.Reader(model)
+        batches.append((inference.pad(chosen), torch.tensor([len(ids) - 1 for ids in chosen])))
+    reader = readout.Reader(model)
     times = measure.in_turns(
         {
             "first": measure.clocked(lambda: ask(reader, questions)),

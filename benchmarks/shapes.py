@@ -1,4 +1,3 @@
-# ruff: noqa: TID253
 """What the benchmarks run on: models with random weights, and samples of random tokens."""
 
 from __future__ import annotations
@@ -11,11 +10,12 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from firstcli import knowledge
-from firstcli.encoding import Encoded
-from firstcli.knowledge import Knowledge, TopK
-from firstcli.recipe import Arm, recalibrator_of
-from firstcli.teaching import Lessons
+from firstcli.data.encoding import EncodedSample
+from firstcli.knowledge import store
+from firstcli.knowledge.store import Knowledge
+from firstcli.knowledge.top_k import TopK
+from firstcli.recipe.schema import Arm, recalibrator_of
+from firstcli.training.soft_targets import SoftTargetBuilder
 
 TOP_K = 5
 FACTS = {"top_k": TOP_K, "precision": "standard"}
@@ -58,7 +58,7 @@ class Text:
     prompt: tuple[int, int]
     response: tuple[int, int]
 
-    def rows(self, count: int, vocabulary: int) -> list[Encoded]:
+    def rows(self, count: int, vocabulary: int) -> list[EncodedSample]:
         """Draw samples; all models know the same lengths."""
         lengths, draw = np.random.default_rng(0), np.random.default_rng(1)
         rows = []
@@ -66,7 +66,7 @@ class Text:
             start = int(lengths.integers(self.prompt[0], self.prompt[1] + 1))
             supervised = int(lengths.integers(self.response[0], self.response[1] + 1))
             ids = draw.integers(0, vocabulary, start + supervised, dtype=np.int32)
-            rows.append(Encoded(f"s{number}", ids, start, None))
+            rows.append(EncodedSample(f"s{number}", ids, start, None))
         return rows
 
 
@@ -75,11 +75,11 @@ INSTRUCTION = Text("instructions", (60, 140), (90, 210))
 TEXTS = (QUESTION, INSTRUCTION)
 
 
-def positions(rows: Sequence[Encoded]) -> int:
+def positions(rows: Sequence[EncodedSample]) -> int:
     return sum(len(row.targets) for row in rows)
 
 
-def teachings(rows: Sequence[Encoded], vocabulary: int) -> list[TopK]:
+def teachings(rows: Sequence[EncodedSample], vocabulary: int) -> list[TopK]:
     """Draw a made-up teacher's top k."""
     draw = np.random.default_rng(2)
     found = []
@@ -94,21 +94,23 @@ def teachings(rows: Sequence[Encoded], vocabulary: int) -> list[TopK]:
     return found
 
 
-def write_store(folder: Path, rows: Sequence[Encoded], known: Sequence[TopK], size: int) -> None:
+def write_store(
+    folder: Path, rows: Sequence[EncodedSample], known: Sequence[TopK], size: int
+) -> None:
     """Write knowledge in shards of `size` samples."""
     starts = range(0, len(rows), size)
     for index, first in enumerate(starts):
-        knowledge.write_shard(
-            knowledge.shard_path(folder, index),
+        store.write_shard(
+            store.shard_path(folder, index),
             rows[first : first + size],
             known[first : first + size],
             {**FACTS, "shards": len(starts)},
         )
 
 
-def lessons(folder: Path, rows: Sequence[Encoded]) -> Lessons:
+def lessons(folder: Path, rows: Sequence[EncodedSample]) -> SoftTargetBuilder:
     """Read a store as a student with a recalibrator does."""
     arm = Arm.model_validate(
         {"recalibrator": {"name": "temperature-scaling", "options": {"temperature": 0.5}}}
     )
-    return Lessons(arm, recalibrator_of(arm), Knowledge(folder), rows)
+    return SoftTargetBuilder(arm, recalibrator_of(arm), Knowledge(folder), rows)

@@ -1,4 +1,3 @@
-# ruff: noqa: TID253
 """A distillation step against a plain Trainer's, with hard labels and with dense teacher logits.
 
     python benchmarks/steps.py [--repeats 5]
@@ -29,10 +28,11 @@ from transformers.trainer_callback import PrinterCallback
 
 import measure
 import shapes
-from firstcli import models, sampling, training, training_arguments
-from firstcli.console import Advance, Console
-from firstcli.encoding import Encoded
-from firstcli.recipe import Training
+from firstcli.data.encoding import EncodedSample
+from firstcli.models import inference
+from firstcli.recipe.schema import Training
+from firstcli.runtime.console import Advance, Console
+from firstcli.training import arguments, sampling, trainer
 from measure import Report, Row
 from shapes import INSTRUCTION, LARGE, QUESTION
 
@@ -78,14 +78,14 @@ class Setting:
     def name(self) -> str:
         return f"{self.model.name}, {self.batch} {self.text.name}"
 
-    def rows(self) -> list[Encoded]:
+    def rows(self) -> list[EncodedSample]:
         return self.text.rows(self.steps * self.batch, self.model.vocabulary)
 
     def arguments(self, folder: Path) -> TrainingArguments:
         settings = Training(batch_size=self.batch, epochs=1, learning_rate=1e-5)
         trainer = {"save_strategy": "no", "logging_steps": 1000}
         device = torch.device("cpu")
-        return training_arguments.arguments(folder / "run", settings, trainer, 0, device)
+        return arguments.arguments(folder / "run", settings, trainer, 0, device)
 
 
 Prepared = Callable[[], list[float]]
@@ -104,7 +104,7 @@ def distillation(setting: Setting, model: PreTrainedModel, folder: Path) -> Prep
     def work() -> list[float]:
         clock = Clock()
         args = setting.arguments(folder)
-        training.train(model, rows, lessons, "topk-tail", args, clock, "benchmark")
+        trainer.train(model, rows, lessons, "topk-tail", args, clock, "benchmark")
         return clock.ends
 
     return work
@@ -142,11 +142,11 @@ def plain(
 
 
 def labelled(
-    rows: Sequence[Encoded], stored: Sequence[np.ndarray[Any, Any]], indices: Sequence[int]
+    rows: Sequence[EncodedSample], stored: Sequence[np.ndarray[Any, Any]], indices: Sequence[int]
 ) -> dict[str, Tensor]:
     """Collate as a plain Trainer likes it: labels that are -100 on prompt and padding."""
     chosen = [rows[i] for i in indices]
-    padded = models.pad([row.input_ids for row in chosen])
+    padded = inference.pad([row.input_ids for row in chosen])
     labels = torch.full_like(padded.input_ids, -100)
     for label, row in zip(labels, chosen, strict=True):
         label[row.start : len(row.input_ids)] = torch.from_numpy(row.targets)

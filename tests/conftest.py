@@ -1,4 +1,3 @@
-# ruff: noqa: TID253
 """Tiny tokenizers and models that all tests share, made on the spot: no test needs the network."""
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from tokenizers import (
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from firstcli.api import ModelRef
-from firstcli.console import Console
 from firstcli.families.scratch import Scratch, ScratchOptions
+from firstcli.runtime.console import Console
 
 torch.set_num_threads(1)  # deterministic, and kind to the other tests of a parallel run
 settings.register_profile("firstcli", deadline=None, derandomize=True, database=None)
@@ -149,7 +148,7 @@ def shared_models() -> Path:
 def invented_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report's folder with something in every section."""
     from firstcli.reporting.page import write_report
-    from invented import everything
+    from support.invented_report import everything
 
     folder = tmp_path_factory.mktemp("invented-report")
     write_report(folder, everything())

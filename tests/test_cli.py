@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import firstcli
-import tiny
-from tiny import Finished, first
+from support import command_line
+from support.command_line import Finished, first
 
-pytest_plugins = ["tiny_runs"]
+pytest_plugins = ["support.finished_runs"]
 
 STAGES = ("finetune", "extract", "calibrate", "distill", "eval", "report")
 COMMANDS = ("init", "plan", *STAGES, "plugins")
@@ -49,7 +49,7 @@ def test_wrong_usage_ends_with_2(args: tuple[str, ...]) -> None:
 
 
 def test_mistakes_go_to_stderr_even_when_quiet(tmp_path: Path) -> None:
-    path = tiny.write_recipe(tmp_path, seed="x")
+    path = command_line.write_recipe(tmp_path, seed="x")
     for option in ("--json", "--quiet"):
         result = first("plan", path, option)
         result.mistake("seed")
@@ -135,4 +135,6 @@ def test_a_rank_that_is_not_the_first_says_nothing(
 
 def test_python_dash_m_is_the_same_command(tmp_path: Path) -> None:
     code = "import runpy; runpy.run_module('firstcli', run_name='__main__', alter_sys=True)"
-    tiny.finish(tiny.python(code, "plan", tmp_path / "none.yaml")).mistake("none.yaml")
+    command_line.finish(command_line.python(code, "plan", tmp_path / "none.yaml")).mistake(
+        "none.yaml"
+    )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-import tiny
-from firstcli import starters
-from firstcli.records import EvalRecords
+from firstcli.metrics.records import EvalRecords
+from firstcli.recipe import starters
+from support import command_line
 
 HEAVY = ("torch", "transformers", "datasets", "numpy", "pydantic", "yaml", "entrypoints", "pyarrow")
 WITHOUT = """
@@ -19,8 +19,8 @@ for name in {names!r}:
 MAIN = "import sys; from firstcli.cli import main; sys.exit(main())"
 
 
-def without(names: tuple[str, ...], code: str, *args: object) -> tiny.Result:
-    return tiny.finish(tiny.python(WITHOUT.format(names=names, code=code), *args))
+def without(names: tuple[str, ...], code: str, *args: object) -> command_line.Result:
+    return command_line.finish(command_line.python(WITHOUT.format(names=names, code=code), *args))
 
 
 def test_help_needs_typer_alone() -> None:
@@ -40,7 +40,7 @@ def test_help_of_a_command_needs_what_typer_needs() -> None:
 LOAD = """
 import sys
 from pathlib import Path
-from firstcli.recipe_file import load_recipe
+from firstcli.recipe.load import load_recipe
 for path in sys.argv[1:]:
     load_recipe(Path(path))
 heavy = {"torch", "transformers", "datasets", "accelerate", "matplotlib", "sklearn", "scipy"}
@@ -49,11 +49,11 @@ print(sorted(heavy & set(sys.modules)))
 
 
 def test_recipes_load_without_torch(tmp_path: Path) -> None:
-    paths = [tiny.write_recipe(tmp_path)]
+    paths = [command_line.write_recipe(tmp_path)]
     for starter in starters.starters():
         paths.append(tmp_path / f"{starter.name.replace('/', '-')}.yaml")
         paths[-1].write_text(starters.render(starter.name), "utf-8")
-    result = tiny.finish(tiny.python(LOAD, *paths))
+    result = command_line.finish(command_line.python(LOAD, *paths))
     assert result.code == 0, result.err
     assert result.out == "[]\n"
 
@@ -67,8 +67,8 @@ def test_listing_and_starters_need_no_torch() -> None:
 JUDGE = """
 import sys
 from pathlib import Path
-from firstcli import outputs
-outputs.show(Path(sys.argv[1]), None, "candidates", 10, json=True, quiet=True)
+from firstcli.commands import judge
+judge.show(Path(sys.argv[1]), None, "candidates", 10, json=True, quiet=True)
 print(sorted({"torch", "transformers", "datasets"} & set(sys.modules)))
 """
 
@@ -76,13 +76,13 @@ print(sorted({"torch", "transformers", "datasets"} & set(sys.modules)))
 def test_outputs_are_judged_without_torch(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     EvalRecords.from_log_probs(["a", "b"], [0, 1], [[-1.0, -2.0]] * 2).save(path, {})
-    result = tiny.finish(tiny.python(JUDGE, path))
+    result = command_line.finish(command_line.python(JUDGE, path))
     assert result.code == 0, result.err
     assert result.out == "[]\n"
 
 
 def test_a_dry_run_of_a_new_run_needs_no_torch(tmp_path: Path) -> None:
-    path = tiny.write_recipe(tmp_path)
+    path = command_line.write_recipe(tmp_path)
     args = ("report", path, "--dry-run", "--run-dir", tmp_path / "run")
     result = without(("torch", "transformers", "datasets"), MAIN, *args)
     assert result.code == 0, result.err

@@ -1,4 +1,3 @@
-# ruff: noqa: TID253
 """What must not change a result, for a whole model: the rest stands in docs/invariances.md."""
 
 from __future__ import annotations
@@ -12,23 +11,24 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-import test_training as training_tests
 from conftest import MakeLlama
-from firstcli import batches, fused, heads, models, training
-from firstcli.encoding import Encoded
-from firstcli.knowledge import TopK
+from firstcli.data.encoding import EncodedSample
+from firstcli.knowledge.top_k import TopK
+from firstcli.models import inference, readout
 from firstcli.stages.extract import top_k_of
-from test_training import V, case, some_rows
+from firstcli.training import collate, fused_objectives, trainer
+from training import test_trainer as training_tests
+from training.test_trainer import V, case, some_rows
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "invariances.md"
 
 
 def step(
-    model: LlamaForCausalLM, rows: Sequence[Encoded], objective: training.Objective
+    model: LlamaForCausalLM, rows: Sequence[EncodedSample], objective: trainer.Objective
 ) -> tuple[float, Tensor]:
     """Return the loss and the gradient of one batch, through the installed objective."""
-    training.install_objective(model, objective)
-    batch = batches.Collate(rows, case(objective, rows))(range(len(rows)))
+    trainer.install_objective(model, objective)
+    batch = collate.Collate(rows, case(objective, rows))(range(len(rows)))
     del batch["samples"]
     output = model(**batch)
     loss = output["loss"] / output["positions"]
@@ -37,22 +37,24 @@ def step(
 
 
 @torch.inference_mode()
-def known(model: LlamaForCausalLM, rows: Sequence[Encoded], tokens: int = 10_000) -> list[TopK]:
-    reader = heads.Reader(model)
+def known(
+    model: LlamaForCausalLM, rows: Sequence[EncodedSample], tokens: int = 10_000
+) -> list[TopK]:
+    reader = readout.Reader(model)
     found: dict[str, TopK] = {}
-    for batch in models.batches([len(row.input_ids) for row in rows], tokens):
+    for batch in inference.batches([len(row.input_ids) for row in rows], tokens):
         found |= top_k_of(reader, [rows[i] for i in batch], 5, V)
     return [found[row.id] for row in rows]
 
 
 @pytest.mark.parametrize("objective", training_tests.OBJECTIVES)
 def test_the_rows_in_flight_change_no_step(
-    make_llama: MakeLlama, monkeypatch: pytest.MonkeyPatch, objective: training.Objective
+    make_llama: MakeLlama, monkeypatch: pytest.MonkeyPatch, objective: trainer.Objective
 ) -> None:
     rows = some_rows(8)
     loss, gradient = step(make_llama(V), rows, objective)
     for size in (1, 7, 64):
-        monkeypatch.setitem(fused.ROWS, "cpu", size)
+        monkeypatch.setitem(fused_objectives.ROWS, "cpu", size)
         other, found = step(make_llama(V), rows, objective)
         assert other == pytest.approx(loss, rel=1e-6)
         assert training_tests.distance(found, gradient) < 1e-6
@@ -63,7 +65,7 @@ def test_neither_rows_in_flight_nor_company_change_knowledge(
 ) -> None:
     model, rows = make_llama(V), some_rows(12)
     alone = known(model, rows, tokens=1)
-    monkeypatch.setattr(heads, "READ_ROWS", 3)
+    monkeypatch.setattr(readout, "READ_ROWS", 3)
     for one, other in zip(known(model, rows), alone, strict=True):
         assert one.token_ids.tolist() == other.token_ids.tolist()
         assert abs(one.log_probs - other.log_probs).max() < 1e-5

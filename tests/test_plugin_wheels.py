@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from wheels import python_with, run, run_own_tests
+from support.wheels import python_with, run, run_own_tests
 
 GAPS = {"isotonic": 0.01, "adaptive": 0.1}
 """What may be left of the over-confidence: a temperature moves nothing in or out of the k."""
@@ -22,14 +22,14 @@ name = sys.argv[1]
 Plugin = plugins.load("recalibrators", name)
 check_recalibrator(Plugin)
 
-topk, is_true, mass = overconfident_teacher(5, mass_is_one=False)
+topk, is_label, mass = overconfident_teacher(5, mass_is_one=False)
 fitted = Plugin(Plugin.Options.model_validate({}))
-fitted.fit(topk, is_true, mass)
+fitted.fit(topk, is_label, mass)
 restored = Plugin(Plugin.Options())
 restored.restore(json.loads(json.dumps(fitted.state())))
 taught = mass * restored.transform(topk)[:, 0]
 print(plugin.package.replace("_", "-"), plugin.version, Plugin.__module__)
-print(topk[:, 0].mean() - is_true[:, 0].mean(), abs(taught.mean() - is_true[:, 0].mean()))
+print(topk[:, 0].mean() - is_label[:, 0].mean(), abs(taught.mean() - is_label[:, 0].mean()))
 """
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-import tiny
 from firstcli import plugins
 from firstcli.errors import UserError
 from firstcli.plugins import Kind
-from tiny import first
+from support import command_line
+from support.command_line import first
 
 Install = Callable[..., None]
 
@@ -84,14 +84,14 @@ def test_a_third_party_is_named_with_its_package_and_used(install: Install, tmp_
     rows = first("plugins", "--check", "--json").json["plugins"]
     row = next(row for row in rows if row["name"] == "mine")
     assert (row["package"], row["version"], row["state"]) == ("first-mine", "1.2", "works")
-    path = tiny.write_recipe(tmp_path, arms={"arm": {"recalibrator": {"name": "mine"}}})
+    path = command_line.write_recipe(tmp_path, arms={"arm": {"recalibrator": {"name": "mine"}}})
     result = first("plan", path)
     assert result.code == 0, result.err
 
 
 def test_a_broken_plugin_breaks_only_what_names_it(install: Install, tmp_path: Path) -> None:
     install("first-mine", BROKEN)
-    path = tiny.write_recipe(tmp_path)
+    path = command_line.write_recipe(tmp_path)
     assert first("plan", path).code == 0
     assert first("plugins").code == 0
     named = first("plan", path, "--set", "arms.distill.recalibrator.name=mine")
@@ -117,16 +117,16 @@ def test_two_plugins_of_one_name(install: Install, tmp_path: Path) -> None:
     told = ("'mine'", "first-mine 1.2", "first-yours 1.2", "uninstall all but one")
     first("plugins", "--check").mistake(*told)
     assert states()["recalibrator", "mine"].startswith("broken: ")
-    path = tiny.write_recipe(tmp_path, arms={"arm": {"recalibrator": {"name": "mine"}}})
+    path = command_line.write_recipe(tmp_path, arms={"arm": {"recalibrator": {"name": "mine"}}})
     first("plan", path).mistake(f"{path}:", "arms.arm.recalibrator.name", *told)
-    assert first("plan", tiny.write_recipe(tmp_path)).code == 0
+    assert first("plan", command_line.write_recipe(tmp_path)).code == 0
 
 
 def test_no_plugin_can_take_the_place_of_a_built_in(install: Install, tmp_path: Path) -> None:
     install("first-mine", GOOD, name="none")
     with pytest.raises(UserError, match=r"registered by first-mine 1\.2 .* and firstcli"):
         plugins.load("recalibrators", "none")
-    first("plan", tiny.write_recipe(tmp_path)).mistake("'none' is registered by")
+    first("plan", command_line.write_recipe(tmp_path)).mistake("'none' is registered by")
 
 
 def test_the_same_name_in_another_kind_is_another_plugin(install: Install) -> None:

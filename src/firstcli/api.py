@@ -192,7 +192,7 @@ class ModelFamily(ABC, Generic[OptionsT]):
     ) -> PreTrainedModel:
         """Return the model on the CPU; `seed` draws new weights, where there are any."""
 
-    def trained_model(
+    def load_trained(
         self, folder: Path, dtype: Literal["float32", "bfloat16", "float16"]
     ) -> PreTrainedModel:
         """Return a model of this family that firstcli trained and saved in `folder`."""
@@ -221,7 +221,7 @@ class Recalibrator(ABC, Generic[OptionsT]):
     """
 
     Options: ClassVar[type[PluginOptions]] = PluginOptions
-    keeps_ranks: ClassVar[bool] = True
+    order_preserving: ClassVar[bool] = True
     """Whether `transform` never changes the order of a row's probabilities."""
 
     def __init__(self, options: OptionsT) -> None:
@@ -232,12 +232,12 @@ class Recalibrator(ABC, Generic[OptionsT]):
         """Whether `fit` must run before `transform`, with these options."""
         return False
 
-    def fit(self, topk: FloatArray, is_true: BoolArray, mass: FloatArray) -> None:
+    def fit(self, topk: FloatArray, is_label: BoolArray, mass: FloatArray) -> None:
         """Learn from the validation part.
 
         Args:
             topk: teacher's probabilities, (N, k), from the softmax over the whole vocabulary.
-            is_true: which of the k tokens is the true one, (N, k); a row is all false where the
+            is_label: which of the k tokens is the true one, (N, k); a row is all false where the
                 true token lies outside the k.
             mass: total probability that is taught to the k tokens, (N,): `topk.sum(1)` with
                 `mass: teacher`, ones with `mass: one`.

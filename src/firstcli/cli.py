@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from firstcli import __version__, processes
+from firstcli import __version__
 from firstcli.errors import UserError
+from firstcli.runtime import distributed
 
 if TYPE_CHECKING:
-    from firstcli.units import Stage
+    from firstcli.workspace.units import Stage
 
 app = typer.Typer(
     name="first",
@@ -75,7 +76,7 @@ def init(
     ] = False,
 ) -> None:
     """Print a commented starter recipe: first init quickstart > recipe.yaml."""
-    from firstcli import starters
+    from firstcli.recipe import starters
 
     typer.echo(starters.init(starter, schema=schema), nl=False)
 
@@ -96,9 +97,9 @@ def plan(
     quiet: Quiet = False,
 ) -> None:
     """Show what would run, how large it is, and whether it can work at all."""
-    from firstcli import pipeline
+    from firstcli.pipeline import execute
 
-    request = pipeline.Request(
+    request = execute.Request(
         recipe,
         tuple(overrides or ()),
         tuple(arms or ()),
@@ -108,7 +109,7 @@ def plan(
         json=as_json,
         quiet=quiet,
     )
-    _print(pipeline.plan(request), as_json)
+    _print(execute.plan(request), as_json)
 
 
 def _run_stage(
@@ -120,10 +121,10 @@ def _run_stage(
     *flags: bool,
     **of_the_stage: Any,
 ) -> None:
-    from firstcli import pipeline
+    from firstcli.pipeline import execute
 
     only, force, dry_run, as_json, quiet = flags
-    request = pipeline.Request(
+    request = execute.Request(
         recipe=recipe,
         overrides=tuple(overrides or ()),
         arms=tuple(arms or ()),
@@ -135,7 +136,7 @@ def _run_stage(
         quiet=quiet,
         **of_the_stage,
     )
-    _print(pipeline.execute(request, stage), as_json)
+    _print(execute.execute(request, stage), as_json)
 
 
 def _add_stage(stage: Stage, help: str) -> None:
@@ -254,7 +255,7 @@ def evaluate(
             raise UserError("first eval: needs a RECIPE, or --from FILE to judge outputs")
         _run_stage("eval", recipe, overrides, arms, run_dir, only, force, dry_run, as_json, quiet)
         return
-    from firstcli import outputs as judge
+    from firstcli.commands import judge as judge
 
     _refuse(of_recipe, "makes outputs, --from judges those of a file; give one of the two")
     kind = confidence or "candidates"
@@ -277,16 +278,16 @@ def plugins(
     as_json: Json = False,
 ) -> None:
     """List every family, task and recalibrator with its package and version."""
-    from firstcli import listing
+    from firstcli.commands import plugins
 
-    result = listing.show(check=check, json=as_json)
+    result = plugins.show(check=check, json=as_json)
     _print(result, as_json)
-    if check and (broken := listing.broken(result)):
+    if check and (broken := plugins.broken(result)):
         raise UserError(*broken)
 
 
 def _print(result: dict[str, Any], as_json: bool) -> None:
-    if as_json and processes.is_first():
+    if as_json and distributed.is_first():
         typer.echo(json.dumps(result, indent=1))
 
 
@@ -299,11 +300,11 @@ def _guarded(run: Callable[[], None]) -> int:
     try:
         run()
     except SystemExit as stop:  # how typer ends, after Ctrl-C without a word
-        if stop.code == 130 and processes.is_first():
+        if stop.code == 130 and distributed.is_first():
             print("interrupted; finished work is kept, run the same command again", file=sys.stderr)
         raise
     except UserError as error:
-        if processes.is_first():
+        if distributed.is_first():
             for message in error.messages:
                 print(f"error: {message}", file=sys.stderr)
         return 2

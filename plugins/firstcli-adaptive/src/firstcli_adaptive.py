@@ -55,10 +55,10 @@ class Adaptive(Recalibrator[PluginOptions]):
     def needs_fit(self) -> bool:
         return True
 
-    def fit(self, topk: FloatArray, is_true: BoolArray, mass: FloatArray) -> None:
+    def fit(self, topk: FloatArray, is_label: BoolArray, mass: FloatArray) -> None:
         # What is taught outside the k does not depend on T, so these rows say nothing about it;
         # nor do those whose true token has a probability of 0, which every T leaves there.
-        used = (is_true & (topk > 0)).any(axis=1)
+        used = (is_label & (topk > 0)).any(axis=1)
         if not used.any():
             raise UserError(
                 f"recalibrator 'adaptive' cannot be fitted: none of the {len(topk)} true tokens of "
@@ -66,7 +66,7 @@ class Adaptive(Recalibrator[PluginOptions]):
             )
         raw = features(topk[used])
         scale = standardisation(raw)
-        data = _data(topk[used], is_true[used], standardised(raw, scale))
+        data = _data(topk[used], is_label[used], standardised(raw, scale))
         judged = cross_validated(data)
         strength = chosen_strength(judged)
         self._state = {
@@ -148,9 +148,9 @@ def _target(scaled: FloatArray, present: BoolArray) -> FloatArray:
     return target
 
 
-def _data(topk: FloatArray, is_true: BoolArray, standard: FloatArray) -> Data:
+def _data(topk: FloatArray, is_label: BoolArray, standard: FloatArray) -> Data:
     log_odds, present = _log_odds(topk)
-    return Data(standard, log_odds, present, (log_odds * is_true).sum(axis=1))
+    return Data(standard, log_odds, present, (log_odds * is_label).sum(axis=1))
 
 
 # Fitting.

@@ -13,7 +13,7 @@ from firstcli_adaptive import Adaptive, features, objective, standardisation, st
 
 from firstcli.api import PluginOptions
 from firstcli.errors import UserError
-from firstcli.recalibrators import LogitTemperature, scale_logits, softmax
+from firstcli.recalibration.builtin import LogitTemperature, scale_logits, softmax
 from firstcli.testing import check_recalibrator
 from firstcli.testing.recalibrators import Knowledge, overconfident_teacher
 
@@ -37,7 +37,7 @@ def teacher(count: int, heats: tuple[float, float], seed: int = 0) -> Knowledge:
 
 
 def nll(target: Any, given: Knowledge) -> float:
-    return -float(np.log((target * given.is_true).sum(axis=1)).mean())
+    return -float(np.log((target * given.is_label).sum(axis=1)).mean())
 
 
 def test_conforms() -> None:
@@ -77,17 +77,17 @@ def test_standard_features_stay_within_what_was_seen() -> None:
 
 @pytest.mark.parametrize("strength", [0.0, 0.1])
 def test_the_gradient_is_that_of_finite_differences(strength: float) -> None:
-    topk, is_true, _ = overconfident_teacher(5, mass_is_one=False)
-    inside = is_true.any(axis=1)
+    topk, is_label, _ = overconfident_teacher(5, mass_is_one=False)
+    inside = is_label.any(axis=1)
     raw = features(topk[inside])
     scaled = standardised(raw, standardisation(raw))
-    data = firstcli_adaptive._data(topk[inside], is_true[inside], scaled)
+    data = firstcli_adaptive._data(topk[inside], is_label[inside], scaled)
     weights = np.array([0.5, 0.2, -0.3, 0.1])
     value, gradient = objective(weights, data, strength)
     temperatures = np.exp(weights[0] + scaled @ weights[1:])
     rows = zip(np.split(topk[inside], inside.sum()), temperatures, strict=True)
     taught = np.concatenate([scale_logits(row, temperature) for row, temperature in rows])
-    expected = nll(taught, Knowledge(topk[inside], is_true[inside], topk[inside, 0]))
+    expected = nll(taught, Knowledge(topk[inside], is_label[inside], topk[inside, 0]))
     penalty = strength * (0.2**2 + 0.3**2 + 0.1**2) / 2
     assert value == pytest.approx(expected + penalty, rel=1e-12)
     for i in range(4):
@@ -158,8 +158,8 @@ def test_temperatures_stay_within_a_factor_of_ten() -> None:
 def test_refuses_rows_that_say_nothing() -> None:
     topk = np.tile([0.6, 0.3, 0.0], (4, 1))
     zero = np.tile([False, False, True], (4, 1))
-    for is_true in (zero, np.zeros((4, 3), dtype=bool)):
+    for is_label in (zero, np.zeros((4, 3), dtype=bool)):
         with pytest.raises(UserError, match="none of the 4 true tokens"):
-            Adaptive(PluginOptions()).fit(topk, is_true, np.ones(4))
+            Adaptive(PluginOptions()).fit(topk, is_label, np.ones(4))
     with pytest.raises(UserError, match="none of the 0 true tokens"):
         Adaptive(PluginOptions()).fit(np.ones((0, 5)), np.ones((0, 5), dtype=bool), np.ones(0))

@@ -19,7 +19,7 @@ EPSILON = 1e-6  # a block of rows without one hit must not teach a probability o
 class Isotonic(Recalibrator[PluginOptions]):
     """Teach the top-1 token the share of cases in which a teacher this sure is right."""
 
-    keeps_ranks = False
+    order_preserving = False
 
     def __init__(self, options: PluginOptions) -> None:
         super().__init__(options)
@@ -29,7 +29,7 @@ class Isotonic(Recalibrator[PluginOptions]):
     def needs_fit(self) -> bool:
         return True
 
-    def fit(self, topk: FloatArray, is_true: BoolArray, mass: FloatArray) -> None:
+    def fit(self, topk: FloatArray, is_label: BoolArray, mass: FloatArray) -> None:
         from sklearn.isotonic import IsotonicRegression
 
         _check_width(topk)
@@ -39,7 +39,7 @@ class Isotonic(Recalibrator[PluginOptions]):
                 "raise train.validation"
             )
         regression = IsotonicRegression(y_min=0, y_max=1)
-        regression.fit(topk[:, 0], is_true[:, 0].astype(np.float64))
+        regression.fit(topk[:, 0], is_label[:, 0].astype(np.float64))
         self._state = {
             "top1": regression.X_thresholds_.tolist(),
             "right": regression.y_thresholds_.tolist(),

@@ -26,9 +26,9 @@ def test_conforms() -> None:
 def test_teaches_the_regression_of_the_top_1_token(mass_is_one: bool) -> None:
     from sklearn.isotonic import IsotonicRegression
 
-    topk, is_true, mass = overconfident_teacher(5, mass_is_one)
+    topk, is_label, mass = overconfident_teacher(5, mass_is_one)
     regression = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip")
-    expected = regression.fit_transform(topk[:, 0], is_true[:, 0].astype(float))
+    expected = regression.fit_transform(topk[:, 0], is_label[:, 0].astype(float))
     taught = mass * fitted(mass_is_one).transform(topk)[:, 0]
     reachable = (expected <= mass * (1 - 1e-6)) & (expected >= mass * 1e-6)
     np.testing.assert_allclose(taught[reachable], expected[reachable], rtol=0, atol=1e-12)

@@ -85,7 +85,7 @@ class CausalLM(ModelFamily[CausalLMOptions]):
             )
         return model
 
-    def trained_model(
+    def load_trained(
         self, folder: Path, dtype: Literal["float32", "bfloat16", "float16"]
     ) -> PreTrainedModel:
         ref = ModelRef(str(folder))

@@ -8,14 +8,14 @@ from functools import cached_property
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple
 
-from firstcli import uncertainty
-from firstcli.metrics import EvalMetrics, summarize
-from firstcli.uncertainty import Difference, Estimate
+from firstcli.metrics import uncertainty
+from firstcli.metrics.summary import EvalMetrics, summarize
+from firstcli.metrics.uncertainty import Difference, Estimate
 
 if TYPE_CHECKING:
     from firstcli.api import JSON, FloatArray, Sample
-    from firstcli.recipe import MetricsSettings
-    from firstcli.records import EvalRecords
+    from firstcli.metrics.records import EvalRecords
+    from firstcli.recipe.schema import MetricsSettings
 
 TEACHER = "teacher"  # the name that no arm can have
 PLUS_T = " + T"  # a row whose model is followed by its own temperature

@@ -1,4 +1,3 @@
-# ruff: noqa: TID253
 """Concentrated knowledge (the paper's Figure 2): what the first ranks hold, and what they cost."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: TID253
 """Risk-coverage curves: how right the answers are that remain when unsure ones are withheld."""
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
-from firstcli.metrics import risk_coverage
+from firstcli.metrics.summary import risk_coverage
 from firstcli.reporting import ReportData
 from firstcli.reporting.style import (
     Drawing,

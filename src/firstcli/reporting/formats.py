@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
-from firstcli.metrics import EvalMetrics, reliability_bins
+from firstcli.metrics.summary import EvalMetrics, reliability_bins
 from firstcli.reporting import BASELINES, ReportData
 from firstcli.reporting.table import (
     COMPARED,

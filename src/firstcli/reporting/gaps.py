@@ -1,4 +1,3 @@
-# ruff: noqa: TID253
 """Bars of what was right, and between them and what was said the gap, coloured by direction."""
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from firstcli.reporting import ReportData
 
 if TYPE_CHECKING:
     from firstcli.api import FloatArray, Sample
-    from firstcli.records import EvalRecords
+    from firstcli.metrics.records import EvalRecords
 
 COUNT = 6  # of an evaluation
 _LONGEST = 700  # characters of a prompt; the middle of a longer one is left out

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from firstcli.calibration import wilson
+from firstcli.metrics.calibration import wilson
 from firstcli.reporting import TEACHER, ReportData, gaps
 from firstcli.reporting.gaps import Gap
 from firstcli.reporting.style import Drawing, Numbers, Panel, axes, heading
@@ -16,7 +16,7 @@ from firstcli.reporting.style import Drawing, Numbers, Panel, axes, heading
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
-    from firstcli.records import EvalRecords
+    from firstcli.metrics.records import EvalRecords
 
 SHOWN = (TEACHER, "fine-tune", "distill", "first")  # as in the paper; others where none exists
 MOST = 5

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from firstcli.metrics import EvalMetrics, ReliabilityBin, reliability_bins
+from firstcli.metrics.summary import EvalMetrics, ReliabilityBin, reliability_bins
 from firstcli.reporting import ReportData, gaps
 from firstcli.reporting.gaps import Gap
 from firstcli.reporting.style import INK, SOFT, Drawing, Numbers, Panel, axes, heading

@@ -1,4 +1,3 @@
-# ruff: noqa: TID253
 """Studies that only some recipes make: how many tokens to keep, and questions without answer."""
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import numpy as np
 from matplotlib.ticker import PercentFormatter
 from scipy.stats import t
 
-from firstcli.calibration import Z95
+from firstcli.metrics.calibration import Z95
 from firstcli.reporting import ReportData
 from firstcli.reporting.style import (
     INK,

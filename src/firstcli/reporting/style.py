@@ -1,4 +1,3 @@
-# ruff: noqa: TID253
 """How every figure looks, and how one is saved; matplotlib's global style is left alone."""
 
 from __future__ import annotations

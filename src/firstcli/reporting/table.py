@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from firstcli.reporting import BASELINES, Compared, ReportData
 
 if TYPE_CHECKING:
-    from firstcli.uncertainty import Interval
+    from firstcli.metrics.uncertainty import Interval
 
 DASH = "–"  # where a model was not evaluated
 INDISTINCT = "not distinguishable"

@@ -1,4 +1,3 @@
-# ruff: noqa: TID253
 """Temperatures (the paper's Figure 6): how one was found, and what others do to the students."""
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
     from firstcli.api import JSON, FloatArray
-    from firstcli.uncertainty import Estimate
+    from firstcli.metrics.uncertainty import Estimate
 
 _CRITERIA = {"ece": "ECE", "nll": "NLL", "brier": "Brier"}
 _SIZE = (3.0, 2.7)

@@ -1,4 +1,3 @@
-# ruff: noqa: TID253
 """The work itself, a module a stage: `check` before anything runs, `work`, and `summary`.
 
 The pipeline imports these modules only when they are needed; torch is imported here and below.

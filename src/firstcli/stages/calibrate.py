@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from firstcli import metrics, teaching
-from firstcli.criteria import CRITERIA
+from firstcli import metrics
 from firstcli.errors import UserError
-from firstcli.recalibrators import FEW_ROWS, SingleTemperature
-from firstcli.recipe import recalibrator_of
-from firstcli.run import Run
+from firstcli.recalibration.builtin import FEW_ROWS, SingleTemperature
+from firstcli.recalibration.criteria import CRITERIA
+from firstcli.recipe.schema import recalibrator_of
 from firstcli.stages import inputs
-from firstcli.teaching import Positions
-from firstcli.units import Unit
+from firstcli.training import soft_targets
+from firstcli.training.soft_targets import Positions
+from firstcli.workspace.run import Run
+from firstcli.workspace.units import Unit
 
 if TYPE_CHECKING:
     from firstcli.api import BoolArray, FloatArray, Recalibrator
@@ -37,15 +38,15 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     assert arm.recalibrator
     rows = inputs.training_rows(run, "teacher", "validation")
     knowledge = inputs.stored_knowledge(run, "validation", rows)
-    chosen = Positions.joined(list(teaching.recalibrated_of(arm, rows, knowledge)))
+    chosen = Positions.joined(list(soft_targets.recalibrated_of(arm, rows, knowledge)))
     if not len(chosen.topk):
         raise UserError(f"arms.{unit.arm}: no validation position to fit the recalibrator on")
-    mass = teaching.taught_mass(arm, chosen)
+    mass = soft_targets.taught_mass(arm, chosen)
     recalibrator = recalibrator_of(arm)
-    recalibrator.fit(chosen.topk, chosen.is_true, mass)
+    recalibrator.fit(chosen.topk, chosen.is_label, mass)
     for warning in warnings(f"arms.{unit.arm}", recalibrator):
         run.console.warn(warning)
-    found = judged(recalibrator, chosen.topk, chosen.is_true, mass)
+    found = judged(recalibrator, chosen.topk, chosen.is_label, mass)
     artifact = {
         **found,
         "recalibrator": arm.recalibrator.name,
@@ -61,7 +62,7 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
 def judged(
     recalibrator: Recalibrator[Any],
     topk: FloatArray,
-    is_true: BoolArray,
+    is_label: BoolArray,
     mass: FloatArray,
 ) -> dict[str, Any]:
     """Return what a fitted recalibrator does to the rows that it was fitted on, as JSON.
@@ -72,13 +73,13 @@ def judged(
     Args:
         recalibrator: fitted.
         topk: the model's probabilities, (N, k).
-        is_true: which of the k tokens is the true one, (N, k).
+        is_label: which of the k tokens is the true one, (N, k).
         mass: total probability that is taught to the k tokens, (N,).
     """
     state = recalibrator.state()
     after = mass[:, None] * recalibrator.transform(topk)  # (N, k)
-    ranks = _ranks(topk, after, is_true)
-    correct = is_true[:, 0]
+    ranks = _ranks(topk, after, is_label)
+    correct = is_label[:, 0]
     return {
         **_temperature_facts(recalibrator),
         "rows": state.get("rows", len(topk)),
@@ -105,14 +106,14 @@ def _temperature_facts(recalibrator: Recalibrator[Any]) -> dict[str, Any]:
     return {key: state[key] for key in told} | {"temperatures": by_criterion}
 
 
-def _ranks(before: FloatArray, after: FloatArray, is_true: BoolArray) -> list[dict[str, Any]]:
+def _ranks(before: FloatArray, after: FloatArray, is_label: BoolArray) -> list[dict[str, Any]]:
     """Compare, rank by rank, what is believed and how often it is so (the paper's Figure 3)."""
     return [
         {
             "rank": rank + 1,
             "confidence_before": float(before[:, rank].mean()),
             "confidence_after": float(after[:, rank].mean()),
-            "frequency": float(is_true[:, rank].mean()),
+            "frequency": float(is_label[:, rank].mean()),
             "n": len(before),
         }
         for rank in range(before.shape[1])

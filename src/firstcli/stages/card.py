@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from firstcli import __version__
-from firstcli.recipe import Training
-from firstcli.run import Run
-from firstcli.units import part_of
+from firstcli.recipe.schema import Training
+from firstcli.workspace.run import Run
+from firstcli.workspace.units import part_of
 
 
 def model_card(run: Run, arm: str, settings: Training, seed: int, facts: dict[str, Any]) -> str:

@@ -8,14 +8,15 @@ from typing import Any
 
 from rich.table import Table
 
-from firstcli import processes, teaching, training
-from firstcli.encoding import Encoded
-from firstcli.recipe import Arm, Training, training_of
-from firstcli.run import Run
-from firstcli.stages import inputs, students
+from firstcli.data.encoding import EncodedSample
+from firstcli.recipe.schema import Arm, Training, training_of
+from firstcli.runtime import distributed
+from firstcli.stages import inputs, train_model
 from firstcli.stages.card import model_card
-from firstcli.teaching import Lessons
-from firstcli.units import Unit, part_of
+from firstcli.training import soft_targets, trainer
+from firstcli.training.soft_targets import SoftTargetBuilder
+from firstcli.workspace.run import Run
+from firstcli.workspace.units import Unit, part_of
 
 
 def _settings(run: Run, arm: Arm) -> Training:
@@ -25,7 +26,7 @@ def _settings(run: Run, arm: Arm) -> Training:
 def check(run: Run, unit: Unit) -> str:
     """Check data, tokenizer and trainer fields; return what the plan says of size."""
     rows = inputs.training_rows(run, "student", "train")
-    return students.check(run, "student", _settings(run, run.recipe.arms[unit.arm]), rows)
+    return train_model.check(run, "student", _settings(run, run.recipe.arms[unit.arm]), rows)
 
 
 def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
@@ -34,26 +35,28 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     settings = _settings(run, arm)
     rows = inputs.training_rows(run, "student", "train")
     lessons = None if arm.learn == "labels" else _lessons(run, unit.arm, rows)
-    objective: training.Objective = (
+    objective: trainer.Objective = (
         "labels" if arm.learn == "labels" else arm.objective or "topk-tail"
     )
     assert unit.model
     what = f"distilling {unit.model.name}"
     seed = run.recipe.seed if unit.seed is None else unit.seed
     swaps = lessons.rank_swaps() if lessons else 0.0
-    outcome = students.train(run, "student", settings, seed, rows, lessons, objective, folder, what)
+    outcome = train_model.train(
+        run, "student", settings, seed, rows, lessons, objective, folder, what
+    )
     facts = outcome.facts | ({"rank_swaps": swaps} if swaps else {})
-    if processes.is_first():
+    if distributed.is_first():
         card = model_card(run, unit.arm, settings, seed, facts)
         (folder / "README.md").write_text(card, "utf-8")
     return facts
 
 
-def _lessons(run: Run, name: str, rows: Sequence[Encoded]) -> Lessons:
+def _lessons(run: Run, name: str, rows: Sequence[EncodedSample]) -> SoftTargetBuilder:
     arm = run.recipe.arms[name]
     knowledge = inputs.stored_knowledge(run, part_of(run.recipe, arm), rows)
-    recalibrator = teaching.recalibrator_for(arm, run.folder / "calibration" / f"{name}.json")
-    return Lessons(arm, recalibrator, knowledge, rows)
+    recalibrator = soft_targets.recalibrator_for(arm, run.folder / "calibration" / f"{name}.json")
+    return SoftTargetBuilder(arm, recalibrator, knowledge, rows)
 
 
 def summary(run: Run, units: list[Unit]) -> dict[str, Any]:

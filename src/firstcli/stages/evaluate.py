@@ -1,4 +1,3 @@
-# ruff: noqa: TID253
 """Stage `eval`: every model's probability of every candidate, one forward pass a question."""
 
 from __future__ import annotations
@@ -14,12 +13,15 @@ from rich import box
 from rich.table import Table
 from torch.nn.utils.rnn import pad_sequence
 
-from firstcli import heads, metrics, models, processes
-from firstcli.encoding import Question
-from firstcli.records import EvalRecords
-from firstcli.run import Run
-from firstcli.stages import asking, inputs, posthoc
-from firstcli.units import Unit
+from firstcli import metrics
+from firstcli.data.encoding import Question
+from firstcli.metrics.records import EvalRecords
+from firstcli.models import inference, readout
+from firstcli.models.batching import run_batched
+from firstcli.runtime import distributed
+from firstcli.stages import inputs, posthoc
+from firstcli.workspace.run import Run
+from firstcli.workspace.units import Unit
 
 BATCH_TOKENS = 8192
 
@@ -39,16 +41,16 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     if not unit.evaluation:
         return posthoc.fit(run, unit, folder)
     if unit.model.posthoc:
-        return _recorded(posthoc.applied(run, unit), unit, folder) if processes.is_first() else {}
+        return _recorded(posthoc.applied(run, unit), unit, folder) if distributed.is_first() else {}
     asked = inputs.questions(run, unit.role, unit.evaluation)
     model = inputs.model(run, unit.model)
-    reader = heads.Reader(model, run.console.say)
+    reader = readout.Reader(model, run.console.say)
     lengths = np.array([len(one.input_ids) for one in asked])
-    answers = asking.answers(
-        *(run, unit.key, "questions", asked, lengths, BATCH_TOKENS),
+    answers = run_batched(
+        *(run.console, unit.key, "questions", asked, lengths, BATCH_TOKENS),
         lambda some: candidate_log_probs(reader, some),
     )
-    if not processes.is_first():
+    if not distributed.is_first():
         return {}
     truths = [one.truth for one in asked]
     records = EvalRecords.from_log_probs(
@@ -72,11 +74,11 @@ def _recorded(records: EvalRecords, unit: Unit, folder: Path) -> dict[str, Any]:
 
 
 def candidate_log_probs(
-    reader: heads.Reader, questions: Sequence[Question]
+    reader: readout.Reader, questions: Sequence[Question]
 ) -> dict[str, list[float]]:
     """Return each candidate's log-probability in the whole vocabulary, by question id."""
     device = next(reader.model.parameters()).device
-    padded = models.pad([one.input_ids for one in questions])
+    padded = inference.pad([one.input_ids for one in questions])
     rows = torch.arange(len(questions), device=device)
     last = torch.tensor([len(one.input_ids) - 1 for one in questions], device=device)
     candidates = [torch.tensor(one.candidate_ids) for one in questions]
@@ -86,7 +88,7 @@ def candidate_log_probs(
         padded.attention_mask.to(device),
         rows,
         last,
-        lambda scores: heads.log_probs(scores, token_ids),
+        lambda scores: readout.log_probs(scores, token_ids),
     ).tolist()
     return {
         one.id: row[: len(one.candidate_ids)] for one, row in zip(questions, log_probs, strict=True)

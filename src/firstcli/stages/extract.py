@@ -1,4 +1,3 @@
-# ruff: noqa: TID253
 """Stage `extract`: the teacher's top-k log-probabilities at every supervised position."""
 
 from __future__ import annotations
@@ -11,17 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from firstcli import concentration, heads, knowledge, models, processes
-from firstcli.console import size
-from firstcli.encoding import Encoded
+from firstcli.data.encoded import counts_of, has_answer_positions, lengths_of
+from firstcli.data.encoding import EncodedSample
+from firstcli.data.sequences import Selected
 from firstcli.errors import UserError, shortened
-from firstcli.knowledge import TopK
-from firstcli.lazy import Selected
-from firstcli.out_of_memory import Halving, forget
-from firstcli.run import Run
+from firstcli.knowledge import concentration, store
+from firstcli.knowledge.top_k import TopK
+from firstcli.models import inference, readout
+from firstcli.models.batching import Halving, forget
+from firstcli.runtime import distributed
+from firstcli.runtime.console import size
 from firstcli.stages import inputs
-from firstcli.token_rows import any_decides, counts_of, lengths_of
-from firstcli.units import Unit
+from firstcli.workspace.run import Run
+from firstcli.workspace.units import Unit
 
 BATCH_TOKENS = 4096
 
@@ -37,7 +38,7 @@ def check(run: Run, unit: Unit) -> str:
     shards_of(run, unit)
     count = inputs.positions(rows)
     section = run.recipe.knowledge
-    stored = count * knowledge.bytes_per_position(section.top_k, section.precision)
+    stored = count * store.bytes_per_position(section.top_k, section.precision)
     return f"{len(rows)} samples, {count} positions; {size(stored)} of knowledge"
 
 
@@ -50,15 +51,17 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
         **run.recipe.knowledge.stored(),
         "split": unit.part,
         "shards": len(shards),
-        "teacher": processes.by_first(lambda: _teacher(run, unit)),
+        "teacher": distributed.by_first(lambda: _teacher(run, unit)),
         "tokenizer": inputs.vocabulary_digest(run, "teacher"),
     }
-    missing = processes.by_first(lambda: _missing(folder, len(shards)))
+    missing = distributed.by_first(lambda: _missing(folder, len(shards)))
     done = len(rows) - sum(len(shards[index].rows) for index in missing)
     if done:
         run.console.say(f"{unit.key}: going on after {done} finished samples")
-    ours = missing[processes.rank() :: processes.count()]  # whole shards, fixed by the data alone
-    decisive = any_decides(rows)
+    ours = missing[
+        distributed.rank() :: distributed.count()
+    ]  # whole shards, fixed by the data alone
+    decisive = has_answer_positions(rows)
     scorer = Scorer(run, unit.key)
     total = sum(len(shards[index].rows) for index in ours)
     if ours:
@@ -66,13 +69,13 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
             for index in ours:
                 found = scorer(shards[index], run.recipe.knowledge.top_k, advance)
                 shard = shards[index].rows
-                path = knowledge.shard_path(folder, index)
+                path = store.shard_path(folder, index)
                 about = facts | {"teacher_top_1": _judged(shard, found, decisive)}
-                knowledge.write_shard(path, shard, [found[row.id] for row in shard], about)
-    halved = sum(processes.gathered(scorer.halving.halved))
-    if not processes.is_first():
+                store.write_shard(path, shard, [found[row.id] for row in shard], about)
+    halved = sum(distributed.gathered(scorer.halving.halved))
+    if not distributed.is_first():
         return {}
-    paths = [knowledge.shard_path(folder, index) for index in range(len(shards))]
+    paths = [store.shard_path(folder, index) for index in range(len(shards))]
     if unseen := sum(not path.exists() for path in paths):
         raise UserError(
             f"{folder}: {unseen} shards that other processes wrote are not to be seen here; "
@@ -80,7 +83,7 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
         )
     if unit.part != "validation" and not (folder / concentration.NAME).exists():
         concentration.write(folder / concentration.NAME, _concentration(run, scorer, shards))
-    found = knowledge.summary(folder) | knowledge.teacher_top_1(folder)
+    found = store.summary(folder) | store.teacher_top_1(folder)
     return found | ({"batches_halved": halved} if halved else {})
 
 
@@ -88,7 +91,7 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
 class ShardRows:
     """The samples of one shard, and which teacher scores them."""
 
-    rows: Sequence[Encoded]
+    rows: Sequence[EncodedSample]
     fold: int | None = None
     """The fold whose teacher has not seen them; None: the teacher itself."""
 
@@ -115,7 +118,7 @@ class Scorer:
         self._run = run
         self._limit = inputs.shared_vocabulary(run)
         self._fold: int | None = None
-        self._reader: heads.Reader | None = None
+        self._reader: readout.Reader | None = None
         self.halving = Halving(run.console.warn, what)
 
     def __call__(
@@ -130,7 +133,7 @@ class Scorer:
         Those are scored in the batches in which they always are, for company changes last digits.
         """
         found: dict[str, TopK] = {}
-        for batch in models.batches(lengths_of(shard.rows).tolist(), BATCH_TOKENS):
+        for batch in inference.batches(lengths_of(shard.rows).tolist(), BATCH_TOKENS):
             chosen = [shard.rows[i] for i in batch]
             if wanted is None or any(row.id in wanted for row in chosen):
                 scored = self.halving.run(chosen, lambda some: self._ask(shard.fold, some, top_k))
@@ -138,12 +141,12 @@ class Scorer:
             advance(len(chosen))
         return found
 
-    def _ask(self, fold: int | None, rows: Sequence[Encoded], top_k: int) -> dict[str, TopK]:
+    def _ask(self, fold: int | None, rows: Sequence[EncodedSample], top_k: int) -> dict[str, TopK]:
         if self._reader is None or self._fold != fold:
             self._reader = None
             forget()
             model = inputs.teacher(self._run, fold)
-            self._reader, self._fold = heads.Reader(model, self._run.console.say), fold
+            self._reader, self._fold = readout.Reader(model, self._run.console.say), fold
         return top_k_of(self._reader, rows, top_k, self._limit)
 
 
@@ -151,7 +154,7 @@ def _concentration(run: Run, scorer: Scorer, shards: Sequence[ShardRows]) -> dic
     """Score some samples once more, with many more tokens than are kept."""
     width = min(concentration.RANKS, inputs.shared_vocabulary(run))
     total = sum(len(one.rows) for one in shards)
-    rows: list[Encoded] = []
+    rows: list[EncodedSample] = []
     found: dict[str, TopK] = {}
     for shard in shards:
         drawn = concentration.drawn(shard.rows, total)
@@ -162,7 +165,9 @@ def _concentration(run: Run, scorer: Scorer, shards: Sequence[ShardRows]) -> dic
     return concentration.measured(rows, known, section.precision, section.top_k)
 
 
-def _judged(rows: Sequence[Encoded], found: dict[str, TopK], decisive: bool) -> dict[str, Any]:
+def _judged(
+    rows: Sequence[EncodedSample], found: dict[str, TopK], decisive: bool
+) -> dict[str, Any]:
     """Compare the first token's probability with how often it is the true one.
 
     On rows that the teacher was fine-tuned on it is surer, and more often right, than on others.
@@ -186,11 +191,11 @@ def _missing(folder: Path, shards: int) -> list[int]:
     return [
         index
         for index in range(shards)
-        if knowledge.shard_facts(knowledge.shard_path(folder, index)) is None
+        if store.shard_facts(store.shard_path(folder, index)) is None
     ]
 
 
-def split_into_shards(rows: Sequence[Encoded]) -> list[Sequence[Encoded]]:
+def split_into_shards(rows: Sequence[EncodedSample]) -> list[Sequence[EncodedSample]]:
     """Cut the samples, longest first, into shards; the data alone decides."""
     lengths, counts = lengths_of(rows), counts_of(rows)
     ordered = np.argsort(-lengths, kind="stable")
@@ -202,14 +207,14 @@ def split_into_shards(rows: Sequence[Encoded]) -> list[Sequence[Encoded]]:
     for at, index in enumerate(ordered.tolist()):
         positions += counts[index]
         tokens += lengths[index]
-        if positions > knowledge.SHARD_POSITIONS or tokens > knowledge.SHARD_TOKENS:
+        if positions > store.SHARD_POSITIONS or tokens > store.SHARD_TOKENS:
             cuts.append(at)
             positions, tokens = counts[index], lengths[index]
     return [Selected(rows, part) for part in np.split(ordered, cuts) if len(part)]
 
 
 def top_k_of(
-    reader: heads.Reader, rows: Sequence[Encoded], top_k: int, limit: int
+    reader: readout.Reader, rows: Sequence[EncodedSample], top_k: int, limit: int
 ) -> dict[str, TopK]:
     """Run the teacher over one batch and keep the top k of each supervised position.
 
@@ -217,7 +222,7 @@ def top_k_of(
         UserError: the teacher's output is not finite.
     """
     device = next(reader.model.parameters()).device
-    padded = models.pad([row.input_ids for row in rows])
+    padded = inference.pad([row.input_ids for row in rows])
     counts = [len(row.targets) for row in rows]
     at_rows = torch.arange(len(rows)).repeat_interleave(torch.tensor(counts))
     columns = torch.cat([torch.arange(row.start - 1, len(row.input_ids) - 1) for row in rows])
@@ -226,9 +231,9 @@ def top_k_of(
         padded.attention_mask.to(device),
         at_rows.to(device),
         columns.to(device),
-        lambda scores: heads.top_k(scores, top_k, limit),
+        lambda scores: readout.top_k(scores, top_k, limit),
     ).cpu()
-    token_ids, log_probs, log_tail = heads.unpack(found)
+    token_ids, log_probs, log_tail = readout.unpack(found)
     if not torch.isfinite(log_probs).all():
         bad = sorted({rows[int(i)].id for i in at_rows[~torch.isfinite(log_probs).all(-1)]})
         raise UserError(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from firstcli.recipe import Training
-from firstcli.run import Run
-from firstcli.stages import inputs, students
-from firstcli.token_rows import TokenRows
-from firstcli.units import Unit
+from firstcli.data.encoded import EncodedStore
+from firstcli.recipe.schema import Training
+from firstcli.stages import inputs, train_model
+from firstcli.workspace.run import Run
+from firstcli.workspace.units import Unit
 
 
 def _settings(run: Run) -> Training:
@@ -17,7 +17,7 @@ def _settings(run: Run) -> Training:
     return run.recipe.teacher.finetune
 
 
-def _rows(run: Run, unit: Unit) -> TokenRows:
+def _rows(run: Run, unit: Unit) -> EncodedStore:
     if unit.fold is None:
         return inputs.training_rows(run, "teacher", "train")
     return inputs.rows_of_fold(run, unit.fold, seen=True)
@@ -25,7 +25,7 @@ def _rows(run: Run, unit: Unit) -> TokenRows:
 
 def check(run: Run, unit: Unit) -> str:
     """Check data, tokenizer and trainer fields; return what the plan says of size."""
-    return students.check(run, "teacher", _settings(run), _rows(run, unit))
+    return train_model.check(run, "teacher", _settings(run), _rows(run, unit))
 
 
 def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
@@ -33,7 +33,9 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     settings, rows = _settings(run), _rows(run, unit)
     what = "fine-tuning the teacher" + (f" of fold {unit.fold}" if unit.fold else "")
     seed = run.recipe.seed
-    return students.train(run, "teacher", settings, seed, rows, None, "labels", folder, what).facts
+    return train_model.train(
+        run, "teacher", settings, seed, rows, None, "labels", folder, what
+    ).facts
 
 
 def summary(run: Run, units: list[Unit]) -> dict[str, Any]:

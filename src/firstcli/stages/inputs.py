@@ -16,24 +16,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from firstcli import knowledge, models, splits
-from firstcli.console import size
-from firstcli.encoding import Encoded, Question, each_encoded, encode_questions
+from firstcli.data import splits
+from firstcli.data.encoded import EncodedStore, IntArray, counts_of
+from firstcli.data.encoding import EncodedSample, Question, each_encoded, encode_questions
+from firstcli.data.sequences import Selected
 from firstcli.errors import UserError, shortened
-from firstcli.lazy import Selected
-from firstcli.recipe import family_of
-from firstcli.run import Part, Role, Run
-from firstcli.token_rows import IntArray, TokenRows, counts_of
-from firstcli.units import Model
+from firstcli.knowledge import store
+from firstcli.models import inference
+from firstcli.recipe.schema import family_of
+from firstcli.runtime.console import size
+from firstcli.workspace.run import Part, Role, Run
+from firstcli.workspace.units import Model
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from firstcli.units import Unit
+    from firstcli.workspace.units import Unit
 
 
-def family(run: Run, role: Role) -> models.Family:
+def family(run: Run, role: Role) -> inference.Family:
     return run.cached(f"family {role}", lambda: family_of(run.model_section(role)))
 
 
@@ -61,7 +63,7 @@ def empty_model(run: Run, role: Role) -> PreTrainedModel:
     )
 
 
-def starting_model(run: Run, role: Role, dtype: models.Dtype, seed: int) -> PreTrainedModel:
+def starting_model(run: Run, role: Role, dtype: inference.Dtype, seed: int) -> PreTrainedModel:
     """Load the weights with which training starts, on the CPU."""
     return family(run, role).model(run.reference(role), tokenizer(run, role), dtype, seed)
 
@@ -83,10 +85,10 @@ def teacher(run: Run, fold: int | None = None) -> PreTrainedModel:
 
 def _ready(run: Run, role: Role, folder: Path | None) -> PreTrainedModel:
     chosen = family(run, role)
-    device = models.device_of(chosen)
-    dtype = models.inference_dtype(chosen, device)
+    device = inference.device_of(chosen)
+    dtype = inference.inference_dtype(chosen, device)
     if folder:
-        model = chosen.trained_model(folder, dtype)
+        model = chosen.load_trained(folder, dtype)
     else:
         model = starting_model(run, role, dtype, run.recipe.seed)
     model.to(device)  # type: ignore[arg-type]  # a decorator hides its signature
@@ -94,7 +96,7 @@ def _ready(run: Run, role: Role, folder: Path | None) -> PreTrainedModel:
     return model
 
 
-def training_rows(run: Run, role: Role, part: Part) -> TokenRows:
+def training_rows(run: Run, role: Role, part: Part) -> EncodedStore:
     """Encode a part of the training split with a role's tokenizer.
 
     Raises:
@@ -103,11 +105,13 @@ def training_rows(run: Run, role: Role, part: Part) -> TokenRows:
     if part == "out-of-fold":
         part = "train"  # the same rows
 
-    def make() -> TokenRows:
+    def make() -> EncodedStore:
         where = f"train.task ({part} part, {role}'s tokenizer)"
         warnings: list[str] = []
         samples = run.training.part(part)
-        rows = TokenRows(each_encoded(samples, tokenizer(run, role), where, warnings), run.folder)
+        rows = EncodedStore(
+            each_encoded(samples, tokenizer(run, role), where, warnings), run.folder
+        )
         for warning in warnings:
             run.console.warn(warning)
         kept = _fitting(run, role, rows.lengths, lambda index: rows[index].id, where)
@@ -130,7 +134,7 @@ def folds(run: Run) -> npt.NDArray[np.int64]:
     return run.cached("folds", make)
 
 
-def rows_of_fold(run: Run, fold: int, *, seen: bool) -> TokenRows:
+def rows_of_fold(run: Run, fold: int, *, seen: bool) -> EncodedStore:
     """Return the training rows that a fold's teacher has seen, or those that it has not.
 
     Raises:
@@ -169,7 +173,7 @@ def context(run: Run, role: Role) -> float:
     """
     shared = run.recipe.train.too_long == "drop" and run.recipe.teacher is not None
     roles: list[Role] = ["teacher", "student"] if shared else [role]
-    return min(models.context_length(empty_model(run, role)) or math.inf for role in roles)
+    return min(inference.context_length(empty_model(run, role)) or math.inf for role in roles)
 
 
 def _fitting(
@@ -204,7 +208,7 @@ def shared_vocabulary(run: Run) -> int:
 def vocabulary(run: Run, role: Role) -> int:
     """Return the number of token ids that a role's tokenizer and model both know, from 0 on."""
     named = max(tokenizer(run, role).get_vocab().values()) + 1
-    return min(named, models.vocabulary_size(empty_model(run, role)))
+    return min(named, inference.vocabulary_size(empty_model(run, role)))
 
 
 def vocabulary_digest(run: Run, role: Role) -> str:
@@ -217,20 +221,20 @@ def vocabulary_digest(run: Run, role: Role) -> str:
     return run.cached(f"vocabulary digest {role}", make)
 
 
-def stored_knowledge(run: Run, part: Part, samples: Sequence[Encoded]) -> knowledge.Knowledge:
+def stored_knowledge(run: Run, part: Part, samples: Sequence[EncodedSample]) -> store.Knowledge:
     """Open a part's knowledge and see to it that it is what the samples are to learn from.
 
     Raises:
         UserError: it is damaged, or of another tokenizer, text, prompt, k or precision.
     """
 
-    def checked() -> knowledge.Knowledge:
+    def checked() -> store.Knowledge:
         expected = {
             **run.recipe.knowledge.stored(),
             "split": part,
             "tokenizer": vocabulary_digest(run, "teacher"),
         }
-        stored = knowledge.Knowledge(run.folder / "knowledge" / part, expected)
+        stored = store.Knowledge(run.folder / "knowledge" / part, expected)
         stored.check(samples)
         return stored
 
@@ -243,7 +247,7 @@ def weights(run: Run, role: Role) -> int:
     return sum(parameter.numel() for parameter in empty_model(run, role).parameters())
 
 
-def positions(rows: Sequence[Encoded]) -> int:
+def positions(rows: Sequence[EncodedSample]) -> int:
     return int(counts_of(rows).sum())
 
 
@@ -347,7 +351,7 @@ def _check_disk(run: Run, units: Sequence[Unit]) -> None:
     section = run.recipe.knowledge
     needed = sum(
         positions(training_rows(run, "teacher", unit.part))
-        * knowledge.bytes_per_position(section.top_k, section.precision)
+        * store.bytes_per_position(section.top_k, section.precision)
         for unit in units
         if unit.stage == "extract"
         and unit.key not in run.manifests

@@ -1,4 +1,3 @@
-# ruff: noqa: TID253
 """A model followed by its own temperature: the baseline that needs no training (Guo et al. 2017).
 
 T is fitted on the model's top k at the position that decides, on the validation part, where the
@@ -17,19 +16,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from firstcli import heads, processes
-from firstcli.encoding import Encoded
+from firstcli.data.encoded import EncodedStore, lengths_of
+from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError
-from firstcli.recalibrators import softmax
-from firstcli.recipe import recalibrator_named
-from firstcli.recipe_parts import PosthocRef
-from firstcli.records import EvalRecords
-from firstcli.run import Run
-from firstcli.shards import TopK
-from firstcli.stages import asking, calibrate, inputs
+from firstcli.knowledge.top_k import TopK
+from firstcli.metrics.records import EvalRecords
+from firstcli.models import readout
+from firstcli.models.batching import run_batched
+from firstcli.recalibration.builtin import softmax
+from firstcli.recipe.references import PosthocRef
+from firstcli.recipe.schema import recalibrator_named
+from firstcli.runtime import distributed
+from firstcli.stages import calibrate, inputs
 from firstcli.stages.extract import BATCH_TOKENS, top_k_of
-from firstcli.token_rows import TokenRows, lengths_of
-from firstcli.units import Unit
+from firstcli.workspace.run import Run
+from firstcli.workspace.units import Unit
 
 if TYPE_CHECKING:
     from firstcli.api import BoolArray, FloatArray
@@ -43,7 +44,7 @@ def check(run: Run, unit: Unit) -> str:
     return f"a temperature on {len(_rows(run, unit))} validation samples"
 
 
-def _rows(run: Run, unit: Unit) -> TokenRows:
+def _rows(run: Run, unit: Unit) -> EncodedStore:
     if not run.training.validation:
         raise UserError(
             f"train.validation: {run.recipe.train.validation} of the training split leaves no row "
@@ -68,43 +69,45 @@ def fit(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     assert unit.model
     rows = _rows(run, unit)
     found = _asked(run, unit, rows)
-    if not processes.is_first():
+    if not distributed.is_first():
         return {}
     ref = _section(run, unit)
     recalibrator = recalibrator_named(ref)
-    topk, is_true = _decisive(rows, found)
+    topk, is_label = _decisive(rows, found)
     mass = topk.sum(axis=1)
-    recalibrator.fit(topk, is_true, mass)
+    recalibrator.fit(topk, is_label, mass)
     for warning in calibrate.warnings(unit.model.name, recalibrator):
         run.console.warn(warning)
-    judged = calibrate.judged(recalibrator, topk, is_true, mass)
+    judged = calibrate.judged(recalibrator, topk, is_label, mass)
     about = {"recalibrator": ref.name, "options": ref.options, "positions": "decisive"}
     text = json.dumps(judged | about, indent=1, sort_keys=True)
     (folder / f"{unit.model.name}.json").write_text(text + "\n", "utf-8")
     return {"recalibrator": ref.name, **calibrate.facts_of(judged)}
 
 
-def _asked(run: Run, unit: Unit, rows: Sequence[Encoded]) -> dict[str, TopK]:
+def _asked(run: Run, unit: Unit, rows: Sequence[EncodedSample]) -> dict[str, TopK]:
     """Return the model's top k at all supervised positions, by sample id."""
     assert unit.model
     limit = inputs.vocabulary(run, unit.role)
     top_k = min(run.recipe.knowledge.top_k, limit)
-    reader = heads.Reader(inputs.model(run, unit.model), run.console.say)
-    return asking.answers(
-        *(run, unit.key, "samples", rows, lengths_of(rows), BATCH_TOKENS),
+    reader = readout.Reader(inputs.model(run, unit.model), run.console.say)
+    return run_batched(
+        *(run.console, unit.key, "samples", rows, lengths_of(rows), BATCH_TOKENS),
         lambda some: top_k_of(reader, some, top_k, limit),
     )
 
 
-def _decisive(rows: Sequence[Encoded], found: dict[str, TopK]) -> tuple[FloatArray, BoolArray]:
+def _decisive(
+    rows: Sequence[EncodedSample], found: dict[str, TopK]
+) -> tuple[FloatArray, BoolArray]:
     """Return probabilities (N, k) where each row decides, and which token is the true one."""
-    topk, is_true = [], []
+    topk, is_label = [], []
     for row in rows:
         assert row.decisive is not None
         known, at = found[row.id], row.decisive - row.start
         topk.append(np.exp(known.log_probs[at], dtype=np.float64))
-        is_true.append(known.token_ids[at] == row.input_ids[row.decisive])
-    return np.array(topk), np.array(is_true)
+        is_label.append(known.token_ids[at] == row.input_ids[row.decisive])
+    return np.array(topk), np.array(is_label)
 
 
 def applied(run: Run, unit: Unit) -> EvalRecords:

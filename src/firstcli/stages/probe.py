@@ -1,4 +1,3 @@
-# ruff: noqa: TID253
 """`first plan --probe`: time and memory of each stage, estimated from a few real batches.
 
 The batches of every stage are known beforehand, so only their cost is measured: some of them, from
@@ -19,13 +18,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from firstcli import batches, heads, knowledge, models, sampling, training, training_arguments
 from firstcli.errors import UserError
-from firstcli.out_of_memory import forget, is_out_of_memory
-from firstcli.recipe import Training, training_of
-from firstcli.run import Role, Run
+from firstcli.knowledge import store
+from firstcli.models import inference, readout
+from firstcli.models.batching import forget, is_out_of_memory
+from firstcli.recipe.schema import Training, training_of
 from firstcli.stages import evaluate, extract, inputs
-from firstcli.units import Unit
+from firstcli.training import arguments, collate, sampling, trainer
+from firstcli.workspace.run import Role, Run
+from firstcli.workspace.units import Unit
 
 PROBED = 6  # batches of different size
 REPEATS = 2
@@ -92,8 +93,8 @@ class Probe:
             rows = inputs.training_rows(run, role, "train")
         else:
             rows = inputs.rows_of_fold(run, fold, seen=True)
-        device = models.device_of(inputs.family(run, role))
-        micro = training_arguments.micro_batch(settings, self._processes)
+        device = inference.device_of(inputs.family(run, role))
+        micro = arguments.micro_batch(settings, self._processes)
         if settings.batch_size % (micro * self._processes):
             raise UserError(
                 f"--processes {self._processes}: they cannot share the {role}'s batch_size "
@@ -107,13 +108,13 @@ class Probe:
         model = inputs.starting_model(run, role, settings.dtype, run.recipe.seed)
         model.to(device)  # type: ignore[arg-type]  # a decorator hides its signature
         model.train()
-        training.install_objective(model, "labels")
+        trainer.install_objective(model, "labels")
         optimizer = torch.optim.AdamW(model.parameters(), 1e-9)
-        collate = batches.Collate(rows, None)
+        make_batch = collate.Collate(rows, None)
         autocast = device.type == "cuda" and settings.dtype == "float32"
 
         def forward_and_backward(part: Sequence[int]) -> None:
-            batch = {name: value.to(device) for name, value in collate(part).items()}
+            batch = {name: value.to(device) for name, value in make_batch(part).items()}
             del batch["samples"]
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 loss = model(**batch)["loss"]
@@ -141,11 +142,11 @@ class Probe:
         run = self._run
         top_k, limit = run.recipe.knowledge.top_k, inputs.shared_vocabulary(run)
         model, device = self._for_inference("teacher")
-        reader = heads.Reader(model, run.console.say)
+        reader = readout.Reader(model, run.console.say)
         owner, asked = [], []
         for index, shard in enumerate(extract.shards_of(run, unit)):
             lengths = [len(row.input_ids) for row in shard.rows]
-            for batch in models.batches(lengths, extract.BATCH_TOKENS):
+            for batch in inference.batches(lengths, extract.BATCH_TOKENS):
                 owner.append(index % self._processes)
                 asked.append([shard.rows[i] for i in batch])
         _reset_peak(device)
@@ -164,8 +165,8 @@ class Probe:
             return self._measured[key]
         asked = inputs.questions(self._run, unit.role, unit.evaluation)
         model, device = self._for_inference(unit.role)
-        reader = heads.Reader(model, self._run.console.say)
-        found = models.batches([len(one.input_ids) for one in asked], evaluate.BATCH_TOKENS)
+        reader = readout.Reader(model, self._run.console.say)
+        found = inference.batches([len(one.input_ids) for one in asked], evaluate.BATCH_TOKENS)
         parts = [[asked[i] for i in batch] for batch in found]
         _reset_peak(device)
         with torch.inference_mode():
@@ -181,8 +182,8 @@ class Probe:
     def _for_inference(self, role: Role) -> tuple[Any, torch.device]:
         """Load the model with which a role starts: as large and as fast as the trained one."""
         chosen = inputs.family(self._run, role)
-        device = models.device_of(chosen)
-        dtype = models.inference_dtype(chosen, device)
+        device = inference.device_of(chosen)
+        dtype = inference.inference_dtype(chosen, device)
         model = inputs.starting_model(self._run, role, dtype, self._run.recipe.seed)
         model.to(device)  # type: ignore[arg-type]  # a decorator hides its signature
         return model.eval(), device
@@ -228,7 +229,7 @@ def disk(run: Run, unit: Unit) -> int:
     if unit.stage == "extract":
         count = inputs.positions(inputs.training_rows(run, "teacher", unit.part))
         kept = run.recipe.knowledge
-        return int(count * knowledge.bytes_per_position(kept.top_k, kept.precision))
+        return int(count * store.bytes_per_position(kept.top_k, kept.precision))
     if unit.stage in ("finetune", "distill"):
         return 4 * inputs.weights(run, "teacher" if unit.stage == "finetune" else "student")
     return 0

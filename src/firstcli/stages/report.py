@@ -10,19 +10,20 @@ from typing import Any
 
 import yaml
 
-from firstcli import concentration, splits
 from firstcli.api import Sample
-from firstcli.console import size
-from firstcli.recipe import Arm
-from firstcli.records import EvalRecords
+from firstcli.data import splits
+from firstcli.knowledge import concentration
+from firstcli.metrics.records import EvalRecords
+from firstcli.recipe.schema import Arm
 from firstcli.reporting import ArmFacts, ReportData, TeacherPart
 from firstcli.reporting.formats import TerminalTable, to_json
 from firstcli.reporting.page import write_report
 from firstcli.reporting.questions import disputed
 from firstcli.reporting.table import paper_table
-from firstcli.run import Part, Run
+from firstcli.runtime.console import size
 from firstcli.stages.evaluate import load_records
-from firstcli.units import Model, Unit, models_of, units_of
+from firstcli.workspace.run import Part, Run
+from firstcli.workspace.units import Model, Unit, models_of, units_of
 
 _PARTS: dict[Part, str] = {
     "train": "training",

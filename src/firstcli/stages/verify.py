@@ -1,4 +1,3 @@
-# ruff: noqa: TID253
 """`first extract --verify N`: the teacher scores some samples again, and the store must agree."""
 
 from __future__ import annotations
@@ -8,12 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from firstcli.codec import BOUNDS
 from firstcli.errors import UserError
-from firstcli.knowledge import Knowledge, TopK
-from firstcli.run import Run
+from firstcli.knowledge.codec import BOUNDS
+from firstcli.knowledge.store import Knowledge
+from firstcli.knowledge.top_k import TopK
 from firstcli.stages import extract, inputs
-from firstcli.units import Unit
+from firstcli.workspace.run import Run
+from firstcli.workspace.units import Unit
 
 
 @torch.inference_mode()

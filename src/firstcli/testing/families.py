@@ -99,7 +99,7 @@ def _check_saved(
     with TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        loaded = family.trained_model(Path(folder), "float32")
+        loaded = family.load_trained(Path(folder), "float32")
         loaded_tokenizer = AutoTokenizer.from_pretrained(folder)
     require(
         tokenizer(texts)["input_ids"] == loaded_tokenizer(texts)["input_ids"],

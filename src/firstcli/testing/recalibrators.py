@@ -11,7 +11,7 @@ import numpy as np
 
 from firstcli.api import PluginOptions, Recalibrator
 from firstcli.errors import UserError
-from firstcli.recalibrators import softmax
+from firstcli.recalibration.builtin import softmax
 from firstcli.testing.requirements import GivenOptions, options_of, require
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Knowledge(NamedTuple):
     """What a recalibrator is fitted on."""
 
     topk: FloatArray  # (N, k)
-    is_true: BoolArray  # (N, k)
+    is_label: BoolArray  # (N, k)
     mass: FloatArray  # (N,)
 
 
@@ -105,9 +105,9 @@ def _check_on(cls: type[Recalibrator[Any]], options: PluginOptions, given: Knowl
     _check_rows_are_independent(fitted, given.topk)
     _check_determinism(cls, options, given)
     _check_state(cls, options, given)
-    for what, is_true in _one_sided(given.is_true):
+    for what, is_label in _one_sided(given.is_label):
         try:
-            fitted = _fitted(cls, options, given._replace(is_true=is_true))
+            fitted = _fitted(cls, options, given._replace(is_label=is_label))
         except UserError:
             continue  # to refuse such a validation part is an answer
         _check_distribution(fitted, given.topk, f"ordinary rows, fitted where {what}")
@@ -134,10 +134,10 @@ def _check_distribution(fitted: Recalibrator[Any], topk: FloatArray, what: str) 
     require(np.isfinite(target).all(), f"{name} gives NaN or infinity ({what})")
     require((target >= 0).all(), f"{name} gives a negative probability ({what})")
     require(_close(target.sum(axis=1), 1), f"{name} gives rows that do not sum to 1 ({what})")
-    if fitted.keeps_ranks:
+    if fitted.order_preserving:
         require(
             (np.diff(target, axis=1) <= TOLERANCE).all(),
-            f"{name} changes the order within a row ({what}): declare keeps_ranks = False",
+            f"{name} changes the order within a row ({what}): declare order_preserving = False",
         )
 
 
@@ -195,15 +195,15 @@ def _fitted(
     return recalibrator
 
 
-def _one_sided(is_true: BoolArray) -> list[tuple[str, BoolArray]]:
+def _one_sided(is_label: BoolArray) -> list[tuple[str, BoolArray]]:
     """Return validation parts on which a careless fit divides by zero."""
-    right, wrong = np.zeros_like(is_true), np.zeros_like(is_true)
+    right, wrong = np.zeros_like(is_label), np.zeros_like(is_label)
     right[:, 0] = True
     wrong[:, 1:2] = True
     return [
         ("the first token is always right", right),
         ("the second token is always right", wrong),
-        ("no true token is among the k", np.zeros_like(is_true)),
+        ("no true token is among the k", np.zeros_like(is_label)),
     ]
 
 

@@ -1,0 +1,311 @@
+"""Evaluation records: one row a question, from which every metric can be recomputed.
+
+A file holds the columns
+
+    id            string           the sample's id, unique
+    answer        int32            index of the right candidate; -1 where none is right, which then
+                                   holds for all questions
+    log_probs     list<float64>    log-probability of each candidate's decisive token, from the
+                                   softmax over the whole vocabulary or over the candidates
+    truth         list<float64>    true probability of each candidate; null where it is not known
+
+and, derived from these for whoever reads the file with other tools, `prediction`, `correct`,
+`confidence`, `confidence_full`, `candidate_mass` and `tie`. Loading derives them anew. The schema's
+metadata name the format's version and the scope of the softmax.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from firstcli.errors import UserError, shortened
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from firstcli.api import BoolArray, FloatArray
+
+    Rows = Sequence[Sequence[float] | FloatArray]
+
+Scope = Literal["vocabulary", "candidates"]
+
+VERSION = 2
+_VERSION_KEY = "firstcli.metrics.records.version"
+_SCOPE_KEY = "firstcli.metrics.records.scope"
+_SOURCES = ("id", "answer", "log_probs", "truth")
+MASS_SLACK = 1e-3  # float32 rounding of the candidates' total probability, generously
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EvalRecords:
+    """The answers of one model to one evaluation: N questions with at most C candidates."""
+
+    ids: tuple[str, ...]  # N
+    answer: npt.NDArray[np.int32]  # (N,)
+    count: npt.NDArray[np.int32]  # (N,) number of candidates
+    log_probs: FloatArray  # (N, C), -inf from `count` on
+    truth: FloatArray | None  # (N, C), 0 from `count` on
+    prediction: npt.NDArray[np.int32]  # (N,) the most likely candidate, the first of equals
+    correct: BoolArray  # (N,)
+    confidence: FloatArray  # (N,) the prediction's probability among the candidates
+    confidence_full: FloatArray | None  # (N,) the prediction's probability in the whole vocabulary
+    candidate_mass: FloatArray | None  # (N,) total probability of the candidates
+    tie: BoolArray  # (N,) whether another candidate is as likely as the prediction
+    scope: Scope  # of the log-probabilities' softmax; `candidates` leaves two fields None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def from_log_probs(
+        cls,
+        ids: Sequence[str],
+        answers: Sequence[int],
+        log_probs: Rows,
+        truth: Rows | None = None,
+        *,
+        scope: Scope = "vocabulary",
+    ) -> EvalRecords:
+        """Derive predictions and confidences from the candidates' log-probabilities.
+
+        Args:
+            ids: the samples' ids, unique.
+            answers: index of each question's right candidate, or -1 for all where none is right.
+            log_probs: a row a question, a number a candidate, from the softmax over the whole
+                vocabulary.
+            truth: the true probability of each candidate, rows as long as those of `log_probs`.
+            scope: `candidates` says that the log-probabilities compare the candidates only; they
+                are renormalised, and how likely they are beside other tokens is not known.
+
+        Raises:
+            UserError: a row cannot be what it claims to be; names the ids.
+        """
+        lengths = {len(ids), len(answers), len(log_probs), len(ids if truth is None else truth)}
+        if len(lengths) > 1:
+            raise ValueError("ids, answers, log_probs and truth must have one entry a question")
+        if not ids:
+            raise UserError("no question was evaluated: the evaluation split is empty")
+        answer = np.asarray(answers, dtype=np.int32)
+        count = np.array([len(row) for row in log_probs], dtype=np.int32)
+        _check_questions(ids, answer, count)
+
+        padded = _padded(log_probs, count, -np.inf)
+        _refuse(ids, np.isnan(padded).any(axis=1), "NaN among the candidates' log-probabilities")
+        top = padded.max(axis=1)  # (N,)
+        _refuse(ids, np.isneginf(top), "candidates that all have probability zero")
+        mass = None
+        if scope == "candidates":
+            padded = _renormalised(padded)
+            top = padded.max(axis=1)
+        else:
+            mass = np.exp(padded).sum(axis=1)
+            over = mass > 1.0 + MASS_SLACK
+            _refuse(ids, over, "candidates whose probabilities sum to more than 1")
+
+        prediction = padded.argmax(axis=1).astype(np.int32)
+        return cls(
+            ids=tuple(ids),
+            answer=answer,
+            count=count,
+            log_probs=padded,
+            truth=None if truth is None else _truth(ids, truth, count, answer),
+            prediction=prediction,
+            correct=prediction == answer,
+            confidence=1.0 / np.exp(padded - top[:, None]).sum(axis=1),
+            confidence_full=None if mass is None else np.minimum(np.exp(top), 1.0),
+            candidate_mass=mass,
+            tie=(padded == top[:, None]).sum(axis=1) > 1,
+            scope=scope,
+        )
+
+    @property
+    def answerable(self) -> bool:
+        """Whether the questions have a right candidate; either all have or none has."""
+        return bool(self.answer[0] >= 0)
+
+    @property
+    def probabilities(self) -> FloatArray:
+        """Probabilities renormalised over each question's candidates, (N, C), 0 in the padding."""
+        top = self.log_probs.max(axis=1, keepdims=True)
+        odds = np.exp(self.log_probs - top)
+        return np.asarray(odds / odds.sum(axis=1, keepdims=True))
+
+    @property
+    def p_right(self) -> FloatArray | None:
+        """The true probability that each prediction is right, (N,), where the truth is known."""
+        return None if self.truth is None else self.truth[np.arange(len(self)), self.prediction]
+
+    def shown(self, kind: Literal["candidates", "full"]) -> FloatArray | None:
+        """Return the confidence that a recipe's `metrics.confidence` asks for, (N,), if known."""
+        return self.confidence if kind == "candidates" else self.confidence_full
+
+    def only(self, ids: Collection[str]) -> EvalRecords:
+        """Return the questions that have one of these ids, in the order of these records."""
+        kept = [i for i, name in enumerate(self.ids) if name in ids]
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        arrays: dict[str, Any] = {
+            name: column[kept] for name, column in columns.items() if isinstance(column, np.ndarray)
+        }
+        return replace(self, ids=tuple(self.ids[i] for i in kept), **arrays)
+
+    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """Write the records as Parquet; the file appears whole or not at all.
+
+        Args:
+            path: the file, in an existing folder.
+            metadata: written into the file's schema beside the format's version.
+        """
+        import pyarrow.parquet as pq
+
+        table = self._table(metadata)
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            with partial.open("wb") as file:
+                pq.write_table(table, file, compression="zstd")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path) -> EvalRecords:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: the file is missing, damaged, incomplete or of a newer format.
+        """
+        import pyarrow as pa
+
+        table = _read(path)
+        try:
+            answers = table["answer"].cast(pa.int32()).to_pylist()
+            log_probs = table["log_probs"].cast(pa.list_(pa.float64())).to_pylist()
+            truth = table["truth"].cast(pa.list_(pa.float64())).to_pylist()
+            return cls.from_log_probs(
+                ids=table["id"].cast(pa.string()).to_pylist(),
+                answers=answers,
+                log_probs=log_probs,
+                truth=None if table["truth"].null_count == len(table) else truth,
+                scope=_scope(table),
+            )
+        except pa.ArrowException as error:
+            raise UserError(f"{path}: a column has the wrong type ({error}); {_REDO}") from error
+        except UserError as error:
+            raise UserError(f"{path}: {error}; {_REDO}") from error
+
+    def _table(self, metadata: Mapping[str, str]) -> pa.Table:
+        import pyarrow as pa
+
+        lists = pa.list_(pa.float64())
+        offsets = np.concatenate([[0], np.cumsum(self.count)]).astype(np.int32)
+        filled = np.arange(self.log_probs.shape[1]) < self.count[:, None]  # (N, C)
+
+        def ragged(padded: FloatArray) -> pa.ListArray:
+            return pa.ListArray.from_arrays(offsets, padded[filled])
+
+        def known(values: FloatArray | None) -> pa.Array:
+            return pa.nulls(len(self), pa.float64()) if values is None else pa.array(values)
+
+        return pa.table(
+            {
+                "id": pa.array(self.ids, pa.string()),
+                "answer": self.answer,
+                "log_probs": ragged(self.log_probs),
+                "truth": pa.nulls(len(self), lists) if self.truth is None else ragged(self.truth),
+                "prediction": self.prediction,
+                "correct": self.correct,
+                "confidence": self.confidence,
+                "confidence_full": known(self.confidence_full),
+                "candidate_mass": known(self.candidate_mass),
+                "tie": self.tie,
+            }
+        ).replace_schema_metadata({**metadata, _VERSION_KEY: str(VERSION), _SCOPE_KEY: self.scope})
+
+
+_REDO = "if a run made it, redo it with `first eval --force`"
+
+
+def _read(path: Path) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; {_REDO}")
+    try:
+        with pq.ParquetFile(path) as file:  # read_table would take `a=b/` in the path for a column
+            table = file.read()
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: cannot be read as Parquet ({error}); {_REDO}") from error
+    version = (table.schema.metadata or {}).get(_VERSION_KEY.encode(), b"").decode()
+    if not version.isdecimal():
+        raise UserError(f"{path}: holds no evaluation records of firstcli; {_REDO}")
+    if int(version) > VERSION:
+        raise UserError(
+            f"{path}: has format {version}, but this firstcli reads up to {VERSION}; upgrade it"
+        )
+    missing = [name for name in _SOURCES if name not in table.column_names]
+    empty = [name for name in _SOURCES[:3] if name not in missing and table[name].null_count]
+    if missing or empty:
+        raise UserError(f"{path}: {shortened(missing + empty)} missing or not filled; {_REDO}")
+    return table
+
+
+def _scope(table: pa.Table) -> Scope:
+    found = (table.schema.metadata or {}).get(_SCOPE_KEY.encode())
+    return "candidates" if found == b"candidates" else "vocabulary"  # version 1 did not say
+
+
+def _padded(rows: Rows, count: npt.NDArray[np.int32], fill: float) -> FloatArray:
+    padded = np.full((len(rows), int(count.max())), fill)  # (N, C)
+    for i, row in enumerate(rows):
+        padded[i, : count[i]] = row
+    return padded
+
+
+def _renormalised(padded: FloatArray) -> FloatArray:
+    top = padded.max(axis=1, keepdims=True)
+    total = top + np.log(np.exp(padded - top).sum(axis=1, keepdims=True))
+    # What is renormalised already keeps its bits, so that a file gives back what went in.
+    return np.where(np.abs(total) < 1e-12, padded, padded - total)
+
+
+def _truth(
+    ids: Sequence[str],
+    truth: Rows,
+    count: npt.NDArray[np.int32],
+    answer: npt.NDArray[np.int32],
+) -> FloatArray:
+    fits = [row is not None and len(row) == n for row, n in zip(truth, count, strict=True)]
+    _refuse(ids, ~np.array(fits), "not one true probability a candidate")
+    padded = _padded(truth, count, 0.0)
+    within = ((padded >= 0.0) & (padded <= 1.0)).all(axis=1)
+    sound = within & (np.abs(padded.sum(axis=1) - (answer >= 0)) < 1e-6)  # 0 if none is right
+    _refuse(ids, ~sound, "true probabilities that are no distribution")
+    return padded
+
+
+def _check_questions(
+    ids: Sequence[str], answer: npt.NDArray[np.int32], count: npt.NDArray[np.int32]
+) -> None:
+    twice = [name for name, times in Counter(ids).items() if times > 1]
+    if twice:
+        raise UserError(f"{len(twice)} ids stand for several questions: {shortened(twice)}")
+    _refuse(ids, count < 1, "no candidates")
+    _refuse(ids, (answer < -1) | (answer >= count), "an answer that is none of the candidates")
+    if answer.max() >= 0:
+        _refuse(ids, answer < 0, "no right candidate, though others have one,")
+
+
+def _refuse(ids: Sequence[str], bad: BoolArray | np.bool_, what: str) -> None:
+    if bad.any():
+        names = [ids[int(i)] for i in np.flatnonzero(bad)]
+        raise UserError(f"{what} in {len(names)} of {len(ids)} questions: {shortened(names)}")

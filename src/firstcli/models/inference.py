@@ -1,0 +1,97 @@
+"""Run a causal language model: device, dtype, batches, and its output layer where it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from firstcli.api import ModelFamily, PluginOptions
+from firstcli.errors import UserError
+
+Family = ModelFamily[PluginOptions]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def device_of(family: Family) -> torch.device:
+    """Resolve a family's device: `auto` takes CUDA, then MPS, then the CPU."""
+    if family.device != "auto":
+        try:
+            return torch.zeros(0, device=family.device).device
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"model.options.device: '{family.device}' is no use: {reason}"
+            ) from error
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def inference_dtype(family: Family, device: torch.device) -> Dtype:
+    """Resolve a family's dtype outside training: `auto` is bfloat16 on a GPU that has it."""
+    if family.inference_dtype != "auto":
+        return family.inference_dtype
+    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return "bfloat16" if has_bfloat16 else "float32"
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """Return the longest sequence the model takes, or None where its configuration does not say."""
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        value = getattr(model.config.get_text_config(), name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """Return the number of rows of the output layer, padding included."""
+    return int(model.get_output_embeddings().weight.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Padded:
+    """A batch of sequences, padded on the right whatever the tokenizer prefers.
+
+    Under a causal mask nothing on the right of a token reaches it, so right padding needs no
+    position ids and suits every decoder; which id pads is all the same, so a tokenizer needs none.
+    """
+
+    input_ids: Tensor  # (B, L) int64
+    attention_mask: Tensor  # (B, L) int64
+
+
+def pad(rows: Sequence[npt.NDArray[np.int32]]) -> Padded:
+    """Stack sequences (L_i,) into one batch."""
+    length = max(len(row) for row in rows)
+    input_ids = np.zeros((len(rows), length), np.int64)
+    mask = np.zeros((len(rows), length), np.int64)
+    for i, row in enumerate(rows):
+        input_ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    return Padded(torch.from_numpy(input_ids), torch.from_numpy(mask))
+
+
+def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Group row indices of like length into batches of at most `tokens`, the longest first.
+
+    The order depends on the lengths alone: longest first, so that memory runs out at once or never.
+    """
+    batch: list[int] = []
+    width = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batch and width * (len(batch) + 1) > tokens:
+            yield batch
+            batch = []
+        if not batch:
+            width = lengths[index]
+        batch.append(index)
+    if batch:
+        yield batch

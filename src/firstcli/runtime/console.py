@@ -1,0 +1,118 @@
+"""What a person sees: lines, tables and progress, rich on a terminal and plain text elsewhere."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console as RichConsole
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Task as ProgressTask
+from rich.text import Text
+
+from firstcli.runtime import distributed
+
+Advance = Callable[[int], None]
+
+
+class Console:
+    """Output of one command; with `json`, stdout is kept free for the machine-readable result."""
+
+    def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
+        silent = quiet or not distributed.is_first()
+        self._out = RichConsole(stderr=json, quiet=silent, highlight=False, soft_wrap=False)
+        self._err = RichConsole(stderr=True, quiet=silent, highlight=False)
+        self._warned: set[str] = set()
+        if not self._out.is_terminal and "COLUMNS" not in os.environ:
+            self._out.width = 160  # a file has no width; a table must not be cut to 80
+
+    @property
+    def is_terminal(self) -> bool:
+        return self._out.is_terminal
+
+    def say(self, text: str) -> None:
+        self._out.print(escape(text), soft_wrap=True)
+
+    def show(self, renderable: RenderableType) -> None:
+        self._out.print(renderable)
+
+    def warn(self, text: str) -> None:
+        """Print a warning, once."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self._err.print(f"[yellow]warning:[/yellow] {escape(text)}", soft_wrap=True)
+
+    @contextmanager
+    def progress(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+        """Show progress with rate and time left; without a terminal, a line now and then."""
+        if not self.is_terminal:
+            yield self._plain_progress(what, total, unit, done)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TaskProgressColumn(),
+            _RateColumn(unit),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._out, transient=True) as bar:
+            task = bar.add_task(escape(what), total=total, completed=done)
+            yield lambda count: bar.advance(task, count)
+
+    def _plain_progress(self, what: str, total: int, unit: str, done: int) -> Advance:
+        began = last = time.monotonic()
+        began_at = done
+
+        def advance(count: int) -> None:
+            nonlocal done, last
+            done += count
+            now = time.monotonic()
+            if now - last >= 15 and done < total:
+                last = now
+                rate = (done - began_at) / (now - began)
+                left = (total - done) / rate if rate else 0.0
+                self.say(f"  {what}: {done}/{total} {unit}, {rate:.1f}/s, {left:.0f} s left")
+
+        return advance
+
+
+def size(count: float) -> str:
+    """Write a number of bytes as a person would."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    """Write a time as a person would."""
+    if seconds < 90:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class _RateColumn(TextColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__("")
+        self._unit = unit
+
+    def render(self, task: ProgressTask) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(
+            "" if speed is None else f"{speed:.1f} {self._unit}/s", style="progress.data.speed"
+        )

@@ -1,0 +1,251 @@
+"""`first eval --from`: other people's outputs, read, judged and compared, or refused by line."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from firstcli.errors import UserError
+from firstcli.metrics import lm_eval
+from firstcli.metrics.records import EvalRecords
+from firstcli.metrics.summary import summarize
+from support.command_line import first
+
+CHOICES = (" fire", " water", " 7")
+SAME_TEXT = {f"gen_args_{c}": {"arg_0": f"Q {c}", "arg_1": " 7"} for c in range(2)}  # winogrande
+Sample = dict[str, Any]
+
+
+def sample(doc: int, log_likelihoods: Sequence[float], target: object = 0, **other: Any) -> Sample:
+    """A line as version 0.4.13 writes it: numbers as strings, requests by name."""
+    pairs = [[str(value), "False"] for value in log_likelihoods]
+    return {
+        "doc_id": doc,
+        "doc": {"question": f"Q{doc}"},
+        "target": str(target),
+        "arguments": {
+            f"gen_args_{c}": {"arg_0": f"Q{doc}", "arg_1": CHOICES[c]} for c in range(len(pairs))
+        },
+        "resps": [[pair] for pair in pairs],
+        "filtered_resps": pairs,
+        "filter": "none",
+        "metrics": ["acc"],
+        "doc_hash": f"{doc:064d}",
+        **other,
+    }
+
+
+def write(path: Path, samples: Sequence[Sample | str]) -> Path:
+    lines = [one if isinstance(one, str) else json.dumps(one) for one in samples]
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    return path
+
+
+def log(folder: Path, n: int = 60, sharpness: float = 1.0, name: str = "samples_a.jsonl") -> Path:
+    world = np.random.default_rng(0)
+    samples = []
+    for doc in range(n):
+        logits = world.normal(0, 1.5, 3)
+        p = np.exp(logits) / np.exp(logits).sum()
+        target = int(world.choice(3, p=p))
+        shown = logits * sharpness
+        row = shown - np.log(np.exp(shown).sum()) - 0.5
+        samples.append(sample(doc, row.tolist(), target, acc=float(row.argmax() == target)))
+    return write(folder / name, samples)
+
+
+def test_a_log_becomes_records(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "samples.jsonl",
+        [sample(3, [-1.0, -2.0], 1, acc=0.0), "", sample(5, [-2.0, -1.5, -3.0], 1, acc=1.0)],
+    )
+    records = lm_eval.read(path)
+    assert records.ids == ("3:000000000000", "5:000000000000")
+    assert records.answer.tolist() == [1, 1] and records.correct.tolist() == [False, True]
+    assert records.count.tolist() == [2, 3] and records.scope == "vocabulary"
+    assert records.log_probs[0, :2].tolist() == [-1.0, -2.0]
+    assert records.candidate_mass is not None
+    assert records.candidate_mass[0] == pytest.approx(math.exp(-1) + math.exp(-2))
+
+
+def test_numbers_and_lists_of_older_versions(tmp_path: Path) -> None:
+    old = sample(0, [-1.0, -2.0], 1)
+    old |= {"target": 1, "filtered_resps": [[-1.0, True], [-2.0, False]]}
+    old["arguments"] = [["Q0", " fire"], ["Q0", " water"]]
+    del old["doc_hash"], old["filter"]
+    records = lm_eval.read(write(tmp_path / "x.jsonl", [old]))
+    assert records.ids == ("0",) and records.answer.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("targets", "answers"),
+    [
+        (["0", "1"], [0, 1]),
+        ([" water", "fire"], [1, 0]),
+        (["water", "7"], [1, 2]),  # a text that looks like an index, beyond the choices
+    ],
+)
+def test_targets_are_indices_or_texts(
+    tmp_path: Path, targets: list[str], answers: list[int]
+) -> None:
+    rows = [sample(i, [-1.0, -2.0, -3.0], target) for i, target in enumerate(targets)]
+    assert lm_eval.read(write(tmp_path / "x.jsonl", rows)).answer.tolist() == answers
+
+
+def test_the_logged_accuracy_tells_an_index_from_a_text(tmp_path: Path) -> None:
+    arguments = {f"gen_args_{c}": {"arg_0": "Q", "arg_1": f" {3 - c}"} for c in range(3)}
+    rows = [
+        sample(0, [-3.0, -2.0, -1.0], 1, arguments=arguments, acc=1.0),  # the text of choice 2
+        sample(1, [-1.0, -2.0, -3.0], 2, arguments=arguments, acc=0.0),  # the text of choice 1
+    ]
+    assert lm_eval.read(write(tmp_path / "x.jsonl", rows)).answer.tolist() == [2, 1]
+
+
+def test_one_filter_is_read(tmp_path: Path) -> None:
+    rows = [
+        sample(0, [-1.0, -2.0], 0, filter="other"),
+        sample(0, [-2.0, -1.0], 0, filter="none"),
+        sample(1, [-1.0, -2.0], 0, filter="other"),
+    ]
+    assert lm_eval.read(write(tmp_path / "x.jsonl", rows)).prediction.tolist() == [1]
+    alone = [row for row in rows if row["filter"] == "other"]
+    assert len(lm_eval.read(write(tmp_path / "y.jsonl", alone))) == 2
+
+
+def test_choices_without_their_context_are_left_out(tmp_path: Path) -> None:
+    row = sample(0, [-1.0, -2.0, -0.5], 1)
+    asked = {f"gen_args_{c}": {"arg_0": "Q", "arg_1": CHOICES[c]} for c in range(2)}
+    alone = {f"gen_args_{2 + c}": {"arg_0": "", "arg_1": CHOICES[c]} for c in range(2)}
+    row["arguments"] = asked | alone
+    row["filtered_resps"] = [["-1.0", "x"], ["-2.0", "x"], ["-0.1", "x"], ["-0.2", "x"]]
+    records = lm_eval.read(write(tmp_path / "x.jsonl", [row]))
+    assert records.count.tolist() == [2] and records.answer.tolist() == [1]
+
+
+def test_texts_that_overlap_are_only_compared(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [sample(0, [-0.1, -0.2], 0), sample(1, [-3.0, -2.0], 0)])
+    records = lm_eval.read(path)
+    assert records.scope == "candidates" and records.candidate_mass is None
+    assert records.confidence[0] == pytest.approx(1 / (1 + math.exp(-0.1)))
+    first("eval", "--from", path, "--confidence", "full").mistake("x.jsonl", "candidates")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"x\.jsonl:2: is no JSON"),
+        ("[1]", r"x\.jsonl:2: .*doc_id"),
+        ({"doc_id": 1, "target": "0"}, r"x\.jsonl:2: .*filtered_resps"),
+        (sample(1, [], 0, filtered_resps=["42"]), r"x\.jsonl:2: .*generate"),
+        (sample(1, [], 0, filtered_resps="ab"), r"x\.jsonl:2: .*generate"),
+        (sample(1, [], 0, filtered_resps=[["ab", "cd"]]), r"x\.jsonl:2: .*generate"),
+        (sample(1, [], 0, filtered_resps=-3.0), r"x\.jsonl:2: .*generate"),
+        (sample(1, [-1.0], 0), r"x\.jsonl:2: has 1 choice"),
+        (sample(1, [-1.0, -2.0], "7", arguments=SAME_TEXT), r"x\.jsonl:2: .*differ in the context"),
+        (sample(1, [-1.0, math.nan], 0), r"x\.jsonl:2: .*no log-likelihoods"),
+        (sample(1, [-1.0, 2.0], 0), r"x\.jsonl:2: .*no log-likelihoods"),
+        (sample(1, [-1.0, -2.0], 2), r"x\.jsonl:2: the target '2' is neither"),
+        (sample(1, [-1.0, -2.0], "[0, 1]"), r"x\.jsonl:2: the target '\[0, 1\]' is neither"),
+        (sample(1, [-1.0, -2.0], -100), r"x\.jsonl:2: the target '-100' is neither"),
+        (sample(1, [-1.0, -2.0], 0, acc=0.0), r"x\.jsonl:2: .*acc = 0"),
+        (sample(1, [-1.0, -2.0], "water"), "indices, others"),
+        (sample(0, [-1.0, -2.0], 0), "stand for several"),
+        (sample(1, [-math.inf, -math.inf], 0), "probability zero"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(tmp_path: Path, line: Sample | str, message: str) -> None:
+    path = write(tmp_path / "x.jsonl", [sample(0, [-1.0, -2.0], 0), line])
+    with pytest.raises(UserError, match=message) as error:
+        lm_eval.read(path)
+    assert str(path) in str(error.value)
+
+
+def test_unreadable_files_are_refused_by_name(tmp_path: Path) -> None:
+    first("eval", "--from", tmp_path / "none.jsonl").mistake("none.jsonl")
+    first("eval", "--from", tmp_path / "none.parquet").mistake("none.parquet")
+    (tmp_path / "x.jsonl").write_bytes(b"\xff\xfe\x00")
+    first("eval", "--from", tmp_path / "x.jsonl").mistake("x.jsonl")
+    (tmp_path / "empty.jsonl").write_text("")
+    first("eval", "--from", tmp_path / "empty.jsonl").mistake("empty.jsonl", "no samples")
+    first("eval", "--from", tmp_path / "x.csv").mistake("x.csv", ".parquet")
+
+
+def test_a_log_and_its_records_give_the_same_metrics(tmp_path: Path) -> None:
+    path = log(tmp_path)
+    lm_eval.read(path).save(tmp_path / "records.parquet", {})
+    there = first("eval", "--from", path, "--json").json
+    here = first("eval", "--from", tmp_path / "records.parquet", "--json").json
+    assert here["metrics"] == there["metrics"] and here["intervals"] == there["intervals"]
+    found = summarize(EvalRecords.load(tmp_path / "records.parquet"), "candidates", 10)
+    assert there["metrics"]["ece"] == found.ece and there["metrics"]["n"] == 60
+    assert set(there["intervals"]) == {"accuracy", "ece", "trust"}
+    full = first("eval", "--from", path, "--json", "--confidence", "full", "--bins", "5").json
+    assert (full["confidence_kind"], full["bins"]) == ("full", 5)
+    assert full["metrics"]["confidence"] < there["metrics"]["confidence"]
+
+
+def test_the_table_names_the_convention(tmp_path: Path) -> None:
+    shown = first("eval", "--from", log(tmp_path))
+    assert shown.code == 0, shown.err
+    for part in ("60 questions", "confidence: candidates", "10 bins (lo, hi]", "p = ", "AURC"):
+        assert part in shown.out
+    assert "…" not in shown.out
+    quiet = first("eval", "--from", log(tmp_path), "--quiet")
+    assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
+
+
+def test_two_files_are_compared_over_what_both_have(tmp_path: Path) -> None:
+    ours = log(tmp_path, 400)
+    theirs = log(tmp_path, 300, sharpness=4.0, name="samples_b.jsonl")
+    result = first("eval", "--from", ours, "--versus", theirs, "--json").json["versus"]
+    assert result["n"] == 300
+    assert result["differences"]["ece"]["distinguishable"]
+    assert result["differences"]["accuracy"]["value"] == 0.0
+    shown = first("eval", "--from", ours, "--versus", theirs).out
+    assert "300 questions that both have" in shown and "not distinguishable" in shown
+
+
+def test_files_of_other_questions_are_not_compared(tmp_path: Path) -> None:
+    path = log(tmp_path)
+    other = write(tmp_path / "other.jsonl", [sample(0, [-1.0, -2.0], 0, doc_hash="else")])
+    first("eval", "--from", path, "--versus", other).mistake("no question in common")
+    answer = int(lm_eval.read(path).answer[0])
+    changed = write(tmp_path / "changed.jsonl", [sample(0, [-1.0, -2.0, -3.0], (answer + 1) % 3)])
+    first("eval", "--from", path, "--versus", changed).mistake("changed.jsonl", "another right one")
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        ((), ("RECIPE", "--from")),
+        (("recipe.yaml", "--from", "x.jsonl"), ("RECIPE", "--from")),
+        (("--arm", "first", "--from", "x.jsonl"), ("--arm", "--from")),
+        (("--force", "--from", "x.jsonl"), ("--force", "--from")),
+        (("recipe.yaml", "--bins", "5"), ("--bins", "metrics")),
+        (("recipe.yaml", "--versus", "x.jsonl"), ("--versus", "--from")),
+        (("--from", "x.jsonl", "--confidence", "all"), ("--confidence", "'all'")),
+    ],
+)
+def test_options_that_do_not_go_together(args: tuple[str, ...], parts: tuple[str, ...]) -> None:
+    first("eval", *args).mistake(*parts)
+
+
+def test_questions_without_a_right_candidate(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    EvalRecords.from_log_probs(["a", "b"], [-1, -1], [[-1.0, -2.0]] * 2).save(path, {})
+    result = first("eval", "--from", path, "--json").json
+    assert result["metrics"]["accuracy"] is None and result["metrics"]["chance"] == 0.5
+    assert "no candidate is right" in first("eval", "--from", path).out
+    first("eval", "--from", path, "--versus", path).mistake("x.parquet", "nothing to compare")
+
+
+def test_only_keeps_rows_in_order() -> None:
+    records = EvalRecords.from_log_probs(["a", "b", "c"], [0, 1, 0], [[-1.0, -2.0]] * 3)
+    kept = records.only({"c", "a"})
+    assert kept.ids == ("a", "c") and kept.correct.tolist() == [True, True] and kept.truth is None

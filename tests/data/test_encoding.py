@@ -1,0 +1,343 @@
+"""Which tokens are supervised, which one decides, and what cannot be encoded."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import processors
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
+
+from firstcli.api import Sample
+from firstcli.data.encoding import EncodedSample, Question, encode_questions, encode_training
+from firstcli.errors import UserError
+
+Tokenizer = PreTrainedTokenizerFast
+
+
+def encode(prompt: str, response: str, tokenizer: Tokenizer) -> EncodedSample:
+    [row], _ = encode_training([Sample(prompt, response, id="x")], tokenizer, "train")
+    return row
+
+
+def question(prompt: str, *candidates: str, answer: int = 0) -> Sample:
+    return Sample.question(prompt, candidates, answer, id="q1")
+
+
+def ask(prompt: str, *candidates: str, tokenizer: Tokenizer) -> Question:
+    [row] = encode_questions([question(prompt, *candidates)], tokenizer, "test")
+    return row
+
+
+def pieces(tokenizer: Tokenizer, ids: Any) -> list[str]:
+    return [str(tokenizer.convert_ids_to_tokens(int(i))) for i in ids]
+
+
+def with_frame(tokenizer: Tokenizer, frame: str) -> Tokenizer:
+    """Return a copy that puts special tokens around every text, such as `<s> $A </s>`."""
+    framed = deepcopy(tokenizer)
+    names = [name for name in frame.split() if name != "$A"]
+    framed.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        frame, special_tokens=[(name, framed.convert_tokens_to_ids(name)) for name in names]
+    )
+    return framed
+
+
+# Supervised tokens.
+
+
+def test_prompt_response_and_eos_are_one_text(tokenizer: Tokenizer) -> None:
+    row = encode("Answer:", " yes, the water is wet.", tokenizer)
+    whole = tokenizer("Answer: yes, the water is wet.")["input_ids"]
+    assert row.input_ids.tolist() == [*whole, tokenizer.eos_token_id]
+    assert row.input_ids[: row.start].tolist() == tokenizer("Answer:")["input_ids"]
+    assert row.targets.tolist() == row.input_ids[row.start :].tolist()
+    assert str(tokenizer.decode(row.targets[:-1])).strip() == "yes, the water is wet."
+    assert row.decisive is None
+
+
+texts = st.text(
+    st.one_of(
+        st.sampled_from("aeinrstw ,.()\n\t:"),
+        st.characters(codec="utf-8", exclude_characters="\0"),
+        st.sampled_from("😀🏳️‍🌈é日本语ßİ\u0301\u200d"),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(prompt=texts, response=texts.filter(bool))
+def test_supervised_tokens_are_those_that_reach_into_the_response(
+    tokenizer: Tokenizer, prompt: str, response: str
+) -> None:
+    row = encode(prompt, response, tokenizer)
+    joint = tokenizer(prompt + response, return_offsets_mapping=True)
+    assert row.input_ids.tolist() == [*joint["input_ids"], tokenizer.eos_token_id]
+    reaching = [i for i, (_, end) in enumerate(joint["offset_mapping"]) if end > len(prompt)]
+    supervised = list(range(row.start, len(row.input_ids) - 1))
+    assert supervised == [i for i in reaching if i > 0]  # the first token has no past
+    assert row.start >= 1
+    # With its border respected, what is supervised says the response and nothing else.
+    alone = tokenizer(prompt)["input_ids"]
+    if alone and row.input_ids[: len(alone)].tolist() == alone and prompt:
+        assert row.start == len(alone)
+        assert _said(tokenizer, row.input_ids[:-1]) == _said(tokenizer, alone) + response.encode()
+
+
+def _said(tokenizer: Tokenizer, ids: Any) -> bytes:
+    """Decode to bytes, for a token may end within a character."""
+    names = [name for name in pieces(tokenizer, ids) if name != tokenizer.bos_token]
+    if tokenizer.bos_token is None:
+        alphabet = _byte_alphabet()
+        return bytes(alphabet[character] for name in names for character in name)
+    raw = b"".join(
+        bytes([int(name[3:5], 16)]) if len(name) == 6 and name.startswith("<0x") else name.encode()
+        for name in names
+    )
+    return raw.replace("▁".encode(), b" ").removeprefix(b" ")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Return which byte each character of a byte-level vocabulary stands for."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    alphabet = {chr(byte): byte for byte in printable}
+    return alphabet | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+@pytest.mark.parametrize("response", ["\nyes", "\n\n", "😀", " ", "日本", "e\u0301"])
+def test_unusual_responses(tokenizer: Tokenizer, response: str) -> None:
+    row = encode("Answer:", response, tokenizer)
+    assert row.input_ids[: row.start].tolist() == tokenizer("Answer:")["input_ids"]
+    assert row.targets[-1] == tokenizer.eos_token_id and len(row.targets) >= 2
+
+
+def test_bytes_of_one_character_are_all_supervised(tokenizer: Tokenizer) -> None:
+    """The four bytes of an emoji are four tokens that cover the same character."""
+    row = encode("Answer:", "😀", tokenizer)
+    assert len(row.targets) == 5
+
+
+def test_an_empty_prompt_starts_after_the_first_token(tokenizer: Tokenizer) -> None:
+    row = encode("", "The water.", tokenizer)
+    assert row.start == 1
+
+
+def test_an_empty_response_teaches_the_end(tokenizer: Tokenizer) -> None:
+    row = encode("Answer:", "", tokenizer)
+    assert row.targets.tolist() == [tokenizer.eos_token_id]
+
+
+# Tokenizers that add special tokens, and some that cannot.
+
+
+@pytest.mark.parametrize("prompt", ["Answer:", ""])
+def test_special_tokens_around_a_text(byte_tokenizer: Tokenizer, prompt: str) -> None:
+    """A BOS stays; an EOS of the tokenizer's own is neither doubled nor in the prompt."""
+    plain = encode(prompt, " yes", byte_tokenizer).input_ids.tolist()
+    closed = encode(prompt, " yes", with_frame(byte_tokenizer, "$A </s>"))
+    assert closed.input_ids.tolist() == plain
+    framed = encode(prompt, " yes", with_frame(byte_tokenizer, "<pad> $A </s>"))
+    assert framed.input_ids.tolist() == [byte_tokenizer.pad_token_id, *plain]
+    alone = byte_tokenizer(prompt)["input_ids"]
+    assert framed.start == len(alone) + 1
+    asked = ask("Answer:", " yes", " no", tokenizer=with_frame(byte_tokenizer, "<pad> $A </s>"))
+    assert asked.input_ids[0] == byte_tokenizer.pad_token_id
+    assert byte_tokenizer.eos_token_id not in asked.input_ids
+
+
+def test_without_eos_the_response_just_ends(byte_tokenizer: Tokenizer) -> None:
+    endless = deepcopy(byte_tokenizer)
+    endless.eos_token = None
+    row = encode("Answer:", " yes", endless)
+    assert row.input_ids.tolist() == byte_tokenizer("Answer: yes")["input_ids"]
+
+
+def test_a_tokenizer_without_offsets_is_refused() -> None:
+    with pytest.raises(UserError, match=r"ByT5Tokenizer gives no character offsets"):
+        encode_training([Sample("a", "b", id="x")], ByT5Tokenizer(), "train")
+
+
+def test_special_tokens_in_a_prompt_are_the_tokenizer_s_own(tokenizer: Tokenizer) -> None:
+    """A chat template's markers mean what they mean where the model is served."""
+    sample = Sample("Ask.</s>Answer:", " Yes.", id="chat")
+    [row], warnings = encode_training([sample], tokenizer, "train")
+    assert row.input_ids.tolist().count(tokenizer.eos_token_id) == 2
+    assert row.input_ids[: row.start].tolist() == tokenizer(sample.prompt)["input_ids"]
+    assert not warnings
+
+
+def test_special_tokens_in_a_response_are_warned_of(tokenizer: Tokenizer) -> None:
+    """A `</s>` in somebody's data would teach the student to stop in the middle."""
+    sample = Sample("Is it a tag?", " Yes, </s> is.", id="html")
+    _, [warning] = encode_training([sample], tokenizer, "train")
+    assert "1 samples, such as 'html'" in warning and "'</s>'" in warning
+
+
+# The decisive position.
+
+
+def test_letters_decide_at_the_border(byte_tokenizer: Tokenizer) -> None:
+    prompt = "A: The answer is ("
+    asked = ask(prompt, "a).", "b).", "c).", tokenizer=byte_tokenizer)
+    assert asked.input_ids.tolist() == byte_tokenizer(prompt)["input_ids"]
+    assert pieces(byte_tokenizer, asked.candidate_ids) == ["a", "b", "c"]
+    rows, _ = encode_training(
+        [question(prompt, "a).", "b).", "c).", answer=1)], byte_tokenizer, "train"
+    )
+    assert rows[0].decisive == rows[0].start == len(asked.input_ids)
+    assert pieces(byte_tokenizer, rows[0].targets[:1]) == ["b"]
+
+
+def test_a_shared_beginning_moves_the_decision(tokenizer: Tokenizer) -> None:
+    """Where all candidates begin alike, the first token in which they differ decides."""
+    asked = ask("Answer:", " yes", " no", tokenizer=tokenizer)
+    alone = tokenizer("Answer:")["input_ids"]
+    assert asked.input_ids[: len(alone)].tolist() == alone
+    assert len(asked.input_ids) == len(alone) + 1  # the space
+    [row], _ = encode_training([question("Answer:", " yes", " no")], tokenizer, "train")
+    assert row.decisive == len(alone) + 1 and row.start == len(alone)
+    assert row.input_ids[row.decisive] == asked.candidate_ids[0]
+    assert row.input_ids[: row.decisive].tolist() == asked.input_ids.tolist()
+
+
+def test_a_candidate_that_begins_another_differs_by_its_end(byte_tokenizer: Tokenizer) -> None:
+    asked = ask("Answer:", " yes", " yes, wet", tokenizer=byte_tokenizer)
+    assert pieces(byte_tokenizer, asked.candidate_ids) == ["</s>", ","]
+
+
+def test_training_and_evaluation_agree_for_every_answer(tokenizer: Tokenizer) -> None:
+    candidates = (" yes", " no", " The fire")
+    for answer in range(3):
+        sample = Sample.question("Answer:", candidates, answer, id="q")
+        [row], _ = encode_training([sample], tokenizer, "train")
+        [asked] = encode_questions([sample], tokenizer, "test")
+        assert row.decisive is not None
+        assert row.input_ids[row.decisive] == asked.candidate_ids[answer]
+        assert asked.answer == answer
+        assert len(asked.input_ids) == row.decisive
+
+
+# What cannot be encoded.
+
+
+def test_candidates_that_share_a_token_are_named(byte_tokenizer: Tokenizer) -> None:
+    sample = question("Answer:", " yesx", " yesy", " no")
+    for encoder in (encode_training, encode_questions):
+        with pytest.raises(UserError) as caught:
+            encoder([sample], byte_tokenizer, "train")
+        message = str(caught.value)
+        assert (
+            "train: sample 'q1'" in message and "' yesx', ' yesy' share the token 'yes'" in message
+        )
+
+
+def test_a_crossed_border_is_an_error_for_questions(byte_tokenizer: Tokenizer) -> None:
+    """`is ` alone ends in a space; with `(a)` behind it, space and bracket are one token."""
+    sample = question("The answer is ", "(a", "(b")
+    for encoder in (encode_training, encode_questions):
+        with pytest.raises(UserError) as caught:
+            encoder([sample], byte_tokenizer, "train")
+        message = str(caught.value)
+        assert "'q1'" in message and "['Ġ']" in message and "['Ġ(', 'a']" in message
+        assert (
+            "move the border, for example from 'nswer is ' + '(a' to 'nswer is' + ' (a'" in message
+        )
+
+
+def test_every_candidate_must_respect_the_border(byte_tokenizer: Tokenizer) -> None:
+    """The true answer may be fine while another candidate's own tokens are never looked at."""
+    sample = question("The answer is ", "yes", "(b")
+    with pytest.raises(UserError, match=r"crosses the border.*'Ġ\(', 'b'.*\+ ' \(b'"):
+        encode_questions([sample], byte_tokenizer, "test")
+
+
+def test_a_crossed_border_is_a_counted_warning_for_instructions(byte_tokenizer: Tokenizer) -> None:
+    samples = [
+        Sample("The answer is ", "(a)", id="crossed"),
+        Sample("The answer is", " (a)", id="fine"),
+    ]
+    rows, [warning] = encode_training(samples, byte_tokenizer, "train")
+    assert "in 1 samples, such as 'crossed'" in warning
+    assert [row.id for row in rows] == ["crossed", "fine"]
+    assert pieces(byte_tokenizer, rows[0].targets) == ["Ġ(", "a", ")", "</s>"]
+
+
+def test_a_question_without_any_context_is_refused(byte_tokenizer: Tokenizer) -> None:
+    with pytest.raises(UserError, match="no token precedes the candidates"):
+        ask("", "yes", "no", tokenizer=byte_tokenizer)
+
+
+def test_many_mistakes_are_counted_and_a_few_shown(byte_tokenizer: Tokenizer) -> None:
+    samples = [
+        Sample.question("Answer:", [" yesx", " yesy", " no"], 0, id=str(number))
+        for number in range(5)
+    ]
+    with pytest.raises(UserError) as caught:
+        encode_training(samples, byte_tokenizer, "train")
+    assert len(caught.value.messages) == 3
+    assert "(5 such samples in all)" in caught.value.messages[0]
+
+
+def test_evaluation_needs_candidates(byte_tokenizer: Tokenizer) -> None:
+    with pytest.raises(UserError, match="sample 'x' has no candidates"):
+        encode_questions([Sample("a", "b", id="x")], byte_tokenizer, "test")
+
+
+def test_a_question_without_a_right_answer_is_asked_but_never_learned(
+    byte_tokenizer: Tokenizer,
+) -> None:
+    answered = Sample.question("Q: A:", [" yes", " no"], 1, id="x")
+    without = Sample.question("Q: A:", [" yes", " no"], None, id="y")
+    assert (without.response, without.answer) == ("", None)
+    [expected] = encode_questions([answered], byte_tokenizer, "test")
+    [found] = encode_questions([without], byte_tokenizer, "test")
+    assert found.answer is None
+    assert found.candidate_ids == expected.candidate_ids
+    assert found.input_ids.tolist() == expected.input_ids.tolist()
+    with pytest.raises(UserError, match=r"train: sample 'y': none of its candidates is right"):
+        encode_training([answered, without], byte_tokenizer, "train")
+    with pytest.raises(UserError, match=r"1 of 2 questions, such as 'y', have no right candidate"):
+        encode_questions([answered, without], byte_tokenizer, "test")
+
+
+# Real tokenizers.
+
+
+@pytest.fixture(params=["gpt2", "mistral"])
+def real_tokenizer(request: pytest.FixtureRequest, shared_models: Path) -> Tokenizer:
+    folder = shared_models / "tokenizers" / request.param
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    return tokenizer
+
+
+@pytest.mark.shared
+def test_real_tokenizers_use_the_bare_letter(real_tokenizer: Tokenizer) -> None:
+    prompt = "Q: Where?\nAnswer Choices:\n(a) here\n(b) there\nA: The answer is ("
+    asked = ask(prompt, "a).", "b).", tokenizer=real_tokenizer)
+    assert pieces(real_tokenizer, asked.candidate_ids) == ["a", "b"]
+    [row], _ = encode_training([question(prompt, "a).", "b).")], real_tokenizer, "train")
+    assert pieces(real_tokenizer, row.targets) == ["a", ").", real_tokenizer.eos_token]
+
+
+@pytest.mark.shared
+def test_real_tokenizers_merge_over_a_space(real_tokenizer: Tokenizer) -> None:
+    with pytest.raises(UserError, match=r"crosses the border.*to 'Answer:' \+ ' yes'"):
+        ask("Answer: ", "yes", "no", tokenizer=real_tokenizer)
+    asked = ask("Answer:", " yes", " no", tokenizer=real_tokenizer)
+    assert [piece[1:] for piece in pieces(real_tokenizer, asked.candidate_ids)] == ["yes", "no"]
+    rows, [warning] = encode_training([Sample("Answer: ", "yes", id="x")], real_tokenizer, "train")
+    assert "crosses the border" in warning
+    assert pieces(real_tokenizer, rows[0].targets)[0][1:] == "yes"
+
+
+@pytest.mark.shared
+def test_boolq_s_answer_follows_a_newline(real_tokenizer: Tokenizer) -> None:
+    asked = ask("Input:\nSome text\n\n### Response:\n", "Yes", "No", tokenizer=real_tokenizer)
+    assert pieces(real_tokenizer, asked.candidate_ids) == ["Yes", "No"]

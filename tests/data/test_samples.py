@@ -1,0 +1,167 @@
+"""Samples from a spool: what goes in comes out, and ids, cut and digests are those of a list."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from firstcli.api import Sample
+from firstcli.data import splits
+from firstcli.data.samples import Samples
+from firstcli.data.sequences import Selected
+from firstcli.tasks.known_world import KnownWorld, KnownWorldOptions
+from support import command_line
+
+NOWHERE = Path("/no/such/folder")  # the spool then lies among the system's temporary files
+TEXT = st.text(max_size=4) | st.just("\ud800")  # half a character, as JSON can hold it
+NUMBER = st.floats(0, 1) | st.integers(0, 1)
+
+
+@st.composite
+def any_sample(draw: st.DrawFn) -> Sample:
+    count = draw(st.integers(0, 3))
+    return Sample(
+        prompt=draw(TEXT),
+        response=draw(TEXT),
+        id=draw(st.none() | TEXT),
+        candidates=tuple(draw(TEXT) for _ in range(count)),
+        answer=draw(st.none() | st.integers(0, 3)),
+        truth=draw(st.none() | st.lists(NUMBER, max_size=3).map(tuple)),
+    )
+
+
+@settings(deadline=None)
+@given(st.lists(any_sample(), max_size=8))
+def test_what_goes_in_comes_out(samples: list[Sample]) -> None:
+    held = Samples(iter(samples), NOWHERE)
+    assert len(held) == len(samples)
+    assert list(held) == samples
+    assert [held[i] for i in range(-len(samples), 0)] == samples
+    assert list(held[1:][::-2]) == samples[1:][::-2]
+    with pytest.raises(IndexError):
+        held[len(samples)]
+
+
+def test_a_selection_keeps_its_own_order() -> None:
+    some = Selected(["a", "b", "c"], np.array([2, 0]))
+    assert list(some) == ["c", "a"] and some[-1] == "a" and list(some[1:]) == ["a"]
+
+
+# Against ids, cut and overlap as they are when everything lies in memory.
+
+
+def digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def naive_ids(samples: Sequence[Sample]) -> Iterator[str]:
+    seen: Counter[str] = Counter()
+    for sample in samples:
+        key = digest(sample.prompt, sample.response)[:12]
+        seen[key] += sample.id is None
+        yield sample.id or (key if seen[key] == 1 else f"{key}-{seen[key]}")
+
+
+FEW = st.sampled_from(["", "a", "b", "ä"])
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(FEW, FEW, st.booleans()), max_size=30),
+    st.lists(st.tuples(FEW, FEW), max_size=5),
+    st.floats(0, 0.99),
+)
+def test_streaming_changes_no_id_no_side_and_no_count(
+    rows: list[tuple[str, str, bool]], others: list[tuple[str, str]], share: float
+) -> None:
+    given = [Sample(p, r, f"g{i}" if has else None) for i, (p, r, has) in enumerate(rows)]
+    named = [replace(one, id=id) for one, id in zip(given, naive_ids(given), strict=True)]
+    held = Samples(splits.with_ids(Samples(given, NOWHERE), "train.task"), NOWHERE)
+    assert list(held) == named
+    assert splits.content_digest(held) == splits.content_digest(named)
+    texts = [(one.prompt, one.response) for one in named]
+    assert splits.duplicate_rows(held) == len(texts) - len(set(texts))
+    sides = [int(digest("validation", one.prompt)[:13], 16) / 16**13 < share for one in named]
+    train, validation = splits.cut_validation(held, share)
+    assert list(train) == [one for one, out in zip(named, sides, strict=True) if not out]
+    assert list(validation) == list(itertools.compress(named, sides))
+    asked = [Sample(p, r) for p, r in others]
+    assert splits.overlap(held, asked) == sum(p in {one.prompt for one in named} for p, _ in others)
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        (
+            list(KnownWorld(KnownWorldOptions(train=300, test=10)).load("train").samples),
+            (
+                "96213dfcf7824186a340577ee7e8b5201a98449339e7ee1cece342c02574e8c1",
+                "ae620fee664288a07a34313f6d65676f9875cc433ae720bbfefbe6dff3d1ac94",
+            ),
+        ),
+        (
+            [Sample(f"p {n % 7} \u2028ä", f" r{n % 5}") for n in range(60)],
+            (
+                "555cdc494b3aef5fbec9ae2d71af7d4d4b4d4097cc8937eee62113ef58b2d533",
+                "59266290607fe75c918ed2a8a907711aec567622d555c6824843d6154d82a4c1",
+            ),
+        ),
+    ],
+)
+def test_the_content_is_that_of_a_list(samples: list[Sample], expected: tuple[str, str]) -> None:
+    """As they came when all lay in memory: were they others, every run would start anew."""
+    held = Samples(splits.with_ids(samples, "train.task"), NOWHERE)
+    train, validation = splits.cut_validation(held, 0.25)
+    assert (splits.content_digest(train), splits.content_digest(validation)) == expected
+
+
+PEAK = """
+import sys
+from pathlib import Path
+import numpy as np
+from firstcli.data import splits
+from firstcli.data.encoding import EncodedSample
+from firstcli.data.samples import Samples
+from firstcli.tasks.instruction import Instruction, InstructionOptions
+from firstcli.data.encoded import EncodedStore
+folder = Path(sys.argv[1]).parent
+task = Instruction(InstructionOptions.model_validate({"path": sys.argv[1]}))
+given = Samples(task.load("train").samples, folder)
+held = Samples(splits.with_ids(given, "train"), folder)
+splits.duplicate_rows(held)
+train, validation = splits.cut_validation(held, 0.1)
+splits.overlap(held, validation)
+splits.content_digest(train)
+encoded = (EncodedSample(str(one.id), np.zeros(500, np.int32), 1, None) for one in train)
+rows = EncodedStore(encoded, folder)
+for index in np.random.default_rng(0).permutation(len(rows)).tolist():
+    assert len(rows[index].targets) == 499
+for line in open("/proc/self/status"):
+    if line.startswith("VmHWM"):
+        print(line.split()[1])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak as Linux tells it")
+def test_ten_times_the_data_take_no_more_memory(tmp_path: Path) -> None:
+    """18,000 rows more are 36 MB of text and 36 MB of tokens, of which an index of 1 MB stays."""
+    peaks = []
+    for count in (2_000, 20_000):
+        path = tmp_path / f"{count}.jsonl"
+        rows = ({"prompt": f"{n} {'word ' * 400}", "response": " x"} for n in range(count))
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        result = command_line.finish(command_line.python(PEAK, path))
+        assert result.code == 0, result.err
+        peaks.append(int(result.out))  # kB
+    assert peaks[1] - peaks[0] < 24_000

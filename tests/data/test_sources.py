@@ -1,0 +1,88 @@
+"""A source of samples that breaks off, or is slow: one clear sentence, and nothing half-read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from firstcli.api import Sample, Split
+from firstcli.tasks.known_world import KnownWorld
+from firstcli.workspace import run
+from support import command_line
+from support.command_line import first
+
+REAL = KnownWorld.load
+
+
+def breaks(monkeypatch: pytest.MonkeyPatch, error: Exception, after: int = 5) -> None:
+    """Make the split `train` end in an error."""
+
+    def samples(whole: Split) -> Iterator[Sample]:
+        yield from islice(whole.samples, after)
+        raise error
+
+    def load(task: KnownWorld, split: str) -> Split:
+        whole = REAL(task, split)
+        return Split(samples(whole)) if split == "train" else whole
+
+    monkeypatch.setattr(KnownWorld, "load", load)
+
+
+def wrapped(cause: OSError) -> Exception:
+    """An error as libraries raise it around a lost connection."""
+    error = RuntimeError("the download failed")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ConnectionResetError(104, "reset"), "ConnectionResetError: [Errno 104] reset"),
+        (TimeoutError("no answer for 10 s"), "TimeoutError: no answer for 10 s"),
+        (OSError(5, "Input/output error"), "OSError: [Errno 5] Input/output error"),
+        (wrapped(ConnectionError("gone")), "RuntimeError: the download failed"),
+    ],
+)
+def test_it_is_said_what_broke_off_and_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
+    recipe = command_line.write_recipe(tmp_path, teacher={"model": command_line.MODEL})
+    command = ("extract", recipe, "--run-dir", tmp_path / "run")
+    with monkeypatch.context() as patch:
+        breaks(patch, error)
+        result = first(*command)
+    result.mistake(
+        f"train.task: split 'train' of task 'known-world' broke off after 5 rows ({told}); "
+        "nothing of it is used, run the same command again"
+    )
+    assert not list((tmp_path / "run").rglob("shard-*"))
+    assert first(*command).code == 0
+
+
+def test_a_source_that_does_not_even_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(task: KnownWorld, split: str) -> Split:
+        raise ConnectionRefusedError(111, "refused")
+
+    monkeypatch.setattr(KnownWorld, "load", load)
+    result = first("plan", command_line.write_recipe(tmp_path), "--run-dir", tmp_path / "run")
+    assert result.code == 2 and "broke off after 0 rows (ConnectionRefusedError" in result.errors[0]
+
+
+def test_a_bug_in_a_task_keeps_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaks(monkeypatch, ValueError("a bug"))
+    with pytest.raises(ValueError, match="a bug"):
+        first("plan", command_line.write_recipe(tmp_path), "--run-dir", tmp_path / "run")
+
+
+def test_a_slow_source_says_how_far_it_has_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "PATIENCE", -1)
+    result = first("plan", command_line.write_recipe(tmp_path), "--run-dir", tmp_path / "run")
+    assert "train.task: split 'train' of task 'known-world': 96 rows read so far" in result.out

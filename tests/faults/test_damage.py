@@ -1,0 +1,379 @@
+"""Damaged knowledge: named in one sentence, and only what is damaged is made anew."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from firstcli.knowledge import shards, store
+from firstcli.knowledge.top_k import TopK
+from firstcli.stages import extract
+from firstcli.workspace.artifacts import Artifact, Digests
+from support import command_line
+from support.command_line import Finished, first
+from workspace.test_artifacts import Killed, die_at
+
+pytest_plugins = ["support.finished_runs"]
+
+HARMED = "shard-00001.parquet"
+Bytes = Mapping[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def sharded(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder whose training part lies in several shards, and whose students learned it."""
+    run = finished.copied_to(tmp_path_factory.mktemp("sharded"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("firstcli.knowledge.store.SHARD_POSITIONS", 32)
+        assert first("distill", finished.recipe, "--run-dir", run).code == 0
+        result = first("extract", finished.recipe, "--run-dir", run, "--force")
+    assert result.code == 0, result.err
+    assert first("distill", finished.recipe, "--run-dir", run).code == 0
+    assert len(list((run / "knowledge" / "train").glob("*.parquet"))) == 5
+    return run
+
+
+@pytest.fixture
+def run(sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("firstcli.knowledge.store.SHARD_POSITIONS", 32)
+    return command_line.copy_run(sharded, tmp_path / "run")
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path: Path) -> None:
+    """Flip one bit of what is stored, which lies before the footer; size and time stay."""
+    stat, data = path.stat(), bytearray(path.read_bytes())
+    data[len(data) // 4] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def flip_and_touch(path: Path) -> None:
+    flip(path)
+    os.utime(path)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def knowledge_of(run: Path) -> Bytes:
+    found = command_line.contents(run / "knowledge", but=["manifest.json"])
+    assert all(name.endswith((".parquet", "/concentration.json")) for name in found)
+    return found
+
+
+def identities(run: Path) -> dict[str, tuple[int, int]]:
+    """Return which file each shard is, and when it was written."""
+    found = {}
+    for path in sorted((run / "knowledge").rglob("*.parquet")):
+        stat = path.stat()
+        found[path.relative_to(run / "knowledge").as_posix()] = (stat.st_ino, stat.st_mtime_ns)
+    return found
+
+
+HARMS: Mapping[str, Callable[[Path], object]] = {
+    "truncated": truncate,
+    "one bit": flip_and_touch,
+    "one bit, same time": flip,
+    "missing": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_damaged_shard_is_named_and_just_that_is_redone(
+    finished: Finished, run: Path, harm: str
+) -> None:
+    before, whose = knowledge_of(run), identities(run)
+    HARMS[harm](run / "knowledge" / "train" / HARMED)
+    options = (finished.recipe, "--run-dir", run)
+    if harm == "one bit, same time":  # reading finds it: see the next test
+        assert first("extract", *options).code == 0
+    else:
+        said = ("knowledge/train", HARMED, f"`first extract {finished.recipe} --repair`", "--force")
+        for stage in ("extract", "distill"):
+            first(stage, *options).mistake(*said)
+        assert "damaged: 'shard-00001.parquet'" in first("plan", *options).out
+    result = first("extract", *options, "--repair")
+    assert result.code == 0, result.err
+    assert f"'{HARMED}': damaged or missing; to be redone" in result.out
+    assert knowledge_of(run) == before
+    now = identities(run)
+    assert [name for name in whose if whose[name] != now[name]] == [f"train/{HARMED}"]
+    assert "everything is up to date" in first("distill", *options).out
+    assert "everything is up to date" in first("extract", *options, "--repair").out
+
+
+def test_a_bit_that_a_disk_flipped_is_seen_by_whoever_reads(finished: Finished, run: Path) -> None:
+    path = run / "knowledge" / "train" / HARMED
+    flip(path)
+    command = ("distill", finished.recipe, "--run-dir", run, "--force")
+    first(*command).mistake(str(path), "is damaged; run `first extract --repair`")
+    assert first("extract", finished.recipe, "--run-dir", run, "--repair").code == 0
+    assert first(*command).code == 0
+
+
+def test_force_redoes_all(finished: Finished, run: Path) -> None:
+    before, whose = knowledge_of(run), identities(run)
+    truncate(run / "knowledge" / "train" / HARMED)
+    result = first("extract", finished.recipe, "--run-dir", run, "--force")
+    assert result.code == 0, result.err
+    assert knowledge_of(run) == before
+    assert not set(whose.values()) & set(identities(run).values())
+
+
+def test_several_shards_of_both_parts(finished: Finished, run: Path) -> None:
+    before = knowledge_of(run)
+    flip(run / "knowledge" / "train" / "shard-00000.parquet")
+    (run / "knowledge" / "train" / "shard-00004.parquet").unlink()
+    truncate(run / "knowledge" / "validation" / "shard-00000.parquet")
+    assert first("extract", finished.recipe, "--run-dir", run, "--repair").code == 0
+    assert knowledge_of(run) == before
+
+
+@contextmanager
+def written_otherwise(change: Callable[[Path, Any], None]) -> Iterator[None]:
+    """Let one shard be written otherwise, under a manifest that takes it for what it should be."""
+    real = store.write_shard
+
+    def write(path: Path, rows: Any, known: list[TopK], facts: Any) -> None:
+        if path.name != HARMED or path.parent.name != ".train.partial":
+            real(path, rows, known, facts)
+        else:
+            change(path, lambda other: real(path, rows, [other(one) for one in known], facts))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "write_shard", write)
+        yield
+
+
+def test_a_shard_that_was_damaged_before_its_manifest_was_written(
+    finished: Finished, run: Path
+) -> None:
+    def spoilt(path: Path, write: Any) -> None:
+        write(lambda known: known)
+        flip(path)
+
+    before = knowledge_of(run)
+    options = (finished.recipe, "--run-dir", run)
+    with written_otherwise(spoilt):
+        assert first("extract", *options, "--force").code == 0
+    said = f"{run / 'knowledge' / 'train' / HARMED}: this shard of knowledge is damaged"
+    first("distill", *options).mistake(said, "run `first extract --repair`")
+    assert first("extract", *options, "--repair").code == 0
+    assert knowledge_of(run) == before
+
+
+def newer(path: Path, write: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "VERSION", shards.VERSION + 1)
+        write(lambda known: known)
+
+
+def test_a_shard_of_a_newer_version(finished: Finished, run: Path) -> None:
+    before = knowledge_of(run)
+    options = (finished.recipe, "--run-dir", run)
+    with written_otherwise(newer):
+        assert first("extract", *options, "--force").code == 0
+    first("distill", *options).mistake(HARMED, "written by a newer firstcli", "upgrade firstcli")
+    assert first("extract", *options, "--repair").code == 0
+    assert knowledge_of(run) == before
+
+
+def edited(run: Path, **changes: object) -> Path:
+    """Change a manifest of the knowledge."""
+    path = run / "knowledge" / "train" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | changes), "utf-8")
+    return path
+
+
+def test_a_manifest_of_a_newer_version(finished: Finished, run: Path) -> None:
+    before = knowledge_of(run)
+    path = edited(run, format=99)
+    for command in (("extract",), ("extract", "--repair"), ("distill",), ("plan",)):
+        result = first(*command, finished.recipe, "--run-dir", run)
+        result.mistake(str(path), "written by a newer firstcli (format 99", "update firstcli")
+    assert knowledge_of(run) == before
+
+
+def test_knowledge_that_a_newer_version_made_is_not_overwritten(
+    finished: Finished, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from firstcli.pipeline import fingerprints
+
+    options = (finished.recipe, "--run-dir", run)
+    with monkeypatch.context() as patch:
+        patch.setitem(fingerprints.FORMATS, "extract", fingerprints.FORMATS["extract"] + 1)
+        assert first("extract", *options).code == 0
+    before = command_line.contents(run / "knowledge")
+    said = ("knowledge/train: made by a newer firstcli", "update firstcli", "--force")
+    first("extract", *options).mistake(*said)
+    first("distill", *options).mistake(*said)
+    assert command_line.contents(run / "knowledge") == before
+    assert first("extract", *options, "--force").code == 0
+
+
+@pytest.mark.parametrize("harm", [truncate, lambda path: edited(path.parents[2], fingerprint="0")])
+def test_a_damaged_manifest_does_not_let_all_be_redone_unasked(
+    finished: Finished, run: Path, harm: Callable[[Path], object]
+) -> None:
+    path = run / "knowledge" / "train" / "manifest.json"
+    harm(path)
+    before = knowledge_of(run)
+    for command in (("extract",), ("extract", "--repair"), ("distill",)):
+        result = first(*command, finished.recipe, "--run-dir", run)
+        result.mistake("knowledge/train", "'manifest.json'", "--force` redoes all")
+    assert first("extract", finished.recipe, "--run-dir", run, "--force").code == 0
+    assert knowledge_of(run) == before
+
+
+def test_a_repair_that_is_killed_keeps_what_is_sound(
+    sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Die before every step of reopening a folder, and reopen again."""
+    for at in range(100):
+        folder = tmp_path / str(at) / "train"
+        shutil.copytree(sharded / "knowledge" / "train", folder)
+        artifact, digests = Artifact(folder, True), Digests()
+        fingerprint = json.loads((folder / "manifest.json").read_text("utf-8"))["fingerprint"]
+        truncate(folder / HARMED)
+        with monkeypatch.context() as patch:
+            killed = die_at(patch, at)
+            with suppress(Killed):
+                artifact.reopen([HARMED])
+        artifact.recover()
+        if damaged := artifact.damage(digests):
+            assert damaged == [HARMED]
+            artifact.reopen(damaged)
+        assert not folder.exists()
+        work = artifact.begin(fingerprint)
+        assert {path.name for path in work.glob("*")} == {
+            *(f"shard-0000{index}.parquet" for index in (0, 2, 3, 4)),
+            ".fingerprint",
+            "concentration.json",
+        }
+        if not killed:
+            return
+    raise AssertionError("it never ended")
+
+
+# `--verify`.
+
+
+@pytest.mark.parametrize("options", [(), ("--repair",)])
+def test_without_its_manifest_nothing_is_redone_unasked(
+    finished: Finished, run: Path, options: tuple[str, ...]
+) -> None:
+    """Nothing says what the shards were made from, nor whether they are sound."""
+    (run / "knowledge" / "train" / "manifest.json").unlink()
+    truncate(run / "knowledge" / "train" / HARMED)
+    before = identities(run)
+    command = ("extract", finished.recipe, "--run-dir", run)
+    first(*command, *options).mistake("manifest.json", "damaged or missing", "--force")
+    assert identities(run) == before
+    assert first(*command, "--force").code == 0
+
+
+def test_a_repair_for_another_recipe_redoes_all_and_loses_nothing_before(
+    finished: Finished, run: Path
+) -> None:
+    """The old shards stay until the new ones are complete, as whatever is stale does."""
+    truncate(run / "knowledge" / "train" / HARMED)
+    command = ("extract", finished.recipe, "--run-dir", run, "--set", "knowledge.top_k=4")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(store, "write_shard", die)
+        first(*command, "--repair")
+    assert len(list((run / "knowledge" / "train").glob("*.parquet"))) == 5
+    assert first(*command, "--repair").code == 0
+
+
+def die(*_: object) -> None:
+    raise Killed
+
+
+def test_samples_are_verified_in_the_company_in_which_they_were(
+    finished: Finished, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 another batch moves probabilities by more than any precision's bound."""
+    asked: list[frozenset[str]] = []
+
+    def noted(reader: Any, rows: Any, *args: Any, real: Any = extract.top_k_of) -> Any:
+        asked.append(frozenset(row.id for row in rows))
+        return real(reader, rows, *args)
+
+    monkeypatch.setattr(extract, "top_k_of", noted)
+    monkeypatch.setattr(extract, "BATCH_TOKENS", 200)
+    command = ("extract", finished.recipe, "--run-dir", run)
+    assert first(*command, "--force").code == 0
+    extracted = set(asked)
+    asked.clear()
+    assert first(*command, "--verify", 3).code == 0
+    assert asked and set(asked) <= extracted
+    assert any(len(ids) > 1 for ids in asked)
+
+
+def test_sound_knowledge_is_verified_without_being_redone(
+    finished: Finished, run: Path, work: list[str]
+) -> None:
+    before = command_line.times(run / "knowledge")
+    options = ("--run-dir", run, "--verify", 20, "--json")
+    result = first("extract", finished.recipe, *options)
+    assert result.code == 0, result.err
+    assert work == [] and command_line.times(run / "knowledge") == before
+    found = result.json["verified"]
+    assert found.keys() == {"extract train", "extract validation"}
+    for part in found.values():
+        assert part["samples"] == 20
+        assert part["probability"] <= part["bound"]
+    said = first("extract", finished.recipe, *options[:-1]).out
+    assert "extract train: 20 samples, 40 positions scored again; largest difference" in said
+
+
+def test_verifying_more_than_there_is_verifies_all(finished: Finished, run: Path) -> None:
+    result = first("extract", finished.recipe, "--run-dir", run, "--verify", 1000, "--json")
+    assert [part["samples"] for part in result.json["verified"].values()] == [66, 30]
+
+
+@pytest.mark.parametrize("precision", ["standard", "compact"])
+@pytest.mark.parametrize("times", [0.4, 3.0])  # the bound of the precision
+def test_another_teacher_s_probabilities_are_found(
+    finished: Finished, run: Path, precision: str, times: float
+) -> None:
+    """Everything about the shard is right but its probabilities."""
+    from firstcli.knowledge.codec import BOUNDS
+
+    bound = BOUNDS[precision]  # type: ignore[index]
+
+    def planted(path: Path, write: Any) -> None:
+        write(lambda known: moved(known, times * bound))
+
+    options = ("--run-dir", run, "--set", f"knowledge.precision={precision}")
+    with written_otherwise(planted):
+        assert first("extract", finished.recipe, *options, "--force").code == 0
+    assert first("extract", finished.recipe, *options).code == 0
+    result = first("extract", finished.recipe, *options, "--verify", 1000, "--json")
+    if times < 1:
+        assert result.code == 0, result.err
+        return
+    said = ("knowledge/train: the teacher now gives sample '", "differs by", f"the {bound:g} of")
+    result.mistake(*said, "`first extract --force`")
+
+
+def moved(known: TopK, by: float) -> TopK:
+    """Move some probability from the tail, which holds most of it, to the most likely token."""
+    probs = np.exp(known.log_probs, dtype=np.float64)
+    probs[:, 0] += by
+    tail = np.exp(known.log_tail, dtype=np.float64) - by
+    return replace(known, log_probs=np.log(probs).astype("f4"), log_tail=np.log(tail).astype("f4"))

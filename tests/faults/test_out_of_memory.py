@@ -1,0 +1,238 @@
+"""Batches that do not fit into memory are halved, which is said and changes no result."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from firstcli.knowledge.store import Knowledge
+from firstcli.models import readout
+from support import command_line
+from support.command_line import Finished, first
+
+pytest_plugins = ["support.finished_runs"]
+
+ERRORS: dict[str, Callable[[], Exception]] = {
+    "cpu": lambda: RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: "
+        "you tried to allocate 1073741824 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+    "cuda": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB."),
+    "python": MemoryError,
+}
+
+
+class Memory:
+    """Stands for a device that takes batches of so many samples only."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, most: int, error: str, after: int = 0) -> None:
+        self.refused = 0
+        self.left = after  # so many calls fit, whatever their size
+        self.accepted: list[int] = []
+        real = readout.Reader.__call__
+
+        def call(reader: readout.Reader, input_ids: torch.Tensor, *args: Any) -> torch.Tensor:
+            self.left -= 1
+            if len(input_ids) > most and self.left < 0:
+                self.refused += 1
+                raise ERRORS[error]()
+            self.accepted.append(len(input_ids))
+            return real(reader, input_ids, *args)
+
+        patch.setattr(readout.Reader, "__call__", call)
+
+
+def manifest(run: Path, unit: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / unit).read_text("utf-8"))
+    return found
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_extraction_halves_batches_and_says_so(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    run = finished.copied_to(tmp_path)
+    with monkeypatch.context() as patch:
+        memory = Memory(patch, 20, error)
+        result = first("extract", finished.recipe, "--run-dir", run, "--force")
+    assert result.code == 0, result.err
+    assert "extract train: out of memory on a batch of 66 samples" in result.err
+    # Training rows twice: for the k that are stored, and for the concentration of more ranks.
+    assert max(memory.accepted) <= 20 and sum(memory.accepted) == 2 * 66 + 30
+    facts = manifest(run, "knowledge/train/manifest.json")["facts"]
+    assert facts["batches_halved"] >= 3
+    assert_close(run, finished.run)
+
+
+def assert_close(run: Path, undisturbed: Path) -> None:
+    """Compare the knowledge of the training part, but for the rounding of other batches."""
+    found, expected = (Knowledge(folder / "knowledge" / "train") for folder in (run, undisturbed))
+    assert found.positions == expected.positions
+    assert (found._keys == expected._keys).all()
+    records = [one._spool.array(one._record, 0, one.positions).copy() for one in (found, expected)]
+    off = [np.abs(np.exp(one["log_probs"]) - np.exp(records[1]["log_probs"])) for one in records]
+    assert off[0].max() < 1e-3
+
+
+def test_batches_of_a_size_that_failed_are_not_tried_again(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished.copied_to(tmp_path)
+    monkeypatch.setattr("firstcli.knowledge.store.SHARD_POSITIONS", 32)  # batches of 16 samples
+    with monkeypatch.context() as patch:
+        memory = Memory(patch, 8, "cpu")
+        result = first("extract", finished.recipe, "--run-dir", run, "--force")
+    assert result.code == 0, result.err
+    assert memory.refused == 2  # one in each part
+    assert result.err.count("out of memory") == 2
+    assert manifest(run, "knowledge/train/manifest.json")["facts"]["batches_halved"] >= 4
+
+
+def test_evaluation_halves_batches(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from firstcli.metrics.records import EvalRecords
+
+    run = finished.copied_to(tmp_path)
+    command = ("eval", finished.recipe, "--run-dir", run, "--arm", "first", "--force")
+    with monkeypatch.context() as patch:
+        memory = Memory(patch, 5, "cuda")
+        result = first(*command)
+    assert result.code == 0, result.err
+    assert "eval known-world/first: out of memory on a batch of 24 samples" in result.err
+    assert sum(memory.accepted) == 48
+    found, expected = (
+        EvalRecords.load(folder / "eval" / "shifted" / "first.parquet")
+        for folder in (run, finished.run)
+    )
+    assert found.ids == expected.ids
+    np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["extract", "eval"])
+def test_a_sample_too_large_alone_is_named(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    run = finished.copied_to(tmp_path)
+    with monkeypatch.context() as patch:
+        Memory(patch, 0, "cpu")
+        result = first(stage, finished.recipe, "--run-dir", run, "--force")
+    result.mistake(stage, "out of memory on sample '", "tokens alone", "free memory")
+
+
+def test_training_goes_on_from_its_last_checkpoint_with_half_a_micro_batch(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory fails within the second of three epochs; a step is the same step after it."""
+    from safetensors.torch import load_file
+
+    run, whole = finished.copied_to(tmp_path), tmp_path / "whole"
+    command_line.copy_run(run, whole)
+    options = ("--arm", "first", "--set", "student.training.epochs=3")
+    command = ("distill", finished.recipe, *options, "--run-dir")
+    assert first(*command, whole).code == 0
+    with monkeypatch.context() as patch:
+        memory = Memory(patch, 4, "cpu", after=7)
+        result = first(*command, run)
+    assert result.code == 0, result.err
+    assert memory.refused == 2  # 16, then 8 samples at a time
+    for micro, half in ((16, 8), (8, 4)):
+        said = f"out of memory on {micro} samples at a time; going on with {half}"
+        assert f"distilling first: {said}" in result.err
+    assert result.out.count("distilling first: resuming after step 5") == 2
+    found, expected = (
+        load_file(folder / "students" / "first" / "model.safetensors") for folder in (run, whole)
+    )
+    for name, weight in expected.items():
+        assert torch.allclose(found[name], weight, atol=2e-5), name
+    log, expected_log = (
+        (folder / "students" / "first" / "training_log.jsonl").read_text("utf-8").splitlines()
+        for folder in (run, whole)
+    )
+    losses = [json.loads(line)["loss"] for line in log]
+    expected_losses = [json.loads(line)["loss"] for line in expected_log]
+    assert losses == pytest.approx(expected_losses, rel=1e-2, abs=1e-6)
+
+
+def test_training_that_does_not_fit_at_all_says_so(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished.copied_to(tmp_path)
+    with monkeypatch.context() as patch:
+        Memory(patch, 0, "cpu")
+        result = first("distill", finished.recipe, "--run-dir", run, "--force")
+    result.mistake("distill fine-tune", "out of memory on 1 samples at a time", "free memory")
+
+
+def test_other_errors_are_no_lack_of_memory(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished.copied_to(tmp_path)
+    monkeypatch.setitem(ERRORS, "bug", lambda: RuntimeError("mat1 and mat2 do not fit"))
+    with monkeypatch.context() as patch:
+        Memory(patch, 0, "bug")
+        with pytest.raises(RuntimeError, match="mat1 and mat2"):
+            first("extract", finished.recipe, "--run-dir", run, "--force")
+
+
+LITTLE_MEMORY = """
+import resource, sys
+from firstcli import cli
+from firstcli.models import readout
+
+real = readout.Reader.__call__
+MORE = 12 << 20  # the whole batch takes more, a part of it does not
+
+
+def call(reader, *args):
+    pages = int(open("/proc/self/statm").read().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MORE, -1))
+    try:
+        return real(reader, *args)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+
+
+readout.Reader.__call__ = call
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory so")
+def test_memory_that_really_runs_out(tmp_path: Path) -> None:
+    """The system refuses memory to a model that is large enough to ask for it."""
+    options: Any = command_line.MODEL["options"]
+    large = {"family": "scratch", "options": {**options, "hidden_size": 512}}
+    path = command_line.write_recipe(tmp_path, teacher={"model": large}, arms={"distill": {}})
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    result = command_line.finish(
+        command_line.python(LITTLE_MEMORY, "extract", path, "--run-dir", run)
+    )
+    assert result.code == 0, result.err
+    assert "out of memory on a batch of 66 samples" in result.err
+    assert manifest(run, "knowledge/train/manifest.json")["facts"]["batches_halved"] >= 1
+    assert first("extract", path, "--run-dir", whole).code == 0
+    assert_close(run, whole)
+
+
+def test_one_of_several_processes_says_which_micro_batch_would_fit(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot halve its share alone, for the others wait for it."""
+    from firstcli.stages import train_model
+
+    run = finished.copied_to(tmp_path)
+    several = SimpleNamespace(count=lambda: 2, is_first=lambda: True)
+    with monkeypatch.context() as patch:
+        patch.setattr(train_model, "processes", several)
+        Memory(patch, 8, "cuda")
+        result = first("distill", finished.recipe, "--run-dir", run, "--force")
+    result.mistake("out of memory on 16 samples at a time; set micro_batch_size: 8")

@@ -1,0 +1,388 @@
+"""The knowledge store: what goes in comes out, by id, and nothing damaged or foreign does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from firstcli.data.encoding import EncodedSample
+from firstcli.errors import UserError
+from firstcli.knowledge import shards, store
+from firstcli.knowledge.store import Knowledge, Precision
+from firstcli.knowledge.top_k import TopK
+
+K = 3
+BOUND = {"standard": 0.005, "compact": 0.025}
+PRECISIONS: tuple[Precision, ...] = ("standard", "compact")
+FACTS = {"top_k": K, "precision": "standard", "teacher": "t", "tokenizer": "z", "split": "train"}
+
+
+def some_row(number: int) -> EncodedSample:
+    generator = np.random.default_rng(number)
+    ids = generator.integers(0, 100, 3 + number % 7, dtype=np.int32)
+    return EncodedSample(f"id {number}/ä", ids, 1 + number % 2, None)
+
+
+def some_knowledge(row: EncodedSample, seed: int, largest: int = 100) -> TopK:
+    generator = np.random.default_rng(seed)
+    count = len(row.targets)
+    p = generator.dirichlet(np.ones(K + 1), count)
+    p[:, :K] = -np.sort(-p[:, :K])
+    return TopK(
+        generator.integers(0, largest, (count, K), dtype=np.int32),
+        np.log(p[:, :K]).astype(np.float32),
+        np.log(p[:, K]).astype(np.float32),
+    )
+
+
+def some_rows(count: int) -> list[EncodedSample]:
+    return [some_row(number) for number in range(count)]
+
+
+def write(
+    folder: Path, rows: Sequence[EncodedSample], shard_rows: int, **facts: Any
+) -> dict[str, TopK]:
+    """Write shards and return what was written, by id."""
+    known = {row.id: some_knowledge(row, number) for number, row in enumerate(rows)}
+    cuts = [rows[first : first + shard_rows] for first in range(0, len(rows), shard_rows)]
+    for index, shard in enumerate(cuts):
+        path = store.shard_path(folder, index)
+        about = {**FACTS, "shards": len(cuts), **facts}
+        store.write_shard(path, shard, [known[row.id] for row in shard], about)
+    return known
+
+
+def assert_within(some: TopK, exact: TopK, precision: Precision) -> None:
+    np.testing.assert_array_equal(some.token_ids, exact.token_ids)
+    np.testing.assert_allclose(np.exp(some.log_probs), np.exp(exact.log_probs), 0, BOUND[precision])
+    np.testing.assert_allclose(np.exp(some.log_tail), np.exp(exact.log_tail), 0, BOUND[precision])
+    assert (np.diff(some.log_probs) <= 0).all()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("shard_rows", [1, 4, 100])
+def test_every_sample_gets_its_own_back(
+    tmp_path: Path, shard_rows: int, precision: Precision
+) -> None:
+    """In whatever order and however the rows were cut into shards."""
+    rows = some_rows(11)
+    known = write(tmp_path, rows, shard_rows, precision=precision)
+    opened = Knowledge(tmp_path)
+    assert len(opened) == 11 and opened.top_k == K
+    assert opened.positions == sum(len(row.targets) for row in rows)
+    shuffled = [rows[i] for i in np.random.default_rng(0).permutation(11)]
+    opened.check(shuffled)
+    for row, found in zip(shuffled, opened.all_of(shuffled), strict=True):
+        assert_within(found, known[row.id], precision)
+        assert found.token_ids.shape == (len(row.targets), K)
+        assert found.token_ids.dtype == np.int32
+        assert found.log_probs.dtype == found.log_tail.dtype == np.float32
+
+
+@pytest.mark.parametrize("largest", [2**16 - 1, 2**16, 2**18])
+def test_token_ids_of_any_vocabulary(tmp_path: Path, largest: int) -> None:
+    row = EncodedSample("x", np.arange(4, dtype=np.int32), 2, None)
+    known = replace(some_knowledge(row, 0), token_ids=np.array([[0, 1, largest]] * 2, np.int32))
+    store.write_shard(store.shard_path(tmp_path, 0), [row], [known], {**FACTS, "shards": 1})
+    np.testing.assert_array_equal(Knowledge(tmp_path).of(row).token_ids, known.token_ids)
+
+
+def test_extremes_survive(tmp_path: Path) -> None:
+    """A tail of 1e-30 and none at all."""
+    row = EncodedSample("x", np.arange(4, dtype=np.int32), 2, None)
+    known = TopK(
+        np.full((2, K), 7, np.int32),
+        np.array([[-1e-30, -69.0, -70.0], [-0.5, -1.2, -2.3365]], np.float32),
+        np.array([-69.07755, -np.inf], np.float32),
+    )
+    store.write_shard(store.shard_path(tmp_path, 0), [row], [known], {**FACTS, "shards": 1})
+    found = Knowledge(tmp_path).of(row)
+    np.testing.assert_allclose(found.log_tail, known.log_tail, atol=0.3)
+    np.testing.assert_allclose(found.log_probs[0], known.log_probs[0], atol=0.3)
+    assert_within(found, known, "standard")
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    """Whatever the order of the rows, and a second time."""
+    (tmp_path / "again").mkdir()
+    rows = some_rows(9)
+    known = {row.id: some_knowledge(row, number) for number, row in enumerate(rows)}
+    for order, path in ((rows, tmp_path / "a"), (rows[::-1], tmp_path / "again" / "a")):
+        facts = {**FACTS, "shards": 1}
+        store.write_shard(path, order, [known[row.id] for row in order], facts)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "again" / "a").read_bytes()
+
+
+# Alignment: whose knowledge it is.
+
+
+def test_samples_of_other_tokens_are_refused(tmp_path: Path) -> None:
+    """The same ids are not enough: other tokens or another border would misalign everything."""
+    rows = some_rows(4)
+    write(tmp_path, rows, 2)
+    opened, row = Knowledge(tmp_path), rows[3]
+    opened.check(rows)
+    others = row.input_ids.copy()
+    others[0] += 1
+    for changed in (
+        replace(row, input_ids=others),
+        replace(row, start=row.start + 1),
+        replace(row, input_ids=row.input_ids[:-1]),
+    ):
+        said = r"shard-00001.*other tokens.*the prompt, the text.*first extract --force"
+        with pytest.raises(UserError, match=said):
+            opened.check([*rows[:3], changed])
+    with pytest.raises(UserError, match=r"'id 3/ä' had other tokens"):
+        opened.of(replace(row, input_ids=row.input_ids[:-1]))
+
+
+def test_other_samples_are_refused(tmp_path: Path) -> None:
+    rows = some_rows(5)
+    write(tmp_path, rows[:4], 2)
+    opened = Knowledge(tmp_path)
+    with pytest.raises(UserError, match=r"other samples: 1 of 5, such as 'id 4/ä', are not in it"):
+        opened.check(rows)
+    with pytest.raises(UserError, match=r"other samples: 2 of its 4 are no longer in the data"):
+        opened.check(rows[:2])
+    with pytest.raises(UserError, match="no knowledge of sample 'id 4/ä'"):
+        opened.of(rows[4])
+
+
+def test_the_decisive_position_is_not_part_of_the_digest() -> None:
+    row = some_row(0)
+    assert store.sample_digest(row) == store.sample_digest(replace(row, decisive=2))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("top_k", 4, "it was made with top_k = 3, not 4"),
+        ("precision", "compact", "it was made with precision = standard, not compact"),
+        ("split", "validation", "it was made with split = train, not validation"),
+        ("tokenizer", "y", "it was made with another tokenizer"),
+        ("teacher", "u", "it was made with another teacher"),
+    ],
+)
+def test_knowledge_made_otherwise_is_refused(
+    tmp_path: Path, name: str, value: object, said: str
+) -> None:
+    write(tmp_path, some_rows(2), 1)
+    Knowledge(tmp_path, {name: FACTS[name]})
+    with pytest.raises(UserError, match=rf"shard-00000.*{said}; run `first extract --force`"):
+        Knowledge(tmp_path, {name: value})
+
+
+def test_shards_of_two_extractions_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, some_rows(2), 1)
+    first = store.shard_path(tmp_path, 0).read_bytes()
+    write(tmp_path, some_rows(2), 1, teacher="another")
+    store.shard_path(tmp_path, 0).write_bytes(first)
+    with pytest.raises(UserError, match=r"shard-00001.*another teacher"):
+        Knowledge(tmp_path)
+
+
+def test_a_sample_in_two_shards_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, [some_row(1), some_row(1)], 1)
+    with pytest.raises(UserError, match="a sample lies in it twice"):
+        Knowledge(tmp_path)
+
+
+# What a shard says of itself.
+
+
+def test_a_shard_says_what_it_is(tmp_path: Path) -> None:
+    rows = some_rows(4)
+    write(tmp_path, rows, 3)
+    facts = store.shard_facts(store.shard_path(tmp_path, 1))
+    assert (
+        facts
+        and facts.items()
+        >= {
+            **FACTS,
+            "version": store.VERSION,
+            "shards": 2,
+            "samples": 1,
+            "positions": len(rows[3].targets),
+            **store.digests(rows[3:]),
+        }.items()
+    )
+    assert store.shard_facts(store.shard_path(tmp_path, 9)) is None
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_digests_tell_ids_and_tokens_apart() -> None:
+    """And samples whose ids or tokens run into each other otherwise."""
+    row = some_row(0)
+    same, renamed = store.digests([row]), store.digests([replace(row, id="other")])
+    assert same["sample_ids"] != renamed["sample_ids"]
+    assert same["sample_tokens"] == renamed["sample_tokens"]
+    ab, a_b = ([replace(row, id=id) for id in ids] for ids in (["a", "b", "cd"], ["a", "bc", "d"]))
+    assert store.digests(ab)["sample_ids"] != store.digests(a_b)["sample_ids"]
+    assert store.digests(ab) == store.digests(ab[::-1])
+
+
+def test_a_summary_adds_the_shards_up(tmp_path: Path) -> None:
+    rows = some_rows(11)
+    known = write(tmp_path, rows, 4)
+    found = store.summary(tmp_path)
+    tails = np.concatenate([known[row.id].log_tail for row in rows])
+    assert found["samples"] == 11 and found["positions"] == len(tails)
+    assert found["mean_top_k_mass"] == pytest.approx(-np.expm1(tails).mean(), rel=1e-5)
+    opened = Knowledge(tmp_path)
+    off = np.concatenate(
+        [np.exp(opened.of(row).log_probs) - np.exp(known[row.id].log_probs) for row in rows]
+    )
+    assert found["max_probability_error"] == pytest.approx(np.abs(off).max(), rel=1e-3)
+    assert found["mean_probability_error"] == pytest.approx(np.abs(off).mean(), rel=1e-3)
+    taken = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert found["bytes_per_position"] == taken / len(tails)
+
+
+# Damage.
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet at all"])
+def test_a_broken_shard_is_no_shard(tmp_path: Path, content: bytes) -> None:
+    path = store.shard_path(tmp_path, 0)
+    path.write_bytes(content)
+    assert store.shard_facts(path) is None
+    with pytest.raises(UserError, match=r"shard-00000.*damaged; run `first extract --repair`"):
+        Knowledge(tmp_path)
+
+
+def test_a_shard_cut_short_is_no_shard(tmp_path: Path) -> None:
+    write(tmp_path, some_rows(2), 1)
+    path = store.shard_path(tmp_path, 1)
+    path.write_bytes(path.read_bytes()[:-20])
+    assert store.shard_facts(path) is None
+    with pytest.raises(UserError, match=r"shard-00001.*damaged; run `first extract --repair`"):
+        Knowledge(tmp_path)
+
+
+def test_one_flipped_byte_is_seen_wherever_it_is(tmp_path: Path) -> None:
+    """Or it changes nothing that is read, as in the writer's name."""
+    rows = some_rows(6)
+    write(tmp_path, rows, 6)
+    path = store.shard_path(tmp_path, 0)
+    whole, right = path.read_bytes(), shards.read_shard(path)
+    seen = 0
+    for at in range(0, len(whole), 7):
+        spoilt = bytearray(whole)
+        spoilt[at] ^= 0x10
+        path.write_bytes(spoilt)
+        try:
+            found = shards.read_shard(path)
+        except UserError as error:
+            assert "shard-00000.parquet" in str(error) and "damaged" in str(error)
+            seen += 1
+            continue
+        assert found.facts == right.facts and found.ids == right.ids
+        np.testing.assert_array_equal(found.known.token_ids, right.known.token_ids)
+        np.testing.assert_array_equal(found.known.log_probs, right.known.log_probs)
+        np.testing.assert_array_equal(found.known.log_tail, right.known.log_tail)
+    assert seen > len(whole) / 7 / 2
+
+
+@pytest.mark.parametrize("lost", [0, 1, 3])
+def test_a_missing_shard_is_named(tmp_path: Path, lost: int) -> None:
+    write(tmp_path, some_rows(4), 1)
+    store.shard_path(tmp_path, lost).unlink()
+    said = rf"1 of 4 shards.*missing: 'shard-0000{lost}.parquet'; run `first extract --repair`"
+    with pytest.raises(UserError, match=said):
+        Knowledge(tmp_path)
+
+
+def test_no_knowledge_at_all_and_too_much(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no knowledge; run `first extract`"):
+        Knowledge(tmp_path)
+    write(tmp_path, some_rows(4), 1)
+    write(tmp_path, some_rows(2), 1)
+    with pytest.raises(UserError, match=r"shard-00003.*another extraction"):
+        Knowledge(tmp_path)
+
+
+def test_another_program_s_parquet_is_no_shard(tmp_path: Path) -> None:
+    write(tmp_path, some_rows(1), 1)
+    path = store.shard_path(tmp_path, 0)
+    pq.write_table(pq.read_table(path).replace_schema_metadata({}), path)
+    assert store.shard_facts(path) is None
+    with pytest.raises(UserError, match=r"shard-00000.*damaged"):
+        Knowledge(tmp_path)
+
+
+@pytest.mark.parametrize(("version", "said"), [(99, "newer firstcli"), (1, "older firstcli")])
+def test_another_format_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int, said: str
+) -> None:
+    with monkeypatch.context() as other:
+        other.setattr(shards, "VERSION", version)
+        write(tmp_path, some_rows(1), 1)
+    with pytest.raises(UserError, match=rf"shard-00000.*{said}"):
+        Knowledge(tmp_path)
+
+
+# Without firstcli: as docs/knowledge.md says.
+
+
+def frame_of(name: str, path: Path) -> Any:
+    """Return a pandas data frame of what another program reads."""
+    pandas, reader = pytest.importorskip("pandas"), pytest.importorskip(name)
+    if name == "pandas":
+        return pandas.read_parquet(path)
+    if name == "polars":
+        return pandas.DataFrame(reader.read_parquet(path).to_dict(as_series=False))
+    if name == "duckdb":
+        found = reader.sql(f"SELECT * FROM '{path}'")
+        return pandas.DataFrame(found.fetchall(), columns=found.columns)
+    cache = str(path.parent / "cache")
+    found = reader.load_dataset("parquet", data_files=str(path), split="train", cache_dir=cache)
+    return pandas.DataFrame(found[:])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", ["pandas", "polars", "duckdb", "datasets"])
+def test_others_read_it_as_the_documentation_says(
+    tmp_path: Path, name: str, precision: Precision
+) -> None:
+    rows = some_rows(6)
+    write(tmp_path, rows, 6, precision=precision)
+    path = store.shard_path(tmp_path, 0)
+    frame = frame_of(name, path)
+    grid = json.loads(pq.read_metadata(path).metadata[b"firstcli"])["grid"]
+    # From here as in docs/knowledge.md.
+    tokens = np.frombuffer(b"".join(frame.token_ids), "<u2").reshape(len(frame), -1)
+    steps = frame.filter(like="step_").to_numpy(np.int64)
+    rest = np.where(steps[:, 0] == 0, 0, -1)
+    levels = np.c_[np.cumsum(steps[:, -2::-1], axis=1)[:, ::-1], steps[:, -1]]
+    levels[:, 0] -= 1
+    u, m = levels - grid["offset"], grid["linear"]
+    root = np.where(u >= m, u, m * np.exp(np.minimum(u / m - 1, 0))) / grid["levels"]
+    p = np.where(levels <= 1, 0, root**2)  # (N, k + 1): the k tokens, then all others
+    at = (np.arange(len(p)), rest)
+    p[at] = 0
+    p[at] = np.maximum(1 - p.sum(axis=1), p.max(axis=1))
+    p /= p.sum(axis=1, keepdims=True)
+    # Up to here.
+    opened = Knowledge(tmp_path)
+    assert list(frame.columns) == ["id", "token_ids", "step_1", "step_2", "step_3", "step_tail"]
+    for row in rows:
+        mine = (frame.id == row.id).to_numpy()
+        np.testing.assert_array_equal(tokens[mine], opened.of(row).token_ids)
+        np.testing.assert_allclose(p[mine, :-1], np.exp(opened.of(row).log_probs), 1e-5)
+        np.testing.assert_allclose(p[mine, -1], np.exp(opened.of(row).log_tail), 1e-5)
+
+
+def test_the_documented_example_is_the_one_that_was_tested() -> None:
+    """The lines between the two comments above stand in docs/knowledge.md as they are."""
+    source = Path(__file__).read_text("utf-8")
+    tested = source.split("# From here as in docs/knowledge.md.\n")[1].split("    # Up to here.")[0]
+    page = (Path(__file__).parents[1] / "docs" / "knowledge.md").read_text("utf-8")
+    for line in tested.strip().splitlines():
+        assert line.strip() in page, line

@@ -1,0 +1,300 @@
+"""The recipe's models: defaults, refusals, and how sections depend on each other."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from pydantic import Field, ValidationError
+
+from firstcli import plugins
+from firstcli.api import DataPath, PluginOptions, SourcedStr
+from firstcli.errors import UserError
+from firstcli.recipe.schema import (
+    Arm,
+    Recipe,
+    Training,
+    family_of,
+    recalibrator_of,
+    task_of,
+    training_of,
+)
+
+FloatArray = npt.NDArray[np.float64]
+
+
+class FakeOptions(PluginOptions):
+    path: DataPath | None = None
+    size: float = Field(default=1.0, gt=0)
+    tokens: int = 1
+
+
+class Fake:
+    """Stands for a plugin of any kind."""
+
+    Options = FakeOptions
+    has_candidates = True
+    needs_checkpoint = True
+    needs_fit = False
+
+    def __init__(self, options: FakeOptions) -> None:
+        self.options = options
+
+    def transform(self, topk: FloatArray) -> FloatArray:
+        if topk.shape[1] < self.options.tokens:
+            raise UserError("too few tokens")
+        return topk
+
+
+class Instructions(Fake):
+    has_candidates = False
+
+
+class Scratch(Fake):
+    needs_checkpoint = False
+
+
+class Fitted(Fake):
+    needs_fit = True
+
+
+FAKES: dict[str, dict[str, type[Fake]]] = {
+    "tasks": {"questions": Fake, "instructions": Instructions},
+    "families": {"hub": Fake, "scratch": Scratch},
+    "recalibrators": {"none": Fake, "temperature-scaling": Fitted},
+}
+
+
+@pytest.fixture(autouse=True)
+def fake_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(kind: plugins.Kind, name: str) -> type[Fake]:
+        if name not in FAKES[kind]:
+            raise UserError(f"unknown {name}")
+        return FAKES[kind][name]
+
+    monkeypatch.setattr(plugins, "load", load)
+
+
+def raw(**changes: Any) -> dict[str, Any]:
+    recipe = {
+        "name": "run",
+        "train": {"task": {"name": "questions"}},
+        "evaluate": [{"task": {"name": "questions"}}],
+        "teacher": {"model": {"family": "scratch"}},
+        "student": {"model": {"family": "scratch"}},
+    }
+    return {**recipe, **changes}
+
+
+def mistakes(recipe: dict[str, Any]) -> dict[str, str]:
+    with pytest.raises(ValidationError) as caught:
+        Recipe.model_validate(recipe)
+    return {".".join(map(str, each["loc"])): each["msg"] for each in caught.value.errors()}
+
+
+def test_defaults_are_the_papers() -> None:
+    recipe = Recipe.model_validate(raw())
+    assert recipe.student.training == Training(epochs=3, learning_rate=2e-5, batch_size=32)
+    assert recipe.knowledge.top_k == 5
+    assert recipe.metrics.bins == 10
+    assert recipe.train.validation == 0.1
+    assert recipe.evaluate[0].name == "questions"
+    assert recipe.evaluate[0].split == "test"
+    (name, arm), *others = recipe.arms.items()
+    assert (name, others) == ("first", [])
+    assert arm.recalibrator is not None and arm.recalibrator.name == "temperature-scaling"
+
+
+def test_a_knowledge_arm_is_completed_and_a_labels_arm_is_not() -> None:
+    arm = Arm()
+    assert arm.recalibrator is not None and arm.recalibrator.name == "none"
+    assert (arm.objective, arm.mass, arm.recalibrate) == ("topk-tail", "teacher", None)
+    assert Arm(objective="topk-renormalized").mass == "one"
+    labels = Arm(learn="labels")
+    assert (labels.recalibrator, labels.objective, labels.mass) == (None, None, None)
+
+
+def test_what_is_dumped_loads_again() -> None:
+    arms = {"a": {"objective": "topk-renormalized"}, "b": {"learn": "labels"}, "c": {"mass": "one"}}
+    recipe = Recipe.model_validate(raw(arms=arms))
+    dumped = recipe.model_dump(mode="json", exclude_none=True)
+    assert "mass" not in dumped["arms"]["a"]
+    assert Recipe.model_validate(dumped) == recipe
+
+
+@pytest.mark.parametrize("key", ["recalibrator", "objective", "mass", "recalibrate"])
+def test_labels_take_nothing_of_knowledge(key: str) -> None:
+    value = {"recalibrator": {"name": "none"}, "objective": "topk-tail", "mass": "one"}
+    arm = {"learn": "labels", key: value.get(key, "all")}
+    assert "means nothing with 'learn: labels'" in mistakes(raw(arms={"a": arm}))[f"arms.a.{key}"]
+
+
+@pytest.mark.parametrize("mass", ["teacher", "one"])
+def test_renormalized_refuses_mass(mass: str) -> None:
+    arm = {"objective": "topk-renormalized", "mass": mass}
+    assert "means nothing" in mistakes(raw(arms={"a": arm}))["arms.a.mass"]
+
+
+@pytest.mark.parametrize("name", ["../../x", "", ".hidden", "a b", "a/b", "ä", "x" * 101, "a\n"])
+def test_names_must_be_safe_as_folders(name: str) -> None:
+    evaluate = [{"task": {"name": "questions"}, "name": name}]
+    found = mistakes(raw(name=name, evaluate=evaluate, arms={name: {}}))
+    found.pop("evaluate")  # pydantic also counts only entries that are right
+    assert set(found) == {"name", "evaluate.0.name", f"arms.{name}.[key]"}
+
+
+def test_teacher_is_no_name_for_an_arm() -> None:
+    assert "reserved" in mistakes(raw(arms={"teacher": {}}))["arms.teacher.[key]"]
+
+
+def test_names_are_unique_whatever_their_case() -> None:
+    twice = [{"task": {"name": "questions"}}, {"task": {"name": "questions"}, "name": "Questions"}]
+    assert "names two evaluations" in mistakes(raw(evaluate=twice))["evaluate.1.name"]
+    assert "case only" in mistakes(raw(arms={"a": {}, "A": {}}))["arms.A"]
+
+
+def test_only_labels_do_without_a_teacher() -> None:
+    assert Recipe.model_validate(raw(teacher=None, arms={"a": {"learn": "labels"}})).teacher is None
+    found = mistakes(raw(teacher=None, arms={"a": {"learn": "labels"}, "b": {}}))
+    assert list(found) == ["arms.b"] and "learns from a teacher" in found["arms.b"]
+
+
+def test_fitting_needs_held_out_rows() -> None:
+    train = {"task": {"name": "questions"}, "validation": 0}
+    found = mistakes(raw(train=train))
+    assert "train.validation is 0" in found["arms.first.recalibrator"]
+    assert Recipe.model_validate(raw(train=train, arms={"distill": {}})).train.validation == 0
+
+
+def test_recalibrators_may_need_more_tokens() -> None:
+    arms = {"a": {"recalibrator": {"name": "none", "options": {"tokens": 2}}}}
+    assert Recipe.model_validate(raw(arms=arms, knowledge={"top_k": 2}))
+    found = mistakes(raw(arms=arms, knowledge={"top_k": 1}))
+    assert found == {"arms.a.recalibrator": "too few tokens"}
+
+
+def test_micro_batches_divide_batches() -> None:
+    model = {"family": "scratch"}
+    student = {"model": model, "training": {"batch_size": 10, "micro_batch_size": 4}}
+    assert "does not divide" in mistakes(raw(student=student))["student.training.micro_batch_size"]
+    student = {"model": model, "training": {"batch_size": 8, "micro_batch_size": 4}}
+    arms = {"a": {"training": {"batch_size": 6}}, "b": {"training": {"epochs": 0.5}}}
+    assert list(mistakes(raw(student=student, arms=arms))) == ["arms.a.training"]
+
+
+def test_an_arm_overrides_training_key_by_key() -> None:
+    student = {"model": {"family": "scratch"}, "training": {"batch_size": 8, "epochs": 2}}
+    recipe = Recipe.model_validate(raw(student=student, arms={"a": {"training": {"epochs": 5}}}))
+    assert training_of(recipe.student, recipe.arms["a"]) == Training(epochs=5, batch_size=8)
+
+
+def test_only_tasks_with_candidates_are_evaluated() -> None:
+    found = mistakes(raw(evaluate=[{"task": {"name": "instructions"}}]))
+    assert "no candidates" in found["evaluate.0.task"]
+    train = {"task": {"name": "instructions"}}
+    assert Recipe.model_validate(raw(train=train, arms={"a": {"recalibrate": "all"}}))
+    found = mistakes(raw(train=train, arms={"a": {"recalibrate": "decisive"}}))
+    assert "no candidates" in found["arms.a.recalibrate"]
+
+
+def test_families_say_whether_they_take_a_checkpoint() -> None:
+    student = {"model": {"family": "hub"}}
+    teacher = {"model": {"family": "scratch", "checkpoint": "owner/name", "revision": "main"}}
+    found = mistakes(raw(student=student, teacher=teacher))
+    assert "needs a hub id or a folder" in found["student.model.checkpoint"]
+    assert "takes no checkpoint" in found["teacher.model.checkpoint"]
+    teacher = {"model": {"family": "scratch", "revision": "main"}}
+    assert "without a checkpoint" in mistakes(raw(teacher=teacher))["teacher.model.revision"]
+
+
+def test_checkpoints_are_folders_or_hub_ids(tmp_path: Path) -> None:
+    (tmp_path / "local" / "model").mkdir(parents=True)
+
+    def checkpoint(text: str) -> str | None:
+        model = {"family": "hub", "checkpoint": SourcedStr(text, tmp_path)}
+        return Recipe.model_validate(raw(student={"model": model})).student.model.checkpoint
+
+    local = str(tmp_path / "local" / "model")
+    assert checkpoint("./local/model") == checkpoint("local/model") == checkpoint(local) == local
+    assert checkpoint("owner/name-1.5b") == "owner/name-1.5b"
+    assert checkpoint("gpt2") == "gpt2"
+    for missing in ("./gone", "/gone", "~/gone-for-good", "a/b/c", "", "../x"):
+        with pytest.raises(ValidationError, match="expected a hub id"):
+            checkpoint(missing)
+
+
+def test_options_are_the_plugins_and_paths_become_absolute(tmp_path: Path) -> None:
+    options = {"path": SourcedStr("data", tmp_path), "size": 2}
+    task = {"name": "questions", "options": options}
+    recipe = Recipe.model_validate(raw(train={"task": task}))
+    assert recipe.train.task.options == {"path": str(tmp_path / "data"), "size": 2.0}
+    wrong = {"name": "questions", "options": {"size": 0, "pth": 1}}
+    assert set(mistakes(raw(train={"task": wrong}))) == {
+        "train.task.options.size",
+        "train.task.options.pth",
+    }
+
+
+def test_all_mistakes_are_found_at_once() -> None:
+    wrong = raw(
+        seed=True,
+        extra=1,
+        train={"task": {"name": "qestions"}, "validation": 1},
+        evaluate=[],
+        student={"model": {"family": "nope"}, "training": {"epochs": "three", "batch_size": 0}},
+        knowledge={"top_k": 0},
+        arms={"a": {"recalibrator": {"name": "nothing"}}},
+    )
+    assert set(mistakes(wrong)) == {
+        "seed",
+        "extra",
+        "train.task.name",
+        "train.validation",
+        "evaluate",
+        "student.model.family",
+        "student.training.epochs",
+        "student.training.batch_size",
+        "knowledge.top_k",
+        "arms.a.recalibrator.name",
+    }
+
+
+@pytest.mark.parametrize("epochs", [float("nan"), float("inf"), 0, -1, "3", True, None])
+def test_epochs_are_positive_numbers(epochs: object) -> None:
+    student = {"model": {"family": "scratch"}, "training": {"epochs": epochs}}
+    assert list(mistakes(raw(student=student))) == ["student.training.epochs"]
+
+
+def test_nothing_in_a_recipe_changes() -> None:
+    recipe = Recipe.model_validate(raw())
+    with pytest.raises(ValidationError):
+        recipe.seed = 2  # type: ignore[misc]
+
+
+def test_helpers_return_plugins() -> None:
+    recipe = Recipe.model_validate(raw())
+    assert isinstance(task_of(recipe.train.task), Fake)
+    assert isinstance(family_of(recipe.student.model), Scratch)
+    assert isinstance(recalibrator_of(recipe.arms["first"]), Fitted)
+    with pytest.raises(ValueError, match="has no recalibrator"):
+        recalibrator_of(Arm(learn="labels"))
+
+
+def test_every_field_is_described() -> None:
+    schema = Recipe.model_json_schema()
+    for section in (schema, *schema["$defs"].values()):
+        for name, field in section["properties"].items():
+            if section.get("title") != "TrainingOverrides":  # described in Training
+                assert "description" in field or "$ref" in field, f"{section['title']}.{name}"
+
+
+def test_importing_recipes_imports_nothing_heavy() -> None:
+    program = "import sys, firstcli.recipe_file, firstcli.starters; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    loaded = set(done.stdout.decode().split())
+    assert not loaded & {"torch", "transformers", "datasets", "sklearn", "scipy", "matplotlib"}

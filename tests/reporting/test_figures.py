@@ -1,0 +1,246 @@
+"""The report's figures: their numbers against naive ones, their looks, their files."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from scipy import stats
+
+from firstcli.metrics.calibration import reliability_bins
+from firstcli.metrics.records import EvalRecords
+from firstcli.metrics.summary import accuracy_at, summarize
+from firstcli.reporting import concentration, coverage, questions, ranks, reliability, studies
+from firstcli.reporting import temperature as temperatures
+from firstcli.reporting.style import Drawing, Numbers, Panel, heading, looks, save, shortened
+from support.invented_report import CALIBRATION, CONCENTRATION, EVIL, answers, everything, report
+
+
+def some_records(seed: int = 0, n: int = 60) -> EvalRecords:
+    """Return questions of two to four candidates with random answers."""
+    random = np.random.default_rng(seed)
+    rows = [np.log(random.dirichlet(np.ones(2 + i % 3))) for i in range(n)]
+    right = [int(random.integers(len(row))) for row in rows]
+    return EvalRecords.from_log_probs([f"q{i}" for i in range(n)], right, rows)
+
+
+def numbers(drawing: Drawing | None) -> list[tuple[object, ...]]:
+    assert drawing
+    return list(drawing.numbers.rows)
+
+
+def test_a_rank_is_as_sure_and_as_right_as_one_counts() -> None:
+    records = some_records()
+    found = ranks.profile(records)
+    assert [one.rank for one in found] == [1, 2, 3, 4]
+    for one in found:
+        said, right = [], []
+        for i in range(len(records)):
+            given = np.exp(records.log_probs[i, : records.count[i]])
+            order = sorted(range(len(given)), key=lambda c: -given[c])
+            if len(order) >= one.rank:
+                said.append(given[order[one.rank - 1]] / given.sum())
+                right.append(order[one.rank - 1] == records.answer[i])
+        assert one.n == len(said)
+        assert one.confidence == pytest.approx(np.mean(said))
+        assert one.frequency == pytest.approx(np.mean(right))
+    assert found[0].frequency == pytest.approx(records.correct.mean())
+
+
+def test_ranks_show_the_paper_s_models_and_what_is_taught() -> None:
+    drawing = ranks.drawing(everything(), "csqa")
+    assert drawing
+    assert [panel.title for panel in drawing.panels] == ["teacher", "fine-tune", "distill", "first"]
+    others = report(members={"a": ("fine-tune",), "b": ("first",)})
+    assert {row[0] for row in numbers(ranks.drawing(others, "csqa"))} == {"a", "b"}
+    assert numbers(ranks.validation(everything()))[:3] == [
+        ("first: before", 1, 0.9, 0.6, 90),
+        ("first: before", 2, 0.1, 0.3, 90),
+        ("first: after", 1, 0.6, 0.6, 90),
+    ]
+    assert ranks.validation(report()) is None
+
+
+def test_a_curve_is_the_accuracy_at_each_coverage() -> None:
+    records = {("csqa", f"a@{seed}"): some_records(seed) for seed in (1, 2)}
+    data = report(members={"a": ("a@1", "a@2")}, evaluations=["csqa"], records=records)
+    curve = coverage.curve(data, "csqa", "a")
+    assert curve is not None
+    for share, value in zip(coverage.COVERAGES, curve, strict=True):
+        each = [accuracy_at(share, one.confidence, one.correct) for one in records.values()]
+        assert value == pytest.approx(np.mean(each))
+
+
+def test_the_most_divided_questions_are_those_of_the_largest_spread() -> None:
+    answered = {name: some_records(seed) for seed, name in enumerate("abc")}
+    answered = {
+        name: EvalRecords.from_log_probs(  # all know the same right answers
+            records.ids,
+            answered["a"].answer.tolist(),
+            [row[:n] for row, n in zip(records.log_probs, records.count, strict=True)],
+        )
+        for name, records in answered.items()
+    }
+    spread = {}
+    for i, id in enumerate(answered["a"].ids):
+        given = [records.probabilities[i, records.answer[i]] for records in answered.values()]
+        spread[id] = max(given) - min(given)
+    chosen = questions.disputed(answered, 7)
+    assert chosen == sorted(spread, key=lambda id: -spread[id])[:7]
+    assert questions.disputed({"a": answered["a"]}) == []
+
+
+def test_only_questions_that_all_answered_are_chosen() -> None:
+    few = answers(0.9, 3, n=5)
+    assert set(questions.disputed({"a": answers(0.5, 9), "b": few}, 100)) == set(few.ids)
+
+
+def test_a_long_prompt_loses_its_middle() -> None:
+    assert questions.cut("short") == "short"
+    cut = questions.cut("a" * 5000 + "b" * 5000)
+    assert len(cut) < 800 and cut.startswith("aaa") and cut.endswith("bbb") and "9301" in cut
+
+
+def test_the_search_shows_both_criteria_with_their_intervals() -> None:
+    drawing = temperatures.search("first", CALIBRATION)
+    assert drawing
+    assert [panel.title for panel in drawing.panels] == ["first: ECE (it decides)", "first: NLL"]
+    assert "T = 0.4 [0.36, 0.44]" in drawing.panels[0].description
+    assert ("ECE", 0.4, 0.1) in drawing.numbers.rows
+    assert temperatures.search("third-party", {"state": {"anything": 1}}) is None
+    assert temperatures.search("fixed", {"state": {"temperature": 0.3}}) is None
+
+
+def test_fixed_temperatures_and_ks_make_lines_of_arms_that_differ_in_nothing_else() -> None:
+    data = everything()
+    found = [row[:3] for row in numbers(temperatures.fixed(data, "csqa"))]
+    assert found == [("temperature-scaling", "cold", 0.2), ("temperature-scaling", "warm", 0.8)]
+    assert studies.top_k_lines(data) == {"temperature-scaling": ["k1", "first", "k20"]}
+    rows = numbers(studies.top_k(data, "csqa"))
+    assert [row[:4] for row in rows] == [
+        ("k1", 1, 0.7, 2.1),
+        ("first", 5, 0.99, 5.8),
+        ("k20", 20, 0.999, None),
+    ]
+    assert rows[1][4:7] == pytest.approx(
+        (0.05, *data.estimates("csqa", "first")["ece"].interval), abs=1e-9
+    )
+    assert temperatures.fixed(report(), "csqa") is None and studies.top_k(report(), "csqa") is None
+
+
+def test_concentration_lists_mass_and_bytes() -> None:
+    drawing = concentration.drawing(CONCENTRATION, 5)
+    five = next(row for row in drawing.numbers.rows if row[0] == 5)
+    assert five[1] == pytest.approx(1 - 0.3 / 25) and five[-1] == 5.8
+    assert "the top 5 hold 98.8 percent" in drawing.panels[0].description
+
+
+def test_doubt_is_measured_where_no_answer_is_right() -> None:
+    rows = numbers(studies.unanswerable(everything(), "none"))
+    assert rows[0][0] == "teacher" and rows[0][1:] == pytest.approx((0.6, 0.6, 0.6))
+    assert rows[-1] == ("1 / n", pytest.approx(1 / 3))
+    seeds = [0.5, 0.9, 0.7]
+    data = report(
+        members={"first": [f"first@{at}" for at in range(3)]},
+        evaluations=["none"],
+        records={
+            ("none", f"first@{at}"): answers(c, 0, answerable=False) for at, c in enumerate(seeds)
+        },
+    )
+    interval = stats.ttest_1samp(seeds, 0).confidence_interval()
+    expected = pytest.approx((0.7, interval.low, interval.high))
+    assert numbers(studies.unanswerable(data, "none"))[0][1:] == expected
+    assert studies.unanswerable(report(), "nowhere") is None
+
+
+def test_every_row_has_a_look_of_its_own() -> None:
+    rows = ["teacher", "teacher + T", *(f"arm{i}" for i in range(12)), "arm0 + T"]
+    found = looks(rows)
+    assert list(found) == rows and len(set(found.values())) == len(rows)
+    assert found["arm0 + T"].color == found["arm0"].color and not found["arm0 + T"].filled
+
+
+def test_shortened_keeps_both_ends() -> None:
+    assert shortened("short", 10) == "short"
+    assert shortened("a-very-long-name", 9) == "a-ve…name"
+
+
+def diagram(right: int = 160, title: str = "first", bins: int = 10) -> Drawing:
+    found = answers(0.85, right)
+    drawn = reliability_bins(found.confidence, found.correct, bins)
+    panel = reliability.panel(title, summarize(found, "candidates", bins), drawn, "candidates")
+    return Drawing("x", (panel,), Numbers(("n",), ((1,),)))
+
+
+def texts(svg: bytes) -> list[str]:
+    found = [element for element in ET.fromstring(svg).iter() if element.tag.endswith("}text")]
+    return ["".join(element.itertext()).strip() for element in found]
+
+
+def test_a_diagram_prints_numbers_and_counts(tmp_path: Path) -> None:
+    (picture,) = save(diagram(), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"x.svg", "x.png"}
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    found = texts(picture.svg)
+    assert "first" in found and "confidence (candidates)" in found
+    assert any("ECE 5.0 (null" in text and "Acc 80.0" in text for text in found)
+    assert found.count("0") == 9 and found.count("200") == 1  # questions in each bin
+
+
+def fillings(svg: bytes) -> set[str]:
+    """Return the colours under the hatchings."""
+    found = re.findall(r"<pattern [^>]*>\s*<rect[^>]*fill=\"(#\w+)\"", svg.decode())
+    return {color.lower() for color in found}
+
+
+def test_an_empty_bin_has_no_bar_and_direction_has_its_own_colour(tmp_path: Path) -> None:
+    (over,) = save(diagram(160), tmp_path)
+    (under,) = save(diagram(200), tmp_path)
+    assert len(fillings(over.svg)) == len(fillings(under.svg)) == 1  # one bin is in use
+    assert fillings(over.svg) != fillings(under.svg)
+    assert "1 over-confident and 0 under-confident" in over.description
+    assert "0 over-confident and 1 under-confident" in under.description
+
+
+def test_a_diagram_of_many_bins_stays_small(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    confidence = random.uniform(0.3, 1.0, 3000)
+    rows = [np.log([c, 0.7 * (1 - c), 0.3 * (1 - c)]) for c in confidence]
+    right = (random.random(3000) > confidence).astype(int)
+    found = EvalRecords.from_log_probs([f"q{i}" for i in range(3000)], right.tolist(), rows)
+    bins = reliability_bins(found.confidence, found.correct, 50)
+    panel = reliability.panel("x", summarize(found, "candidates", 50), bins, "candidates")
+    (picture,) = save(Drawing("x", (panel,), Numbers(("n",), ())), tmp_path)
+    assert len(picture.svg) < 100_000  # a page holds about twenty, a third larger as base64
+
+
+def test_figures_are_well_formed_whatever_the_title(tmp_path: Path) -> None:
+    (picture,) = save(diagram(title=f"{EVIL} $x_ & -- " + "long " * 20), tmp_path)
+    root = ET.fromstring(picture.svg)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert not [element for element in root.iter() if element.tag.endswith("script")]
+
+
+def test_figures_are_the_same_whatever_the_style_and_leave_it_alone(tmp_path: Path) -> None:
+    drawing = diagram(bins=25)
+    first = save(drawing, tmp_path)
+    png = (tmp_path / "x.png").read_bytes()
+    with mpl.rc_context({"font.size": 22.0, "axes.facecolor": "red", "svg.hashsalt": "other"}):
+        before = dict(mpl.rcParams)
+        assert save(drawing, tmp_path) == first
+        assert dict(mpl.rcParams) == before
+    assert (tmp_path / "x.png").read_bytes() == png
+
+
+def test_a_file_holds_all_panels_and_the_key(tmp_path: Path) -> None:
+    one = diagram().panels[0]
+    key = Panel("key", lambda place: heading(place, "the key"), "what marks mean")
+    drawing = Drawing("x", (one,) * 5, Numbers(("n",), ()), key)
+    pictures = save(drawing, tmp_path)
+    assert [picture.key for picture in pictures] == [True, *[False] * 5]
+    found = texts((tmp_path / "x.svg").read_bytes())
+    assert found.count("confidence (candidates)") == 5 and "the key" in found

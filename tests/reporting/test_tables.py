@@ -1,0 +1,310 @@
+"""The report's tables: numbers, intervals and marks in every format."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from firstcli.metrics.uncertainty import Interval
+from firstcli.recipe.schema import MetricsSettings
+from firstcli.reporting import ReportData
+from firstcli.reporting.formats import TerminalTable, to_csv, to_json, to_markdown
+from firstcli.reporting.table import (
+    INDISTINCT,
+    Cell,
+    Column,
+    Table,
+    difference_tables,
+    full_tables,
+    p_text,
+    paper_table,
+)
+from support.invented_report import EVIL, answers, report
+
+
+def shown(table: Table) -> dict[str, list[str]]:
+    """Return the cells of a table by row name, the marked ones with a star."""
+    return {
+        row.name: [c.text + "*" * c.marked for group in row.groups for c in group]
+        for row in table.rows
+    }
+
+
+def cells(table: Table, row: str) -> list[Cell]:
+    (found,) = (one for one in table.rows if one.name == row)
+    return [cell for group in found.groups for cell in group]
+
+
+def test_the_paper_table_holds_numbers_dashes_and_differences() -> None:
+    found = {row: [c.rstrip("*") for c in cs] for row, cs in shown(paper_table(report())).items()}
+    # ECE, Acc, Trust of csqa; ECE, Acc, Trust, ECE true, Conf. MAE of world
+    assert found == {
+        "teacher": ["5.0", "90.0", "85.0", "0.0", "80.0", "80.0", "5.0", "5.0"],
+        "fine-tune": ["25.0", "70.0", "45.0", "10.0", "80.0", "70.0", "15.0", "15.0"],
+        "fine-tune + T": ["5.0", "70.0", "65.0", "–", "–", "–", "–", "–"],
+        "distill": ["15.0", "70.0", "55.0", "–", "–", "–", "–", "–"],
+        "first": ["5.0", "80.0", "75.0", "8.0", "70.0", "62.0", "3.0", "3.0"],
+        "first to fine-tune": [
+            *("-20.0", "+10.0", "+30.0"),
+            *("-2.0", "-10.0", "-8.0", "-12.0", "–"),  # no interval of the last is known
+        ],
+    }
+
+
+def test_the_paper_table_names_its_confidence_and_sizes() -> None:
+    table = paper_table(report(settings=MetricsSettings(confidence="full", bins=15)))
+    assert "confidence: full, 15 bins" in table.caption and "95 % intervals" in table.caption
+    assert [group.title for group in table.groups] == ["csqa (n = 200)", "world (n = 200)"]
+    assert [c.title for c in table.groups[0].columns] == ["ECE", "Acc", "Trust"]
+
+
+def test_each_value_has_its_interval_and_each_ece_its_null() -> None:
+    data = report()
+    ece, accuracy, *_ = cells(paper_table(data), "first")
+    estimate = data.estimates("csqa", "first")["ece"]
+    assert (
+        ece.interval == f"[{100 * estimate.interval.low:.1f}, {100 * estimate.interval.high:.1f}]"
+    )
+    metrics = data.metrics["csqa", "first"]
+    assert metrics.ece_null is not None and metrics.ece_p is not None
+    assert ece.aside == (f"null {100 * metrics.ece_null:.1f}, {p_text(metrics.ece_p)}",)
+    assert accuracy.interval and not accuracy.aside
+
+
+def test_what_needs_the_whole_vocabulary_is_a_dash_behind_a_temperature() -> None:
+    data = report(settings=MetricsSettings(confidence="full"))
+    assert data.metrics["csqa", "first"].confidence == pytest.approx(0.9 * 0.85)
+    assert [c.text for c in cells(paper_table(data), "fine-tune + T")[:3]] == ["–", "70.0", "–"]
+
+
+def test_the_best_share_their_mark_with_all_that_cannot_be_told_from_them() -> None:
+    members = {row: (row,) for row in ("teacher", "a", "b", "c")}
+    same = {
+        ("csqa", "teacher"): answers(0.9, 198),
+        ("csqa", "a"): answers(0.9, 180),
+        ("csqa", "b"): answers(0.9, 179),  # one question less
+        ("csqa", "c"): answers(0.9, 100),
+    }
+    data = report(members=members, evaluations=["csqa"], records=same)
+    found = shown(paper_table(data))
+    assert found["a"][1:] == ["90.0*", "90.0*"] and found["b"][1:] == ["89.5*", "89.0*"]
+    assert found["c"] == ["40.0", "50.0", "10.0"]
+    assert not any("*" in cell for cell in found["teacher"])
+    assert "not distinguishable from it" in paper_table(data).legend
+
+
+def test_a_lone_student_has_no_mark() -> None:
+    members = {"teacher": ("teacher",), "a": ("a",)}
+    same = {("csqa", m): answers(0.9, 160) for m in members}
+    alone = report(members=members, evaluations=["csqa"], records=same)
+    assert shown(paper_table(alone))["a"] == ["10.0", "80.0", "70.0"]
+    assert not paper_table(alone).legend and not difference_tables(alone)
+
+
+def test_every_student_is_compared_with_every_baseline() -> None:
+    tables = {table.title: table for table in difference_tables(report())}
+    assert list(tables) == [
+        "Each student minus fine-tune",
+        "Each student minus fine-tune + T",
+        "Each student minus distill",
+    ]
+    found = shown(tables["Each student minus fine-tune"])
+    assert list(found) == ["fine-tune + T", "distill", "first"]
+    assert found["first"][:3] == ["-20.0*", "+10.0*", "+30.0*"]
+    assert found["distill"][:3] == ["-10.0*", "0.0", "+10.0*"]
+
+
+def test_a_difference_is_marked_only_where_its_interval_excludes_zero() -> None:
+    table = difference_tables(report())[0]
+    for row in table.rows:
+        for cell in (cell for group in row.groups for cell in group if cell.interval):
+            low, high = (float(end) for end in cell.interval[1:-1].split(", "))
+            assert cell.marked == (low > 0 or high < 0)
+            assert (INDISTINCT in cell.aside) != cell.marked
+    ece, accuracy, trust, *_ = cells(table, "first")
+    assert ece.aside == accuracy.aside == trust.aside == ("better",)
+    assert cells(table, "distill")[1].aside == (INDISTINCT,)
+
+
+def seeded(*right: int) -> ReportData:
+    """Return a run of three seeds; `first` has so many right at each."""
+    members = {row: tuple(f"{row}@{s}" for s in (1, 2, 3)) for row in ("fine-tune", "first")}
+    records = {("csqa", f"fine-tune@{s}"): answers(0.95, 140) for s in (1, 2, 3)}
+    records |= {("csqa", f"first@{s}"): answers(0.95, n) for s, n in enumerate(right, 1)}
+    return report(members=members, evaluations=["csqa"], records=records, seeds=(1, 2, 3))
+
+
+def test_several_seeds_give_mean_and_spread() -> None:
+    data = seeded(170, 180, 190)
+    assert shown(paper_table(data))["first"][1] == "90.0 ± 5.0*"
+    assert cells(paper_table(data), "fine-tune")[1].text == "70.0 ± 0.0"
+    assert "standard deviation over seeds" in paper_table(data).caption
+    p_values = data.values("csqa", "first", "ece_p")
+    assert len(p_values) == 3 and data.mean("csqa", "first", "ece_p") == max(p_values)
+    row = json.loads(to_json(data))["rows"][1]
+    assert row["accuracy"] == pytest.approx(0.9) and row["spread"]["accuracy"] == pytest.approx(
+        0.05
+    )
+    assert [one["accuracy"] for one in row["members"]] == pytest.approx([0.85, 0.9, 0.95])
+
+
+def test_a_difference_that_seeds_explain_is_not_marked() -> None:
+    told = cells(difference_tables(seeded(170, 172, 174))[0], "first")[1]
+    assert told.marked and told.aside == ("seeds p = .001", "better")
+    scattered = seeded(100, 150, 200)  # a mean of 150, clear over questions alone
+    one = scattered.compared("csqa", "first", "fine-tune")["accuracy"]
+    assert one.questions.distinguishable and one.seeds and not one.seeds.distinguishable
+    cell = cells(difference_tables(scattered)[0], "first")[1]
+    assert not cell.marked and cell.aside[-1] == INDISTINCT
+
+
+def test_rows_that_answered_other_questions_are_not_compared() -> None:
+    data = report()
+    records = dict(data.records)
+    records["csqa", "first"] = answers(0.85, 80, n=100)
+    data = replace(data, records=records)
+    assert data.compared("csqa", "first", "fine-tune") == {}
+    assert shown(difference_tables(data)[0])["first"][:3] == ["–", "–", "–"]
+
+
+def test_the_full_tables_have_every_metric() -> None:
+    csqa, world = full_tables(report())
+    assert [group.title for group in world.groups] == [
+        *("Calibration", "Known truth", "Scores", "Ranking", "Counts"),
+    ]
+    titles = [column.title for group in csqa.groups for column in group.columns]
+    row = dict(zip(titles, (c.text for c in cells(csqa, "first")), strict=True))
+    expected = {"n": "200", "ECE": "5.0", "Acc": "80.0", "Trust": "75.0", "Conf.": "85.0"}
+    expected |= {"NLL": "0.648", "Brier": "0.344", "Brier top": "0.163", "Mass": "90.0"}
+    expected |= {"Ties": "0", "Bins used": "1", "Over": "5.0", "Under": "0.0", "AUROC": "0.500"}
+    assert expected.items() <= row.items()
+
+
+def test_questions_without_an_answer_are_no_column_of_the_paper_table() -> None:
+    data = report(
+        evaluations=["csqa", "none"],
+        records=dict(report().records) | {("none", "first"): answers(0.6, 0, answerable=False)},
+    )
+    assert data.unanswerable == ["none"]
+    alone = report(evaluations=["none"], records={("none", "first"): data.records["none", "first"]})
+    assert "All metrics on none" in terminal(alone, 80) and not difference_tables(alone)
+    assert [group.evaluation for group in paper_table(data).groups] == ["csqa"]
+    families = {group.title for group in full_tables(data)[1].groups}
+    assert families == {"Scores", "Counts"}
+    assert json.loads(to_json(data))["rows"][-1]["members"][0]["reliability"] == []
+
+
+@pytest.mark.parametrize(
+    ("value", "signed", "text"),
+    [
+        (0.1234, False, "12.3"),
+        (-0.1234, False, "-12.3"),
+        (0.1234, True, "+12.3"),
+        (-0.00001, True, "0.0"),  # neither -0.0 nor +0.0
+        (0.00001, True, "0.0"),
+        (0.0, False, "0.0"),
+        (0.00011, False, "0.01"),  # a mass this small is not nothing
+        (None, True, "–"),
+    ],
+)
+def test_percentages(value: float | None, signed: bool, text: str) -> None:
+    assert Column("ece", "ECE", "percent").text(value, signed=signed) == text
+
+
+def test_ranges_and_p_values() -> None:
+    column = Column("ece", "ECE", "percent")
+    assert column.range(Interval(0.0, 0.1)) == "[0.0, 10.0]"
+    assert column.range(Interval(-0.05, 0.1), signed=True) == "[-5.0, +10.0]"
+    assert [p_text(p) for p in (0.0004, 0.001, 0.04, 1.0)] == [
+        *("p < .001", "p = .001", "p = .040", "p = 1.000"),
+    ]
+
+
+def terminal(data: ReportData, width: int) -> str:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    for table in (paper_table(data), *difference_tables(data), *full_tables(data)):
+        console.print(TerminalTable(table))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_the_terminal_shows_all_of_a_table_at_any_width(width: int) -> None:
+    text = terminal(report(), width)
+    assert "…" not in text and "\x1b" not in text
+    assert all(len(line) <= width for line in text.splitlines())
+    for value in ("80.0*", "+30.0", "-12.0", "0.648", "–", "[-15.0,", "distinguishable "):
+        assert value in text
+    assert "* the best student" in " ".join(text.split())
+
+
+def test_the_terminal_cuts_long_names_rather_than_numbers() -> None:
+    long = "an-arm-" * 14
+    members = {"first": ("first",), long: (long,)}
+    text = terminal(report(members=members), 80)
+    assert "…" in text and "75.0*" not in text  # no competitor has results
+    for value in ("75.0", "0.648", "Bins used"):
+        assert value in text
+
+
+def test_a_wide_terminal_shows_values_in_one_line_intervals_in_the_next() -> None:
+    lines = terminal(report(), 200).splitlines()
+    at = next(i for i, line in enumerate(lines) if line.strip().startswith("first "))
+    values = [value.rstrip("*") for value in lines[at].split()]
+    assert values == ["first", "5.0", "80.0", "75.0", "8.0", "70.0", "62.0", "3.0", "3.0"]
+    assert lines[at + 1].count("[") == 7  # Conf. MAE has none
+
+
+def test_markdown() -> None:
+    text = to_markdown(report())
+    assert "| first | **5.0** \\[" in text
+    assert "## Each student minus fine-tune + T" in text and INDISTINCT in text
+    assert "confidence: candidates, 10 bins" in text
+    assert "- temperature of first: T = 0.34" in text
+    evil = to_markdown(report(run=EVIL, notes=[("a|b", f"{EVIL}\n# x")]))
+    assert "<script>" not in evil.replace("\\<", "")
+    assert "\n# x" not in evil and "a\\|b" in evil
+
+
+def test_csv_is_tidy_and_at_full_precision() -> None:
+    data = report()
+    rows = list(csv.DictReader(io.StringIO(to_csv(data))))
+    students = ["fine-tune", "fine-tune + T", "distill", "first"]
+    assert [(r["evaluation"], r["model"], r["minus"]) for r in rows[:12]] == [
+        *[("csqa", m, "") for m in data.rows],
+        *[("world", m, "") for m in ("teacher", "fine-tune", "first")],
+        *[("csqa", m, "fine-tune") for m in students[1:]],
+        ("world", "first", "fine-tune"),
+    ]
+    assert float(rows[4]["nll"]) == data.metrics["csqa", "first"].nll
+    assert rows[4]["ece_true"] == "" and rows[4]["confidence_kind"] == "candidates"
+    assert rows[4]["best"].split()[:2] == ["ece", "accuracy"]
+    assert float(rows[4]["ece_low"]) == data.estimates("csqa", "first")["ece"].interval.low
+    assert float(rows[10]["trust"]) == pytest.approx(0.3) and rows[10]["n"] == ""
+
+
+def test_json_is_at_full_precision_and_holds_bins_and_differences() -> None:
+    data = report()
+    content = json.loads(to_json(data))
+    about = (content["confidence"], content["bins"], content["unit"], content["format"])
+    assert about == ("candidates", 10, "fraction", 2)
+    row = content["rows"][4]
+    metrics = data.metrics["csqa", "first"]
+    assert (row["model"], row["ece"], row["nll"]) == ("first", metrics.ece, metrics.nll)
+    assert row["ece_true"] is None
+    assert row["intervals"]["trust"] == list(data.estimates("csqa", "first")["trust"].interval)
+    (member,) = row["members"]
+    assert [b["n"] for b in member["reliability"]] == [0, 0, 0, 0, 0, 0, 0, 0, 200, 0]
+    assert member["reliability"][0]["accuracy"] is None
+    difference = content["differences"][2]
+    assert (difference["model"], difference["minus"]) == ("first", "fine-tune")
+    assert (
+        difference["trust"]["value"] == pytest.approx(0.3)
+        and difference["trust"]["distinguishable"]
+    )
+    assert content["notes"] == [{"label": "temperature of first", "value": "T = 0.34"}]

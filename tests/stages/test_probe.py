@@ -1,0 +1,68 @@
+"""`first plan --probe`: estimates follow from how many batches there are and what one takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from firstcli.stages import probe
+from support import command_line
+from support.command_line import first
+
+
+@pytest.fixture
+def second_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every batch, and every update of the weights, takes one second."""
+
+    def run_and_say_one(work: Any, device: Any) -> float:
+        work()
+        return 1.0
+
+    monkeypatch.setattr(probe, "_seconds", run_and_say_one)
+
+
+def estimates(tmp_path: Path, *args: object) -> Any:
+    path = command_line.write_recipe(
+        tmp_path,
+        student={"model": command_line.MODEL, "training": {**command_line.TRAINING, "epochs": 3}},
+    )
+    result = first("plan", path, "--run-dir", tmp_path / "run", "--probe", "--json", *args)
+    assert result.code == 0, result.err
+    assert not (tmp_path / "run").exists()
+    return result.json["probe"]
+
+
+@pytest.mark.usefixtures("second_a_batch")
+def test_time_is_that_of_the_batches_there_are(tmp_path: Path) -> None:
+    """66 samples in 5 batches of 16, two of which two processes share as 3 micro-batches of 8."""
+    found = estimates(tmp_path)
+    assert found["finetune"]["seconds"] == 5 + 5
+    assert found["distill first"]["seconds"] == 3 * (5 + 5)
+    assert found["extract train"]["seconds"] == found["eval shifted/first"]["seconds"] == 1
+    assert found.keys().isdisjoint({"report", "calibrate first"})
+    two = estimates(tmp_path, "--processes", 2)
+    assert two["finetune"]["seconds"] == 5 + 5  # half as large, but as many
+    assert two["finetune"]["sharded"] < two["finetune"]["memory"]
+    assert found["finetune"]["sharded"] == found["finetune"]["memory"]
+
+
+def test_sizes_between_the_probed_ones_lie_between_their_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = np.array([10, 400, 30, 90, 200, 60, 50, 70, 300])
+    asked: list[int] = []
+    monkeypatch.setattr(probe, "_seconds", lambda work, device: float(work() or 0) + asked[-1] / 10)
+    found = probe._interpolated(sizes, lambda index: asked.append(int(sizes[index])), None)  # type: ignore[arg-type]
+    np.testing.assert_allclose(found, sizes / 10)
+    assert len(set(asked)) == probe.PROBED < len(sizes)
+
+
+def test_the_table_has_a_sum(tmp_path: Path) -> None:
+    path = command_line.write_recipe(tmp_path)
+    shown = first("plan", path, "--run-dir", tmp_path / "run", "--probe", "--processes", 4)
+    assert shown.code == 0, shown.err
+    assert "with 4 processes like this one" in shown.out
+    assert "memory each, sharded" in shown.out and " all " in shown.out

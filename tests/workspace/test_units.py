@@ -1,0 +1,100 @@
+"""Units of work of recipes with seeds, folds and models followed by their temperature."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from firstcli.errors import UserError
+from firstcli.recipe.load import load_recipe
+from firstcli.workspace.units import Model, Unit, models_of, units_of, wanted, with_upstream
+from support import command_line
+
+T = {"name": "logit-temperature"}
+TS = {"name": "temperature-scaling"}
+ARMS = {
+    "fine-tune": {"learn": "labels", "posthoc": T},
+    "first": {"recalibrator": TS},
+    "seen": {"recalibrator": TS, "out_of_fold": False},
+}
+
+
+def units(folder: Path, **sections: Any) -> dict[str, Unit]:
+    recipe = load_recipe(command_line.write_recipe(folder, arms=ARMS, **sections)).recipe
+    return units_of(recipe, folder / "run")
+
+
+def test_a_model_is_a_row_for_every_seed() -> None:
+    model = Model("first", seed=3, posthoc=True)
+    assert (model.trained, model.name, model.row) == ("first@3", "first@3+T", "first + T")
+    teacher = Model(posthoc=True)
+    assert (teacher.trained, teacher.name, teacher.row) == ("teacher", "teacher+T", "teacher + T")
+
+
+def test_models_come_in_the_order_of_the_tables(tmp_path: Path) -> None:
+    teacher = {"model": command_line.MODEL, "finetune": command_line.TRAINING, "posthoc": T}
+    path = command_line.write_recipe(
+        tmp_path, arms=ARMS, teacher=teacher, seeds=[5, 2], knowledge={"folds": 2}
+    )
+    names = [model.name for model in models_of(load_recipe(path).recipe)]
+    assert names[:2] == ["teacher", "teacher+T"]
+    assert names[2:6] == ["fine-tune@5", "fine-tune@2", "fine-tune@5+T", "fine-tune@2+T"]
+    assert names[6:] == ["first@5", "first@2", "seen@5", "seen@2"]
+
+
+def test_every_seed_trains_and_is_judged_but_calibration_is_shared(tmp_path: Path) -> None:
+    found = units(tmp_path, seeds=[5, 2], knowledge={"folds": 2})
+    assert {key for key in found if key.startswith("calibrate")} == {
+        "calibrate first",
+        "calibrate seen",
+    }
+    one = found["distill first@5"]
+    assert one.seed == 5 and one.artifact.path == tmp_path / "run" / "students" / "first@5"
+    assert one.needs == ("extract out-of-fold", "calibrate first")
+    assert found["distill seen@2"].needs == ("extract train", "calibrate seen")
+    assert found["distill fine-tune@2"].needs == ()
+    assert found["eval shifted/first@5"].needs == ("distill first@5",)
+
+
+def test_folds_have_teachers_of_their_own(tmp_path: Path) -> None:
+    found = units(tmp_path, knowledge={"folds": 3})
+    folds = tuple(f"finetune fold {fold}" for fold in (1, 2, 3))
+    assert found["extract out-of-fold"].needs == folds
+    assert found["extract train"].needs == found["extract validation"].needs == ("finetune",)
+    assert [found[key].fold for key in folds] == [1, 2, 3]
+    everything = set(with_upstream(found, [found["distill fine-tune"]]))
+    assert {unit.key for unit in everything} == {"distill fine-tune"}
+
+
+def test_without_an_arm_that_wants_them_there_are_no_folds(tmp_path: Path) -> None:
+    path = command_line.write_recipe(
+        tmp_path, knowledge={"folds": 3}, arms={"seen": ARMS["seen"], "plain": {"learn": "labels"}}
+    )
+    found = units_of(load_recipe(path).recipe, tmp_path)
+    assert not [key for key in found if "fold" in key]
+
+
+def test_a_temperature_needs_the_model_and_its_answers(tmp_path: Path) -> None:
+    found = units(tmp_path, seeds=[5], knowledge={"folds": 2})
+    fitted = found["eval fine-tune@5+T"]
+    assert fitted.needs == ("distill fine-tune@5",) and not fitted.evaluation
+    assert fitted.artifact.path == tmp_path / "run" / "calibration" / "fine-tune@5+T.json"
+    applied = found["eval shifted/fine-tune@5+T"]
+    assert applied.needs == ("eval shifted/fine-tune@5", "eval fine-tune@5+T")
+    assert {unit.role for unit in (fitted, applied)} == {"student"}
+
+
+def test_an_arm_stands_for_all_its_models(tmp_path: Path) -> None:
+    found = units(tmp_path, seeds=[5, 2], knowledge={"folds": 2})
+    keys = {unit.key for unit in wanted(found, "eval", ["fine-tune"])}
+    on = ("known-world", "shifted")
+    models = ("fine-tune@5", "fine-tune@2", "fine-tune@5+T", "fine-tune@2+T")
+    answers = {f"eval {evaluation}/{model}" for evaluation in on for model in models}
+    assert keys == answers | {"eval fine-tune@5+T", "eval fine-tune@2+T"}
+    assert {unit.key for unit in wanted(found, "eval", ["teacher"])} == {
+        f"eval {evaluation}/teacher" for evaluation in on
+    }
+    with pytest.raises(UserError, match="--arm first@5: no such arm"):
+        wanted(found, "distill", ["first@5"])
