@@ -143,7 +143,7 @@ def test_of_two_at_once_the_second_is_told_and_ctrl_c_on_the_first_keeps_its_wor
 
 
 def test_a_bug_keeps_its_traceback(finished: Finished, tmp_path: Path) -> None:
-    bug = "import firstcli.pipeline as p, sys; p.execute = lambda *a: 1 / 0\n"
+    bug = "import firstcli.pipeline.execute as p, sys; p.execute = lambda *a: 1 / 0\n"
     code = bug + "from firstcli.cli import main; sys.exit(main())"
     result = command_line.finish(
         command_line.python(code, "report", finished.recipe, "--run-dir", tmp_path)

@@ -232,7 +232,7 @@ def test_one_of_several_processes_says_which_micro_batch_would_fit(
     run = finished.copied_to(tmp_path)
     several = SimpleNamespace(count=lambda: 2, is_first=lambda: True)
     with monkeypatch.context() as patch:
-        patch.setattr(train_model, "processes", several)
+        patch.setattr(train_model, "distributed", several)
         Memory(patch, 8, "cuda")
         result = first("distill", finished.recipe, "--run-dir", run, "--force")
     result.mistake("out of memory on 16 samples at a time; set micro_batch_size: 8")

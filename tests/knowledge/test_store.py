@@ -17,6 +17,7 @@ from firstcli.errors import UserError
 from firstcli.knowledge import shards, store
 from firstcli.knowledge.store import Knowledge, Precision
 from firstcli.knowledge.top_k import TopK
+from support.paths import DOCS
 
 K = 3
 BOUND = {"standard": 0.005, "compact": 0.025}
@@ -383,6 +384,6 @@ def test_the_documented_example_is_the_one_that_was_tested() -> None:
     """The lines between the two comments above stand in docs/knowledge.md as they are."""
     source = Path(__file__).read_text("utf-8")
     tested = source.split("# From here as in docs/knowledge.md.\n")[1].split("    # Up to here.")[0]
-    page = (Path(__file__).parents[1] / "docs" / "knowledge.md").read_text("utf-8")
+    page = (DOCS / "knowledge.md").read_text("utf-8")
     for line in tested.strip().splitlines():
         assert line.strip() in page, line

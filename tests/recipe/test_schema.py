@@ -294,7 +294,7 @@ def test_every_field_is_described() -> None:
 
 
 def test_importing_recipes_imports_nothing_heavy() -> None:
-    program = "import sys, firstcli.recipe_file, firstcli.starters; print(*sys.modules)"
+    program = "import sys, firstcli.recipe.load, firstcli.recipe.starters; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     loaded = set(done.stdout.decode().split())
     assert not loaded & {"torch", "transformers", "datasets", "sklearn", "scipy", "matplotlib"}

@@ -10,8 +10,7 @@ import venv
 from pathlib import Path
 
 import firstcli
-
-PLUGINS = Path(__file__).parents[1] / "plugins"
+from support.paths import PLUGINS
 
 
 def run(*command: str | Path) -> str:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-PLUGIN = Path(__file__).parents[1] / "plugins" / "firstcli-arc"
+from support.paths import PLUGINS
+
+PLUGIN = PLUGINS / "firstcli-arc"
 
 USE_IT = """
 import sys

@@ -19,8 +19,9 @@ from firstcli.tasks.answers import Question, Reading, readings_of
 from firstcli.tasks.multiple_choice import MultipleChoice, MultipleChoiceOptions
 from firstcli.tasks.tables import Row
 from firstcli.testing import check_task
+from support.paths import SHARED
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+DATA = SHARED / "data"
 SKY = {"question": "What colour is the sky?", "choices": ["red", "blue"], "answer": 1}
 
 
@@ -316,7 +317,7 @@ def test_options_are_checked(options: dict[str, Any], expected: str | None) -> N
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not SHARED.is_dir(), reason="real data are not beside this checkout")
+@pytest.mark.skipif(not DATA.is_dir(), reason="real data are not beside this checkout")
 @pytest.mark.parametrize(
     ("folder", "options", "sizes", "share_of_first"),
     [
@@ -336,11 +337,11 @@ def test_options_are_checked(options: dict[str, Any], expected: str | None) -> N
 def test_real_data(
     folder: str, options: dict[str, Any], sizes: dict[str, int], share_of_first: float
 ) -> None:
-    chosen = task(SHARED / folder, respond_with="text", prompt="{question}\nAnswer:", **options)
+    chosen = task(DATA / folder, respond_with="text", prompt="{question}\nAnswer:", **options)
     check_task(chosen)
     splits = {split: list(chosen.load(split).samples) for split in chosen.splits}
     assert {split: len(samples) for split, samples in splits.items()} == sizes
     answers = [sample.answer for sample in splits["test"]]
     assert answers.count(0) / len(answers) == share_of_first
-    alone = list(task(SHARED / folder / "test.jsonl", **options).load("test").samples)
+    alone = list(task(DATA / folder / "test.jsonl", **options).load("test").samples)
     assert [sample.answer for sample in alone] == answers

@@ -13,8 +13,9 @@ from firstcli.api import Sample
 from firstcli.errors import UserError
 from firstcli.tasks.paper import Alpaca, BoolQ, CommonsenseQA, OpenBookQA, PaperOptions, PaperTask
 from firstcli.testing import check_task
+from support.paths import SHARED
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+DATA = SHARED / "data"
 ALL: tuple[type[PaperTask], ...] = (CommonsenseQA, OpenBookQA, BoolQ, Alpaca)
 
 
@@ -358,7 +359,7 @@ def test_a_revision_of_a_local_file_is_refused() -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not SHARED.is_dir(), reason="real data are not beside this checkout")
+@pytest.mark.skipif(not DATA.is_dir(), reason="real data are not beside this checkout")
 @pytest.mark.parametrize(
     ("kind", "folder", "sizes"),
     [
@@ -369,7 +370,7 @@ def test_a_revision_of_a_local_file_is_refused() -> None:
     ],
 )
 def test_real_data(kind: type[PaperTask], folder: str, sizes: dict[str, int]) -> None:
-    task = at(kind, SHARED / folder)
+    task = at(kind, DATA / folder)
     check_task(task)
     assert {split: len(list(task.load(split).samples)) for split in task.splits} == sizes
     if kind is CommonsenseQA:  # the example that the paper prints is the data set's first row

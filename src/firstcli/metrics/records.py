@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 Scope = Literal["vocabulary", "candidates"]
 
 VERSION = 2
-_VERSION_KEY = "firstcli.metrics.records.version"
-_SCOPE_KEY = "firstcli.metrics.records.scope"
+_VERSION_KEY = "firstcli.records.version"
+_SCOPE_KEY = "firstcli.records.scope"
 _SOURCES = ("id", "answer", "log_probs", "truth")
 MASS_SLACK = 1e-3  # float32 rounding of the candidates' total probability, generously
 
