@@ -1,24 +1,24 @@
-"""The command line: parses, delegates, and turns mistakes into sentences.
+"""The command line: parses, delegates, and turns user errors into sentences.
 
-Imports typer and the standard library only, so that help starts fast.
+Help must start fast: only typer and the stages' declarations are imported until a command runs.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from firstcli import __version__
 from firstcli.errors import UserError
 from firstcli.runtime import distributed
-
-if TYPE_CHECKING:
-    from firstcli.workspace.units import Stage
+from firstcli.stages import EVALUATE, STAGES
+from firstcli.stages.base import Stage
 
 app = typer.Typer(
     name="first",
@@ -32,6 +32,9 @@ app = typer.Typer(
 RecipePath = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipe.yaml.")
 ]
+OptionalRecipePath = Annotated[
+    Path | None, typer.Argument(metavar="RECIPE", help="A recipe; none with --from.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a recipe key; repeatable."),
@@ -43,16 +46,64 @@ RunDir = Annotated[
     Path | None, typer.Option("--run-dir", metavar="DIR", help="Run folder; default runs/NAME.")
 ]
 Only = Annotated[
-    bool, typer.Option("--only", help="Run this stage alone; fail if inputs are stale.")
+    bool, typer.Option("--only", help="Run this stage alone; fail if its inputs are stale.")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Redo this stage.")]
+Force = Annotated[bool, typer.Option("--force", help="Run this stage again.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Stop after the plan.")]
-Json = Annotated[bool, typer.Option("--json", help="Result as JSON on stdout, all else on stderr.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Result as JSON on stdout, everything else on stderr.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
 
+STAGE_OPTIONS: dict[str, tuple[Any, Any]] = {  # parameter -> type, default
+    "recipe": (RecipePath, inspect.Parameter.empty),
+    "overrides": (Overrides, None),
+    "arms": (Arms, None),
+    "run_dir": (RunDir, None),
+    "only": (Only, False),
+    "force": (Force, False),
+    "dry_run": (DryRun, False),
+    "as_json": (Json, False),
+    "quiet": (Quiet, False),
+}
+JUDGE_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "outputs": (
+        Annotated[
+            Path | None,
+            typer.Option(
+                "--from",
+                metavar="FILE",
+                help="Judge these outputs: records (.parquet) or lm-eval's samples (.jsonl).",
+            ),
+        ],
+        None,
+    ),
+    "versus": (
+        Annotated[
+            Path | None,
+            typer.Option("--versus", metavar="FILE", help="With --from: compare with this file."),
+        ],
+        None,
+    ),
+    "confidence": (
+        Annotated[
+            str | None,
+            typer.Option(metavar="KIND", help="With --from: candidates (default) or full."),
+        ],
+        None,
+    ),
+    "bins": (
+        Annotated[
+            int | None,
+            typer.Option(min=1, metavar="N", help="With --from: bins of the ECE; default 10."),
+        ],
+        None,
+    ),
+}
 
-def _version(wanted: bool) -> None:
-    if wanted:
+
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"firstcli {__version__}")
         raise typer.Exit
 
@@ -60,7 +111,8 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
     """Make a small language model that is accurate and knows when it may be wrong."""
@@ -69,16 +121,16 @@ def root(
 @app.command()
 def init(
     starter: Annotated[
-        str | None, typer.Argument(metavar="STARTER", help="Which recipe; none lists them all.")
+        str | None, typer.Argument(metavar="STARTER", help="Name of a starter; none lists all.")
     ] = None,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of recipes, for editors.")
     ] = False,
 ) -> None:
     """Print a commented starter recipe: first init quickstart > recipe.yaml."""
-    from firstcli.recipe import starters
+    from firstcli.commands.init import init_text
 
-    typer.echo(starters.init(starter, schema=schema), nl=False)
+    typer.echo(init_text(starter, schema=schema), nl=False)
 
 
 @app.command()
@@ -97,9 +149,11 @@ def plan(
     quiet: Quiet = False,
 ) -> None:
     """Show what would run, how large it is, and whether it can work at all."""
-    from firstcli.pipeline import execute
+    _announce(recipe, as_json=as_json, quiet=quiet)
+    from firstcli.pipeline.plan import Request
+    from firstcli.pipeline.plan import plan as make_plan
 
-    request = execute.Request(
+    request = Request(
         recipe,
         tuple(overrides or ()),
         tuple(arms or ()),
@@ -109,181 +163,127 @@ def plan(
         json=as_json,
         quiet=quiet,
     )
-    _print(execute.plan(request), as_json)
-
-
-def _run_stage(
-    stage: Stage,
-    recipe: Path,
-    overrides: list[str] | None,
-    arms: list[str] | None,
-    run_dir: Path | None,
-    *flags: bool,
-    **of_the_stage: Any,
-) -> None:
-    from firstcli.pipeline import execute
-
-    only, force, dry_run, as_json, quiet = flags
-    request = execute.Request(
-        recipe=recipe,
-        overrides=tuple(overrides or ()),
-        arms=tuple(arms or ()),
-        run_dir=run_dir,
-        only=only,
-        force=force,
-        dry_run=dry_run,
-        json=as_json,
-        quiet=quiet,
-        **of_the_stage,
-    )
-    _print(execute.execute(request, stage), as_json)
-
-
-def _add_stage(stage: Stage, help: str) -> None:
-    """Add the command of a stage without arms."""
-
-    @app.command(stage, help=help)
-    def command(
-        recipe: RecipePath,
-        overrides: Overrides = None,
-        run_dir: RunDir = None,
-        only: Only = False,
-        force: Force = False,
-        dry_run: DryRun = False,
-        as_json: Json = False,
-        quiet: Quiet = False,
-    ) -> None:
-        _run_stage(stage, recipe, overrides, None, run_dir, only, force, dry_run, as_json, quiet)
-
-
-def _add_stage_of_arms(stage: Stage, help: str) -> None:
-    """Add the command of a stage that `--arm` can limit."""
-
-    @app.command(stage, help=help)
-    def command(
-        recipe: RecipePath,
-        overrides: Overrides = None,
-        arms: Arms = None,
-        run_dir: RunDir = None,
-        only: Only = False,
-        force: Force = False,
-        dry_run: DryRun = False,
-        as_json: Json = False,
-        quiet: Quiet = False,
-    ) -> None:
-        _run_stage(stage, recipe, overrides, arms, run_dir, only, force, dry_run, as_json, quiet)
-
-
-_add_stage("finetune", "Fine-tune the teacher.")
-
-
-@app.command()
-def extract(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    run_dir: RunDir = None,
-    only: Only = False,
-    force: Force = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Redo just the shards that are damaged or missing.")
-    ] = False,
-    verify: Annotated[
-        int,
-        typer.Option(
-            min=0, metavar="N", help="Let the teacher score N random samples again and compare."
-        ),
-    ] = 0,
-) -> None:
-    """Store the teacher's top-k probabilities over the training data."""
-    flags = (only, force, dry_run, as_json, quiet)
-    _run_stage("extract", recipe, overrides, None, run_dir, *flags, repair=repair, verify=verify)
-
-
-_add_stage("calibrate", "Fit each recalibrator on the held-out validation part.")
-_add_stage_of_arms("distill", "Train the students, one an arm, and whatever they need first.")
-
-
-@app.command("eval")
-def evaluate(
-    recipe: Annotated[
-        Path | None, typer.Argument(metavar="RECIPE", help="A recipe; none with --from.")
-    ] = None,
-    overrides: Overrides = None,
-    arms: Arms = None,
-    run_dir: RunDir = None,
-    only: Only = False,
-    force: Force = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    outputs: Annotated[
-        Path | None,
-        typer.Option(
-            "--from",
-            metavar="FILE",
-            help="Judge these outputs: records (.parquet) or lm-eval's samples (.jsonl).",
-        ),
-    ] = None,
-    versus: Annotated[
-        Path | None,
-        typer.Option("--versus", metavar="FILE", help="With --from: compare it with this one."),
-    ] = None,
-    confidence: Annotated[
-        str | None,
-        typer.Option(metavar="KIND", help="With --from: candidates (default) or full."),
-    ] = None,
-    bins: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="With --from: bins of the ECE, or 10.")
-    ] = None,
-) -> None:
-    """Measure accuracy, ECE and Trust of teacher and students, or of anybody's outputs."""
-    of_outputs = {"--versus": versus, "--confidence": confidence, "--bins": bins}
-    of_recipe: dict[str, Any] = {
-        "RECIPE": recipe,
-        "--set": overrides,
-        "--arm": arms,
-        "--run-dir": run_dir,
-    }
-    of_recipe |= {"--only": only, "--force": force, "--dry-run": dry_run}
-    if outputs is None:
-        remedy = "a recipe says it under `metrics`, and `first report` compares its arms"
-        _refuse(of_outputs, f"belongs to --from FILE; {remedy}")
-        if recipe is None:
-            raise UserError("first eval: needs a RECIPE, or --from FILE to judge outputs")
-        _run_stage("eval", recipe, overrides, arms, run_dir, only, force, dry_run, as_json, quiet)
-        return
-    from firstcli.commands import judge as judge
-
-    _refuse(of_recipe, "makes outputs, --from judges those of a file; give one of the two")
-    kind = confidence or "candidates"
-    _print(judge.show(outputs, versus, kind, bins or 10, json=as_json, quiet=quiet), as_json)
-
-
-def _refuse(options: dict[str, Any], why: str) -> None:
-    if given := [name for name, value in options.items() if value]:
-        raise UserError(f"first eval: {given[0]} {why}")
-
-
-_add_stage("report", "Do the whole job: the table, the figures and one HTML page.")
+    _print(make_plan(request), as_json)
 
 
 @app.command()
 def plugins(
     check: Annotated[
-        bool, typer.Option("--check", help="Import each and say why a broken one is broken.")
+        bool, typer.Option("--check", help="Import each plugin and say why a broken one is broken.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """List every family, task and recalibrator with its package and version."""
-    from firstcli.commands import plugins
+    from firstcli.commands import plugins as listing
 
-    result = plugins.show(check=check, json=as_json)
+    result = listing.show(check=check, json=as_json)
     _print(result, as_json)
-    if check and (broken := plugins.broken(result)):
+    if check and (broken := listing.broken(result)):
         raise UserError(*broken)
+
+
+# The commands of the stages, made from the table.
+
+
+def _add_stage(stage: Stage) -> None:
+    def command(**values: Any) -> None:
+        _run_stage(stage, values)
+
+    parameters = {
+        name: option for name, option in STAGE_OPTIONS.items() if name != "arms" or stage.has_arms
+    }
+    for option in stage.options:
+        flag = typer.Option(
+            f"--{option.name}", help=option.help, metavar=option.metavar, min=option.minimum
+        )
+        parameters[option.name] = (Annotated[type(option.default), flag], option.default)
+    _add_command(stage, command, parameters)
+
+
+def _add_evaluation(stage: Stage) -> None:
+    """Add the command that evaluates a recipe's models, or judges a file of any outputs."""
+
+    def command(outputs: Path | None, **values: Any) -> None:
+        judge_only = {"--versus": "versus", "--confidence": "confidence", "--bins": "bins"}
+        if outputs is not None:
+            _judge(outputs, values)
+            return
+        remedy = "a recipe has these settings under `metrics`, and `first report` compares its arms"
+        for flag, name in judge_only.items():
+            if values.pop(name):
+                raise UserError(f"first {stage.name}: {flag} belongs to --from FILE; {remedy}")
+        if values["recipe"] is None:
+            raise UserError(f"first {stage.name}: needs a RECIPE, or --from FILE to judge outputs")
+        _run_stage(stage, values)
+
+    recipe = {"recipe": (OptionalRecipePath, None)}
+    _add_command(stage, command, STAGE_OPTIONS | recipe | JUDGE_OPTIONS)
+
+
+def _add_command(
+    stage: Stage, command: Callable[..., None], parameters: dict[str, tuple[Any, Any]]
+) -> None:
+    """Add a command whose parameters are given as data: typer reads them from the signature."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    signature = [
+        inspect.Parameter(name, keyword, default=default, annotation=annotation)
+        for name, (annotation, default) in parameters.items()
+    ]
+    command.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
+    command.__annotations__ = {name: annotation for name, (annotation, _) in parameters.items()}
+    app.command(stage.name, help=stage.help)(command)
+
+
+for _stage in STAGES:
+    (_add_evaluation if _stage is EVALUATE else _add_stage)(_stage)
+
+
+def _run_stage(stage: Stage, values: dict[str, Any]) -> None:
+    _announce(values["recipe"], as_json=values["as_json"], quiet=values["quiet"])
+    from firstcli.pipeline.execute import execute
+    from firstcli.pipeline.plan import Request
+
+    request = Request(
+        recipe=values["recipe"],
+        overrides=tuple(values["overrides"] or ()),
+        arms=tuple(values.get("arms") or ()),
+        run_dir=values["run_dir"],
+        only=values["only"],
+        force=values["force"],
+        dry_run=values["dry_run"],
+        json=values["as_json"],
+        quiet=values["quiet"],
+        stage_options={option.name: values[option.name] for option in stage.options},
+    )
+    _print(execute(request, stage), values["as_json"])
+
+
+def _judge(outputs: Path, values: dict[str, Any]) -> None:
+    from firstcli.commands import judge
+
+    recipe_only = {"RECIPE": "recipe", "--set": "overrides", "--arm": "arms"}
+    recipe_only |= {"--run-dir": "run_dir", "--only": "only", "--force": "force"}
+    for flag, name in (recipe_only | {"--dry-run": "dry_run"}).items():
+        if values[name]:
+            raise UserError(
+                f"first {EVALUATE.name}: {flag} is for evaluating a recipe, and --from judges the "
+                "outputs in a file; use one of the two"
+            )
+    result = judge.show(
+        outputs,
+        values["versus"],
+        values["confidence"] or "candidates",
+        values["bins"] or 10,
+        json=values["as_json"],
+        quiet=values["quiet"],
+    )
+    _print(result, values["as_json"])
+
+
+def _announce(recipe: Path, *, as_json: bool, quiet: bool) -> None:
+    """Say at once what is being done, before imports that take seconds."""
+    if distributed.is_first() and not quiet:
+        typer.echo(f"reading {recipe} ...", err=as_json)
 
 
 def _print(result: dict[str, Any], as_json: bool) -> None:
@@ -292,14 +292,14 @@ def _print(result: dict[str, Any], as_json: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line; exit codes: 0 done, 1 a bug, 2 a mistake, 130 interrupted."""
+    """Run the command line; exit codes: 0 done, 1 a bug, 2 a user error, 130 interrupted."""
     sys.exit(_guarded(lambda: app(standalone_mode=True)))
 
 
 def _guarded(run: Callable[[], None]) -> int:
     try:
         run()
-    except SystemExit as stop:  # how typer ends, after Ctrl-C without a word
+    except SystemExit as stop:  # how typer ends; after Ctrl-C it prints nothing
         if stop.code == 130 and distributed.is_first():
             print("interrupted; finished work is kept, run the same command again", file=sys.stderr)
         raise

@@ -1,322 +1,127 @@
-"""Plan and run: which units of a command are up to date, and the work on the others."""
+"""Run: bring the units of a command up to date, one after another."""
 
 from __future__ import annotations
 
 import errno
-import importlib
-import math
 import os
 import platform
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import yaml
-from rich.table import Table
 
-from firstcli.errors import UserError, shortened
-from firstcli.pipeline.fingerprints import reads_of
-from firstcli.pipeline.repair import mend
-from firstcli.recipe.load import load_recipe
-from firstcli.recipe.schema import Recipe
+from firstcli.api import JSON
+from firstcli.errors import UserError
+from firstcli.pipeline.plan import (
+    PlanRow,
+    Request,
+    Status,
+    check_units,
+    fingerprint_inputs,
+    open_run,
+    plan_result,
+    plan_table,
+    status_of,
+)
+from firstcli.pipeline.repair import repair
 from firstcli.runtime import distributed
-from firstcli.runtime.console import Console, duration, size
 from firstcli.runtime.files import locked, write_text
-from firstcli.workspace.artifacts import Manifest, changes, fingerprint
+from firstcli.stages import stage_of, units_of
+from firstcli.stages.base import Stage
+from firstcli.workspace.artifacts import Manifest, fingerprint
 from firstcli.workspace.run import Run
-from firstcli.workspace.units import Stage, Unit, units_of, wanted, with_upstream
-
-MODULES: dict[Stage, str] = {
-    "finetune": "finetune",
-    "extract": "extract",
-    "calibrate": "calibrate",
-    "distill": "distill",
-    "eval": "evaluate",
-    "report": "report",
-}
+from firstcli.workspace.units import Unit, of_arms, with_upstream
 
 
-SHARED: frozenset[Stage] = frozenset(("finetune", "extract", "distill", "eval"))
-"""Stages whose work several processes share; the first does the others alone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """Whether a unit is up to date, and if not, why it will run."""
-
-    current: bool
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a command was asked for."""
-
-    recipe: Path
-    overrides: tuple[str, ...] = ()
-    arms: tuple[str, ...] = ()
-    run_dir: Path | None = None
-    only: bool = False
-    force: bool = False
-    dry_run: bool = False
-    repair: bool = False
-    verify: int = 0
-    probe: bool = False
-    processes: int = 1
-    json: bool = False
-    quiet: bool = False
-
-
-def status_of(run: Run, unit: Unit, *, force: bool = False) -> Status:
-    """Look whether a unit is up to date; a current unit's manifest is kept in the run."""
-    manifest = unit.artifact.manifest(run.digests)
-    missing = [key for key in unit.needs if key not in run.manifests]
-    if missing:
-        reason = f"after {missing[0]}"
-        return Status(False, reason if manifest is None else f"{reason}, if that changes it")
-    if force:
-        return Status(False, "--force")
-    if manifest is None:
-        damaged = unit.artifact.damage(run.digests)
-        return Status(False, f"damaged: {shortened(damaged, 3)}" if damaged else "not made yet")
-    reads = reads_of(run, unit)
-    if manifest.fingerprint == fingerprint(reads):
-        run.manifests[unit.key] = manifest
-        return Status(True, "up to date")
-    different = changes(manifest.reads, reads)
-    return Status(False, "; ".join(different[:3]) + (" ..." if len(different) > 3 else ""))
-
-
-def execute(request: Request, stage: Stage) -> dict[str, Any]:
+def execute(request: Request, stage: Stage) -> dict[str, JSON]:
     """Bring a stage up to date and return its result as JSON values.
 
-    With several processes the first decides what to do, and all do it; `summary` is the first's.
+    With several processes, the first one decides what to do and all of them do it; the first one
+    prints and returns the result.
+
+    Raises:
+        UserError: the recipe or its data are wrong, or the work cannot be done.
     """
     run = open_run(request)
     units = units_of(run.recipe, run.folder)
-    targets = wanted(units, stage, request.arms)
-    chain = with_upstream(units, targets)
+    targets = of_arms(stage.units(run.recipe, run.folder), request.arms)
     if not targets:
-        raise UserError(f"{request.recipe}: nothing to {stage}; {_why_nothing(run.recipe, stage)}")
-    forced = _forced(request, stage, targets)
+        reason = stage.why_nothing(run.recipe)
+        raise UserError(f"{request.recipe}: nothing to {stage.name}; {reason}")
+    chain = with_upstream(units, targets)
+    forced = {unit.key for unit in targets} if request.force else set()
     if request.dry_run:
-        return plan_result(run, show_plan(run, chain, forced, check=False))
+        rows = _statuses(run, chain, forced)
+        _show(run, rows)
+        return plan_result(run, rows)
 
-    def prepare() -> list[Row]:
-        for unit in chain:
-            unit.artifact.recover()
-            if unit.stage == "extract" and unit.key not in forced:
-                mend(run, unit, request.recipe, repair=request.repair)
-            status_of(run, unit, force=unit.key in forced)  # tells what those after it depend on
-        rows = show_plan(run, chain, forced, check=True)
+    def prepare() -> list[PlanRow]:
+        rows = _statuses(run, chain, forced, repairing=request)
+        _show(run, rows)
+        pending = [row.unit for row in rows if not row.status.current]
+        if problems := check_units(run, pending)[1]:
+            raise UserError(*problems)
         if request.only:
-            _require_upstream(run, request, chain, targets)
+            _require_upstream(request, rows, targets)
         _write_recipe(run)
         return rows
 
-    with _disk_trouble_told(run.folder), distributed.together(), ExitStack() as stack:
-        if distributed.by_first(lambda: _is_only_read(run, chain, request)):
-            rows = distributed.by_first(lambda: show_plan(run, chain, forced, check=False))
+    with _disk_errors_reported(run.folder), distributed.together(), ExitStack() as stack:
+        if distributed.by_first(lambda: _only_reads(run, chain, request)):
+            rows = distributed.by_first(lambda: _statuses(run, chain, forced))
+            _show(run, rows)
         else:
             distributed.by_first(lambda: stack.enter_context(locked(run.folder)))
             rows = distributed.by_first(prepare)
-            _bring_up_to_date(run, chain, forced)
-        verified = _verified(run, targets, request.verify) if request.verify else {}
+            _bring_up_to_date(run, rows, forced)
+        further = stage.finish(run, targets, request.stage_options)
     if not distributed.is_first():
         return {}
-    result = importlib.import_module(f"firstcli.stages.{MODULES[stage]}").summary(run, targets)
-    return {**plan_result(run, rows), "result": result, **verified}
+    return {**plan_result(run, rows), "result": stage.summary(run, targets), **further}
 
 
-def _is_only_read(run: Run, chain: Sequence[Unit], request: Request) -> bool:
-    """Say whether the run folder cannot be written and need not be, since all is up to date."""
-    if request.force or request.repair or not run.folder.exists():
+def _statuses(
+    run: Run, chain: Sequence[Unit], forced: set[str], repairing: Request | None = None
+) -> list[PlanRow]:
+    """Determine the status of every unit; with `repairing`, finish what a killed run left."""
+    rows = []
+    for unit in chain:
+        if repairing:
+            unit.artifact.recover()
+            if stage_of(unit).precious and unit.key not in forced:
+                requested = bool(repairing.stage_options.get("repair"))
+                repair(run, unit, repairing.recipe, requested=requested)
+        rows.append(PlanRow(unit, status_of(run, unit, force=unit.key in forced)))
+    return rows
+
+
+def _show(run: Run, rows: Sequence[PlanRow]) -> None:
+    if all(row.status.current for row in rows):
+        run.console.say("everything is up to date")
+    else:
+        run.console.show(plan_table(rows))
+
+
+def _only_reads(run: Run, chain: Sequence[Unit], request: Request) -> bool:
+    """Return whether the run folder cannot be written but everything is up to date."""
+    if request.force or request.stage_options.get("repair") or not run.folder.exists():
         return False
     writable = os.access(run.folder, os.W_OK)
     return not writable and all(status_of(run, unit).current for unit in chain)
 
 
-def _bring_up_to_date(run: Run, chain: Sequence[Unit], forced: set[str]) -> None:
-    try:
-        for unit in chain:
-            if not _status_for_all(run, unit, forced).current:
-                _work(run, unit)
-    finally:
-        if distributed.is_first():
-            run.digests.save()
-
-
-def _verified(run: Run, units: Sequence[Unit], samples: int) -> dict[str, Any]:
-    from firstcli.stages import verify
-
-    return distributed.by_first(
-        lambda: {"verified": {unit.key: verify.verify(run, unit, samples) for unit in units}}
-    )
-
-
-def _status_for_all(run: Run, unit: Unit, forced: set[str]) -> Status:
-    """Look at a unit's state once, for all processes; its manifest reaches them, too."""
-
-    def look() -> tuple[Status, Manifest | None]:
-        return status_of(run, unit, force=unit.key in forced), run.manifests.get(unit.key)
-
-    status, manifest = distributed.by_first(look)
-    if manifest is not None:
-        run.manifests[unit.key] = manifest
-    return status
-
-
-def plan(request: Request) -> dict[str, Any]:
-    """Show every unit's state and estimate, and run every check that needs no weights."""
-    run = open_run(request)
-    units = units_of(run.recipe, run.folder)
-    if request.arms:
-        wanted_units = [
-            *wanted(units, "distill", request.arms),
-            *wanted(units, "eval", request.arms),
-        ]
-        chain = with_upstream(units, wanted_units)
-    else:
-        chain = list(units.values())
-    rows = [Row(unit, status_of(run, unit)) for unit in chain]
-    estimates, problems = check_units(run, chain)
-    rows = [replace(row, estimate=estimates.get(row.unit.key, "")) for row in rows]
-    run.console.show(plan_table(rows))
-    if problems:
-        raise UserError(*problems)
-    if not request.probe:
-        return plan_result(run, rows)
-    return plan_result(run, rows) | {"probe": _probed(run, rows, request.processes)}
-
-
-def _probed(run: Run, rows: Sequence[Row], processes: int) -> dict[str, Any]:
-    """Run a few batches of each stage that is to be done, and show what all will take."""
-    from firstcli.stages import probe
-
-    table = Table(title=f"with {processes} process{'es' if processes > 1 else ''} like this one")
-    for heading in ("stage", "what", "time", "memory each", "memory each, sharded", "disk"):
-        table.add_column(heading)
-    measure = probe.Probe(run, processes)
-    found: dict[str, Any] = {}
-    for unit in (row.unit for row in rows if not row.status.current):
-        if (estimate := measure.estimate(unit)) is None:
-            continue
-        on_disk = probe.disk(run, unit)
-        _, _, what = unit.key.partition(" ")
-        if math.isnan(estimate.seconds):
-            found[unit.key] = {"fits": False, "seconds": 0, "disk": on_disk}
-            table.add_row(unit.stage, what, "?", "does not fit one device", "?", size(on_disk))
-            continue
-        found[unit.key] = {**asdict(estimate), "disk": on_disk}
-        sharded = size(estimate.sharded) if unit.stage in ("finetune", "distill") else "–"
-        cells = (duration(estimate.seconds), size(estimate.memory), sharded, size(on_disk))
-        table.add_row(unit.stage, what, *cells)
-    seconds, on_disk = (sum(one[name] for one in found.values()) for name in ("seconds", "disk"))
-    table.add_section()
-    table.add_row("all", "", duration(seconds), "", "", size(on_disk))
-    run.console.show(table)
-    return found
-
-
-def open_run(request: Request) -> Run:
-    """Load the recipe and name its run folder; nothing is written yet."""
-    loaded = load_recipe(request.recipe, request.overrides)
-    folder = request.run_dir or Path("runs") / loaded.recipe.name
-    console = Console(json=request.json, quiet=request.quiet)
-    return Run(loaded.recipe, loaded.resolved, folder, console)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A line of the plan."""
-
-    unit: Unit
-    status: Status
-    estimate: str = ""
-
-
-def show_plan(run: Run, chain: Sequence[Unit], forced: set[str], *, check: bool) -> list[Row]:
-    """Print what is up to date and what will run; with `check`, refuse what cannot work."""
-    rows = [Row(unit, status_of(run, unit, force=unit.key in forced)) for unit in chain]
-    pending = [row.unit for row in rows if not row.status.current]
-    if pending:
-        run.console.show(plan_table(rows))
-    else:
-        run.console.say("everything is up to date")
-    if check and (problems := check_units(run, pending)[1]):
-        raise UserError(*problems)
-    return rows
-
-
-def check_units(run: Run, units: Sequence[Unit]) -> tuple[dict[str, str], list[str]]:
-    """Run every check that needs no weights; returns an estimate a unit, and all mistakes."""
-    estimates: dict[str, str] = {}
-    problems: list[str] = []
-    if units:
-        from firstcli.stages import inputs
-
-        problems += inputs.general_problems(run, units)
-    for unit in units:
-        module = importlib.import_module(f"firstcli.stages.{MODULES[unit.stage]}")
-        try:
-            estimates[unit.key] = module.check(run, unit)
-        except UserError as error:
-            problems += error.messages
-    return estimates, list(dict.fromkeys(problems))
-
-
-def plan_table(rows: Sequence[Row]) -> Table:
-    table = Table(title=None)
-    for heading in ("stage", "what", "state", "estimate"):
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        _, _, what = row.unit.key.partition(" ")
-        state = row.status.reason if row.status.current else f"will run: {row.status.reason}"
-        table.add_row(row.unit.stage, what, state, row.estimate)
-    return table
-
-
-def plan_result(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
-    units = [
-        {
-            "unit": row.unit.key,
-            "up_to_date": row.status.current,
-            "reason": row.status.reason,
-            "estimate": row.estimate,
-        }
-        for row in rows
-    ]
-    return {"run": str(run.folder), "units": units}
-
-
-def _forced(request: Request, stage: Stage, targets: Sequence[Unit]) -> set[str]:
-    return {unit.key for unit in targets} if request.force else set()
-
-
-def _require_upstream(
-    run: Run, request: Request, chain: Sequence[Unit], targets: Sequence[Unit]
-) -> None:
+def _require_upstream(request: Request, rows: Sequence[PlanRow], targets: Sequence[Unit]) -> None:
     keys = {unit.key for unit in targets}
-    for unit in chain:
-        if unit.key not in keys and unit.key not in run.manifests:
-            status = status_of(run, unit)
+    for row in rows:
+        if row.unit.key not in keys and not row.status.current:
             raise UserError(
-                f"--only: {unit.key} is not up to date ({status.reason}); run `first {unit.stage} "
-                f"{request.recipe}` first"
+                f"--only: {row.unit.key} is not up to date ({row.status.reason}); run `first "
+                f"{row.unit.stage} {request.recipe}` first"
             )
-
-
-def _why_nothing(recipe: Recipe, stage: Stage) -> str:
-    if stage == "finetune":
-        return "the recipe has no teacher.finetune"
-    if stage == "extract":
-        return "every arm learns labels"
-    return "no arm has a recalibrator that is fitted"
 
 
 def _write_recipe(run: Run) -> None:
@@ -326,48 +131,79 @@ def _write_recipe(run: Run) -> None:
         write_text(path, text)
 
 
+def _bring_up_to_date(run: Run, rows: Sequence[PlanRow], forced: set[str]) -> None:
+    try:
+        for row in rows:
+            if not _status_for_all(run, row.unit, forced).current:
+                _work(run, row.unit)
+    finally:
+        if distributed.is_first():
+            run.save_memory()
+
+
+def _status_for_all(run: Run, unit: Unit, forced: set[str]) -> Status:
+    """Determine a unit's status once for all processes, and share its manifest."""
+
+    def look() -> tuple[Status, Manifest | None]:
+        if manifest := run.manifests.get(unit.key):
+            return Status(True, "up to date"), manifest
+        return status_of(run, unit, force=unit.key in forced), run.manifests.get(unit.key)
+
+    status, manifest = distributed.by_first(look)
+    if manifest is not None:
+        run.manifests[unit.key] = manifest
+    return status
+
+
 def _work(run: Run, unit: Unit) -> None:
-    """Run one unit and make its artifact; what it left half-done is taken up again next time."""
-    module = importlib.import_module(f"firstcli.stages.{MODULES[unit.stage]}")
-    reads = distributed.by_first(lambda: reads_of(run, unit))
+    """Do a unit's work and make its artifact; an interrupted run's work is resumed."""
+    stage = stage_of(unit)
+    inputs = distributed.by_first(lambda: fingerprint_inputs(run, unit))
     began = time.monotonic()
     run.console.say(f"{unit.key} ...")
-    work = distributed.by_first(lambda: unit.artifact.begin(fingerprint(reads)))
-    facts: dict[str, Any] = {}
-    if unit.stage in SHARED or distributed.is_first():
+    folder = distributed.by_first(lambda: unit.artifact.begin(fingerprint(inputs)))
+    facts = None
+    if stage.shared or distributed.is_first():
         try:
-            facts = module.work(run, unit, work)
+            facts = stage.work(run, unit, folder)
         except UserError as error:
             raise UserError(*(f"{unit.key}: {message}" for message in error.messages)) from error
     distributed.wait()
     seconds = time.monotonic() - began
     manifest = distributed.by_first(
-        lambda: unit.artifact.commit(unit.key, reads, facts, seconds, _versions(), run.digests)
+        lambda: unit.artifact.commit(
+            unit.key,
+            inputs,
+            facts.as_json() if facts else {},
+            seconds,
+            _versions(),
+            run.digests,
+        )
     )
     run.manifests[unit.key] = manifest
     run.console.say(f"{unit.key}: {_summary_line(manifest)}")
 
 
 @contextmanager
-def _disk_trouble_told(folder: Path) -> Iterator[None]:
+def _disk_errors_reported(folder: Path) -> Iterator[None]:
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        if (reason := _cannot_write(error, folder)) is None:
+        if (reason := _disk_error(error, folder)) is None:
             raise
         raise UserError(
-            f"run directory {folder}: cannot be written: {reason}; finished work is kept, mend it "
+            f"run directory {folder}: cannot be written: {reason}; finished work is kept, fix this "
             "and run the same command again"
         ) from error
 
 
-def _cannot_write(error: Exception, folder: Path) -> str | None:
-    """Say that the disk is at fault, if it is; libraries report that in types of their own."""
+def _disk_error(error: Exception, folder: Path) -> str | None:
+    """Return what is wrong with the disk, if that caused an error; libraries use their own types."""
     if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        ours = Path(str(error.filename)).absolute().is_relative_to(folder.absolute())
-        return str(error.strerror) if ours else None
+        inside = Path(str(error.filename)).absolute().is_relative_to(folder.absolute())
+        return str(error.strerror) if inside else None
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     while not folder.exists():
         folder = folder.parent
@@ -377,23 +213,24 @@ def _cannot_write(error: Exception, folder: Path) -> str | None:
 
 
 def _summary_line(manifest: Manifest) -> str:
-    told = [f"{name} {text}" for name, value in manifest.facts.items() if (text := _told(value))]
-    return ", ".join([*told, f"{manifest.seconds:.1f} s"])
+    facts = [f"{name} {text}" for name, value in manifest.facts.items() if (text := _text(value))]
+    return ", ".join([*facts, f"{manifest.seconds:.1f} s"])
 
 
-def _told(value: object) -> str:
-    """Return a fact in words; what is false or a table of its own says nothing here."""
+def _text(value: object) -> str:
+    """Return a fact in words; False and nested facts are left out."""
     if isinstance(value, bool):
         return "yes" if value else ""
     if isinstance(value, float):
         return f"{value:.4g}"
-    if isinstance(value, list):
-        return " to ".join(map(_told, value))
+    if isinstance(value, list | tuple):
+        return " to ".join(map(_text, value))
     return "" if isinstance(value, dict) else str(value)
 
 
 def _versions() -> dict[str, str]:
     names = ("firstcli", "torch", "transformers", "tokenizers", "pyarrow")
-    found = {"python": platform.python_version(), **{name: version(name) for name in names}}
-    found |= {"processes": str(distributed.count())} if distributed.count() > 1 else {}
-    return dict(sorted(found.items()))  # as a manifest that was read has them
+    versions = {"python": platform.python_version(), **{name: version(name) for name in names}}
+    if distributed.count() > 1:
+        versions["processes"] = str(distributed.count())
+    return dict(sorted(versions.items()))  # in the order in which a manifest is read back

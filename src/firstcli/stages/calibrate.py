@@ -2,189 +2,172 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Self
 
-import numpy as np
-from rich.table import Table
-
-from firstcli import metrics
 from firstcli.errors import UserError
-from firstcli.recalibration.builtin import FEW_ROWS, SingleTemperature
-from firstcli.recalibration.criteria import CRITERIA
-from firstcli.recipe.schema import recalibrator_of
-from firstcli.stages import inputs
-from firstcli.training import soft_targets
-from firstcli.training.soft_targets import Positions
-from firstcli.workspace.run import Run
-from firstcli.workspace.units import Unit
+from firstcli.stages.base import Facts, Stage
+from firstcli.stages.extract import EXTRACT
+from firstcli.workspace.artifacts import Artifact, Manifest
+from firstcli.workspace.units import Unit, calibration_path, needs_fit
 
 if TYPE_CHECKING:
-    from firstcli.api import BoolArray, FloatArray, Recalibrator
+    from firstcli.api import JSON
+    from firstcli.recalibration.diagnostics import CalibrationArtifact
+    from firstcli.recipe.schema import Recipe
+    from firstcli.stages.checks import SharedCheck
+    from firstcli.workspace.run import Run
 
 
-def check(run: Run, unit: Unit) -> str:
-    """Nothing can go wrong that extraction does not check."""
-    arm = run.recipe.arms[unit.arm]
-    assert arm.recalibrator
-    return f"{arm.recalibrator.name} on {len(run.training.validation)} validation samples"
+@dataclass(frozen=True, slots=True)
+class CalibrationFacts(Facts):
+    """What a fitted recalibrator came to, on the rows that it was fitted on."""
+
+    recalibrator: str
+    rows: int
+    accuracy: float
+    confidence_before: float
+    confidence_after: float
+    ece_before: float
+    ece_after: float
+    plugin: Mapping[str, JSON] = field(default_factory=dict)
+    """The recalibrator's own facts, such as `temperature`."""
+
+    @classmethod
+    def of_artifact(cls, artifact: CalibrationArtifact) -> Self:
+        return cls._split(artifact.short_facts())
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Self:
+        return cls._split(manifest.facts)
+
+    @classmethod
+    def _split(cls, facts: Mapping[str, JSON]) -> Self:
+        own = {field.name for field in fields(cls)}
+        known = {name: value for name, value in facts.items() if name in own}
+        return cls(**known, plugin={k: v for k, v in facts.items() if k not in own})
+
+    def as_json(self) -> dict[str, JSON]:
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "plugin"}
+        return own | dict(self.plugin)
 
 
-def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
-    """Fit and write the state, with what it was fitted on and for."""
-    arm = run.recipe.arms[unit.arm]
-    assert arm.recalibrator
-    rows = inputs.training_rows(run, "teacher", "validation")
-    knowledge = inputs.stored_knowledge(run, "validation", rows)
-    chosen = Positions.joined(list(soft_targets.recalibrated_of(arm, rows, knowledge)))
-    if not len(chosen.topk):
-        raise UserError(f"arms.{unit.arm}: no validation position to fit the recalibrator on")
-    mass = soft_targets.taught_mass(arm, chosen)
-    recalibrator = recalibrator_of(arm)
-    recalibrator.fit(chosen.topk, chosen.is_label, mass)
-    for warning in warnings(f"arms.{unit.arm}", recalibrator):
-        run.console.warn(warning)
-    found = judged(recalibrator, chosen.topk, chosen.is_label, mass)
-    artifact = {
-        **found,
-        "recalibrator": arm.recalibrator.name,
-        "options": arm.recalibrator.options,
-        "mass": arm.mass,
-        "positions": "decisive" if not chosen.decisive.size or chosen.decisive.all() else "all",
-    }
-    path = folder / f"{unit.arm}.json"
-    path.write_text(json.dumps(artifact, indent=1, sort_keys=True) + "\n", "utf-8")
-    return {"recalibrator": arm.recalibrator.name, **facts_of(found)}
+class Calibrate(Stage):
+    """Fits one recalibrator per arm."""
 
+    name = "calibrate"
+    help = "Fit each recalibrator on the held-out validation part."
+    format = 2  # intervals, criteria, ranks
 
-def judged(
-    recalibrator: Recalibrator[Any],
-    topk: FloatArray,
-    is_label: BoolArray,
-    mass: FloatArray,
-) -> dict[str, Any]:
-    """Return what a fitted recalibrator does to the rows that it was fitted on, as JSON.
+    def key(self, arm: str) -> str:
+        return f"{self.name} {arm}"
 
-    `before` is the model's own probability, `after` what is taught, mass times target: over all
-    rows for the most likely token, and in `ranks` for each of the k.
+    def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
+        for name, arm in recipe.arms.items():
+            if needs_fit(arm):
+                artifact = Artifact(calibration_path(folder, name), False)
+                needs = (EXTRACT.key("validation"),)
+                yield Unit(self.key(name), self.name, artifact, needs, arm=name)
 
-    Args:
-        recalibrator: fitted.
-        topk: the model's probabilities, (N, k).
-        is_label: which of the k tokens is the true one, (N, k).
-        mass: total probability that is taught to the k tokens, (N,).
-    """
-    state = recalibrator.state()
-    after = mass[:, None] * recalibrator.transform(topk)  # (N, k)
-    ranks = _ranks(topk, after, is_label)
-    correct = is_label[:, 0]
-    return {
-        **_temperature_facts(recalibrator),
-        "rows": state.get("rows", len(topk)),
-        "accuracy": ranks[0]["frequency"],
-        "confidence_before": ranks[0]["confidence_before"],
-        "confidence_after": ranks[0]["confidence_after"],
-        # In-sample: the rows that the state was fitted on.
-        "ece_before": metrics.ece(np.minimum(topk[:, 0], 1.0), correct),
-        "ece_after": metrics.ece(np.minimum(after[:, 0], 1.0), correct),
-        "ranks": ranks,
-        "state": state,
-    }
+    def why_nothing(self, recipe: Recipe) -> str:
+        return "no arm has a recalibrator that is fitted"
 
+    def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
+        from firstcli.stages import fingerprints
 
-def _temperature_facts(recalibrator: Recalibrator[Any]) -> dict[str, Any]:
-    """Return what is told of a temperature; another plugin's state may hold anything."""
-    if not isinstance(recalibrator, SingleTemperature):
-        return {}
-    state = recalibrator.state()
-    if not recalibrator.needs_fit:
-        return {"temperature": state["temperature"]}
-    told = ("temperature", "interval", "criterion", "at_grid_end", "flat")
-    by_criterion = {name: fit["temperature"] for name, fit in state["criteria"].items()}
-    return {key: state[key] for key in told} | {"temperatures": by_criterion}
+        names = ("recalibrator", "mass", "recalibrate", "top_k")
+        # The answer positions follow from the candidates, which the knowledge does not contain.
+        samples = fingerprints.part_samples(run, "validation")
+        return fingerprints.arm_fields(run.recipe, unit.arm, names) | samples
 
+    def shared_checks(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
+        from firstcli.stages import checks
 
-def _ranks(before: FloatArray, after: FloatArray, is_label: BoolArray) -> list[dict[str, Any]]:
-    """Compare, rank by rank, what is believed and how often it is so (the paper's Figure 3)."""
-    return [
-        {
-            "rank": rank + 1,
-            "confidence_before": float(before[:, rank].mean()),
-            "confidence_after": float(after[:, rank].mean()),
-            "frequency": float(is_label[:, rank].mean()),
-            "n": len(before),
-        }
-        for rank in range(before.shape[1])
-    ]
+        return (checks.SEEN_ROWS, checks.UNPINNED)
 
+    def check(self, run: Run, unit: Unit) -> str:
+        arm = run.recipe.arms[unit.arm]
+        assert arm.recalibrator
+        return f"{arm.recalibrator.name} on {len(run.training.validation)} validation samples"
 
-def facts_of(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a manifest keeps of `judged`: without the long parts."""
-    return {key: value for key, value in found.items() if key not in ("ranks", "state")}
+    def work(self, run: Run, unit: Unit, folder: Path) -> CalibrationFacts:
+        from firstcli.recalibration.diagnostics import CalibrationArtifact
+        from firstcli.stages import inputs
+        from firstcli.training import soft_targets
 
-
-def warnings(where: str, recalibrator: Recalibrator[Any]) -> list[str]:
-    """Say what makes a fitted temperature doubtful; `where` names the arm or model."""
-    if not isinstance(recalibrator, SingleTemperature) or not recalibrator.needs_fit:
-        return []
-    state = recalibrator.state()
-    low, high = state["interval"]
-    fitted = (
-        f"{where}: T = {state['temperature']:.3g}, fitted by {state['criterion']} on "
-        f"{state['rows']} rows (95 % interval {low:.3g} to {high:.3g})"
-    )
-    if state["at_grid_end"]:  # interval and spread say little there
-        return [
-            f"{where}: T = {state['temperature']:.3g}, fitted by {state['criterion']} on "
-            f"{state['rows']} rows, lies at the end of the searched range, so the best may lie "
-            "beyond; one temperature may not be what these rows need"
-        ]
-    found = []
-    if state["few_rows"]:
-        found.append(
-            f"{fitted}, would scatter by about {state['spread']:.2g} over such validation parts; "
-            f"raise train.validation to have {FEW_ROWS} rows or more"
+        arm = run.recipe.arms[unit.arm]
+        assert arm.recalibrator and arm.mass
+        rows = inputs.training_rows(run, "teacher", "validation")
+        knowledge = inputs.stored_knowledge(run, "validation", rows)
+        positions = soft_targets.Positions.joined(
+            list(soft_targets.recalibrated_of(arm, rows, knowledge))
         )
-    elif state["flat"]:  # with few rows no wonder
-        found.append(
-            f"{fitted}, is hardly determined by these rows; raise train.validation, or give a "
-            "fixed `temperature`"
+        if not len(positions.topk):
+            raise UserError(f"arms.{unit.arm}: no validation position to fit the recalibrator on")
+        mass = soft_targets.taught_mass(arm, positions)
+        recalibrator = arm.recalibrator.build()
+        recalibrator.fit(positions.topk, positions.is_label, mass, arm.mass)
+        for warning in recalibrator.diagnostics().warnings:
+            run.console.warn(f"arms.{unit.arm}: {warning}")
+        artifact = CalibrationArtifact.measure(
+            recalibrator,
+            positions.topk,
+            positions.is_label,
+            mass,
+            name=arm.recalibrator.name,
+            options=arm.recalibrator.given,
+            positions="decisive" if positions.decisive.all() else "all",
+            mass_mode=arm.mass,
         )
-    return found
+        artifact.save(folder / f"{unit.arm}.json")
+        return CalibrationFacts.of_artifact(artifact)
+
+    def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
+        """Print one row per arm."""
+        title = "recalibrators, on the validation rows that they were fitted on"
+        show_fitted(run, title, {unit.arm: unit for unit in units})
+        return {unit.arm: run.manifests[unit.key].facts for unit in units}
 
 
-def summary(run: Run, units: list[Unit]) -> dict[str, Any]:
-    """Show what was fitted, an arm a row."""
-    table = Table(title="recalibrators, on the validation rows that they were fitted on")
-    headings = ("arm", "recalibrator", "T", "by ECE", "by NLL", "by Brier")
+def show_fitted(run: Run, title: str, units: Mapping[str, Unit]) -> None:
+    """Print the facts of fitted recalibrators, one row per arm or model."""
+    from rich.table import Table
+
+    from firstcli.recalibration.criteria import CRITERIA
+
+    table = Table(title=title)
+    headings = ("fitted for", "recalibrator", "T", "by ECE", "by NLL", "by Brier")
     for heading in (*headings, "rows", "accuracy", "confidence", "ECE"):
         table.add_column(heading)
-    for unit in units:
-        facts = run.manifests[unit.key].facts
+    for name, unit in units.items():
+        facts = CalibrationFacts.of(run.manifests[unit.key])
+        temperatures = facts.plugin.get("temperatures", {})
         table.add_row(
-            unit.arm,
-            facts["recalibrator"],
-            _temperature(facts),
-            *(_number(facts.get("temperatures", {}).get(name)) for name in CRITERIA),
-            str(facts["rows"]),
-            f"{100 * facts['accuracy']:.1f}",
-            f"{100 * facts['confidence_before']:.1f} -> {100 * facts['confidence_after']:.1f}",
-            f"{100 * facts['ece_before']:.1f} -> {100 * facts['ece_after']:.1f}",
+            name,
+            facts.recalibrator,
+            _temperature(facts.plugin),
+            *(_number(temperatures.get(criterion)) for criterion in CRITERIA),
+            str(facts.rows),
+            f"{100 * facts.accuracy:.1f}",
+            f"{100 * facts.confidence_before:.1f} -> {100 * facts.confidence_after:.1f}",
+            f"{100 * facts.ece_before:.1f} -> {100 * facts.ece_after:.1f}",
         )
     run.console.show(table)
-    return {unit.arm: run.manifests[unit.key].facts for unit in units}
 
 
-def _temperature(facts: Mapping[str, Any]) -> str:
-    """Write a temperature with its interval, where there is one."""
-    shown = _number(facts.get("temperature"))
+def _temperature(facts: Mapping[str, JSON]) -> str:
+    """Format a temperature with its interval, if there is one."""
+    text = _number(facts.get("temperature"))
     if "interval" not in facts:
-        return shown
+        return text
     low, high = facts["interval"]
-    return f"{shown} ({low:.3g} to {high:.3g})"
+    return f"{text} ({low:.3g} to {high:.3g})"
 
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
+
+
+CALIBRATE = Calibrate()

@@ -1,80 +1,158 @@
-"""Stage `distill`: train one arm's student."""
+"""Stage `distill`: train the students."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from rich.table import Table
-
-from firstcli.data.encoding import EncodedSample
-from firstcli.recipe.schema import Arm, Training, training_of
 from firstcli.runtime import distributed
-from firstcli.stages import inputs, train_model
-from firstcli.stages.card import model_card
-from firstcli.training import soft_targets, trainer
-from firstcli.training.soft_targets import SoftTargetBuilder
-from firstcli.workspace.run import Run
-from firstcli.workspace.units import Unit, part_of
+from firstcli.stages.base import Stage
+from firstcli.stages.calibrate import CALIBRATE
+from firstcli.stages.extract import EXTRACT
+from firstcli.workspace.artifacts import Artifact
+from firstcli.workspace.units import (
+    Model,
+    Unit,
+    calibration_path,
+    models_of,
+    needs_fit,
+    part_of,
+)
+
+if TYPE_CHECKING:
+    from firstcli.api import JSON
+    from firstcli.data.encoded import EncodedStore
+    from firstcli.recipe.schema import Arm, Recipe, Training
+    from firstcli.stages.checks import SharedCheck
+    from firstcli.stages.probe import CostEstimate, Probe
+    from firstcli.stages.train_model import TrainingFacts
+    from firstcli.training.soft_targets import SoftTargetBuilder
+    from firstcli.workspace.run import Run
+
+
+class Distill(Stage):
+    """Trains one student per arm and seed."""
+
+    name = "distill"
+    help = "Train the students, one per arm, and everything that they need first."
+    format = 2  # batches of similar length
+    shared = True
+    has_arms = True
+
+    def key(self, model: Model) -> str:
+        return f"{self.name} {model.trained}"
+
+    def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
+        for model in models_of(recipe):
+            if not model.arm or model.posthoc:
+                continue
+            arm = recipe.arms[model.arm]
+            needs = (EXTRACT.key(part_of(recipe, arm)),) if arm.learn == "knowledge" else ()
+            needs += (CALIBRATE.key(model.arm),) if needs_fit(arm) else ()
+            artifact = Artifact(folder / "students" / model.name, True)
+            yield Unit(self.key(model), self.name, artifact, needs, arm=model.arm, model=model)
+
+    def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
+        from firstcli.stages import fingerprints
+
+        arm = run.recipe.arms[unit.arm]
+        inputs = fingerprints.model(run, "student", unit.seed) | fingerprints.training_data(run)
+        inputs["longest sample"] = fingerprints.longest_sample(run, unit)
+        inputs |= fingerprints.training_settings("student.training", _settings(run, arm))
+        inputs |= fingerprints.trainer_fields(run.recipe)
+        if arm.learn == "knowledge":
+            names = ("recalibrator", "mass", "objective", "recalibrate", "top_k")
+            inputs |= fingerprints.arm_fields(run.recipe, unit.arm, names)
+        return inputs
+
+    def shared_checks(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
+        from firstcli.stages import checks
+
+        if run.recipe.arms[unit.arm].learn == "knowledge":
+            yield from (checks.TOKENIZERS, checks.TOP_K)
+        yield from (checks.OVERLAP, checks.UNPINNED)
+
+    def check(self, run: Run, unit: Unit) -> str:
+        from firstcli.stages import inputs, train_model
+
+        rows = inputs.training_rows(run, "student", "train")
+        return train_model.check(run, "student", _settings(run, run.recipe.arms[unit.arm]), rows)
+
+    def disk(self, run: Run, unit: Unit) -> int:
+        from firstcli.stages import train_model
+
+        return train_model.disk(run, "student")
+
+    def disk_at_work(self, run: Run, unit: Unit) -> int:
+        from firstcli.stages import train_model
+
+        return train_model.disk_at_work(run, "student")
+
+    def probe(self, probe: Probe, unit: Unit) -> CostEstimate | None:
+        return probe.training("student", _settings(probe.run, probe.run.recipe.arms[unit.arm]))
+
+    def work(self, run: Run, unit: Unit, folder: Path) -> TrainingFacts:
+        """Train the student and save it with a model card."""
+        from firstcli.stages import inputs, train_model
+        from firstcli.stages.card import model_card
+
+        assert unit.model
+        arm = run.recipe.arms[unit.arm]
+        settings = _settings(run, arm)
+        rows = inputs.training_rows(run, "student", "train")
+        targets = None if arm.learn == "labels" else _soft_targets(run, unit.arm, rows)
+        rank_swaps = targets.rank_swaps() if targets else 0.0
+        job = train_model.TrainingJob(
+            what=f"distilling {unit.model.name}",
+            role="student",
+            settings=settings,
+            seed=run.recipe.seed if unit.seed is None else unit.seed,
+            rows=rows,
+            objective="labels" if arm.learn == "labels" else arm.objective or "topk-tail",
+            soft_targets=targets,
+        )
+        facts = train_model.with_rank_swaps(train_model.train(run, job, folder), rank_swaps)
+        if distributed.is_first():
+            card = model_card(run, unit.arm, settings, job.seed, facts)
+            (folder / "README.md").write_text(card, "utf-8")
+        return facts
+
+    def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
+        """Print one row per student."""
+        from rich.table import Table
+
+        from firstcli.stages.train_model import TrainingFacts
+
+        table = Table(title="students")
+        for heading in ("arm", "learned", "steps", "loss", "P", "Q", "folder"):
+            table.add_column(heading, overflow="fold")
+        for unit in units:
+            facts, arm = TrainingFacts.of(run.manifests[unit.key]), run.recipe.arms[unit.arm]
+            table.add_row(
+                unit.subject,
+                arm.recalibrator.name if arm.recalibrator else "labels",
+                str(facts.steps),
+                f"{facts.loss:.4f}",
+                *("–" if mass is None else f"{mass:.4f}" for mass in (facts.P, facts.Q)),
+                str(unit.artifact.path),
+            )
+        run.console.show(table)
+        return {unit.subject: run.manifests[unit.key].facts for unit in units}
 
 
 def _settings(run: Run, arm: Arm) -> Training:
-    return training_of(run.recipe.student, arm)
+    return run.recipe.student.training_of(arm)
 
 
-def check(run: Run, unit: Unit) -> str:
-    """Check data, tokenizer and trainer fields; return what the plan says of size."""
-    rows = inputs.training_rows(run, "student", "train")
-    return train_model.check(run, "student", _settings(run, run.recipe.arms[unit.arm]), rows)
+def _soft_targets(run: Run, name: str, rows: EncodedStore) -> SoftTargetBuilder:
+    from firstcli.stages import inputs
+    from firstcli.training import soft_targets
 
-
-def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
-    """Train the student and save it as a Hugging Face folder with a model card."""
-    arm = run.recipe.arms[unit.arm]
-    settings = _settings(run, arm)
-    rows = inputs.training_rows(run, "student", "train")
-    lessons = None if arm.learn == "labels" else _lessons(run, unit.arm, rows)
-    objective: trainer.Objective = (
-        "labels" if arm.learn == "labels" else arm.objective or "topk-tail"
-    )
-    assert unit.model
-    what = f"distilling {unit.model.name}"
-    seed = run.recipe.seed if unit.seed is None else unit.seed
-    swaps = lessons.rank_swaps() if lessons else 0.0
-    outcome = train_model.train(
-        run, "student", settings, seed, rows, lessons, objective, folder, what
-    )
-    facts = outcome.facts | ({"rank_swaps": swaps} if swaps else {})
-    if distributed.is_first():
-        card = model_card(run, unit.arm, settings, seed, facts)
-        (folder / "README.md").write_text(card, "utf-8")
-    return facts
-
-
-def _lessons(run: Run, name: str, rows: Sequence[EncodedSample]) -> SoftTargetBuilder:
     arm = run.recipe.arms[name]
     knowledge = inputs.stored_knowledge(run, part_of(run.recipe, arm), rows)
-    recalibrator = soft_targets.recalibrator_for(arm, run.folder / "calibration" / f"{name}.json")
-    return SoftTargetBuilder(arm, recalibrator, knowledge, rows)
+    recalibrator = soft_targets.recalibrator_for(arm, calibration_path(run.folder, name))
+    return soft_targets.SoftTargetBuilder(arm, recalibrator, knowledge, rows)
 
 
-def summary(run: Run, units: list[Unit]) -> dict[str, Any]:
-    """Show what training came to, an arm a row."""
-    table = Table(title="students")
-    for heading in ("arm", "learned", "steps", "loss", "P", "Q", "folder"):
-        table.add_column(heading, overflow="fold")
-    for unit in units:
-        facts, arm = run.manifests[unit.key].facts, run.recipe.arms[unit.arm]
-        learned = arm.recalibrator.name if arm.recalibrator else "labels"
-        masses = [f"{facts[name]:.4f}" if name in facts else "–" for name in ("P", "Q")]
-        table.add_row(
-            unit.key.removeprefix("distill "),
-            learned,
-            str(facts["steps"]),
-            f"{facts['loss']:.4f}",
-            *masses,
-            str(unit.artifact.path),
-        )
-    run.console.show(table)
-    return {unit.key.removeprefix("distill "): run.manifests[unit.key].facts for unit in units}
+DISTILL = Distill()

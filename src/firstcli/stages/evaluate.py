@@ -1,121 +1,176 @@
-"""Stage `eval`: every model's probability of every candidate, one forward pass a question."""
+"""Stage `eval`: every model's probability of every candidate, one forward pass per question."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from rich import box
-from rich.table import Table
-from torch.nn.utils.rnn import pad_sequence
-
-from firstcli import metrics
-from firstcli.data.encoding import Question
-from firstcli.metrics.records import EvalRecords
-from firstcli.models import inference, readout
-from firstcli.models.batching import run_batched
 from firstcli.runtime import distributed
-from firstcli.stages import inputs, posthoc
-from firstcli.workspace.run import Run
-from firstcli.workspace.units import Unit
+from firstcli.stages import posthoc
+from firstcli.stages.base import Facts, Stage
+from firstcli.stages.posthoc import POSTHOC
+from firstcli.workspace.artifacts import Artifact
+from firstcli.workspace.units import Model, Unit, models_of, records_path
 
-BATCH_TOKENS = 8192
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from firstcli import metrics
+    from firstcli.api import JSON
+    from firstcli.metrics.records import EvalRecords
+    from firstcli.recipe.schema import Recipe
+    from firstcli.stages.checks import SharedCheck
+    from firstcli.stages.probe import CostEstimate, Probe
+    from firstcli.workspace.run import Run
 
 
-def check(run: Run, unit: Unit) -> str:
-    """Check that the candidates can be told apart; return what the plan says of size."""
-    if not unit.evaluation:
-        return posthoc.check(run, unit)
-    asked = inputs.questions(run, unit.role, unit.evaluation)
-    return f"{len(asked)} questions"
+@dataclass(frozen=True, slots=True)
+class EvalFacts(Facts):
+    """The main metrics of one model on one evaluation; without a right answer, its confidence."""
+
+    n: int
+    accuracy: float | None = None
+    ece: float | None = None
+    trust: float | None = None
+    confidence: float | None = None
 
 
-@torch.inference_mode()
-def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
-    """Ask every question and write the records; a temperature behind a model asks nothing."""
+class Evaluate(Stage):
+    """Records the answers of every model on every evaluation."""
+
+    name = "eval"
+    help = "Measure accuracy, ECE and Trust of teacher and students, or of any other outputs."
+    format = 2  # read out at the output layer: different last bits
+    shared = True
+    has_arms = True
+
+    def key(self, evaluation: str, model: Model) -> str:
+        return f"{self.name} {evaluation}/{model.name}"
+
+    def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
+        for evaluation in recipe.evaluate:
+            for model in models_of(recipe):
+                yield Unit(
+                    self.key(evaluation.name, model),
+                    self.name,
+                    Artifact(records_path(folder, evaluation.name, model), False),
+                    self._needs(recipe, evaluation.name, model),
+                    arm=model.arm,
+                    evaluation=evaluation.name,
+                    model=model,
+                )
+
+    def _needs(self, recipe: Recipe, evaluation: str, model: Model) -> tuple[str, ...]:
+        if model.posthoc:  # the plain model's answers with different confidences
+            return (self.key(evaluation, replace(model, posthoc=False)), POSTHOC.key(model))
+        return posthoc.trained_by(recipe, model)
+
+    def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
+        from firstcli.stages import fingerprints
+
+        if unit.model and unit.model.posthoc:
+            return {}
+        return {
+            "evaluation samples": run.evaluation_content(unit.evaluation),
+            "longest sample": fingerprints.longest_sample(run, unit),
+        } | fingerprints.predictions(run, unit.role)
+
+    def shared_checks(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
+        from firstcli.stages import checks
+
+        return (checks.OVERLAP, checks.UNPINNED)
+
+    def check(self, run: Run, unit: Unit) -> str:
+        from firstcli.stages import inputs
+
+        return f"{len(inputs.questions(run, unit.role, unit.evaluation))} questions"
+
+    def probe(self, probe: Probe, unit: Unit) -> CostEstimate | None:
+        return None if unit.model and unit.model.posthoc else probe.evaluation(unit)
+
+    def work(self, run: Run, unit: Unit, folder: Path) -> EvalFacts | None:
+        from firstcli import metrics
+
+        assert unit.model
+        if unit.model.posthoc:
+            records = posthoc.tempered_records(run, unit) if distributed.is_first() else None
+        else:
+            records = _answered(run, unit)
+        if records is None:
+            return None
+        about = {"evaluation": unit.evaluation, "model": unit.model.name}
+        records.save(folder / f"{unit.model.name}.parquet", about)
+        if not records.answerable:
+            return EvalFacts(len(records), confidence=metrics.mean_confidence(records.confidence))
+        accuracy = metrics.accuracy(records.correct)
+        ece = metrics.ece(records.confidence, records.correct)
+        return EvalFacts(len(records), accuracy, ece, accuracy - ece)
+
+    def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
+        """Print the main metrics, one table per evaluation; return every metric."""
+        from firstcli import metrics
+
+        settings = run.recipe.metrics
+        summaries = {
+            key: metrics.summarize(records, settings.confidence, settings.bins)
+            for key, records in load_records(run, units).items()
+        }
+        run.console.show(f"confidence: {settings.confidence}, {settings.bins} bins, in percent")
+        for evaluation in dict.fromkeys(evaluation for evaluation, _ in summaries):
+            rows = {model: one for (on, model), one in summaries.items() if on == evaluation}
+            run.console.show(_table(evaluation, rows))
+        return {
+            f"{evaluation}/{model}": asdict(summary)
+            for (evaluation, model), summary in summaries.items()
+        }
+
+
+def _answered(run: Run, unit: Unit) -> EvalRecords | None:
+    """Run the model over all questions; only the first process returns records."""
+    import numpy as np
+    import torch
+
+    from firstcli.metrics.records import EvalRecords
+    from firstcli.models import readout
+    from firstcli.models.batching import run_batched
+    from firstcli.stages import inputs, scoring
+
     assert unit.model
-    if not unit.evaluation:
-        return posthoc.fit(run, unit, folder)
-    if unit.model.posthoc:
-        return _recorded(posthoc.applied(run, unit), unit, folder) if distributed.is_first() else {}
-    asked = inputs.questions(run, unit.role, unit.evaluation)
-    model = inputs.model(run, unit.model)
-    reader = readout.Reader(model, run.console.say)
-    lengths = np.array([len(one.input_ids) for one in asked])
-    answers = run_batched(
-        *(run.console, unit.key, "questions", asked, lengths, BATCH_TOKENS),
-        lambda some: candidate_log_probs(reader, some),
-    )
+    questions = inputs.questions(run, unit.role, unit.evaluation)
+    reader = readout.Reader(inputs.model(run, unit.model), run.console.say)
+    with torch.inference_mode():
+        log_probs = run_batched(
+            run.console,
+            unit.key,
+            "questions",
+            questions,
+            np.array([len(question.input_ids) for question in questions]),
+            scoring.EVALUATION_TOKENS,
+            lambda batch: scoring.candidate_log_probs(reader, batch),
+        )
     if not distributed.is_first():
-        return {}
-    truths = [one.truth for one in asked]
-    records = EvalRecords.from_log_probs(
-        ids=[one.id for one in asked],
-        answers=[-1 if one.answer is None else one.answer for one in asked],
-        log_probs=[answers[one.id] for one in asked],
-        truth=None if any(truth is None for truth in truths) else [t for t in truths if t],
+        return None
+    truths = [question.truth for question in questions]
+    known = [truth for truth in truths if truth is not None]
+    return EvalRecords.from_log_probs(
+        ids=[question.id for question in questions],
+        answers=[-1 if question.answer is None else question.answer for question in questions],
+        log_probs=[log_probs[question.id] for question in questions],
+        truth=known if len(known) == len(truths) else None,
     )
-    return _recorded(records, unit, folder)
 
 
-def _recorded(records: EvalRecords, unit: Unit, folder: Path) -> dict[str, Any]:
-    assert unit.model
-    about = {"evaluation": unit.evaluation, "model": unit.model.name}
-    records.save(folder / f"{unit.model.name}.parquet", about)
-    if not records.answerable:
-        return {"n": len(records), "confidence": metrics.mean_confidence(records.confidence)}
-    accuracy = metrics.accuracy(records.correct)
-    ece = metrics.ece(records.confidence, records.correct)
-    return {"n": len(records), "accuracy": accuracy, "ece": ece, "trust": accuracy - ece}
+def load_records(run: Run, units: Iterable[Unit]) -> dict[tuple[str, str], EvalRecords]:
+    """Read finished records, by evaluation and model."""
+    from firstcli.metrics.records import EvalRecords
 
-
-def candidate_log_probs(
-    reader: readout.Reader, questions: Sequence[Question]
-) -> dict[str, list[float]]:
-    """Return each candidate's log-probability in the whole vocabulary, by question id."""
-    device = next(reader.model.parameters()).device
-    padded = inference.pad([one.input_ids for one in questions])
-    rows = torch.arange(len(questions), device=device)
-    last = torch.tensor([len(one.input_ids) - 1 for one in questions], device=device)
-    candidates = [torch.tensor(one.candidate_ids) for one in questions]
-    token_ids = pad_sequence(candidates, batch_first=True).to(device)  # (B, C)
-    log_probs = reader(
-        padded.input_ids.to(device),
-        padded.attention_mask.to(device),
-        rows,
-        last,
-        lambda scores: readout.log_probs(scores, token_ids),
-    ).tolist()
-    return {
-        one.id: row[: len(one.candidate_ids)] for one, row in zip(questions, log_probs, strict=True)
-    }
-
-
-def load_records(run: Run, units: Sequence[Unit]) -> dict[tuple[str, str], EvalRecords]:
-    """Read finished records, by (evaluation, model)."""
     return {
         (unit.evaluation, unit.model.name): EvalRecords.load(unit.artifact.path)
         for unit in units
-        if unit.stage == "eval" and unit.evaluation and unit.model
+        if unit.model
     }
-
-
-def summary(run: Run, units: list[Unit]) -> dict[str, Any]:
-    """Show the main metrics, a row a model and evaluation; return every metric."""
-    settings = run.recipe.metrics
-    found = {
-        key: metrics.summarize(records, settings.confidence, settings.bins)
-        for key, records in load_records(run, units).items()
-    }
-    run.console.show(f"confidence: {settings.confidence}, {settings.bins} bins, in percent")
-    for evaluation in dict.fromkeys(evaluation for evaluation, _ in found):
-        rows = {model: one for (on, model), one in found.items() if on == evaluation}
-        run.console.show(_table(evaluation, rows))
-    return {f"{evaluation}/{model}": asdict(one) for (evaluation, model), one in found.items()}
 
 
 _COLUMNS = (
@@ -148,3 +203,6 @@ def _text(value: float | None, form: str) -> str:
     if value is None:
         return "–"
     return f"{100 * value:.1f}" if form == "%" else f"{value:{form}}"
+
+
+EVALUATE = Evaluate()

@@ -1,15 +1,103 @@
-"""Stage `finetune`: fine-tune the teacher on the training part's labels."""
+"""Stage `finetune`: fine-tune the teacher on the labels of the training part."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from firstcli.data.encoded import EncodedStore
-from firstcli.recipe.schema import Training
-from firstcli.stages import inputs, train_model
-from firstcli.workspace.run import Run
-from firstcli.workspace.units import Unit
+from firstcli.stages.base import Stage
+from firstcli.workspace.artifacts import Artifact
+from firstcli.workspace.units import Unit, part_of
+
+if TYPE_CHECKING:
+    from firstcli.data.encoded import EncodedStore
+    from firstcli.recipe.schema import Recipe, Training
+    from firstcli.stages.checks import SharedCheck
+    from firstcli.stages.probe import CostEstimate, Probe
+    from firstcli.stages.train_model import TrainingFacts
+    from firstcli.workspace.run import Run
+
+
+class Finetune(Stage):
+    """Trains the teacher, and with `knowledge.folds` one more teacher per fold."""
+
+    name = "finetune"
+    help = "Fine-tune the teacher."
+    format = 2  # batches of similar length
+    shared = True
+
+    def key(self, fold: int | None = None) -> str:
+        return self.name if fold is None else f"{self.name} fold {fold}"
+
+    def teacher_keys(self, recipe: Recipe) -> tuple[str, ...]:
+        """Return the key of the unit that makes the teacher, if there is one."""
+        return (self.key(),) if recipe.teacher and recipe.teacher.finetune else ()
+
+    def fold_keys(self, recipe: Recipe) -> tuple[str, ...]:
+        return tuple(self.key(fold) for fold in _folds(recipe))
+
+    def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
+        if self.teacher_keys(recipe):
+            yield Unit(self.key(), self.name, Artifact(folder / "teacher", True))
+        for fold in _folds(recipe):
+            artifact = Artifact(folder / "folds" / str(fold), True)
+            yield Unit(self.key(fold), self.name, artifact, fold=fold)
+
+    def why_nothing(self, recipe: Recipe) -> str:
+        return "the recipe has no teacher.finetune"
+
+    def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
+        from firstcli.stages import fingerprints
+
+        inputs = fingerprints.model(run, "teacher") | fingerprints.training_data(run)
+        inputs["longest sample"] = fingerprints.longest_sample(run, unit)
+        inputs |= fingerprints.training_settings("teacher.finetune", _settings(run))
+        inputs |= fingerprints.trainer_fields(run.recipe)
+        if unit.fold:
+            inputs["fold"] = f"{unit.fold} of {run.recipe.knowledge.folds}"
+        return inputs
+
+    def shared_checks(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
+        from firstcli.stages import checks
+
+        return (checks.OVERLAP, checks.UNPINNED)
+
+    def check(self, run: Run, unit: Unit) -> str:
+        from firstcli.stages import train_model
+
+        return train_model.check(run, "teacher", _settings(run), _rows(run, unit))
+
+    def disk(self, run: Run, unit: Unit) -> int:
+        from firstcli.stages import train_model
+
+        return train_model.disk(run, "teacher")
+
+    def disk_at_work(self, run: Run, unit: Unit) -> int:
+        from firstcli.stages import train_model
+
+        return train_model.disk_at_work(run, "teacher")
+
+    def probe(self, probe: Probe, unit: Unit) -> CostEstimate | None:
+        return probe.training("teacher", _settings(probe.run), unit.fold)
+
+    def work(self, run: Run, unit: Unit, folder: Path) -> TrainingFacts:
+        from firstcli.stages import train_model
+
+        what = "fine-tuning the teacher" + (f" of fold {unit.fold}" if unit.fold else "")
+        job = train_model.TrainingJob(
+            what, "teacher", _settings(run), run.recipe.seed, _rows(run, unit), "labels", None
+        )
+        return train_model.train(run, job, folder)
+
+
+def _folds(recipe: Recipe) -> range:
+    """Return the folds that need a teacher: those that an arm learns from."""
+    from firstcli.workspace.units import part_of
+
+    arms = [arm for arm in recipe.arms.values() if arm.learn == "knowledge"]
+    needed = any(part_of(recipe, arm) == "out-of-fold" for arm in arms)
+    return range(1, (recipe.knowledge.folds or 0) + 1 if needed else 1)
 
 
 def _settings(run: Run) -> Training:
@@ -18,26 +106,11 @@ def _settings(run: Run) -> Training:
 
 
 def _rows(run: Run, unit: Unit) -> EncodedStore:
+    from firstcli.stages import inputs
+
     if unit.fold is None:
         return inputs.training_rows(run, "teacher", "train")
     return inputs.rows_of_fold(run, unit.fold, seen=True)
 
 
-def check(run: Run, unit: Unit) -> str:
-    """Check data, tokenizer and trainer fields; return what the plan says of size."""
-    return train_model.check(run, "teacher", _settings(run), _rows(run, unit))
-
-
-def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
-    """Train the teacher and save it as a Hugging Face folder."""
-    settings, rows = _settings(run), _rows(run, unit)
-    what = "fine-tuning the teacher" + (f" of fold {unit.fold}" if unit.fold else "")
-    seed = run.recipe.seed
-    return train_model.train(
-        run, "teacher", settings, seed, rows, None, "labels", folder, what
-    ).facts
-
-
-def summary(run: Run, units: list[Unit]) -> dict[str, Any]:
-    """Return the facts of the teacher."""
-    return {unit.key: run.manifests[unit.key].facts for unit in units}
+FINETUNE = Finetune()

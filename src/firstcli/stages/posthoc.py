@@ -1,60 +1,130 @@
-"""A model followed by its own temperature: the baseline that needs no training (Guo et al. 2017).
+"""Stage `posthoc`: fit the temperature behind a model (Guo et al. 2017).
 
-T is fitted on the model's top k at the position that decides, on the validation part, where the
-model was never trained; then it divides the candidates' log-probabilities before these are
-renormalised. How much lies outside the candidates is unknown from then on.
+This is the baseline that needs no training. T is fitted to the model's top k at the answer
+position, on the validation part, which no model is trained on. At evaluation it divides the
+candidates' log-probabilities before they are renormalised; the probability outside the candidates
+is unknown from then on.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-
-from firstcli.data.encoded import EncodedStore, lengths_of
-from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError
-from firstcli.knowledge.top_k import TopK
-from firstcli.metrics.records import EvalRecords
-from firstcli.models import readout
-from firstcli.models.batching import run_batched
-from firstcli.recalibration.builtin import softmax
-from firstcli.recipe.references import PosthocRef
-from firstcli.recipe.schema import recalibrator_named
 from firstcli.runtime import distributed
-from firstcli.stages import calibrate, inputs
-from firstcli.stages.extract import BATCH_TOKENS, top_k_of
-from firstcli.workspace.run import Run
-from firstcli.workspace.units import Unit
+from firstcli.stages.base import Stage
+from firstcli.stages.calibrate import CalibrationFacts, show_fitted
+from firstcli.stages.distill import DISTILL
+from firstcli.stages.finetune import FINETUNE
+from firstcli.workspace.artifacts import Artifact
+from firstcli.workspace.units import Model, Unit, calibration_path, models_of, records_path
 
 if TYPE_CHECKING:
-    from firstcli.api import BoolArray, FloatArray
+    from firstcli.api import JSON, BoolArray, FloatArray
+    from firstcli.data.encoded import EncodedStore
+    from firstcli.data.encoding import EncodedSample
+    from firstcli.knowledge.top_k import TopK
+    from firstcli.metrics.records import EvalRecords
+    from firstcli.recipe.references import PosthocRef
+    from firstcli.recipe.schema import Recipe
+    from firstcli.stages.checks import SharedCheck
+    from firstcli.workspace.run import Run
+
+LEAST_CANDIDATE_MASS = 0.9
+"""Mean probability of the candidates below which the temperature may not suit them: it is fitted to
+all tokens."""
 
 
-LITTLE = 0.9  # of the probability on the candidates; the rest tells a temperature of other tokens
+class Posthoc(Stage):
+    """Fits one temperature per model that is also evaluated with one."""
 
+    name = "posthoc"
+    help = "Fit the temperature behind each model that is also evaluated with one."
+    format = 2
+    shared = True
+    has_arms = True
 
-def check(run: Run, unit: Unit) -> str:
-    """Check that there are rows to fit on; return what the plan says of size."""
-    return f"a temperature on {len(_rows(run, unit))} validation samples"
+    def key(self, model: Model) -> str:
+        return f"{self.name} {model.name}"
 
+    def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
+        for model in models_of(recipe):
+            if model.posthoc:
+                yield Unit(
+                    self.key(model),
+                    self.name,
+                    Artifact(calibration_path(folder, model.name), False),
+                    trained_by(recipe, model),
+                    part="validation",
+                    arm=model.arm,
+                    model=model,
+                )
 
-def _rows(run: Run, unit: Unit) -> EncodedStore:
-    if not run.training.validation:
-        raise UserError(
-            f"train.validation: {run.recipe.train.validation} of the training split leaves no row "
-            "to fit a temperature on; raise it"
+    def why_nothing(self, recipe: Recipe) -> str:
+        return "neither the teacher nor an arm has a posthoc"
+
+    def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
+        from firstcli.stages import fingerprints
+
+        inputs = fingerprints.plugin("posthoc", _section(run, unit))
+        inputs["top_k"] = run.recipe.knowledge.top_k
+        inputs["longest sample"] = fingerprints.longest_sample(run, unit)
+        inputs |= fingerprints.part_samples(run, "validation")
+        return inputs | fingerprints.predictions(run, unit.role)
+
+    def shared_checks(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
+        from firstcli.stages import checks
+
+        if unit.role == "teacher":
+            yield checks.SEEN_ROWS
+        yield from (checks.OVERLAP, checks.UNPINNED)
+
+    def check(self, run: Run, unit: Unit) -> str:
+        return f"a temperature on {len(_rows(run, unit))} validation samples"
+
+    def work(self, run: Run, unit: Unit, folder: Path) -> CalibrationFacts | None:
+        import torch
+
+        from firstcli.recalibration.diagnostics import CalibrationArtifact
+
+        assert unit.model
+        rows = _rows(run, unit)
+        with torch.inference_mode():
+            knowledge = _scored(run, unit, rows)
+        if not distributed.is_first():
+            return None
+        ref = _section(run, unit)
+        recalibrator = ref.build()
+        topk, is_label = _answer_positions(rows, knowledge)
+        mass = topk.sum(axis=1)
+        recalibrator.fit(topk, is_label, mass, "teacher")
+        for warning in recalibrator.diagnostics().warnings:
+            run.console.warn(f"{unit.model.name}: {warning}")
+        artifact = CalibrationArtifact.measure(
+            recalibrator,
+            topk,
+            is_label,
+            mass,
+            name=ref.name,
+            options=ref.given,
+            positions="decisive",
         )
-    rows = inputs.training_rows(run, unit.role, "validation")
-    rows = rows.where(rows.decide)
-    if not len(rows):
-        raise UserError(f"{unit.key}: no validation row has a position that decides")
-    return rows
+        artifact.save(folder / f"{unit.model.name}.json")
+        return CalibrationFacts.of_artifact(artifact)
+
+    def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
+        """Print one row per model."""
+        title = "temperatures behind models, on the validation rows that they were fitted on"
+        show_fitted(run, title, {unit.subject: unit for unit in units})
+        return {unit.subject: run.manifests[unit.key].facts for unit in units}
+
+
+def trained_by(recipe: Recipe, model: Model) -> tuple[str, ...]:
+    """Return the keys of the units that make a model."""
+    return (DISTILL.key(model),) if model.arm else FINETUNE.teacher_keys(recipe)
 
 
 def _section(run: Run, unit: Unit) -> PosthocRef:
@@ -63,81 +133,95 @@ def _section(run: Run, unit: Unit) -> PosthocRef:
     return section.posthoc
 
 
-@torch.inference_mode()
-def fit(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
-    """Fit the temperature and write its state, with what it was fitted on."""
-    assert unit.model
-    rows = _rows(run, unit)
-    found = _asked(run, unit, rows)
-    if not distributed.is_first():
-        return {}
-    ref = _section(run, unit)
-    recalibrator = recalibrator_named(ref)
-    topk, is_label = _decisive(rows, found)
-    mass = topk.sum(axis=1)
-    recalibrator.fit(topk, is_label, mass)
-    for warning in calibrate.warnings(unit.model.name, recalibrator):
-        run.console.warn(warning)
-    judged = calibrate.judged(recalibrator, topk, is_label, mass)
-    about = {"recalibrator": ref.name, "options": ref.options, "positions": "decisive"}
-    text = json.dumps(judged | about, indent=1, sort_keys=True)
-    (folder / f"{unit.model.name}.json").write_text(text + "\n", "utf-8")
-    return {"recalibrator": ref.name, **calibrate.facts_of(judged)}
+def _rows(run: Run, unit: Unit) -> EncodedStore:
+    from firstcli.stages import inputs
+
+    if not run.training.validation:
+        raise UserError(
+            f"train.validation: {run.recipe.train.validation} of the training split leaves no row "
+            "to fit a temperature on; raise it"
+        )
+    rows = inputs.training_rows(run, unit.role, "validation")
+    rows = rows.where(rows.decide)
+    if not len(rows):
+        raise UserError(f"{unit.key}: no validation row has an answer position")
+    return rows
 
 
-def _asked(run: Run, unit: Unit, rows: Sequence[EncodedSample]) -> dict[str, TopK]:
+def _scored(run: Run, unit: Unit, rows: EncodedStore) -> dict[str, TopK]:
     """Return the model's top k at all supervised positions, by sample id."""
+    from firstcli.models import readout
+    from firstcli.models.batching import run_batched
+    from firstcli.stages import inputs, scoring
+
     assert unit.model
     limit = inputs.vocabulary(run, unit.role)
     top_k = min(run.recipe.knowledge.top_k, limit)
     reader = readout.Reader(inputs.model(run, unit.model), run.console.say)
     return run_batched(
-        *(run.console, unit.key, "samples", rows, lengths_of(rows), BATCH_TOKENS),
-        lambda some: top_k_of(reader, some, top_k, limit),
+        run.console,
+        unit.key,
+        "samples",
+        rows,
+        rows.lengths,
+        scoring.EXTRACTION_TOKENS,
+        lambda batch: scoring.top_k_of(reader, batch, top_k, limit),
     )
 
 
-def _decisive(
-    rows: Sequence[EncodedSample], found: dict[str, TopK]
+def _answer_positions(
+    rows: Sequence[EncodedSample], knowledge: Mapping[str, TopK]
 ) -> tuple[FloatArray, BoolArray]:
-    """Return probabilities (N, k) where each row decides, and which token is the true one."""
+    """Return the probabilities at the answer positions, (N, k), and which token is the label."""
+    import numpy as np
+
     topk, is_label = [], []
     for row in rows:
         assert row.decisive is not None
-        known, at = found[row.id], row.decisive - row.start
-        topk.append(np.exp(known.log_probs[at], dtype=np.float64))
-        is_label.append(known.token_ids[at] == row.input_ids[row.decisive])
+        top, position = knowledge[row.id], row.decisive - row.start
+        topk.append(np.exp(top.log_probs[position], dtype=np.float64))
+        is_label.append(top.token_ids[position] == row.input_ids[row.decisive])
     return np.array(topk), np.array(is_label)
 
 
-def applied(run: Run, unit: Unit) -> EvalRecords:
-    """Return the model's own answers, with its temperature."""
+def tempered_records(run: Run, unit: Unit) -> EvalRecords:
+    """Return the records of the model without a temperature, with the temperature applied."""
+    from firstcli.metrics.records import EvalRecords
+    from firstcli.recalibration.diagnostics import CalibrationArtifact
+
     assert unit.model
-    given = replace(unit.model, posthoc=False)
-    folder = run.folder / "eval" / unit.evaluation
-    records = EvalRecords.load(folder / f"{given.name}.parquet")
-    path = run.folder / "calibration" / f"{unit.model.name}.json"
-    temperature = json.loads(path.read_text("utf-8"))["state"]["temperature"]
-    if records.candidate_mass is not None and (mass := records.candidate_mass.mean()) < LITTLE:
+    plain = replace(unit.model, posthoc=False)
+    records = EvalRecords.load(records_path(run.folder, unit.evaluation, plain))
+    artifact = CalibrationArtifact.load(calibration_path(run.folder, unit.model.name))
+    mass = None if records.candidate_mass is None else float(records.candidate_mass.mean())
+    if mass is not None and mass < LEAST_CANDIDATE_MASS:
         run.console.warn(
-            f"eval {unit.evaluation}/{unit.model.name}: the candidates hold {100 * mass:.0f} % of "
-            "the model's probability; a temperature fitted to all tokens may not suit them"
+            f"{unit.key}: the candidates hold {100 * mass:.0f} % of the model's probability; a "
+            "temperature that is fitted to all tokens may not suit them"
         )
-    return tempered(records, temperature)
+    return tempered(records, float(artifact.state["temperature"]))
 
 
 def tempered(records: EvalRecords, temperature: float) -> EvalRecords:
     """Divide the candidates' log-probabilities by T and renormalise them over the candidates."""
+    import numpy as np
+
+    from firstcli.metrics.records import EvalRecords
+    from firstcli.recalibration.builtin import softmax
+
     with np.errstate(divide="ignore"):
         log_probs = np.log(softmax(records.log_probs, temperature))
-    rows = [row[:count] for row, count in zip(log_probs, records.count, strict=True)]
-    truth = records.truth
+
+    def ragged(padded: FloatArray) -> list[FloatArray]:
+        return [row[:count] for row, count in zip(padded, records.count, strict=True)]
+
     return EvalRecords.from_log_probs(
         ids=records.ids,
         answers=records.answer.tolist(),
-        log_probs=rows,
-        truth=None
-        if truth is None
-        else [row[:count] for row, count in zip(truth, records.count, strict=True)],
+        log_probs=ragged(log_probs),
+        truth=None if records.truth is None else ragged(records.truth),
         scope="candidates",
     )
+
+
+POSTHOC = Posthoc()

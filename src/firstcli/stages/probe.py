@@ -1,8 +1,8 @@
 """`first plan --probe`: time and memory of each stage, estimated from a few real batches.
 
-The batches of every stage are known beforehand, so only their cost is measured: some of them, from
-the shortest to the longest, are run with the real model, and the others' time is read off between
-these. Each of N processes is taken to have a device like the one that was probed.
+The batches of every stage are known in advance, so only their cost has to be measured: a few, from
+the shortest to the longest, are run with the real model, and the time of the others is
+interpolated. Each of N processes is assumed to have a device like the one that is probed.
 """
 
 from __future__ import annotations
@@ -23,72 +23,62 @@ from firstcli.knowledge import store
 from firstcli.models import inference, readout
 from firstcli.models.batching import forget, is_out_of_memory
 from firstcli.recipe.schema import Training, training_of
-from firstcli.stages import evaluate, extract, inputs
+from firstcli.stages import inputs, scoring
+from firstcli.stages.base import Stage
 from firstcli.training import arguments, collate, sampling, trainer
 from firstcli.workspace.run import Role, Run
 from firstcli.workspace.units import Unit
 
-PROBED = 6  # batches of different size
+PROBED_BATCHES = 6
+"""Batches of different sizes that are measured."""
 REPEATS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """What a unit will take."""
+class CostEstimate:
+    """The estimated cost of a unit."""
 
     seconds: float
+    """NaN if the unit does not fit the device."""
     memory: int = 0
-    """Bytes at the peak, of each process: of the GPU's memory, or, where there is none, of all that
-    the process has held until then."""
-    sharded: int = 0
-    """The same where weights, gradients and moments are shared out among the processes."""
+    """Peak bytes of each process: of GPU memory, or without a GPU of the whole process so far."""
+    sharded: int | None = None
+    """The same if processes share weights, gradients and moments; None outside training."""
 
 
 class Probe:
-    """Estimates for one recipe; what two units have in common is measured once."""
+    """Cost estimates for one recipe; what two units have in common is measured once."""
 
     def __init__(self, run: Run, processes: int) -> None:
-        self._run = run
+        self.run = run
         self._processes = processes
-        self._measured: dict[Any, Estimate] = {}
+        self._measured: dict[tuple[str, ...], CostEstimate] = {}
 
-    def estimate(self, unit: Unit) -> Estimate | None:
-        """Measure what a unit will take; None for stages that take seconds.
-
-        Its seconds are NaN where it does not fit the device.
-        """
+    def estimate(self, stage: Stage, unit: Unit) -> CostEstimate | None:
+        """Measure a unit's cost; None for stages that take seconds."""
         try:
-            return self._measured_or_new(unit)
+            return stage.probe(self, unit)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         forget()
-        return Estimate(math.nan)
+        return CostEstimate(math.nan)
 
-    def _measured_or_new(self, unit: Unit) -> Estimate | None:
-        run = self._run
-        match unit.stage:
-            case "finetune":
-                assert run.recipe.teacher and run.recipe.teacher.finetune
-                return self._training("teacher", run.recipe.teacher.finetune, unit.fold)
-            case "distill":
-                return self._training(
-                    "student", training_of(run.recipe.student, run.recipe.arms[unit.arm])
-                )
-            case "extract":
-                return self._extraction(unit)
-            case "eval" if unit.evaluation and unit.model and not unit.model.posthoc:
-                return self._evaluation(unit)
-        return None
+    def training(self, role: Role, settings: Training, fold: int | None = None) -> CostEstimate:
+        """Estimate the training of a model.
 
-    def _training(self, role: Role, settings: Training, fold: int | None = None) -> Estimate:
-        key = (role, settings.model_dump_json(), str(fold))
+        Args:
+            role: teacher or student.
+            settings: how the model is trained.
+            fold: the fold that the teacher does not see; None for all samples.
+        """
+        key = ("training", role, settings.model_dump_json(), str(fold))
         if key not in self._measured:
             self._measured[key] = self._measure_training(role, settings, fold)
         return self._measured[key]
 
-    def _measure_training(self, role: Role, settings: Training, fold: int | None) -> Estimate:
-        run = self._run
+    def _measure_training(self, role: Role, settings: Training, fold: int | None) -> CostEstimate:
+        run = self.run
         if fold is None:
             rows = inputs.training_rows(run, role, "train")
         else:
@@ -121,88 +111,93 @@ class Probe:
             loss.backward()
 
         _reset_peak(device)
-        forward_and_backward(parts[0])  # the longest; then the moments are there, too
-        update = _seconds(optimizer.step, device)
+        forward_and_backward(parts[0])  # the longest batch
+        update = _seconds(optimizer.step, device)  # which creates Adam's moments
         tokens = np.array([lengths[part].max() * len(part) for part in parts])
         seconds = _interpolated(
             tokens, lambda index: forward_and_backward(parts[index]), device
         ).sum()
         steps = -(-len(rows) // settings.batch_size)
         memory = _peak(device)
-        # Four numbers a weight: itself, its gradient and Adam's two moments.
+        # Four numbers per weight: itself, its gradient and Adam's two moments.
         states = 4 * sum(value.numel() * value.element_size() for value in model.parameters())
-        del model.forward  # or the model would stay while others are measured
-        return Estimate(
+        del model.forward  # otherwise the model would stay in memory
+        return CostEstimate(
             float(settings.epochs * (seconds + steps * update)),
             memory,
             int(memory - states * (1 - 1 / self._processes)),
         )
 
-    def _extraction(self, unit: Unit) -> Estimate:
-        run = self._run
+    def extraction(self, unit: Unit) -> CostEstimate:
+        """Estimate the extraction of a part."""
+        run = self.run
         top_k, limit = run.recipe.knowledge.top_k, inputs.shared_vocabulary(run)
-        model, device = self._for_inference("teacher")
-        reader = readout.Reader(model, run.console.say)
-        owner, asked = [], []
-        for index, shard in enumerate(extract.shards_of(run, unit)):
+        reader, device = self._reader("teacher")
+        ranks, batches = [], []
+        for index, shard in enumerate(scoring.shards_of(run, unit)):
             lengths = [len(row.input_ids) for row in shard.rows]
-            for batch in inference.batches(lengths, extract.BATCH_TOKENS):
-                owner.append(index % self._processes)
-                asked.append([shard.rows[i] for i in batch])
+            for batch in inference.batches(lengths, scoring.EXTRACTION_TOKENS):
+                ranks.append(index % self._processes)
+                batches.append([shard.rows[i] for i in batch])
         _reset_peak(device)
         with torch.inference_mode():
             seconds = _interpolated(
-                np.array([sum(len(row.input_ids) for row in some) for some in asked]),
-                lambda index: extract.top_k_of(reader, asked[index], top_k, limit),
+                np.array([sum(len(row.input_ids) for row in batch) for batch in batches]),
+                lambda index: scoring.top_k_of(reader, batches[index], top_k, limit),
                 device,
             )
-        slowest = np.bincount(owner, weights=seconds).max()
-        return Estimate(float(slowest), _peak(device), _peak(device))
+        slowest = np.bincount(ranks, weights=seconds).max()
+        return CostEstimate(float(slowest), _peak(device))
 
-    def _evaluation(self, unit: Unit) -> Estimate:
-        key = (unit.role, unit.evaluation)
+    def evaluation(self, unit: Unit) -> CostEstimate:
+        """Estimate the evaluation of a model."""
+        key = ("evaluation", unit.role, unit.evaluation)
         if key in self._measured:
             return self._measured[key]
-        asked = inputs.questions(self._run, unit.role, unit.evaluation)
-        model, device = self._for_inference(unit.role)
-        reader = readout.Reader(model, self._run.console.say)
-        found = inference.batches([len(one.input_ids) for one in asked], evaluate.BATCH_TOKENS)
-        parts = [[asked[i] for i in batch] for batch in found]
+        questions = inputs.questions(self.run, unit.role, unit.evaluation)
+        reader, device = self._reader(unit.role)
+        lengths = [len(question.input_ids) for question in questions]
+        batches = [
+            [questions[i] for i in batch]
+            for batch in inference.batches(lengths, scoring.EVALUATION_TOKENS)
+        ]
         _reset_peak(device)
         with torch.inference_mode():
             seconds = _interpolated(
-                np.array([sum(len(one.input_ids) for one in part) for part in parts]),
-                lambda index: evaluate.candidate_log_probs(reader, parts[index]),
+                np.array([sum(len(row.input_ids) for row in batch) for batch in batches]),
+                lambda index: scoring.candidate_log_probs(reader, batches[index]),
                 device,
             )
         slowest = max(seconds[rank :: self._processes].sum() for rank in range(self._processes))
-        self._measured[key] = Estimate(float(slowest), _peak(device), _peak(device))
+        self._measured[key] = CostEstimate(float(slowest), _peak(device))
         return self._measured[key]
 
-    def _for_inference(self, role: Role) -> tuple[Any, torch.device]:
-        """Load the model with which a role starts: as large and as fast as the trained one."""
-        chosen = inputs.family(self._run, role)
-        device = inference.device_of(chosen)
-        dtype = inference.inference_dtype(chosen, device)
-        model = inputs.starting_model(self._run, role, dtype, self._run.recipe.seed)
-        model.to(device)  # type: ignore[arg-type]  # a decorator hides its signature
-        return model.eval(), device
+    def _reader(self, role: Role) -> tuple[readout.Reader, torch.device]:
+        """Load the model with which a role starts: it is as large and as fast as the trained one."""
+        model = inputs.for_inference(self.run, role, None)
+        return readout.Reader(model, self.run.console.say), next(model.parameters()).device
 
 
 def _interpolated(
     sizes: npt.NDArray[np.int64], work: Callable[[int], object], device: torch.device
 ) -> npt.NDArray[np.float64]:
-    """Return every batch's seconds from those of some, between the smallest and the largest."""
+    """Measure some batches, from the smallest to the largest, and interpolate every batch's seconds.
+
+    Args:
+        sizes: tokens of each batch, (N,).
+        work: runs the batch with an index.
+        device: where it runs.
+    """
     order = np.argsort(sizes, kind="stable")
-    probed = order[np.unique(np.linspace(0, len(order) - 1, PROBED).round().astype(int))]
+    probed = order[np.unique(np.linspace(0, len(order) - 1, PROBED_BATCHES).round().astype(int))]
     for index in probed[-1:]:
-        work(int(index))  # warm: the first run of all allocates
-    taken = [
+        work(int(index))  # warm up: the first run allocates memory
+    seconds = [
         np.mean([_seconds(lambda i=int(index): work(i), device) for _ in range(REPEATS)])  # type: ignore[misc]
         for index in probed
     ]
-    found: npt.NDArray[np.float64] = np.interp(sizes, sizes[probed], taken)
-    return found
+    interpolated: npt.NDArray[np.float64] = np.interp(sizes, sizes[probed], seconds)
+    return interpolated
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -222,14 +217,3 @@ def _peak(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def disk(run: Run, unit: Unit) -> int:
-    """Return the bytes that a unit's result takes on disk."""
-    if unit.stage == "extract":
-        count = inputs.positions(inputs.training_rows(run, "teacher", unit.part))
-        kept = run.recipe.knowledge
-        return int(count * store.bytes_per_position(kept.top_k, kept.precision))
-    if unit.stage in ("finetune", "distill"):
-        return 4 * inputs.weights(run, "teacher" if unit.stage == "finetune" else "student")
-    return 0

@@ -1,29 +1,34 @@
-"""Stage `report`: the paper's Table 1 of this run, its figures, and one page that holds it all."""
+"""Stage `report`: the paper's Table 1 for this run, its figures, and one page that holds it all."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import yaml
+from firstcli.stages.base import Facts, Stage
+from firstcli.stages.calibrate import CALIBRATE
+from firstcli.stages.distill import DISTILL
+from firstcli.stages.evaluate import EVALUATE, load_records
+from firstcli.stages.extract import EXTRACT, ExtractFacts
+from firstcli.stages.posthoc import POSTHOC
+from firstcli.workspace.artifacts import Artifact, Manifest
+from firstcli.workspace.units import Model, Part, Unit, calibration_path, models_of
 
-from firstcli.api import Sample
-from firstcli.data import splits
-from firstcli.knowledge import concentration
-from firstcli.metrics.records import EvalRecords
-from firstcli.recipe.schema import Arm
-from firstcli.reporting import ArmFacts, ReportData, TeacherPart
-from firstcli.reporting.formats import TerminalTable, to_json
-from firstcli.reporting.page import write_report
-from firstcli.reporting.questions import disputed
-from firstcli.reporting.table import paper_table
-from firstcli.runtime.console import size
-from firstcli.stages.evaluate import load_records
-from firstcli.workspace.run import Part, Run
-from firstcli.workspace.units import Model, Unit, models_of, units_of
+if TYPE_CHECKING:
+    from firstcli.api import JSON, Sample
+    from firstcli.metrics.records import EvalRecords
+    from firstcli.recalibration.diagnostics import CalibrationArtifact
+    from firstcli.recipe.schema import Arm, Recipe
+    from firstcli.reporting import ArmFacts, ReportData, TeacherPart
+    from firstcli.stages.checks import SharedCheck
+    from firstcli.stages.train_model import TrainingFacts
+    from firstcli.workspace.run import Run
+
+PAGE = "index.html"
 
 _PARTS: dict[Part, str] = {
     "train": "training",
@@ -32,40 +37,88 @@ _PARTS: dict[Part, str] = {
 }
 
 
-def check(run: Run, unit: Unit) -> str:
-    """Nothing can go wrong that the stages before do not check."""
-    return ""
+@dataclass(frozen=True, slots=True)
+class ReportFacts(Facts):
+    """What an up-to-date report prints without computing anything."""
+
+    page: str
+    """The path of the page when it was written."""
+    table: JSON
+    """The cells of the table in the terminal."""
 
 
-def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
-    """Write the report of all evaluations."""
-    shutil.rmtree(folder / "figures", ignore_errors=True)  # of an interrupted run
-    write_report(folder, _data(run))
-    return {"page": str(unit.artifact.path / "index.html")}
+class Report(Stage):
+    """Writes the report of all evaluations."""
 
+    name = "report"
+    help = "Do the whole job: the table, the figures and one HTML page."
+    format = 3  # the table for the terminal is kept
 
-def _data(run: Run) -> ReportData:
-    """Return what a report shows, with the intervals that were computed for it already."""
-    return run.cached("report", lambda: report_data(run))
+    def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
+        needs = [
+            unit.key
+            for stage in (CALIBRATE, POSTHOC, EVALUATE)
+            for unit in stage.units(recipe, folder)
+        ]
+        yield Unit(self.name, self.name, Artifact(folder / "report", True), tuple(needs))
+
+    def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
+        from firstcli.stages import fingerprints
+
+        recipe = run.recipe
+        inputs = fingerprints.flat("metrics", recipe.metrics.model_dump()) | {"name": recipe.name}
+        inputs["arms"] = ", ".join(recipe.arms)  # in the order of the table
+        inputs["evaluate"] = ", ".join(section.name for section in recipe.evaluate)
+        return inputs | ({"seeds": list(recipe.seeds)} if recipe.seeds else {})
+
+    def shared_checks(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
+        from firstcli.stages import checks
+
+        return (checks.UNPINNED,)
+
+    def work(self, run: Run, unit: Unit, folder: Path) -> ReportFacts:
+        from firstcli.reporting.formats import terminal_cells
+        from firstcli.reporting.page import write_report
+
+        shutil.rmtree(folder / "figures", ignore_errors=True)  # of an interrupted run
+        data = report_data(run)
+        write_report(folder, data)
+        return ReportFacts(str(unit.artifact.path / PAGE), terminal_cells(data))
+
+    def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
+        """Print Table 1 and the path of the page; return the table."""
+        from firstcli.reporting.terminal import TerminalTable
+
+        (unit,) = units
+        table = json.loads((unit.artifact.path / "table.json").read_text("utf-8"))
+        run.console.show(TerminalTable(ReportFacts.of(run.manifests[unit.key]).table))
+        for note in table["notes"]:
+            run.console.say(f"{note['label']}: {note['value']}")
+        page = unit.artifact.path / PAGE
+        run.console.say(f"report: {page}")
+        return {"page": str(page), **table}
 
 
 def report_data(run: Run) -> ReportData:
     """Collect what a report shows."""
+    import yaml
+
+    from firstcli.reporting import ReportData
+
     recipe = run.recipe
-    records = load_records(run, list(units_of(recipe, run.folder).values()))
+    records = load_records(run, EVALUATE.units(recipe, run.folder))
     rows = _rows(run)
+    finished = {key: manifest for key, manifest in run.manifests.items() if key != REPORT.name}
     return ReportData(
         run=recipe.name,
         recipe=yaml.safe_dump(run.resolved, sort_keys=False, allow_unicode=True),
         members={row: [model.name for model in models] for row, models in rows.items()},
-        evaluations=[one.name for one in recipe.evaluate],
+        evaluations=[section.name for section in recipe.evaluate],
         records=records,
         settings=recipe.metrics,
         notes=_notes(run),
-        versions=next(iter(run.manifests.values())).versions,
-        seconds={
-            key: one.seconds for key, one in run.manifests.items() if not key.startswith("report")
-        },
+        versions=next(iter(finished.values())).versions,
+        seconds={key: manifest.seconds for key, manifest in finished.items()},
         seeds=recipe.seeds,
         calibrations=dict(_calibrations(run)),
         concentration=_concentration(run),
@@ -77,154 +130,169 @@ def report_data(run: Run) -> ReportData:
         top_k=recipe.knowledge.top_k,
         teacher_parts=list(_teacher_parts(run)),
         questions={
-            one.name: _questions(
+            section.name: _questions(
                 run,
-                one.name,
+                section.name,
                 {
-                    row: records[one.name, models[0].name]
+                    row: records[section.name, models[0].name]
                     for row, models in rows.items()
-                    if (one.name, models[0].name) in records
+                    if (section.name, models[0].name) in records
                 },
             )
-            for one in recipe.evaluate
+            for section in recipe.evaluate
         },
     )
 
 
 def _rows(run: Run) -> dict[str, list[Model]]:
-    """Return the tables' rows with their models, one a seed."""
+    """Return the rows of the tables, each with one model per seed."""
     rows: dict[str, list[Model]] = {}
     for model in models_of(run.recipe):
         rows.setdefault(model.row, []).append(model)
     return rows
 
 
-def _calibrations(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield what was fitted, by row; of a temperature behind a model that of the first seed."""
+def _calibrations(run: Run) -> Iterator[tuple[str, CalibrationArtifact]]:
+    """Yield what was fitted, by row; for temperatures behind models, that of the first seed."""
+    from firstcli.recalibration.diagnostics import CalibrationArtifact
+
     for row, (first, *_) in _rows(run).items():
-        name = first.name if first.posthoc else first.arm
-        path = run.folder / "calibration" / f"{name}.json"
-        if (first.posthoc or f"calibrate {first.arm}" in run.manifests) and path.exists():
-            yield row, json.loads(path.read_text("utf-8"))
+        key = POSTHOC.key(first) if first.posthoc else CALIBRATE.key(first.arm)
+        if key in run.manifests:
+            name = first.name if first.posthoc else first.arm
+            yield row, CalibrationArtifact.load(calibration_path(run.folder, name))
 
 
 def _concentration(run: Run) -> dict[str, Any] | None:
+    from firstcli.knowledge import concentration
+
     parts: tuple[Part, ...] = ("train", "out-of-fold")
-    paths = [
-        run.folder / "knowledge" / part / concentration.NAME
-        for part in parts
-        if f"extract {part}" in run.manifests
-    ]
-    found = [path for path in paths if path.exists()]
-    return json.loads(found[0].read_text("utf-8")) if found else None
+    for part in parts:
+        path = run.folder / "knowledge" / part / concentration.NAME
+        if EXTRACT.key(part) in run.manifests and path.exists():
+            content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            return content
+    return None
 
 
 def _arm_facts(run: Run, name: str, arm: Arm) -> ArmFacts:
+    from firstcli.reporting import ArmFacts
+
     assert arm.recalibrator
-    options = dict(arm.recalibrator.options)
+    options = dict(arm.recalibrator.given)
     fixed = options.pop("temperature", None)
     kind = [arm.recalibrator.name, *(f"{key} {value}" for key, value in options.items())]
-    defaults = Arm()
+    defaults = type(arm)()
     for key in ("objective", "mass", "recalibrate", "out_of_fold"):
         if (value := getattr(arm, key)) != getattr(defaults, key):
             kind.append(f"{key.replace('_', ' ')} {value}")
     changed = arm.training.model_dump(exclude_none=True) if arm.training else {}
     kind += [f"{key.replace('_', ' ')} {value}" for key, value in changed.items()]
-    first = next(one for one in models_of(run.recipe) if one.arm == name)
+    first = next(model for model in models_of(run.recipe) if model.arm == name)
     return ArmFacts(
         kind=", ".join(kind),
         temperature=None if fixed is None else float(fixed),
         top_k=arm.top_k or run.recipe.knowledge.top_k,
-        mass=run.manifests[f"distill {first.trained}"].facts.get("P"),
+        mass=_training_facts(run, first).P,
     )
 
 
+def _training_facts(run: Run, model: Model) -> TrainingFacts:
+    from firstcli.stages.train_model import TrainingFacts
+
+    return TrainingFacts.of(run.manifests[DISTILL.key(model)])
+
+
 def _teacher_parts(run: Run) -> Iterator[TeacherPart]:
+    from firstcli.reporting import TeacherPart
+
+    for name, manifest in _knowledge(run):
+        facts = ExtractFacts.of(manifest)
+        yield TeacherPart(name, facts.confidence, facts.accuracy, facts.judged)
+
+
+def _knowledge(run: Run) -> Iterator[tuple[str, Manifest]]:
+    """Yield the title and manifest of every part that was extracted."""
     for part, name in _PARTS.items():
-        if f"extract {part}" in run.manifests:
-            facts = run.manifests[f"extract {part}"].facts
-            yield TeacherPart(name, facts["confidence"], facts["accuracy"], facts["judged"])
+        if manifest := run.manifests.get(EXTRACT.key(part)):
+            yield name, manifest
 
 
 def _questions(run: Run, evaluation: str, answered: dict[str, EvalRecords]) -> list[Sample]:
-    """Return the questions that divide the rows most."""
-    chosen = disputed(answered)
-    wanted = set(chosen)
-    found = {one.id: one for one in run.evaluation_samples(evaluation) if one.id in wanted}
-    return [found[id] for id in chosen]
+    """Return the questions on which the rows differ most."""
+    from firstcli.reporting.questions import disputed
+
+    ids = disputed(answered)
+    samples = {sample.id: sample for sample in run.evaluation_samples(evaluation)}
+    return [samples[id] for id in ids]
 
 
 def _notes(run: Run) -> list[tuple[str, str]]:
-    """Say what was trained on, what was fitted and where label smoothing changed the ranks."""
+    """Describe the data, the knowledge and what was fitted."""
     return [*_notes_on_data(run), *_notes_on_knowledge(run), *_notes_on_calibration(run)]
 
 
 def _notes_on_data(run: Run) -> Iterator[tuple[str, str]]:
+    from firstcli.data import splits
+
     training = run.training
-    used = max(
-        manifest.facts["samples"]
-        for key, manifest in run.manifests.items()
-        if key.startswith("distill ")
-    )
+    used = max(_training_facts(run, model).samples for model in _students(run))
     left_out = len(training.train) - used
     yield (
         "data",
         f"{used} training samples{f' ({left_out} more left out)' if left_out else ''}; "
         f"{len(training.validation)} held out, on which no model was trained",
     )
-    for one in run.recipe.evaluate:
+    for section in run.recipe.evaluate:
         trained = [*training.train, *training.validation]
-        if shared := splits.overlap(trained, run.evaluation_samples(one.name)):
-            yield one.name, f"{shared} of its prompts also occur in the training split"
+        if shared := splits.overlap(trained, run.evaluation_samples(section.name)):
+            yield section.name, f"{shared} of its prompts also occur in the training split"
+
+
+def _students(run: Run) -> list[Model]:
+    return [model for model in models_of(run.recipe) if model.arm and not model.posthoc]
 
 
 def _notes_on_knowledge(run: Run) -> Iterator[tuple[str, str]]:
-    for part, name in _PARTS.items():
-        if (key := f"extract {part}") in run.manifests:
-            facts = run.manifests[key].facts
-            weight = sum(file["size"] for file in run.manifests[key].files.values())
-            yield (
-                f"knowledge of {name} rows",
-                f"{facts['positions']} positions in {size(weight)}, mean mass of the top "
-                f"{run.recipe.knowledge.top_k}: {facts['mean_top_k_mass']:.4f}, "
-                f"{facts['bytes_per_position']:.1f} bytes a position, probabilities off by "
-                f"{facts['mean_probability_error']:.1g} on average",
-            )
+    from firstcli.runtime.console import size
+
+    for name, manifest in _knowledge(run):
+        facts = ExtractFacts.of(manifest)
+        weight = sum(file["size"] for file in manifest.files.values())
+        yield (
+            f"knowledge of {name} rows",
+            f"{facts.positions} positions in {size(weight)}, mean mass of the top "
+            f"{run.recipe.knowledge.top_k}: {facts.mean_top_k_mass:.4f}, "
+            f"{facts.bytes_per_position:.1f} bytes per position, probabilities off by "
+            f"{facts.mean_probability_error:.1g} on average",
+        )
 
 
 def _notes_on_calibration(run: Run) -> Iterator[tuple[str, str]]:
-    for row, found in _calibrations(run):
-        fitted = f"{found['recalibrator']} on {found['rows']} rows"
-        if "temperature" in found:
-            fitted += f": T = {found['temperature']:.4g} by {found['criterion']}"
-        if interval := found.get("state", {}).get("interval"):
-            fitted += " (95 % of resamplings: {:.3g} to {:.3g})".format(*interval)
-        for key, remark in _REMARKS.items():
-            fitted += remark * bool(found.get("state", {}).get(key))
-        of_several = row.endswith(" + T") and run.recipe.seeds and row != "teacher + T"
-        yield (
-            row,
-            fitted + (f"; seed {run.recipe.seeds[0]}, each has its own" if of_several else ""),
-        )
-    for row, (first, *_) in _rows(run).items():
-        trained = run.manifests.get(f"distill {first.trained}")
-        if not first.posthoc and trained and (swaps := trained.facts.get("rank_swaps")):
-            yield row, f"{100 * swaps:.1f} % of re-calibrated rows changed their top token"
+    for row, artifact in _calibrations(run):
+        note = f"{artifact.recalibrator} on {artifact.rows} rows"
+        if "temperature" in artifact.facts and "criterion" in artifact.facts:
+            note += f": T = {artifact.facts['temperature']:.4g} by {artifact.facts['criterion']}"
+        if interval := artifact.facts.get("interval"):
+            note += " (95 % of resamplings: {:.3g} to {:.3g})".format(*interval)
+        note += "".join(text for key, text in _REMARKS.items() if artifact.state.get(key))
+        one_of_several = row.endswith(" + T") and run.recipe.seeds and row != "teacher + T"
+        if one_of_several:
+            note += f"; seed {run.recipe.seeds[0]}, every seed has a different one"
+        yield row, note
+    for model in {model.row: model for model in reversed(_students(run))}.values():
+        if swaps := _training_facts(run, model).rank_swaps:
+            yield (
+                model.row,
+                f"{100 * swaps:.1f} % of recalibrated positions changed their top token",
+            )
 
 
 _REMARKS = {
-    "at_grid_end": ", at the end of its grid",
-    "flat": ", hardly better than others",
+    "at_grid_end": ", at the end of the searched range",
+    "flat": ", hardly better than other temperatures",
     "few_rows": "; these are few rows",
 }
 
 
-def summary(run: Run, units: list[Unit]) -> dict[str, Any]:
-    """Print Table 1 and where the page is; return the table."""
-    data = _data(run)
-    run.console.show(TerminalTable(paper_table(data)))
-    for label, text in data.notes:
-        run.console.say(f"{label}: {text}")
-    page = units[0].artifact.path / "index.html"
-    run.console.say(f"report: {page}")
-    return {"page": str(page), **json.loads(to_json(data))}
+REPORT = Report()

@@ -1,4 +1,4 @@
-"""`first extract --verify N`: the teacher scores some samples again, and the store must agree."""
+"""`first extract --verify N`: score some samples again and compare with the store."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from firstcli.errors import UserError
 from firstcli.knowledge.codec import BOUNDS
 from firstcli.knowledge.store import Knowledge
 from firstcli.knowledge.top_k import TopK
-from firstcli.stages import extract, inputs
+from firstcli.stages import inputs, scoring
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit
 
 
 @torch.inference_mode()
 def verify(run: Run, unit: Unit, samples: int) -> dict[str, Any]:
-    """Score random samples of a part again; return the largest differences.
+    """Score random samples of a part again and return the largest differences.
 
     Raises:
         UserError: a probability differs by more than the store's precision allows.
@@ -27,7 +27,7 @@ def verify(run: Run, unit: Unit, samples: int) -> dict[str, Any]:
     generator = np.random.default_rng(run.recipe.seed)
     drawn = generator.choice(len(rows), min(samples, len(rows)), replace=False)
     chosen = [rows[int(i)] for i in drawn]
-    again = _scored(run, unit, {row.id for row in chosen})
+    again = _scored_again(run, unit, {row.id for row in chosen})
     stored = Knowledge(unit.artifact.path)
     bound = BOUNDS[run.recipe.knowledge.precision]
     differences = {row.id: difference(stored.of(row), again[row.id]) for row in chosen}
@@ -48,18 +48,18 @@ def verify(run: Run, unit: Unit, samples: int) -> dict[str, Any]:
     return {"samples": len(chosen), "probability": probability, "mass": mass, "bound": bound}
 
 
-def _scored(run: Run, unit: Unit, wanted: set[str]) -> dict[str, TopK]:
-    scorer, top_k = extract.Scorer(run, unit.key), run.recipe.knowledge.top_k
-    found: dict[str, TopK] = {}
-    for shard in extract.shards_of(run, unit):
-        found |= scorer(shard, top_k, wanted=wanted)
-    return found
+def _scored_again(run: Run, unit: Unit, ids: set[str]) -> dict[str, TopK]:
+    scorer, top_k = scoring.TeacherScorer(run, unit.key), run.recipe.knowledge.top_k
+    knowledge: dict[str, TopK] = {}
+    for shard in scoring.shards_of(run, unit):
+        knowledge |= scorer(shard, top_k, only=ids)
+    return knowledge
 
 
 def difference(stored: TopK, again: TopK) -> tuple[float, float]:
-    """Return by how much a token's probability and the top-k mass differ at most.
+    """Return the largest differences of a token's probability and of the top-k mass.
 
-    A stored token that is no longer among the k has at most the last one's probability now.
+    A stored token that is no longer among the k now has at most the k-th token's probability.
     """
     before, now = np.exp(stored.log_probs, dtype=float), np.exp(again.log_probs, dtype=float)
     same = stored.token_ids[:, :, None] == again.token_ids[:, None, :]  # (N, k, k)

@@ -1,9 +1,9 @@
-"""Artifacts that prove themselves: work folders, manifests written last, and the run's lock.
+"""Artifacts, their work folders and their manifests.
 
-An artifact is a folder (`students/first/`, its manifest inside) or one file
-(`calibration/first.json`, its manifest beside it). Work happens in a hidden sibling
-(`students/.first.partial/`) that a killed run leaves behind and the same run takes up again; the
-finished artifact then takes the old one's place, so a stale one stays until its successor is whole.
+An artifact is a folder (`students/first/`, with its manifest inside) or one file
+(`calibration/first.json`, with its manifest next to it). Work happens in a hidden sibling
+(`students/.first.partial/`). A killed run leaves it behind, and the next run resumes there. The
+finished artifact replaces the old one, so a stale artifact stays until its successor is complete.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from firstcli.errors import UserError
 from firstcli.runtime.files import suppress_read_only, sync, write_json, write_text
 
 CHECKPOINTS = "checkpoints"
-"""Folder within a work folder that training resumes from; it is no part of the artifact."""
+"""Folder inside a work folder from which training resumes; it is not part of the artifact."""
 _MARK = ".fingerprint"
 
-FORMAT = 1
-"""Format of manifests; one of a newer firstcli is never taken for a missing one."""
+FORMAT = 2
+"""Format of manifests. Format 1 recorded neither a plugin's version nor the defaults of its options.
+A manifest of a newer firstcli is never mistaken for a missing one."""
 
 INCIDENTAL = ("README.md", "training_log.jsonl", "manifest.json", "concentration.json")
-"""Files that say how an artifact came about; they do not count as its content."""
+"""Files that describe how an artifact was made; they do not count as its content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,8 @@ class Manifest:
 
     unit: str
     fingerprint: str
-    reads: dict[str, str]
-    """Everything the fingerprint covers, so that a plan can say what changed."""
+    inputs: dict[str, str]
+    """Everything that the fingerprint covers, so that a plan can say what changed."""
     content: str
     """Digest of the files that matter to dependants."""
     files: dict[str, dict[str, Any]]
@@ -49,14 +50,29 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
+    def as_json(self) -> dict[str, Any]:
+        """Return the content of the manifest's file, which calls the inputs `reads`."""
+        content = asdict(self)
+        return {**content, "reads": content.pop("inputs")}
 
-def fingerprint(reads: Mapping[str, str]) -> str:
-    """Return one digest of everything that a unit reads."""
-    return hashlib.sha256(json.dumps(reads, sort_keys=True).encode()).hexdigest()
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Manifest:
+        """Return the manifest that `as_json` wrote.
+
+        Raises:
+            TypeError: a key is missing or unknown.
+        """
+        renamed = {"inputs" if key == "reads" else key: value for key, value in content.items()}
+        return cls(**{"format": 1, **renamed})
+
+
+def fingerprint(inputs: Mapping[str, str]) -> str:
+    """Return one digest of everything that a unit's result depends on."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
 def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """Say how two sets of reads differ, one phrase a key."""
+    """Describe how two sets of fingerprint inputs differ, one phrase per key."""
 
     def phrase(key: str) -> str:
         before, after = old.get(key), new.get(key)
@@ -68,10 +84,11 @@ def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
 
 
 class Digests:
-    """SHA-256 of files, remembered by size and modification time, so large ones are read once."""
+    """SHA-256 of files, remembered by size and modification time, so large files are read once."""
 
     def __init__(self, memory: Path = Path(os.devnull)) -> None:
         self._path = memory
+        self._changed = False
         try:
             self._known: dict[str, Any] = json.loads(memory.read_text("utf-8"))
         except (OSError, ValueError):
@@ -80,15 +97,16 @@ class Digests:
     def of_file(self, path: Path) -> str:
         stat = path.stat()
         key = os.path.relpath(path.resolve(), self._path.parent.resolve())
-        seen = [stat.st_size, stat.st_mtime_ns]
-        if (known := self._known.get(key)) is None or known[:2] != seen:
+        identity = [stat.st_size, stat.st_mtime_ns]
+        if (known := self._known.get(key)) is None or known[:2] != identity:
             with path.open("rb") as file:
-                known = [*seen, hashlib.file_digest(file, "sha256").hexdigest()]
+                known = [*identity, hashlib.file_digest(file, "sha256").hexdigest()]
             self._known[key] = known
+            self._changed = True
         return str(known[2])
 
     def of_checkpoint(self, folder: Path) -> str:
-        """Digest a model folder: weights, configuration and tokenizer."""
+        """Return a digest of a model folder: weights, configuration and tokenizer."""
         kept = (".safetensors", ".json", ".model", ".txt", ".jinja", ".py")
         names = sorted(
             path.name
@@ -99,13 +117,16 @@ class Digests:
         return fingerprint(parts)
 
     def save(self) -> None:
-        with suppress_read_only():
-            write_json(self._path, self._known)
+        """Write the digests, if any was added."""
+        if self._changed:
+            with suppress_read_only():
+                write_json(self._path, self._known)
+            self._changed = False
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """Where one unit's result lives."""
+    """The place of one unit's result."""
 
     path: Path
     is_folder: bool
@@ -131,40 +152,40 @@ class Artifact:
         return self.path.parent / f".{self._stem}.old"
 
     def manifest(self, digests: Digests) -> Manifest | None:
-        """Return the manifest of a finished, unchanged artifact, else None.
+        """Return the manifest of a finished and undamaged artifact, else None.
 
         Raises:
-            UserError: a newer firstcli made it.
+            UserError: a newer firstcli wrote it.
         """
         manifest = self.written()
         return None if manifest is None or self._damaged(manifest, digests) else manifest
 
     def damage(self, digests: Digests) -> list[str]:
-        """Name the files of a finished artifact that are missing or not as they were written.
+        """Return the names of a finished artifact's files that are missing or have changed.
 
-        A disk's own error changes neither size nor time: only `Digests()` without memory finds it.
+        A disk error changes neither size nor time: only `Digests()` without memory detects it.
         """
         manifest = self.written()
-        if manifest is None:  # a folder gets its name with its manifest in it
-            begun = self.path.exists() if self.is_folder else self.manifest_path.exists()
-            return [self.manifest_path.name] if begun else []
+        if manifest is None:  # a finished folder always contains its manifest
+            exists = self.path.exists() if self.is_folder else self.manifest_path.exists()
+            return [self.manifest_path.name] if exists else []
         return self._damaged(manifest, digests)
 
     def written(self) -> Manifest | None:
-        """Return the manifest as it was written, whatever has become of the files since."""
+        """Return the manifest as it was written, even if files have changed since."""
         try:
-            found = json.loads(self.manifest_path.read_text("utf-8"))
-            if found.get("format", FORMAT) > FORMAT:
+            content = json.loads(self.manifest_path.read_text("utf-8"))
+            if content.get("format", 1) > FORMAT:
                 raise UserError(
                     f"{self.manifest_path}: written by a newer firstcli (format "
-                    f"{found['format']}, this one knows {FORMAT}); update firstcli, or choose "
-                    "another --run-dir"
+                    f"{content['format']}, this version reads up to {FORMAT}); update firstcli, or "
+                    "choose another --run-dir"
                 )
-            manifest = Manifest(**found)
+            manifest = Manifest.from_json(content)
         except (OSError, ValueError, TypeError, AttributeError):
             return None
-        # A flipped bit is damage, and not a recipe that has changed.
-        return manifest if manifest.fingerprint == fingerprint(manifest.reads) else None
+        # A flipped bit is damage, not a changed recipe.
+        return manifest if manifest.fingerprint == fingerprint(manifest.inputs) else None
 
     def _damaged(self, manifest: Manifest, digests: Digests) -> list[str]:
         root = self.path if self.is_folder else self.path.parent
@@ -177,13 +198,13 @@ class Artifact:
         ]
 
     def reopen(self, damaged: Iterable[str]) -> None:
-        """Make a finished folder a work folder again, without the files that are damaged."""
+        """Turn a finished folder back into a work folder, without its damaged files."""
         manifest = self.written()
         assert manifest is not None and self.is_folder
         shutil.rmtree(self.work, ignore_errors=True)
         for name in damaged:
             (self.path / name).unlink(missing_ok=True)
-        # As long as the manifest is there, `recover` takes all this back, and it is damaged again.
+        # Until the manifest is deleted, `recover` undoes all this and the damage is found again.
         os.rename(self.path, self.work)
         sync(self.path.parent)
         write_text(self.work / _MARK, manifest.fingerprint)
@@ -191,7 +212,7 @@ class Artifact:
         sync(self.work)
 
     def begin(self, fingerprint: str) -> Path:
-        """Return the folder to work in, with what an interrupted run of this work left there."""
+        """Return the work folder, with what an interrupted run of the same work left there."""
         mark = self.work / _MARK
         if not (mark.is_file() and mark.read_text("utf-8") == fingerprint):
             shutil.rmtree(self.work, ignore_errors=True)
@@ -202,13 +223,22 @@ class Artifact:
     def commit(
         self,
         unit: str,
-        reads: Mapping[str, str],
+        inputs: Mapping[str, str],
         facts: dict[str, Any],
         seconds: float,
         versions: dict[str, str],
         digests: Digests,
     ) -> Manifest:
-        """Make the work folder's content the artifact; the manifest comes last."""
+        """Turn the work folder's content into the artifact; the manifest is written last.
+
+        Args:
+            unit: key of the unit.
+            inputs: everything that the fingerprint covers.
+            facts: numbers to show, as JSON values.
+            seconds: how long the work took.
+            versions: package versions, for information.
+            digests: digests of files.
+        """
         names = {
             path.relative_to(self.work).as_posix(): path
             for path in sorted(self.work.rglob("*"))
@@ -222,8 +252,8 @@ class Artifact:
         content = {n: str(f["sha256"]) for n, f in files.items() if n not in INCIDENTAL}
         manifest = Manifest(
             unit,
-            fingerprint(reads),
-            dict(reads),
+            fingerprint(inputs),
+            dict(inputs),
             fingerprint(content),
             files,
             facts,
@@ -231,28 +261,29 @@ class Artifact:
             versions,
         )
         for path in (*names.values(), *self._folders(names.values())):
-            sync(path)  # what is inside must last before the name under which it is found
+            sync(path)  # content must be on disk before the name under which it is found
         if self.is_folder:
-            write_json(self.work / "manifest.json", asdict(manifest))
+            write_json(self.work / "manifest.json", manifest.as_json())
             self.recover()
         else:
             for name, path in names.items():
                 os.replace(path, self.path.parent / name)
             sync(self.path.parent)
             shutil.rmtree(self.work)
-            write_json(self.manifest_path, asdict(manifest))
+            write_json(self.manifest_path, manifest.as_json())
         return manifest
 
     def _folders(self, paths: Iterable[Path]) -> list[Path]:
-        """Return the folders that hold these files, the innermost first."""
-        found = {parent for path in paths for parent in path.parents} | {self.work}
-        inside = [folder for folder in found if folder.is_relative_to(self.work)]
+        """Return the folders that contain these files, innermost first."""
+        folders = {parent for path in paths for parent in path.parents} | {self.work}
+        inside = [folder for folder in folders if folder.is_relative_to(self.work)]
         return sorted(inside, key=lambda folder: -len(folder.parts))
 
     def recover(self) -> None:
-        """Put finished work in its place, whenever a kill came.
+        """Move finished work into place, at whatever moment a run was killed.
 
-        A work folder with a manifest is whole; until then nothing to resume from is deleted.
+        A work folder with a manifest is complete; until then nothing that a run resumes from is
+        deleted.
         """
         if self.is_folder and (self.work / "manifest.json").exists():
             shutil.rmtree(self.work / CHECKPOINTS, ignore_errors=True)

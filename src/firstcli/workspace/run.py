@@ -7,29 +7,32 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, wraps
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
+from firstcli import __version__
 from firstcli.api import ModelRef, Sample
 from firstcli.data import splits
 from firstcli.data.samples import Samples
 from firstcli.errors import UserError, did_you_mean
-from firstcli.recipe.references import ModelSection, PluginRef
-from firstcli.recipe.schema import Evaluation, Recipe, task_of
+from firstcli.recipe.references import ModelSection, TaskRef
+from firstcli.recipe.schema import Evaluation, Recipe
 from firstcli.runtime.console import Console
 from firstcli.workspace.artifacts import Digests, Manifest
+from firstcli.workspace.memory import Memory
+from firstcli.workspace.units import Part, Role
 
-Part = Literal["train", "validation", "out-of-fold"]
-"""What there is knowledge of; `out-of-fold` are the training rows, by teachers that did not see
-them."""
-Role = Literal["teacher", "student"]
+P = ParamSpec("P")
 T = TypeVar("T")
 
-PATIENCE = 15  # seconds of reading after which it is said how far it has come
+PROGRESS_SECONDS = 15
+"""Seconds of reading between two progress messages."""
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
+class TrainingSplit:
     """The training split, cut in two; no model trains on the validation part."""
 
     train: Sequence[Sample]
@@ -39,56 +42,86 @@ class Training:
         return self.validation if part == "validation" else self.train
 
 
+def once_per_run(
+    function: Callable[Concatenate[Run, P], T],
+) -> Callable[Concatenate[Run, P], T]:
+    """Call a function once for a run and its other arguments, then return the same result."""
+
+    @wraps(function)
+    def remembered(run: Run, *args: P.args, **kwargs: P.kwargs) -> T:
+        key = (function, args, tuple(sorted(kwargs.items())))
+        if key not in run.loaded:
+            run.loaded[key] = function(run, *args, **kwargs)
+        return cast(T, run.loaded[key])
+
+    return remembered
+
+
 class Run:
-    """What the stages share: the recipe, the run folder, the console, data and a cache."""
+    """What the stages share: the recipe, the run folder, the console and the data."""
 
     def __init__(
         self, recipe: Recipe, resolved: dict[str, Any], folder: Path, console: Console
     ) -> None:
+        """Open a run; nothing is read or written yet.
+
+        Args:
+            recipe: the validated recipe.
+            resolved: the recipe as plain YAML values, with defaults and absolute paths.
+            folder: the run folder, which need not exist.
+            console: prints progress and warnings.
+        """
         self.recipe = recipe
         self.resolved = resolved
         self.folder = folder
         self.console = console
         self.digests = Digests(folder / ".digests.json")
+        self.memory = Memory(folder / ".checks.json", console)
         self.manifests: dict[str, Manifest] = {}
         """Manifests of the units that are known to be up to date, by key."""
-        self._cache: dict[str, Any] = {}
+        self.loaded: dict[object, object] = {}
+        """Results of `once_per_run` functions."""
+        self._samples: dict[str, Sequence[Sample]] = {}
+        self._contents: dict[str, dict[str, str]] = {}
 
-    def cached(self, key: str, make: Callable[[], T]) -> T:
-        """Return what was made under `key`, making it the first time."""
-        if key not in self._cache:
-            self._cache[key] = make()
-        value: T = self._cache[key]
-        return value
+    def save_memory(self) -> None:
+        """Write digests and remembered checks to the run folder."""
+        self.digests.save()
+        self.memory.save()
 
-    # Data: the tasks' samples, with ids.
+    # Data: the samples of the tasks, with ids.
 
-    def samples(self, ref: PluginRef, split: str, where: str) -> Sequence[Sample]:
-        """Load a split, with ids; counts of dropped and duplicate rows become warnings.
+    def samples(self, ref: TaskRef, split: str, where: str) -> Sequence[Sample]:
+        """Load a split, with ids; counts of dropped and duplicate samples become warnings.
 
         Raises:
-            UserError: no such split, no rows, malformed rows, ids that occur twice, or a source
-                that broke off.
+            UserError: the task has no such split or no samples, a row is malformed, an id occurs
+                twice, or reading broke off.
         """
-        key = json.dumps([ref.name, ref.options, split], default=str, sort_keys=True)
-        return self.cached(f"samples {key}", lambda: self._load(ref, split, where))
+        key = json.dumps([ref.name, ref.effective, split], sort_keys=True)
+        if key not in self._samples:
+            self._samples[key] = self._load(ref, split, where)
+        return self._samples[key]
 
-    def _load(self, ref: PluginRef, split: str, where: str) -> Sequence[Sample]:
-        task = task_of(ref)
+    def _load(self, ref: TaskRef, split: str, where: str) -> Sequence[Sample]:
+        task = ref.build()
         if split not in task.splits:
             raise UserError(
                 f"{where}: task '{ref.name}' has no split '{split}'"
                 f"{did_you_mean(split, task.splits)}; it has {', '.join(task.splits) or 'none'}"
             )
-        about = f"{where}: split '{split}' of task '{ref.name}'"
-        with _interruption_told(about, 0):
-            loaded = task.load(split)
-        given = Samples(self._watched(loaded.samples, about), self.folder)
-        if not given:
-            raise UserError(f"{about} has no rows to use")
-        for reason, count in loaded.dropped.items():
-            self.console.warn(f"{where}: {count} rows of split '{split}' left out: {reason}")
-        samples = Samples(splits.with_ids(given, where), self.folder)
+        source = f"{where}: split '{split}' of task '{ref.name}'"
+        with self.console.status(f"reading split '{split}' of task '{ref.name}'"):
+            with _interruption_reported(source, 0):
+                loaded = task.load(split)
+            given = Samples(self._with_progress(loaded.samples, source), self.folder)
+            if not given:
+                raise UserError(f"{source} has no samples to use")
+            for reason, count in loaded.dropped.items():
+                self.console.warn(
+                    f"{where}: {count} rows of split '{split}' are left out: {reason}"
+                )
+            samples = Samples(splits.with_ids(given, where), self.folder)
         if repeated := splits.duplicate_rows(samples):
             self.console.warn(
                 f"{where}: {repeated} rows of split '{split}' repeat the prompt and response of an "
@@ -96,29 +129,26 @@ class Run:
             )
         return samples
 
-    def _watched(self, samples: Iterable[Sample], about: str) -> Iterator[Sample]:
-        """Pass samples on; say how far a slow source has come, and where one breaks off."""
-        source, count, told = iter(samples), 0, time.monotonic()
+    def _with_progress(self, samples: Iterable[Sample], source: str) -> Iterator[Sample]:
+        """Pass samples on; report the progress of a slow source, and where reading breaks off."""
+        remaining, count, reported = iter(samples), 0, time.monotonic()
         while True:
-            with _interruption_told(about, count):
-                sample = next(source, None)
+            with _interruption_reported(source, count):
+                sample = next(remaining, None)
             if sample is None:
                 return
             yield sample
             count += 1
-            if time.monotonic() - told > PATIENCE:
-                told = time.monotonic()
-                self.console.say(f"{about}: {count} rows read so far")
+            if time.monotonic() - reported > PROGRESS_SECONDS:
+                reported = time.monotonic()
+                self.console.say(f"{source}: {count} rows read so far")
 
-    @property
-    def training(self) -> Training:
+    @cached_property
+    def training(self) -> TrainingSplit:
         """The training split, cut by the hash of each prompt."""
-        return self.cached("training", self._cut)
-
-    def _cut(self) -> Training:
         section = self.recipe.train
         samples = self.samples(section.task, "train", "train.task")
-        training = Training(*splits.cut_validation(samples, section.validation))
+        training = TrainingSplit(*splits.cut_validation(samples, section.validation))
         if not training.train:
             raise UserError(
                 f"train.validation: {section.validation} of {len(samples)} rows leaves none to "
@@ -127,22 +157,69 @@ class Run:
         return training
 
     def evaluation(self, name: str) -> Evaluation:
-        return next(one for one in self.recipe.evaluate if one.name == name)
+        return next(section for section in self.recipe.evaluate if section.name == name)
 
     def evaluation_samples(self, name: str) -> Sequence[Sample]:
-        one = self.evaluation(name)
-        return self.samples(one.task, one.split, f"evaluate '{name}'")
+        section = self.evaluation(name)
+        return self.samples(section.task, section.split, f"evaluate '{name}'")
 
-    def content_of_samples(self, key: str, samples: Sequence[Sample]) -> str:
-        return self.cached(f"digest {key}", lambda: splits.content_digest(samples))
+    # The content of the data, which fingerprints cover.
 
-    # Models: which, and what identifies them.
+    def part_content(self, part: Part) -> str:
+        """Return a digest of one part of the training split."""
+        section = self.recipe.train
+
+        def make() -> dict[str, str]:
+            return {
+                "train": splits.content_digest(self.training.train),
+                "validation": splits.content_digest(self.training.validation),
+            }
+
+        where = f"training split, {section.validation} of it for validation"
+        contents = self._content(where, section.task, "train", make)
+        return contents["validation" if part == "validation" else "train"]
+
+    def evaluation_content(self, name: str) -> str:
+        """Return a digest of an evaluation's samples."""
+        section = self.evaluation(name)
+
+        def make() -> dict[str, str]:
+            return {"all": splits.content_digest(self.evaluation_samples(name))}
+
+        return self._content(f"evaluation {name}", section.task, section.split, make)["all"]
+
+    def _content(
+        self, what: str, ref: TaskRef, split: str, make: Callable[[], dict[str, str]]
+    ) -> dict[str, str]:
+        """Return digests of a split, remembered as long as its source does not change."""
+        if what not in self._contents:
+            source = self._source(ref, split)
+            remembered = source and self.memory.recall(f"content of the {what}", source, make)
+            self._contents[what] = remembered or make()
+        return self._contents[what]
+
+    def _source(self, ref: TaskRef, split: str) -> dict[str, str] | None:
+        """Return what a split's samples depend on, or None if only reading it can tell."""
+        task = ref.build()
+        if split not in task.splits or (files := task.sources(split)) is None:
+            return None
+        if not all(file.is_file() for file in files):
+            return None
+        return {
+            "task": ref.identity,
+            "options": json.dumps(ref.effective, sort_keys=True),
+            "split": split,
+            "files": ", ".join(self.digests.of_file(file) for file in files),
+            "firstcli": __version__,
+        }
+
+    # Models: which checkpoint, and what identifies it.
 
     def model_section(self, role: Role) -> ModelSection:
         if role == "student":
             return self.recipe.student.model
         if self.recipe.teacher is None:
-            raise UserError("teacher: missing; only arms that learn labels can do without")
+            raise UserError("teacher: missing; only arms with 'learn: labels' work without one")
         return self.recipe.teacher.model
 
     def reference(self, role: Role) -> ModelRef:
@@ -150,18 +227,26 @@ class Run:
         return ModelRef(section.checkpoint, section.revision)
 
     def checkpoint_identity(self, role: Role) -> str:
-        """Return what identifies a checkpoint: the content of a folder, or hub id and revision."""
+        """Return what identifies a checkpoint: a folder's content, or a hub id and revision."""
         ref = self.reference(role)
         if ref.folder is None:
             return f"{ref.checkpoint}@{ref.revision}"
         if not ref.folder.is_dir():
-            raise UserError(f"{role}.model.checkpoint: {ref.folder} is no folder")
+            raise UserError(f"{role}.model.checkpoint: {ref.folder} is not a folder")
         return self.digests.of_checkpoint(ref.folder)
 
 
+@once_per_run
+def library_versions(run: Run) -> dict[str, str]:
+    """Return the versions of the packages that remembered checks depend on."""
+    return {"firstcli": __version__} | {
+        name: version(name) for name in ("transformers", "tokenizers", "torch")
+    }
+
+
 @contextmanager
-def _interruption_told(about: str, count: int) -> Iterator[None]:
-    """Turn a lost connection or an unreadable disk into a sentence; libraries wrap these."""
+def _interruption_reported(source: str, count: int) -> Iterator[None]:
+    """Turn a lost connection or an unreadable disk into a sentence; libraries wrap these errors."""
     try:
         yield
     except UserError:
@@ -173,6 +258,6 @@ def _interruption_told(about: str, count: int) -> Iterator[None]:
         if cause is None:
             raise
         raise UserError(
-            f"{about} broke off after {count} rows ({type(error).__name__}: {error}); nothing of "
-            "it is used, run the same command again"
+            f"{source} broke off after {count} rows ({type(error).__name__}: {error}); none of "
+            "them is used, run the same command again"
         ) from error

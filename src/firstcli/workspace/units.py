@@ -1,201 +1,149 @@
-"""Units of work, a pure function of the recipe: the least that is redone, and what needs what.
+"""Units of work and how they depend on each other.
 
-    finetune -> extract -> calibrate -> distill -> eval -> report
-
-A unit is (stage, arm) or (stage, model, evaluation); arms with several seeds have several models.
+A unit is the smallest piece of work that is rebuilt: it makes one artifact. The stages derive the
+units of a recipe; with several seeds, an arm has several models and therefore several units.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from firstcli.errors import UserError, did_you_mean
-from firstcli.recipe.schema import Arm, Recipe, recalibrator_of
 from firstcli.workspace.artifacts import Artifact
-from firstcli.workspace.run import Part, Role
 
-Stage = Literal["finetune", "extract", "calibrate", "distill", "eval", "report"]
-STAGES: tuple[Stage, ...] = ("finetune", "extract", "calibrate", "distill", "eval", "report")
+if TYPE_CHECKING:
+    from firstcli.recipe.schema import Arm, Recipe
+
+Part = Literal["train", "validation", "out-of-fold"]
+"""A part of the training split. `out-of-fold` holds the same samples as `train`; its knowledge comes
+from teachers that were not trained on them."""
+Role = Literal["teacher", "student"]
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One whose answers are recorded: the teacher or a student, as it is or followed by its T."""
+    """A model that answers questions: the teacher or a student, with or without a temperature."""
 
     arm: str = ""
-    """Whose student it is; empty for the teacher."""
+    """The student's arm; empty for the teacher."""
     seed: int | None = None
-    """Which of the recipe's seeds trained it, if it has some."""
+    """The seed that trained it, if the recipe has several."""
     posthoc: bool = False
-    """Whether the model is followed by its own temperature."""
+    """Whether the model's logits are divided by a temperature fitted to the model."""
 
     @property
     def trained(self) -> str:
-        """The name of the model itself, which is its folder's: `first` or `first@1`."""
+        """Name of the trained model and of its folder: `first` or `first@1`."""
         return (self.arm or "teacher") + ("" if self.seed is None else f"@{self.seed}")
 
     @property
     def name(self) -> str:
-        """The name of its records: `first@1`, or `first@1+T` where a temperature follows."""
+        """Name of the model's records: `first@1`, or `first@1+T` with a temperature."""
         return self.trained + ("+T" if self.posthoc else "")
 
     @property
     def row(self) -> str:
-        """What tables call it, whatever its seed: `first`, or `first + T`."""
+        """Label of the model's table row, the same for all seeds: `first`, or `first + T`."""
         return (self.arm or "teacher") + (" + T" if self.posthoc else "")
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """The least that is redone."""
+    """The smallest piece of work that is rebuilt: one artifact."""
 
     key: str
-    stage: Stage
+    """Unique name: the stage, a space, and what the stage works on."""
+    stage: str
+    """Name of the stage that owns the unit."""
     artifact: Artifact
     needs: tuple[str, ...] = ()
+    """Keys of the units whose results this one depends on."""
     part: Part = "train"
     fold: int | None = None
-    """Which part of the training rows a teacher is not fine-tuned on; None: it sees all."""
+    """The fold that a teacher is not fine-tuned on; None if it is trained on all samples."""
     arm: str = ""
     evaluation: str = ""
     model: Model | None = None
-    """Which model is trained or evaluated; with no `evaluation`, whose temperature is fitted."""
+    """The model that is trained, evaluated or followed by a temperature."""
 
     @property
     def seed(self) -> int | None:
-        """Which of the recipe's seeds drives it; None: the recipe's one `seed`."""
+        """The seed that drives the unit; None for the recipe's `seed`."""
         return self.model.seed if self.model else None
 
     @property
     def role(self) -> Role:
-        """Whose tokenizer the unit works with."""
+        """The role whose tokenizer the unit uses."""
         return "student" if self.model and self.model.arm else "teacher"
+
+    @property
+    def subject(self) -> str:
+        """What the stage works on: the key without the stage's name."""
+        return self.key.partition(" ")[2]
 
 
 def models_of(recipe: Recipe) -> list[Model]:
-    """Return all models in the order of the tables: a row's seeds beside one another."""
-    found: list[Model] = []
+    """Return all models in table order, the seeds of one row next to each other."""
+    models: list[Model] = []
     if recipe.teacher:
-        found.append(Model())
-        found += [Model(posthoc=True)] if recipe.teacher.posthoc else []
+        models.append(Model())
+        models += [Model(posthoc=True)] if recipe.teacher.posthoc else []
     seeds: tuple[int | None, ...] = recipe.seeds or (None,)
     for name, arm in recipe.arms.items():
         for posthoc in (False, True) if arm.posthoc else (False,):
-            found += [Model(name, seed, posthoc) for seed in seeds]
-    return found
+            models += [Model(name, seed, posthoc) for seed in seeds]
+    return models
 
 
-def units_of(recipe: Recipe, folder: Path) -> dict[str, Unit]:
-    """Return every unit of a recipe in an order in which they can run."""
-    units = [*_units_of_teachers(recipe, folder), *_units_of_students(recipe, folder)]
-    for evaluation in recipe.evaluate:
-        units += [_evaluation(recipe, folder, evaluation.name, one) for one in models_of(recipe)]
-    needs = tuple(unit.key for unit in units if unit.stage in ("calibrate", "eval"))
-    units.append(Unit("report", "report", Artifact(folder / "report", True), needs))
-    return {unit.key: unit for unit in units}
+def records_path(folder: Path, evaluation: str, model: Model) -> Path:
+    """Return the file of a model's answers in a run folder."""
+    return folder / f"eval/{evaluation}/{model.name}.parquet"
 
 
-def _units_of_teachers(recipe: Recipe, folder: Path) -> Iterator[Unit]:
-    """Yield what is done once: teachers, their knowledge, the recalibrators."""
-    knowing = {name: arm for name, arm in recipe.arms.items() if arm.learn == "knowledge"}
-    teacher = _teacher(recipe)
-    if teacher:
-        yield Unit("finetune", "finetune", Artifact(folder / "teacher", True))
-    parts: dict[Part, tuple[str, ...]] = {part_of(recipe, arm): teacher for arm in knowing.values()}
-    if "out-of-fold" in parts:
-        folds = range(1, (recipe.knowledge.folds or 0) + 1)
-        for fold in folds:
-            artifact = Artifact(folder / "folds" / str(fold), True)
-            yield Unit(f"finetune fold {fold}", "finetune", artifact, fold=fold)
-        parts["out-of-fold"] = tuple(f"finetune fold {fold}" for fold in folds)
-    fitted = [name for name, arm in knowing.items() if needs_fit(arm)]
-    if fitted:
-        parts["validation"] = teacher
-    for part, needs in parts.items():
-        artifact = Artifact(folder / "knowledge" / part, True)
-        yield Unit(f"extract {part}", "extract", artifact, needs, part=part)
-    for name in fitted:
-        artifact = Artifact(folder / "calibration" / f"{name}.json", False)
-        after = ("extract validation",)
-        yield Unit(f"calibrate {name}", "calibrate", artifact, after, arm=name)
-
-
-def _units_of_students(recipe: Recipe, folder: Path) -> Iterator[Unit]:
-    """Yield every student, and the temperature of every model that is followed by one."""
-    for model in models_of(recipe):
-        if model.posthoc:
-            artifact = Artifact(folder / "calibration" / f"{model.name}.json", False)
-            needs = _trained(recipe, model)
-            yield Unit(f"eval {model.name}", "eval", artifact, needs, arm=model.arm, model=model)
-        elif model.arm:
-            arm = recipe.arms[model.arm]
-            needs = (f"extract {part_of(recipe, arm)}",) if arm.learn == "knowledge" else ()
-            needs += (f"calibrate {model.arm}",) if needs_fit(arm) else ()
-            artifact = Artifact(folder / "students" / model.name, True)
-            key = f"distill {model.name}"
-            yield Unit(key, "distill", artifact, needs, arm=model.arm, model=model)
-
-
-def _evaluation(recipe: Recipe, folder: Path, evaluation: str, model: Model) -> Unit:
-    path = folder / "eval" / evaluation / f"{model.name}.parquet"
-    if model.posthoc:  # the model's own answers, read in another way
-        needs: tuple[str, ...] = (f"eval {evaluation}/{model.trained}", f"eval {model.name}")
-    else:
-        needs = _trained(recipe, model)
-    return Unit(
-        f"eval {evaluation}/{model.name}",
-        "eval",
-        Artifact(path, False),
-        needs,
-        arm=model.arm,
-        evaluation=evaluation,
-        model=model,
-    )
-
-
-def _teacher(recipe: Recipe) -> tuple[str, ...]:
-    return ("finetune",) if recipe.teacher and recipe.teacher.finetune else ()
-
-
-def _trained(recipe: Recipe, model: Model) -> tuple[str, ...]:
-    """Return what must be done before a model answers."""
-    return (f"distill {model.trained}",) if model.arm else _teacher(recipe)
+def calibration_path(folder: Path, name: str) -> Path:
+    """Return the file of a fitted recalibrator in a run folder; `name` is an arm's or a model's."""
+    return folder / f"calibration/{name}.json"
 
 
 def part_of(recipe: Recipe, arm: Arm) -> Part:
-    """Return which knowledge an arm learns from."""
+    """Return the part whose knowledge an arm learns from."""
     folded = recipe.knowledge.folds is not None if arm.out_of_fold is None else arm.out_of_fold
     return "out-of-fold" if folded else "train"
 
 
 def needs_fit(arm: Arm) -> bool:
-    return arm.learn == "knowledge" and recalibrator_of(arm).needs_fit
+    """Return whether an arm's recalibrator has to be fitted on validation knowledge."""
+    return arm.recalibrator is not None and arm.recalibrator.build().needs_fit
 
 
-def wanted(units: dict[str, Unit], stage: Stage, arms: Sequence[str]) -> list[Unit]:
-    """Return the units of a stage, limited to some arms where the stage has arms."""
-    chosen = [unit for unit in units.values() if unit.stage == stage]
-    if arms:
-        known = {_named(unit) for unit in chosen} - {""}
-        for arm in arms:
-            if arm not in known:
-                raise UserError(
-                    f"--arm {arm}: no such arm{did_you_mean(arm, known)}; the recipe has "
-                    f"{', '.join(sorted(known)) or 'none here'}"
-                )
-        chosen = [unit for unit in chosen if _named(unit) in arms]
-    return chosen
+def of_arms(units: Iterable[Unit], arms: Sequence[str]) -> list[Unit]:
+    """Return the units of some arms, or all units if no arm is given; `teacher` counts as an arm.
+
+    Raises:
+        UserError: no unit belongs to one of the arms.
+    """
+    units = list(units)
+    if not arms:
+        return units
+    known = {_arm_of(unit) for unit in units} - {""}
+    for arm in arms:
+        if arm not in known:
+            raise UserError(
+                f"--arm {arm}: no such arm{did_you_mean(arm, known)}; the recipe has "
+                f"{', '.join(sorted(known)) or 'none here'}"
+            )
+    return [unit for unit in units if _arm_of(unit) in arms]
 
 
-def _named(unit: Unit) -> str:
+def _arm_of(unit: Unit) -> str:
     return unit.arm or ("teacher" if unit.model else "")
 
 
 def with_upstream(units: dict[str, Unit], targets: Iterable[Unit]) -> list[Unit]:
-    """Return the targets and all that they need, in an order in which they can run."""
+    """Return the targets and everything they need, in an order in which they can run."""
     needed: set[str] = set()
     stack = [unit.key for unit in targets]
     while stack:

@@ -1,0 +1,138 @@
+"""What a stage is: everything that the pipeline and the command line need to know about one step.
+
+The command line builds its commands from the stages, so their modules import nothing heavy. What
+needs PyTorch, numpy or pydantic is imported inside the methods, when work starts.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from firstcli.workspace.units import Unit
+
+if TYPE_CHECKING:
+    from firstcli.api import JSON
+    from firstcli.recipe.schema import Recipe
+    from firstcli.stages.checks import SharedCheck
+    from firstcli.stages.probe import CostEstimate, Probe
+    from firstcli.workspace.artifacts import Manifest
+    from firstcli.workspace.run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Numbers that a unit's manifest keeps for tables, reports and model cards.
+
+    A field of None is left out of the manifest.
+    """
+
+    def as_json(self) -> dict[str, JSON]:
+        """Return the fields that have a value."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Self:
+        """Read the facts of a finished unit."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in manifest.facts.items() if name in known})
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A command-line option that only one stage has."""
+
+    name: str
+    help: str
+    default: bool | int
+    metavar: str | None = None
+    minimum: int | None = None
+
+
+class Stage(ABC):
+    """One step of the pipeline: its units, what they depend on, and the work.
+
+    A new stage is one subclass in a module of this package, and one line in `STAGES`.
+    """
+
+    name: ClassVar[str]
+    """Name of the command and first word of the units' keys."""
+    help: ClassVar[str]
+    """One sentence for `first --help`."""
+    format: ClassVar[int] = 1
+    """Raise it when the same inputs give a different result than before."""
+    shared: ClassVar[bool] = False
+    """Whether all processes of a launch work on a unit; otherwise only the first one does."""
+    has_arms: ClassVar[bool] = False
+    """Whether `--arm` limits the units."""
+    precious: ClassVar[bool] = False
+    """Whether a damaged artifact is rebuilt only on request, because it took long to make."""
+    options: ClassVar[tuple[Option, ...]] = ()
+    """Further options of the command."""
+
+    @abstractmethod
+    def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
+        """Yield the units that a recipe needs, in an order in which they can run."""
+
+    def why_nothing(self, recipe: Recipe) -> str:
+        """Explain why a recipe has no unit of this stage."""
+        return "the recipe does not need it"
+
+    @abstractmethod
+    def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
+        """Return everything that a unit's result depends on, besides the units that it needs.
+
+        These are the recipe keys that matter, the content of data and checkpoints, plugins with
+        their effective options, and the seed. Versions of packages, paths, the number of
+        processes, the micro-batch and the device are left out, because they change no result.
+        """
+
+    def shared_checks(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
+        """Return the checks that a unit has in common with units of other stages."""
+        return ()
+
+    def check(self, run: Run, unit: Unit) -> str:
+        """Check everything that can be checked without weights; describe the unit's size.
+
+        Raises:
+            UserError: the unit cannot work.
+        """
+        return ""
+
+    def disk(self, run: Run, unit: Unit) -> int:
+        """Estimate the bytes that the unit's result takes on disk."""
+        return 0
+
+    def disk_at_work(self, run: Run, unit: Unit) -> int:
+        """Estimate the bytes that the unit's work takes on disk besides its result."""
+        return 0
+
+    def probe(self, probe: Probe, unit: Unit) -> CostEstimate | None:
+        """Measure a few batches; None for stages that take seconds."""
+        return None
+
+    @abstractmethod
+    def work(self, run: Run, unit: Unit, folder: Path) -> Facts | None:
+        """Write the unit's result into a work folder, which may hold the start of it.
+
+        Returns:
+            The facts for the manifest; the first process's count.
+        """
+
+    def unsound_files(self, folder: Path) -> list[str]:
+        """Return the names of files that are damaged although their checksums match."""
+        return []
+
+    def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
+        """Print the result of finished units and return it as JSON values."""
+        return {unit.key: run.manifests[unit.key].facts for unit in units}
+
+    def finish(
+        self, run: Run, units: Sequence[Unit], options: Mapping[str, Any]
+    ) -> dict[str, JSON]:
+        """Do what the command's own options ask for, after all units are up to date."""
+        return {}

@@ -1,0 +1,129 @@
+"""Checks that units of several stages have in common; none of them needs weights."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from firstcli.errors import UserError
+from firstcli.runtime.console import size
+
+if TYPE_CHECKING:
+    from firstcli.workspace.run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class SharedCheck:
+    """A check that runs once for all units that ask for it."""
+
+    name: str
+    run: Callable[[Run], None]
+    """Warns, or raises UserError."""
+
+
+def _check_tokenizers(run: Run) -> None:
+    import numpy as np
+
+    from firstcli.data.sequences import Selected
+    from firstcli.stages import inputs
+
+    teacher, student = inputs.tokenizer(run, "teacher"), inputs.tokenizer(run, "student")
+    shared = inputs.shared_vocabulary(run)
+    teachers = {id: token for token, id in teacher.get_vocab().items() if id < shared}
+    students = {id: token for token, id in student.get_vocab().items() if id < shared}
+    ids = teachers.keys() | students.keys()
+    if differing := [id for id in ids if teachers.get(id) != students.get(id)]:
+        first = min(differing)
+        raise UserError(
+            f"teacher and student have incompatible tokenizers: {len(differing)} of the {shared} "
+            f"shared ids differ, the first is {first}: {teachers.get(first)!r} for the teacher, "
+            f"{students.get(first)!r} for the student; choose models with the same tokenizer"
+        )
+    for part in ("train", "validation"):
+        if not run.training.part(part):
+            continue
+        ours = inputs.training_rows(run, "teacher", part)
+        theirs = inputs.training_rows(run, "student", part)
+        # A sample that only one of them drops as too long shows as a different encoding.
+        _, at, there = np.intersect1d(
+            ours.numbers, theirs.numbers, assume_unique=True, return_indices=True
+        )
+        for sample, other in zip(Selected(ours, at), Selected(theirs, there), strict=True):
+            if not np.array_equal(sample.input_ids, other.input_ids):
+                raise UserError(
+                    f"teacher and student encode sample '{sample.id}' differently: "
+                    f"{teacher.convert_ids_to_tokens(sample.input_ids[:12].tolist())} and "
+                    f"{student.convert_ids_to_tokens(other.input_ids[:12].tolist())} ...; choose "
+                    "models with the same tokenizer"
+                )
+
+
+def _check_top_k(run: Run) -> None:
+    from firstcli.stages import inputs
+
+    shared = inputs.shared_vocabulary(run)
+    if run.recipe.knowledge.top_k > shared:
+        raise UserError(
+            f"knowledge.top_k: {run.recipe.knowledge.top_k} is more than the {shared} tokens that "
+            "teacher and student share"
+        )
+
+
+def _warn_of_overlap(run: Run) -> None:
+    from firstcli.data import splits
+
+    for evaluation in run.recipe.evaluate:
+        training = chain(run.training.train, run.training.validation)
+        if shared := splits.overlap(training, run.evaluation_samples(evaluation.name)):
+            run.console.warn(
+                f"evaluate '{evaluation.name}': {shared} prompts also occur in the training split; "
+                "its numbers will be optimistic"
+            )
+
+
+def _warn_of_seen_rows(run: Run) -> None:
+    if run.recipe.teacher and run.recipe.teacher.finetune is None:
+        run.console.warn(
+            "teacher: it is not fine-tuned here, so it may have seen the validation rows, and a "
+            "recalibrator that is fitted on rows that the teacher has seen leaves it over-confident"
+        )
+
+
+def _warn_of_unpinned_checkpoints(run: Run) -> None:
+    for section in (run.recipe.teacher, run.recipe.student):
+        model = section.model if section else None
+        if model is None or model.checkpoint is None or model.revision is not None:
+            continue
+        if not Path(model.checkpoint).is_absolute():
+            run.console.warn(
+                f"checkpoint {model.checkpoint}: no revision is given, so a change on the hub "
+                "would go unnoticed; pin one with `revision:`"
+            )
+
+
+TOKENIZERS = SharedCheck("tokenizers", _check_tokenizers)
+TOP_K = SharedCheck("top_k", _check_top_k)
+OVERLAP = SharedCheck("overlap", _warn_of_overlap)
+SEEN_ROWS = SharedCheck("seen rows", _warn_of_seen_rows)
+UNPINNED = SharedCheck("unpinned checkpoints", _warn_of_unpinned_checkpoints)
+
+
+def check_disk(run: Run, needed: int) -> None:
+    """Check that the run folder's disk has room for a number of bytes.
+
+    Raises:
+        UserError: it has not.
+    """
+    folder = run.folder
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"run directory {run.folder}: {size(needed)} are needed for weights, "
+            f"checkpoints and knowledge, {size(free)} are free; choose another with --run-dir"
+        )

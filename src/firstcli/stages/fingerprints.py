@@ -1,0 +1,199 @@
+"""The fingerprint inputs that several stages share: models, data, training settings, plugins.
+
+A plugin counts with its effective options, defaults included, and with its identity: distribution
+and version, or a format number for built-in plugins. So an upgraded plugin or a changed default
+makes exactly those units stale that depend on it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from firstcli.recipe.references import ModelSection, PluginRef
+from firstcli.recipe.schema import Arm, Recipe, Training
+from firstcli.training.trainer_fields import HARMLESS
+from firstcli.workspace.run import Run, library_versions, once_per_run
+from firstcli.workspace.units import Part, Role, Unit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+NOT_FOR_TRAINING = ("device", "dtype")
+"""Model options that change no training: `dtype` is for inference."""
+NOT_FOR_INFERENCE = ("device",)
+
+Inputs = dict[str, object]
+
+
+def model(run: Run, role: Role, seed: int | None = None) -> Inputs:
+    """Return what the model with which training starts depends on."""
+    section = run.model_section(role)
+    inputs = _options(f"{role}.model", section, NOT_FOR_TRAINING)
+    inputs[f"{role}.model.family"] = section.family
+    if section.checkpoint is not None:
+        inputs[f"{role}.model.checkpoint"] = run.checkpoint_identity(role)
+    inputs["seed"] = run.recipe.seed if seed is None else seed
+    return inputs
+
+
+def inference(run: Run, role: Role) -> Inputs:
+    """Return what running a finished model depends on."""
+    return _options(f"{role}.model", run.model_section(role), NOT_FOR_INFERENCE)
+
+
+def teacher(run: Run) -> Inputs:
+    """Return what the teacher's predictions depend on, besides its fine-tuning."""
+    assert run.recipe.teacher
+    if run.recipe.teacher.finetune:
+        return inference(run, "teacher")
+    inputs = inference(run, "teacher") | model(run, "teacher")
+    if run.recipe.teacher.model.checkpoint is None:  # its tokenizer is made from the training text
+        inputs |= training_data(run)
+    return inputs
+
+
+def predictions(run: Run, role: Role) -> Inputs:
+    """Return what a role's predictions depend on, besides its training."""
+    return teacher(run) if role == "teacher" else inference(run, role)
+
+
+def training_data(run: Run) -> Inputs:
+    # The validation part is included: the text of `scratch` tokenizers covers it.
+    return {f"{part} samples": run.part_content(part) for part in ("train", "validation")}
+
+
+def training_settings(prefix: str, training: Training) -> Inputs:
+    return flat(prefix, training.model_dump(exclude={"micro_batch_size"}))
+
+
+def trainer_fields(recipe: Recipe) -> Inputs:
+    return flat("trainer", {k: v for k, v in recipe.trainer.items() if k not in HARMLESS})
+
+
+def arm_fields(recipe: Recipe, name: str, fields: Iterable[str]) -> Inputs:
+    """Return some fields of an arm, its recalibrator with effective options and identity."""
+    arm: Arm = recipe.arms[name]
+    inputs = flat(f"arms.{name}", arm.model_dump(include=set(fields) - {"recalibrator"}))
+    if arm.recalibrator:
+        inputs |= plugin(f"arms.{name}.recalibrator", arm.recalibrator)
+    return inputs
+
+
+def plugin(prefix: str, ref: PluginRef) -> Inputs:
+    """Return a plugin's name, effective options and identity."""
+    return {f"{prefix}.name": ref.name} | _options(prefix, ref)
+
+
+def _options(prefix: str, ref: PluginRef | ModelSection, without: tuple[str, ...] = ()) -> Inputs:
+    options = {key: value for key, value in ref.effective.items() if key not in without}
+    return flat(f"{prefix}.options", options) | {f"plugin of {prefix}": ref.identity}
+
+
+def longest_sample(run: Run, unit: Unit) -> str:
+    """Return the length up to which samples are used; it matters only if some are dropped."""
+    if run.recipe.train.too_long == "error":
+        return "any"
+
+    def make() -> str:
+        from firstcli.stages import inputs
+
+        if unit.evaluation:
+            total = len(run.evaluation_samples(unit.evaluation))
+            kept = len(inputs.questions(run, unit.role, unit.evaluation))
+        else:
+            total = len(run.training.part(unit.part))
+            kept = len(inputs.training_rows(run, unit.role, unit.part))
+        return "any" if kept == total else f"{inputs.context(run, unit.role)} tokens"
+
+    content = tokenizer_content(run)
+    if unit.evaluation:
+        content["samples"] = run.evaluation_content(unit.evaluation)
+    else:
+        content["samples"] = run.part_content(unit.part)
+    what = f"longest sample, {unit.role}, {unit.evaluation or unit.part}"
+    return run.memory.recall(what, content, make)
+
+
+@once_per_run
+def shared_vocabulary(run: Run) -> int:
+    """Return the number of token ids that teacher and student share."""
+
+    def make() -> int:
+        from firstcli.stages import inputs
+
+        return inputs.shared_vocabulary(run)
+
+    return run.memory.recall("shared vocabulary", tokenizer_content(run), make)
+
+
+def tokenizer_content(run: Run) -> dict[str, str]:
+    """Return what the tokenizers and architectures of both roles depend on."""
+    roles: list[Role] = ["teacher", "student"] if run.recipe.teacher else ["student"]
+    inputs: Inputs = {}
+    for role in roles:
+        inputs |= model(run, role)
+        if run.model_section(role).checkpoint is None:
+            inputs |= training_data(run)
+    inputs.pop("seed", None)  # it draws weights, which change neither
+    return as_text(inputs) | library_versions(run)
+
+
+def all_content(run: Run) -> dict[str, str]:
+    """Return everything that checks depend on: the recipe, its data, models and plugins."""
+    contents = {
+        section.name: run.evaluation_content(section.name) for section in run.recipe.evaluate
+    }
+    implied = {key: str(value) for key, value in implied_inputs(run.recipe)}
+    return (
+        tokenizer_content(run)
+        | as_text(training_data(run))
+        | {f"samples of {name}": content for name, content in contents.items()}
+        | implied
+        | {"recipe": json.dumps(run.resolved, sort_keys=True)}
+    )
+
+
+def implied_inputs(recipe: Recipe) -> Iterator[tuple[str, object]]:
+    """Yield the inputs that a recipe does not state: default options and plugins' identities.
+
+    Manifests of format 1 do not have them.
+    """
+    for prefix, ref in _references(recipe):
+        yield f"plugin of {prefix}", ref.identity
+        unset = {key: value for key, value in ref.effective.items() if key not in ref.given}
+        yield from flat(f"{prefix}.options", unset).items()
+
+
+def _references(recipe: Recipe) -> Iterator[tuple[str, PluginRef | ModelSection]]:
+    yield "student.model", recipe.student.model
+    if recipe.teacher:
+        yield "teacher.model", recipe.teacher.model
+        if recipe.teacher.posthoc:
+            yield "posthoc", recipe.teacher.posthoc
+    for name, arm in recipe.arms.items():
+        if arm.recalibrator:
+            yield f"arms.{name}.recalibrator", arm.recalibrator
+        if arm.posthoc:
+            yield "posthoc", arm.posthoc
+
+
+def flat(prefix: str, value: object) -> Inputs:
+    """Return a nested value as dotted keys; None is left out."""
+    if isinstance(value, Mapping):
+        return {
+            name: leaf
+            for key, child in value.items()
+            for name, leaf in flat(f"{prefix}.{key}", child).items()
+        }
+    return {} if value is None else {prefix: value}
+
+
+def as_text(inputs: Mapping[str, Any]) -> dict[str, str]:
+    return {key: str(value) for key, value in inputs.items()}
+
+
+def part_samples(run: Run, part: Part) -> Inputs:
+    """Return the digest of one part's samples."""
+    return {f"{part} samples": run.part_content(part)}

@@ -1,0 +1,185 @@
+"""Run models over samples: the top-k probabilities of a teacher, and the candidates of questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from firstcli.data.encoded import counts_of, lengths_of
+from firstcli.data.encoding import EncodedSample, Question
+from firstcli.data.sequences import Selected
+from firstcli.errors import UserError, shortened
+from firstcli.knowledge import store
+from firstcli.knowledge.top_k import TopK
+from firstcli.models import inference, readout
+from firstcli.models.batching import Halving, forget
+from firstcli.stages import inputs
+from firstcli.workspace.run import Run
+from firstcli.workspace.units import Unit
+
+EXTRACTION_TOKENS = 4096
+"""Tokens per batch of extraction, padding included."""
+EVALUATION_TOKENS = 8192
+"""Tokens per batch of evaluation, padding included."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSamples:
+    """The samples of one shard, and the teacher that scores them."""
+
+    rows: Sequence[EncodedSample]
+    fold: int | None = None
+    """The fold whose teacher has not seen the samples; None for the teacher itself."""
+
+
+def shards_of(run: Run, unit: Unit) -> list[ShardSamples]:
+    """Return the content of every shard of a part; it depends on the data alone."""
+    if unit.part != "out-of-fold":
+        rows = inputs.training_rows(run, "teacher", unit.part)
+        return [ShardSamples(samples) for samples in split_into_shards(rows)]
+    folds = range(1, (run.recipe.knowledge.folds or 0) + 1)
+    return [
+        ShardSamples(samples, fold)
+        for fold in folds
+        for samples in split_into_shards(inputs.rows_of_fold(run, fold, seen=False))
+    ]
+
+
+def split_into_shards(rows: Sequence[EncodedSample]) -> list[Sequence[EncodedSample]]:
+    """Cut the samples, longest first, into shards; the result depends on the data alone."""
+    lengths, counts = lengths_of(rows), counts_of(rows)
+    ordered = np.argsort(-lengths, kind="stable")
+    starts = np.flatnonzero(np.diff(lengths[ordered], prepend=-1))
+    for same_length in np.split(ordered, starts[1:]):  # views; ids order samples of one length
+        same_length[:] = sorted(same_length.tolist(), key=lambda index: rows[index].id)
+    cuts = []
+    positions = tokens = 0
+    for place, index in enumerate(ordered.tolist()):
+        positions += counts[index]
+        tokens += lengths[index]
+        if positions > store.SHARD_POSITIONS or tokens > store.SHARD_TOKENS:
+            cuts.append(place)
+            positions, tokens = counts[index], lengths[index]
+    return [Selected(rows, part) for part in np.split(ordered, cuts) if len(part)]
+
+
+class TeacherScorer:
+    """Scores samples with the teacher or a fold's teacher; one of them is in memory at a time."""
+
+    def __init__(self, run: Run, what: str) -> None:
+        """Load nothing yet; `what` names the work in warnings."""
+        self._run = run
+        self._limit = inputs.shared_vocabulary(run)
+        self._fold: int | None = None
+        self._reader: readout.Reader | None = None
+        self.halving = Halving(run.console.warn, what)
+
+    def __call__(
+        self,
+        shard: ShardSamples,
+        top_k: int,
+        advance: Callable[[int], None] = lambda _: None,
+        only: Container[str] | None = None,
+    ) -> dict[str, TopK]:
+        """Return the knowledge of a shard's samples, by id.
+
+        Samples are scored in their usual batches, because batch composition affects the last bits.
+
+        Args:
+            shard: the samples and their teacher.
+            top_k: tokens to keep at each position.
+            advance: is called with the number of samples of each batch.
+            only: ids of the samples to return; None for all.
+        """
+        knowledge: dict[str, TopK] = {}
+        for batch in inference.batches(lengths_of(shard.rows).tolist(), EXTRACTION_TOKENS):
+            rows = [shard.rows[i] for i in batch]
+            if only is None or any(row.id in only for row in rows):
+                scored = self.halving.run(rows, lambda part: self._score(shard.fold, part, top_k))
+                knowledge |= {id: top for id, top in scored.items() if only is None or id in only}
+            advance(len(rows))
+        return knowledge
+
+    def _score(
+        self, fold: int | None, rows: Sequence[EncodedSample], top_k: int
+    ) -> dict[str, TopK]:
+        if self._reader is None or self._fold != fold:
+            self._reader = None
+            forget()
+            model = inputs.teacher(self._run, fold)
+            self._reader, self._fold = readout.Reader(model, self._run.console.say), fold
+        return top_k_of(self._reader, rows, top_k, self._limit)
+
+
+def top_k_of(
+    reader: readout.Reader, rows: Sequence[EncodedSample], top_k: int, limit: int
+) -> dict[str, TopK]:
+    """Run a model over one batch and keep the top k of each supervised position.
+
+    Args:
+        reader: the model.
+        rows: samples, of any length.
+        top_k: tokens to keep at each position.
+        limit: number of token ids that may be kept, counted from 0.
+
+    Returns:
+        The knowledge of every sample, by id.
+
+    Raises:
+        UserError: the model's output is not finite.
+    """
+    device = next(reader.model.parameters()).device
+    padded = inference.pad([row.input_ids for row in rows])
+    counts = [len(row.targets) for row in rows]
+    batch_rows = torch.arange(len(rows)).repeat_interleave(torch.tensor(counts))
+    columns = torch.cat([torch.arange(row.start - 1, len(row.input_ids) - 1) for row in rows])
+    packed = reader(
+        padded.input_ids.to(device),
+        padded.attention_mask.to(device),
+        batch_rows.to(device),
+        columns.to(device),
+        lambda scores: readout.top_k(scores, top_k, limit),
+    ).cpu()
+    token_ids, log_probs, log_tail = readout.unpack(packed)
+    if not torch.isfinite(log_probs).all():
+        bad = sorted({rows[int(i)].id for i in batch_rows[~torch.isfinite(log_probs).all(-1)]})
+        raise UserError(
+            f"the teacher's output is not finite for {len(bad)} samples, such as "
+            f"{shortened(bad, 3)}; check its weights, or try model.options.dtype: float32"
+        )
+    ends = np.cumsum(counts)
+    return {
+        row.id: TopK(
+            token_ids[end - count : end].numpy().astype(np.int32),
+            log_probs[end - count : end].numpy(),
+            log_tail[end - count : end].numpy(),
+        )
+        for row, count, end in zip(rows, counts, ends, strict=True)
+    }
+
+
+def candidate_log_probs(
+    reader: readout.Reader, questions: Sequence[Question]
+) -> dict[str, list[float]]:
+    """Return each candidate's log-probability in the whole vocabulary, by question id."""
+    device = next(reader.model.parameters()).device
+    padded = inference.pad([question.input_ids for question in questions])
+    rows = torch.arange(len(questions), device=device)
+    last = torch.tensor([len(question.input_ids) - 1 for question in questions], device=device)
+    candidates = [torch.tensor(question.candidate_ids) for question in questions]
+    token_ids = pad_sequence(candidates, batch_first=True).to(device)  # (B, C)
+    log_probs = reader(
+        padded.input_ids.to(device),
+        padded.attention_mask.to(device),
+        rows,
+        last,
+        lambda scores: readout.log_probs(scores, token_ids),
+    ).tolist()
+    return {
+        question.id: values[: len(question.candidate_ids)]
+        for question, values in zip(questions, log_probs, strict=True)
+    }
