@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from rich.table import Table
 
-from firstcli import metrics
 from firstcli.errors import UserError
-from firstcli.recalibration.builtin import FEW_ROWS, SingleTemperature
 from firstcli.recalibration.criteria import CRITERIA
+from firstcli.recalibration.diagnostics import CalibrationArtifact
 from firstcli.recipe.schema import recalibrator_of
 from firstcli.stages import inputs
 from firstcli.training import soft_targets
 from firstcli.training.soft_targets import Positions
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit
-
-if TYPE_CHECKING:
-    from firstcli.api import BoolArray, FloatArray, Recalibrator
 
 
 def check(run: Run, unit: Unit) -> str:
@@ -43,116 +37,21 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
         raise UserError(f"arms.{unit.arm}: no validation position to fit the recalibrator on")
     mass = soft_targets.taught_mass(arm, chosen)
     recalibrator = recalibrator_of(arm)
-    recalibrator.fit(chosen.topk, chosen.is_label, mass)
-    for warning in warnings(f"arms.{unit.arm}", recalibrator):
-        run.console.warn(warning)
-    found = judged(recalibrator, chosen.topk, chosen.is_label, mass)
-    artifact = {
-        **found,
-        "recalibrator": arm.recalibrator.name,
-        "options": arm.recalibrator.options,
-        "mass": arm.mass,
-        "positions": "decisive" if not chosen.decisive.size or chosen.decisive.all() else "all",
-    }
-    path = folder / f"{unit.arm}.json"
-    path.write_text(json.dumps(artifact, indent=1, sort_keys=True) + "\n", "utf-8")
-    return {"recalibrator": arm.recalibrator.name, **facts_of(found)}
-
-
-def judged(
-    recalibrator: Recalibrator[Any],
-    topk: FloatArray,
-    is_label: BoolArray,
-    mass: FloatArray,
-) -> dict[str, Any]:
-    """Return what a fitted recalibrator does to the rows that it was fitted on, as JSON.
-
-    `before` is the model's own probability, `after` what is taught, mass times target: over all
-    rows for the most likely token, and in `ranks` for each of the k.
-
-    Args:
-        recalibrator: fitted.
-        topk: the model's probabilities, (N, k).
-        is_label: which of the k tokens is the true one, (N, k).
-        mass: total probability that is taught to the k tokens, (N,).
-    """
-    state = recalibrator.state()
-    after = mass[:, None] * recalibrator.transform(topk)  # (N, k)
-    ranks = _ranks(topk, after, is_label)
-    correct = is_label[:, 0]
-    return {
-        **_temperature_facts(recalibrator),
-        "rows": state.get("rows", len(topk)),
-        "accuracy": ranks[0]["frequency"],
-        "confidence_before": ranks[0]["confidence_before"],
-        "confidence_after": ranks[0]["confidence_after"],
-        # In-sample: the rows that the state was fitted on.
-        "ece_before": metrics.ece(np.minimum(topk[:, 0], 1.0), correct),
-        "ece_after": metrics.ece(np.minimum(after[:, 0], 1.0), correct),
-        "ranks": ranks,
-        "state": state,
-    }
-
-
-def _temperature_facts(recalibrator: Recalibrator[Any]) -> dict[str, Any]:
-    """Return what is told of a temperature; another plugin's state may hold anything."""
-    if not isinstance(recalibrator, SingleTemperature):
-        return {}
-    state = recalibrator.state()
-    if not recalibrator.needs_fit:
-        return {"temperature": state["temperature"]}
-    told = ("temperature", "interval", "criterion", "at_grid_end", "flat")
-    by_criterion = {name: fit["temperature"] for name, fit in state["criteria"].items()}
-    return {key: state[key] for key in told} | {"temperatures": by_criterion}
-
-
-def _ranks(before: FloatArray, after: FloatArray, is_label: BoolArray) -> list[dict[str, Any]]:
-    """Compare, rank by rank, what is believed and how often it is so (the paper's Figure 3)."""
-    return [
-        {
-            "rank": rank + 1,
-            "confidence_before": float(before[:, rank].mean()),
-            "confidence_after": float(after[:, rank].mean()),
-            "frequency": float(is_label[:, rank].mean()),
-            "n": len(before),
-        }
-        for rank in range(before.shape[1])
-    ]
-
-
-def facts_of(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a manifest keeps of `judged`: without the long parts."""
-    return {key: value for key, value in found.items() if key not in ("ranks", "state")}
-
-
-def warnings(where: str, recalibrator: Recalibrator[Any]) -> list[str]:
-    """Say what makes a fitted temperature doubtful; `where` names the arm or model."""
-    if not isinstance(recalibrator, SingleTemperature) or not recalibrator.needs_fit:
-        return []
-    state = recalibrator.state()
-    low, high = state["interval"]
-    fitted = (
-        f"{where}: T = {state['temperature']:.3g}, fitted by {state['criterion']} on "
-        f"{state['rows']} rows (95 % interval {low:.3g} to {high:.3g})"
+    recalibrator.fit(chosen.topk, chosen.is_label, mass, arm.mass)
+    for warning in recalibrator.diagnostics().warnings:
+        run.console.warn(f"arms.{unit.arm}: {warning}")
+    artifact = CalibrationArtifact.measure(
+        recalibrator,
+        chosen.topk,
+        chosen.is_label,
+        mass,
+        name=arm.recalibrator.name,
+        options=arm.recalibrator.options,
+        positions="decisive" if not chosen.decisive.size or chosen.decisive.all() else "all",
+        mass_mode=arm.mass,
     )
-    if state["at_grid_end"]:  # interval and spread say little there
-        return [
-            f"{where}: T = {state['temperature']:.3g}, fitted by {state['criterion']} on "
-            f"{state['rows']} rows, lies at the end of the searched range, so the best may lie "
-            "beyond; one temperature may not be what these rows need"
-        ]
-    found = []
-    if state["few_rows"]:
-        found.append(
-            f"{fitted}, would scatter by about {state['spread']:.2g} over such validation parts; "
-            f"raise train.validation to have {FEW_ROWS} rows or more"
-        )
-    elif state["flat"]:  # with few rows no wonder
-        found.append(
-            f"{fitted}, is hardly determined by these rows; raise train.validation, or give a "
-            "fixed `temperature`"
-        )
-    return found
+    artifact.save(folder / f"{unit.arm}.json")
+    return artifact.short_facts()
 
 
 def summary(run: Run, units: list[Unit]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ renormalised. How much lies outside the candidates is unknown from then on.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +23,11 @@ from firstcli.metrics.records import EvalRecords
 from firstcli.models import readout
 from firstcli.models.batching import run_batched
 from firstcli.recalibration.builtin import softmax
+from firstcli.recalibration.diagnostics import CalibrationArtifact
 from firstcli.recipe.references import PosthocRef
 from firstcli.recipe.schema import recalibrator_named
 from firstcli.runtime import distributed
-from firstcli.stages import calibrate, inputs
+from firstcli.stages import inputs
 from firstcli.stages.extract import BATCH_TOKENS, top_k_of
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit
@@ -75,14 +75,20 @@ def fit(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     recalibrator = recalibrator_named(ref)
     topk, is_label = _decisive(rows, found)
     mass = topk.sum(axis=1)
-    recalibrator.fit(topk, is_label, mass)
-    for warning in calibrate.warnings(unit.model.name, recalibrator):
-        run.console.warn(warning)
-    judged = calibrate.judged(recalibrator, topk, is_label, mass)
-    about = {"recalibrator": ref.name, "options": ref.options, "positions": "decisive"}
-    text = json.dumps(judged | about, indent=1, sort_keys=True)
-    (folder / f"{unit.model.name}.json").write_text(text + "\n", "utf-8")
-    return {"recalibrator": ref.name, **calibrate.facts_of(judged)}
+    recalibrator.fit(topk, is_label, mass, "teacher")
+    for warning in recalibrator.diagnostics().warnings:
+        run.console.warn(f"{unit.model.name}: {warning}")
+    artifact = CalibrationArtifact.measure(
+        recalibrator,
+        topk,
+        is_label,
+        mass,
+        name=ref.name,
+        options=ref.options,
+        positions="decisive",
+    )
+    artifact.save(folder / f"{unit.model.name}.json")
+    return artifact.short_facts()
 
 
 def _asked(run: Run, unit: Unit, rows: Sequence[EncodedSample]) -> dict[str, TopK]:
@@ -117,7 +123,7 @@ def applied(run: Run, unit: Unit) -> EvalRecords:
     folder = run.folder / "eval" / unit.evaluation
     records = EvalRecords.load(folder / f"{given.name}.parquet")
     path = run.folder / "calibration" / f"{unit.model.name}.json"
-    temperature = json.loads(path.read_text("utf-8"))["state"]["temperature"]
+    temperature = CalibrationArtifact.load(path).state["temperature"]
     if records.candidate_mass is not None and (mass := records.candidate_mass.mean()) < LITTLE:
         run.console.warn(
             f"eval {unit.evaluation}/{unit.model.name}: the candidates hold {100 * mass:.0f} % of "
