@@ -1,41 +1,68 @@
-"""What plugin authors import: samples, tasks, model families, recalibrators and their options.
+"""The public contract for plugin authors: samples, tasks, model families and recalibrators.
 
-Nothing here imports torch or transformers, so a recipe that names a plugin loads quickly.
+This module does not import torch or transformers, so a recipe that names a plugin loads quickly.
+`firstcli.testing` checks the requirements that are stated here.
 """
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from firstcli.errors import UserError
+
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    FloatArray = npt.NDArray[np.float64]
-    BoolArray = npt.NDArray[np.bool_]
+__all__ = [
+    "JSON",
+    "BoolArray",
+    "Curve",
+    "DataPath",
+    "Diagnostics",
+    "Dtype",
+    "FloatArray",
+    "MassMode",
+    "ModelFamily",
+    "ModelRef",
+    "PluginOptions",
+    "Recalibrator",
+    "Sample",
+    "SourcedStr",
+    "Split",
+    "Task",
+    "UserError",
+]
 
-JSON = Any  # a value that json.dumps takes; spelt out it would need recursive types
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+JSON = Any
+"""A value that `json.dumps` accepts; an exact type would have to be recursive."""
+Dtype = Literal["float32", "bfloat16", "float16"]
+MassMode = Literal["teacher", "one"]
+"""Total probability that the student learns for the k tokens: the teacher's, or 1."""
 
 
 class PluginOptions(BaseModel):
-    """The options of a plugin, as `options:` in a recipe.
+    """The options of a plugin, given as `options:` in a recipe.
 
-    Give every field a `Field(description=...)`. Unknown keys are refused and values are not
-    coerced: `epochs: yes` is a mistake, not 1.
+    Give every field a `Field(description=...)`. Unknown keys are rejected and values are not
+    coerced: `epochs: yes` is an error, not 1.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class SourcedStr(str):
-    """A string from a recipe that remembers the folder its relative paths start from."""
+    """A string from a recipe, with the folder that its relative paths start from."""
 
     base: Path
 
@@ -56,12 +83,30 @@ def _resolve(value: object) -> object:
 
 
 DataPath = Annotated[Path, BeforeValidator(_resolve)]
-"""A path option: relative to the recipe that says it, or to the current folder in `--set`."""
+"""A path option, relative to the recipe that states it, or to the current folder in `--set`."""
+
+
+OptionsT = TypeVar("OptionsT", bound=PluginOptions)
+
+
+class PluginBase(ABC, Generic[OptionsT]):
+    """What the three kinds of plugins share: they are built from their options."""
+
+    Options: ClassVar[type[PluginOptions]] = PluginOptions
+    format: ClassVar[int] = 1
+    """Raise it when the same options and data give a different result.
+
+    Built-ins are identified by it. For other packages it is part of the identity beside
+    distribution and version, which helps during development.
+    """
+
+    def __init__(self, options: OptionsT) -> None:
+        self.options = options
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One row of a task: a prompt and the response to learn, or to choose among candidates.
+    """One sample of a task: a prompt, and the response to learn or the candidates to choose from.
 
     `prompt` ends exactly where the response begins; a leading space belongs to the response.
     """
@@ -69,13 +114,13 @@ class Sample:
     prompt: str
     response: str
     id: str | None = None
-    """The data's own id; None lets firstcli derive one from prompt and response."""
+    """The data's own id, unique in its split; with None, firstcli derives one from the content."""
     candidates: tuple[str, ...] = ()
-    """The complete responses to choose among; empty for instruction tasks."""
+    """The complete responses to choose from: 2 to 26, all different; empty for instructions."""
     answer: int | None = None
-    """Index of the right candidate; None with candidates says that none of them is right."""
+    """Index of the right candidate; None with candidates means that none is right."""
     truth: tuple[float, ...] | None = None
-    """The true probability of every candidate, where it is known."""
+    """The true probability of each candidate, where it is known; sums to 1."""
 
     @classmethod
     def question(
@@ -87,10 +132,15 @@ class Sample:
         id: str | None = None,
         truth: Sequence[float] | None = None,
     ) -> Sample:
-        """Build the sample of a question task, whose response is the right candidate.
+        """Build the sample of a question task; its response is the right candidate.
 
-        Where no candidate is right, `answer` is None and the response is empty: such a question
-        can only be evaluated, never learned from.
+        Args:
+            prompt: the text before the response.
+            candidates: the complete responses to choose from.
+            answer: index of the right candidate. With None the response is empty, and the
+                question can be evaluated but not learned from.
+            id: the data's own id.
+            truth: the true probability of each candidate, where it is known.
         """
         return cls(
             prompt=prompt,
@@ -104,48 +154,57 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The samples of one split, and how many rows were left out, by reason."""
+    """The samples of one split, and the number of dropped samples by reason."""
 
     samples: Iterable[Sample]
-    """Taken once, in order: a list, or a generator where a split may be larger than memory."""
+    """Consumed once, in order: a list, or a generator for a split that may exceed memory."""
     dropped: dict[str, int] = field(default_factory=dict)
-    """Read after the last sample was taken, so that a generator may count as it goes."""
+    """Read after the last sample, so that a generator can count while it runs."""
 
 
-OptionsT = TypeVar("OptionsT", bound=PluginOptions)
+class Task(PluginBase[OptionsT]):
+    """A plugin of the group `firstcli.tasks`: the samples of each split."""
 
-
-class Task(ABC, Generic[OptionsT]):
-    """A plugin of the group `firstcli.tasks`: samples of each split."""
-
-    Options: ClassVar[type[PluginOptions]] = PluginOptions
     has_candidates: ClassVar[bool] = True
-    """Whether samples carry candidates, so that models can be evaluated on them."""
+    """Whether samples have candidates, so that models can be evaluated on them.
 
-    def __init__(self, options: OptionsT) -> None:
-        self.options = options
+    If False, every sample has a response and neither candidates nor answer nor truth.
+    """
 
     @property
     @abstractmethod
     def splits(self) -> tuple[str, ...]:
-        """Names of the splits that this task, with these options, can load."""
+        """Names of the splits that this task can load with these options; at least one."""
 
     @abstractmethod
     def load(self, split: str) -> Split:
-        """Return the samples of one of `splits`, in a fixed order.
+        """Return the samples of one of `splits`: at least one, in the same order at every load.
 
-        An OSError, such as a lost connection, may pass: firstcli says after how many rows it came,
-        and uses none of them.
+        The first tokens in which candidates differ decide, so these must not be shared.
+        Either every question of a split has a right answer or none has; all questions of `train`
+        must have one.
+
+        An OSError, such as a lost connection, may propagate: firstcli reports how many samples
+        preceded it, and uses none of them.
 
         Raises:
             UserError: a file is missing or a row is malformed; names file, line and key. It may
-                also come while the samples are taken.
+                also be raised while the samples are consumed.
         """
+
+    def sources(self, split: str) -> Sequence[Path] | None:
+        """Return the local files that a split is read from.
+
+        firstcli uses them to remember checks of data that has not changed. Return an empty
+        sequence where the options alone determine the samples, and None (the default) where
+        neither holds: the split is then read on every command.
+        """
+        return None
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """Which model: the checkpoint as the recipe gives it."""
+    """The checkpoint of a model, as the recipe states it."""
 
     checkpoint: str | None
     """A hub id or the absolute path of a local folder; None for families that need none."""
@@ -158,43 +217,57 @@ class ModelRef:
         return path if path.is_absolute() else None
 
 
-class ModelFamily(ABC, Generic[OptionsT]):
-    """A plugin of the group `firstcli.families`: how to get a model and its tokenizer.
+class ModelFamily(PluginBase[OptionsT]):
+    """A plugin of the group `firstcli.families`: creates a model and its tokenizer.
 
-    A trained model is saved as a Hugging Face folder and loaded again by the Auto classes, so a
-    family only says where training starts.
+    A trained model is saved as a Hugging Face folder and loaded with the Auto classes, so a family
+    only defines where training starts. After saving and loading, the tokenizer must encode and the
+    model must predict as before.
     """
 
-    Options: ClassVar[type[PluginOptions]] = PluginOptions
     needs_checkpoint: ClassVar[bool] = True
     """Whether a recipe must (True) or must not (False) give `checkpoint`."""
     needs_text: ClassVar[bool] = False
-    """Whether the tokenizer is made from the training task's text."""
+    """Whether the tokenizer is trained on the training task's text."""
 
-    def __init__(self, options: OptionsT) -> None:
-        self.options = options
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        renamed = hasattr(cls, "trained_model")
+        _reject_old(cls, ["rename `trained_model` to `load_trained`"] * renamed)
 
     @abstractmethod
     def tokenizer(self, ref: ModelRef, text: Iterable[str]) -> PreTrainedTokenizerBase:
-        """Return the tokenizer; `text` holds the training task's prompts and responses."""
+        """Return the tokenizer.
+
+        It must be a fast tokenizer whose offsets cover every character except white space. An
+        end-of-sequence token is optional: without one, responses are learned without an end mark.
+
+        Args:
+            ref: the checkpoint.
+            text: prompts and responses of the training task.
+        """
 
     @abstractmethod
     def empty_model(self, ref: ModelRef, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-        """Return the architecture with its weights on the meta device, for counting parameters."""
+        """Return the model with its weights on the meta device, to count parameters.
+
+        Names and shapes of the parameters are those of `model`.
+        """
 
     @abstractmethod
     def model(
-        self,
-        ref: ModelRef,
-        tokenizer: PreTrainedTokenizerBase,
-        dtype: Literal["float32", "bfloat16", "float16"],
-        seed: int,
+        self, ref: ModelRef, tokenizer: PreTrainedTokenizerBase, dtype: Dtype, seed: int
     ) -> PreTrainedModel:
-        """Return the model on the CPU; `seed` draws new weights, where there are any."""
+        """Return the model on the CPU.
 
-    def load_trained(
-        self, folder: Path, dtype: Literal["float32", "bfloat16", "float16"]
-    ) -> PreTrainedModel:
+        Args:
+            ref: the checkpoint.
+            tokenizer: the tokenizer; the model's vocabulary must be at least as large.
+            dtype: type of all weights.
+            seed: initialises new weights, if any; the same seed gives the same weights.
+        """
+
+    def load_trained(self, folder: Path, dtype: Dtype) -> PreTrainedModel:
         """Return a model of this family that firstcli trained and saved in `folder`."""
         import torch
         from transformers import AutoModelForCausalLM
@@ -205,51 +278,137 @@ class ModelFamily(ABC, Generic[OptionsT]):
 
     @property
     def device(self) -> str:
-        """Where models run: `auto`, or a name that torch.device takes."""
+        """Where models run: `auto`, or a name that `torch.device` accepts."""
         return "auto"
 
     @property
-    def inference_dtype(self) -> Literal["auto", "float32", "bfloat16", "float16"]:
-        """The weights' type outside training; `auto`: bfloat16 on a GPU that has it."""
+    def inference_dtype(self) -> Literal["auto"] | Dtype:
+        """Type of the weights outside training; `auto` is bfloat16 on GPUs that support it."""
         return "auto"
 
 
-class Recalibrator(ABC, Generic[OptionsT]):
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A criterion as a function of one parameter, evaluated on the validation part."""
+
+    points: tuple[tuple[float, float], ...]
+    """(parameter, criterion value), by ascending parameter."""
+    best: float
+    """The parameter that minimises the criterion; one of the points."""
+    interval: tuple[float, float] | None = None
+    """An interval for the best parameter; it contains `best`."""
+
+
+RESERVED_FACTS = frozenset(
+    {
+        *("recalibrator", "options", "mass", "positions", "ranks", "state"),
+        *("accuracy", "confidence_before", "confidence_after", "ece_before", "ece_after"),
+    }
+)
+"""Other keys of `calibration/<arm>.json`, which facts cannot use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostics:
+    """What a recalibrator reports about its fit."""
+
+    facts: Mapping[str, JSON] = field(default_factory=dict)
+    """Short facts for tables and `calibration/<arm>.json`, such as `temperature`.
+
+    A `temperature` can have an `interval` and a `criterion`, the name of the curve that it
+    minimises. `rows` is the number of rows that the fit used; without it, all rows count.
+    """
+    warnings: tuple[str, ...] = ()
+    """What makes the fit doubtful and what to do: one line each, without the arm's name."""
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    """Criteria over a parameter, by name, for the report's figures."""
+
+    def __post_init__(self) -> None:
+        if clashes := sorted(RESERVED_FACTS & set(self.facts)):
+            raise ValueError(f"a recalibrator's facts cannot be called {', '.join(clashes)}")
+
+
+class Recalibrator(PluginBase[OptionsT]):
     """A plugin of the group `firstcli.recalibrators`: better probabilities for the teacher's top k.
 
-    Arrays are float64, a row a position, columns from the most to the least likely token.
+    Arrays are float64. Each row is one position; columns run from the most to the least likely
+    token. A row sums to 1 or less: the rest of the probability is outside the top k. The first
+    value is above 0; the other values can be 0, and all can be subnormal.
+
+    With k = 1, `fit` and `transform` may raise UserError.
     """
 
-    Options: ClassVar[type[PluginOptions]] = PluginOptions
     order_preserving: ClassVar[bool] = True
     """Whether `transform` never changes the order of a row's probabilities."""
 
-    def __init__(self, options: OptionsT) -> None:
-        self.options = options
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        changes = []
+        if hasattr(cls, "keeps_ranks"):
+            changes.append("rename `keeps_ranks` to `order_preserving`")
+        signature = inspect.signature(cls.fit)
+        if "is_true" in signature.parameters:
+            changes.append("rename the parameter `is_true` of `fit` to `is_label`")
+        try:
+            signature.bind("self", "topk", "is_label", "mass", "mass_mode")
+        except TypeError:
+            changes.append("let `fit` accept (topk, is_label, mass, mass_mode)")
+        _reject_old(cls, changes)
 
     @property
     def needs_fit(self) -> bool:
-        """Whether `fit` must run before `transform`, with these options."""
+        """Whether `fit` or `restore` must run before `transform`, with these options."""
         return False
 
-    def fit(self, topk: FloatArray, is_label: BoolArray, mass: FloatArray) -> None:
+    def fit(
+        self, topk: FloatArray, is_label: BoolArray, mass: FloatArray, mass_mode: MassMode
+    ) -> None:
         """Learn from the validation part.
 
+        The result must be deterministic and, up to rounding, independent of the order of the rows.
+        Do not modify the arrays.
+
         Args:
-            topk: teacher's probabilities, (N, k), from the softmax over the whole vocabulary.
-            is_label: which of the k tokens is the true one, (N, k); a row is all false where the
-                true token lies outside the k.
-            mass: total probability that is taught to the k tokens, (N,): `topk.sum(1)` with
-                `mass: teacher`, ones with `mass: one`.
+            topk: the teacher's probabilities, (N, k), from the softmax over the whole vocabulary.
+            is_label: whether each of the k tokens is the label, (N, k); all false in a row whose
+                label is not in the top k.
+            mass: total probability that the student learns for the k tokens, (N,).
+            mass_mode: where `mass` comes from: `teacher` for `topk.sum(1)`, `one` for all ones.
+
+        Raises:
+            UserError: these rows do not determine a fit; says what to change.
         """
 
     @abstractmethod
     def transform(self, topk: FloatArray) -> FloatArray:
-        """Return a distribution over the same k tokens, (N, k), whose rows sum to 1."""
+        """Return a distribution over the same k tokens, (N, k).
+
+        Values are finite and not negative, and rows sum to 1. N can be 0. Each row's result depends
+        on that row alone. Do not modify `topk`.
+
+        Raises:
+            Exception: `needs_fit` holds, but neither `fit` nor `restore` was called.
+        """
 
     def state(self) -> dict[str, JSON]:
-        """Return what `fit` learned as JSON; empty for a recalibrator that learns nothing."""
+        """Return what `fit` learned as JSON without NaN or infinity; empty if it learns nothing."""
         return {}
 
     def restore(self, state: Mapping[str, JSON]) -> None:
-        """Take back what `state` returned."""
+        """Restore what `state` returned; `transform` then gives exactly the same result."""
+
+    def diagnostics(self) -> Diagnostics:
+        """Return facts, warnings and curves for the reports, after `fit` or `restore`.
+
+        Derive them from the state, so that they are the same after `restore`.
+        """
+        return Diagnostics()
+
+
+def _reject_old(cls: type, changes: list[str]) -> None:
+    """Raise TypeError for a plugin class that does not match this version of the contract."""
+    if changes:
+        raise TypeError(
+            f"class {cls.__name__} was written for an earlier version of firstcli: "
+            f"{'; '.join(changes)}"
+        )

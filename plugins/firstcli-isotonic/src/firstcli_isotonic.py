@@ -1,23 +1,28 @@
-"""A recalibrator for firstcli: isotonic regression of the teacher's top-1 probability."""
+"""Recalibrator `isotonic`: isotonic regression of the teacher's top-1 probability."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from firstcli.api import JSON, PluginOptions, Recalibrator
-from firstcli.errors import UserError
+from firstcli.api import (
+    JSON,
+    BoolArray,
+    Diagnostics,
+    FloatArray,
+    MassMode,
+    PluginOptions,
+    Recalibrator,
+    UserError,
+)
 
-if TYPE_CHECKING:
-    from firstcli.api import BoolArray, FloatArray
-
-EPSILON = 1e-6  # a block of rows without one hit must not teach a probability of 0, nor of 1
+MIN_ROWS = 1000  # isotonic regression has as many parameters as the data require
+EPSILON = 1e-6  # a block of rows that are all wrong or all right must not give exactly 0 or 1
 
 
 class Isotonic(Recalibrator[PluginOptions]):
-    """Teach the top-1 token the share of cases in which a teacher this sure is right."""
+    """Give the top-1 token the accuracy that the teacher has at this confidence."""
 
     order_preserving = False
 
@@ -29,7 +34,9 @@ class Isotonic(Recalibrator[PluginOptions]):
     def needs_fit(self) -> bool:
         return True
 
-    def fit(self, topk: FloatArray, is_label: BoolArray, mass: FloatArray) -> None:
+    def fit(
+        self, topk: FloatArray, is_label: BoolArray, mass: FloatArray, mass_mode: MassMode
+    ) -> None:
         from sklearn.isotonic import IsotonicRegression
 
         _check_width(topk)
@@ -43,7 +50,7 @@ class Isotonic(Recalibrator[PluginOptions]):
         self._state = {
             "top1": regression.X_thresholds_.tolist(),
             "right": regression.y_thresholds_.tolist(),
-            "mass": "one" if (mass == 1).all() else "teacher",
+            "mass": mass_mode,
             "rows": len(topk),
         }
 
@@ -52,7 +59,7 @@ class Isotonic(Recalibrator[PluginOptions]):
             raise RuntimeError("'isotonic' has no curve yet: call fit or restore first")
         _check_width(topk)
         right = np.interp(topk[:, 0], self._state["top1"], self._state["right"])  # (N,)
-        # What is taught is mass * target, and it is this product that shall be `right`.
+        # The soft target is mass * target; this product must equal `right`.
         mass = topk.sum(axis=1) if self._state["mass"] == "teacher" else 1.0
         first = np.clip(right / mass, EPSILON, 1 - EPSILON)[:, None]  # (N, 1)
         return np.hstack([first, (1 - first) * _shares(topk[:, 1:])])
@@ -63,9 +70,18 @@ class Isotonic(Recalibrator[PluginOptions]):
     def restore(self, state: Mapping[str, JSON]) -> None:
         self._state = dict(state)
 
+    def diagnostics(self) -> Diagnostics:
+        rows, points = self._state["rows"], len(self._state["top1"])
+        warning = (
+            f"fitted {points} points on {rows} rows, which may overfit; raise train.validation to "
+            f"get at least {MIN_ROWS} rows, or use a recalibrator with one temperature"
+        )
+        facts = {"rows": rows, "curve_points": points}
+        return Diagnostics(facts, (warning,) if rows < MIN_ROWS else ())
+
 
 def _shares(rest: FloatArray) -> FloatArray:
-    """Make the rows of (N, k - 1) sum to 1; a row of zeros is spread evenly."""
+    """Normalise the rows of (N, k - 1); a row of zeros becomes uniform."""
     rest = np.where(rest.any(axis=1, keepdims=True), rest, 1.0)
     shares: FloatArray = rest / rest.sum(axis=1, keepdims=True)
     return shares
@@ -74,6 +90,6 @@ def _shares(rest: FloatArray) -> FloatArray:
 def _check_width(topk: FloatArray) -> None:
     if topk.shape[1] == 1:
         raise UserError(
-            "recalibrator 'isotonic' needs at least two tokens to share between, but "
-            "knowledge.top_k is 1; raise it or choose another recalibrator"
+            "recalibrator 'isotonic' needs at least two tokens, but knowledge.top_k is 1; raise it "
+            "or choose a different recalibrator"
         )

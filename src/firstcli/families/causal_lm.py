@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from firstcli.api import ModelFamily, ModelRef, PluginOptions
+from firstcli.api import Dtype, ModelFamily, ModelRef, PluginOptions
 from firstcli.errors import UserError, shortened
 
 if TYPE_CHECKING:
@@ -18,20 +18,21 @@ if TYPE_CHECKING:
 class CausalLMOptions(PluginOptions):
     """Options of `causal-lm`."""
 
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Type of the weights outside training; auto: bfloat16 on a GPU with it."
+    dtype: Literal["auto"] | Dtype = Field(
+        "auto",
+        description="Type of the weights outside training; auto: bfloat16 on GPUs that support it.",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, ...")
     attn_implementation: str | None = Field(
         None, description="Passed to transformers: sdpa, eager, flash_attention_2, ..."
     )
     trust_remote_code: bool = Field(
-        False, description="Run Python code that comes with the checkpoint; only for code you read."
+        False, description="Run Python code from the checkpoint; only for code that you have read."
     )
 
 
 class CausalLM(ModelFamily[CausalLMOptions]):
-    """A checkpoint in the hub's format, loaded through the Auto classes."""
+    """A checkpoint in the Hugging Face format, loaded with the Auto classes."""
 
     Options = CausalLMOptions
 
@@ -59,11 +60,7 @@ class CausalLM(ModelFamily[CausalLMOptions]):
         return model
 
     def model(
-        self,
-        ref: ModelRef,
-        tokenizer: PreTrainedTokenizerBase,
-        dtype: Literal["float32", "bfloat16", "float16"],
-        seed: int,
+        self, ref: ModelRef, tokenizer: PreTrainedTokenizerBase, dtype: Dtype, seed: int
     ) -> PreTrainedModel:
         import torch
         from transformers import AutoModelForCausalLM
@@ -78,16 +75,14 @@ class CausalLM(ModelFamily[CausalLMOptions]):
             attn_implementation=self.options.attn_implementation,
             output_loading_info=True,
         )
-        if missing := sorted(loading["missing_keys"]):  # transformers draws them at random
+        if missing := sorted(loading["missing_keys"]):  # transformers would initialise them
             raise UserError(
                 f"checkpoint {ref.checkpoint}: {len(missing)} weights are missing, such as "
                 f"{shortened(missing, 2)}; give a complete checkpoint of a causal language model"
             )
         return model
 
-    def load_trained(
-        self, folder: Path, dtype: Literal["float32", "bfloat16", "float16"]
-    ) -> PreTrainedModel:
+    def load_trained(self, folder: Path, dtype: Dtype) -> PreTrainedModel:
         ref = ModelRef(str(folder))
         return self.model(ref, self.tokenizer(ref, ()), dtype, seed=0)
 
@@ -96,16 +91,27 @@ class CausalLM(ModelFamily[CausalLMOptions]):
         return self.options.device
 
     @property
-    def inference_dtype(self) -> Literal["auto", "float32", "bfloat16", "float16"]:
+    def inference_dtype(self) -> Literal["auto"] | Dtype:
         return self.options.dtype
 
-    def _load(self, ref: ModelRef, what: str, load: Any, **options: Any) -> Any:
+    def _load(self, ref: ModelRef, part: str, load: Any, **options: Any) -> Any:
+        """Call a transformers loader and turn its errors into sentences.
+
+        Args:
+            ref: the checkpoint.
+            part: name of what is loaded, for messages.
+            load: a `from_pretrained` or a function with its parameters.
+            options: further options of `load`.
+
+        Raises:
+            UserError: the checkpoint is missing or cannot be loaded.
+        """
         from safetensors import SafetensorError
 
         if ref.folder is not None and not (ref.folder / "config.json").is_file():
-            found = "no such folder" if not ref.folder.is_dir() else "no config.json in it"
+            problem = "has no config.json" if ref.folder.is_dir() else "no such folder"
             raise UserError(
-                f"checkpoint {ref.folder}: {found}; give a Hugging Face model folder or a hub id"
+                f"checkpoint {ref.folder}: {problem}; give a Hugging Face model folder or a hub id"
             )
         try:
             return load(
@@ -114,11 +120,11 @@ class CausalLM(ModelFamily[CausalLMOptions]):
                 trust_remote_code=self.options.trust_remote_code,
                 **options,
             )
-        # transformers reports what is wrong with a checkpoint as any of these.
+        # transformers raises any of these for a faulty checkpoint.
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]
             if ref.folder is None:
                 reason += "; without a network, give a local folder or set HF_HUB_OFFLINE=1"
             raise UserError(
-                f"checkpoint {ref.checkpoint}: its {what} cannot be loaded: {reason}"
+                f"checkpoint {ref.checkpoint}: its {part} cannot be loaded: {reason}"
             ) from error

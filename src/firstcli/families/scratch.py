@@ -1,13 +1,13 @@
-"""Family `scratch`: a small Llama with new weights and a tokenizer trained on the task's text."""
+"""Family `scratch`: a small Llama with random weights and a tokenizer trained on the task."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
-from firstcli.api import ModelFamily, ModelRef, PluginOptions
+from firstcli.api import Dtype, ModelFamily, ModelRef, PluginOptions
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -20,9 +20,11 @@ class ScratchOptions(PluginOptions):
     layers: int = Field(3, ge=1, description="Number of transformer blocks.")
     heads: int = Field(4, ge=1, description="Attention heads; must divide hidden_size.")
     vocabulary: int = Field(
-        1024, ge=260, description="Most tokens of the byte-level BPE; the bytes alone take 258."
+        1024,
+        ge=260,
+        description="Maximum size of the byte-level BPE vocabulary; the bytes alone take 258.",
     )
-    context: int = Field(512, ge=8, description="Longest sequence in tokens.")
+    context: int = Field(512, ge=8, description="Maximum sequence length in tokens.")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ScratchOptions:
@@ -32,7 +34,7 @@ class ScratchOptions(PluginOptions):
 
 
 class Scratch(ModelFamily[ScratchOptions]):
-    """No checkpoint: weights are drawn from the seed, the tokenizer is learned from the text.
+    """A model without a checkpoint: weights come from the seed, the tokenizer from the text.
 
     The tokenizer is a pure function of the text and `vocabulary`, so teacher and student share it.
     """
@@ -73,11 +75,7 @@ class Scratch(ModelFamily[ScratchOptions]):
             return LlamaForCausalLM(self._config(tokenizer))
 
     def model(
-        self,
-        ref: ModelRef,
-        tokenizer: PreTrainedTokenizerBase,
-        dtype: Literal["float32", "bfloat16", "float16"],
-        seed: int,
+        self, ref: ModelRef, tokenizer: PreTrainedTokenizerBase, dtype: Dtype, seed: int
     ) -> PreTrainedModel:
         import torch
         from transformers import LlamaForCausalLM
@@ -98,7 +96,7 @@ class Scratch(ModelFamily[ScratchOptions]):
             num_hidden_layers=self.options.layers,
             num_attention_heads=self.options.heads,
             max_position_embeddings=self.options.context,
-            # Llama's 0.02 suits widths of thousands; a narrow model hardly starts to learn with it.
+            # Llama's 0.02 suits widths of thousands; a narrow model hardly learns with it.
             initializer_range=0.5 * self.options.hidden_size**-0.5,
             tie_word_embeddings=True,
             bos_token_id=None,

@@ -1,7 +1,7 @@
-"""The built-in recalibrators: what the teacher's top k probabilities should have been.
+"""The built-in recalibrators.
 
-Everywhere `topk` is (N, k) float64, a row a position, from the most to the least likely token,
-taken from the softmax over the whole vocabulary, so that a row sums to 1 or less.
+`topk` is always (N, k) float64: one position per row, from the most to the least likely token. The
+probabilities come from the softmax over the whole vocabulary, so a row sums to 1 or less.
 The formulas are those of the paper (arXiv 2408.12168), section 4.2 and appendix A.1, and of
 Guo et al. 2017 (arXiv 1706.04599).
 """
@@ -15,25 +15,25 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from pydantic import Field
 
-from firstcli.api import JSON, PluginOptions, Recalibrator
+from firstcli.api import JSON, Curve, Diagnostics, PluginOptions, Recalibrator
 from firstcli.errors import UserError
-from firstcli.metrics.summary import FLOOR
-from firstcli.recalibration.criteria import Criterion, judged_rows, true_probability
+from firstcli.metrics import FLOOR
+from firstcli.recalibration.criteria import Criterion, outcome_probability
 from firstcli.recalibration.temperature_search import (
-    Curve,
-    Fit,
-    Rows,
+    CriterionValues,
+    FitRows,
+    TemperatureFit,
     ValueAt,
-    fits,
+    fit_temperatures,
     search_hundredths,
     search_log_spaced,
 )
 
 if TYPE_CHECKING:
-    from firstcli.api import BoolArray, FloatArray
+    from firstcli.api import BoolArray, FloatArray, MassMode
 
 EPSILON = 1e-6  # the paper's, appendix A.1
-FEW_ROWS = 200  # below this a fitted T scatters by a tenth and more
+MIN_STABLE_ROWS = 200  # with fewer rows, the spread of a fitted T is a tenth or more
 
 
 def normalized(weights: FloatArray) -> FloatArray:
@@ -43,13 +43,13 @@ def normalized(weights: FloatArray) -> FloatArray:
 
 
 def softmax(scores: FloatArray, temperature: float) -> FloatArray:
-    """Softmax of each row divided by T; a score of -inf gets exactly 0."""
-    below_top = scores - scores.max(axis=1, keepdims=True)  # first, so that no tiny T overflows
+    """Return the softmax of each row divided by T; a score of -inf gets exactly 0."""
+    below_top = scores - scores.max(axis=1, keepdims=True)  # before dividing: a tiny T overflows
     return normalized(np.exp(below_top / temperature))
 
 
 def smooth_labels(topk: FloatArray, delta: float) -> FloatArray:
-    """Move `delta` from the first token to the others in equal parts (Eq. 3)."""
+    """Move `delta` from the first token to the other tokens in equal parts (Eq. 3)."""
     shares = normalized(topk)
     smoothed = shares + delta / (topk.shape[1] - 1)
     smoothed[:, 0] = shares[:, 0] - delta
@@ -57,21 +57,21 @@ def smooth_labels(topk: FloatArray, delta: float) -> FloatArray:
 
 
 def scale_probabilities(topk: FloatArray, temperature: float) -> FloatArray:
-    """Softmax over the probabilities themselves (Eq. 4)."""
+    """Return the softmax over the probabilities themselves (Eq. 4)."""
     return softmax(topk, temperature)
 
 
 def scale_logits(topk: FloatArray, temperature: float) -> FloatArray:
-    """Return p^(1/T), normalised; logits and log-probabilities differ by a constant per row.
+    """Return the normalised p^(1/T) (Guo et al. 2017); a probability of 0 stays 0.
 
-    A probability of 0 stays 0 at every temperature, as the formula has it.
+    Logits and log-probabilities differ by a constant per row, which the softmax cancels.
     """
     with np.errstate(divide="ignore"):
         return softmax(np.log(topk), temperature)
 
 
 class NoRecalibration(Recalibrator[PluginOptions]):
-    """`none`: the teacher's probabilities, made to sum to 1 over the k tokens."""
+    """`none`: the teacher's probabilities, normalised over the k tokens."""
 
     def transform(self, topk: FloatArray) -> FloatArray:
         return normalized(topk + EPSILON)
@@ -86,16 +86,16 @@ class LabelSmoothingOptions(PluginOptions):
 
 
 class LabelSmoothing(Recalibrator[LabelSmoothingOptions]):
-    """`label-smoothing`: a constant share moves from the first token to the others."""
+    """`label-smoothing`: move a constant share from the first token to the other tokens."""
 
     Options = LabelSmoothingOptions
-    order_preserving = False  # the first token can fall below the second; the paper says so too
+    order_preserving = False  # the first token can fall below the second, as the paper notes
 
     def transform(self, topk: FloatArray) -> FloatArray:
         if topk.shape[1] == 1:
             raise UserError(
-                "recalibrator 'label-smoothing' needs at least two tokens to share between, but "
-                "top_k is 1; raise it or choose another recalibrator"
+                "recalibrator 'label-smoothing' needs at least two tokens, but top_k is 1; raise "
+                "it or choose a different recalibrator"
             )
         return smooth_labels(topk, self.options.delta)
 
@@ -104,10 +104,10 @@ class TemperatureOptions(PluginOptions):
     """Options of a recalibrator with one temperature."""
 
     temperature: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="A fixed T; leave out to fit it."
+        default=None, gt=0, allow_inf_nan=False, description="A fixed T; omit it to fit T."
     )
     criterion: Criterion = Field(
-        default="ece", description="What the fitted T makes smallest on the validation part."
+        default="ece", description="Criterion that the fitted T minimises on the validation part."
     )
     bins: int = Field(default=10, ge=1, description="Number of bins of the criterion `ece`.")
 
@@ -116,12 +116,12 @@ class TemperatureScalingOptions(TemperatureOptions):
     """Options of `temperature-scaling`."""
 
     temperature: float | None = Field(
-        default=None, gt=0, le=1, description="A fixed T in (0, 1]; leave out to fit it."
+        default=None, gt=0, le=1, description="A fixed T in (0, 1]; omit it to fit T."
     )
 
 
 class SingleTemperature(Recalibrator[TemperatureOptions]):
-    """A recalibrator whose one parameter T is given, or searched on the validation part."""
+    """A recalibrator with one parameter T, either fixed or fitted on the validation part."""
 
     Options = TemperatureOptions
     name: ClassVar[str]
@@ -141,37 +141,39 @@ class SingleTemperature(Recalibrator[TemperatureOptions]):
         """Apply one temperature."""
 
     @abstractmethod
-    def search(self, value_at: ValueAt, unimodal: bool) -> Curve:
+    def search(self, value_at: ValueAt, unimodal: bool) -> CriterionValues:
         """Evaluate a criterion where its minimum may be."""
 
-    def fit(self, topk: FloatArray, is_label: BoolArray, mass: FloatArray) -> None:
+    def fit(
+        self, topk: FloatArray, is_label: BoolArray, mass: FloatArray, mass_mode: MassMode
+    ) -> None:
         if not self.needs_fit:
             return
-        # Probabilities kept in float32 can sum to 1 + 1e-7.
-        rows = Rows(topk, is_label, np.minimum(mass, 1.0))
-        found = fits(self.scaled, self.search, rows, self.options.bins)
-        if self.options.criterion not in found:
-            raise UserError(_nothing_to_fit(self.name, self.options.criterion, len(topk)))
-        self._state = self._told(found, rows)
+        # Probabilities stored in float32 can sum to 1 + 1e-7.
+        rows = FitRows(topk, is_label, np.minimum(mass, 1.0), mass_mode)
+        by_criterion = fit_temperatures(self.scaled, self.search, rows, self.options.bins)
+        if self.options.criterion not in by_criterion:
+            raise UserError(_cannot_fit(self.name, self.options.criterion, len(topk)))
+        self._state = self._fitted_state(by_criterion, rows)
 
-    def _told(self, found: Mapping[Criterion, Fit], rows: Rows) -> dict[str, JSON]:
+    def _fitted_state(
+        self, by_criterion: Mapping[Criterion, TemperatureFit], rows: FitRows
+    ) -> dict[str, JSON]:
         criterion = self.options.criterion
-        chosen = found[criterion]
-        used = rows.where(judged_rows(criterion, rows.is_label, rows.mass))
-        taught = true_probability(
-            self.scaled(used.topk, chosen.temperature), used.is_label, used.mass
-        )
+        chosen, used = by_criterion[criterion], rows.scored_by(criterion)
+        target = self.scaled(used.topk, chosen.temperature)
+        likelihood = outcome_probability(target, used.is_label, used.mass)
         return {
             **chosen.state(),
             "criterion": criterion,
             "rows": chosen.rows,
             "rows_left_out": len(rows.topk) - chosen.rows,
-            "floored": int((taught < FLOOR).sum()) if criterion == "nll" else 0,
+            "floored": int((likelihood < FLOOR).sum()) if criterion == "nll" else 0,
             "resamples": chosen.resamples,
             "at_grid_end": chosen.at_grid_end,
             "flat": chosen.flat,
-            "few_rows": chosen.rows < FEW_ROWS,
-            "criteria": {name: fit.state() for name, fit in found.items()},
+            "few_rows": chosen.rows < MIN_STABLE_ROWS,
+            "criteria": {name: fit.state() for name, fit in by_criterion.items()},
         }
 
     def transform(self, topk: FloatArray) -> FloatArray:
@@ -186,6 +188,48 @@ class SingleTemperature(Recalibrator[TemperatureOptions]):
         if self.needs_fit:
             self._state = dict(state)
 
+    def diagnostics(self) -> Diagnostics:
+        state = self._state  # earlier versions of firstcli wrote fewer keys
+        names = ("temperature", "interval", "criterion", "at_grid_end", "flat", "rows")
+        facts = {name: state[name] for name in names if name in state}
+        fits: Mapping[str, Mapping[str, JSON]] = state.get("criteria", {})
+        if fits:
+            facts["temperatures"] = {name: fit["temperature"] for name, fit in fits.items()}
+        curves = {
+            name: Curve(
+                points=tuple((temperature, value) for temperature, value in fit["curve"]),
+                best=fit["temperature"],
+                interval=(fit["interval"][0], fit["interval"][1]),
+            )
+            for name, fit in fits.items()
+        }
+        return Diagnostics(facts, _warnings(state) if fits else (), curves)
+
+
+def _warnings(state: Mapping[str, JSON]) -> tuple[str, ...]:
+    """Return what makes a fitted temperature doubtful, at most one sentence."""
+    fitted = (
+        f"T = {state['temperature']:.3g}, fitted by {state['criterion']} on {state['rows']} rows"
+    )
+    if state["at_grid_end"]:  # interval and spread mean little there
+        return (
+            f"{fitted}, is at the end of the searched range, so the optimum may be beyond it; one "
+            "temperature may not suit these rows",
+        )
+    low, high = state["interval"]
+    fitted += f" (95 % interval {low:.3g} to {high:.3g})"
+    if state["few_rows"]:
+        return (
+            f"{fitted}, would vary by about {state['spread']:.2g} between validation parts of this "
+            f"size; raise train.validation to get at least {MIN_STABLE_ROWS} rows",
+        )
+    if state["flat"]:
+        return (
+            f"{fitted}, is hardly determined by these rows; raise train.validation, or set a fixed "
+            "`temperature`",
+        )
+    return ()
+
 
 class TemperatureScaling(SingleTemperature):
     """`temperature-scaling`: the paper's softmax over probabilities."""
@@ -196,7 +240,7 @@ class TemperatureScaling(SingleTemperature):
     def scaled(self, topk: FloatArray, temperature: float) -> FloatArray:
         return scale_probabilities(topk, temperature)
 
-    def search(self, value_at: ValueAt, unimodal: bool) -> Curve:
+    def search(self, value_at: ValueAt, unimodal: bool) -> CriterionValues:
         return search_hundredths(value_at)
 
 
@@ -208,18 +252,18 @@ class LogitTemperature(SingleTemperature):
     def scaled(self, topk: FloatArray, temperature: float) -> FloatArray:
         return scale_logits(topk, temperature)
 
-    def search(self, value_at: ValueAt, unimodal: bool) -> Curve:
+    def search(self, value_at: ValueAt, unimodal: bool) -> CriterionValues:
         return search_log_spaced(value_at, unimodal)
 
 
-def _nothing_to_fit(name: str, criterion: Criterion, rows: int) -> str:
-    found = (
-        f"none of the {rows} true tokens of the validation part is among the teacher's top k, "
-        f"which criterion '{criterion}' needs with mass 'one'"
+def _cannot_fit(name: str, criterion: Criterion, rows: int) -> str:
+    reason = (
+        f"none of the {rows} labels of the validation part is in the teacher's top k, as criterion "
+        f"'{criterion}' requires with mass 'one'"
         if rows
         else "the validation part has no rows"
     )
     return (
-        f"recalibrator '{name}' cannot be fitted: {found}; raise train.validation, or set its "
+        f"recalibrator '{name}' cannot be fitted: {reason}; raise train.validation, or set its "
         "option 'temperature'"
     )

@@ -1,7 +1,8 @@
-"""How good what is taught is: the criteria that a temperature is fitted by.
+"""Criteria that a temperature minimises: ECE, NLL and Brier score of the soft targets.
 
-What is taught is `mass * target` over the k tokens and `1 - mass` for all others. Shapes: `topk`,
-`target` and `is_label` are (N, k), `mass` is (N,).
+A soft target gives `mass * target` to the k tokens and `1 - mass` to all other tokens together.
+The outcome is one of the k tokens or "none of them". Shapes: `target` and `is_label` are (N, k),
+`mass` is (N,).
 """
 
 from __future__ import annotations
@@ -10,54 +11,62 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from firstcli.metrics.summary import FLOOR, ece
+from firstcli.metrics import FLOOR, ece
 
 if TYPE_CHECKING:
-    from firstcli.api import BoolArray, FloatArray
+    from firstcli.api import BoolArray, FloatArray, MassMode
 
 Criterion = Literal["ece", "nll", "brier"]
 CRITERIA: tuple[Criterion, ...] = ("ece", "nll", "brier")
 
 
-def among_topk(is_label: BoolArray) -> BoolArray:
-    """Return whether the true token is one of the k, (N,)."""
-    among: BoolArray = np.logical_or.reduce(is_label, axis=1)
-    return among
+def in_top_k(is_label: BoolArray) -> BoolArray:
+    """Return whether the label is one of the k tokens, (N,)."""
+    inside: BoolArray = np.logical_or.reduce(is_label, axis=1)
+    return inside
 
 
-def judged_rows(criterion: Criterion, is_label: BoolArray, mass: FloatArray) -> BoolArray:
-    """Return which rows a criterion is computed over, (N,).
+def scored_rows(criterion: Criterion, is_label: BoolArray, mass_mode: MassMode) -> BoolArray:
+    """Return the rows that a criterion is computed over, (N,).
 
-    Where all the mass goes to the k tokens, `nll` and `brier` leave out the rows whose true token
-    is not among them: no temperature could give it anything.
+    If the k tokens get all the mass, `nll` and `brier` skip rows whose label is not among them:
+    no temperature could give that label any probability.
     """
-    among = among_topk(is_label)
-    return among if criterion != "ece" and (mass == 1).all() else np.ones_like(among)
+    inside = in_top_k(is_label)
+    return inside if criterion != "ece" and mass_mode == "one" else np.ones_like(inside)
 
 
-def true_probability(target: FloatArray, is_label: BoolArray, mass: FloatArray) -> FloatArray:
-    """Return what is taught of the outcome that came true, a token or "none of the k", (N,)."""
+def outcome_probability(target: FloatArray, is_label: BoolArray, mass: FloatArray) -> FloatArray:
+    """Return the soft target's probability of the outcome, (N,)."""
     inside = (mass[:, None] * target * is_label).sum(axis=1)
-    return np.where(among_topk(is_label), inside, 1 - mass)
+    return np.where(in_top_k(is_label), inside, 1 - mass)
 
 
 def log_losses(target: FloatArray, is_label: BoolArray, mass: FloatArray) -> FloatArray:
-    """Return each row's -log of what is taught of the outcome, (N,)."""
-    losses: FloatArray = -np.log(np.maximum(true_probability(target, is_label, mass), FLOOR))
+    """Return the negative log-likelihood of each row, (N,)."""
+    losses: FloatArray = -np.log(np.maximum(outcome_probability(target, is_label, mass), FLOOR))
     return losses
 
 
 def brier_losses(target: FloatArray, is_label: BoolArray, mass: FloatArray) -> FloatArray:
-    """Return each row's squared distance of what is taught and the outcome, (N,)."""
+    """Return the squared distance between soft target and outcome of each row, (N,)."""
     inside: FloatArray = ((mass[:, None] * target - is_label) ** 2).sum(axis=1)
-    outside: FloatArray = (1 - mass - ~among_topk(is_label)) ** 2
+    outside: FloatArray = (1 - mass - ~in_top_k(is_label)) ** 2
     return inside + outside
 
 
 def criterion_value(
     criterion: Criterion, target: FloatArray, is_label: BoolArray, mass: FloatArray, bins: int
 ) -> float:
-    """Judge what is taught."""
+    """Compute a criterion over all rows given.
+
+    Args:
+        criterion: which one.
+        target: distribution over the k tokens, (N, k).
+        is_label: whether each of the k tokens is the label, (N, k).
+        mass: total probability of the k tokens, (N,).
+        bins: number of bins of the ECE.
+    """
     if criterion == "ece":
         return ece(mass * target[:, 0], is_label[:, 0], bins=bins)
     losses = log_losses if criterion == "nll" else brier_losses

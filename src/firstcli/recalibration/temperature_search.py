@@ -1,4 +1,4 @@
-"""Search for the one temperature that makes a criterion smallest, and say how sure it is."""
+"""The temperature that minimises a criterion, with its bootstrap interval."""
 
 from __future__ import annotations
 
@@ -14,54 +14,59 @@ from firstcli.recalibration.criteria import (
     Criterion,
     brier_losses,
     criterion_value,
-    judged_rows,
     log_losses,
+    scored_rows,
 )
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from firstcli.api import JSON, BoolArray, FloatArray
+    from firstcli.api import JSON, BoolArray, FloatArray, MassMode
 
 RESAMPLES = 200
-BLOCKS = 1000  # rows are resampled in so many groups at most, so that many rows cost no more
-FEWEST_ROWS = 10  # with fewer, resampling sees nothing of what other rows would say
+MAX_BLOCKS = 1000  # rows are resampled in at most this many blocks, which bounds the cost
+MIN_ROWS_TO_RESAMPLE = 10  # resamples of fewer rows say nothing about other rows
 SEED = 0
 
-Curve = dict[float, float]  # temperature -> value of the criterion, ascending
+CriterionValues = dict[float, float]  # temperature -> value of the criterion, ascending
 Scale = Callable[["FloatArray", float], "FloatArray"]
 ValueAt = Callable[[float], float]
-Search = Callable[[ValueAt, bool], Curve]
-"""Evaluate a criterion where its minimum may be; the flag says that it has one minimum only."""
+Search = Callable[[ValueAt, bool], CriterionValues]
+"""Evaluate a criterion where its minimum may be; the flag promises that there is only one."""
 
 
-class Rows(NamedTuple):
-    """What a temperature is fitted on."""
+class FitRows(NamedTuple):
+    """The rows that a temperature is fitted on."""
 
     topk: FloatArray  # (N, k)
     is_label: BoolArray  # (N, k)
     mass: FloatArray  # (N,)
+    mass_mode: MassMode
 
-    def where(self, chosen: BoolArray) -> Rows:
-        """Keep some rows."""
-        return Rows(self.topk[chosen], self.is_label[chosen], self.mass[chosen])
+    def where(self, chosen: BoolArray | npt.NDArray[np.intp]) -> FitRows:
+        """Return the chosen rows, by mask or index."""
+        return FitRows(self.topk[chosen], self.is_label[chosen], self.mass[chosen], self.mass_mode)
+
+    def scored_by(self, criterion: Criterion) -> FitRows:
+        """Return the rows that a criterion is computed over."""
+        return self.where(scored_rows(criterion, self.is_label, self.mass_mode))
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
-    """The temperature that a criterion likes best, and how far it scatters."""
+class TemperatureFit:
+    """The temperature that minimises a criterion, with its bootstrap interval."""
 
     temperature: float
-    curve: Curve
+    curve: CriterionValues
     rows: int
     resamples: int
-    """0 where there were too few rows to resample."""
+    """Number of resamples; 0 if there are too few rows."""
     interval: tuple[float, float]
-    """95 % of the resamples' temperatures, widened to hold the chosen one."""
+    """95 % of the resampled temperatures, widened to contain the chosen one."""
     spread: float
-    """Standard deviation of the resamples' temperatures."""
+    """Standard deviation of the resampled temperatures."""
     flat: bool
-    """Whether the rows hardly say which temperature is best."""
+    """Whether the rows hardly determine the temperature."""
 
     @property
     def at_grid_end(self) -> bool:
@@ -69,7 +74,7 @@ class Fit:
         return min(ends) <= self.curve[self.temperature]
 
     def state(self) -> dict[str, JSON]:
-        """Return it as JSON."""
+        """Return what the recalibrator's state keeps, as JSON."""
         return {
             "temperature": self.temperature,
             "interval": list(self.interval),
@@ -78,22 +83,36 @@ class Fit:
         }
 
 
-def fits(scale: Scale, search: Search, rows: Rows, bins: int) -> dict[Criterion, Fit]:
-    """Fit a temperature by every criterion that has rows to judge."""
+def fit_temperatures(
+    scale: Scale, search: Search, rows: FitRows, bins: int
+) -> dict[Criterion, TemperatureFit]:
+    """Fit one temperature per criterion; a criterion without rows to score is left out.
+
+    Args:
+        scale: applies a temperature to (N, k) probabilities.
+        search: evaluates a criterion where its minimum may be.
+        rows: all rows; order does not matter.
+        bins: number of bins of the ECE.
+    """
     if not len(rows.topk):
         return {}
     resampled = Resampled(scale, rows, bins)
-    found = {}
-    for criterion in CRITERIA:
-        used = rows.where(judged_rows(criterion, rows.is_label, rows.mass))
-        if len(used.topk):
-            found[criterion] = _fit(criterion, scale, search, used, bins, resampled)
-    return found
+    scored = {criterion: rows.scored_by(criterion) for criterion in CRITERIA}
+    return {
+        criterion: _fit_temperature(criterion, scale, search, used, bins, resampled)
+        for criterion, used in scored.items()
+        if len(used.topk)
+    }
 
 
-def _fit(
-    criterion: Criterion, scale: Scale, search: Search, used: Rows, bins: int, resampled: Resampled
-) -> Fit:
+def _fit_temperature(
+    criterion: Criterion,
+    scale: Scale,
+    search: Search,
+    used: FitRows,
+    bins: int,
+    resampled: Resampled,
+) -> TemperatureFit:
     def value_at(temperature: float) -> float:
         target = scale(used.topk, temperature)
         return criterion_value(criterion, target, used.is_label, used.mass, bins)
@@ -101,63 +120,70 @@ def _fit(
     curve = search(value_at, criterion == "nll")
     best = best_temperature(curve)
     ends = min(curve), max(curve)
-    if len(used.topk) < FEWEST_ROWS:  # then it might be anywhere
-        return Fit(best, curve, len(used.topk), 0, ends, (ends[1] - ends[0]) / 12**0.5, True)
-    scattered = resampled.temperatures(criterion, search)
-    low = float(np.quantile(scattered, 0.025, method="lower"))  # a temperature that was found
-    high = float(np.quantile(scattered, 0.975, method="higher"))
+    if len(used.topk) < MIN_ROWS_TO_RESAMPLE:  # the spread is that of a uniform distribution
+        spread = (ends[1] - ends[0]) / 12**0.5
+        return TemperatureFit(best, curve, len(used.topk), 0, ends, spread, True)
+    temperatures = resampled.temperatures(criterion, search)
+    low = float(np.quantile(temperatures, 0.025, method="lower"))  # one of the temperatures
+    high = float(np.quantile(temperatures, 0.975, method="higher"))
     interval = min(low, best), max(high, best)
     worst = max(curve, key=curve.__getitem__)
     rises = resampled.values(criterion, worst) - resampled.values(criterion, best)
-    is_wide = _share(interval, ends) > 0.5
+    is_wide = _covered_share(interval, ends) > 0.5
     flat = is_wide or bool(np.quantile(rises, 0.025) <= 0)
-    spread = float(scattered.std())
-    return Fit(best, curve, len(used.topk), RESAMPLES, interval, spread, flat)
+    spread = float(temperatures.std())
+    return TemperatureFit(best, curve, len(used.topk), RESAMPLES, interval, spread, flat)
 
 
-def _share(interval: tuple[float, float], searched: tuple[float, float]) -> float:
-    """Return how much of the searched range an interval covers, on a scale of ratios."""
+def _covered_share(interval: tuple[float, float], searched: tuple[float, float]) -> float:
+    """Return the share of the searched range that an interval covers, on a log scale."""
     (low, high), (lowest, highest) = np.log(interval), np.log(searched)
     return float((high - low) / (highest - lowest))
 
 
 class Resampled:
-    """The criteria over resamples of the rows: groups of rows, drawn with replacement.
+    """The criteria over bootstrap resamples: blocks of rows, drawn with replacement.
 
-    Criteria are made of sums over rows, so each group is added up once for each temperature, and
-    a resample is a weighted sum of at most `BLOCKS` groups. Rows of one group are a random choice
-    of all rows, which leaves the variance of a resampled sum what it is with single rows.
+    Criteria are sums over rows. Each block is summed once per temperature, and a resample is a
+    weighted sum of at most `MAX_BLOCKS` blocks. Rows are assigned to blocks at random, so a
+    resampled sum has the same variance as with single rows.
     """
 
-    def __init__(self, scale: Scale, rows: Rows, bins: int) -> None:
-        """Take all rows; in which order is of no account."""
+    def __init__(self, scale: Scale, rows: FitRows, bins: int) -> None:
+        """Assign the rows to blocks and draw the resamples.
+
+        Args:
+            scale: applies a temperature to (N, k) probabilities.
+            rows: all rows; order does not matter.
+            bins: number of bins of the ECE.
+        """
         order = np.lexsort((*rows.topk.T, *rows.is_label.T, rows.mass))
-        self._rows = Rows(rows.topk[order], rows.is_label[order], rows.mass[order])
-        _, is_label, mass = self._rows
-        self._used = {name: judged_rows(name, is_label, mass) for name in CRITERIA}
+        self._rows = rows.where(order)
+        self._used = {
+            name: scored_rows(name, self._rows.is_label, rows.mass_mode) for name in CRITERIA
+        }
         self._scale, self._bins = scale, bins
         self._edges = np.linspace(0.0, 1.0, bins + 1)[1:-1]  # bins (lo, hi], as in `metrics.ece`
         count, generator = len(order), np.random.default_rng(SEED)
-        blocks = min(count, BLOCKS)
+        blocks = min(count, MAX_BLOCKS)
         self._block = generator.permutation(count) % blocks  # (N,)
         share = np.full(blocks, 1 / blocks)
         self._times = generator.multinomial(blocks, share, RESAMPLES).astype(np.float64)  # (R, G)
-        self._known: dict[float, dict[Criterion, FloatArray]] = {}
+        self._values: dict[float, dict[Criterion, FloatArray]] = {}  # by temperature
 
     def values(self, criterion: Criterion, temperature: float) -> FloatArray:
-        """Return the criterion of every resample, (R,), up to a factor that no T changes."""
-        if temperature not in self._known:
-            self._known[temperature] = self._all_values(temperature)
-        return self._known[temperature][criterion]
+        """Return the criterion of every resample, (R,), up to a factor independent of T."""
+        if temperature not in self._values:
+            self._values[temperature] = self._all_values(temperature)
+        return self._values[temperature][criterion]
 
     def temperatures(self, criterion: Criterion, search: Search) -> FloatArray:
-        """Return the temperature that each resample likes best, (R,)."""
-        known: dict[float, list[float]] = {}
+        """Return the temperature that minimises the criterion on each resample, (R,)."""
 
+        @cache
         def values(temperature: float) -> list[float]:
-            if temperature not in known:
-                known[temperature] = self.values(criterion, temperature).tolist()
-            return known[temperature]
+            result: list[float] = self.values(criterion, temperature).tolist()
+            return result
 
         def best(resample: int) -> float:
             curve = search(lambda temperature: values(temperature)[resample], False)
@@ -166,7 +192,7 @@ class Resampled:
         return np.array([best(resample) for resample in range(RESAMPLES)])
 
     def _all_values(self, temperature: float) -> dict[Criterion, FloatArray]:
-        topk, is_label, mass = self._rows
+        topk, is_label, mass, _ = self._rows
         target = self._scale(topk, temperature)
         confidence = mass * target[:, 0]
         bin_of = np.searchsorted(self._edges, confidence, side="left")  # (N,)
@@ -182,28 +208,28 @@ class Resampled:
         return np.asarray(sums[:, 0] / max(int(self._used[criterion].sum()), 1))
 
     def _sums(self, values: FloatArray, column: npt.NDArray[np.intp], columns: int) -> FloatArray:
-        """Add the rows of every resample up, in each column by itself, (R, columns)."""
+        """Sum the values of each resample by column, (R, columns)."""
         blocks = self._times.shape[1]
         flat = np.bincount(self._block * columns + column, values, blocks * columns)
         return np.asarray(self._times @ flat.reshape(blocks, columns))
 
 
-def best_temperature(curve: Curve) -> float:
-    """Return the T of the smallest value; of equal ones the larger T, which is less confident."""
+def best_temperature(curve: CriterionValues) -> float:
+    """Return the T of the smallest value; ties go to the larger T, which is less confident."""
     return min(curve, key=lambda temperature: (curve[temperature], -temperature))
 
 
-def vertex(curve: Curve) -> float:
-    """Return where a parabola through the smallest value and its neighbours, over log T, is least.
+def vertex(curve: CriterionValues) -> float:
+    """Return the vertex of the parabola over log T through the minimum and its neighbours.
 
-    For criteria that are smooth, so that no grid shows in how they scatter.
+    For smooth criteria, so that the spread of the result does not depend on the grid.
     """
     best = best_temperature(curve)
     temperatures = list(curve)
-    at = temperatures.index(best)
-    if at in (0, len(temperatures) - 1):
+    index = temperatures.index(best)
+    if index in (0, len(temperatures) - 1):
         return best
-    left, middle, right = (temperatures[at + step] for step in (-1, 0, 1))
+    left, middle, right = temperatures[index - 1 : index + 2]
     x, z = np.log(left / middle), np.log(right / middle)
     fall, rise = curve[left] - curve[middle], curve[right] - curve[middle]
     divisor = 2 * (z * fall - x * rise)
@@ -213,10 +239,10 @@ def vertex(curve: Curve) -> float:
     return float(middle * np.exp(np.clip(shift, x, z)))
 
 
-def search_hundredths(value_at: ValueAt) -> Curve:
+def search_hundredths(value_at: ValueAt) -> CriterionValues:
     """Search (0, 1] in steps of 0.10, then of 0.02 around the best (paper, section 5.5).
 
-    T is counted in integer hundredths, so that 0.3 is 0.3 however it was reached.
+    T is counted in integer hundredths, so that 0.3 is always exactly 0.3.
     """
     coarse = {count / 100: value_at(count / 100) for count in range(10, 101, 10)}
     best = round(100 * best_temperature(coarse))
@@ -228,11 +254,11 @@ def search_hundredths(value_at: ValueAt) -> Curve:
     return dict(sorted((coarse | fine).items()))
 
 
-def search_log_spaced(value_at: ValueAt, unimodal: bool) -> Curve:
+def search_log_spaced(value_at: ValueAt, unimodal: bool) -> CriterionValues:
     """Search [0.1, 10] at 40 log-spaced values, then between the neighbours of the best.
 
-    A criterion with one minimum is minimised there; the ECE jumps where a row changes its bin and
-    the Brier score is not convex, so they are evaluated at finer values instead.
+    A unimodal criterion is minimised there numerically. The ECE jumps where a row changes its bin
+    and the Brier score is not convex, so they are evaluated on a finer grid instead.
     """
     grid = _log_spaced(0.1, 10)
     coarse = {temperature: value_at(temperature) for temperature in grid}
@@ -250,13 +276,13 @@ def _log_spaced(low: float, high: float) -> list[float]:
 
 
 def _minimum(value_at: ValueAt, low: float, high: float) -> float:
-    """Minimise over log T between two temperatures."""
+    """Return the T between two temperatures that minimises a unimodal criterion."""
     from scipy.optimize import minimize_scalar
 
-    found = minimize_scalar(
+    result = minimize_scalar(
         lambda log_temperature: value_at(float(np.exp(log_temperature))),
         bounds=(np.log(low), np.log(high)),
         method="bounded",
         options={"xatol": 1e-10},
     )
-    return float(np.exp(found.x))
+    return float(np.exp(result.x))

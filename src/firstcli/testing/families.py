@@ -1,4 +1,4 @@
-"""Check that a model family keeps its contract: tokenizer, vocabulary, seed, saved folder."""
+"""Check the contract of a model family: tokenizer, vocabulary, seed, saved folder."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def check_family(
 
     Args:
         cls: the plugin's class.
-        options: its options, as in a recipe; its defaults when left out.
-        ref: a small model to try it with; left out for a family that needs no checkpoint.
-        text: what a tokenizer may be made from, and what is encoded.
+        options: its options, as in a recipe; default: the plugin's defaults.
+        ref: a small checkpoint; omit it for a family that needs none.
+        text: texts that a tokenizer can be trained on, and that are encoded.
 
     Raises:
         AssertionError: the class breaks the contract.
     """
     name, texts, ref = cls.__name__, list(text), ref or ModelRef(checkpoint=None)
-    require(issubclass(cls, ModelFamily), f"{name} is no firstcli.api.ModelFamily")
+    require(issubclass(cls, ModelFamily), f"{name} is not a firstcli.api.ModelFamily")
     family = cls(options_of(cls, options))
     tokenizer = family.tokenizer(ref, texts)
     _check_tokenizer(name, tokenizer, texts)
@@ -45,7 +45,7 @@ def check_family(
     again = family.model(ref, tokenizer, "float32", seed=1)
     require(
         _same_logits(_logits(model, tokenizer, texts), _logits(again, tokenizer, texts)),
-        f"{name}.model gives other weights for the same seed",
+        f"{name}.model gives different weights for the same seed",
     )
     _check_saved(family, model, tokenizer, texts)
 
@@ -53,13 +53,13 @@ def check_family(
 def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> None:
     require(
         tokenizer.is_fast,
-        f"{name}.tokenizer does not say which characters a token covers: use a fast tokenizer",
+        f"{name}.tokenizer has no offsets: return a fast tokenizer",
     )
     for text in texts:
         offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
         covered = {position for start, end in offsets for position in range(start, end)}
         missing = [i for i, character in enumerate(text) if i not in covered and character.strip()]
-        require(not missing, f"{name}.tokenizer: no token covers all of {text!r}")
+        require(not missing, f"{name}.tokenizer: the offsets do not cover all of {text!r}")
 
 
 def _check_model(
@@ -70,21 +70,21 @@ def _check_model(
 ) -> None:
     import torch
 
-    known = int(model.get_input_embeddings().get_parameter("weight").shape[0])
+    vocabulary = int(model.get_input_embeddings().get_parameter("weight").shape[0])
     require(
-        known >= len(tokenizer),
-        f"{name}: the model knows {known} tokens, fewer than its tokenizer's {len(tokenizer)}",
+        vocabulary >= len(tokenizer),
+        f"{name}: the model has {vocabulary} tokens, fewer than its tokenizer's {len(tokenizer)}",
     )
     require(
         all(parameter.dtype == torch.float32 for parameter in model.parameters()),
-        f"{name}.model is not of the dtype that was asked for, float32",
+        f"{name}.model does not have the requested dtype, float32",
     )
     require(
         all(parameter.is_meta for parameter in empty.parameters()),
-        f"{name}.empty_model has real weights: build it on the meta device",
+        f"{name}.empty_model allocates weights: build it on the meta device",
     )
     shapes = [{n: p.shape for n, p in each.named_parameters()} for each in (empty, model)]
-    require(shapes[0] == shapes[1], f"{name}: empty_model and model differ in their parameters")
+    require(shapes[0] == shapes[1], f"{name}: empty_model and model have different parameters")
 
 
 def _check_saved(
@@ -103,11 +103,11 @@ def _check_saved(
         loaded_tokenizer = AutoTokenizer.from_pretrained(folder)
     require(
         tokenizer(texts)["input_ids"] == loaded_tokenizer(texts)["input_ids"],
-        f"{name}: the tokenizer encodes differently after it was saved and loaded",
+        f"{name}: the tokenizer encodes differently after saving and loading",
     )
     require(
         _same_logits(_logits(model, tokenizer, texts), _logits(loaded, tokenizer, texts)),
-        f"{name}: the model predicts differently after it was saved and loaded",
+        f"{name}: the model predicts differently after saving and loading",
     )
 
 
@@ -128,7 +128,7 @@ def _input(tokenizer: PreTrainedTokenizerBase, text: str) -> dict[str, Tensor]:
     return {"input_ids": torch.tensor([tokenizer(text)["input_ids"]])}
 
 
-def _same_logits(some: list[Tensor], others: list[Tensor]) -> bool:
+def _same_logits(left: list[Tensor], right: list[Tensor]) -> bool:
     import torch
 
-    return all(torch.allclose(a, b, rtol=0, atol=1e-5) for a, b in zip(some, others, strict=True))
+    return all(torch.allclose(a, b, rtol=0, atol=1e-5) for a, b in zip(left, right, strict=True))

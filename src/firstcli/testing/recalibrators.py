@@ -1,17 +1,18 @@
-"""Check that a recalibrator keeps its contract, on an invented over-confident teacher."""
+"""Check the contract of a recalibrator on a simulated over-confident teacher."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import asdict
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from firstcli.api import PluginOptions, Recalibrator
+from firstcli.api import Curve, Diagnostics, MassMode, PluginOptions, Recalibrator
 from firstcli.errors import UserError
-from firstcli.recalibration.builtin import softmax
 from firstcli.testing.requirements import GivenOptions, options_of, require
 
 if TYPE_CHECKING:
@@ -19,14 +20,22 @@ if TYPE_CHECKING:
 
 ROWS = 240
 TOLERANCE = 1e-9
+ORDER_TOLERANCE = 1e-6  # a numerical optimum changes more than a sum when rows change their order
 
 
-class Knowledge(NamedTuple):
-    """What a recalibrator is fitted on."""
+class FitInputs(NamedTuple):
+    """The arguments of `Recalibrator.fit`."""
 
     topk: FloatArray  # (N, k)
     is_label: BoolArray  # (N, k)
     mass: FloatArray  # (N,)
+    mass_mode: MassMode
+
+    def rows(self, chosen: Any) -> FitInputs:
+        """Return the chosen rows, by mask, index or slice."""
+        return FitInputs(
+            self.topk[chosen], self.is_label[chosen], self.mass[chosen], self.mass_mode
+        )
 
 
 def check_recalibrator(
@@ -38,106 +47,121 @@ def check_recalibrator(
 ) -> None:
     """Check the contract of a recalibrator.
 
-    It is fitted with `mass: teacher` and with `mass: one`. For k = 1 it may refuse with a
-    UserError, since a single token can only be given everything.
+    It is fitted in both mass modes. For k = 1 it may raise UserError, since a single token always
+    gets all the probability.
 
     Args:
         cls: the plugin's class.
-        options: its options, as in a recipe; its defaults when left out.
-        k: how many tokens a row has, in turn.
-        seed: draws the invented teacher.
+        options: its options, as in a recipe; default: the plugin's defaults.
+        k: the values of k to check.
+        seed: seed of the simulated teacher.
 
     Raises:
         AssertionError: the class breaks the contract.
     """
-    require(issubclass(cls, Recalibrator), f"{cls.__name__} is no firstcli.api.Recalibrator")
+    require(issubclass(cls, Recalibrator), f"{cls.__name__} is not a firstcli.api.Recalibrator")
     settings = options_of(cls, options)
     for width in k:
-        for mass_is_one in (False, True):
+        for inputs in _simulated_inputs(width, seed):
             try:
-                _check_on(cls, settings, overconfident_teacher(width, mass_is_one, seed))
+                _check_on(cls, settings, inputs)
             except UserError as error:
                 if width > 1:
-                    raise AssertionError(f"{cls.__name__} refuses k = {width}: {error}") from error
+                    raise AssertionError(f"{cls.__name__} rejects k = {width}: {error}") from error
 
 
-def overconfident_teacher(k: int, mass_is_one: bool, seed: int = 0) -> Knowledge:
-    """Invent a teacher that is surer than it should be, and draw what came true.
+def overconfident_teacher(k: int, mass_mode: MassMode, seed: int = 0) -> FitInputs:
+    """Simulate an over-confident teacher and draw the labels.
 
     Args:
         k: number of tokens that are kept.
-        mass_is_one: whether all mass is taught to the k tokens, or what the teacher gave them.
-        seed: draws everything.
+        mass_mode: whether the k tokens get the teacher's mass or all of it.
+        seed: seed of teacher and labels.
     """
     generator = np.random.default_rng(seed)
     logits = generator.normal(scale=2.0, size=(ROWS, 4 * k + 8))  # (N, vocabulary)
-    drawn = [generator.choice(row.size, p=row) for row in softmax(logits, 1.0)]
-    claimed = softmax(logits, 0.5)
+    labels = [generator.choice(row.size, p=row) for row in _softmax(logits, 1.0)]
+    claimed = _softmax(logits, 0.5)
     ranked = np.argsort(-claimed, axis=1)[:, :k]  # (N, k)
     topk = np.take_along_axis(claimed, ranked, axis=1)
-    mass = np.ones(ROWS) if mass_is_one else topk.sum(axis=1)
-    return Knowledge(topk, ranked == np.array(drawn)[:, None], mass)
+    mass = np.ones(ROWS) if mass_mode == "one" else topk.sum(axis=1)
+    return FitInputs(topk, ranked == np.array(labels)[:, None], mass, mass_mode)
+
+
+def _softmax(logits: FloatArray, temperature: float) -> FloatArray:
+    weights = np.exp((logits - logits.max(axis=1, keepdims=True)) / temperature)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+
+def _simulated_inputs(k: int, seed: int) -> list[FitInputs]:
+    """Return inputs in both mass modes, and a teacher whose top k holds all its probability."""
+    teacher = overconfident_teacher(k, "teacher", seed)
+    shares = teacher.topk / teacher.mass[:, None]
+    complete = teacher._replace(topk=shares, mass=np.ones(ROWS))
+    return [teacher, overconfident_teacher(k, "one", seed), complete]
 
 
 def extreme_rows(k: int) -> FloatArray:
-    """Return rows that a real teacher can give; the first token is never at 0."""
+    """Return extreme rows that a real teacher can produce; the first token is never at 0."""
     first, uniform = np.eye(1, k)[0], np.full(k, 1 / k)
     return np.stack(
         [
-            first,  # certain, the others exactly 0
-            np.where(first == 1, 1 - 1e-12, 1e-13 / k),  # nearly so
-            np.where(np.arange(k) < 2, 1 / min(k, 2), 0.0),  # a tie, the others exactly 0
+            first,  # certain, all other tokens exactly 0
+            np.where(first == 1, 1 - 1e-12, 1e-13 / k),  # nearly certain
+            np.where(np.arange(k) < 2, 1 / min(k, 2), 0.0),  # a tie, all other tokens exactly 0
             uniform,
-            uniform * 1e-4,  # nearly all mass in the tail
-            uniform * 1e-45,  # the smallest that float32 holds
+            uniform * 1e-4,  # nearly all mass outside the top k
+            uniform * 1e-45,  # the smallest subnormal of float32
         ]
     )
 
 
-def _check_on(cls: type[Recalibrator[Any]], options: PluginOptions, given: Knowledge) -> None:
+def _check_on(cls: type[Recalibrator[Any]], options: PluginOptions, inputs: FitInputs) -> None:
     if cls(options).needs_fit:
-        _check_refuses_unfitted(cls(options), given.topk)
-    fitted = _fitted(cls, options, given)
-    width = given.topk.shape[1]
-    _check_distribution(fitted, given.topk, "ordinary rows")
+        _check_rejects_unfitted(cls(options), inputs.topk)
+    fitted = _fitted(cls, options, inputs)
+    width = inputs.topk.shape[1]
+    _check_distribution(fitted, inputs.topk, "ordinary rows")
     _check_distribution(fitted, extreme_rows(width), "extreme rows")
     _check_distribution(fitted, np.empty((0, width)), "no rows")
-    _check_rows_are_independent(fitted, given.topk)
-    _check_determinism(cls, options, given)
-    _check_state(cls, options, given)
-    for what, is_label in _one_sided(given.is_label):
+    _check_rows_are_independent(fitted, inputs.topk)
+    _check_fit_is_determined(cls, options, inputs)
+    _check_diagnostics(fitted)
+    _check_state(cls, options, inputs)
+    for case, is_label in _one_sided(inputs.is_label):
         try:
-            fitted = _fitted(cls, options, given._replace(is_label=is_label))
+            fitted = _fitted(cls, options, inputs._replace(is_label=is_label))
         except UserError:
-            continue  # to refuse such a validation part is an answer
-        _check_distribution(fitted, given.topk, f"ordinary rows, fitted where {what}")
+            continue  # it may reject such rows
+        _check_distribution(fitted, inputs.topk, f"ordinary rows, fitted where {case}")
+        _check_diagnostics(fitted)
 
 
-def _check_refuses_unfitted(unfitted: Recalibrator[Any], topk: FloatArray) -> None:
+def _check_rejects_unfitted(unfitted: Recalibrator[Any], topk: FloatArray) -> None:
     try:
         unfitted.transform(topk)
     except Exception:
         return
     raise AssertionError(
-        f"{type(unfitted).__name__} needs to be fitted, but its transform works before it is"
+        f"{type(unfitted).__name__} needs a fit, but its transform works without one"
     )
 
 
-def _check_distribution(fitted: Recalibrator[Any], topk: FloatArray, what: str) -> None:
+def _check_distribution(fitted: Recalibrator[Any], topk: FloatArray, rows: str) -> None:
     name, before = f"{type(fitted).__name__}.transform", topk.copy()
     target = fitted.transform(topk)
-    require(np.array_equal(topk, before), f"{name} changes its input ({what})")
+    require(np.array_equal(topk, before), f"{name} modifies its input ({rows})")
     require(
         target.shape == topk.shape,
-        f"{name} turns shape {topk.shape} into {target.shape} ({what})",
+        f"{name} turns shape {topk.shape} into {target.shape} ({rows})",
     )
-    require(np.isfinite(target).all(), f"{name} gives NaN or infinity ({what})")
-    require((target >= 0).all(), f"{name} gives a negative probability ({what})")
-    require(_close(target.sum(axis=1), 1), f"{name} gives rows that do not sum to 1 ({what})")
+    require(np.isfinite(target).all(), f"{name} returns NaN or infinity ({rows})")
+    require((target >= 0).all(), f"{name} returns a negative probability ({rows})")
+    require(_close(target.sum(axis=1), 1), f"{name} returns rows that do not sum to 1 ({rows})")
     if fitted.order_preserving:
         require(
             (np.diff(target, axis=1) <= TOLERANCE).all(),
-            f"{name} changes the order within a row ({what}): declare order_preserving = False",
+            f"{name} changes the order within a row ({rows}): set order_preserving = False",
         )
 
 
@@ -156,63 +180,110 @@ def _check_rows_are_independent(fitted: Recalibrator[Any], topk: FloatArray) -> 
     )
 
 
-def _check_determinism(
-    cls: type[Recalibrator[Any]], options: PluginOptions, given: Knowledge
+def _check_fit_is_determined(
+    cls: type[Recalibrator[Any]], options: PluginOptions, inputs: FitInputs
 ) -> None:
-    once, again = _fitted(cls, options, given), _fitted(cls, options, given)
+    fitted, again = _fitted(cls, options, inputs), _fitted(cls, options, inputs)
+    target = fitted.transform(inputs.topk)
     require(
-        _as_json(once) == _as_json(again), f"{cls.__name__}.fit learns something else each time"
+        _as_json(fitted.state(), fitted) == _as_json(again.state(), again),
+        f"{cls.__name__}.fit is not deterministic: the same rows give a different state",
     )
     require(
-        np.array_equal(once.transform(given.topk), again.transform(given.topk)),
-        f"{cls.__name__}.transform gives something else after each fit",
+        np.array_equal(target, again.transform(inputs.topk)),
+        f"{cls.__name__}.fit is not deterministic: transform differs after the same rows",
+    )
+    shuffled = inputs.rows(np.random.default_rng(0).permutation(len(target)))
+    require(
+        _close(
+            _fitted(cls, options, shuffled).transform(inputs.topk),
+            target,
+            tolerance=ORDER_TOLERANCE,
+        ),
+        f"{cls.__name__}.fit depends on the order of the rows",
     )
 
 
-def _check_state(cls: type[Recalibrator[Any]], options: PluginOptions, given: Knowledge) -> None:
-    name, fitted = cls.__name__, _fitted(cls, options, given)
-    saved = _as_json(fitted)
+def _check_diagnostics(fitted: Recalibrator[Any]) -> None:
+    name, diagnostics = f"{type(fitted).__name__}.diagnostics", fitted.diagnostics()
+    require(isinstance(diagnostics, Diagnostics), f"{name} does not return Diagnostics")
+    _diagnostics_json(fitted)
+    for warning in diagnostics.warnings:
+        require(
+            isinstance(warning, str) and warning.strip() and len(warning.splitlines()) == 1,
+            f"{name}: {warning!r} is not a warning of one line",
+        )
+    for criterion, curve in diagnostics.curves.items():
+        require(_is_sound(curve), f"{name}: the curve '{criterion}' is malformed")
+
+
+def _is_sound(curve: Curve) -> bool:
+    parameters = [parameter for parameter, _ in curve.points]
+    low, high = curve.interval or (curve.best, curve.best)
+    return (
+        bool(np.isfinite([*curve.points, (low, high)]).all())
+        and all(left < right for left, right in pairwise(parameters))
+        and curve.best in parameters
+        and low <= curve.best <= high
+    )
+
+
+def _check_state(cls: type[Recalibrator[Any]], options: PluginOptions, inputs: FitInputs) -> None:
+    name, fitted = cls.__name__, _fitted(cls, options, inputs)
+    saved = _as_json(fitted.state(), fitted)
     restored = cls(options)
     try:
         restored.restore(json.loads(saved))
-        target = restored.transform(given.topk)
+        target = restored.transform(inputs.topk)
     except Exception as error:
         raise AssertionError(f"{name} cannot be restored from its state: {error!r}") from error
     require(
-        np.array_equal(target, fitted.transform(given.topk)),
-        f"{name}.transform gives something else after its state went through JSON",
+        np.array_equal(target, fitted.transform(inputs.topk)),
+        f"{name}.transform differs after its state went through JSON",
     )
-    require(_as_json(restored) == saved, f"{name}.state is not what restore was given")
+    require(
+        _as_json(restored.state(), restored) == saved,
+        f"{name}.state differs from the state that was restored",
+    )
+    require(
+        _diagnostics_json(restored) == _diagnostics_json(fitted),
+        f"{name}.diagnostics differs after its state went through JSON",
+    )
 
 
 def _fitted(
-    cls: type[Recalibrator[Any]], options: PluginOptions, given: Knowledge
+    cls: type[Recalibrator[Any]], options: PluginOptions, inputs: FitInputs
 ) -> Recalibrator[Any]:
-    recalibrator, passed = cls(options), deepcopy(given)
+    recalibrator, passed = cls(options), deepcopy(inputs)
     recalibrator.fit(*passed)
-    for name, array, before in zip(given._fields, passed, given, strict=True):
-        require(np.array_equal(array, before), f"{cls.__name__}.fit changes its input '{name}'")
+    for name, after, before in zip(inputs._fields, passed, inputs, strict=True):
+        require(np.array_equal(after, before), f"{cls.__name__}.fit modifies its input '{name}'")
     return recalibrator
 
 
 def _one_sided(is_label: BoolArray) -> list[tuple[str, BoolArray]]:
-    """Return validation parts on which a careless fit divides by zero."""
+    """Return labels for which a careless fit divides by zero."""
     right, wrong = np.zeros_like(is_label), np.zeros_like(is_label)
     right[:, 0] = True
     wrong[:, 1:2] = True
     return [
-        ("the first token is always right", right),
-        ("the second token is always right", wrong),
-        ("no true token is among the k", np.zeros_like(is_label)),
+        ("the label is always the first token", right),
+        ("the label is always the second token", wrong),
+        ("the label is never in the top k", np.zeros_like(is_label)),
     ]
 
 
-def _as_json(recalibrator: Recalibrator[Any]) -> str:
+def _diagnostics_json(recalibrator: Recalibrator[Any]) -> str:
+    return _as_json(asdict(recalibrator.diagnostics()), recalibrator, "diagnostics")
+
+
+def _as_json(content: object, recalibrator: Recalibrator[Any], method: str = "state") -> str:
     try:
-        return json.dumps(recalibrator.state(), allow_nan=False, sort_keys=True)
+        return json.dumps(content, allow_nan=False, sort_keys=True)
     except (TypeError, ValueError) as error:
-        raise AssertionError(f"{type(recalibrator).__name__}.state is no JSON: {error}") from error
+        name = f"{type(recalibrator).__name__}.{method}"
+        raise AssertionError(f"{name} is not valid JSON: {error}") from error
 
 
-def _close(found: FloatArray, expected: FloatArray | float) -> bool:
-    return np.allclose(found, expected, rtol=0, atol=TOLERANCE)
+def _close(values: FloatArray, expected: FloatArray | float, tolerance: float = TOLERANCE) -> bool:
+    return np.allclose(values, expected, rtol=0, atol=tolerance)

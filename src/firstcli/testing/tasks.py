@@ -1,4 +1,4 @@
-"""Check that a task keeps its contract: every split loads, twice alike, with sound samples."""
+"""Check the contract of a task: every split loads reproducibly and has valid samples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from firstcli.api import Sample, Task
 from firstcli.testing.requirements import require
 
-MAX_CANDIDATES = 26  # as many as there are letters to name them
+MAX_CANDIDATES = 26  # they are named by letters
 
 
 def check_task(task: Task[Any]) -> None:
@@ -17,7 +17,7 @@ def check_task(task: Task[Any]) -> None:
         AssertionError: the task breaks the contract.
     """
     name = type(task).__name__
-    require(isinstance(task, Task), f"{name} is no firstcli.api.Task")
+    require(isinstance(task, Task), f"{name} is not a firstcli.api.Task")
     require(task.splits, f"{name}.splits is empty")
     require(len(set(task.splits)) == len(task.splits), f"{name}.splits names a split twice")
     for split in task.splits:
@@ -26,15 +26,15 @@ def check_task(task: Task[Any]) -> None:
 
 def _check_split(task: Task[Any], split: str, where: str) -> None:
     samples, dropped = _loaded(task, split)
-    require(samples, f"{where}: there are no samples")
+    require(samples, f"{where}: has no samples")
     require(
         _loaded(task, split) == (samples, dropped),
         f"{where}: loading it twice gives different samples",
     )
     ids = [sample.id for sample in samples if sample.id is not None]
-    require(len(set(ids)) == len(ids), f"{where}: an id occurs twice")
-    for row, sample in enumerate(samples):
-        sample_name = f"row {row}" if sample.id is None else f"'{sample.id}'"
+    require(len(set(ids)) == len(ids), f"{where}: two samples have the same id")
+    for index, sample in enumerate(samples):
+        sample_name = f"number {index}" if sample.id is None else f"'{sample.id}'"
         _check_sample(sample, f"{where}, sample {sample_name}", task.has_candidates)
     if task.has_candidates:
         _check_answers(samples, split, where)
@@ -44,11 +44,11 @@ def _check_answers(samples: list[Sample], split: str, where: str) -> None:
     without = sum(sample.answer is None for sample in samples)
     require(
         without in (0, len(samples)),
-        f"{where}: {without} of {len(samples)} samples have no right answer; all or none may",
+        f"{where}: {without} of {len(samples)} samples have no right answer; only all or none may",
     )
     require(
         not without or split != "train",
-        f"{where}: its samples have no right answer, so nothing can be learned from them",
+        f"{where}: samples without a right answer cannot be learned from",
     )
 
 
@@ -73,25 +73,27 @@ def _check_candidates(sample: Sample, where: str) -> None:
     count = len(sample.candidates)
     require(
         2 <= count <= MAX_CANDIDATES,
-        f"{where}: has {count} candidates instead of 2 to {MAX_CANDIDATES}",
+        f"{where}: has {count} candidates, expected 2 to {MAX_CANDIDATES}",
     )
     require(len(set(sample.candidates)) == count, f"{where}: two candidates are the same")
     require(all(sample.candidates), f"{where}: a candidate is empty")
     if sample.answer is None:
         require(
             not sample.response and sample.truth is None,
-            f"{where}: has no right answer, but a response or a truth",
+            f"{where}: has no right answer, but has a response or a truth",
         )
         return
     require(
         0 <= sample.answer < count,
-        f"{where}: answer {sample.answer} is none of 0 to {count - 1}",
+        f"{where}: answer is {sample.answer}, expected 0 to {count - 1}",
     )
     require(
         sample.response == sample.candidates[sample.answer],
         f"{where}: the response is not the right candidate",
     )
     if sample.truth is not None:
-        require(len(sample.truth) == count, f"{where}: truth is not one number a candidate")
+        require(
+            len(sample.truth) == count, f"{where}: truth does not have one number per candidate"
+        )
         require(min(sample.truth) >= 0, f"{where}: a true probability is negative")
         require(abs(sum(sample.truth) - 1) <= 1e-9, f"{where}: truth does not sum to 1")

@@ -1,0 +1,143 @@
+"""What a fitted recalibrator does to its validation rows: the file `calibration/<name>.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from firstcli import metrics, plugins
+
+if TYPE_CHECKING:
+    from firstcli.api import JSON, BoolArray, FloatArray, MassMode, Recalibrator
+
+
+@dataclass(frozen=True, slots=True)
+class RankCalibration:
+    """Confidence and frequency of the teacher's r-th token (the paper's Figure 3)."""
+
+    rank: int
+    confidence_before: float
+    """Mean probability that the model gives to the token."""
+    confidence_after: float
+    """Mean probability of the soft target: mass times target."""
+    frequency: float
+    """Share of rows in which the token is the label."""
+    n: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationArtifact:
+    """The content of `calibration/<name>.json`.
+
+    Accuracy, confidence and ECE are those of the most likely token, measured in-sample: on the
+    rows that the recalibrator was fitted on. Files of earlier versions can lack `ranks`.
+    """
+
+    recalibrator: str
+    """Name of the plugin."""
+    options: Mapping[str, JSON]
+    """Its options, as the recipe states them."""
+    positions: Literal["decisive", "all"]
+    mass: MassMode | None = None
+    """None for a temperature behind a model."""
+    rows: int
+    """Number of rows that the fit used."""
+    accuracy: float
+    confidence_before: float
+    confidence_after: float
+    ece_before: float
+    ece_after: float
+    ranks: tuple[RankCalibration, ...] = ()
+    state: Mapping[str, JSON]
+    facts: Mapping[str, JSON] = field(default_factory=dict)
+    """The recalibrator's own facts, such as `temperature`; in the file, keys beside the rest."""
+
+    @classmethod
+    def measure(
+        cls,
+        recalibrator: Recalibrator[Any],
+        topk: FloatArray,
+        is_label: BoolArray,
+        mass: FloatArray,
+        *,
+        name: str,
+        options: Mapping[str, JSON],
+        positions: Literal["decisive", "all"],
+        mass_mode: MassMode | None = None,
+    ) -> CalibrationArtifact:
+        """Measure a fitted recalibrator on the rows that it was fitted on.
+
+        Args:
+            recalibrator: the fitted recalibrator.
+            topk: the model's probabilities, (N, k).
+            is_label: whether each of the k tokens is the label, (N, k).
+            mass: total probability of the k tokens in the soft target, (N,).
+            name: name of the plugin.
+            options: its options, as the recipe states them.
+            positions: the positions that the rows come from.
+            mass_mode: the arm's `mass`; None for a temperature behind a model.
+        """
+        after = mass[:, None] * recalibrator.transform(topk)  # (N, k)
+        ranks = tuple(
+            RankCalibration(
+                rank=column + 1,
+                confidence_before=float(topk[:, column].mean()),
+                confidence_after=float(after[:, column].mean()),
+                frequency=float(is_label[:, column].mean()),
+                n=len(topk),
+            )
+            for column in range(topk.shape[1])
+        )
+        facts = dict(recalibrator.diagnostics().facts)
+        return cls(
+            recalibrator=name,
+            options=options,
+            positions=positions,
+            mass=mass_mode,
+            rows=facts.pop("rows", len(topk)),
+            accuracy=ranks[0].frequency,
+            confidence_before=ranks[0].confidence_before,
+            confidence_after=ranks[0].confidence_after,
+            ece_before=metrics.ece(np.minimum(topk[:, 0], 1.0), is_label[:, 0]),
+            ece_after=metrics.ece(np.minimum(after[:, 0], 1.0), is_label[:, 0]),
+            ranks=ranks,
+            state=recalibrator.state(),
+            facts=facts,
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> CalibrationArtifact:
+        """Read a file that this or an earlier version wrote."""
+        content = json.loads(path.read_text("utf-8"))
+        ranks = tuple(RankCalibration(**rank) for rank in content.pop("ranks", ()))
+        names = {known.name for known in fields(cls)} & content.keys()
+        known = {name: content.pop(name) for name in names}
+        return cls(**known, ranks=ranks, facts=content)
+
+    def to_json(self) -> dict[str, JSON]:
+        """Return the content of the file; absent values have no key."""
+        content = asdict(self)
+        facts = content.pop("facts")
+        content["ranks"] = list(content["ranks"])
+        return facts | {key: value for key, value in content.items() if value not in (None, [])}
+
+    def save(self, path: Path) -> None:
+        """Write the file."""
+        path.write_text(json.dumps(self.to_json(), indent=1, sort_keys=True) + "\n", "utf-8")
+
+    def short_facts(self) -> dict[str, JSON]:
+        """Return what a manifest keeps."""
+        left_out = ("options", "mass", "positions", "ranks", "state")
+        return {key: value for key, value in self.to_json().items() if key not in left_out}
+
+    def restored(self) -> Recalibrator[Any]:
+        """Return the recalibrator with its fitted state."""
+        plugin = plugins.load("recalibrators", self.recalibrator)
+        recalibrator: Recalibrator[Any] = plugin(plugin.Options.model_validate(self.options))
+        recalibrator.restore(self.state)
+        return recalibrator
