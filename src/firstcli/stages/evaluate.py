@@ -14,7 +14,7 @@ from rich.table import Table
 from torch.nn.utils.rnn import pad_sequence
 
 from firstcli import metrics
-from firstcli.data.encoding import Question
+from firstcli.data.encoding import EncodedQuestion
 from firstcli.metrics.records import EvalRecords
 from firstcli.models import inference, readout
 from firstcli.models.batching import run_batched
@@ -74,7 +74,7 @@ def _recorded(records: EvalRecords, unit: Unit, folder: Path) -> dict[str, Any]:
 
 
 def candidate_log_probs(
-    reader: readout.Reader, questions: Sequence[Question]
+    reader: readout.Reader, questions: Sequence[EncodedQuestion]
 ) -> dict[str, list[float]]:
     """Return each candidate's log-probability in the whole vocabulary, by question id."""
     device = next(reader.model.parameters()).device

@@ -47,13 +47,13 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     """Write one shard after another; finished ones of an interrupted run are kept."""
     rows = inputs.training_rows(run, "teacher", unit.part)
     shards = shards_of(run, unit)
-    facts = {
+    format = store.StoreFormat(
         **run.recipe.knowledge.stored(),
-        "split": unit.part,
-        "shards": len(shards),
-        "teacher": distributed.by_first(lambda: _teacher(run, unit)),
-        "tokenizer": inputs.vocabulary_digest(run, "teacher"),
-    }
+        split=unit.part,
+        shards=len(shards),
+        teacher=distributed.by_first(lambda: _teacher(run, unit)),
+        tokenizer=inputs.vocabulary_digest(run, "teacher"),
+    )
     missing = distributed.by_first(lambda: _missing(folder, len(shards)))
     done = len(rows) - sum(len(shards[index].rows) for index in missing)
     if done:
@@ -70,8 +70,8 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
                 found = scorer(shards[index], run.recipe.knowledge.top_k, advance)
                 shard = shards[index].rows
                 path = store.shard_path(folder, index)
-                about = facts | {"teacher_top_1": _judged(shard, found, decisive)}
-                store.write_shard(path, shard, [found[row.id] for row in shard], about)
+                judged = _judged(shard, found, decisive)
+                store.write_shard(path, shard, [found[row.id] for row in shard], format, judged)
     halved = sum(distributed.gathered(scorer.halving.halved))
     if not distributed.is_first():
         return {}
@@ -81,8 +81,8 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
             f"{folder}: {unseen} shards that other processes wrote are not to be seen here; "
             "all machines must share the run folder"
         )
-    if unit.part != "validation" and not (folder / concentration.NAME).exists():
-        concentration.write(folder / concentration.NAME, _concentration(run, scorer, shards))
+    if unit.part != "validation" and not (folder / concentration.FILE_NAME).exists():
+        concentration.save(folder / concentration.FILE_NAME, _concentration(run, scorer, shards))
     found = store.summary(folder) | store.teacher_top_1(folder)
     return found | ({"batches_halved": halved} if halved else {})
 
@@ -157,12 +157,12 @@ def _concentration(run: Run, scorer: Scorer, shards: Sequence[ShardRows]) -> dic
     rows: list[EncodedSample] = []
     found: dict[str, TopK] = {}
     for shard in shards:
-        drawn = concentration.drawn(shard.rows, total)
+        drawn = concentration.subset(shard.rows, total)
         found |= scorer(ShardRows(drawn, shard.fold), width)
         rows += drawn
     section = run.recipe.knowledge
     known = [found[row.id] for row in rows]
-    return concentration.measured(rows, known, section.precision, section.top_k)
+    return concentration.measure(rows, known, section.precision, section.top_k)
 
 
 def _judged(
@@ -176,7 +176,7 @@ def _judged(
     confidence, correct = [], []
     for row in rows:
         known = found[row.id]
-        at = np.arange(row.start, len(row.input_ids)) == row.decisive if decisive else slice(None)
+        at = np.arange(row.start, len(row.input_ids)) == row.answer_position if decisive else slice(None)
         confidence.append(np.exp(known.log_probs[at, 0], dtype=np.float64))
         correct.append(known.token_ids[at, 0] == row.targets[at])
     return {

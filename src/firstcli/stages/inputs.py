@@ -18,7 +18,7 @@ import numpy as np
 
 from firstcli.data import splits
 from firstcli.data.encoded import EncodedStore, IntArray, counts_of
-from firstcli.data.encoding import EncodedSample, Question, each_encoded, encode_questions
+from firstcli.data.encoding import EncodedSample, EncodedQuestion, each_encoded, encode_questions
 from firstcli.data.sequences import Selected
 from firstcli.errors import UserError, shortened
 from firstcli.knowledge import store
@@ -150,10 +150,10 @@ def rows_of_fold(run: Run, fold: int, *, seen: bool) -> EncodedStore:
     return rows.where(chosen)
 
 
-def questions(run: Run, role: Role, evaluation: str) -> list[Question]:
+def questions(run: Run, role: Role, evaluation: str) -> list[EncodedQuestion]:
     """Encode an evaluation's samples with a role's tokenizer."""
 
-    def make() -> list[Question]:
+    def make() -> list[EncodedQuestion]:
         where = f"evaluate '{evaluation}' ({role}'s tokenizer)"
         rows = encode_questions(run.evaluation_samples(evaluation), tokenizer(run, role), where)
         lengths = np.array([len(row.input_ids) for row in rows], np.int64)
@@ -229,11 +229,11 @@ def stored_knowledge(run: Run, part: Part, samples: Sequence[EncodedSample]) -> 
     """
 
     def checked() -> store.Knowledge:
-        expected = {
+        expected = store.StoreFormat(
             **run.recipe.knowledge.stored(),
-            "split": part,
-            "tokenizer": vocabulary_digest(run, "teacher"),
-        }
+            split=part,
+            tokenizer=vocabulary_digest(run, "teacher"),
+        )
         stored = store.Knowledge(run.folder / "knowledge" / part, expected)
         stored.check(samples)
         return stored

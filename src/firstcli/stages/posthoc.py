@@ -51,7 +51,7 @@ def _rows(run: Run, unit: Unit) -> EncodedStore:
             "to fit a temperature on; raise it"
         )
     rows = inputs.training_rows(run, unit.role, "validation")
-    rows = rows.where(rows.decide)
+    rows = rows.where(rows.has_answer)
     if not len(rows):
         raise UserError(f"{unit.key}: no validation row has a position that decides")
     return rows
@@ -103,10 +103,10 @@ def _decisive(
     """Return probabilities (N, k) where each row decides, and which token is the true one."""
     topk, is_label = [], []
     for row in rows:
-        assert row.decisive is not None
-        known, at = found[row.id], row.decisive - row.start
+        assert row.answer_position is not None
+        known, at = found[row.id], row.answer_position - row.start
         topk.append(np.exp(known.log_probs[at], dtype=np.float64))
-        is_label.append(known.token_ids[at] == row.input_ids[row.decisive])
+        is_label.append(known.token_ids[at] == row.input_ids[row.answer_position])
     return np.array(topk), np.array(is_label)
 
 

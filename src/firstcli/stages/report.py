@@ -111,7 +111,7 @@ def _calibrations(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
 def _concentration(run: Run) -> dict[str, Any] | None:
     parts: tuple[Part, ...] = ("train", "out-of-fold")
     paths = [
-        run.folder / "knowledge" / part / concentration.NAME
+        run.folder / "knowledge" / part / concentration.FILE_NAME
         for part in parts
         if f"extract {part}" in run.manifests
     ]
