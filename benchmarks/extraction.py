@@ -40,7 +40,8 @@ def extract_shard(
     found: dict[str, TopK] = {}
     for batch in inference.batches([len(row.input_ids) for row in rows], extract.BATCH_TOKENS):
         found |= extract.top_k_of(reader, [rows[i] for i in batch], shapes.TOP_K, limit)
-    store.write_shard(path, rows, [found[row.id] for row in rows], {**shapes.FACTS, "shards": 1})
+    format = store.StoreFormat(shapes.TOP_K, "standard", shards=1)
+    store.write_shard(path, rows, [found[row.id] for row in rows], format)
 
 
 @torch.inference_mode()

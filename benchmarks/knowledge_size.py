@@ -55,13 +55,13 @@ def measure(
     precision: Precision,
 ) -> str:
     """Return a precision's row of the table."""
-    facts = {"top_k": top_k, "precision": precision, "shards": len(shards)}
+    format = store.StoreFormat(top_k, precision, shards=len(shards))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         begun = time.perf_counter()
         for index, shard in enumerate(shards):
             path = store.shard_path(folder, index)
-            store.write_shard(path, shard, [exact[row.id] for row in shard], facts)
+            store.write_shard(path, shard, [exact[row.id] for row in shard], format)
         written = time.perf_counter()
         store.Knowledge(folder)
         opened = time.perf_counter()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import measure
 import shapes
-from firstcli.data.encoding import Question
+from firstcli.data.encoding import EncodedQuestion
 from firstcli.models import inference, readout
 from firstcli.stages import evaluate
 from measure import Report, Row
@@ -26,7 +26,7 @@ CANDIDATES = 5
 
 
 @torch.inference_mode()
-def ask(reader: readout.Reader, questions: Sequence[Question]) -> None:
+def ask(reader: readout.Reader, questions: Sequence[EncodedQuestion]) -> None:
     """Do what `stages.evaluate` does."""
     lengths = [len(one.input_ids) for one in questions]
     for batch in inference.batches(lengths, evaluate.BATCH_TOKENS):
@@ -48,7 +48,7 @@ def compare(shape: shapes.Model, repeats: int) -> Row:
         row.input_ids[: row.start] for row in shapes.QUESTION.rows(SAMPLES, shape.vocabulary)
     ]
     candidates = tuple(range(0, CANDIDATES * 100, 100))
-    questions = [Question(str(i), ids, candidates, 0, None) for i, ids in enumerate(prompts)]
+    questions = [EncodedQuestion(str(i), ids, candidates, 0, None) for i, ids in enumerate(prompts)]
     batches = []
     for batch in inference.batches([len(ids) for ids in prompts], evaluate.BATCH_TOKENS):
         chosen = [prompts[i] for i in batch]

@@ -18,7 +18,6 @@ from firstcli.recipe.schema import Arm, recalibrator_of
 from firstcli.training.soft_targets import SoftTargetBuilder
 
 TOP_K = 5
-FACTS = {"top_k": TOP_K, "precision": "standard"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +103,7 @@ def write_store(
             store.shard_path(folder, index),
             rows[first : first + size],
             known[first : first + size],
-            {**FACTS, "shards": len(starts)},
+            store.StoreFormat(TOP_K, "standard", shards=len(starts)),
         )
 
 

@@ -24,7 +24,7 @@ def encoded(draw: st.DrawFn) -> EncodedSample:
 
 
 def values(row: EncodedSample) -> tuple[object, ...]:
-    return row.id, row.input_ids.tolist(), row.start, row.decisive, row.targets.tolist()
+    return row.id, row.input_ids.tolist(), row.start, row.answer_position, row.targets.tolist()
 
 
 @settings(deadline=None)

@@ -13,7 +13,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from firstcli.api import Sample
-from firstcli.data.encoding import EncodedSample, Question, encode_questions, encode_training
+from firstcli.data.encoding import EncodedSample, EncodedQuestion, encode_questions, encode_training
 from firstcli.errors import UserError
 
 Tokenizer = PreTrainedTokenizerFast
@@ -28,7 +28,7 @@ def question(prompt: str, *candidates: str, answer: int = 0) -> Sample:
     return Sample.question(prompt, candidates, answer, id="q1")
 
 
-def ask(prompt: str, *candidates: str, tokenizer: Tokenizer) -> Question:
+def ask(prompt: str, *candidates: str, tokenizer: Tokenizer) -> EncodedQuestion:
     [row] = encode_questions([question(prompt, *candidates)], tokenizer, "test")
     return row
 
@@ -57,7 +57,7 @@ def test_prompt_response_and_eos_are_one_text(tokenizer: Tokenizer) -> None:
     assert row.input_ids[: row.start].tolist() == tokenizer("Answer:")["input_ids"]
     assert row.targets.tolist() == row.input_ids[row.start :].tolist()
     assert str(tokenizer.decode(row.targets[:-1])).strip() == "yes, the water is wet."
-    assert row.decisive is None
+    assert row.answer_position is None
 
 
 texts = st.text(
@@ -190,7 +190,7 @@ def test_letters_decide_at_the_border(byte_tokenizer: Tokenizer) -> None:
     rows, _ = encode_training(
         [question(prompt, "a).", "b).", "c).", answer=1)], byte_tokenizer, "train"
     )
-    assert rows[0].decisive == rows[0].start == len(asked.input_ids)
+    assert rows[0].answer_position == rows[0].start == len(asked.input_ids)
     assert pieces(byte_tokenizer, rows[0].targets[:1]) == ["b"]
 
 
@@ -201,9 +201,9 @@ def test_a_shared_beginning_moves_the_decision(tokenizer: Tokenizer) -> None:
     assert asked.input_ids[: len(alone)].tolist() == alone
     assert len(asked.input_ids) == len(alone) + 1  # the space
     [row], _ = encode_training([question("Answer:", " yes", " no")], tokenizer, "train")
-    assert row.decisive == len(alone) + 1 and row.start == len(alone)
-    assert row.input_ids[row.decisive] == asked.candidate_ids[0]
-    assert row.input_ids[: row.decisive].tolist() == asked.input_ids.tolist()
+    assert row.answer_position == len(alone) + 1 and row.start == len(alone)
+    assert row.input_ids[row.answer_position] == asked.candidate_ids[0]
+    assert row.input_ids[: row.answer_position].tolist() == asked.input_ids.tolist()
 
 
 def test_a_candidate_that_begins_another_differs_by_its_end(byte_tokenizer: Tokenizer) -> None:
@@ -217,10 +217,10 @@ def test_training_and_evaluation_agree_for_every_answer(tokenizer: Tokenizer) ->
         sample = Sample.question("Answer:", candidates, answer, id="q")
         [row], _ = encode_training([sample], tokenizer, "train")
         [asked] = encode_questions([sample], tokenizer, "test")
-        assert row.decisive is not None
-        assert row.input_ids[row.decisive] == asked.candidate_ids[answer]
+        assert row.answer_position is not None
+        assert row.input_ids[row.answer_position] == asked.candidate_ids[answer]
         assert asked.answer == answer
-        assert len(asked.input_ids) == row.decisive
+        assert len(asked.input_ids) == row.answer_position
 
 
 # What cannot be encoded.

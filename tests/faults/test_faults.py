@@ -70,7 +70,7 @@ def test_extraction_goes_on_after_the_last_whole_shard(
 
     def twice(path: Path, *args: Any, real: Any = store.write_shard) -> None:
         if len(written) == 2:
-            path.with_suffix(".tmp").write_text("half")
+            path.with_name(f".{path.name}.tmp").write_text("half")
             raise Killed
         real(path, *args)
         written.append(path)

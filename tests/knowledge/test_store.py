@@ -158,7 +158,7 @@ def test_other_samples_are_refused(tmp_path: Path) -> None:
 
 def test_the_decisive_position_is_not_part_of_the_digest() -> None:
     row = some_row(0)
-    assert store.sample_digest(row) == store.sample_digest(replace(row, decisive=2))
+    assert store.sample_digest(row) == store.sample_digest(replace(row, answer_position=2))
 
 
 @pytest.mark.parametrize(

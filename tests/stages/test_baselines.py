@@ -128,13 +128,13 @@ def test_its_temperature_is_fitted_on_what_the_model_says_where_it_decides(
     assert unit.model
     model = inputs.model(run, unit.model)
     for row, top, true in zip(rows, topk, is_label, strict=True):
-        assert row.decisive is not None
-        ids = torch.tensor(row.input_ids[None, : row.decisive], dtype=torch.long)
+        assert row.answer_position is not None
+        ids = torch.tensor(row.input_ids[None, : row.answer_position], dtype=torch.long)
         with torch.no_grad():
             logits = model(input_ids=ids).logits[0, -1].double()
         best = logits.softmax(-1).topk(6)
         np.testing.assert_allclose(top, best.values, rtol=1e-4)
-        assert true.tolist() == (best.indices == int(row.input_ids[row.decisive])).tolist()
+        assert true.tolist() == (best.indices == int(row.input_ids[row.answer_position])).tolist()
 
 
 def test_questions_without_an_answer_are_judged_by_confidence(done: tuple[Path, Path]) -> None:
@@ -239,8 +239,8 @@ def test_the_teacher_s_first_token_is_judged_where_it_decides(done: tuple[Path, 
         rows = inputs.training_rows(run, "teacher", part)
         stored, confidence, correct = Knowledge(folder), [], []
         for row in rows:
-            assert row.decisive is not None
-            known, at = stored.of(row), row.decisive - row.start
+            assert row.answer_position is not None
+            known, at = stored.of(row), row.answer_position - row.start
             confidence.append(np.exp(known.log_probs[at, 0]))
             correct.append(known.token_ids[at, 0] == row.targets[at])
         assert facts["judged"] == len(rows)

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from conftest import MakeLlama
 from firstcli.api import Sample
-from firstcli.data.encoding import Question, encode_questions
+from firstcli.data.encoding import EncodedQuestion, encode_questions
 from firstcli.metrics.records import EvalRecords
 from firstcli.models import readout
 from firstcli.stages.evaluate import candidate_log_probs
@@ -21,7 +21,7 @@ from firstcli.stages.evaluate import candidate_log_probs
 PLACES = ("fire", "water", "the passage", "the dry green fire", "a wet place\n\n\nwith Yes", "no")
 
 
-def questions(tokenizer: PreTrainedTokenizerFast) -> list[Question]:
+def questions(tokenizer: PreTrainedTokenizerFast) -> list[EncodedQuestion]:
     """Questions of different lengths, with two or three candidates."""
     samples = [
         Sample.question(
@@ -36,7 +36,7 @@ def questions(tokenizer: PreTrainedTokenizerFast) -> list[Question]:
 
 
 @torch.no_grad()
-def naive(model: torch.nn.Module, question: Question) -> list[float]:
+def naive(model: torch.nn.Module, question: EncodedQuestion) -> list[float]:
     """Read the candidates off an ordinary forward pass of this question alone, in float64."""
     ids = torch.tensor(question.input_ids[None], dtype=torch.long)
     log_probs = model(input_ids=ids).logits[0, -1].double().log_softmax(-1)
@@ -44,7 +44,7 @@ def naive(model: torch.nn.Module, question: Question) -> list[float]:
 
 
 @torch.no_grad()
-def asked(model: Any, batch: Sequence[Question]) -> dict[str, list[float]]:
+def asked(model: Any, batch: Sequence[EncodedQuestion]) -> dict[str, list[float]]:
     return candidate_log_probs(readout.Reader(model), batch)
 
 

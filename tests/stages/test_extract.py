@@ -229,10 +229,10 @@ def test_a_store_gives_every_sample_its_own(
     rows = random_rows(10, 50)
     found = extract(make_llama(50), rows, tokens=64, limit=50)
     shards = split_into_shards(rows)
-    facts = {"top_k": TOP_K, "precision": precision, "shards": len(shards)}
+    format = store.StoreFormat(TOP_K, precision, shards=len(shards))
     for index, shard in enumerate(shards):
         path = store.shard_path(tmp_path, index)
-        store.write_shard(path, shard, [found[one.id] for one in shard], facts)
+        store.write_shard(path, shard, [found[one.id] for one in shard], format)
     opened = store.Knowledge(tmp_path)
     opened.check(rows)
     for one in rows[::-1]:
@@ -301,7 +301,7 @@ def test_a_killed_extraction_goes_on_and_ends_the_same(
 
     def dies_at_the_third(path: Path, *args: Any) -> None:
         if len(written) == 2:
-            path.with_suffix(".tmp").write_bytes(b"half")
+            path.with_name(f".{path.name}.tmp").write_bytes(b"half")
             raise KeyboardInterrupt
         written.append(path.name)
         write_shard(path, *args)

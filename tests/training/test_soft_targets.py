@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from firstcli.api import FloatArray
 
 E = 1e-6  # the paper's epsilon, appendix A.1
-FACTS = {"top_k": 2, "precision": "standard", "shards": 1, "teacher": "t", "split": "train"}
+FORMAT = store.StoreFormat(2, "standard", "train", shards=1, teacher="t")
 
 
 def arm(recalibrator: str = "none", /, options: dict[str, Any] | None = None, **fields: Any) -> Arm:
@@ -41,8 +41,8 @@ def recalibrator(of: Arm) -> Recalibrator[PluginOptions]:
 def rows() -> list[EncodedSample]:
     """Two questions: the first decides at its first target, the second at its second of three."""
     return [
-        EncodedSample("a", np.array([1, 2, 10, 9], np.int32), start=2, decisive=2),
-        EncodedSample("b", np.array([3, 4, 20, 11, 9], np.int32), start=2, decisive=3),
+        EncodedSample("a", np.array([1, 2, 10, 9], np.int32), start=2, answer_position=2),
+        EncodedSample("b", np.array([3, 4, 20, 11, 9], np.int32), start=2, answer_position=3),
     ]
 
 
@@ -76,7 +76,7 @@ def knowledge(tmp_path: Path, rows: list[EncodedSample]) -> Knowledge:
         )
         for row in rows
     ]
-    store.write_shard(store.shard_path(tmp_path, 0), rows[::-1], known[::-1], FACTS)
+    store.write_shard(store.shard_path(tmp_path, 0), rows[::-1], known[::-1], FORMAT)
     return Knowledge(tmp_path)
 
 
@@ -115,10 +115,10 @@ def test_another_order_of_samples_is_followed(
 
 
 def test_instruction_tasks_have_no_decisive_position(tmp_path: Path) -> None:
-    row = EncodedSample("a", np.array([1, 2, 3], np.int32), start=1, decisive=None)
+    row = EncodedSample("a", np.array([1, 2, 3], np.int32), start=1, answer_position=None)
     half, nothing = np.full((2, 2), -0.6931472, np.float32), np.full(2, -np.inf, np.float32)
     known = TopK(np.zeros((2, 2), np.int32), half, nothing)
-    store.write_shard(store.shard_path(tmp_path, 0), [row], [known], FACTS)
+    store.write_shard(store.shard_path(tmp_path, 0), [row], [known], FORMAT)
     positions = soft_targets.positions_of([row], Knowledge(tmp_path))
     assert not positions.decisive.any()
     assert soft_targets.recalibrated_positions(arm(), positions).all()
@@ -231,7 +231,7 @@ def many(
                 np.log1p(-p.sum(axis=1)).astype(np.float32),
             )
         )
-    store.write_shard(store.shard_path(folder, 0), rows, known, FACTS | {"top_k": k})
+    store.write_shard(store.shard_path(folder, 0), rows, known, dataclasses.replace(FORMAT, top_k=k))
     return rows, Knowledge(folder)
 
 

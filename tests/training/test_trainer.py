@@ -110,9 +110,9 @@ def distance(some: Tensor, other: Tensor) -> float:
 
 def test_collate_flattens_over_row_and_column() -> None:
     rows = [
-        EncodedSample("a", np.array([1, 2, 3, 4], np.int32), start=2, decisive=2),
-        EncodedSample("b", np.array([5, 6, 7], np.int32), start=1, decisive=1),
-        EncodedSample("c", np.array([8, 9], np.int32), start=1, decisive=1),
+        EncodedSample("a", np.array([1, 2, 3, 4], np.int32), start=2, answer_position=2),
+        EncodedSample("b", np.array([5, 6, 7], np.int32), start=1, answer_position=1),
+        EncodedSample("c", np.array([8, 9], np.int32), start=1, answer_position=1),
     ]
     probabilities = some_taught(rows)
     batch = collate.Collate(rows, probabilities)([2, 0])
@@ -148,7 +148,7 @@ def test_planted_tokens_reach_the_student_at_their_positions(
     teacher = make_llama(len(tokenizer))
     with torch.no_grad():
         found = top_k_of(readout.Reader(teacher), rows, K, len(tokenizer))
-    facts = {"top_k": K, "precision": "standard", "shards": 3}
+    format = store.StoreFormat(K, "standard", shards=3)
     for index, row in enumerate([rows[1], rows[2], rows[0]]):
         path = store.shard_path(tmp_path, index)
         one = found[row.id]
@@ -157,7 +157,7 @@ def test_planted_tokens_reach_the_student_at_their_positions(
             np.roll(one.log_probs, shift, axis=0),
             np.roll(one.log_tail, shift),
         )
-        store.write_shard(path, [row], [moved], facts)
+        store.write_shard(path, [row], [moved], format)
     arm = Arm.model_validate({"recalibrator": {"name": "none"}})
     lessons = SoftTargetBuilder(arm, recalibrator_of(arm), Knowledge(tmp_path), rows)
     batch = collate.Collate(rows, lessons)([1, 0, 2])
@@ -596,8 +596,8 @@ def test_a_student_with_a_real_tokenizer_comes_to_agree_with_its_teacher(
     with torch.no_grad():
         found = top_k_of(readout.Reader(teacher), rows, K, len(tokenizer))
     path = store.shard_path(tmp_path, 0)
-    facts = {"top_k": K, "precision": "standard", "shards": 1}
-    store.write_shard(path, rows, [found[row.id] for row in rows], facts)
+    format = store.StoreFormat(K, "standard", shards=1)
+    store.write_shard(path, rows, [found[row.id] for row in rows], format)
     arm = Arm.model_validate({"recalibrator": {"name": "none"}})
     probabilities = SoftTargetBuilder(arm, recalibrator_of(arm), Knowledge(tmp_path), rows)
     student = make_llama(len(tokenizer), seed=1, initializer_range=0.2)

@@ -1,4 +1,7 @@
-"""Training samples as tokens, in a spool: lengths and positions are known without reading any."""
+"""Training samples as tokens, held in a spool; lengths and positions are known without reading it.
+
+A row of the spool is a sample's token ids, 4 bytes each, followed by the sample's id in UTF-8.
+"""
 
 from __future__ import annotations
 
@@ -15,90 +18,80 @@ from firstcli.data.spool import Spool
 
 IntArray = npt.NDArray[np.int64]
 
-_FIELDS = ("offset", "number", "id_size", "length", "start", "decisive")
-_ENTRY = struct.Struct("<qiiiii")
-_INDEX = np.dtype([(name, "<i8" if name == "offset" else "<i4") for name in _FIELDS])
+_ENTRY = struct.Struct("<iiii")
+_INDEX = np.dtype([(name, "<i4") for name in ("number", "length", "start", "answer_position")])
 
 
 class EncodedStore(LazySequence[EncodedSample]):
-    """EncodedSample samples of which only an index lies in memory, 28 bytes a sample."""
+    """Encoded samples of which only an index is kept in memory, 24 bytes per sample."""
 
     def __init__(self, rows: Iterable[EncodedSample], folder: Path) -> None:
-        """Take all rows; `folder` holds the spool where it exists."""
+        """Read all samples; the spool is in `folder` if that exists."""
         self._spool = Spool(folder)
         index = bytearray()
         for number, row in enumerate(rows):
-            id = row.id.encode("utf-8", "surrogatepass")
-            decisive = -1 if row.decisive is None else row.decisive
-            length = len(row.input_ids)
-            index += _ENTRY.pack(self._spool.size, number, len(id), length, row.start, decisive)
-            self._spool.write(id.ljust(_aligned(len(id)), b"\0"))
-            self._spool.write(row.input_ids)
+            answer_position = -1 if row.answer_position is None else row.answer_position
+            index += _ENTRY.pack(number, len(row.input_ids), row.start, answer_position)
+            self._spool.append(row.input_ids.tobytes() + row.id.encode("utf-8", "surrogatepass"))
         self._index = np.frombuffer(index, _INDEX)
 
     def __len__(self) -> int:
         return len(self._index)
 
-    def _make(self, index: int) -> EncodedSample:
-        offset, _, id_size, length, start, decisive = self._index[index].item()
-        tokens = _aligned(id_size)
-        held = self._spool.read(offset, offset + tokens + 4 * length)
+    def _item(self, index: int) -> EncodedSample:
+        number, length, start, answer_position = self._index[index].item()
+        row = self._spool[number]
         return EncodedSample(
-            held[:id_size].decode("utf-8", "surrogatepass"),
-            np.frombuffer(held, np.int32, length, tokens),
+            row[4 * length :].decode("utf-8", "surrogatepass"),
+            np.frombuffer(row, np.int32, length),
             start,
-            None if decisive < 0 else decisive,
+            None if answer_position < 0 else answer_position,
         )
 
     def where(self, kept: npt.NDArray[np.bool_]) -> EncodedStore:
-        """Keep some rows; they share the spool."""
+        """Return the samples for which `kept` (N,) is true; they share the spool."""
         part = EncodedStore.__new__(EncodedStore)
         part._spool, part._index = self._spool, self._index[kept]
         return part
 
     @property
     def numbers(self) -> IntArray:
-        """Each row's place among all rows that were taken, before `where` left any out, (N,)."""
+        """Each sample's index before any call of `where`, (N,)."""
         return np.asarray(self._index["number"], np.int64)
 
     @property
     def lengths(self) -> IntArray:
-        """Tokens of each row, (N,)."""
+        """Number of tokens of each sample, (N,)."""
         return np.asarray(self._index["length"], np.int64)
 
     @property
     def counts(self) -> IntArray:
-        """Supervised positions of each row, (N,)."""
+        """Number of supervised positions of each sample, (N,)."""
         return np.asarray(self.lengths - self._index["start"])
 
     @property
-    def decide(self) -> npt.NDArray[np.bool_]:
-        """Whether one of the row's supervised tokens decides between candidates, (N,)."""
-        decisive = self._index["decisive"]
-        found: npt.NDArray[np.bool_] = decisive >= self._index["start"]
-        return found & (decisive < self._index["length"])
-
-
-def _aligned(size: int) -> int:
-    return -(-size // 4) * 4
+    def has_answer(self) -> npt.NDArray[np.bool_]:
+        """Whether a sample's answer position is one of its supervised positions, (N,)."""
+        position = self._index["answer_position"]
+        return np.asarray((position >= self._index["start"]) & (position < self._index["length"]))
 
 
 def lengths_of(rows: Sequence[EncodedSample]) -> IntArray:
-    """Return the tokens of each row, (N,); no row is read where an index knows."""
+    """Return the number of tokens of each sample, (N,), from the index if there is one."""
     if isinstance(rows, EncodedStore):
         return rows.lengths
     return np.array([len(row.input_ids) for row in rows], np.int64)
 
 
 def counts_of(rows: Sequence[EncodedSample]) -> IntArray:
-    """Return the supervised positions of each row, (N,); no row is read where an index knows."""
+    """Return the number of supervised positions per sample, (N,), from the index if possible."""
     if isinstance(rows, EncodedStore):
         return rows.counts
     return np.array([len(row.targets) for row in rows], np.int64)
 
 
 def has_answer_positions(rows: Sequence[EncodedSample]) -> bool:
-    """Say whether any row has a token that decides between candidates."""
+    """Return whether any sample has a supervised answer position."""
     if isinstance(rows, EncodedStore):
-        return bool(rows.decide.any())
-    return any(row.start <= (row.decisive or -1) < len(row.input_ids) for row in rows)
+        return bool(rows.has_answer.any())
+    return any(row.start <= (row.answer_position or -1) < len(row.input_ids) for row in rows)

@@ -1,8 +1,10 @@
-"""Samples as token ids: which tokens are supervised and which one decides between candidates.
+"""Encode samples as token ids, and find the supervised tokens and the answer position.
 
-Prompt, response and EOS are encoded as one text, because encoding the response apart changes its
-first token in many tokenizers; the prompt's own ids must then be a prefix of the joint encoding,
-for in use only the prompt is encoded.
+Prompt, response and EOS are encoded as one text, because many tokenizers give a separately encoded
+response a different first token. The ids of the prompt alone must then be a prefix of the joint
+encoding, because only the prompt is encoded when the model is used.
+
+The answer position of a question is the first position at which its candidates' encodings differ.
 """
 
 from __future__ import annotations
@@ -23,19 +25,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Ids = list[int]
-CHUNK = 4096  # texts encoded at a time, so that offsets of a whole data set never lie in memory
+CHUNK = 4096  # samples encoded at a time, because the offsets of a whole data set are large
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedSample:
-    """One training sample as tokens; the targets are `input_ids[start:]`."""
+    """A training sample as tokens; the targets are `input_ids[start:]`."""
 
     id: str
     input_ids: npt.NDArray[np.int32]  # (L,)
     start: int
-    """Index of the first supervised token, at least 1; all later ones are supervised, too."""
-    decisive: int | None
-    """Index of the token that decides between the candidates; None for instruction tasks."""
+    """Index of the first supervised token, at least 1; all later tokens are supervised too."""
+    answer_position: int | None
+    """Index of the token at which the candidates differ; None for instruction tasks."""
 
     @property
     def targets(self) -> npt.NDArray[np.int32]:
@@ -43,20 +45,20 @@ class EncodedSample:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """One evaluation sample as tokens: the candidates differ in the token after `input_ids`."""
+class EncodedQuestion:
+    """An evaluation sample as tokens: the candidates differ in the token after `input_ids`."""
 
     id: str
     input_ids: npt.NDArray[np.int32]  # (L,)
     candidate_ids: tuple[int, ...]
     answer: int | None
-    """Index of the right candidate; None where none is right."""
+    """Index of the correct candidate; None if no candidate is correct."""
     truth: tuple[float, ...] | None
 
 
 @dataclass(slots=True)
-class _Found:
-    """Ids of samples that have something in common: how many, and the first few."""
+class _Affected:
+    """The samples that a warning is about: their number and the first ids."""
 
     count: int = 0
     first: list[str] = field(default_factory=list)
@@ -73,11 +75,11 @@ class _Found:
 def encode_training(
     samples: Iterable[Sample], tokenizer: PreTrainedTokenizerBase, where: str
 ) -> tuple[list[EncodedSample], list[str]]:
-    """Encode samples for training; returns them with warnings.
+    """Encode samples for training; return them with warnings.
 
     Raises:
-        UserError: a merge crosses a question's border, two candidates share their token, or no
-            candidate is right.
+        UserError: in a question, a token crosses the border between prompt and response, two
+            candidates have the same token at the answer position, or no candidate is correct.
     """
     warnings: list[str] = []
     return list(each_encoded(samples, tokenizer, where, warnings)), warnings
@@ -89,18 +91,24 @@ def each_encoded(
     where: str,
     warnings: list[str],
 ) -> Iterator[EncodedSample]:
-    """Encode samples for training, one after another; warnings are added after the last one.
+    """Encode samples for training, one by one.
+
+    Args:
+        samples: the samples, with ids.
+        tokenizer: a fast tokenizer.
+        where: the recipe's key, which begins every message.
+        warnings: the list to which warnings are appended after the last sample.
 
     Raises:
-        UserError: as `encode_training`, after the last one.
+        UserError: as `encode_training`, after the last sample.
     """
     problems: list[str] = []
-    crossing, special = _Found(), _Found()
-    written: dict[str, None] = {}
-    names = [token for token in tokenizer.all_special_tokens if token]
+    crossing, special = _Affected(), _Affected()
+    special_in_responses: dict[str, None] = {}  # an ordered set
+    special_tokens = [token for token in tokenizer.all_special_tokens if token]
     for sample, prompt, joints in _encode(samples, tokenizer):
         ids, offsets = joints[sample.answer or 0]
-        decisive = None
+        answer_position = None
         if sample.candidates:
             if sample.answer is None:
                 problems.append(f"sample '{sample.id}': {_NOTHING_TO_LEARN}")
@@ -109,15 +117,15 @@ def each_encoded(
             if isinstance(choice, str):
                 problems.append(choice)
                 continue
-            decisive = choice.position
+            answer_position = choice.position
         elif not _is_prefix(prompt, ids):
             crossing.add(str(sample.id))
-        # In prompts they are the chat templates' own.
-        if responded := [name for name in names if name in sample.response]:
+        # In prompts, special tokens are intended: they come from chat templates.
+        if contained := [token for token in special_tokens if token in sample.response]:
             special.add(str(sample.id))
-            written |= dict.fromkeys(responded)
+            special_in_responses |= dict.fromkeys(contained)
         start = _response_start(offsets, len(sample.prompt))
-        yield EncodedSample(str(sample.id), np.asarray(ids, np.int32), start, decisive)
+        yield EncodedSample(str(sample.id), np.asarray(ids, np.int32), start, answer_position)
     _raise(problems, where)
     if crossing.count:
         warnings.append(
@@ -126,21 +134,22 @@ def each_encoded(
         )
     if special.count:
         warnings.append(
-            f"{where}: the responses of {special}, contain {shortened(list(written))}, which is "
-            "read as the tokenizer's special token"
+            f"{where}: the responses of {special}, contain "
+            f"{shortened(list(special_in_responses))}, which the tokenizer encodes as a special "
+            "token"
         )
 
 
 def encode_questions(
     samples: Iterable[Sample], tokenizer: PreTrainedTokenizerBase, where: str
-) -> list[Question]:
+) -> list[EncodedQuestion]:
     """Encode samples for evaluation.
 
     Raises:
-        UserError: as `encode_training`, a sample has no candidates, or only some of them have a
-            right one.
+        UserError: a border or candidates as in `encode_training`, a sample without candidates, or
+            a mixture of questions with and without a correct candidate.
     """
-    rows: list[Question] = []
+    questions: list[EncodedQuestion] = []
     problems: list[str] = []
     for sample, prompt, joints in _encode(samples, tokenizer):
         if not sample.candidates:
@@ -151,20 +160,23 @@ def encode_questions(
             problems.append(choice)
             continue
         shared = np.asarray(ids[0][: choice.position], np.int32)
-        rows.append(Question(str(sample.id), shared, choice.tokens, sample.answer, sample.truth))
-    _raise(problems, where)
-    without = [row.id for row in rows if row.answer is None]
-    if 0 < len(without) < len(rows):
-        raise UserError(
-            f"{where}: {len(without)} of {len(rows)} questions, such as "
-            f"{shortened(without, 3, len(without))}, have no right candidate; evaluate them apart"
+        questions.append(
+            EncodedQuestion(str(sample.id), shared, choice.tokens, sample.answer, sample.truth)
         )
-    return rows
+    _raise(problems, where)
+    without = [question.id for question in questions if question.answer is None]
+    if 0 < len(without) < len(questions):
+        raise UserError(
+            f"{where}: {len(without)} of {len(questions)} questions, such as "
+            f"{shortened(without, 3, len(without))}, have no correct candidate; evaluate them in a "
+            "separate split"
+        )
+    return questions
 
 
 _NOTHING_TO_LEARN = (
-    "none of its candidates is right, so there is nothing to learn from it; leave such questions "
-    "out of the training split, or evaluate them in a split of their own"
+    "none of its candidates is correct, so there is nothing to learn from it; leave such questions "
+    "out of the training split, or evaluate them in a separate split"
 )
 
 Joint = tuple[Ids, list[tuple[int, int]]]
@@ -173,10 +185,10 @@ Joint = tuple[Ids, list[tuple[int, int]]]
 def _encode(
     samples: Iterable[Sample], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[Sample, Ids, list[Joint]]]:
-    """Yield each sample with its prompt's ids and its responses' joint encodings, EOS included."""
+    """Yield each sample with its prompt's ids and its responses' joint encodings, with EOS."""
     if not tokenizer.is_fast:
         raise UserError(
-            f"the tokenizer {type(tokenizer).__name__} gives no character offsets; use a "
+            f"the tokenizer {type(tokenizer).__name__} provides no character offsets; use a "
             "checkpoint with a tokenizer.json"
         )
     remaining = iter(samples)
@@ -193,13 +205,10 @@ def _encode(
 
 
 def _encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[Joint]:
-    # verbose=False: a text longer than the context is our own error, named and counted elsewhere.
-    # Special tokens in the text count as such, for a server that gets the prompt reads them so.
+    # verbose=False: texts longer than the context are reported elsewhere.
+    # Special tokens in a text are encoded as such, as a server that receives the prompt does.
     batch = tokenizer(
-        texts,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        verbose=False,
+        texts, return_offsets_mapping=True, return_attention_mask=False, verbose=False
     )
     closing = _closing_tokens(tokenizer)
     return [
@@ -209,7 +218,7 @@ def _encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[
 
 
 def _closing_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Count the tokens that a tokenizer puts behind every text; a prompt has no end yet."""
+    """Count the tokens that a tokenizer appends to every text; after a prompt they are wrong."""
     offsets = tokenizer("a", return_offsets_mapping=True)["offset_mapping"]
     return next((i for i, (start, end) in enumerate(reversed(offsets)) if end > start), 0)
 
@@ -218,7 +227,7 @@ def _with_eos(joint: Joint, tokenizer: PreTrainedTokenizerBase) -> Joint:
     ids, offsets = joint
     if tokenizer.eos_token_id is None:
         return joint
-    # It belongs to the response, even where the offsets of an empty response end before it.
+    # EOS belongs to the response, even if the response is empty and the offsets end before it.
     return [*ids, int(tokenizer.eos_token_id)], [*offsets, (sys.maxsize, sys.maxsize)]
 
 
@@ -227,13 +236,13 @@ def _is_prefix(prompt: Ids, ids: Ids) -> bool:
 
 
 def _response_start(offsets: list[tuple[int, int]], border: int) -> int:
-    """Index of the first token with a character at or after `border`; the first has no past."""
+    """Return the first token that reaches beyond `border`; at least 1: token 0 has no context."""
     start = next((i for i, (_, end) in enumerate(offsets) if end > border), len(offsets))
     return max(start, 1)
 
 
-class Choice(NamedTuple):
-    """Where the candidates' encodings part, and each one's token there."""
+class _Choice(NamedTuple):
+    """The answer position, and each candidate's token there."""
 
     position: int
     tokens: tuple[int, ...]
@@ -241,23 +250,23 @@ class Choice(NamedTuple):
 
 def _choice(
     sample: Sample, prompt: Ids, joints: list[Ids], tokenizer: PreTrainedTokenizerBase
-) -> Choice | str:
-    """Return how a model chooses between the candidates, or what is wrong with them."""
+) -> _Choice | str:
+    """Return the answer position, or a sentence that says why there is none."""
     for candidate, ids in zip(sample.candidates, joints, strict=True):
         if not _is_prefix(prompt, ids):
             return _border_problem(sample, candidate, prompt, ids, tokenizer)
-    choice = _decisive(prompt, joints)
+    choice = _first_difference(prompt, joints)
     if choice.position == 0:
         return f"sample '{sample.id}': no token precedes the candidates; give it a prompt"
     return _candidate_problem(sample, choice.tokens, tokenizer) or choice
 
 
-def _decisive(prompt: Ids, joints: list[Ids]) -> Choice:
+def _first_difference(prompt: Ids, joints: list[Ids]) -> _Choice:
     position = len(prompt)
     shortest = min(len(ids) for ids in joints)
     while position < shortest - 1 and len({ids[position] for ids in joints}) == 1:
         position += 1
-    return Choice(position, tuple(ids[position] for ids in joints))
+    return _Choice(position, tuple(ids[position] for ids in joints))
 
 
 def _candidate_problem(
@@ -270,7 +279,7 @@ def _candidate_problem(
     piece = tokenizer.convert_ids_to_tokens(shared)
     return (
         f"sample '{sample.id}': the candidates {shortened(texts)} share the token {piece!r} "
-        f"({shared}) where they should differ; word them with different beginnings, or let the "
+        f"({shared}) where they should differ; let them begin with different words, or let the "
         "model answer with letters"
     )
 
@@ -282,13 +291,14 @@ def _border_problem(
     ids: Ids,
     tokenizer: PreTrainedTokenizerBase,
 ) -> str:
-    at = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), len(ids))
-    alone = tokenizer.convert_ids_to_tokens(prompt[at : at + 2])
-    joint = tokenizer.convert_ids_to_tokens(ids[at : at + 2])
+    pairs = enumerate(zip(prompt, ids, strict=False))
+    first = next((i for i, (alone, joint) in pairs if alone != joint), len(ids))
+    prompt_tokens = tokenizer.convert_ids_to_tokens(prompt[first : first + 2])
+    joint_tokens = tokenizer.convert_ids_to_tokens(ids[first : first + 2])
     return (
         f"sample '{sample.id}': a token crosses the border between prompt and response (the "
-        f"prompt alone ends in {alone}, with the response it goes on with {joint}); move the "
-        f"border, for example from {sample.prompt[-9:]!r} + {response[:9]!r} to "
+        f"prompt alone ends in {prompt_tokens}, with the response it continues with "
+        f"{joint_tokens}); move the border, for example from {sample.prompt[-9:]!r} + {response[:9]!r} to "
         f"{sample.prompt[-9:].rstrip()!r} + {' ' + response[:9].lstrip()!r}"
     )
 

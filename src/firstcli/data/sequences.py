@@ -1,4 +1,4 @@
-"""Sequences whose items are made when they are asked for, and parts of them that hold indices."""
+"""Sequences that create an item on each access, and selections of them that hold only indices."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ T = TypeVar("T", covariant=True)
 
 
 class LazySequence(Sequence[T]):
-    """A sequence that makes an item whenever it is asked for one; a slice of it holds indices."""
+    """A sequence that creates an item on each access; a slice of it holds only indices."""
 
     @abstractmethod
-    def _make(self, index: int) -> T:
-        """Return the item at an index from 0 on."""
+    def _item(self, index: int) -> T:
+        """Return the item at a non-negative index."""
 
     @overload
     def __getitem__(self, index: int) -> T: ...
@@ -28,11 +28,11 @@ class LazySequence(Sequence[T]):
             return Selected(self, np.arange(len(self))[index])
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} items")
-        return self._make(index % len(self))
+        return self._item(index % len(self))
 
 
 class Selected(LazySequence[T]):
-    """Some items of a sequence, in an order of their own."""
+    """Some items of a sequence, in any order."""
 
     def __init__(self, items: Sequence[T], indices: npt.NDArray[np.int64]) -> None:
         self._items = items
@@ -41,5 +41,5 @@ class Selected(LazySequence[T]):
     def __len__(self) -> int:
         return len(self._indices)
 
-    def _make(self, index: int) -> T:
+    def _item(self, index: int) -> T:
         return self._items[int(self._indices[index])]

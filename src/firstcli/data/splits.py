@@ -1,9 +1,8 @@
-"""Sample ids, the validation cut and the overlap of splits: all by content, never by position."""
+"""Sample ids, the validation split and overlaps: decided by content, never by position."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firstcli.api import Sample
+from firstcli.data.samples import to_json
 from firstcli.data.sequences import Selected
 from firstcli.errors import UserError, shortened
 
@@ -20,16 +20,17 @@ Digests = npt.NDArray[np.uint64]
 
 
 def with_ids(samples: Sequence[Sample], where: str) -> Iterator[Sample]:
-    """Give every sample an id: its own, else a hash of prompt and response with a counter.
+    """Give every sample an id: the given one, or else a hash of prompt and response.
 
-    The hash has 48 bits, for ids are stored with knowledge; rows that share one are counted.
+    The hash has only 48 bits because ids are stored with the knowledge. The second and later
+    samples with the same hash get a counter.
 
     Raises:
-        UserError: two samples of `where` carry the same given id.
+        UserError: two samples of `where` have the same given id.
     """
     _refuse_repeated_ids(samples, where)
-    # Only what occurs more than once is counted, so that no more than that lies in memory.
-    often = _repeated(_digests((_key(one),) for one in samples if one.id is None))
+    # Only keys that occur more than once are counted, to keep the counter small.
+    often = _repeated(_digests((_key(sample),) for sample in samples if sample.id is None))
     seen: Counter[str] = Counter()
     for sample in samples:
         if sample.id is None:
@@ -46,21 +47,20 @@ def _key(sample: Sample) -> str:
 
 
 def _refuse_repeated_ids(samples: Sequence[Sample], where: str) -> None:
-    often = _repeated(_digests((str(one.id),) for one in samples if one.id is not None))
+    often = _repeated(_digests((str(sample.id),) for sample in samples if sample.id is not None))
     if not often:
         return
-    given = Counter(
-        one.id for one in samples if one.id is not None and _short(str(one.id)) in often
-    )
-    if repeated := [id for id, count in given.items() if count > 1]:
+    ids = (sample.id for sample in samples if sample.id is not None)
+    counts = Counter(id for id in ids if _short(str(id)) in often)
+    if repeated := [id for id, count in counts.items() if count > 1]:
         raise UserError(
             f"{where}: {len(repeated)} sample ids occur more than once, such as "
-            f"{shortened(repeated, 3)}; give every row an id of its own, or none"
+            f"{shortened(repeated, 3)}; give every row a unique id, or give no ids"
         )
 
 
 def duplicate_rows(samples: Iterable[Sample]) -> int:
-    """Count the samples whose prompt and response already occurred."""
+    """Count the samples that repeat the prompt and response of an earlier one."""
     digests = _digests((sample.prompt, sample.response) for sample in samples)
     return len(digests) - len(np.unique(digests))
 
@@ -68,10 +68,10 @@ def duplicate_rows(samples: Iterable[Sample]) -> int:
 def cut_validation(
     samples: Sequence[Sample], share: float
 ) -> tuple[Sequence[Sample], Sequence[Sample]]:
-    """Cut about `share` of the samples off as the validation part: (train, validation).
+    """Split off about `share` of the samples for validation: (train, validation).
 
-    The prompt alone decides, so equal questions stay on one side and a row's side never depends
-    on the other rows.
+    Only the prompt decides, so equal questions stay on the same side and a sample's side does not
+    depend on the rest of the data.
     """
     positions = (  # uniform in [0, 1)
         int(_digest("validation", sample.prompt)[:13], 16) / 16**13 for sample in samples
@@ -82,29 +82,22 @@ def cut_validation(
 
 
 def fold_of(sample: Sample, folds: int) -> int:
-    """Return the fold of a training sample, 1 to `folds`; the prompt alone decides."""
+    """Return the fold of a training sample, from 1 to `folds`; only the prompt decides."""
     return 1 + int(_digest("fold", sample.prompt)[:13], 16) % folds
 
 
 def overlap(training: Iterable[Sample], evaluation: Iterable[Sample]) -> int:
-    """Count the evaluation samples whose prompt occurs in training."""
-    prompts, asked = (_digests((one.prompt,) for one in some) for some in (training, evaluation))
-    return int(np.isin(asked, prompts).sum())
+    """Count the evaluation samples whose prompt occurs in the training samples."""
+    trained = _digests((sample.prompt,) for sample in training)
+    evaluated = _digests((sample.prompt,) for sample in evaluation)
+    return int(np.isin(evaluated, trained).sum())
 
 
 def content_digest(samples: Iterable[Sample]) -> str:
-    """Return the SHA-256 of everything in the samples, in order."""
+    """Return the SHA-256 of all fields of all samples, in order."""
     digest = hashlib.sha256()
     for sample in samples:
-        row = (
-            sample.id,
-            sample.prompt,
-            sample.response,
-            sample.candidates,
-            sample.answer,
-            sample.truth,
-        )
-        digest.update(json.dumps(row).encode())
+        digest.update(to_json(sample))
     return digest.hexdigest()
 
 
@@ -113,7 +106,7 @@ def _digest(*parts: str) -> str:
 
 
 def _short(*parts: str) -> int:
-    """Digest texts to 8 bytes: two of a million texts agree by chance once in 40 million tries."""
+    """Return an 8-byte digest: a million texts contain a collision once in 40 million tries."""
     text = "\0".join(parts).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
@@ -123,5 +116,5 @@ def _digests(texts: Iterable[tuple[str, ...]]) -> Digests:
 
 
 def _repeated(digests: Digests) -> frozenset[int]:
-    found, counts = np.unique(digests, return_counts=True)
-    return frozenset(found[counts > 1].tolist())
+    values, counts = np.unique(digests, return_counts=True)
+    return frozenset(values[counts > 1].tolist())

@@ -1,62 +1,63 @@
-"""Data larger than memory, in a nameless temporary file that ends with the process.
+"""Data larger than memory: rows of bytes in a nameless temporary file.
 
-It leaves no file behind, however the process dies. What was written stays in the system's cache as
-long as that has room, so that a read costs a microsecond. It is read and not memory-mapped, for a
-mapped page counts as the process's memory and brings up to 2 MB around it.
+The file disappears with the process, however it dies. What was written stays in the system's page
+cache as long as there is room, so a read costs a microsecond. The file is read, not memory-mapped:
+a mapped page counts as the process's memory, and each access maps up to 2 MB around it.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
+from array import array
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from firstcli.errors import UserError
 
 
 class Spool:
-    """Write bytes once, in order; then read any part, in any order."""
+    """Rows of bytes: append them once, in order, then read them in any order.
+
+    Only where each row ends is kept in memory, 8 bytes per row.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """Open a file without a name in `folder`, or among the system's where that cannot be."""
+        """Open the file in `folder`, or in the system's temporary folder if that is impossible."""
         place = folder if os.access(folder, os.W_OK) else None
         self._place = place or Path(tempfile.gettempdir())
         self._file = tempfile.TemporaryFile(dir=place)  # noqa: SIM115
+        self._borders = array("q", [0])  # row i is in bytes borders[i] to borders[i + 1]
         self._complete = False
-        self.size = 0
-        """Bytes written so far."""
 
-    def write(self, data: bytes | npt.NDArray[Any]) -> None:
-        """Append bytes, or an array's content."""
+    def append(self, row: bytes) -> None:
+        """Append a row.
+
+        Raises:
+            UserError: the disk is full.
+            RuntimeError: a row has already been read.
+        """
         if self._complete:
-            raise RuntimeError("a spool that was read from takes no more")
-        content = data if isinstance(data, bytes) else np.ascontiguousarray(data).data
+            raise RuntimeError("cannot append to a spool that has been read")
         try:
-            self._file.write(content)
+            self._file.write(row)
         except OSError as error:
-            raise self._trouble(error) from error
-        self.size += len(data) if isinstance(data, bytes) else data.nbytes
+            raise self._write_error(error) from error
+        self._borders.append(self._borders[-1] + len(row))
 
-    def read(self, start: int, end: int) -> bytes:
-        """Return the bytes from `start` to `end`."""
+    def __len__(self) -> int:
+        return len(self._borders) - 1
+
+    def __getitem__(self, index: int) -> bytes:
         if not self._complete:
             try:
                 self._file.flush()
             except OSError as error:
-                raise self._trouble(error) from error
+                raise self._write_error(error) from error
             self._complete = True
-        return os.pread(self._file.fileno(), end - start, start)
+        start = self._borders[index]
+        return os.pread(self._file.fileno(), self._borders[index + 1] - start, start)
 
-    def array(self, dtype: npt.DTypeLike, start: int, end: int) -> npt.NDArray[Any]:
-        """Return items `start` to `end` of a spool that holds items of one type only."""
-        size = np.dtype(dtype).itemsize
-        return np.frombuffer(self.read(start * size, end * size), dtype)
-
-    def _trouble(self, error: OSError) -> UserError:
+    def _write_error(self, error: OSError) -> UserError:
         return UserError(
             f"{self._place}: temporary data cannot be written there ({error.strerror}); make room "
             "and run the same command again"

@@ -1,7 +1,7 @@
-"""Concentrated knowledge (paper, Figure 2): how much probability a teacher's first tokens hold.
+"""Concentrated knowledge (paper, Figure 2): the probability mass of a teacher's top tokens.
 
-Measured on a sample of the training rows, with many more tokens than the store keeps, and with the
-bytes that a position takes on disk for each k that one could have kept.
+Measured on a subset of the training samples, with many more tokens than the store keeps, together
+with the bytes on disk that a position would take for each k.
 """
 
 from __future__ import annotations
@@ -17,36 +17,38 @@ import pyarrow.parquet as pq
 
 from firstcli.data.encoding import EncodedSample
 from firstcli.knowledge.codec import Precision
-from firstcli.knowledge.shards import shard_path, write_shard
+from firstcli.knowledge.shards import StoreFormat, shard_path, write_shard
 from firstcli.knowledge.top_k import TopK
 from firstcli.runtime.files import write_text
 
-NAME = "concentration.json"
+FILE_NAME = "concentration.json"
 RANKS = 100  # as in the paper's figure
-SAMPLES = 512  # a few thousand positions: the mean mass scatters by a thousandth
+SAMPLES = 512  # a few thousand positions: the standard error of the mean mass is about 0.001
 SIZES = (1, 2, 3, 5, 10, 20, 50, 100)
+"""The values of k for which the size on disk is measured."""
 
 
-def drawn(rows: Sequence[EncodedSample], total: int) -> list[EncodedSample]:
-    """Draw a shard's part of the sample: rows at even distances, of all lengths."""
+def subset(rows: Sequence[EncodedSample], total: int) -> list[EncodedSample]:
+    """Choose a shard's share of `SAMPLES` evenly spaced samples; `total` counts all shards'."""
     count = max(1, round(SAMPLES * len(rows) / max(total, 1)))
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))
     return [rows[int(index)] for index in chosen]
 
 
-def measured(
-    rows: Sequence[EncodedSample], found: Sequence[TopK], precision: Precision, top_k: int
+def measure(
+    rows: Sequence[EncodedSample], knowledge: Sequence[TopK], precision: Precision, top_k: int
 ) -> dict[str, Any]:
-    """Return mass over ranks and bytes over k.
+    """Return the mass of the top 1 to R tokens, and bytes per position for several k.
 
     Args:
-        rows: the sample.
-        found: each one's most likely tokens, (positions, R), R = `RANKS` or the whole vocabulary.
-        precision: of the store.
-        top_k: what the store keeps, to weigh besides `SIZES`.
+        rows: the subset.
+        knowledge: each sample's most likely tokens, (positions, R) with R = `RANKS`, or the size
+            of the vocabulary if that is smaller.
+        precision: the store's precision.
+        top_k: the store's k, which is measured besides `SIZES`.
     """
-    masses = np.cumsum(np.exp(np.concatenate([one.log_probs for one in found]), dtype=float), 1)
-    masses = np.minimum(masses, 1.0)  # float32 sums to 1 + 1e-7
+    log_probs = np.concatenate([known.log_probs for known in knowledge])  # (positions, R)
+    masses = np.minimum(np.cumsum(np.exp(log_probs, dtype=float), 1), 1.0)  # may sum to 1 + 1e-7
     width = masses.shape[1]
     low, p05, p95, high = np.quantile(masses, (0.0, 0.05, 0.95, 1.0), axis=0)
     sizes = sorted({k for k in (*SIZES, top_k) if k <= width})
@@ -60,24 +62,26 @@ def measured(
         "p05": p05.tolist(),
         "p95": p95.tolist(),
         "high": high.tolist(),
-        "bytes": {str(k): _bytes(rows, [one.first(k) for one in found], precision) for k in sizes},
+        "bytes": {
+            str(k): _bytes_per_position(rows, [known.first(k) for known in knowledge], precision)
+            for k in sizes
+        },
     }
 
 
-def write(path: Path, content: dict[str, Any]) -> None:
-    """Write the file, whole or not at all."""
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write the file atomically."""
     write_text(path, json.dumps(content) + "\n")
 
 
-def _bytes(rows: Sequence[EncodedSample], found: Sequence[TopK], precision: Precision) -> float:
-    """Write a shard as the store would, and weigh its columns.
-
-    What a shard says of itself is left out: in shards of full size it weighs nothing.
-    """
-    facts = {"top_k": found[0].log_probs.shape[1], "precision": precision, "shards": 1}
+def _bytes_per_position(
+    rows: Sequence[EncodedSample], knowledge: Sequence[TopK], precision: Precision
+) -> float:
+    """Write a shard and measure its columns; metadata are negligible in full-sized shards."""
+    format = StoreFormat(knowledge[0].log_probs.shape[1], precision, shards=1)
     with tempfile.TemporaryDirectory() as folder:
         path = shard_path(Path(folder), 0)
-        write_shard(path, rows, found, facts)
+        write_shard(path, rows, knowledge, format)
         group = pq.read_metadata(path).row_group(0)
-        weights = [group.column(i).total_compressed_size for i in range(group.num_columns)]
-    return float(sum(weights) / sum(len(one.log_tail) for one in found))
+        sizes = [group.column(i).total_compressed_size for i in range(group.num_columns)]
+    return float(sum(sizes) / sum(len(known.log_tail) for known in knowledge))

@@ -1,24 +1,23 @@
-"""Shards of knowledge: Parquet files, a row a supervised position (docs/knowledge.md).
+"""Knowledge shards: Parquet files with one row per supervised position (docs/knowledge.md).
 
-    id          the sample's
+    id          the sample's id
     token_ids   the k most likely tokens, most likely first, as bytes: little-endian unsigned
-                integers of 2 bytes, or 4 where one does not fit. As lists they would take 7 % more
-    step_1 ...  how likely they are, see `codec`; `step_tail` is that of all other tokens
+                integers of 2 bytes, or of 4 if a token id needs them. Lists would take 7 % more
+    step_1 ...  their probabilities, see `codec`; `step_tail` is the probability of all other tokens
 
-Samples lie in order of their ids, which compresses them. What the file is about, JSON under the key
-`firstcli`, has digests of the samples' ids, of their tokens and of the file's own content, so that
-neither a flipped bit nor knowledge of another text goes unseen.
+Samples are sorted by id, which compresses better. The metadata, JSON under the key `firstcli`,
+contains digests of the samples' ids, of their tokens and of the file's content, so that neither a
+flipped bit nor knowledge of a different text goes unnoticed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -30,24 +29,70 @@ from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError
 from firstcli.knowledge import codec
 from firstcli.knowledge.top_k import TopK
+from firstcli.runtime.files import atomic_write
 
 VERSION = 2
 _COMPRESSION_LEVEL = 16  # twice as fast as 19 and 0.2 % larger; below 13 it is 5 % larger
 
 
 REPAIR = "run `first extract --repair`"
-# A flipped bit may make of a column one of another length or type, or of none at all.
+# A flipped bit can change a column's length or type, or remove the column.
 _DAMAGE = (OSError, LookupError, TypeError, ValueError, ArithmeticError, pa.ArrowException)
 
 
 @dataclass(frozen=True, slots=True)
+class StoreFormat:
+    """What all shards of one extraction have in common; None if a shard does not state it."""
+
+    top_k: int
+    precision: codec.Precision
+    split: str | None = None
+    """The part of the data: train, validation or out-of-fold."""
+    shards: int | None = None
+    """Number of shards that belong together."""
+    teacher: str | None = None
+    """Fingerprint of the teacher's weights."""
+    tokenizer: str | None = None
+    """Fingerprint of the tokenizer's vocabulary."""
+
+    def stated(self) -> dict[str, Any]:
+        """Return the values that are not None, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> StoreFormat:
+        """Return the format that a shard's metadata state."""
+        return cls(**{name: facts[name] for name in cls.__dataclass_fields__ if name in facts})
+
+    def mismatch(self, expected: StoreFormat) -> str | None:
+        """Return in words the first difference from the values that `expected` states."""
+        found = asdict(self)
+        for name, value in expected.stated().items():
+            if found[name] == value:
+                continue
+            if name in ("teacher", "tokenizer"):
+                return f"made with a different {name}"
+            return f"made with {name} = {found[name]}, not {value}"
+        return None
+
+    @property
+    def grid(self) -> codec.Grid:
+        return codec.grid_of(self.precision, self.top_k)
+
+
+@dataclass(frozen=True, slots=True)
 class Shard:
-    """A shard's content, decoded."""
+    """The decoded content of a shard."""
 
     facts: dict[str, Any]
+    """The metadata."""
     ids: list[str]
-    counts: npt.NDArray[np.int64]  # positions of each sample
-    known: TopK  # of all samples together
+    counts: npt.NDArray[np.int64]  # (samples,) positions of each sample
+    known: TopK  # of all samples, concatenated
+
+    @property
+    def format(self) -> StoreFormat:
+        return StoreFormat.of(self.facts)
 
 
 def shard_path(folder: Path, index: int) -> Path:
@@ -58,24 +103,28 @@ def write_shard(
     path: Path,
     rows: Sequence[EncodedSample],
     knowledge: Sequence[TopK],
-    facts: Mapping[str, object],
+    format: StoreFormat,
+    teacher_top_1: Mapping[str, float] | None = None,
 ) -> None:
-    """Write one shard; it appears under its name complete or not at all.
+    """Write one shard atomically.
 
-    `facts` must give `top_k`, `precision` and the number of `shards` in the folder.
+    Args:
+        path: the file.
+        rows: the samples.
+        knowledge: the top k of each sample, in the same order.
+        format: what the shard states; `shards` must be the number of shards in the folder.
+        teacher_top_1: sums over positions of the teacher's most likely token: how many were
+            `judged`, their `confidence`, and how many were `correct`.
     """
     order = sorted(range(len(rows)), key=lambda i: rows[i].id)
     rows, knowledge = [rows[i] for i in order], [knowledge[i] for i in order]
-    exact = TopK(
-        np.concatenate([one.token_ids for one in knowledge]),
-        np.concatenate([one.log_probs for one in knowledge]),
-        np.concatenate([one.log_tail for one in knowledge]),
-    )
-    grid = _grid(facts)
+    exact = TopK.concatenated(knowledge)
+    grid = format.grid
     steps = codec.encode(exact.log_probs, exact.log_tail, grid)
     table = _table(rows, exact.token_ids, steps)
-    about = {
-        **facts,
+    facts = {
+        **format.stated(),
+        **({} if teacher_top_1 is None else {"teacher_top_1": teacher_top_1}),
         "version": VERSION,
         "samples": len(rows),
         "positions": len(steps),
@@ -84,7 +133,7 @@ def write_shard(
         "content": _content(table),
         **codec.errors(exact.log_probs, exact.log_tail, *codec.decode(steps, grid)),
     }
-    _write(table, about, path)
+    atomic_write(path, lambda file: _write(table, facts, file))
 
 
 def _table(
@@ -104,36 +153,29 @@ def _table(
     return pa.table(columns)
 
 
-def _write(table: pa.Table, about: Mapping[str, object], path: Path) -> None:
-    text = json.dumps(about, sort_keys=True)
-    metadata = {"firstcli": text, "firstcli.digest": _digest(text.encode())}
+def _write(table: pa.Table, facts: Mapping[str, object], file: BinaryIO) -> None:
+    text = json.dumps(facts, sort_keys=True)
     encodings = {"id": "PLAIN", "token_ids": "DELTA_LENGTH_BYTE_ARRAY"}
     encodings |= dict.fromkeys(table.column_names[2:], "BYTE_STREAM_SPLIT")
-    partial = path.with_suffix(".tmp")
-    with partial.open("wb") as file:
-        with pq.ParquetWriter(
-            file,
-            table.schema,
-            compression="zstd",
-            compression_level=_COMPRESSION_LEVEL,
-            use_dictionary=False,
-            column_encoding=encodings,
-            write_statistics=False,
-            store_schema=False,
-            write_page_checksum=True,
-        ) as writer:
-            writer.write_table(table)
-            writer.add_key_value_metadata(metadata)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    folder = os.open(path.parent, os.O_RDONLY)  # the new name must outlive a power cut, too
-    os.fsync(folder)
-    os.close(folder)
+    with pq.ParquetWriter(
+        file,
+        table.schema,
+        compression="zstd",
+        compression_level=_COMPRESSION_LEVEL,
+        use_dictionary=False,
+        column_encoding=encodings,
+        write_statistics=False,
+        store_schema=False,
+        write_page_checksum=True,
+    ) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata(
+            {"firstcli": text, "firstcli.digest": _digest(text.encode())}
+        )
 
 
 def shard_facts(path: Path) -> dict[str, Any] | None:
-    """Return what a finished shard says of itself, or None if it is absent or unreadable."""
+    """Return the metadata of a finished shard, or None if it is missing or unreadable."""
     try:
         return _facts(pq.read_schema(path))
     except _DAMAGE:
@@ -144,15 +186,15 @@ def _facts(schema: pa.Schema) -> dict[str, Any]:
     metadata = schema.metadata or {}
     text = metadata[b"firstcli"]
     if metadata[b"firstcli.digest"].decode() != _digest(text):
-        raise ValueError("its metadata was altered")
+        raise ValueError("its metadata were altered")
     return dict(json.loads(text))
 
 
 def read_shard(path: Path) -> Shard:
-    """Read and decode one shard, all its checksums compared.
+    """Read and decode one shard, and verify all its checksums.
 
     Raises:
-        UserError: it is missing, damaged or of another format.
+        UserError: the shard is missing, damaged or of a different format version.
     """
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -166,11 +208,12 @@ def read_shard(path: Path) -> Shard:
         raise UserError(f"{path}: this shard of knowledge {reason}; {REPAIR}") from error
     token_ids, steps = _arrays(table)
     ids, counts = _samples(table)
-    return Shard(facts, ids, counts, TopK(token_ids, *codec.decode(steps, _grid(facts))))
+    known = TopK(token_ids, *codec.decode(steps, StoreFormat.of(facts).grid))
+    return Shard(facts, ids, counts, known)
 
 
 def is_sound(path: Path) -> bool:
-    """Say whether a shard can be read and all its checksums fit."""
+    """Return whether a shard can be read and all its checksums match."""
     try:
         read_shard(path)
     except UserError:
@@ -181,7 +224,7 @@ def is_sound(path: Path) -> bool:
 def _check_version(path: Path, facts: Mapping[str, Any]) -> None:
     if facts["version"] > VERSION:
         raise UserError(
-            f"{path}: written by a newer firstcli (format {facts['version']}, this one knows "
+            f"{path}: written by a newer firstcli (format {facts['version']}, this one reads "
             f"{VERSION}); upgrade firstcli, or run `first extract --force`"
         )
     if facts["version"] < VERSION:
@@ -189,10 +232,6 @@ def _check_version(path: Path, facts: Mapping[str, Any]) -> None:
             f"{path}: written by an older firstcli (format {facts['version']}); run "
             "`first extract --force`"
         )
-
-
-def _grid(facts: Mapping[str, Any]) -> codec.Grid:
-    return codec.grid_of(facts["precision"], facts["top_k"])
 
 
 def _arrays(table: pa.Table) -> tuple[npt.NDArray[np.int32], codec.Steps]:
@@ -206,7 +245,7 @@ def _arrays(table: pa.Table) -> tuple[npt.NDArray[np.int32], codec.Steps]:
 
 
 def _samples(table: pa.Table) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """Return the samples' ids and how many positions each has."""
+    """Return the samples' ids and their numbers of positions."""
     runs = pc.run_end_encode(table.column("id").combine_chunks())
     return runs.values.to_pylist(), np.diff(runs.run_ends.to_numpy(), prepend=0).astype(np.int64)
 
@@ -222,14 +261,14 @@ def _digest(*parts: bytes) -> str:
 
 
 def sample_digest(row: EncodedSample) -> bytes:
-    """Digest what a sample's knowledge belongs to: its tokens and where supervision begins."""
+    """Digest what a sample's knowledge depends on: its tokens and where supervision begins."""
     digest = hashlib.blake2b(row.input_ids.astype("<i4").tobytes(), digest_size=16)
     digest.update(row.start.to_bytes(4, "little"))
     return digest.digest()
 
 
 def digests(rows: Sequence[EncodedSample]) -> dict[str, str]:
-    """Digest the ids and the tokens of a shard's samples, apart, in order of the ids."""
+    """Digest separately the ids and the tokens of a shard's samples, in order of the ids."""
     ordered = sorted(rows, key=lambda row: row.id)
     return {
         "sample_ids": _digest(*(json.dumps(row.id).encode() for row in ordered)),
@@ -238,7 +277,7 @@ def digests(rows: Sequence[EncodedSample]) -> dict[str, str]:
 
 
 def tokens_digest(tokens: bytes) -> str:
-    """Digest the sample digests of a shard, in order of the ids."""
+    """Digest the concatenated sample digests of a shard, in order of the ids."""
     return _digest(tokens)
 
 

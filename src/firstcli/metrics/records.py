@@ -16,7 +16,6 @@ metadata name the format's version and the scope of the softmax.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -27,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firstcli.errors import UserError, shortened
+from firstcli.runtime.files import atomic_write
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -166,15 +166,7 @@ class EvalRecords:
         import pyarrow.parquet as pq
 
         table = self._table(metadata)
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            with partial.open("wb") as file:
-                pq.write_table(table, file, compression="zstd")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        atomic_write(path, lambda file: pq.write_table(table, file, compression="zstd"))
 
     @classmethod
     def load(cls, path: Path) -> EvalRecords:

@@ -1,4 +1,4 @@
-"""What a person sees: lines, tables and progress, rich on a terminal and plain text elsewhere."""
+"""Output for people: lines, tables and progress, with rich on a terminal and plain elsewhere."""
 
 from __future__ import annotations
 
@@ -25,18 +25,20 @@ from rich.text import Text
 from firstcli.runtime import distributed
 
 Advance = Callable[[int], None]
+PROGRESS_INTERVAL = 15  # seconds between two lines of progress without a terminal
 
 
 class Console:
-    """Output of one command; with `json`, stdout is kept free for the machine-readable result."""
+    """Output of one command; with `json`, stdout is reserved for the machine-readable result."""
 
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
         silent = quiet or not distributed.is_first()
         self._out = RichConsole(stderr=json, quiet=silent, highlight=False, soft_wrap=False)
         self._err = RichConsole(stderr=True, quiet=silent, highlight=False)
         self._warned: set[str] = set()
+        self._collected: list[list[str]] = []  # one list per open `collect_warnings`
         if not self._out.is_terminal and "COLUMNS" not in os.environ:
-            self._out.width = 160  # a file has no width; a table must not be cut to 80
+            self._out.width = 160  # a file has no width; do not cut tables to 80 columns
 
     @property
     def is_terminal(self) -> bool:
@@ -49,14 +51,46 @@ class Console:
         self._out.print(renderable)
 
     def warn(self, text: str) -> None:
-        """Print a warning, once."""
+        """Print a warning, unless it has been printed before."""
+        for warnings in self._collected:
+            warnings.append(text)
         if text not in self._warned:
             self._warned.add(text)
             self._err.print(f"[yellow]warning:[/yellow] {escape(text)}", soft_wrap=True)
 
     @contextmanager
+    def collect_warnings(self) -> Iterator[list[str]]:
+        """Yield a list that receives every warning in this block, also repeated ones."""
+        warnings: list[str] = []
+        self._collected.append(warnings)
+        try:
+            yield warnings
+        finally:
+            self._collected = [other for other in self._collected if other is not warnings]
+
+    @contextmanager
+    def status(self, text: str) -> Iterator[None]:
+        """Show at once what is being done: a spinner on a terminal, elsewhere one line.
+
+        On a terminal, at most one `status` or `progress` can be active.
+        """
+        if not self.is_terminal:
+            self.say(text)
+            yield
+            return
+        with self._out.status(escape(text)):
+            yield
+
+    @contextmanager
     def progress(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
-        """Show progress with rate and time left; without a terminal, a line now and then."""
+        """Show progress with rate and time left; without a terminal, a line every 15 seconds.
+
+        Args:
+            what: the description of the work.
+            total: number of units of the whole work.
+            unit: the plural of what is counted.
+            done: number of units that were finished before.
+        """
         if not self.is_terminal:
             yield self._plain_progress(what, total, unit, done)
             return
@@ -74,16 +108,16 @@ class Console:
             yield lambda count: bar.advance(task, count)
 
     def _plain_progress(self, what: str, total: int, unit: str, done: int) -> Advance:
-        began = last = time.monotonic()
-        began_at = done
+        start = last = time.monotonic()
+        done_before = done
 
         def advance(count: int) -> None:
             nonlocal done, last
             done += count
             now = time.monotonic()
-            if now - last >= 15 and done < total:
+            if now - last >= PROGRESS_INTERVAL and done < total:
                 last = now
-                rate = (done - began_at) / (now - began)
+                rate = (done - done_before) / (now - start)
                 left = (total - done) / rate if rate else 0.0
                 self.say(f"  {what}: {done}/{total} {unit}, {rate:.1f}/s, {left:.0f} s left")
 
@@ -91,7 +125,7 @@ class Console:
 
 
 def size(count: float) -> str:
-    """Write a number of bytes as a person would."""
+    """Format a number of bytes."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -100,7 +134,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write a time as a person would."""
+    """Format a time."""
     if seconds < 90:
         return f"{seconds:.2g} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,8 +1,8 @@
-"""The processes of one launch (`accelerate launch`, `torchrun`, SLURM): who is first, who agrees.
+"""The processes of one launch (`accelerate launch`, `torchrun`, SLURM) and their communication.
 
-Launchers tell each process its number in RANK and how many there are in WORLD_SIZE. The first one
-prints, decides what is to be done and writes what all share; the others follow it. With one
-process everything here is an ordinary call, and torch is not imported.
+Launchers set RANK, the number of a process, and WORLD_SIZE, the number of processes. The first
+process prints, decides what to do and writes shared files; the other processes follow it. With a
+single process, everything here is an ordinary call, and torch is not imported.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from firstcli.errors import UserError
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(hours=12)
-"""How long a process waits for the others; a dead one is noticed at once."""
+COMMUNICATION_TIMEOUT = timedelta(hours=12)
+"""How long a process waits for the other processes; a dead process is noticed at once."""
 
 LOST = (
-    "another process of this launch has failed or was stopped (its own message says why); finished "
-    "work is kept, start the same command again to go on"
+    "another process of this launch failed or was stopped (see its own message); finished work is "
+    "kept, run the same command again to continue"
 )
 
 
 def rank() -> int:
-    """Return this process's number, from 0 on."""
+    """Return the number of this process, starting at 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def count() -> int:
-    """Return how many processes there are."""
+    """Return the number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -43,36 +43,37 @@ def is_first() -> bool:
 
 
 def by_first(make: Callable[[], T]) -> T:
-    """Let the first process make something and give it to all; its mistake ends all of them.
+    """Call `make` in the first process and return its result in all; an exception ends all.
 
     Raises:
-        UserError: what `make` raised; without a message in the others, so that it is told once.
+        UserError: raised by `make`; in the other processes without a message, so that it is
+            printed once.
     """
     if count() == 1:
         return make()
-    told: tuple[Any, bool] = (None, False)
+    outcome: tuple[Any, bool] = (None, False)  # the result, and whether there is one
     if is_first():
         try:
-            told = (make(), True)
+            outcome = (make(), True)
         except BaseException:
-            with suppress(RuntimeError):  # the others may be gone; this one's reason matters
-                _broadcast(told)
+            with suppress(RuntimeError):  # the other processes may be gone; keep this exception
+                _broadcast(outcome)
             raise
-    value, made = _broadcast(told)
-    if not made:
+    result, succeeded = _broadcast(outcome)
+    if not succeeded:
         raise UserError()
-    result: T = value
-    return result
+    value: T = result
+    return value
 
 
 def wait() -> None:
-    """Return when all processes have come here."""
+    """Wait until all processes have called this function."""
     if count() > 1:
         gathered(None)
 
 
 def gathered(value: T) -> list[T]:
-    """Return every process's value, in the order of their numbers."""
+    """Return the values of all processes, in the order of their numbers."""
     if count() == 1:
         return [value]
     import torch
@@ -94,13 +95,14 @@ _GROUPS: list[Any] = []
 
 
 def _group() -> Any:
-    """Return a group over gloo for what processes tell each other, whatever moves their tensors."""
+    """Return a gloo group for Python objects, whichever backend exchanges the tensors."""
     if not _GROUPS:
         import torch
 
         if not torch.distributed.is_initialized():
             _join()
-        _GROUPS.append(torch.distributed.new_group(backend="gloo", timeout=PATIENCE))
+        group = torch.distributed.new_group(backend="gloo", timeout=COMMUNICATION_TIMEOUT)
+        _GROUPS.append(group)
     return _GROUPS[0]
 
 
@@ -112,16 +114,16 @@ def _join() -> None:
         if has_gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
-        torch.distributed.init_process_group(backend, timeout=PATIENCE)
+        torch.distributed.init_process_group(backend, timeout=COMMUNICATION_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"process {rank()} of {count()} cannot join the others: {_first_line(error)}; start "
-            "them with `accelerate launch` or torchrun, no more a machine than it has GPUs"
+            "them with `accelerate launch` or torchrun, with at most one per GPU on each machine"
         ) from error
 
 
 def leave() -> None:
-    """End the connections in good order, when all have come here: left open, they abort the end."""
+    """Close the connections after all processes have finished; open ones make the exit crash."""
     import torch
 
     if torch.distributed.is_initialized():
@@ -132,7 +134,7 @@ def leave() -> None:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Turn the loss of another process into a sentence; leave the group in order at the end.
+    """Report the loss of another process as one sentence, and leave the group at the end.
 
     Raises:
         UserError: another process has died.
@@ -140,11 +142,11 @@ def together() -> Iterator[None]:
     if count() == 1:
         yield
         return
-    signal.signal(signal.SIGTERM, _stopped)  # how launchers end those that are left
+    signal.signal(signal.SIGTERM, _on_sigterm)  # launchers send it to the remaining processes
     try:
         yield
     except UserError as error:
-        if not is_first():  # its own mistake, of which the first process knows nothing
+        if not is_first():  # the first process does not know this error
             for message in error.messages:
                 print(f"error: process {rank()}: {message}", file=sys.stderr)
         raise
@@ -169,7 +171,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def _stopped(*_: object) -> None:
+def _on_sigterm(*_: object) -> None:
     if is_first():
         print(f"error: stopped by the launcher, or {LOST}", file=sys.stderr)
     os._exit(128 + signal.SIGTERM)

@@ -1,38 +1,52 @@
-"""Files that are complete or absent, and the lock on a folder."""
+"""Atomic file writes, and the lock on a run folder."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from firstcli.errors import UserError
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON so that the file is there complete or not at all."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there complete or not at all, also after a power cut."""
+    """Write a UTF-8 file atomically."""
+    atomic_write(path, text.encode())
+
+
+def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
+    """Write a file so that it is complete or absent, even after a power cut.
+
+    Args:
+        path: the file, in an existing folder.
+        content: the bytes, or a function that writes them to a binary file.
+    """
     partial = path.with_name(f".{path.name}.tmp")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with partial.open("wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)  # half of it, on a disk that is full
+        partial.unlink(missing_ok=True)  # the incomplete file, if the disk is full
     sync(path.parent)
 
 
 def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -42,7 +56,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def suppress_read_only() -> Iterator[None]:
-    """Ignore that a folder cannot be written, where what is written only saves time."""
+    """Ignore an unwritable or full disk while writing a cache, which only saves time."""
     try:
         yield
     except OSError as error:
@@ -52,32 +66,33 @@ def suppress_read_only() -> Iterator[None]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the run folder for this process; the system lets go when the process ends.
+    """Hold the lock on a run folder; the system releases it if the process is killed.
 
     Raises:
-        UserError: another process holds it, or the folder cannot be written.
+        UserError: another process holds the lock, or the folder cannot be written.
     """
+    from filelock import FileLock, Timeout  # takes as long to import as the rest of a dry run
+
     path = folder / ".lock"
+    lock = FileLock(path)
+    owner = ""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
+        if path.exists():  # read before the attempt: older versions of filelock truncate the file
+            owner = path.read_text("utf-8").strip()
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"run directory {folder}: in use by process {owner or 'unknown'}; wait for it to end, "
+            "or choose another with --run-dir"
+        ) from error
     except OSError as error:
         raise UserError(
             f"run directory {folder}: cannot be written ({error.strerror}); choose another with "
             "--run-dir"
         ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
-            raise UserError(
-                f"run directory {folder}: in use by process {owner}; wait for it to end, or choose "
-                "another with --run-dir"
-            ) from error
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
+    try:
+        path.write_text(str(os.getpid()), "utf-8")
         yield
+    finally:
+        lock.release()

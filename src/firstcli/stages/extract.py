@@ -153,13 +153,13 @@ def _extract(run: Run, unit: Unit, folder: Path) -> ExtractFacts | None:
 
     rows = inputs.training_rows(run, "teacher", unit.part)
     shards = scoring.shards_of(run, unit)
-    facts = {
+    format = store.StoreFormat(
         **run.recipe.knowledge.stored(),
-        "split": unit.part,
-        "shards": len(shards),
-        "teacher": distributed.by_first(lambda: _teacher_identity(run, unit)),
-        "tokenizer": inputs.vocabulary_digest(run, "teacher"),
-    }
+        split=unit.part,
+        shards=len(shards),
+        teacher=distributed.by_first(lambda: _teacher_identity(run, unit)),
+        tokenizer=inputs.vocabulary_digest(run, "teacher"),
+    )
     missing = distributed.by_first(lambda: _missing_shards(folder, len(shards)))
     done = len(rows) - sum(len(shards[index].rows) for index in missing)
     if done:
@@ -174,9 +174,9 @@ def _extract(run: Run, unit: Unit, folder: Path) -> ExtractFacts | None:
             for index in ours:
                 knowledge = scorer(shards[index], run.recipe.knowledge.top_k, advance)
                 samples = shards[index].rows
-                about = facts | {"teacher_top_1": _top_1(samples, knowledge, answers_only)}
-                path = store.shard_path(folder, index)
-                store.write_shard(path, samples, [knowledge[row.id] for row in samples], about)
+                path, ordered = store.shard_path(folder, index), [knowledge[r.id] for r in samples]
+                top_1 = _top_1(samples, knowledge, answers_only)
+                store.write_shard(path, samples, ordered, format, top_1)
     halved = sum(distributed.gathered(scorer.halving.halved))
     if not distributed.is_first():
         return None
@@ -186,9 +186,9 @@ def _extract(run: Run, unit: Unit, folder: Path) -> ExtractFacts | None:
             f"{folder}: {unseen} shards that other processes wrote are not visible here; all "
             "machines must share the run folder"
         )
-    if unit.part != "validation" and not (folder / concentration.NAME).exists():
+    if unit.part != "validation" and not (folder / concentration.FILE_NAME).exists():
         measured = _concentration(run, scorer, shards)
-        concentration.write(folder / concentration.NAME, measured)
+        concentration.save(folder / concentration.FILE_NAME, measured)
     summary = store.summary(folder) | store.teacher_top_1(folder)
     return ExtractFacts(**summary, batches_halved=halved or None)
 
@@ -205,12 +205,12 @@ def _concentration(
     rows: list[EncodedSample] = []
     knowledge: dict[str, TopK] = {}
     for shard in shards:
-        drawn = concentration.drawn(shard.rows, total)
+        drawn = concentration.subset(shard.rows, total)
         knowledge |= scorer(scoring.ShardSamples(drawn, shard.fold), width)
         rows += drawn
     section = run.recipe.knowledge
     wide = [knowledge[row.id] for row in rows]
-    return concentration.measured(rows, wide, section.precision, section.top_k)
+    return concentration.measure(rows, wide, section.precision, section.top_k)
 
 
 def _top_1(
@@ -232,7 +232,7 @@ def _top_1(
         top = knowledge[row.id]
         positions: Any = slice(None)
         if answers_only:
-            positions = np.arange(row.start, len(row.input_ids)) == row.decisive
+            positions = np.arange(row.start, len(row.input_ids)) == row.answer_position
         confidence.append(np.exp(top.log_probs[positions, 0], dtype=np.float64))
         correct.append(top.token_ids[positions, 0] == row.targets[positions])
     return {

@@ -17,9 +17,14 @@ import numpy as np
 
 from firstcli.data import splits
 from firstcli.data.encoded import EncodedStore, IntArray, counts_of
-from firstcli.data.encoding import EncodedSample, Question, each_encoded, encode_questions
+from firstcli.data.encoding import (
+    EncodedQuestion,
+    EncodedSample,
+    each_encoded,
+    encode_questions,
+)
 from firstcli.errors import UserError, shortened
-from firstcli.knowledge.store import Knowledge
+from firstcli.knowledge.store import Knowledge, StoreFormat
 from firstcli.models import inference
 from firstcli.workspace.run import Run, once_per_run
 from firstcli.workspace.units import Model, Part, Role
@@ -146,7 +151,7 @@ def rows_of_fold(run: Run, fold: int, *, seen: bool) -> EncodedStore:
 
 
 @once_per_run
-def questions(run: Run, role: Role, evaluation: str) -> list[Question]:
+def questions(run: Run, role: Role, evaluation: str) -> list[EncodedQuestion]:
     """Encode an evaluation's samples with a role's tokenizer."""
     where = f"evaluate '{evaluation}' ({role}'s tokenizer)"
     rows = encode_questions(run.evaluation_samples(evaluation), tokenizer(run, role), where)
@@ -218,11 +223,11 @@ def stored_knowledge(run: Run, part: Part, samples: EncodedStore) -> Knowledge:
     Raises:
         UserError: it is damaged, or belongs to another tokenizer, text, prompt, k or precision.
     """
-    expected = {
+    expected = StoreFormat(
         **run.recipe.knowledge.stored(),
-        "split": part,
-        "tokenizer": vocabulary_digest(run, "teacher"),
-    }
+        split=part,
+        tokenizer=vocabulary_digest(run, "teacher"),
+    )
     knowledge = Knowledge(run.folder / "knowledge" / part, expected)
     knowledge.check(samples)
     return knowledge

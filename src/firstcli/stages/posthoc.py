@@ -142,7 +142,7 @@ def _rows(run: Run, unit: Unit) -> EncodedStore:
             "to fit a temperature on; raise it"
         )
     rows = inputs.training_rows(run, unit.role, "validation")
-    rows = rows.where(rows.decide)
+    rows = rows.where(rows.has_answer)
     if not len(rows):
         raise UserError(f"{unit.key}: no validation row has an answer position")
     return rows
@@ -177,10 +177,10 @@ def _answer_positions(
 
     topk, is_label = [], []
     for row in rows:
-        assert row.decisive is not None
-        top, position = knowledge[row.id], row.decisive - row.start
+        assert row.answer_position is not None
+        top, position = knowledge[row.id], row.answer_position - row.start
         topk.append(np.exp(top.log_probs[position], dtype=np.float64))
-        is_label.append(top.token_ids[position] == row.input_ids[row.decisive])
+        is_label.append(top.token_ids[position] == row.input_ids[row.answer_position])
     return np.array(topk), np.array(is_label)
 
 

@@ -168,7 +168,7 @@ def _concentration(run: Run) -> dict[str, Any] | None:
 
     parts: tuple[Part, ...] = ("train", "out-of-fold")
     for part in parts:
-        path = run.folder / "knowledge" / part / concentration.NAME
+        path = run.folder / "knowledge" / part / concentration.FILE_NAME
         if EXTRACT.key(part) in run.manifests and path.exists():
             content: dict[str, Any] = json.loads(path.read_text("utf-8"))
             return content

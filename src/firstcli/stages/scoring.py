@@ -10,7 +10,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from firstcli.data.encoded import counts_of, lengths_of
-from firstcli.data.encoding import EncodedSample, Question
+from firstcli.data.encoding import EncodedQuestion, EncodedSample
 from firstcli.data.sequences import Selected
 from firstcli.errors import UserError, shortened
 from firstcli.knowledge import store
@@ -163,7 +163,7 @@ def top_k_of(
 
 
 def candidate_log_probs(
-    reader: readout.Reader, questions: Sequence[Question]
+    reader: readout.Reader, questions: Sequence[EncodedQuestion]
 ) -> dict[str, list[float]]:
     """Return each candidate's log-probability in the whole vocabulary, by question id."""
     device = next(reader.model.parameters()).device
