@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from firstcli.recipe.schema import Recipe, Training, training_of
+from firstcli.training.trainer_fields import HARMLESS
 from firstcli.workspace.run import Role, Run
 from firstcli.workspace.units import STAGES, Stage, Unit
 
@@ -22,39 +23,6 @@ FORMATS: dict[Stage, int] = dict.fromkeys(STAGES, 1) | {
     "report": 2,  # intervals, differences, figures
 }
 """Raise a stage's number when the same inputs give another result than before."""
-
-HARMLESS_TRAINER_FIELDS = frozenset(
-    (
-        "dataloader_num_workers",
-        "dataloader_persistent_workers",
-        "dataloader_pin_memory",
-        "dataloader_prefetch_factor",
-        "ddp_backend",
-        "ddp_broadcast_buffers",
-        "ddp_bucket_cap_mb",
-        "ddp_find_unused_parameters",
-        "ddp_timeout",
-        "deepspeed",
-        "disable_tqdm",
-        "fsdp",
-        "fsdp_config",
-        "gradient_checkpointing",
-        "gradient_checkpointing_kwargs",
-        "log_level",
-        "log_level_replica",
-        "logging_dir",
-        "logging_first_step",
-        "logging_steps",
-        "logging_strategy",
-        "report_to",
-        "run_name",
-        "save_on_each_node",
-        "save_steps",
-        "save_strategy",
-        "torch_empty_cache_steps",
-    )
-)
-"""Fields of `trainer:` that change no result."""
 
 
 def reads_of(run: Run, unit: Unit) -> dict[str, str]:
@@ -162,7 +130,7 @@ def _training_reads(prefix: str, training: Training) -> dict[str, Any]:
 
 
 def _trainer_reads(recipe: Recipe) -> dict[str, Any]:
-    fields = {k: v for k, v in recipe.trainer.items() if k not in HARMLESS_TRAINER_FIELDS}
+    fields = {k: v for k, v in recipe.trainer.items() if k not in HARMLESS}
     return _flat("trainer", fields)
 
 

@@ -38,10 +38,10 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     assert arm.recalibrator
     rows = inputs.training_rows(run, "teacher", "validation")
     knowledge = inputs.stored_knowledge(run, "validation", rows)
-    chosen = Positions.joined(list(soft_targets.recalibrated_of(arm, rows, knowledge)))
+    chosen = Positions.joined(list(soft_targets.recalibrated_chunks(arm, rows, knowledge)))
     if not len(chosen.topk):
         raise UserError(f"arms.{unit.arm}: no validation position to fit the recalibrator on")
-    mass = soft_targets.taught_mass(arm, chosen)
+    mass = soft_targets.target_mass(arm, chosen)
     recalibrator = recalibrator_of(arm)
     recalibrator.fit(chosen.topk, chosen.is_label, mass)
     for warning in warnings(f"arms.{unit.arm}", recalibrator):
@@ -52,7 +52,7 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
         "recalibrator": arm.recalibrator.name,
         "options": arm.recalibrator.options,
         "mass": arm.mass,
-        "positions": "decisive" if not chosen.decisive.size or chosen.decisive.all() else "all",
+        "positions": "decisive" if not chosen.is_answer.size or chosen.is_answer.all() else "all",
     }
     path = folder / f"{unit.arm}.json"
     path.write_text(json.dumps(artifact, indent=1, sort_keys=True) + "\n", "utf-8")

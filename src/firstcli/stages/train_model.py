@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from firstcli.errors import UserError
 from firstcli.models import inference
-from firstcli.models.batching import forget, is_out_of_memory
+from firstcli.models.batching import free_memory, is_out_of_memory
 from firstcli.recipe.schema import Training
 from firstcli.runtime import distributed
 from firstcli.runtime.console import size
@@ -18,7 +18,7 @@ from firstcli.workspace.run import Role, Run
 
 if TYPE_CHECKING:
     from firstcli.data.encoded import EncodedStore
-    from firstcli.training.collate import Teacher
+    from firstcli.training.collate import SoftTargetSource
 
 
 def check(run: Run, role: Role, settings: Training, rows: EncodedStore) -> str:
@@ -49,7 +49,7 @@ def train(
     settings: Training,
     seed: int,
     rows: EncodedStore,
-    lessons: Teacher | None,
+    soft_targets: SoftTargetSource | None,
     objective: trainer.Objective,
     folder: Path,
     what: str,
@@ -65,7 +65,7 @@ def train(
         micro = args.per_device_train_batch_size
         model = inputs.starting_model(run, role, settings.dtype, seed)
         try:
-            outcome = trainer.train(model, rows, lessons, objective, args, run.console, what)
+            outcome = trainer.train(model, rows, soft_targets, objective, args, run.console, what)
             break
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -80,7 +80,7 @@ def train(
                 raise UserError(f"{found}; set micro_batch_size: {_half(micro)}") from error
         # Out here the error is gone, and with it its hold on the trainer's tensors.
         del model
-        forget()
+        free_memory()
         run.console.warn(f"{what}: {found}; going on with {_half(micro)}")
         settings = settings.model_copy(update={"micro_batch_size": _half(micro)})
     if distributed.is_first():
@@ -88,7 +88,7 @@ def train(
         inputs.tokenizer(run, role).save_pretrained(folder)
         trainer.write_log(folder / "training_log.jsonl", outcome.log)
     del model
-    forget()  # the next model needs the room
+    free_memory()  # the next model needs the room
     return outcome
 
 
