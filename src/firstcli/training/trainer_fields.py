@@ -1,0 +1,66 @@
+"""The fields of `transformers.TrainingArguments` that firstcli treats specially.
+
+This module imports neither torch nor transformers: fingerprints need it before any work starts.
+"""
+
+OWNED = {
+    "output_dir": "--run-dir",
+    "seed": "seed",
+    "data_seed": "seed",
+    "learning_rate": "training.learning_rate",
+    "num_train_epochs": "training.epochs",
+    "per_device_train_batch_size": "training.batch_size",
+    "gradient_accumulation_steps": "training.batch_size",
+    "auto_find_batch_size": "training.micro_batch_size",
+    "use_cpu": "model.options.device",
+    "resume_from_checkpoint": "nothing: an interrupted run resumes automatically",
+    "save_total_limit": "nothing: the last checkpoint is kept until training ends",
+    "save_only_model": "nothing: firstcli needs checkpoints that it can resume from",
+    "load_best_model_at_end": "nothing: the last checkpoint counts (paper, A.1)",
+    "train_sampling_strategy": "nothing: batches hold samples of similar length",
+    "ignore_data_skip": "nothing: a resumed run must not learn the same samples again",
+    "use_liger_kernel": "nothing: the objective has its own kernels",
+    "dataloader_drop_last": "nothing: every sample counts",
+    "remove_unused_columns": "nothing: firstcli builds the batches itself",
+    "label_names": "nothing: firstcli builds the batches itself",
+    "label_smoothing_factor": "recalibrator: {name: label-smoothing}",
+    "do_train": "nothing",
+    "do_eval": "evaluate",
+    "do_predict": "evaluate",
+    "eval_strategy": "evaluate",
+    "push_to_hub": "nothing: upload the finished folder yourself",
+}
+"""Fields that firstcli sets itself, and what to use instead."""
+
+HARMLESS = frozenset(
+    (
+        "dataloader_num_workers",
+        "dataloader_persistent_workers",
+        "dataloader_pin_memory",
+        "dataloader_prefetch_factor",
+        "ddp_backend",
+        "ddp_broadcast_buffers",
+        "ddp_bucket_cap_mb",
+        "ddp_find_unused_parameters",
+        "ddp_timeout",
+        "deepspeed",
+        "disable_tqdm",
+        "fsdp",
+        "fsdp_config",
+        "gradient_checkpointing",
+        "gradient_checkpointing_kwargs",
+        "log_level",
+        "log_level_replica",
+        "logging_dir",
+        "logging_first_step",
+        "logging_steps",
+        "logging_strategy",
+        "report_to",
+        "run_name",
+        "save_on_each_node",
+        "save_steps",
+        "save_strategy",
+        "torch_empty_cache_steps",
+    )
+)
+"""Fields that do not change results, and therefore do not enter fingerprints."""
