@@ -1,4 +1,4 @@
-"""What to do when a batch does not fit into memory: halve it, go on, say so."""
+"""Run a model over batches; a batch that does not fit into memory is halved."""
 
 from __future__ import annotations
 
@@ -16,91 +16,87 @@ from firstcli.runtime import distributed
 from firstcli.runtime.console import Console
 
 Item = TypeVar("Item", EncodedSample, Question)
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Tell a lack of memory, on whatever device, from other errors."""
+    """Return whether an error means that a device ran out of memory."""
     return isinstance(error, MemoryError) or bool(should_reduce_batch_size(error))
 
 
-def forget() -> None:
-    """Give memory back that only dead objects hold: a trainer refers to itself in many ways."""
+def free_memory() -> None:
+    """Free memory that only dead objects hold: a trainer, for example, contains many cycles."""
     clear_device_cache(garbage_collection=True)
 
 
-class Halving:
-    """Run batches of rows; one that does not fit is halved, and later ones as large are as well."""
+class HalvingBatches:
+    """Run batches; one that does not fit is halved, and so are later ones of the same size."""
 
-    def __init__(self, say: Callable[[str], None], what: str) -> None:
-        self._say = say
-        self._what = what
-        self._most: float = math.inf  # tokens of a batch, padding included
+    def __init__(self, warn: Callable[[str], None], title: str) -> None:
+        self._warn = warn
+        self._title = title
+        self._max_tokens: float = math.inf  # per batch, padding included
         self.halved = 0
-        """How many batches were run in parts."""
+        """How many batches were halved."""
 
     def run(
-        self, rows: Sequence[Item], ask: Callable[[Sequence[Item]], dict[str, Found]]
-    ) -> dict[str, Found]:
-        """Return what `ask` finds, by id.
+        self, items: Sequence[Item], score: Callable[[Sequence[Item]], dict[str, Result]]
+    ) -> dict[str, Result]:
+        """Return the results of `score` for one batch, by id.
 
         Raises:
-            UserError: a single row does not fit.
+            UserError: a single sample does not fit.
         """
-        tokens = len(rows) * max(len(row.input_ids) for row in rows)
-        if len(rows) == 1 or tokens <= self._most:
+        tokens = len(items) * max(len(item.input_ids) for item in items)
+        if len(items) == 1 or tokens <= self._max_tokens:
             try:
-                return ask(rows)
+                return score(items)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if len(rows) == 1:
+                if len(items) == 1:
                     raise UserError(
-                        f"out of memory on sample '{rows[0].id}' of {tokens} tokens alone; free "
+                        f"out of memory on sample '{items[0].id}' of {tokens} tokens alone; free "
                         "memory, choose a smaller dtype, or leave out long samples"
                     ) from error
-            # Out here the error is gone, and with it its hold on the batch's tensors.
-            self._make_room(len(rows), tokens)
+            # Outside the except block, the error no longer keeps the batch's tensors in memory.
+            self._max_tokens = min(self._max_tokens, tokens // 2)
+            free_memory()
+            self._warn(
+                f"{self._title}: out of memory on a batch of {len(items)} samples ({tokens} "
+                "tokens); this batch and later ones of its size are halved"
+            )
         self.halved += 1
-        middle = len(rows) // 2
-        return self.run(rows[:middle], ask) | self.run(rows[middle:], ask)
-
-    def _make_room(self, rows: int, tokens: int) -> None:
-        self._most = min(self._most, tokens // 2)
-        forget()
-        self._say(
-            f"{self._what}: out of memory on a batch of {rows} samples ({tokens} tokens); "
-            "it and those as large are halved"
-        )
+        middle = len(items) // 2
+        return self.run(items[:middle], score) | self.run(items[middle:], score)
 
 
 def run_batched(
     console: Console,
-    what: str,
-    noun: str,
-    rows: Sequence[Item],
+    title: str,
+    unit: str,
+    items: Sequence[Item],
     lengths: IntArray,
     batch_tokens: int,
-    ask: Callable[[Sequence[Item]], dict[str, Found]],
-) -> dict[str, Found]:
-    """Return what `ask` finds for all rows, by id; every process gets those of all.
+    score: Callable[[Sequence[Item]], dict[str, Result]],
+) -> dict[str, Result]:
+    """Run a model over all samples or questions; every process gets all results, by id.
 
     Args:
         console: shows progress and warnings.
-        what: is asked, for messages.
-        noun: what a row is called.
-        rows: what to ask about.
-        lengths: tokens of each row, (N,).
-        batch_tokens: tokens of a batch at most, padding included.
-        ask: runs the model over one batch.
+        title: what is being done, for progress and messages.
+        unit: what to call the items, such as "questions".
+        items: the samples or questions.
+        lengths: tokens per item, (N,).
+        batch_tokens: maximum number of tokens per batch, padding included.
+        score: runs the model over one batch and returns its results by id.
     """
-    halving = Halving(console.warn, what)
+    halving = HalvingBatches(console.warn, title)
     batches = list(inference.batches(lengths.tolist(), batch_tokens))
     batches = batches[distributed.rank() :: distributed.count()]
-    ours: dict[str, Found] = {}
-    with console.progress(what, sum(map(len, batches)), noun) as advance:
+    local: dict[str, Result] = {}
+    with console.progress(title, sum(map(len, batches)), unit) as advance:
         for batch in batches:
-            chosen = [rows[i] for i in batch]
-            ours |= halving.run(chosen, ask)
-            advance(len(chosen))
-    return {id: found for part in distributed.gathered(ours) for id, found in part.items()}
+            local |= halving.run([items[i] for i in batch], score)
+            advance(len(batch))
+    return {id: result for part in distributed.gathered(local) for id, result in part.items()}

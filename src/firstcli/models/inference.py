@@ -1,4 +1,4 @@
-"""Run a causal language model: device, dtype, batches, and its output layer where it is needed."""
+"""Device, dtype, padding and batches for a causal language model."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 def device_of(family: Family) -> torch.device:
-    """Resolve a family's device: `auto` takes CUDA, then MPS, then the CPU."""
+    """Resolve a family's device: `auto` prefers CUDA, then MPS, then the CPU."""
     if family.device != "auto":
         try:
             return torch.zeros(0, device=family.device).device
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"model.options.device: '{family.device}' is no use: {reason}"
+                f"model.options.device: '{family.device}' is not usable: {reason}"
             ) from error
     if torch.cuda.is_available():
         return torch.device("cuda")
@@ -35,7 +35,7 @@ def device_of(family: Family) -> torch.device:
 
 
 def inference_dtype(family: Family, device: torch.device) -> Dtype:
-    """Resolve a family's dtype outside training: `auto` is bfloat16 on a GPU that has it."""
+    """Resolve a family's dtype outside training: `auto` is bfloat16 on a GPU that supports it."""
     if family.inference_dtype != "auto":
         return family.inference_dtype
     has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -43,7 +43,7 @@ def inference_dtype(family: Family, device: torch.device) -> Dtype:
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """Return the longest sequence the model takes, or None where its configuration does not say."""
+    """Return the maximum sequence length, or None if the model's configuration states none."""
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
         value = getattr(model.config.get_text_config(), name, None)
         if isinstance(value, int) and value > 0:
@@ -58,29 +58,29 @@ def vocabulary_size(model: PreTrainedModel) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Padded:
-    """A batch of sequences, padded on the right whatever the tokenizer prefers.
+    """A batch of sequences, padded on the right regardless of the tokenizer's preference.
 
-    Under a causal mask nothing on the right of a token reaches it, so right padding needs no
-    position ids and suits every decoder; which id pads is all the same, so a tokenizer needs none.
+    Under a causal mask no token sees the tokens on its right, so right padding needs no position
+    ids and suits every decoder. The padding id does not matter, so a tokenizer needs none.
     """
 
     input_ids: Tensor  # (B, L) int64
     attention_mask: Tensor  # (B, L) int64
 
 
-def pad(rows: Sequence[npt.NDArray[np.int32]]) -> Padded:
+def pad(sequences: Sequence[npt.NDArray[np.int32]]) -> Padded:
     """Stack sequences (L_i,) into one batch."""
-    length = max(len(row) for row in rows)
-    input_ids = np.zeros((len(rows), length), np.int64)
-    mask = np.zeros((len(rows), length), np.int64)
-    for i, row in enumerate(rows):
-        input_ids[i, : len(row)] = row
-        mask[i, : len(row)] = 1
+    length = max(map(len, sequences))
+    input_ids = np.zeros((len(sequences), length), np.int64)
+    mask = np.zeros((len(sequences), length), np.int64)
+    for i, sequence in enumerate(sequences):
+        input_ids[i, : len(sequence)] = sequence
+        mask[i, : len(sequence)] = 1
     return Padded(torch.from_numpy(input_ids), torch.from_numpy(mask))
 
 
 def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Group row indices of like length into batches of at most `tokens`, the longest first.
+    """Group indices of sequences of similar length into batches of at most `tokens` tokens.
 
     The order depends on the lengths alone: longest first, so that memory runs out at once or never.
     """

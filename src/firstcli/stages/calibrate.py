@@ -102,11 +102,11 @@ class Calibrate(Stage):
         rows = inputs.training_rows(run, "teacher", "validation")
         knowledge = inputs.stored_knowledge(run, "validation", rows)
         positions = soft_targets.Positions.joined(
-            list(soft_targets.recalibrated_of(arm, rows, knowledge))
+            list(soft_targets.recalibrated_chunks(arm, rows, knowledge))
         )
         if not len(positions.topk):
             raise UserError(f"arms.{unit.arm}: no validation position to fit the recalibrator on")
-        mass = soft_targets.taught_mass(arm, positions)
+        mass = soft_targets.target_mass(arm, positions)
         recalibrator = arm.recalibrator.build()
         recalibrator.fit(positions.topk, positions.is_label, mass, arm.mass)
         for warning in recalibrator.diagnostics().warnings:
@@ -118,7 +118,7 @@ class Calibrate(Stage):
             mass,
             name=arm.recalibrator.name,
             options=arm.recalibrator.given,
-            positions="decisive" if positions.decisive.all() else "all",
+            positions="decisive" if positions.is_answer.all() else "all",
             mass_mode=arm.mass,
         )
         artifact.save(folder / f"{unit.arm}.json")

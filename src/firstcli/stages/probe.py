@@ -21,7 +21,7 @@ import torch
 from firstcli.errors import UserError
 from firstcli.knowledge import store
 from firstcli.models import inference, readout
-from firstcli.models.batching import forget, is_out_of_memory
+from firstcli.models.batching import free_memory, is_out_of_memory
 from firstcli.recipe.schema import Training, training_of
 from firstcli.stages import inputs, scoring
 from firstcli.stages.base import Stage
@@ -61,7 +61,7 @@ class Probe:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        forget()
+        free_memory()
         return CostEstimate(math.nan)
 
     def training(self, role: Role, settings: Training, fold: int | None = None) -> CostEstimate:

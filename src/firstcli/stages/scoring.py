@@ -16,7 +16,7 @@ from firstcli.errors import UserError, shortened
 from firstcli.knowledge import store
 from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference, readout
-from firstcli.models.batching import Halving, forget
+from firstcli.models.batching import HalvingBatches, free_memory
 from firstcli.stages import inputs
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit
@@ -76,7 +76,7 @@ class TeacherScorer:
         self._limit = inputs.shared_vocabulary(run)
         self._fold: int | None = None
         self._reader: readout.Reader | None = None
-        self.halving = Halving(run.console.warn, what)
+        self.halving = HalvingBatches(run.console.warn, what)
 
     def __call__(
         self,
@@ -109,7 +109,7 @@ class TeacherScorer:
     ) -> dict[str, TopK]:
         if self._reader is None or self._fold != fold:
             self._reader = None
-            forget()
+            free_memory()
             model = inputs.teacher(self._run, fold)
             self._reader, self._fold = readout.Reader(model, self._run.console.say), fold
         return top_k_of(self._reader, rows, top_k, self._limit)

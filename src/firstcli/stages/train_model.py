@@ -8,7 +8,7 @@ from pathlib import Path
 from firstcli.data.encoded import EncodedStore
 from firstcli.errors import UserError
 from firstcli.models import inference
-from firstcli.models.batching import forget, is_out_of_memory
+from firstcli.models.batching import free_memory, is_out_of_memory
 from firstcli.recipe.schema import Training
 from firstcli.runtime import distributed
 from firstcli.runtime.console import size
@@ -132,7 +132,7 @@ def train(run: Run, job: TrainingJob, folder: Path) -> TrainingFacts:
                 raise UserError(f"{problem}; set micro_batch_size: {_half(micro)}") from error
         # Outside the except block the error no longer holds on to the trainer's tensors.
         del model
-        forget()
+        free_memory()
         run.console.warn(f"{job.what}: {problem}; resuming with {_half(micro)}")
         settings = settings.model_copy(update={"micro_batch_size": _half(micro)})
     if distributed.is_first():
@@ -140,7 +140,7 @@ def train(run: Run, job: TrainingJob, folder: Path) -> TrainingFacts:
         inputs.tokenizer(run, job.role).save_pretrained(folder)
         trainer.write_log(folder / "training_log.jsonl", outcome.log)
     del model
-    forget()  # the next model needs the memory
+    free_memory()  # the next model needs the memory
     return TrainingFacts(**outcome.facts)
 
 

@@ -13,53 +13,34 @@ from transformers import TrainingArguments
 from firstcli.errors import UserError, did_you_mean
 from firstcli.recipe.schema import Training
 from firstcli.runtime import distributed
+from firstcli.training.trainer_fields import OWNED
 
-OWNED = {
-    "output_dir": "--run-dir",
-    "seed": "seed",
-    "data_seed": "seed",
-    "learning_rate": "training.learning_rate",
-    "num_train_epochs": "training.epochs",
-    "per_device_train_batch_size": "training.batch_size",
-    "gradient_accumulation_steps": "training.batch_size",
-    "auto_find_batch_size": "training.micro_batch_size",
-    "use_cpu": "model.options.device",
-    "resume_from_checkpoint": "nothing: an interrupted run resumes by itself",
-    "save_total_limit": "nothing: the last checkpoint is kept until training ends",
-    "save_only_model": "nothing: a checkpoint that cannot be resumed from is of no use",
-    "load_best_model_at_end": "nothing: the last checkpoint counts (paper, A.1)",
-    "train_sampling_strategy": "nothing: batches hold samples of like length",
-    "ignore_data_skip": "nothing: a resumed run must not learn the same samples again",
-    "use_liger_kernel": "nothing: the objective has kernels of its own",
-    "dataloader_drop_last": "nothing: every sample counts",
-    "remove_unused_columns": "nothing: the batches are firstcli's own",
-    "label_names": "nothing: the batches are firstcli's own",
-    "label_smoothing_factor": "recalibrator: {name: label-smoothing}",
-    "do_train": "nothing",
-    "do_eval": "evaluate",
-    "do_predict": "evaluate",
-    "eval_strategy": "evaluate",
-    "push_to_hub": "nothing: upload the finished folder yourself",
-}
-"""Fields of TrainingArguments that firstcli sets, and what to use instead."""
+MAX_MICRO_BATCH = 32  # samples, unless the recipe says otherwise
 
 
 def arguments(
     folder: Path, training: Training, trainer: dict[str, Any], seed: int, device: torch.device
 ) -> TrainingArguments:
-    """Translate a recipe into TrainingArguments; paper's defaults (Appendix A.1).
+    """Translate a recipe into TrainingArguments; the defaults are the paper's (Appendix A.1).
+
+    Args:
+        folder: where checkpoints go.
+        training: the recipe's training section.
+        trainer: the recipe's `trainer:` section.
+        seed: seed of weights and sample order.
+        device: where the model trains.
 
     Raises:
-        UserError: `trainer:` has an unknown field, one that firstcli sets, or a value that
-            TrainingArguments refuses.
+        UserError: `trainer:` has an unknown field, a field that firstcli sets, or a value that
+            TrainingArguments rejects.
     """
     trainer = _checked_trainer_fields(trainer)
-    share = distributed.count()
-    micro = micro_batch(training, share)
-    if training.batch_size % (micro * share):
+    processes = distributed.count()
+    micro = micro_batch(training, processes)
+    if training.batch_size % (micro * processes):
         raise UserError(
-            f"training.batch_size: {training.batch_size} is no multiple of micro_batch_size "
-            f"{micro} times {share} processes"
+            f"training.batch_size: {training.batch_size} is not a multiple of micro_batch_size "
+            f"{micro} times {processes} processes"
         )
     has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
     defaults: dict[str, Any] = {
@@ -84,53 +65,52 @@ def arguments(
         "learning_rate": training.learning_rate,
         "num_train_epochs": training.epochs,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": training.batch_size // (micro * share),
+        "gradient_accumulation_steps": training.batch_size // (micro * processes),
         "remove_unused_columns": False,
         "label_names": [],
         "use_cpu": device.type == "cpu",
     }
     try:
-        made = TrainingArguments(**{**defaults, **trainer, **owned})
+        args = TrainingArguments(**{**defaults, **trainer, **owned})
     except (ValueError, TypeError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())[:300]}") from error
-    if made.n_gpu > 1:
-        made._n_gpu = 1  # DataParallel would cut the flattened batch; several GPUs need a launcher
-    return made
+    if args.n_gpu > 1:
+        args._n_gpu = 1  # DataParallel would cut the flattened batch; several GPUs need a launcher
+    return args
 
 
-def micro_batch(training: Training, processes: int, most: int = 32) -> int:
-    """Return how many samples a device takes at a time: what the recipe says, or what fits.
+def micro_batch(training: Training, processes: int) -> int:
+    """Return how many samples a device processes at a time.
 
-    That is the largest part of a device's share of a batch that is at most `most`.
+    By default this is the largest divisor of a device's share of a batch up to `MAX_MICRO_BATCH`.
     """
     if training.micro_batch_size:
         return training.micro_batch_size
     share = training.batch_size // processes
-    return next((size for size in range(min(share, most), 0, -1) if share % size == 0), 1)
-
-
-_ANY_TYPE = ConfigDict(arbitrary_types_allowed=True)
+    sizes = range(min(share, MAX_MICRO_BATCH), 0, -1)
+    return next((size for size in sizes if share % size == 0), 1)
 
 
 def _checked_trainer_fields(trainer: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields with values of the types that TrainingArguments declares."""
-    fields = {field.name for field in dataclasses.fields(TrainingArguments)}
+    """Convert each value to the type that TrainingArguments declares for its field."""
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
     types = get_type_hints(TrainingArguments)
+    any_type = ConfigDict(arbitrary_types_allowed=True)
     checked = {}
     problems = []
     for name, value in trainer.items():
         if name in OWNED:
             problems.append(f"trainer.{name}: firstcli sets it itself; use {OWNED[name]}")
-        elif name not in fields:
+        elif name not in names:
             problems.append(
-                f"trainer.{name}: no field of transformers.TrainingArguments"
-                f"{did_you_mean(name, fields)}"
+                f"trainer.{name}: not a field of transformers.TrainingArguments"
+                f"{did_you_mean(name, names)}"
             )
         else:
             try:
-                checked[name] = TypeAdapter(types[name], config=_ANY_TYPE).validate_python(value)
+                checked[name] = TypeAdapter(types[name], config=any_type).validate_python(value)
             except ValidationError as error:
-                reasons = dict.fromkeys(one["msg"].lower() for one in error.errors())
+                reasons = dict.fromkeys(problem["msg"].lower() for problem in error.errors())
                 problems.append(f"trainer.{name}: found {value!r}, but {' or '.join(reasons)}")
     if problems:
         raise UserError(*problems)

@@ -1,12 +1,10 @@
-"""Batches of training samples: padded tokens, and targets flattened over (row, column)."""
+"""Training batches: padded tokens, and the supervised positions of all samples flattened."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -14,57 +12,46 @@ from firstcli.data.encoding import EncodedSample
 from firstcli.models import inference
 from firstcli.training.soft_targets import SoftTargets
 
-
-class Teacher(Protocol):
-    """Says what the samples of a batch are taught, such as `teaching.SoftTargetBuilder`."""
-
-    def __call__(self, rows: Sequence[EncodedSample], /) -> SoftTargets:
-        """Return what all their supervised positions are taught, in order."""
-
-
-class Rows(torch.utils.data.Dataset[int]):
-    """The indices of the training samples; `collate` looks the samples up."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> int:
-        return index
+SoftTargetSource = Callable[[Sequence[EncodedSample]], SoftTargets]
+"""Returns the soft targets of all supervised positions of a batch, in order, such as
+`soft_targets.SoftTargetBuilder`."""
 
 
 class Collate:
-    """Make a batch from indices: padded tokens, and targets flattened over (row, column)."""
+    """Make a batch from the indices of B samples with N supervised positions in total.
 
-    def __init__(self, rows: Sequence[EncodedSample], lessons: Teacher | None) -> None:
-        self._rows = rows
-        self._lessons = lessons
+    From a single `~index`, it makes a batch with the sample's tokens but N = 0.
+    """
+
+    def __init__(
+        self, samples: Sequence[EncodedSample], soft_targets: SoftTargetSource | None
+    ) -> None:
+        self._samples = samples
+        self._soft_targets = soft_targets
 
     def __call__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        rows = [self._rows[i] for i in indices]
-        padded = inference.pad([row.input_ids for row in rows])
-        counts = [len(row.targets) for row in rows]
+        if indices[0] < 0:
+            batch = self([~indices[0]])
+            by_sample = ("input_ids", "attention_mask", "samples")
+            return {name: part if name in by_sample else part[:0] for name, part in batch.items()}
+        samples = [self._samples[i] for i in indices]
+        padded = inference.pad([sample.input_ids for sample in samples])
+        counts = torch.tensor([len(sample.targets) for sample in samples])
+        # The token at position t is predicted from position t - 1.
+        columns = [torch.arange(sample.start - 1, len(sample.input_ids) - 1) for sample in samples]
+        targets = np.concatenate([sample.targets for sample in samples])
         batch = {
             "input_ids": padded.input_ids,  # (B, L)
-            "attention_mask": padded.attention_mask,
-            "rows": torch.arange(len(rows)).repeat_interleave(torch.tensor(counts)),  # (N,)
-            # The token at position t is predicted from position t - 1.
-            "columns": torch.cat(
-                [torch.arange(row.start - 1, len(row.input_ids) - 1) for row in rows]
-            ),
-            "targets": _tensor([row.targets for row in rows]).long(),
+            "attention_mask": padded.attention_mask,  # (B, L)
+            "rows": torch.arange(len(samples)).repeat_interleave(counts),  # (N,)
+            "columns": torch.cat(columns),  # (N,)
+            "targets": torch.from_numpy(targets).long(),  # (N,)
             "samples": torch.tensor(indices),  # (B,)
         }
-        if self._lessons is not None:
-            probabilities = self._lessons(rows)
-            batch["token_ids"] = torch.from_numpy(probabilities.token_ids).long()  # (N, k)
-            batch["probabilities"] = torch.from_numpy(probabilities.probabilities)  # (N, k)
-            batch["tail"] = torch.from_numpy(probabilities.tail)  # (N,)
-            batch["teacher_mass"] = torch.from_numpy(probabilities.teacher_mass)  # (N,)
+        if self._soft_targets is not None:
+            soft = self._soft_targets(samples)
+            batch["token_ids"] = torch.from_numpy(soft.token_ids).long()  # (N, k)
+            batch["probabilities"] = torch.from_numpy(soft.probabilities)  # (N, k)
+            batch["tail"] = torch.from_numpy(soft.tail)  # (N,)
+            batch["teacher_mass"] = torch.from_numpy(soft.teacher_mass)  # (N,)
         return batch
-
-
-def _tensor(arrays: Sequence[npt.NDArray[Any]]) -> Tensor:
-    return torch.from_numpy(np.concatenate(arrays))

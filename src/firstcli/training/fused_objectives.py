@@ -1,12 +1,12 @@
-"""The objectives summed straight from hidden states, never holding the logits of all positions.
+"""The objectives summed directly from hidden states, without the logits of all positions at once.
 
-The logits (R, V) of a few rows are computed, turned into their own gradient in place and multiplied
-into the gradients of hidden states and weight, before the next rows take their memory. As the loss
-is a sum, what arrives in the backward pass is one number to multiply these gradients by: there are
-three matrix products in all, as in the dense computation, and nothing is computed twice.
+For a chunk of R positions, the logits (R, V) are computed, turned into their own gradient in place
+and multiplied into the gradients of hidden states and weight, before the next chunk reuses their
+memory. As the loss is a sum, the backward pass only scales these gradients by one number. There
+are three matrix products in all, as in the dense computation, and nothing is computed twice.
 
-With K the k taught tokens, M the sum of p^, t the tail, q the student's probabilities of K, Q their
-sum and s the softmax over the other tokens alone, the gradients in the logits are
+K are the k tokens, M the sum of p^, t the tail, q the student's probabilities of K, Q their sum and
+s the softmax over the other tokens alone. The gradients with respect to the logits are
 
     topk-tail            (M + t) q - p^  in K,    ((M + t)(1 - Q) - t) s  outside
     topk-renormalized    M q / Q - p^    in K,    0                       outside
@@ -28,11 +28,11 @@ from firstcli.models.readout import Layer, Scores
 from firstcli.training import objectives
 from firstcli.training.objectives import StudentView
 
-ROWS = {"cpu": 256}
-"""Rows of logits in flight, by kind of device: they take ROWS / D of the weight's own memory, and
-each chunk reads the weight twice and its gradient once, so few rows make slow products."""
+CHUNK_ROWS = {"cpu": 256}
+"""Rows of logits per chunk, by type of device. They take CHUNK_ROWS / D of the weight's memory. A
+chunk reads the weight twice and its gradient once, so small chunks make slow products."""
 
-ROWS_ELSEWHERE = 1024
+ACCELERATOR_CHUNK_ROWS = 1024
 
 
 class Sums(NamedTuple):
@@ -43,23 +43,30 @@ class Sums(NamedTuple):
 
 
 def topk_tail(scores: Scores, token_ids: Tensor, probabilities: Tensor, tail: Tensor) -> Sums:
-    """`objectives.topk_tail`, summed."""
+    """Sum `objectives.topk_tail` over all positions.
+
+    Args:
+        scores: the student's output at N positions.
+        token_ids: the teacher's k tokens, (N, k).
+        probabilities: p^, (N, k).
+        tail: 1 - M, (N,); exactly 0 with `mass: one`.
+    """
     if isinstance(scores, Layer):
         return _summed(scores, token_ids, probabilities, tail)
     student = objectives.student_view(scores.values, token_ids)
-    return Sums(objectives.topk_tail_of(student, probabilities, tail).sum(), _mass(student.log_q))
+    return Sums(objectives.topk_tail(student, probabilities, tail).sum(), _mass(student.log_q))
 
 
 def topk_renormalized(scores: Scores, token_ids: Tensor, target: Tensor) -> Sums:
-    """`objectives.topk_renormalized`, summed."""
+    """Sum `objectives.topk_renormalized` over all positions."""
     if isinstance(scores, Layer):
         return _summed(scores, token_ids, target, None)
     log_q = objectives.student_view(scores.values, token_ids).log_q
-    return Sums(objectives.topk_renormalized_of(log_q, target).sum(), _mass(log_q))
+    return Sums(objectives.topk_renormalized(log_q, target).sum(), _mass(log_q))
 
 
 def labels(scores: Scores, targets: Tensor) -> Sums:
-    """`objectives.labels`, summed."""
+    """Sum `objectives.labels` over all positions."""
     if isinstance(scores, Layer):
         certain = torch.ones(len(targets), 1, device=targets.device)
         return _summed(scores, targets[:, None], certain, torch.zeros_like(certain[:, 0]))
@@ -78,7 +85,7 @@ def _summed(layer: Layer, token_ids: Tensor, probabilities: Tensor, tail: Tensor
 
 
 class _Summed(torch.autograd.Function):
-    """`topk-tail`, or `topk-renormalized` where there is no tail."""
+    """`topk-tail`, or `topk-renormalized` if the tail is None."""
 
     @staticmethod
     def forward(
@@ -92,13 +99,15 @@ class _Summed(torch.autograd.Function):
         recording: bool,
     ) -> tuple[Tensor, Tensor]:
         layer = Layer(hidden, weight, bias).operands()
-        needed = [recording and one for one in ctx.needs_input_grad[:3]]
-        # Autocast has chosen the operands' dtype; it must not choose that of what follows.
+        needed = [recording and needs_grad for needs_grad in ctx.needs_input_grad[:3]]
+        # Autocast determines the dtype of the operands, but not of anything computed from them.
         with torch.autocast(hidden.device.type, enabled=False):
             gradients, losses, masses = _sums_and_gradients(
                 layer, needed, token_ids, probabilities, tail
             )
-        ctx.dtypes = [None if one is None else one.dtype for one in (hidden, weight, bias)]
+        ctx.dtypes = [
+            None if operand is None else operand.dtype for operand in (hidden, weight, bias)
+        ]
         ctx.save_for_backward(*gradients.kept(ctx.dtypes))
         student_mass = masses.sum()
         ctx.mark_non_differentiable(student_mass)
@@ -107,10 +116,10 @@ class _Summed(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        # In place, for the weight's gradient is large; PyTorch refuses a second backward pass.
+        # In place, as the weight's gradient is large; PyTorch refuses a second backward pass.
         scaled = (
-            None if one is None else one.mul_(scale).to(dtype)
-            for one, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            None if gradient is None else gradient.mul_(scale).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return (*scaled, None, None, None, None)
 
@@ -118,23 +127,24 @@ class _Summed(torch.autograd.Function):
 def _sums_and_gradients(
     layer: Layer, needed: list[bool], token_ids: Tensor, probabilities: Tensor, tail: Tensor | None
 ) -> tuple[_Gradients, Tensor, Tensor]:
-    """Return gradients, losses (N,) and the student's masses (N,), a few rows at a time."""
+    """Return gradients, losses (N,) and the student's masses (N,), computed chunk by chunk."""
     gradients = _Gradients(layer, needed)
     losses, masses = gradients.zeros(len(probabilities)), gradients.zeros(len(probabilities))
-    for at, logits in layer.chunks(ROWS.get(probabilities.device.type, ROWS_ELSEWHERE)):
-        ids, p = token_ids[at], probabilities[at].to(logits.dtype)
+    chunk_rows = CHUNK_ROWS.get(probabilities.device.type, ACCELERATOR_CHUNK_ROWS)
+    for chunk, logits in layer.chunks(chunk_rows):
+        ids, p = token_ids[chunk], probabilities[chunk].to(logits.dtype)
         scores = logits.gather(-1, ids)
         log_others, total = readout.log_sum_(logits.scatter_(-1, ids, -torch.inf))
         log_z = torch.logaddexp(torch.logsumexp(scores, -1), log_others)
         student = StudentView(scores - log_z[:, None], log_others - log_z)
-        masses[at] = student.log_q.exp().sum(-1)
+        masses[chunk] = student.log_q.exp().sum(-1)
         if tail is None:
-            losses[at] = objectives.topk_renormalized_of(scores, p)
-            gradients.add_sparse(at, ids, _in_k(torch.log_softmax(scores, -1), p, p.sum(-1)))
+            losses[chunk] = objectives.topk_renormalized(scores, p)
+            gradients.add_sparse(chunk, ids, _in_k(torch.log_softmax(scores, -1), p, p.sum(-1)))
         else:
-            losses[at] = objectives.topk_tail_of(student, p, t := tail[at].to(p.dtype))
-            if gradients.wanted:
-                gradients.add(at, _topk_tail_(logits, total, student, ids, p, t))
+            losses[chunk] = objectives.topk_tail(student, p, t := tail[chunk].to(p.dtype))
+            if gradients.any_needed:
+                gradients.add(chunk, _topk_tail_(logits, total, student, ids, p, t))
     return gradients, losses, masses
 
 
@@ -146,10 +156,10 @@ def _topk_tail_(
     probabilities: Tensor,
     tail: Tensor,
 ) -> Tensor:
-    """Turn exponentials (R, V) of the other tokens, of sum `total`, into the logits' gradient."""
+    """Turn exponentials (R, V) of the other tokens, which sum to `total`, into the gradient."""
     mass = probabilities.sum(-1) + tail  # (R,)
     outside = mass * student.log_rest.exp() - tail
-    share = torch.where(total > 0, outside / total, 0.0)  # there may be no others
+    share = torch.where(total > 0, outside / total, 0.0)  # total is 0 without other tokens
     return others.mul_(share[:, None]).scatter_(-1, ids, _in_k(student.log_q, probabilities, mass))
 
 
@@ -158,54 +168,57 @@ def _in_k(log_q: Tensor, probabilities: Tensor, mass: Tensor) -> Tensor:
 
 
 class _Gradients:
-    """Gradients of the summed loss in a layer's operands, as far as needed, chunk by chunk.
+    """Gradients of the summed loss with respect to a layer's operands, accumulated over chunks.
 
-    They grow in float32. The products run in the dtype of the forward's, float16 excepted: it has
-    no room for gradients as long as their scale, known in the backward pass only, is left out.
+    They accumulate in float32. The products run in the dtype of the forward pass, except for
+    float16: its range is too small for gradients until the backward pass provides their scale.
     """
 
     def __init__(self, layer: Layer, needed: list[bool]) -> None:
         dtype = layer.weight.dtype
-        self.wanted = any(needed)
+        self.any_needed = any(needed)
         self._wide = torch.promote_types(dtype, torch.float32)
         self._dtype = self._wide if dtype == torch.float16 else dtype
         self._inputs = layer.hidden.to(self._dtype)
         self._rows = layer.weight.to(self._dtype) if needed[0] else layer.weight
         operands = (layer.hidden, layer.weight, layer.bias)
         self.hidden, self.weight, self.bias = (
-            torch.zeros_like(one, dtype=self._wide) if need and one is not None else None
-            for one, need in zip(operands, needed, strict=True)
+            torch.zeros_like(operand, dtype=self._wide) if need and operand is not None else None
+            for operand, need in zip(operands, needed, strict=True)
         )
 
     def zeros(self, count: int) -> Tensor:
         return self._inputs.new_zeros(count, dtype=self._wide)
 
-    def add(self, at: slice, logits: Tensor) -> None:
-        """Add what comes from the gradient (R, V) in the logits of some rows."""
+    def add(self, chunk: slice, logits: Tensor) -> None:
+        """Add the contribution of a chunk's gradient with respect to its logits, (R, V)."""
         if self.bias is not None:
             self.bias += logits.sum(0)
         narrow = logits.to(self._dtype)
         if self.hidden is not None:
-            self.hidden[at] = narrow @ self._rows
+            self.hidden[chunk] = narrow @ self._rows
         if self.weight is not None and self._dtype == self._wide:
-            self.weight.addmm_(narrow.T, self._inputs[at])
+            self.weight.addmm_(narrow.T, self._inputs[chunk])
         elif self.weight is not None:
-            self.weight += narrow.T @ self._inputs[at]
+            self.weight += narrow.T @ self._inputs[chunk]
 
-    def add_sparse(self, at: slice, ids: Tensor, logits: Tensor) -> None:
-        """Add what comes from the gradient (R, k) in the logits of a few tokens `ids` (R, k)."""
+    def add_sparse(self, chunk: slice, ids: Tensor, logits: Tensor) -> None:
+        """Add the contribution of a gradient (R, k) with respect to the logits of `ids` (R, k)."""
         if self.bias is not None:
             self.bias.index_add_(0, ids.flatten(), logits.flatten().to(self._wide))
-        for rank in range(ids.shape[-1]):  # (R, k, D) at once could be more than the logits
+        for rank in range(ids.shape[-1]):  # (R, k, D) at once could be larger than the logits
             token, slope = ids[:, rank], logits[:, rank, None]
             if self.hidden is not None:
-                self.hidden[at] += slope * self._rows[token]
+                self.hidden[chunk] += slope * self._rows[token]
             if self.weight is not None:
-                self.weight.index_add_(0, token, (slope * self._inputs[at]).to(self._wide))
+                self.weight.index_add_(0, token, (slope * self._inputs[chunk]).to(self._wide))
 
     def kept(self, dtypes: list[torch.dtype | None]) -> list[Tensor | None]:
-        """Return them in the operands' own dtypes; float16 has to wait for the scale."""
+        """Return the gradients in the operands' dtypes; float16 is converted after scaling."""
+        gradients = (self.hidden, self.weight, self.bias)
         return [
-            one if one is None or dtype is None or dtype == torch.float16 else one.to(dtype)
-            for one, dtype in zip((self.hidden, self.weight, self.bias), dtypes, strict=True)
+            gradient
+            if gradient is None or dtype is None or dtype == torch.float16
+            else gradient.to(dtype)
+            for gradient, dtype in zip(gradients, dtypes, strict=True)
         ]

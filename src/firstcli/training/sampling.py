@@ -1,23 +1,19 @@
-"""Which samples make a training step, and which of them a process takes at a time.
+"""The samples of each training step, and each process's share of them.
 
-The order is a pure function of lengths, batch size, seed and epoch, so that neither the number of
+The order is a pure function of lengths, batch size, seed and epoch. Neither the number of
 processes, nor the micro-batch, nor a resumed run changes which samples a step learns from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-POOL = (
-    128  # batches whose samples are sorted together: padding below 5 %, the rest is left to chance
-)
+POOL_BATCHES = 128  # batches sorted together by length: padding below 5 %, otherwise random
 
 Lengths = npt.NDArray[np.int64]
 
@@ -25,38 +21,52 @@ Lengths = npt.NDArray[np.int64]
 def batches_of_epoch(
     lengths: Sequence[int] | Lengths, batch_size: int, seed: int, epoch: int
 ) -> list[npt.NDArray[np.int64]]:
-    """Cut a random order of the samples into batches of like length, each longest first.
+    """Cut a random order of the samples into batches of similar length.
 
-    Samples are shuffled, pooled by `POOL` batches, sorted by length within a pool, cut, and the
-    batches shuffled. The batch with the longest sample comes first, so that memory runs out at
-    once or never; one that is not full comes last.
+    Samples are shuffled, pooled by `POOL_BATCHES` batches, sorted by length within a pool, longest
+    first, and cut; then the batches are shuffled. The batch with the longest sample comes first, so
+    that memory runs out at once or never. An incomplete batch comes last.
+
+    Args:
+        lengths: tokens per sample, (N,).
+        batch_size: samples per batch.
+        seed: seed of the run.
+        epoch: number of the epoch, from 0.
     """
     sizes = np.asarray(lengths)
     generator = np.random.default_rng((seed, epoch))
     order = generator.permutation(len(sizes))
     batches = []
-    for first in range(0, len(order), POOL * batch_size):
-        pool = order[first : first + POOL * batch_size]
+    for first in range(0, len(order), POOL_BATCHES * batch_size):
+        pool = order[first : first + POOL_BATCHES * batch_size]
         pool = pool[np.argsort(-sizes[pool], kind="stable")]
         batches += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
     full = [batch for batch in batches if len(batch) == batch_size]
-    rest = [batch for batch in batches if len(batch) < batch_size]
+    incomplete = [batch for batch in batches if len(batch) < batch_size]
     full = [full[i] for i in generator.permutation(len(full))]
     if full:
         longest = max(range(len(full)), key=lambda i: int(sizes[full[i][0]]))
         full.insert(0, full.pop(longest))
-    return full + rest
+    return full + incomplete
 
 
 def share_of(
-    batch: npt.NDArray[np.int64], micro: int, processes: int, rank: int
+    batch: npt.NDArray[np.int64], micro_batch_size: int, processes: int, rank: int
 ) -> list[list[int]]:
-    """Return the micro-batches that one process takes of a batch; all take equally many.
+    """Return one process's micro-batches of a batch; all processes get equally many.
 
-    Neighbours in length go to different processes, so that these wait little for each other. A
-    process that is left without samples gets one whose positions do not count, as `~index`.
+    Micro-batches of similar length go to different processes, which then wait little for each
+    other. A process without samples gets one as `~index`, whose positions do not count.
+
+    Args:
+        batch: indices of the samples, (B,), longest first.
+        micro_batch_size: samples per micro-batch.
+        processes: number of processes.
+        rank: this process's number, from 0.
     """
-    parts = [batch[i : i + micro].tolist() for i in range(0, len(batch), micro)]
+    parts = [
+        batch[i : i + micro_batch_size].tolist() for i in range(0, len(batch), micro_batch_size)
+    ]
     idle = [[~int(batch[-1])]] * (-len(parts) % processes)
     return (parts + idle)[rank::processes]
 
@@ -64,7 +74,7 @@ def share_of(
 def padding_share(
     lengths: Sequence[int] | Lengths, micro_batches: Iterable[Sequence[int]]
 ) -> float:
-    """Return which share of the tokens that a model computes on are padding."""
+    """Return the share of padding among the tokens of all micro-batches."""
     sizes = np.asarray(lengths)
     used = computed = 0
     for part in micro_batches:
@@ -75,11 +85,11 @@ def padding_share(
 
 @dataclass
 class MicroBatches:
-    """The micro-batches of one process, epoch after epoch: a batch sampler."""
+    """One process's micro-batches, epoch after epoch: a batch sampler."""
 
     lengths: Sequence[int] | Lengths
     batch_size: int
-    micro: int
+    micro_batch_size: int
     processes: int
     rank: int
     seed: int
@@ -90,43 +100,17 @@ class MicroBatches:
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.lengths), self.batch_size)
-        each = self.batch_size // (self.micro * self.processes)
-        return whole * each + -(-rest // (self.micro * self.processes))
+        parallel = self.micro_batch_size * self.processes
+        return whole * (self.batch_size // parallel) + -(-rest // parallel)
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in batches_of_epoch(self.lengths, self.batch_size, self.seed, self.epoch):
-            yield from share_of(batch, self.micro, self.processes, self.rank)
+            yield from share_of(batch, self.micro_batch_size, self.processes, self.rank)
 
 
 class EpochLoader(DataLoader[int]):
-    """A loader that passes the number of the epoch on to its batch sampler."""
+    """A loader that passes the epoch's number on to its batch sampler."""
 
     def set_epoch(self, epoch: int) -> None:
         if isinstance(self.batch_sampler, MicroBatches):
             self.batch_sampler.set_epoch(epoch)
-
-
-Collated = dict[str, Tensor]
-
-
-def uncounted(collate: Callable[[Sequence[int]], Collated]) -> Callable[[Sequence[int]], Collated]:
-    """Let a collate function take `~index`: the sample's tokens without supervised positions."""
-
-    def whole_or_idle(indices: Sequence[int]) -> Collated:
-        if indices[0] >= 0:
-            return collate(indices)
-        batch = collate([~indices[0]])
-        by_sample = ("input_ids", "attention_mask", "samples")
-        return {name: part if name in by_sample else part[:0] for name, part in batch.items()}
-
-    return whole_or_idle
-
-
-def loader_settings(args: Any) -> dict[str, Any]:
-    """Return what TrainingArguments say of loading, as DataLoader takes it."""
-    return {
-        "num_workers": args.dataloader_num_workers,
-        "pin_memory": args.dataloader_pin_memory,
-        "persistent_workers": args.dataloader_persistent_workers,
-        "prefetch_factor": args.dataloader_prefetch_factor,
-    }

@@ -1,12 +1,15 @@
-"""From stored knowledge to what a student is taught: recalibration and mass (DESIGN section 3)."""
+"""Soft targets for students: stored top-k probabilities after recalibration, scaled to their mass.
+
+"Soft targets" is the term of Hinton et al. (2015, arXiv 1503.02531) for a teacher's probabilities.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,28 +24,31 @@ from firstcli.recipe.schema import Arm, recalibrator_of
 if TYPE_CHECKING:
     from firstcli.api import BoolArray, FloatArray, PluginOptions
 
-CHUNK = 1024  # samples whose knowledge lies in memory at a time, where all are gone through
+CHUNK_SAMPLES = 1024  # samples whose knowledge is in memory at a time during a full pass
+
+PositionsMode = Literal["decisive", "all"]
+"""Which positions are recalibrated: `decisive` is the recipe's word for answer positions."""
 
 
 @dataclass(frozen=True, slots=True)
 class SoftTargets:
-    """What supervised positions are taught from the teacher."""
+    """The probabilities that a student learns at N supervised positions."""
 
     token_ids: npt.NDArray[np.int32]  # (N, k)
-    probabilities: npt.NDArray[np.float32]  # (N, k), p^ = M * target
+    probabilities: npt.NDArray[np.float32]  # (N, k), p^ = M * recalibrated probabilities
     tail: npt.NDArray[np.float32]  # (N,), 1 - M
-    teacher_mass: npt.NDArray[np.float32]  # (N,), P, whatever M is
+    teacher_mass: npt.NDArray[np.float32]  # (N,), P, independent of M
 
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """The knowledge of some samples, position by position."""
+    """The teacher's knowledge at N supervised positions."""
 
     topk: FloatArray  # (N, k) probabilities
-    log_tail: FloatArray  # (N,) log of the probability outside the k
+    log_tail: FloatArray  # (N,) log of the probability outside the k tokens
     token_ids: npt.NDArray[np.int32]  # (N, k)
     targets: npt.NDArray[np.int32]  # (N,) the true tokens
-    decisive: BoolArray  # (N,) whether this position decides between candidates
+    is_answer: BoolArray  # (N,) whether this is a sample's answer position
 
     @property
     def mass(self) -> FloatArray:
@@ -51,143 +57,139 @@ class Positions:
 
     @property
     def is_label(self) -> BoolArray:
+        """Whether each of the k tokens is the true one, (N, k)."""
         return np.asarray(self.token_ids == self.targets[:, None])
 
-    def where(self, chosen: BoolArray) -> Positions:
-        """Keep some positions."""
-        return Positions(
-            self.topk[chosen],
-            self.log_tail[chosen],
-            self.token_ids[chosen],
-            self.targets[chosen],
-            self.decisive[chosen],
-        )
+    def where(self, mask: BoolArray) -> Positions:
+        """Return the positions that a mask (N,) selects."""
+        return Positions(*(getattr(self, field.name)[mask] for field in fields(self)))
 
     @classmethod
     def joined(cls, parts: Sequence[Positions]) -> Positions:
-        """Put several behind one another."""
-        return cls(
-            np.concatenate([part.topk for part in parts]),
-            np.concatenate([part.log_tail for part in parts]),
-            np.concatenate([part.token_ids for part in parts]),
-            np.concatenate([part.targets for part in parts]),
-            np.concatenate([part.decisive for part in parts]),
-        )
+        """Concatenate several sets of positions."""
+        names = [field.name for field in fields(cls)]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def positions_of(
-    rows: Sequence[EncodedSample], knowledge: Knowledge, top_k: int | None = None
+    samples: Sequence[EncodedSample], knowledge: Knowledge, top_k: int | None = None
 ) -> Positions:
-    """Look up the knowledge of every sample, in the order of `rows`; some of the k, if asked."""
-    found = [one.first(top_k or knowledge.top_k) for one in knowledge.all_of(rows)]
-    decisive = [np.arange(row.start, len(row.input_ids)) == (row.answer_position or -1) for row in rows]
+    """Look up the knowledge of every sample, in order; `top_k` limits the tokens per position."""
+    known = [topk.first(top_k or knowledge.top_k) for topk in knowledge.all_of(samples)]
+    is_answer = [
+        np.arange(sample.start, len(sample.input_ids)) == (sample.answer_position or -1)
+        for sample in samples
+    ]
     return Positions(
-        np.exp(np.concatenate([one.log_probs for one in found]).astype(np.float64)),
-        np.concatenate([one.log_tail for one in found]).astype(np.float64),
-        np.concatenate([one.token_ids for one in found]),
-        np.concatenate([row.targets for row in rows]),
-        np.concatenate(decisive),
+        np.exp(np.concatenate([topk.log_probs for topk in known]).astype(np.float64)),
+        np.concatenate([topk.log_tail for topk in known]).astype(np.float64),
+        np.concatenate([topk.token_ids for topk in known]),
+        np.concatenate([sample.targets for sample in samples]),
+        np.concatenate(is_answer),
     )
 
 
-def recalibrated_of(
-    arm: Arm, rows: Sequence[EncodedSample], knowledge: Knowledge
+def recalibrated_chunks(
+    arm: Arm, samples: Sequence[EncodedSample], knowledge: Knowledge
 ) -> Iterator[Positions]:
-    """Yield the recalibrated positions of all samples, some samples at a time."""
-    arm = settled(arm, rows)
-    for first in range(0, len(rows), CHUNK):
-        positions = positions_of(rows[first : first + CHUNK], knowledge, arm.top_k)
-        yield positions.where(recalibrated_positions(arm, positions))
+    """Yield the positions that an arm recalibrates, `CHUNK_SAMPLES` samples at a time."""
+    mode = positions_mode(arm, samples)
+    for first in range(0, len(samples), CHUNK_SAMPLES):
+        positions = positions_of(samples[first : first + CHUNK_SAMPLES], knowledge, arm.top_k)
+        yield positions.where(is_recalibrated(mode, positions))
 
 
-def settled(arm: Arm, rows: Sequence[EncodedSample]) -> Arm:
-    """Say in the arm which positions it recalibrates, where it leaves that to the data.
+def positions_mode(arm: Arm, samples: Sequence[EncodedSample]) -> PositionsMode:
+    """Return which positions an arm recalibrates, by default depending on the samples.
 
-    All samples decide, not those of a batch: some tasks have questions and instructions.
+    Pass all samples, not those of one batch: a task may mix questions and instructions.
     """
-    mode = arm.recalibrate or ("decisive" if has_answer_positions(rows) else "all")
-    return arm.model_copy(update={"recalibrate": mode})
+    return arm.recalibrate or ("decisive" if has_answer_positions(samples) else "all")
 
 
-def recalibrated_positions(arm: Arm, positions: Positions) -> BoolArray:
-    """Return which positions a recalibrator is fitted on and applied to, (N,).
-
-    These are all positions there are, or else the arm must be `settled`.
-    """
-    mode = arm.recalibrate or ("decisive" if positions.decisive.any() else "all")
-    return positions.decisive if mode == "decisive" else np.ones_like(positions.decisive)
+def is_recalibrated(mode: PositionsMode, positions: Positions) -> BoolArray:
+    """Return the mask (N,) of positions that a recalibrator is fitted on and applied to."""
+    return positions.is_answer if mode == "decisive" else np.ones_like(positions.is_answer)
 
 
-def taught_mass(arm: Arm, positions: Positions) -> FloatArray:
-    """Return M, (N,): the teacher's mass, or 1."""
+def target_mass(arm: Arm, positions: Positions) -> FloatArray:
+    """Return M, (N,), the mass that the k tokens are given: the teacher's, or 1."""
     return positions.mass if arm.mass == "teacher" else np.ones(len(positions.topk))
 
 
-def targets(
-    arm: Arm, recalibrator: Recalibrator[PluginOptions], positions: Positions
+def recalibrated(
+    mode: PositionsMode, recalibrator: Recalibrator[PluginOptions], positions: Positions
 ) -> FloatArray:
-    """Return the distribution over the k tokens at every position, (N, k); rows sum to 1."""
-    chosen = recalibrated_positions(arm, positions)
-    if chosen.all():
+    """Return a distribution over the k tokens for every position, (N, k); each sums to 1."""
+    mask = is_recalibrated(mode, positions)
+    if mask.all():
         return recalibrator.transform(positions.topk)
     result = NoRecalibration(NoRecalibration.Options()).transform(positions.topk)
-    if chosen.any():
-        result[chosen] = recalibrator.transform(positions.topk[chosen])
+    if mask.any():
+        result[mask] = recalibrator.transform(positions.topk[mask])
     return result
 
 
-def taught_of(arm: Arm, positions: Positions, target: FloatArray) -> SoftTargets:
-    """Give each position's target its mass."""
-    mass = taught_mass(arm, positions)
-    # 1 - M: the stored tail itself, for 1 - (1 - tail) would lose the small ones.
+def soft_targets_of(arm: Arm, positions: Positions, distribution: FloatArray) -> SoftTargets:
+    """Scale each position's distribution over the k tokens, (N, k), to the arm's mass."""
+    mass = target_mass(arm, positions)
+    # 1 - M is the stored tail itself: 1 - (1 - tail) would lose small tails.
     tail = np.exp(positions.log_tail) if arm.mass == "teacher" else np.zeros_like(mass)
     return SoftTargets(
         positions.token_ids,
-        (mass[:, None] * target).astype(np.float32),
+        (mass[:, None] * distribution).astype(np.float32),
         tail.astype(np.float32),
         positions.mass.astype(np.float32),
     )
 
 
 class SoftTargetBuilder:
-    """What an arm teaches: the knowledge of the samples of a batch, recalibrated when asked for."""
+    """Build the soft targets of an arm for batches of samples."""
 
     def __init__(
         self,
         arm: Arm,
         recalibrator: Recalibrator[PluginOptions],
         knowledge: Knowledge,
-        rows: Sequence[EncodedSample],
+        samples: Sequence[EncodedSample],
     ) -> None:
-        """Take a fitted recalibrator, and all samples of which some will be asked for."""
-        self._arm = settled(arm, rows)
+        """Prepare to build soft targets.
+
+        Args:
+            arm: the arm that is trained.
+            recalibrator: the arm's recalibrator, fitted.
+            knowledge: the knowledge of all samples.
+            samples: all training samples; batches are drawn from them.
+        """
+        self._arm = arm
+        self._mode = positions_mode(arm, samples)
         self._recalibrator = recalibrator
         self._knowledge = knowledge
-        self._rows = rows
+        self._samples = samples
 
-    def __call__(self, rows: Sequence[EncodedSample]) -> SoftTargets:
-        """Return what all supervised positions of some samples are taught, in order."""
-        positions = positions_of(rows, self._knowledge, self._arm.top_k)
-        target = targets(self._arm, self._recalibrator, positions)
-        return taught_of(self._arm, positions, target)
+    def __call__(self, samples: Sequence[EncodedSample]) -> SoftTargets:
+        """Return the soft targets of all supervised positions of a batch, in order."""
+        positions = positions_of(samples, self._knowledge, self._arm.top_k)
+        distribution = recalibrated(self._mode, self._recalibrator, positions)
+        return soft_targets_of(self._arm, positions, distribution)
 
     def rank_swaps(self) -> float:
-        """Return the share of recalibrated positions whose first token is no longer the likeliest.
+        """Return the share of recalibrated positions where the most likely token changes.
 
-        Reads all knowledge, unless the recalibrator keeps ranks.
+        Reads the knowledge of all samples, unless the recalibrator preserves the order of tokens.
         """
         if self._recalibrator.order_preserving:
             return 0.0
-        swapped = positions = 0
-        for chosen in recalibrated_of(self._arm, self._rows, self._knowledge):
-            target = self._recalibrator.transform(chosen.topk)
+        swapped = count = 0
+        for positions in recalibrated_chunks(self._arm, self._samples, self._knowledge):
+            target = self._recalibrator.transform(positions.topk)
             swapped += int((target[:, 1:] > target[:, :1]).any(axis=1).sum())
-            positions += len(target)
-        return swapped / max(positions, 1)
+            count += len(target)
+        return swapped / max(count, 1)
 
 
 def recalibrator_for(arm: Arm, artifact: Path) -> Recalibrator[PluginOptions]:
-    """Return an arm's recalibrator, with the state that `first calibrate` fitted, if any."""
+    """Return an arm's recalibrator, with the state from its calibration artifact if it has one."""
     recalibrator = recalibrator_of(arm)
     if recalibrator.needs_fit:
         recalibrator.restore(json.loads(artifact.read_text("utf-8"))["state"])

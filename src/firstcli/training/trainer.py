@@ -1,8 +1,8 @@
 """Train a model on supervised positions with `transformers.Trainer`.
 
-The objective runs inside the model's own forward, so that what wraps the model (DDP, FSDP,
-autocast) sees an ordinary call; the loss is the mean over the supervised positions of the global
-batch, however it is split into micro-batches and processes.
+The objective runs inside the model's own forward, so that wrappers (DDP, FSDP, autocast) see an
+ordinary call. The loss is the mean over the supervised positions of the global batch, regardless of
+how it is split into micro-batches and processes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import (
     PreTrainedModel,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -34,25 +35,24 @@ from firstcli.runtime import distributed
 from firstcli.runtime.console import Advance, Console
 from firstcli.runtime.files import write_text
 from firstcli.training import fused_objectives, sampling
-from firstcli.training.collate import Collate, Rows, Teacher
+from firstcli.training.collate import Collate, SoftTargetSource
 
 Objective = Literal["labels", "topk-tail", "topk-renormalized"]
 
-SUMMED = frozenset(("positions", "P", "Q"))
-"""What is summed over positions between two logs."""
+SUMMED_OUTPUTS = ("positions", "P", "Q")  # summed over positions between two logs
 
-MARK = "complete"  # written last into a checkpoint, so that a killed save is never resumed from
+COMPLETE_MARK = "complete"  # written last, so that an unfinished checkpoint is never resumed from
 
 
 def install_objective(
-    model: PreTrainedModel, objective: Objective, say: Callable[[str], None] | None = None
+    model: PreTrainedModel, objective: Objective, notify: Callable[[str], None] | None = None
 ) -> None:
     """Make the model's forward return the summed loss over a batch of `Collate`.
 
-    It returns `loss` (summed over the N supervised positions), `positions` (N), and, where
-    knowledge is learned, the sums of `P` and `Q`. `say` is told why, where whole logits are needed.
+    It returns `loss` (summed over the N supervised positions), `positions` (N), and, with soft
+    targets, the sums of `P` and `Q`. `notify` receives the reason if all logits are needed at once.
     """
-    reader = readout.Reader(model, say)
+    reader = readout.Reader(model, notify)
 
     def forward(
         input_ids: Tensor,
@@ -65,7 +65,7 @@ def install_objective(
         tail: Tensor | None = None,
         teacher_mass: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        def read(scores: readout.Scores) -> Tensor:
+        def sums(scores: readout.Scores) -> Tensor:
             if objective == "labels":
                 return torch.stack(fused_objectives.labels(scores, targets))
             assert token_ids is not None and probabilities is not None and tail is not None
@@ -75,7 +75,7 @@ def install_objective(
                 )
             return torch.stack(fused_objectives.topk_renormalized(scores, token_ids, probabilities))
 
-        loss, student_mass = reader(input_ids, attention_mask, rows, columns, read)
+        loss, student_mass = reader(input_ids, attention_mask, rows, columns, sums)
         output = {"loss": loss, "positions": torch.tensor(len(targets), device=loss.device)}
         if teacher_mass is not None:
             output |= {"P": teacher_mass.sum(), "Q": student_mass.detach()}
@@ -87,34 +87,36 @@ def install_objective(
 class PositionTrainer(Trainer):
     """A Trainer whose unit is the supervised position, not the micro-batch."""
 
-    def __init__(self, *args: Any, rows: Sequence[EncodedSample], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, samples: Sequence[EncodedSample], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True  # the loss is scaled here, not by the Trainer
         self.loss_is_scaled_for_ga = True
-        self._rows = rows
-        micro, share = self.args.per_device_train_batch_size, self.args.world_size
+        self._samples = samples
+        micro, processes = self.args.per_device_train_batch_size, self.args.world_size
         self.micro_batches = sampling.MicroBatches(
-            lengths=lengths_of(rows),
-            batch_size=micro * self.args.gradient_accumulation_steps * share,
-            micro=micro,
-            processes=share,
+            lengths=lengths_of(samples),
+            batch_size=micro * self.args.gradient_accumulation_steps * processes,
+            micro_batch_size=micro,
+            processes=processes,
             rank=self.args.process_index,
             seed=self.args.seed,
         )
         self._sums: dict[str, Tensor] = {}
 
     def get_train_dataloader(self) -> sampling.EpochLoader:
-        """Load this process's micro-batches; not `prepared`, for Accelerate would share them out.
+        """Load this process's micro-batches, without Accelerate's `prepare`.
 
-        Accelerate also fills an incomplete last batch with samples from the beginning, which would
-        then count twice.
+        That would shard them again, and fill an incomplete last batch with samples from the
+        beginning, which would then count twice.
         """
-        assert self.train_dataset is not None
         return sampling.EpochLoader(
-            self.train_dataset,
+            cast(Any, self.train_dataset),
             batch_sampler=self.micro_batches,
-            collate_fn=sampling.uncounted(cast(Any, self.data_collator)),
-            **sampling.loader_settings(self.args),
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
         )
 
     def get_batch_samples(
@@ -133,28 +135,25 @@ class PositionTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        samples = inputs.pop("samples")
+        indices = inputs.pop("samples")
         output = model(**inputs)
         assert num_items_in_batch is not None
-        # DDP averages gradients over processes, so each counts as many times as there are.
+        # DDP averages gradients over processes, so the loss is multiplied by their number.
         loss = output["loss"] * self.accelerator.num_processes / num_items_in_batch
         if not torch.isfinite(loss):
-            self._stop(loss, samples)
-        for name in SUMMED & output.keys():  # on the device: a look at each would wait for it
+            ids = [self._samples[int(i)].id for i in indices]
+            raise UserError(
+                f"the loss became {loss.item()} at step {self.state.global_step + 1} of "
+                f"{self.state.max_steps}, in the batch of samples {shortened(ids, 3)}; the last "
+                "good checkpoint is kept, lower the learning rate or check these samples"
+            )
+        for name in output.keys() & set(SUMMED_OUTPUTS):  # on the device, to avoid a sync
             self._sums[name] = self._sums.get(name, 0) + output[name].detach()
         return (loss, output) if return_outputs else loss
 
-    def _stop(self, loss: Tensor, samples: Tensor) -> None:
-        names = [self._rows[int(i)].id for i in samples]
-        raise UserError(
-            f"the loss became {loss.item()} at step {self.state.global_step + 1} of "
-            f"{self.state.max_steps}, in the batch of samples {shortened(names, 3)}; the last good "
-            "checkpoint is kept, lower the learning rate or look at these samples"
-        )
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the mean teacher mass P and student mass Q since the last log, over all processes."""
-        sums = [float(self._sums.get(name, 0)) for name in ("positions", "P", "Q")]
+        sums = [float(self._sums.get(name, 0)) for name in SUMMED_OUTPUTS]
         totals: Tensor = self.accelerator.reduce(torch.tensor(sums, device=self.args.device))
         count, teacher, student = totals.tolist()
         if count and "loss" in logs and teacher:
@@ -169,34 +168,34 @@ class PositionTrainer(Trainer):
         if self.args.should_save:
             last = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
             os.sync()
-            write_text(last / MARK, "")  # on the disk, before what came before it is deleted
+            write_text(last / COMPLETE_MARK, "")  # on disk before earlier checkpoints are deleted
             for folder in last.parent.glob("checkpoint-*"):
                 if folder != last:
                     shutil.rmtree(folder)
 
     def require_finite_weights(self, model: torch.nn.Module) -> None:
-        """Stop before weights that a finite loss with an infinite gradient spoilt are kept."""
-        ours = [name for name, value in model.named_parameters() if not _is_finite(value)]
-        spoilt = [name for names in distributed.gathered(ours) for name in names]
-        if spoilt:
+        """Refuse weights that an infinite gradient of a finite loss has corrupted."""
+        local = [name for name, value in model.named_parameters() if not _is_finite(value)]
+        corrupted = [name for names in distributed.gathered(local) for name in names]
+        if corrupted:
             raise UserError(
-                f"weights such as {shortened(spoilt, 2)} are no longer finite after step "
+                f"weights such as {shortened(corrupted, 2)} are no longer finite after step "
                 f"{self.state.global_step} of {self.state.max_steps}; the last good checkpoint is "
                 "kept, lower the learning rate"
             )
 
     def gathered_weights(self) -> dict[str, Tensor] | None:
-        """Return whole weights where processes hold parts of them; None: the model has them."""
+        """Return whole weights if processes hold shards of them, or None if the model is whole."""
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             return None
-        found: dict[str, Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
-        return found
+        weights: dict[str, Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
+        return weights
 
 
 def _is_finite(value: Tensor) -> bool:
-    """Look at a weight, or at this process's part of it."""
-    part = value.to_local() if isinstance(value, DTensor) else value
-    return bool(torch.isfinite(part).all())
+    """Check a weight, or this process's shard of it."""
+    local = value.to_local() if isinstance(value, DTensor) else value
+    return bool(torch.isfinite(local).all())
 
 
 class _Progress(TrainerCallback):
@@ -211,70 +210,78 @@ class _Progress(TrainerCallback):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What training a model came to."""
+    """The result of training a model."""
 
     samples: int
     steps: int
     positions: int
     loss: float
-    """Mean loss a supervised position, at the last log; of the whole training without logs."""
+    """Mean loss per supervised position at the last log; without logs, of the whole training."""
     log: list[dict[str, float]]
     padding: float
-    """Share of the tokens computed on that were padding, in the first epoch."""
+    """Share of padding among the tokens of the first epoch."""
     weights: dict[str, Tensor] | None
-    """The whole weights, in the first process, where the model holds only parts of them."""
+    """The whole weights, in the first process, if the model holds only shards of them."""
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The numbers to show."""
+        """The numbers for the manifest."""
+        names = ("samples", "steps", "positions", "loss", "padding")
         last = self.log[-1] if self.log else {}
-        return {
-            "samples": self.samples,
-            "steps": self.steps,
-            "positions": self.positions,
-            "loss": self.loss,
-            "padding": self.padding,
-            **{name: value for name, value in last.items() if name in ("P", "Q")},
-        }
+        masses = {name: value for name, value in last.items() if name in ("P", "Q")}
+        return {name: getattr(self, name) for name in names} | masses
 
 
 def train(
     model: PreTrainedModel,
-    rows: Sequence[EncodedSample],
-    lessons: Teacher | None,
+    samples: Sequence[EncodedSample],
+    soft_targets: SoftTargetSource | None,
     objective: Objective,
     args: TrainingArguments,
     console: Console,
-    what: str,
+    title: str,
 ) -> Outcome:
-    """Train a model in place, resuming from the last whole checkpoint in `args.output_dir`."""
+    """Train a model in place, resuming from the last complete checkpoint in `args.output_dir`.
+
+    Args:
+        model: the model, in the dtype that it trains in.
+        samples: the training samples.
+        soft_targets: provides the soft targets of each batch; None for the objective `labels`.
+        objective: the loss to minimise.
+        args: settings, as `arguments.arguments` makes them.
+        console: shows progress.
+        title: what is being done, for progress and messages.
+
+    Raises:
+        UserError: the loss or the weights are no longer finite.
+    """
     install_objective(model, objective, console.say)
     trainer = PositionTrainer(
         model=model,
         args=args,
-        train_dataset=Rows(len(rows)),
-        data_collator=Collate(rows, lessons),
-        rows=rows,
+        train_dataset=cast(Any, range(len(samples))),  # `Collate` looks the samples up
+        data_collator=Collate(samples, soft_targets),
+        samples=samples,
     )
-    trainer.remove_callback(_printer())
+    trainer.remove_callback(PrinterCallback)
     checkpoint = distributed.by_first(lambda: last_checkpoint(Path(str(args.output_dir))))
-    done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    done = _step_of(checkpoint) if checkpoint else 0
     if checkpoint:
-        console.say(f"{what}: resuming after step {done}")
-    steps = _steps(trainer, len(rows))
+        console.say(f"{title}: resuming after step {done}")
+    steps = _steps(trainer, len(samples))
     padding = sampling.padding_share(
         trainer.micro_batches.lengths, (part for part in trainer.micro_batches if part[0] >= 0)
     )
-    with console.progress(what, steps, "steps", done) as advance:
+    with console.progress(title, steps, "steps", done) as advance:
         trainer.add_callback(_Progress(advance, done))
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.require_finite_weights(model)
-    del model.forward  # the installed one, whose hold on the model would keep both in memory
+    del model.forward  # the installed one refers to the model and would keep it in memory
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     return Outcome(
-        samples=len(rows),
+        samples=len(samples),
         steps=trainer.state.global_step,
-        positions=int(counts_of(rows).sum()),
+        positions=int(counts_of(samples).sum()),
         loss=float(log[-1]["loss"] if log else result.training_loss),
         log=log,
         padding=padding,
@@ -283,28 +290,27 @@ def train(
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that was written to its end; unfinished ones are deleted."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    for path in found:
-        if not (path / MARK).exists():
+    """Return the newest complete checkpoint; incomplete ones are deleted."""
+    complete = []
+    for path in sorted(folder.glob("checkpoint-*"), key=_step_of):
+        if (path / COMPLETE_MARK).exists():
+            complete.append(path)
+        else:
             shutil.rmtree(path)
-    whole = [path for path in found if path.exists()]
-    return whole[-1] if whole else None
+    return complete[-1] if complete else None
 
 
 def write_log(path: Path, log: Sequence[dict[str, float]]) -> None:
-    lines = (json.dumps(entry, sort_keys=True) for entry in log)  # as a resumed run has them
+    lines = (json.dumps(entry, sort_keys=True) for entry in log)  # sorted like a resumed run's
     path.write_text("".join(line + "\n" for line in lines), "utf-8")
 
 
-def _printer() -> type[TrainerCallback]:
-    from transformers import PrinterCallback
-
-    return PrinterCallback
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
-def _steps(trainer: PositionTrainer, rows: int) -> int:
+def _steps(trainer: PositionTrainer, samples: int) -> int:
     args = trainer.args
     if args.max_steps > 0:
         return int(args.max_steps)
-    return math.ceil(-(-rows // trainer.micro_batches.batch_size) * args.num_train_epochs)
+    return math.ceil(-(-samples // trainer.micro_batches.batch_size) * args.num_train_epochs)
