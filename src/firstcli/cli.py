@@ -128,9 +128,9 @@ def init(
     ] = False,
 ) -> None:
     """Print a commented starter recipe: first init quickstart > recipe.yaml."""
-    from firstcli.commands.init import init_text
+    from firstcli.commands.init import text
 
-    typer.echo(init_text(starter, schema=schema), nl=False)
+    typer.echo(text(starter, schema=schema), nl=False)
 
 
 @app.command()

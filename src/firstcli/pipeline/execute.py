@@ -200,7 +200,7 @@ def _disk_errors_reported(folder: Path) -> Iterator[None]:
 
 
 def _disk_error(error: Exception, folder: Path) -> str | None:
-    """Return what is wrong with the disk, if that caused an error; libraries use their own types."""
+    """Return what is wrong with the disk if that caused an error of any library."""
     if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         inside = Path(str(error.filename)).absolute().is_relative_to(folder.absolute())
         return str(error.strerror) if inside else None

@@ -17,7 +17,7 @@ from firstcli.recipe.load import load_recipe
 from firstcli.runtime.console import Console, duration, size
 from firstcli.stages import STAGES, fingerprints, stage_of, units_of
 from firstcli.stages.checks import SharedCheck, check_disk
-from firstcli.workspace.artifacts import Manifest, changes, fingerprint
+from firstcli.workspace.artifacts import Manifest, changes
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit, of_arms, with_upstream
 
@@ -157,6 +157,8 @@ def check_units(run: Run, units: Sequence[Unit]) -> tuple[dict[str, str], list[s
     problems: list[str] = []
     sizes: dict[str, str] = {}
     content = _content(run) if units else None
+    if any(unit.key not in run.manifests for unit in units):
+        run.announce_libraries()
     shared: dict[SharedCheck, bool] = {}
     for unit in units:
         is_pending = unit.key not in run.manifests

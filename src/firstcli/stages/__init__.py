@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,8 @@ from firstcli.workspace.units import Unit
 
 if TYPE_CHECKING:
     from firstcli.recipe.schema import Recipe
+
+__all__ = ["EVALUATE", "STAGES", "stage_of", "units_of"]
 
 STAGES: list[Stage] = [FINETUNE, EXTRACT, CALIBRATE, DISTILL, POSTHOC, EVALUATE, REPORT]
 

@@ -48,10 +48,12 @@ class Distill(Stage):
             if not model.arm or model.posthoc:
                 continue
             arm = recipe.arms[model.arm]
-            needs = (EXTRACT.key(part_of(recipe, arm)),) if arm.learn == "knowledge" else ()
-            needs += (CALIBRATE.key(model.arm),) if needs_fit(arm) else ()
+            needs = [EXTRACT.key(part_of(recipe, arm))] if arm.learn == "knowledge" else []
+            needs += [CALIBRATE.key(model.arm)] if needs_fit(arm) else []
             artifact = Artifact(folder / "students" / model.name, True)
-            yield Unit(self.key(model), self.name, artifact, needs, arm=model.arm, model=model)
+            yield Unit(
+                self.key(model), self.name, artifact, tuple(needs), arm=model.arm, model=model
+            )
 
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
         from firstcli.stages import fingerprints
@@ -142,7 +144,9 @@ class Distill(Stage):
 
 
 def _settings(run: Run, arm: Arm) -> Training:
-    return run.recipe.student.training_of(arm)
+    from firstcli.recipe.schema import training_of
+
+    return training_of(run.recipe.student, arm)
 
 
 def _soft_targets(run: Run, name: str, rows: EncodedStore) -> SoftTargetBuilder:

@@ -190,6 +190,9 @@ _COLUMNS = (
 
 def _table(evaluation: str, rows: Mapping[str, metrics.EvalMetrics]) -> Table:
     """Return a table that fits 80 columns, and breaks lines rather than cut a number."""
+    from rich import box
+    from rich.table import Table
+
     table = Table(title=evaluation, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), title_justify="left")
     table.add_column("model", overflow="fold")
     for heading, *_ in _COLUMNS:

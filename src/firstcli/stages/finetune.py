@@ -93,8 +93,6 @@ class Finetune(Stage):
 
 def _folds(recipe: Recipe) -> range:
     """Return the folds that need a teacher: those that an arm learns from."""
-    from firstcli.workspace.units import part_of
-
     arms = [arm for arm in recipe.arms.values() if arm.learn == "knowledge"]
     needed = any(part_of(recipe, arm) == "out-of-fold" for arm in arms)
     return range(1, (recipe.knowledge.folds or 0) + 1 if needed else 1)

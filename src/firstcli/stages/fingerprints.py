@@ -97,6 +97,7 @@ def longest_sample(run: Run, unit: Unit) -> str:
         return "any"
 
     def make() -> str:
+        run.announce_libraries()
         from firstcli.stages import inputs
 
         if unit.evaluation:
@@ -121,6 +122,7 @@ def shared_vocabulary(run: Run) -> int:
     """Return the number of token ids that teacher and student share."""
 
     def make() -> int:
+        run.announce_libraries()
         from firstcli.stages import inputs
 
         return inputs.shared_vocabulary(run)

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from firstcli.api import Sample
+
 
 @once_per_run
 def family(run: Run, role: Role) -> inference.Family:
@@ -43,13 +45,15 @@ def family(run: Run, role: Role) -> inference.Family:
 def tokenizer(run: Run, role: Role) -> PreTrainedTokenizerBase:
     """Return the tokenizer with which a role's model starts; training does not change it."""
     role_family = family(run, role)
-    text = _text(run) if role_family.needs_text else ()
+    text: Iterable[str] = ()
+    if role_family.needs_text:
+        text = _text(chain(run.training.train, run.training.validation))
     with run.console.status(f"loading the {role}'s tokenizer"):
         return role_family.tokenizer(run.reference(role), text)
 
 
-def _text(run: Run) -> Iterable[str]:
-    for sample in chain(run.training.train, run.training.validation):
+def _text(samples: Iterable[Sample]) -> Iterable[str]:
+    for sample in samples:
         for response in sample.candidates or (sample.response,):
             yield sample.prompt + response
 
@@ -166,8 +170,9 @@ def questions(run: Run, role: Role, evaluation: str) -> list[EncodedQuestion]:
 def context(run: Run, role: Role) -> float:
     """Return the length in tokens of the longest sample that a role may see.
 
-    Where long samples are dropped, the shorter context of both roles counts, so that teacher and
-    students see the same samples; otherwise an arm that learns labels does not depend on the teacher.
+    If long samples are dropped, the shorter context of both roles counts, so that teacher and
+    students see the same samples. Otherwise an arm that learns labels is independent of the
+    teacher.
     """
     shared = run.recipe.train.too_long == "drop" and run.recipe.teacher is not None
     roles: list[Role] = ["teacher", "student"] if shared else [role]

@@ -12,22 +12,20 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from firstcli.errors import UserError
-from firstcli.knowledge import store
 from firstcli.models import inference, readout
 from firstcli.models.batching import free_memory, is_out_of_memory
-from firstcli.recipe.schema import Training, training_of
+from firstcli.recipe.schema import Training
 from firstcli.stages import inputs, scoring
 from firstcli.stages.base import Stage
 from firstcli.training import arguments, collate, sampling, trainer
-from firstcli.workspace.run import Role, Run
-from firstcli.workspace.units import Unit
+from firstcli.workspace.run import Run
+from firstcli.workspace.units import Role, Unit
 
 PROBED_BATCHES = 6
 """Batches of different sizes that are measured."""
@@ -173,7 +171,7 @@ class Probe:
         return self._measured[key]
 
     def _reader(self, role: Role) -> tuple[readout.Reader, torch.device]:
-        """Load the model with which a role starts: it is as large and as fast as the trained one."""
+        """Load the model with which a role starts, as large and as fast as the trained one."""
         model = inputs.for_inference(self.run, role, None)
         return readout.Reader(model, self.run.console.say), next(model.parameters()).device
 
@@ -181,7 +179,7 @@ class Probe:
 def _interpolated(
     sizes: npt.NDArray[np.int64], work: Callable[[int], object], device: torch.device
 ) -> npt.NDArray[np.float64]:
-    """Measure some batches, from the smallest to the largest, and interpolate every batch's seconds.
+    """Measure some batches, from the smallest to the largest; interpolate all batches' seconds.
 
     Args:
         sizes: tokens of each batch, (N,).

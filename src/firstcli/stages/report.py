@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from firstcli.metrics.records import EvalRecords
     from firstcli.recalibration.diagnostics import CalibrationArtifact
     from firstcli.recipe.schema import Arm, Recipe
-    from firstcli.reporting import ArmFacts, ReportData, TeacherPart
+    from firstcli.reporting.data import ArmFacts, ReportData, TeacherPart
     from firstcli.stages.checks import SharedCheck
     from firstcli.stages.train_model import TrainingFacts
     from firstcli.workspace.run import Run
@@ -77,21 +77,22 @@ class Report(Stage):
         return (checks.UNPINNED,)
 
     def work(self, run: Run, unit: Unit, folder: Path) -> ReportFacts:
-        from firstcli.reporting.formats import terminal_cells
         from firstcli.reporting.page import write_report
+        from firstcli.reporting.table import paper_table
 
         shutil.rmtree(folder / "figures", ignore_errors=True)  # of an interrupted run
         data = report_data(run)
         write_report(folder, data)
-        return ReportFacts(str(unit.artifact.path / PAGE), terminal_cells(data))
+        return ReportFacts(str(unit.artifact.path / PAGE), paper_table(data).to_json())
 
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
         """Print Table 1 and the path of the page; return the table."""
-        from firstcli.reporting.terminal import TerminalTable
+        from firstcli.reporting.terminal import Table, TerminalTable
 
         (unit,) = units
         table = json.loads((unit.artifact.path / "table.json").read_text("utf-8"))
-        run.console.show(TerminalTable(ReportFacts.of(run.manifests[unit.key]).table))
+        facts = ReportFacts.of(run.manifests[unit.key])
+        run.console.show(TerminalTable(Table.from_json(facts.table)))
         for note in table["notes"]:
             run.console.say(f"{note['label']}: {note['value']}")
         page = unit.artifact.path / PAGE
@@ -103,7 +104,7 @@ def report_data(run: Run) -> ReportData:
     """Collect what a report shows."""
     import yaml
 
-    from firstcli.reporting import ReportData
+    from firstcli.reporting.data import ReportData
 
     recipe = run.recipe
     records = load_records(run, EVALUATE.units(recipe, run.folder))
@@ -176,7 +177,7 @@ def _concentration(run: Run) -> dict[str, Any] | None:
 
 
 def _arm_facts(run: Run, name: str, arm: Arm) -> ArmFacts:
-    from firstcli.reporting import ArmFacts
+    from firstcli.reporting.data import ArmFacts
 
     assert arm.recalibrator
     options = dict(arm.recalibrator.given)
@@ -204,7 +205,7 @@ def _training_facts(run: Run, model: Model) -> TrainingFacts:
 
 
 def _teacher_parts(run: Run) -> Iterator[TeacherPart]:
-    from firstcli.reporting import TeacherPart
+    from firstcli.reporting.data import TeacherPart
 
     for name, manifest in _knowledge(run):
         facts = ExtractFacts.of(manifest)

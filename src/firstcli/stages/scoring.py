@@ -1,4 +1,4 @@
-"""Run models over samples: the top-k probabilities of a teacher, and the candidates of questions."""
+"""Run models over samples: a teacher's top-k probabilities, and the candidates of questions."""
 
 from __future__ import annotations
 

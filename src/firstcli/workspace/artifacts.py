@@ -25,7 +25,7 @@ CHECKPOINTS = "checkpoints"
 _MARK = ".fingerprint"
 
 FORMAT = 2
-"""Format of manifests. Format 1 recorded neither a plugin's version nor the defaults of its options.
+"""Format of manifests. Format 1 recorded neither versions of plugins nor defaults of options.
 A manifest of a newer firstcli is never mistaken for a missing one."""
 
 INCIDENTAL = ("README.md", "training_log.jsonl", "manifest.json", "concentration.json")

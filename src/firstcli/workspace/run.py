@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -48,7 +49,7 @@ def once_per_run(
     """Call a function once for a run and its other arguments, then return the same result."""
 
     @wraps(function)
-    def remembered(run: Run, *args: P.args, **kwargs: P.kwargs) -> T:
+    def remembered(run: Run, /, *args: P.args, **kwargs: P.kwargs) -> T:
         key = (function, args, tuple(sorted(kwargs.items())))
         if key not in run.loaded:
             run.loaded[key] = function(run, *args, **kwargs)
@@ -88,6 +89,11 @@ class Run:
         """Write digests and remembered checks to the run folder."""
         self.digests.save()
         self.memory.save()
+
+    def announce_libraries(self) -> None:
+        """Say that libraries are being loaded whose import takes seconds, if it is still to come."""
+        if "torch" not in sys.modules:
+            self.console.say("loading PyTorch and transformers ...")
 
     # Data: the samples of the tasks, with ids.
 

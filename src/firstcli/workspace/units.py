@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from firstcli.recipe.schema import Arm, Recipe
 
 Part = Literal["train", "validation", "out-of-fold"]
-"""A part of the training split. `out-of-fold` holds the same samples as `train`; its knowledge comes
+"""A part of the training split. `out-of-fold` holds the samples of `train`; its knowledge comes
 from teachers that were not trained on them."""
 Role = Literal["teacher", "student"]
 
