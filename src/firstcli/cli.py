@@ -185,7 +185,7 @@ def plugins(
 # The commands of the stages, made from the table.
 
 
-def _add_stage(stage: Stage) -> None:
+def add_stage(stage: Stage) -> None:
     def command(**values: Any) -> None:
         _run_stage(stage, values)
 
@@ -200,7 +200,7 @@ def _add_stage(stage: Stage) -> None:
     _add_command(stage, command, parameters)
 
 
-def _add_evaluation(stage: Stage) -> None:
+def add_evaluation(stage: Stage) -> None:
     """Add the command that evaluates a recipe's models, or judges a file of any outputs."""
 
     def command(outputs: Path | None, **values: Any) -> None:
@@ -235,7 +235,7 @@ def _add_command(
 
 
 for _stage in STAGES:
-    (_add_evaluation if _stage is EVALUATE else _add_stage)(_stage)
+    (add_evaluation if _stage is EVALUATE else add_stage)(_stage)
 
 
 def _run_stage(stage: Stage, values: dict[str, Any]) -> None:

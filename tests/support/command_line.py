@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import json
 import os
@@ -19,7 +18,7 @@ import pytest
 import yaml
 
 from firstcli import cli
-from firstcli.pipeline import execute
+from firstcli.stages import STAGES
 
 WORLD = {
     "name": "known-world",
@@ -152,14 +151,13 @@ def recorded_work(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Note the key of every unit that is worked on."""
     keys: list[str] = []
     with monkeypatch.context() as patch:
-        for name in execute.MODULES.values():
-            module = importlib.import_module(f"firstcli.stages.{name}")
+        for stage in STAGES:
 
-            def work(run: Any, unit: Any, folder: Path, real: Any = module.work) -> Any:
+            def work(run: Any, unit: Any, folder: Path, real: Any = stage.work) -> Any:
                 keys.append(unit.key)
                 return real(run, unit, folder)
 
-            patch.setattr(module, "work", work)
+            patch.setattr(stage, "work", work)
         yield keys
 
 

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 SHARD_POSITIONS = 32  # several shards of so little data
-STAGES = ("finetune", "extract", "calibrate", "distill", "evaluate", "report")
 PRELOADED = [
-    *(f"firstcli.stages.{name}" for name in STAGES),
+    "firstcli.stages.scoring",
+    "firstcli.stages.train_model",
+    "firstcli.recalibration.diagnostics",
+    "firstcli.reporting.page",
     "firstcli.cli",
     "firstcli.pipeline.execute",
     "firstcli.families.scratch",

@@ -157,7 +157,7 @@ def check_units(run: Run, units: Sequence[Unit]) -> tuple[dict[str, str], list[s
     problems: list[str] = []
     sizes: dict[str, str] = {}
     content = _content(run) if units else None
-    if any(unit.key not in run.manifests for unit in units):
+    if any(stage_of(unit).uses_models and unit.key not in run.manifests for unit in units):
         run.announce_libraries()
     shared: dict[SharedCheck, bool] = {}
     for unit in units:
@@ -244,7 +244,7 @@ def _probe(run: Run, rows: Sequence[PlanRow], processes: int) -> dict[str, JSON]
     result: dict[str, Any] = {}
     for unit in (row.unit for row in rows if not row.status.current):
         stage = stage_of(unit)
-        if (estimate := measure.estimate(stage, unit)) is None:
+        if (estimate := measure.estimate(partial(stage.probe, measure, unit))) is None:
             continue
         on_disk = stage.disk(run, unit)
         if math.isnan(estimate.seconds):

@@ -15,6 +15,12 @@ from firstcli.workspace.units import Unit
 def repair(run: Run, unit: Unit, recipe: Path, *, requested: bool) -> None:
     """Find damaged files of an artifact; if a repair is requested, let the stage make them again.
 
+    Args:
+        run: the run.
+        unit: a unit of a precious stage.
+        recipe: path of the recipe, for messages.
+        requested: whether the user asked for a repair.
+
     Raises:
         UserError: files are damaged or missing and no repair is requested, the manifest is
             damaged, or a newer firstcli made the artifact.

@@ -71,6 +71,8 @@ class Stage(ABC):
     """Whether `--arm` limits the units."""
     precious: ClassVar[bool] = False
     """Whether a damaged artifact is rebuilt only on request, because it took long to make."""
+    uses_models: ClassVar[bool] = True
+    """Whether checks and work need PyTorch and transformers, whose import takes seconds."""
     options: ClassVar[tuple[Option, ...]] = ()
     """Further options of the command."""
 

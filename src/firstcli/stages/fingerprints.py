@@ -20,6 +20,8 @@ from firstcli.workspace.units import Part, Role, Unit
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+from firstcli.recipe.references import POSTHOC_KEY
+"""Recipe key of the temperature behind a model."""
 NOT_FOR_TRAINING = ("device", "dtype")
 """Model options that change no training: `dtype` is for inference."""
 NOT_FOR_INFERENCE = ("device",)
@@ -173,12 +175,12 @@ def _references(recipe: Recipe) -> Iterator[tuple[str, PluginRef | ModelSection]
     if recipe.teacher:
         yield "teacher.model", recipe.teacher.model
         if recipe.teacher.posthoc:
-            yield "posthoc", recipe.teacher.posthoc
+            yield POSTHOC_KEY, recipe.teacher.posthoc
     for name, arm in recipe.arms.items():
         if arm.recalibrator:
             yield f"arms.{name}.recalibrator", arm.recalibrator
         if arm.posthoc:
-            yield "posthoc", arm.posthoc
+            yield POSTHOC_KEY, arm.posthoc
 
 
 def flat(prefix: str, value: object) -> Inputs:

@@ -22,7 +22,6 @@ from firstcli.models import inference, readout
 from firstcli.models.batching import free_memory, is_out_of_memory
 from firstcli.recipe.schema import Training
 from firstcli.stages import inputs, scoring
-from firstcli.stages.base import Stage
 from firstcli.training import arguments, collate, sampling, trainer
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Role, Unit
@@ -52,10 +51,10 @@ class Probe:
         self._processes = processes
         self._measured: dict[tuple[str, ...], CostEstimate] = {}
 
-    def estimate(self, stage: Stage, unit: Unit) -> CostEstimate | None:
-        """Measure a unit's cost; None for stages that take seconds."""
+    def estimate(self, measure: Callable[[], CostEstimate | None]) -> CostEstimate | None:
+        """Measure a unit's cost; its seconds are NaN if it does not fit into memory."""
         try:
-            return stage.probe(self, unit)
+            return measure()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

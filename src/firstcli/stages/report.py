@@ -53,6 +53,7 @@ class Report(Stage):
     name = "report"
     help = "Do the whole job: the table, the figures and one HTML page."
     format = 3  # the table for the terminal is kept
+    uses_models = False
 
     def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
         needs = [
