@@ -76,9 +76,9 @@ def init(
     ] = False,
 ) -> None:
     """Print a commented starter recipe: first init quickstart > recipe.yaml."""
-    from firstcli.recipe import starters
+    from firstcli.commands import init
 
-    typer.echo(starters.init(starter, schema=schema), nl=False)
+    typer.echo(init.text(starter, schema=schema), nl=False)
 
 
 @app.command()

@@ -111,7 +111,7 @@ def reads_of(run: Run, unit: Unit) -> dict[str, str]:
 def _model_reads(run: Run, role: Role, seed: int | None = None) -> dict[str, Any]:
     section = run.model_section(role)
     # `dtype` is for inference; a family that is asked to train is told another.
-    options = {k: v for k, v in section.options.items() if k not in ("device", "dtype")}
+    options = {k: v for k, v in section.given.items() if k not in ("device", "dtype")}
     reads = _flat(f"{role}.model.options", options) | {f"{role}.model.family": section.family}
     if section.checkpoint is not None:
         reads[f"{role}.model.checkpoint"] = run.checkpoint_identity(role)
@@ -120,7 +120,7 @@ def _model_reads(run: Run, role: Role, seed: int | None = None) -> dict[str, Any
 
 
 def _inference_reads(run: Run, role: Role) -> dict[str, Any]:
-    options = {k: v for k, v in run.model_section(role).options.items() if k != "device"}
+    options = {k: v for k, v in run.model_section(role).given.items() if k != "device"}
     return _flat(f"{role}.model.options", options)
 
 

@@ -50,7 +50,7 @@ def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     artifact = {
         **found,
         "recalibrator": arm.recalibrator.name,
-        "options": arm.recalibrator.options,
+        "options": arm.recalibrator.given,
         "mass": arm.mass,
         "positions": "decisive" if not chosen.decisive.size or chosen.decisive.all() else "all",
     }

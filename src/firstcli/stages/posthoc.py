@@ -79,7 +79,7 @@ def fit(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     for warning in calibrate.warnings(unit.model.name, recalibrator):
         run.console.warn(warning)
     judged = calibrate.judged(recalibrator, topk, is_label, mass)
-    about = {"recalibrator": ref.name, "options": ref.options, "positions": "decisive"}
+    about = {"recalibrator": ref.name, "options": ref.given, "positions": "decisive"}
     text = json.dumps(judged | about, indent=1, sort_keys=True)
     (folder / f"{unit.model.name}.json").write_text(text + "\n", "utf-8")
     return {"recalibrator": ref.name, **calibrate.facts_of(judged)}

@@ -121,7 +121,7 @@ def _concentration(run: Run) -> dict[str, Any] | None:
 
 def _arm_facts(run: Run, name: str, arm: Arm) -> ArmFacts:
     assert arm.recalibrator
-    options = dict(arm.recalibrator.options)
+    options = dict(arm.recalibrator.given)
     fixed = options.pop("temperature", None)
     kind = [arm.recalibrator.name, *(f"{key} {value}" for key, value in options.items())]
     defaults = Arm()

@@ -14,7 +14,7 @@ from firstcli.api import ModelRef, Sample
 from firstcli.data import splits
 from firstcli.data.samples import Samples
 from firstcli.errors import UserError, did_you_mean
-from firstcli.recipe.references import ModelSection, PluginRef
+from firstcli.recipe.references import ModelSection, TaskRef
 from firstcli.recipe.schema import Evaluation, Recipe, task_of
 from firstcli.runtime.console import Console
 from firstcli.workspace.artifacts import Digests, Manifest
@@ -63,17 +63,17 @@ class Run:
 
     # Data: the tasks' samples, with ids.
 
-    def samples(self, ref: PluginRef, split: str, where: str) -> Sequence[Sample]:
+    def samples(self, ref: TaskRef, split: str, where: str) -> Sequence[Sample]:
         """Load a split, with ids; counts of dropped and duplicate rows become warnings.
 
         Raises:
             UserError: no such split, no rows, malformed rows, ids that occur twice, or a source
                 that broke off.
         """
-        key = json.dumps([ref.name, ref.options, split], default=str, sort_keys=True)
+        key = json.dumps([ref.name, ref.given, split], default=str, sort_keys=True)
         return self.cached(f"samples {key}", lambda: self._load(ref, split, where))
 
-    def _load(self, ref: PluginRef, split: str, where: str) -> Sequence[Sample]:
+    def _load(self, ref: TaskRef, split: str, where: str) -> Sequence[Sample]:
         task = task_of(ref)
         if split not in task.splits:
             raise UserError(
