@@ -52,7 +52,7 @@ def test_recipes_load_without_torch(tmp_path: Path) -> None:
     paths = [command_line.write_recipe(tmp_path)]
     for starter in starters.starters():
         paths.append(tmp_path / f"{starter.name.replace('/', '-')}.yaml")
-        paths[-1].write_text(starters.render(starter.name), "utf-8")
+        paths[-1].write_text(starter.text, "utf-8")
     result = command_line.finish(command_line.python(LOAD, *paths))
     assert result.code == 0, result.err
     assert result.out == "[]\n"

@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend; everything else is a bug and keeps its traceback."""
+"""The one exception for mistakes that users can fix; anything else is a bug with a traceback."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """One or more mistakes that the user can mend; each message is a sentence of its own.
+    """One or more mistakes that the user can fix; each message is a complete sentence.
 
     The command line prints every message as `error: ...` and exits with code 2.
     """
@@ -17,16 +17,16 @@ class UserError(Exception):
         self.messages: tuple[str, ...] = messages
 
 
-def did_you_mean(found: str, known: Iterable[str]) -> str:
+def did_you_mean(given: str, known: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the closest known name, or an empty string."""
-    close = get_close_matches(str(found), list(known), n=1, cutoff=0.6)
+    close = get_close_matches(str(given), list(known), n=1, cutoff=0.6)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def shortened(names: Sequence[str], limit: int = 5, count: int | None = None) -> str:
-    """Return the first few names, quoted, and how many more there are.
+    """Return the first names in quotes, and how many more there are.
 
-    `count` says how many there are in all, where `names` holds the first ones only.
+    `count` is the total number, in case `names` holds only the first of them.
     """
     count = len(names) if count is None else count
     shown = ", ".join(f"'{name}'" for name in names[:limit])

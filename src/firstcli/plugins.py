@@ -1,8 +1,13 @@
-"""Find, name and load plugins through entry points; the only place that does."""
+"""The plugin registry: find plugins through entry points, load them by name, identify them.
+
+Installed distributions are scanned once per process and search path; classes are loaded once.
+"""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import entrypoints
@@ -31,25 +36,30 @@ class Plugin:
 
 def registered(kind: Kind) -> list[Plugin]:
     """List every registration of a kind, clashes included, without importing any plugin."""
-    found = {
-        Plugin(
-            kind=kind,
-            name=entry.name,
-            target=f"{entry.module_name}:{entry.object_name}",
-            # entrypoints reads the folder's name, in which a hyphen became an underscore.
-            package=entry.distro.name.replace("_", "-") if entry.distro else "unknown package",
-            version=(entry.distro.version or "") if entry.distro else "",
-        )
-        for entry in entrypoints.get_group_all(f"firstcli.{kind}")
-    }
-    return sorted(found, key=lambda plugin: (plugin.name, plugin.package, plugin.target))
+    return [plugin for plugin in _scan(tuple(sys.path)) if plugin.kind == kind]
+
+
+@cache
+def _scan(search_path: tuple[str, ...]) -> list[Plugin]:
+    plugins = []
+    for config, distribution in entrypoints.iter_files_distros(search_path):
+        # The name comes from the metadata folder, in which hyphens have become underscores.
+        package, version = distribution.name.replace("_", "-"), distribution.version or ""
+        for kind in KINDS:
+            group = f"firstcli.{kind}"
+            for name, text in config[group].items() if group in config else ():
+                with entrypoints.BadEntryPoint.err_to_warnings():
+                    entry = entrypoints.EntryPoint.from_string(text, name)
+                    target = f"{entry.module_name}:{entry.object_name}"
+                    plugins.append(Plugin(kind, name, target, package, version))
+    return sorted(plugins, key=lambda plugin: (plugin.name, plugin.package, plugin.target))
 
 
 def find(kind: Kind, name: str) -> Plugin:
     """Return the one plugin of that name.
 
     Raises:
-        UserError: no package registers the name, or two do.
+        UserError: no package registers the name, or several do.
     """
     plugins = registered(kind)
     matching = [plugin for plugin in plugins if plugin.name == name]
@@ -71,14 +81,33 @@ def load(kind: Kind, name: str) -> Any:
     """Import the class that a name stands for.
 
     Raises:
-        UserError: unknown or ambiguous name, or the plugin cannot be imported.
+        UserError: the name is unknown or ambiguous, or the plugin cannot be imported.
     """
-    plugin = find(kind, name)
+    return _imported(find(kind, name), tuple(sys.path))
+
+
+@cache
+def _imported(plugin: Plugin, search_path: tuple[str, ...]) -> Any:
     module, _, attribute = plugin.target.partition(":")
     try:
-        return entrypoints.EntryPoint(name, module, attribute).load()
+        return entrypoints.EntryPoint(plugin.name, module, attribute).load()
     except (Exception, SystemExit) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
-            f"{SINGULAR[kind]} '{name}' from {plugin.origin} cannot be imported: {reason}"
+            f"{SINGULAR[plugin.kind]} '{plugin.name}' from {plugin.origin} cannot be imported: "
+            f"{reason}"
         ) from error
+
+
+def identity(kind: Kind, name: str) -> str:
+    """Return what identifies a plugin's behaviour in a fingerprint: distribution and `format`.
+
+    The version counts for third-party plugins only: firstcli raises `format` when the results of
+    a built-in plugin change, so that a new release does not retrain everything.
+
+    Raises:
+        UserError: as `load`.
+    """
+    plugin = find(kind, name)
+    distribution = "firstcli" if plugin.package == "firstcli" else plugin.origin
+    return f"{distribution}, format {getattr(load(kind, name), 'format', 1)}"

@@ -1,17 +1,20 @@
-"""Recipe files: what users write, and every way in which they get it wrong."""
+"""Recipe files: what users write, and the mistakes they make."""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
+import entrypoints
 import pytest
 import yaml
 
 from firstcli.errors import UserError
 from firstcli.plugins import registered
 from firstcli.recipe.load import LoadedRecipe, load_recipe, schema
+from firstcli.recipe.yaml_nodes import parse
 from firstcli.tasks.known_world import KnownWorldOptions
 
 GOOD = """\
@@ -56,7 +59,7 @@ def test_a_recipe_loads(folder: Path) -> None:
     assert loaded.resolved["knowledge"] == {"top_k": 5, "precision": "standard"}
 
 
-def test_what_was_resolved_loads_to_the_same_recipe(folder: Path) -> None:
+def test_a_resolved_recipe_loads_as_the_same_recipe(folder: Path) -> None:
     loaded = load(GOOD)
     again = load(yaml.safe_dump(loaded.resolved))
     assert again.recipe == loaded.recipe
@@ -107,7 +110,7 @@ trainer: [1]
         "x.yaml:14: student.training.epochs: found 'three', expected a number greater than 0",
         "x.yaml:15: student.training.dtype: found yes (which YAML reads as true), expected "
         "'float32' or 'bfloat16'",
-        "x.yaml:17: arms.a.mass: means nothing with 'objective: topk-renormalized'; leave it out",
+        "x.yaml:17: arms.a.mass: has no meaning with 'objective: topk-renormalized'; leave it out",
         "x.yaml:18: arms.b.recalibrator.options.delta: found 2, expected a number of at least 0 "
         "and less than 1",
         "x.yaml:19: arms.c.recalibrator.name: missing, expected text",
@@ -145,12 +148,17 @@ def test_an_empty_evaluate_is_refused(folder: Path) -> None:
             "name: !!python/name:os.system x\n",
             "x.yaml:1:7: found the tag '!!python/name:os.system'",
         ),
-        ("train: !x {task: y}\n", "x.yaml:1:8: found the tag '!x'; a recipe has no tags"),
-        ("seed: !!int 3\n", "x.yaml:1:7: found the tag '!!int'; a recipe has no tags"),
+        ("train: !x {task: y}\n", "x.yaml:1:8: found the tag '!x'; recipes have no tags"),
+        ("seed: !!int 3\n", "x.yaml:1:7: found the tag '!!int'; recipes have no tags"),
         ("on: 1\n", "x.yaml:1:1: YAML reads the key 'on' as yes or no; put it in quotes"),
         ("arms: {1: {}}\n", "x.yaml:1:8: YAML reads the key '1' as a number; put it in quotes"),
         ("? [a]\n: 1\n", "x.yaml:1:3: found a list or a mapping as a key, expected text"),
-        ("a: &a [*a]\n", "x.yaml:1:4: an alias refers to the value that it stands in"),
+        ("a: &a [*a]\n", "x.yaml:1:4: nested more than 50 levels deep, aliases expanded"),
+        (
+            "a: &a {<<: [*a, *a]}\n",
+            "x.yaml:1:12: nested more than 50 levels deep, aliases expanded",
+        ),
+        ("a: {<<: 3}\n", "x.yaml:1:9: '<<' expects a mapping or a list of mappings"),
         ("a: *b\n", "x.yaml:1:4: found undefined alias 'b'"),
         ("a: 1\n---\nb: 1\n", "x.yaml:2:1: but found another document"),
         ('a: "\\ud800"\n', "x.yaml:1:4: found half of a surrogate pair, expected text"),
@@ -162,26 +170,36 @@ def test_an_empty_evaluate_is_refused(folder: Path) -> None:
         ("", "x.yaml: empty; `first init` lists recipes to start from"),
         ("# nothing\n", "x.yaml: empty; `first init` lists recipes to start from"),
         ("a: " + "[" * 200 + "]" * 200, "x.yaml:1:53: nested more than 50 levels deep"),
-        ("x" * 1_000_001, "x.yaml: longer than 1000000 bytes; this is no recipe"),
+        ("a: " + "[" * 400_000, "x.yaml: nested more than 50 levels deep"),
+        ("{a: " * 200_000, "x.yaml: nested more than 50 levels deep"),
+        ("a: [" + "x," * 20_000 + "]", "x.yaml:1:20001: more than 10000 values, aliases expanded"),
+        ("x" * 1_000_001, "x.yaml: larger than 1000000 bytes; this is not a recipe"),
     ],
 )
-def test_text_that_is_no_recipe(folder: Path, text: str, message: str) -> None:
-    (found,) = errors(text)
-    assert found.startswith(message)
+def test_text_that_is_not_a_recipe(folder: Path, text: str, message: str) -> None:
+    (error,) = errors(text)
+    assert error.startswith(message)
 
 
-def test_an_alias_bomb_is_refused_unexpanded(folder: Path) -> None:
-    lines = ["a0: &a0 [x]"]
-    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 30)]
-    (found,) = errors("\n".join(lines))
-    assert "holds more than 10000 values, aliases written out" in found
-    lines = ["a0: &a0 {k0: 1}"]
-    lines += [f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}" for i in range(1, 30)]
-    (found,) = errors("\n".join(lines))
-    assert "holds more than 10000 values" in found
+def test_alias_bombs_are_refused_before_they_are_expanded(folder: Path) -> None:
+    lists = ["a0: &a0 [x]"]
+    lists += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 30)]
+    merges = ["a0: &a0 {k0: 1}"]
+    merges += [f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}" for i in range(1, 30)]
+    nested = "&a0 {k0: 1}"
+    for i in range(1, 20):
+        nested = f"&a{i} {{<<: [{nested}{f', *a{i - 1}' * 10}]}}"
+    for bomb in ("\n".join(lists), "\n".join(merges), f"a: {nested}"):
+        (error,) = errors(bomb)
+        assert error.endswith("more than 10000 values, aliases expanded")
 
 
-def test_aliases_and_merge_keys_of_a_sane_size_work(folder: Path) -> None:
+def test_earlier_mappings_take_precedence_in_merges_and_own_keys_over_all(folder: Path) -> None:
+    text = "x: &x {a: 1, b: 1, c: 1}\ny: &y {b: 2, d: 2}\nz: {c: 3, <<: [*y, *x]}\n"
+    assert parse(text, "x.yaml", folder).children["z"].plain() == {"a": 1, "b": 2, "c": 3, "d": 2}
+
+
+def test_aliases_and_merge_keys_work(folder: Path) -> None:
     text = GOOD.replace("fine-tune: {learn", "fine-tune: &base {learn")
     text += "  copy: *base\n  other: {<<: *base, training: {epochs: 2}}\n"
     arms = load(text).recipe.arms
@@ -197,27 +215,27 @@ def test_aliases_and_merge_keys_of_a_sane_size_work(folder: Path) -> None:
         ("name: x".encode("utf-16"), "x.yaml: this is a binary file, expected a recipe in YAML"),
     ],
 )
-def test_bytes_that_are_no_text(folder: Path, data: bytes, message: str) -> None:
+def test_bytes_that_are_not_text(folder: Path, data: bytes, message: str) -> None:
     Path("x.yaml").write_bytes(data)
     with pytest.raises(UserError) as caught:
         load_recipe(Path("x.yaml"))
     assert caught.value.messages == (message,)
 
 
-def test_a_byte_order_mark_is_no_mistake(folder: Path) -> None:
+def test_a_byte_order_mark_is_allowed(folder: Path) -> None:
     Path("x.yaml").write_text(GOOD, encoding="utf-8-sig")
     assert load_recipe(Path("x.yaml")).recipe.name == "run"
 
 
 def test_missing_files_and_folders(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"gone\.yaml: there is no such file"):
+    with pytest.raises(UserError, match=r"gone\.yaml: no such file"):
         load_recipe(Path("gone.yaml"))
     Path("dir").mkdir()
     with pytest.raises(UserError, match="dir: this is a folder, expected a recipe file"):
         load_recipe(Path("dir"))
     Path("locked.yaml").write_text(GOOD)
     Path("locked.yaml").chmod(0)
-    if not os.access("locked.yaml", os.R_OK):  # root may read all files
+    if not os.access("locked.yaml", os.R_OK):  # root can read every file
         with pytest.raises(UserError, match=r"locked\.yaml: cannot be read: Permission denied"):
             load_recipe(Path("locked.yaml"))
 
@@ -244,6 +262,25 @@ def test_dates_and_base_60_numbers_are_text(folder: Path) -> None:
     )
 
 
+def test_options_of_an_unknown_plugin_are_located_all_the_same(folder: Path) -> None:
+    text = GOOD.replace("label-smoothing, options: {delta: 0.1}", "smoothing, options: 7")
+    name, options = errors(text)
+    assert name.startswith("x.yaml:13: arms.ls-0.1.recalibrator.name: unknown recalibrator")
+    assert options == ("x.yaml:13: arms.ls-0.1.recalibrator.options: found 7, expected a mapping")
+
+
+def test_installed_distributions_are_scanned_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = Mock(side_effect=entrypoints.iter_files_distros)
+    monkeypatch.setattr(entrypoints, "iter_files_distros", scan)
+    monkeypatch.syspath_prepend(str(folder))  # a search path that was not scanned yet
+    recipe = load(GOOD).recipe
+    recipe.train.task.build()
+    recipe.student.model.build()
+    assert scan.call_count == 1
+
+
 # extends
 
 
@@ -268,7 +305,7 @@ def test_extends_merges_and_relative_paths_keep_their_base(folder: Path) -> None
     assert [each.split for each in recipe.evaluate] == ["shifted"]
 
 
-def test_mistakes_are_told_of_the_file_that_they_stand_in(folder: Path) -> None:
+def test_mistakes_name_the_file_that_contains_them(folder: Path) -> None:
     Path("base.yaml").write_text(GOOD.replace("epochs: 1", "epochs: 0"))
     assert errors("extends: base.yaml\nseed: -1\n") == [
         "x.yaml:2: seed: found -1, expected a whole number of at least 0 and less than 4294967296",
@@ -276,10 +313,8 @@ def test_mistakes_are_told_of_the_file_that_they_stand_in(folder: Path) -> None:
     ]
 
 
-def test_extends_of_nothing_of_itself_and_in_a_circle(folder: Path) -> None:
-    assert errors("name: x\nextends: gone.yaml") == [
-        "x.yaml:2: extends: there is no file gone.yaml"
-    ]
+def test_extends_a_missing_file_itself_or_in_a_circle(folder: Path) -> None:
+    assert errors("name: x\nextends: gone.yaml") == ["x.yaml:2: extends: no such file: gone.yaml"]
     assert errors("extends: x.yaml") == [
         "x.yaml:1: extends: recipes extend each other: x.yaml -> x.yaml"
     ]
@@ -311,11 +346,11 @@ def test_set_changes_any_key(folder: Path) -> None:
     assert recipe.evaluate[0].split == "shifted"
     assert list(recipe.arms) == ["fine-tune", "ls-0.1", "new"]
     smoothing = recipe.arms["ls-0.1"].recalibrator
-    assert smoothing is not None and smoothing.options == {"delta": 0.2}
+    assert smoothing is not None and smoothing.given == {"delta": 0.2}
     assert recipe.teacher is not None and recipe.teacher.finetune is None
 
 
-def test_set_removes_with_null_and_the_last_one_counts(folder: Path) -> None:
+def test_set_removes_with_null_and_the_last_override_wins(folder: Path) -> None:
     assert list(load(GOOD, "arms.fine-tune=null").recipe.arms) == ["ls-0.1"]
     assert load(GOOD, "seed=1", "seed=2").recipe.seed == 2
 
@@ -341,10 +376,10 @@ def test_paths_in_set_start_from_the_current_folder(folder: Path) -> None:
     [
         ("seed", "--set seed: expected key.path=value, as in --set student.training.epochs=1"),
         ("=1", "--set =1: expected key.path=value, as in --set student.training.epochs=1"),
-        ("name.x=1", "--set name.x: name holds no keys"),
+        ("name.x=1", "--set name.x: name has no keys"),
         (
             "evaluate.3.split=test",
-            "--set evaluate.3: found '3', expected the number of one of the 1 entries of evaluate, "
+            "--set evaluate.3: found '3', expected the index of one of the 1 entries of evaluate, "
             "counted from 0",
         ),
         (
@@ -369,21 +404,21 @@ def test_paths_in_set_start_from_the_current_folder(folder: Path) -> None:
         ),
         ("train={validation: 0.1}", "--set: train.task: missing, expected a mapping with 'name'"),
         ("seed=[1", "--set seed:1:3: expected ',' or ']', but got '<stream end>'"),
-        ("seed=!!int 3", "--set seed:1:1: found the tag '!!int'; a recipe has no tags"),
+        ("seed=!!int 3", "--set seed:1:1: found the tag '!!int'; recipes have no tags"),
     ],
 )
-def test_set_gone_wrong(folder: Path, override: str, message: str) -> None:
+def test_mistakes_in_set(folder: Path, override: str, message: str) -> None:
     assert errors(GOOD, override) == [message]
 
 
-def test_all_wrong_overrides_are_told(folder: Path) -> None:
+def test_all_mistakes_in_set_are_reported(folder: Path) -> None:
     assert len(errors(GOOD, "seed", "name.x=1", "seed=3")) == 2
 
 
 # the schema for editors
 
 
-def test_the_schema_offers_plugins_and_does_not_forbid_others() -> None:
+def test_the_schema_offers_installed_plugins_and_allows_any() -> None:
     whole = schema()
     json.dumps(whole)
     name = whole["$defs"]["TaskRef"]["properties"]["name"]

@@ -1,4 +1,4 @@
-"""The recipe's models: defaults, refusals, and how sections depend on each other."""
+"""The recipe's schema: defaults, refusals, and dependencies between sections."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from firstcli import plugins
 from firstcli.api import DataPath, PluginOptions, SourcedStr
@@ -35,7 +35,7 @@ class FakeOptions(PluginOptions):
 
 
 class Fake:
-    """Stands for a plugin of any kind."""
+    """A plugin of any kind."""
 
     Options = FakeOptions
     has_candidates = True
@@ -61,6 +61,14 @@ class Scratch(Fake):
 
 class Fitted(Fake):
     needs_fit = True
+
+
+class CriterionOptions(PluginOptions):
+    criterion: str
+
+
+class Criterion(Fitted):
+    Options = CriterionOptions  # type: ignore[assignment]
 
 
 FAKES: dict[str, dict[str, type[Fake]]] = {
@@ -110,7 +118,7 @@ def test_defaults_are_the_papers() -> None:
     assert arm.recalibrator is not None and arm.recalibrator.name == "temperature-scaling"
 
 
-def test_a_knowledge_arm_is_completed_and_a_labels_arm_is_not() -> None:
+def test_knowledge_arms_get_defaults_and_labels_arms_do_not() -> None:
     arm = Arm()
     assert arm.recalibrator is not None and arm.recalibrator.name == "none"
     assert (arm.objective, arm.mass, arm.recalibrate) == ("topk-tail", "teacher", None)
@@ -119,7 +127,7 @@ def test_a_knowledge_arm_is_completed_and_a_labels_arm_is_not() -> None:
     assert (labels.recalibrator, labels.objective, labels.mass) == (None, None, None)
 
 
-def test_what_is_dumped_loads_again() -> None:
+def test_a_dumped_recipe_loads_again() -> None:
     arms = {"a": {"objective": "topk-renormalized"}, "b": {"learn": "labels"}, "c": {"mass": "one"}}
     recipe = Recipe.model_validate(raw(arms=arms))
     dumped = recipe.model_dump(mode="json", exclude_none=True)
@@ -128,43 +136,43 @@ def test_what_is_dumped_loads_again() -> None:
 
 
 @pytest.mark.parametrize("key", ["recalibrator", "objective", "mass", "recalibrate"])
-def test_labels_take_nothing_of_knowledge(key: str) -> None:
+def test_labels_arms_take_no_knowledge_settings(key: str) -> None:
     value = {"recalibrator": {"name": "none"}, "objective": "topk-tail", "mass": "one"}
     arm = {"learn": "labels", key: value.get(key, "all")}
-    assert "means nothing with 'learn: labels'" in mistakes(raw(arms={"a": arm}))[f"arms.a.{key}"]
+    assert "has no meaning with 'learn: labels'" in mistakes(raw(arms={"a": arm}))[f"arms.a.{key}"]
 
 
 @pytest.mark.parametrize("mass", ["teacher", "one"])
 def test_renormalized_refuses_mass(mass: str) -> None:
     arm = {"objective": "topk-renormalized", "mass": mass}
-    assert "means nothing" in mistakes(raw(arms={"a": arm}))["arms.a.mass"]
+    assert "has no meaning" in mistakes(raw(arms={"a": arm}))["arms.a.mass"]
 
 
 @pytest.mark.parametrize("name", ["../../x", "", ".hidden", "a b", "a/b", "ä", "x" * 101, "a\n"])
 def test_names_must_be_safe_as_folders(name: str) -> None:
     evaluate = [{"task": {"name": "questions"}, "name": name}]
     found = mistakes(raw(name=name, evaluate=evaluate, arms={name: {}}))
-    found.pop("evaluate")  # pydantic also counts only entries that are right
+    found.pop("evaluate")  # pydantic does not count invalid entries
     assert set(found) == {"name", "evaluate.0.name", f"arms.{name}.[key]"}
 
 
-def test_teacher_is_no_name_for_an_arm() -> None:
+def test_teacher_is_reserved() -> None:
     assert "reserved" in mistakes(raw(arms={"teacher": {}}))["arms.teacher.[key]"]
 
 
 def test_names_are_unique_whatever_their_case() -> None:
     twice = [{"task": {"name": "questions"}}, {"task": {"name": "questions"}, "name": "Questions"}]
-    assert "names two evaluations" in mistakes(raw(evaluate=twice))["evaluate.1.name"]
+    assert "two evaluations are named" in mistakes(raw(evaluate=twice))["evaluate.1.name"]
     assert "case only" in mistakes(raw(arms={"a": {}, "A": {}}))["arms.A"]
 
 
-def test_only_labels_do_without_a_teacher() -> None:
+def test_only_labels_arms_work_without_a_teacher() -> None:
     assert Recipe.model_validate(raw(teacher=None, arms={"a": {"learn": "labels"}})).teacher is None
     found = mistakes(raw(teacher=None, arms={"a": {"learn": "labels"}, "b": {}}))
     assert list(found) == ["arms.b"] and "learns from a teacher" in found["arms.b"]
 
 
-def test_fitting_needs_held_out_rows() -> None:
+def test_fitting_needs_held_out_samples() -> None:
     train = {"task": {"name": "questions"}, "validation": 0}
     found = mistakes(raw(train=train))
     assert "train.validation is 0" in found["arms.first.recalibrator"]
@@ -202,7 +210,7 @@ def test_only_tasks_with_candidates_are_evaluated() -> None:
     assert "no candidates" in found["arms.a.recalibrate"]
 
 
-def test_families_say_whether_they_take_a_checkpoint() -> None:
+def test_families_require_or_refuse_a_checkpoint() -> None:
     student = {"model": {"family": "hub"}}
     teacher = {"model": {"family": "scratch", "checkpoint": "owner/name", "revision": "main"}}
     found = mistakes(raw(student=student, teacher=teacher))
@@ -228,11 +236,11 @@ def test_checkpoints_are_folders_or_hub_ids(tmp_path: Path) -> None:
             checkpoint(missing)
 
 
-def test_options_are_the_plugins_and_paths_become_absolute(tmp_path: Path) -> None:
+def test_the_plugin_validates_options_and_paths_become_absolute(tmp_path: Path) -> None:
     options = {"path": SourcedStr("data", tmp_path), "size": 2}
     task = {"name": "questions", "options": options}
     recipe = Recipe.model_validate(raw(train={"task": task}))
-    assert recipe.train.task.options == {"path": str(tmp_path / "data"), "size": 2.0}
+    assert recipe.train.task.given == {"path": str(tmp_path / "data"), "size": 2.0}
     wrong = {"name": "questions", "options": {"size": 0, "pth": 1}}
     assert set(mistakes(raw(train={"task": wrong}))) == {
         "train.task.options.size",
@@ -240,7 +248,38 @@ def test_options_are_the_plugins_and_paths_become_absolute(tmp_path: Path) -> No
     }
 
 
-def test_all_mistakes_are_found_at_once() -> None:
+def test_a_plugin_section_has_given_and_effective_options() -> None:
+    train = {"task": {"name": "questions", "options": {"size": 2}}}
+    task = Recipe.model_validate(raw(train=train)).train.task
+    assert task.options == FakeOptions(size=2)
+    assert task.given == {"size": 2.0}
+    assert task.effective == {"path": None, "size": 2.0, "tokens": 1}
+    assert task.build().options is task.options
+
+
+def test_each_set_of_options_is_validated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    validated = []
+
+    class Counted(FakeOptions):
+        @model_validator(mode="before")
+        @classmethod
+        def _count(cls, options: object) -> object:
+            validated.append(options)
+            return options
+
+    monkeypatch.setattr(Fake, "Options", Counted)
+    posthoc = {"name": "logit-temperature"}
+    monkeypatch.setitem(FAKES["recalibrators"], "logit-temperature", Criterion)
+    recipe = Recipe.model_validate(raw(arms={"a": {"posthoc": posthoc}, "b": {}}))
+    assert len(validated) == len(("train", "evaluate", "teacher", "student", "a", "b"))
+    for ref in (recipe.train.task, recipe.evaluate[0].task, recipe.student.model):
+        ref.build()
+        recipe.model_copy(update={"seed": 1}).model_dump(mode="json")
+    recalibrator_of(recipe.arms["a"])
+    assert len(validated) == 6
+
+
+def test_all_mistakes_are_reported_at_once() -> None:
     wrong = raw(
         seed=True,
         extra=1,
@@ -270,7 +309,7 @@ def test_epochs_are_positive_numbers(epochs: object) -> None:
     assert list(mistakes(raw(student=student))) == ["student.training.epochs"]
 
 
-def test_nothing_in_a_recipe_changes() -> None:
+def test_recipes_are_immutable() -> None:
     recipe = Recipe.model_validate(raw())
     with pytest.raises(ValidationError):
         recipe.seed = 2  # type: ignore[misc]
@@ -293,7 +332,7 @@ def test_every_field_is_described() -> None:
                 assert "description" in field or "$ref" in field, f"{section['title']}.{name}"
 
 
-def test_importing_recipes_imports_nothing_heavy() -> None:
+def test_importing_the_recipe_packages_imports_nothing_heavy() -> None:
     program = "import sys, firstcli.recipe.load, firstcli.recipe.starters; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     loaded = set(done.stdout.decode().split())

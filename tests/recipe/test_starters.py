@@ -1,9 +1,8 @@
-"""The shipped recipes: each loads, and each is written out as one file that says the same."""
+"""The shipped recipes: each loads, and recipes of one series agree in what they share."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import re
 from typing import Any
 
 import pytest
@@ -11,7 +10,8 @@ import yaml
 
 from firstcli.errors import UserError
 from firstcli.recipe.load import load_recipe
-from firstcli.recipe.starters import init, render, starter, starters
+from firstcli.recipe.schema import Recipe
+from firstcli.recipe.starters import starter, starters
 
 NAMES = [each.name for each in starters()]
 FAMILIES = {
@@ -24,28 +24,33 @@ DATA = {
     "boolq": ("boolq", ["boolq"]),
     "alpaca": ("alpaca", ["commonsense-qa", "openbook-qa"]),
 }
+PAPER = [f"paper/{family}-{data}" for family in FAMILIES for data in DATA]
+STUDIES = {"study-trec": "trec", "study-sst2": "sst2", "study-known-world": "quickstart"}
 
 
-def resolved(path: Path) -> Any:
-    """A recipe's resolved values with its own folder written as `HERE`."""
-    whole = json.dumps(load_recipe(path).resolved)
-    return json.loads(whole.replace(str(path.absolute().parent), "HERE"))
+def sections(name: str) -> dict[str, str]:
+    """Return the text of a starter's top-level sections, comments included."""
+    blocks = re.split(r"\n\n(?=#|\w)", starter(name).text)
+    return {match[1]: block for block in blocks if (match := re.search(r"^(\w+):", block, re.M))}
+
+
+def resolved(name: str) -> Any:
+    return load_recipe(starter(name).path).resolved
 
 
 def test_what_ships() -> None:
-    paper = {f"paper/{family}-{data}" for family in FAMILIES for data in DATA}
-    assert {"quickstart", "trec", "sst2", "csqa", *paper} <= set(NAMES)
-    assert not [name for name in NAMES if "_" in name]  # parts of others
+    assert {"quickstart", "trec", "sst2", "csqa", "study-top-k", *STUDIES, *PAPER} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_starter_loads_and_its_rendering_says_the_same(name: str, tmp_path: Path) -> None:
-    path = starter(name).path
-    rendered = tmp_path / "recipe.yaml"
-    rendered.write_text(render(name), encoding="utf-8")
-    assert "extends" not in yaml.safe_load(rendered.read_text(encoding="utf-8"))
-    assert resolved(rendered) == resolved(path)
-    assert starter(name).description
+def test_starters_are_self_contained_and_load(name: str) -> None:
+    each = starter(name)
+    keys = list(yaml.safe_load(each.text))
+    assert keys == [key for key in Recipe.model_fields if key in keys]  # no `extends`, in order
+    assert load_recipe(each.path).recipe.name == name.removeprefix("paper/")
+    assert each.description.endswith(".")
+    assert each.text.endswith("\n") and not each.text.endswith("\n\n")
+    assert max(map(len, each.text.splitlines())) <= 100
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -73,72 +78,35 @@ def test_the_papers_settings(family: str, data: str) -> None:
     }
 
 
-def test_comments_of_parents_and_children_are_kept() -> None:
-    text = render("paper/openllama-alpaca")
-    lines = text.splitlines()
-    assert lines[0] == "# The paper: OpenLLaMA, 13B teaches 7B, Alpaca, evaluated out-of-domain."
-    assert "  top_k: 5  # sections 4.1 and 5.4" in lines  # of the grandparent
-    assert "    # The main branch holds pickled weights," in text  # of the parent
-    assert text.index("\nname:") < text.index("\ntrain:") < text.index("\narms:")
-    assert text.endswith("\n") and not text.endswith("\n\n")
+def test_the_papers_recipes_differ_in_models_and_data_only() -> None:
+    """Comments included: a correction in one file must reach the others."""
+
+    def variants(key: str, names: list[str]) -> int:
+        return len({sections(name)[key] for name in names})
+
+    for key in ("seed", "metrics", "knowledge", "arms"):
+        assert variants(key, PAPER) == 1, key
+    for family in FAMILIES:
+        names = [name for name in PAPER if family in name]
+        assert variants("teacher", names) == variants("student", names) == 1, family
+    for data in DATA:
+        names = [name for name in PAPER if name.endswith(data)]
+        assert variants("train", names) == variants("evaluate", names) == 1, data
+    recipes = [resolved(name) for name in PAPER]
+    for section, key in (("train", "validation"), ("teacher", "finetune"), ("student", "training")):
+        assert all(recipe[section][key] == recipes[0][section][key] for recipe in recipes)
 
 
-def test_merging_by_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "_base.yaml").write_text("""\
-# The parent's header.
-
-# about the seed
-seed: 1  # one
-train:  # beside a mapping
-  # about the task
-  task: {name: a, options: {x: 1}}
-  validation: 0.1
-evaluate:  # a list
-  # the first
-  - task: {name: a}  # beside it
-  - {task: {name: b}}
-arms:
-  gone: {learn: labels}
-  kept: {learn: labels}
-""")
-    (tmp_path / "child.yaml").write_text("""\
-# The child's header.
-
-extends: _base.yaml
-name: child
-seed: 2
-train:
-  # about the child's task
-  task: {options: {y: [1, 2]}}
-arms:
-  gone: null
-""")
-    monkeypatch.setattr("firstcli.recipe.starters._folder", lambda: tmp_path)
-    assert (
-        render("child")
-        == """\
-# The child's header.
-
-name: child
-
-# about the seed
-seed: 2  # one
-train:  # beside a mapping
-  # about the child's task
-  task:
-    options:
-      y: [1, 2]
-      x: 1
-    name: a
-  validation: 0.1
-evaluate:  # a list
-  # the first
-  - task: {name: a}  # beside it
-  - {task: {name: b}}
-arms:
-  kept: {learn: labels}
-"""
-    )
+@pytest.mark.parametrize("study", STUDIES)
+def test_studies_share_data_and_models_with_their_starter(study: str) -> None:
+    base, extended = sections(STUDIES[study]), sections(study)
+    for key in ("train", "metrics", "teacher", "student"):
+        assert extended.get(key) == base.get(key), key
+    base_recipe, recipe = resolved(STUDIES[study]), resolved(study)
+    shared = base_recipe["evaluate"]
+    assert recipe["evaluate"][: len(shared)] == shared
+    for name, arm in base_recipe["arms"].items():
+        assert recipe["arms"][name] == {**arm, "out_of_fold": False} or arm["learn"] == "labels"
 
 
 def test_short_names_and_unknown_names() -> None:
@@ -148,10 +116,3 @@ def test_short_names_and_unknown_names() -> None:
         starter("quikstart")
     with pytest.raises(UserError, match="unknown starter"):
         starter("../../x")
-
-
-def test_init_lists_prints_and_exports_the_schema() -> None:
-    listed = init(None, schema=False)
-    assert all(name in listed for name in NAMES)
-    assert init("trec", schema=False) == render("trec")
-    assert json.loads(init(None, schema=True))["title"] == "Recipe"

@@ -270,7 +270,7 @@ MISTAKES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"arms": {"a": {"out_of_fold": True}}}, ("arms.a.out_of_fold", "set knowledge.folds")),
     (
         {"arms": {"a": {"learn": "labels", "out_of_fold": False}}},
-        ("arms.a.out_of_fold: means nothing with 'learn: labels'",),
+        ("arms.a.out_of_fold: has no meaning with 'learn: labels'",),
     ),
     (
         {"arms": {"a": {"posthoc": {"name": "label-smoothing"}}}},
@@ -293,7 +293,7 @@ MISTAKES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
             "train": {"task": command_line.WORLD, "validation": 0},
             "arms": {"a": {"learn": "labels", "posthoc": T}},
         },
-        ("arms.a.posthoc: its temperature is fitted on held-out rows", "train.validation is 0"),
+        ("arms.a.posthoc: its temperature is fitted on held-out samples", "train.validation is 0"),
     ),
     (
         {"teacher": {"model": command_line.MODEL}, "knowledge": {"folds": 2}, "arms": QUESTIONS},

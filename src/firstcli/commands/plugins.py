@@ -1,4 +1,4 @@
-"""`first plugins`: every registered name, where it comes from and what is wrong with it."""
+"""`first plugins`: every registered plugin, the package that provides it, and its state."""
 
 from __future__ import annotations
 
@@ -14,32 +14,31 @@ _BROKEN = "broken: "
 
 
 def show(*, check: bool, json: bool) -> dict[str, Any]:
-    """Print and return every plugin; with `check`, import each one and report its error."""
-    console = Console(json=json)
-    found = [_row(plugin, check) for kind in plugins.KINDS for plugin in plugins.registered(kind)]
+    """Print and return every plugin; `check` imports each one and reports errors."""
+    rows = [
+        {
+            "kind": plugins.SINGULAR[kind],
+            "name": plugin.name,
+            "package": plugin.package,
+            "version": plugin.version,
+            "state": _state(plugin, check),
+        }
+        for kind in plugins.KINDS
+        for plugin in plugins.registered(kind)
+    ]
     table = Table()
     for heading in ("kind", "name", "package", "version", "state"):
         table.add_column(heading, overflow="fold")
-    for row in found:
+    for row in rows:
         table.add_row(*row.values())
-    console.show(table)
-    return {"plugins": found}
+    Console(json=json).show(table)
+    return {"plugins": rows}
 
 
 def broken(result: dict[str, Any]) -> list[str]:
-    """Return what is wrong with the plugins that `show` found broken, a sentence each."""
+    """Return the distinct error messages in the result of `show`."""
     states = [row["state"] for row in result["plugins"]]
     return list(dict.fromkeys(s.removeprefix(_BROKEN) for s in states if s.startswith(_BROKEN)))
-
-
-def _row(plugin: plugins.Plugin, check: bool) -> dict[str, str]:
-    return {
-        "kind": plugins.SINGULAR[plugin.kind],
-        "name": plugin.name,
-        "package": plugin.package,
-        "version": plugin.version,
-        "state": _state(plugin, check),
-    }
 
 
 def _state(plugin: plugins.Plugin, check: bool) -> str:

@@ -1,4 +1,4 @@
-"""Recipe files: `extends`, `--set` and validation, with every mistake named at once."""
+"""Load recipe files: `extends`, `--set` and validation, reporting every mistake at once."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from firstcli import plugins
 from firstcli.errors import UserError, did_you_mean
 from firstcli.recipe.messages import SECTIONS_WITH_OPTIONS, sentences
 from firstcli.recipe.schema import DEFAULT_ARMS, Recipe
-from firstcli.recipe.yaml_nodes import Keys, Node, Place, dotted, parse
+from firstcli.recipe.yaml_nodes import Keys, Node, dotted, parse
 
 MAX_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedRecipe:
-    """A checked recipe and where it came from."""
+    """A validated recipe and its source."""
 
     recipe: Recipe
     resolved: dict[str, Any]
-    """The whole recipe as plain YAML values, defaults written out, local paths absolute."""
+    """The complete recipe as plain YAML values, with defaults and absolute local paths."""
     path: Path
     text: str
     """The file as the user wrote it."""
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """Read a recipe with what it extends, apply `key.path=value` overrides and check the result.
+    """Read a recipe and those it extends, apply `key.path=value` overrides, and validate.
 
     Raises:
-        UserError: one sentence for each mistake.
+        UserError: one message per mistake.
     """
     root = _overridden(_with_default_arms(read_merged(path)), overrides)
     try:
@@ -51,21 +51,19 @@ def read_text(path: Path) -> str:
     """Return the text of a recipe file.
 
     Raises:
-        UserError: there is none, or it is no text.
+        UserError: the file is missing, unreadable, too large, or not text.
     """
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise UserError(
-            f"{path}: there is no such file; `first init` lists recipes to start from"
-        ) from None
+        raise UserError(f"{path}: no such file; `first init` lists recipes to start from") from None
     except IsADirectoryError:
         raise UserError(f"{path}: this is a folder, expected a recipe file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     if len(data) > MAX_BYTES:
-        raise UserError(f"{path}: longer than {MAX_BYTES} bytes; this is no recipe")
+        raise UserError(f"{path}: larger than {MAX_BYTES} bytes; this is not a recipe")
     if b"\0" in data:
         raise UserError(f"{path}: this is a binary file, expected a recipe in YAML")
     try:
@@ -75,11 +73,18 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}:{line}: not UTF-8 text; save the recipe as UTF-8") from error
 
 
-def read_merged(path: Path, below: tuple[Path, ...] = ()) -> Node:
-    """Return a recipe file's root node, merged over the recipe that it extends.
+def read_merged(path: Path, extended_by: tuple[Path, ...] = ()) -> Node:
+    """Return the root node of a recipe file, merged over the recipe that it extends.
 
-    Mappings merge key by key; lists and scalars replace what they stand over; nothing (`key:` or
-    `key: null`) removes an inherited key, so that its default holds.
+    Mappings are merged key by key; lists and scalars replace the inherited value. An empty value
+    (`key:` or `key: null`) removes the inherited key, which restores its default.
+
+    Args:
+        path: the recipe file.
+        extended_by: the recipes through which this one was reached, to detect circles.
+
+    Raises:
+        UserError: a file cannot be read or parsed, or `extends` is wrong.
     """
     root = parse(read_text(path), str(path), path.absolute().parent)
     if root.value is None:
@@ -90,51 +95,50 @@ def read_merged(path: Path, below: tuple[Path, ...] = ()) -> Node:
             "expected keys such as 'name:' and 'train:'"
         )
     if "extends" not in root.value:
-        return Node(root.value, Place(str(path)))
-    parent = root.value["extends"]
-    if not isinstance(parent.value, str):
-        raise UserError(f"{parent.place}: extends: expected the path of another recipe")
-    other = Path(os.path.normpath(path.parent / Path(parent.value)))
-    chain = (*below, path)
-    if other.resolve() in [file.resolve() for file in chain]:
-        circle = " -> ".join(str(file) for file in (*chain, other))
-        raise UserError(f"{parent.place}: extends: recipes extend each other: {circle}")
-    if not other.is_file():
-        raise UserError(f"{parent.place}: extends: there is no file {other}")
+        return Node(root.value, str(path))
+    extends = root.value["extends"]
+    if not isinstance(extends.value, str):
+        raise UserError(f"{extends.place}: extends: expected the path of another recipe")
+    parent = Path(os.path.normpath(path.parent / Path(extends.value)))
+    chain = (*extended_by, path)
+    if parent.resolve() in [file.resolve() for file in chain]:
+        circle = " -> ".join(str(file) for file in (*chain, parent))
+        raise UserError(f"{extends.place}: extends: recipes extend each other: {circle}")
+    if not parent.is_file():
+        raise UserError(f"{extends.place}: extends: no such file: {parent}")
     own = {key: child for key, child in root.value.items() if key != "extends"}
-    return _merged(read_merged(other, chain), Node(own, Place(str(path))))
+    return _merged(read_merged(parent, chain), Node(own, str(path)))
 
 
-def _merged(under: Node | None, over: Node) -> Node:
-    if under is None or not isinstance(under.value, dict) or not isinstance(over.value, dict):
-        return over
-    children = dict(under.value)
-    for key, child in over.value.items():
+def _merged(inherited: Node | None, own: Node) -> Node:
+    if inherited is None or not (isinstance(inherited.value, dict) and isinstance(own.value, dict)):
+        return own
+    children = dict(inherited.value)
+    for key, child in own.value.items():
         if child.value is None and key in children:
             del children[key]
         else:
             children[key] = _merged(children.get(key), child)
-    return Node(children, over.place)
+    return Node(children, own.place)
 
 
 def _with_default_arms(root: Node) -> Node:
-    """Write the default arms out, so that `--set arms.first...` has something to change."""
+    """Write out the default arms, so that `--set arms.first...` can change them."""
     if "arms" in root.children:
         return root
-    place = Place(root.place.source)
-    arms = parse(json.dumps(DEFAULT_ARMS), place.source, Path.cwd()).moved_to(place)
+    arms = parse(json.dumps(DEFAULT_ARMS), root.place, Path.cwd(), root.place)
     return Node({**root.children, "arms": arms}, root.place)
 
 
 def _overridden(root: Node, overrides: Sequence[str]) -> Node:
-    wrong: list[str] = []
+    mistakes: list[str] = []
     for override in overrides:
         try:
             root = _with_override(root, override)
         except UserError as error:
-            wrong += error.messages
-    if wrong:
-        raise UserError(*wrong)
+            mistakes += error.messages
+    if mistakes:
+        raise UserError(*mistakes)
     return root
 
 
@@ -144,45 +148,52 @@ def _with_override(root: Node, override: str) -> Node:
         raise UserError(
             f"--set {override}: expected key.path=value, as in --set student.training.epochs=1"
         )
-    given = parse(text, f"--set {path}", Path.cwd()).moved_to(Place("--set"))
+    given = parse(text, f"--set {path}", Path.cwd(), "--set")
     return _replaced(root, (), path.strip().split("."), given)
 
 
-def _replaced(node: Node | None, at: Keys, parts: list[str], given: Node) -> Node:
-    """Return `node`, which stands at key path `at`, with the value at `parts` below replaced."""
+def _replaced(node: Node | None, keys: Keys, parts: list[str], given: Node) -> Node:
+    """Return a copy of a node in which one descendant is replaced.
+
+    Args:
+        node: the node to copy; None for a key that does not exist yet.
+        keys: the key path of `node` in the recipe, for messages.
+        parts: the rest of the key path, from `node` to the descendant.
+        given: the new value.
+    """
     if not parts:
         return given
     if node is None or node.value is None:
         node = Node({}, given.place)
     if isinstance(node.value, list):
-        index = _index(node.value, at, parts[0])
-        child = _replaced(node.value[index], (*at, index), parts[1:], given)
+        index = _index(node.value, keys, parts[0])
+        child = _replaced(node.value[index], (*keys, index), parts[1:], given)
         return Node([*node.value[:index], child, *node.value[index + 1 :]], node.place)
     if not isinstance(node.value, dict):
-        raise UserError(f"--set {dotted((*at, *parts))}: {dotted(at)} holds no keys")
+        raise UserError(f"--set {dotted((*keys, *parts))}: {dotted(keys)} has no keys")
     key, rest = _next_key(node.value, parts)
-    if at == ("arms",) and rest and key not in node.value:
+    if keys == ("arms",) and rest and key not in node.value:
         raise UserError(
-            f"--set {dotted((*at, *parts))}: the recipe has no arm '{key}'"
+            f"--set {dotted((*keys, *parts))}: the recipe has no arm '{key}'"
             f"{did_you_mean(key, node.value)}; its arms: {', '.join(node.value)}"
         )
     if not rest and given.value is None and key in node.value:
         return Node({name: child for name, child in node.value.items() if name != key}, node.place)
-    child = _replaced(node.value.get(key), (*at, key), rest, given)
+    child = _replaced(node.value.get(key), (*keys, key), rest, given)
     return Node({**node.value, key: child}, node.place)
 
 
-def _index(entries: list[Node], at: Keys, part: str) -> int:
+def _index(entries: list[Node], keys: Keys, part: str) -> int:
     if not part.isdecimal() or int(part) >= len(entries):
         raise UserError(
-            f"--set {dotted((*at, part))}: found '{part}', expected the number of one of the "
-            f"{len(entries)} entries of {dotted(at)}, counted from 0"
+            f"--set {dotted((*keys, part))}: found '{part}', expected the index of one of the "
+            f"{len(entries)} entries of {dotted(keys)}, counted from 0"
         )
     return int(part)
 
 
 def _next_key(children: dict[str, Node], parts: list[str]) -> tuple[str, list[str]]:
-    """Split off the next key: the longest that exists, for names of arms may hold dots."""
+    """Split off the next key: the longest that exists, because arm names may contain dots."""
     for count in range(len(parts), 1, -1):
         key = ".".join(parts[:count])
         if key in children:
@@ -191,25 +202,28 @@ def _next_key(children: dict[str, Node], parts: list[str]) -> tuple[str, list[st
 
 
 def schema() -> dict[str, Any]:
-    """Return a JSON Schema of recipe files, with which editors complete and check them.
+    """Return the JSON Schema of recipe files, for completion and checks in editors.
 
-    No key is required, for `extends` may bring any, and nothing (null) removes an inherited key.
+    No key is required, because `extends` may provide any, and null removes an inherited key.
     """
-    whole = Recipe.model_json_schema()
-    definitions = whole["$defs"]
-    for section, (kind, key) in SECTIONS_WITH_OPTIONS.items():
-        names = sorted({plugin.name for plugin in plugins.registered(kind)})
-        name = definitions[section]["properties"][key]
-        # Known names are offered; any other may be a plugin that is installed elsewhere.
+    recipe = Recipe.model_json_schema()
+    definitions = recipe["$defs"]
+    for title, section in SECTIONS_WITH_OPTIONS.items():
+        names = sorted({plugin.name for plugin in plugins.registered(section.kind)})
+        name = definitions[title]["properties"][section.key]
+        # Offer the known names, but allow any: its plugin may be installed elsewhere.
         if "const" not in name:
             name["anyOf"] = [{"enum": names}, {"type": name.pop("type")}]
-    arms = whole["properties"]["arms"]
+    arms = recipe["properties"]["arms"]
     arms["additionalProperties"] = {"anyOf": [arms["additionalProperties"], {"type": "null"}]}
-    for section in (whole, *definitions.values()):
-        section.pop("required", None)
-    extends = {"type": "string", "description": "Another recipe, relative to this one."}
+    for section_schema in (recipe, *definitions.values()):
+        section_schema.pop("required", None)
+    extends = {
+        "type": "string",
+        "description": "A recipe to inherit from; a path relative to this file.",
+    }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **whole,
-        "properties": {"extends": extends, **whole["properties"]},
+        **recipe,
+        "properties": {"extends": extends, **recipe["properties"]},
     }

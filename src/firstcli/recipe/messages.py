@@ -1,4 +1,4 @@
-"""What pydantic found wrong with a recipe, as sentences that name place, key, found, expected."""
+"""Turn pydantic's validation errors into sentences that name place, key, found and expected."""
 
 from __future__ import annotations
 
@@ -9,26 +9,31 @@ from pydantic import ValidationError
 from pydantic.errors import PydanticInvalidForJsonSchema
 
 from firstcli import plugins
-from firstcli.errors import did_you_mean
+from firstcli.errors import UserError, did_you_mean
+from firstcli.recipe.references import (
+    ModelSection,
+    PluginSection,
+    PosthocRef,
+    RecalibratorRef,
+    TaskRef,
+)
 from firstcli.recipe.schema import Recipe
-from firstcli.recipe.yaml_nodes import Keys, Node, Place, dotted
+from firstcli.recipe.yaml_nodes import Keys, Node, dotted
 
 Schema = Mapping[str, Any]
 
-SECTIONS_WITH_OPTIONS: dict[str, tuple[plugins.Kind, str]] = {
-    "TaskRef": ("tasks", "name"),
-    "RecalibratorRef": ("recalibrators", "name"),
-    "PosthocRef": ("recalibrators", "name"),
-    "ModelSection": ("families", "family"),
+SECTIONS_WITH_OPTIONS: dict[str, type[PluginSection]] = {
+    section.__name__: section for section in (TaskRef, RecalibratorRef, PosthocRef, ModelSection)
 }
-_NOT_SAID_BY_A_SCHEMA = ("value_error", "assertion_error", "string_pattern_mismatch")
+"""Sections that name a plugin, by their title in the JSON schema."""
+_NOT_IN_SCHEMA = ("value_error", "assertion_error", "string_pattern_mismatch")
 
 
 def sentences(error: ValidationError, root: Node) -> list[str]:
-    """Return one sentence a mistake, in the order of the recipe's sections."""
-    found: dict[Keys, str] = {}
+    """Return one sentence per mistake, in the order of the recipe's sections."""
+    messages: dict[Keys, str] = {}
     all_details = error.errors(include_url=False)
-    # Entries that are wrong do not count for pydantic, so it also calls a list of them too short.
+    # Pydantic does not count invalid entries, so it also calls a list of them too short.
     locations = [details["loc"] for details in all_details]
     parents = {loc[:depth] for loc in locations for depth in range(len(loc))}
     for details in all_details:
@@ -36,16 +41,19 @@ def sentences(error: ValidationError, root: Node) -> list[str]:
             continue
         keys, node, place, schema = _locate(details["loc"], root)
         if details["type"] == "extra_forbidden":
-            complaint = _unknown(str(keys[-1]), _locate(keys[:-1], root)[3])
+            complaint = _unknown_key(str(keys[-1]), _locate(keys[:-1], root)[3])
         else:
             complaint = _complaint(details, node, schema)
-        # The branches of a union complain one by one; the first speaks for all.
-        found.setdefault(keys, f"{place}: {dotted(keys)}: {complaint}")
-    return list(found.values())
+        # Each branch of a union has its own error; the first is enough.
+        messages.setdefault(keys, f"{place}: {dotted(keys)}: {complaint}")
+    return list(messages.values())
 
 
-def _locate(loc: Keys, root: Node) -> tuple[Keys, Node | None, Place, Schema]:
-    """Follow pydantic's location as far as recipe or schema know it, short of union branches."""
+def _locate(loc: Keys, root: Node) -> tuple[Keys, Node | None, str, Schema]:
+    """Follow pydantic's location as far as the recipe or its schema has it.
+
+    The rest of a location names branches of unions, which users do not see.
+    """
     node: Node | None = root
     place = root.place
     keys: Keys = ()
@@ -54,31 +62,33 @@ def _locate(loc: Keys, root: Node) -> tuple[Keys, Node | None, Place, Schema]:
         child = node.child(key) if node else None
         if child is None and key not in schema.get("properties", {}):
             break
-        if key == "options" and schema.get("title") in SECTIONS_WITH_OPTIONS:
-            schema, definitions = _options_schema(node, schema["title"])
-        else:
-            schema = _inner(schema, key, definitions)
+        section = SECTIONS_WITH_OPTIONS.get(schema.get("title", ""))
+        name = node.child(section.key) if section and node else None
+        schema = _inner(schema, key, definitions)
+        if key == "options" and section and name:
+            schema, definitions = _options_schema(section.kind, str(name.value), schema)
         node, keys = child, (*keys, key)
         place = child.place if child else place
     return keys, node, place, schema
 
 
+def _options_schema(kind: plugins.Kind, name: str, any_plugin: Schema) -> tuple[Schema, Schema]:
+    try:
+        return _schema_of(plugins.load(kind, name).Options)
+    except UserError:  # reported as a mistake in the name
+        return any_plugin, {}
+
+
 def _schema_of(model: Any) -> tuple[Schema, Schema]:
     try:
         schema = model.model_json_schema()
-    except PydanticInvalidForJsonSchema:  # an option of a type that JSON has no word for
+    except PydanticInvalidForJsonSchema:  # an option whose type JSON Schema cannot express
         return {}, {}
     return schema, schema.get("$defs", {})
 
 
-def _options_schema(section: Node | None, title: str) -> tuple[Schema, Schema]:
-    kind, key = SECTIONS_WITH_OPTIONS[title]
-    name = section.child(key) if section else None
-    return _schema_of(plugins.load(kind, str(name.value)).Options) if name else ({}, {})
-
-
 def _inner(schema: Schema, key: str | int, definitions: Schema) -> Schema:
-    """Return the schema of what stands under a key, through references and `or nothing`."""
+    """Return the schema of a key's value, resolving references and optional values."""
     inner = (
         schema.get("items", {})
         if isinstance(key, int)
@@ -102,13 +112,13 @@ def _complaint(details: Any, node: Node | None, schema: Schema) -> str:
         return text
     if kind == "missing" and node is None:
         return f"missing, expected {expected or 'a value'}"
-    if kind in _NOT_SAID_BY_A_SCHEMA or not expected:
+    if kind in _NOT_IN_SCHEMA or not expected:
         text = text.removeprefix("Value error, ").removeprefix("Assertion failed, ")
         return f"{text} (found {_found(node)})" if node else text
     return f"found {_found(node)}, expected {expected}{_hint(node, schema)}"
 
 
-def _unknown(key: str, section: Schema) -> str:
+def _unknown_key(key: str, section: Schema) -> str:
     known = sorted(section.get("properties", {}))
     return f"unknown key{did_you_mean(key, known)}; known: {', '.join(known) or 'none'}"
 
@@ -130,18 +140,18 @@ def _found(node: Node | None) -> str:
 
 
 def _hint(node: Node | None, schema: Schema) -> str:
-    """A word that YAML took for a yes or a number, where text was expected, lacks its quotes."""
+    """Suggest quotes where YAML reads a word as a boolean or number, but text is expected."""
     if node is None or not isinstance(node.value, bool | int | float):
         return ""
-    wants_text = any(
+    expects_text = any(
         branch.get("type") == "string" and node.written in branch.get("enum", [node.written])
         for branch in (schema, *schema.get("anyOf", ()))
     )
-    return "; put it in quotes if it is meant as text" if wants_text else ""
+    return "; put it in quotes if it is meant as text" if expects_text else ""
 
 
 def _expected(schema: Schema) -> str:
-    """Say in words what a JSON schema allows."""
+    """Describe in words the values that a JSON schema allows."""
     if "anyOf" in schema:
         branches = [_expected(branch) for branch in schema["anyOf"]]
         return " or ".join(dict.fromkeys(branch for branch in branches if branch))
@@ -149,14 +159,14 @@ def _expected(schema: Schema) -> str:
         return " or ".join(repr(value) for value in schema["enum"])
     if "const" in schema:
         return repr(schema["const"])
-    words = _WORDS.get(schema.get("type", ""), "")
+    noun = _NOUNS.get(schema.get("type", ""), "")
     if schema.get("type") == "object" and schema.get("required"):
-        return f"{words} with {' and '.join(repr(key) for key in schema['required'])}"
+        return f"{noun} with {' and '.join(repr(key) for key in schema['required'])}"
     limits = [words.format(schema[key]) for key, words in _LIMITS.items() if key in schema]
-    return " ".join((words, " and ".join(limits))).strip()
+    return f"{noun} {' and '.join(limits)}".strip()
 
 
-_WORDS = {
+_NOUNS = {
     "number": "a number",
     "integer": "a whole number",
     "string": "text",

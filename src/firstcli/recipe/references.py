@@ -1,4 +1,4 @@
-"""Parts of a recipe that name what is outside it: plugins with their options, models, folders."""
+"""Parts of a recipe that refer to something outside it: plugins, models and folders."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import (
     AfterValidator,
@@ -14,11 +14,14 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationInfo,
+    WithJsonSchema,
+    field_serializer,
     field_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from firstcli import plugins
+from firstcli.api import ModelFamily, PluginOptions, Recalibrator, Task
 from firstcli.errors import UserError
 
 _FOLDER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
@@ -26,13 +29,13 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def mistake(text: str) -> PydanticCustomError:
-    """Return what a validator raises to refuse a value with a sentence of ours."""
+    """Return the exception with which a validator refuses a value; `text` is shown unchanged."""
     return PydanticCustomError("recipe", "{text}", {"text": text})
 
 
 @contextmanager
 def _user_errors_as_mistakes() -> Iterator[None]:
-    """Let a plugin's complaint stand beside all others, with its key path."""
+    """Report a plugin's error together with all other mistakes, at its key path."""
     try:
         yield
     except UserError as error:
@@ -50,9 +53,9 @@ def _folder_name(name: str) -> str:
 
 def _arm_name(name: str) -> str:
     if name.casefold() == "teacher":
-        raise mistake("'teacher' is reserved for the teacher; choose another name for the arm")
+        raise mistake("'teacher' is reserved for the teacher; choose a different name for the arm")
     if name.endswith(".manifest"):
-        raise mistake("a name that ends in '.manifest' is reserved for files of firstcli")
+        raise mistake("names ending in '.manifest' are reserved for firstcli's own files")
     return _folder_name(name)
 
 
@@ -60,25 +63,8 @@ FolderName = Annotated[str, AfterValidator(_folder_name)]
 ArmName = Annotated[str, AfterValidator(_arm_name)]
 
 
-def _known(kind: plugins.Kind, name: str) -> str:
-    with _user_errors_as_mistakes():
-        plugins.load(kind, name)
-    return name
-
-
-def _checked_options(
-    kind: plugins.Kind, name: str | None, options: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the options as the plugin reads them, paths absolute, unless its name is at fault."""
-    if name is None:
-        return options
-    with _user_errors_as_mistakes():
-        model: BaseModel = plugins.load(kind, name).Options.model_validate(options)
-    return model.model_dump(mode="json", exclude_unset=True)
-
-
-def _located(checkpoint: str) -> str:
-    """Return the absolute path of a local folder, or a hub id as it is."""
+def _resolved_checkpoint(checkpoint: str) -> str:
+    """Return the absolute path of a local folder, or a hub id unchanged."""
     base: Path = getattr(checkpoint, "base", Path.cwd())
     text = str(checkpoint)
     try:
@@ -95,8 +81,8 @@ def _located(checkpoint: str) -> str:
     return text
 
 
-class Section(BaseModel):
-    """A part of the recipe: unknown keys are refused, values are not coerced, nothing changes."""
+class RecipeSection(BaseModel):
+    """A section of the recipe: immutable, without unknown keys or coercion of values."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -107,56 +93,113 @@ class Section(BaseModel):
     )
 
 
-class PluginRef(Section):
-    """A plugin by its name, with its options."""
+Options = Annotated[PluginOptions, WithJsonSchema({"type": "object", "additionalProperties": True})]
+
+
+class PluginSection(RecipeSection):
+    """A section that names a plugin and holds its options, validated once by the plugin's model.
+
+    Subclasses declare the field `key`, which names the plugin, and after it the field `options`.
+    """
 
     kind: ClassVar[plugins.Kind]
+    key: ClassVar[str] = "name"
+    if TYPE_CHECKING:  # pydantic must not see it here, or it would precede the name
+        options: Options
+
+    @property
+    def plugin(self) -> Any:
+        """The plugin's class."""
+        return plugins.load(self.kind, getattr(self, self.key))
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options that the recipe states, as JSON values, with absolute paths."""
+        return self.options.model_dump(mode="json", exclude_unset=True)
+
+    @property
+    def effective(self) -> dict[str, Any]:
+        """All options including defaults, as JSON values."""
+        return self.options.model_dump(mode="json")
+
+    @property
+    def identity(self) -> str:
+        """The plugin's distribution and format, as `plugins.identity` returns them."""
+        return plugins.identity(self.kind, getattr(self, self.key))
+
+    @field_validator("name", "family", check_fields=False)
+    @classmethod
+    def _exists(cls, name: str) -> str:
+        with _user_errors_as_mistakes():
+            plugins.load(cls.kind, name)
+        return name
+
+    @field_validator("options", mode="plain", check_fields=False)
+    @classmethod
+    def _fit_the_plugin(cls, options: Any, info: ValidationInfo) -> Any:
+        if cls.key in info.data:
+            with _user_errors_as_mistakes():
+                return plugins.load(cls.kind, info.data[cls.key]).Options.model_validate(options)
+        if not isinstance(options, dict):
+            raise PydanticKnownError("dict_type")
+        return options  # cannot be checked; the error in the name fails the recipe
+
+    @field_serializer("options", check_fields=False)
+    def _as_given(self, _: PluginOptions) -> dict[str, Any]:
+        return self.given
+
+
+class PluginRef(PluginSection):
+    """A plugin by its name, with its options."""
 
     name: str
     """The plugin's name, as `first plugins` lists it."""
-    options: dict[str, Any] = Field(default_factory=dict, validate_default=True)
+    options: Options = Field(default_factory=cast(Any, dict), validate_default=True)
     """The plugin's own options."""
-
-    @field_validator("name")
-    @classmethod
-    def _exists(cls, name: str) -> str:
-        return _known(cls.kind, name)
-
-    @field_validator("options")
-    @classmethod
-    def _fit_the_plugin(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        return _checked_options(cls.kind, info.data.get("name"), options)
 
 
 class TaskRef(PluginRef):
-    """A task: where samples come from."""
+    """A task: the source of samples."""
 
     kind = "tasks"
 
+    def build(self) -> Task[Any]:
+        """Return the task with its options."""
+        task: Task[Any] = self.plugin(self.options)
+        return task
+
 
 class RecalibratorRef(PluginRef):
-    """A recalibrator: what makes the teacher's probabilities trustworthy."""
+    """A recalibrator: corrects the teacher's top-k probabilities."""
 
     kind = "recalibrators"
 
+    def build(self) -> Recalibrator[Any]:
+        """Return a new, unfitted recalibrator with its options."""
+        recalibrator: Recalibrator[Any] = self.plugin(self.options)
+        return recalibrator
+
 
 class PosthocRef(RecalibratorRef):
-    """What follows a trained model: `logit-temperature`, fitted by NLL unless told otherwise."""
+    """A recalibrator of a trained model: `logit-temperature`, fitted by NLL by default."""
 
     # It is applied to the candidates, of which only some may be among the top k.
     name: Literal["logit-temperature"]
-    """The one recalibrator that can follow a model."""
+    """The only recalibrator that can follow a model."""
 
     @field_validator("options", mode="before")
     @classmethod
     def _by_nll(cls, options: object) -> object:
         if isinstance(options, dict) and options.get("temperature") is not None:
-            raise mistake("its temperature is fitted, for each model its own; leave it out")
+            raise mistake("its temperature is fitted for each model; leave it out")
         return {"criterion": "nll", **options} if isinstance(options, dict) else options
 
 
-class ModelSection(Section):
-    """A model: the family that loads it and where its weights start."""
+class ModelSection(PluginSection):
+    """A model: the family that loads it, and its initial weights."""
+
+    kind = "families"
+    key = "family"
 
     family: str
     """The family plugin, for example `causal-lm` or `scratch`."""
@@ -164,17 +207,17 @@ class ModelSection(Section):
     """A Hugging Face hub id, or a folder: absolute, or relative to this recipe."""
     revision: str | None = None
     """Branch, tag or commit of the hub id; default: its main branch."""
-    options: dict[str, Any] = Field(default_factory=dict, validate_default=True)
+    options: Options = Field(default_factory=cast(Any, dict), validate_default=True)
     """The family's own options."""
 
-    @field_validator("family")
-    @classmethod
-    def _exists(cls, family: str) -> str:
-        return _known("families", family)
+    def build(self) -> ModelFamily[Any]:
+        """Return the model's family with its options."""
+        family: ModelFamily[Any] = self.plugin(self.options)
+        return family
 
     @field_validator("checkpoint", mode="before")
     @classmethod
-    def _wanted_and_located(cls, checkpoint: object, info: ValidationInfo) -> object:
+    def _suits_the_family(cls, checkpoint: object, info: ValidationInfo) -> object:
         family = info.data.get("family")
         if family is not None:
             needed = plugins.load("families", family).needs_checkpoint
@@ -182,16 +225,11 @@ class ModelSection(Section):
                 raise mistake(f"missing; family '{family}' needs a hub id or a folder")
             if not needed and checkpoint is not None:
                 raise mistake(f"family '{family}' takes no checkpoint; leave it out")
-        return _located(checkpoint) if isinstance(checkpoint, str) else checkpoint
+        return _resolved_checkpoint(checkpoint) if isinstance(checkpoint, str) else checkpoint
 
     @field_validator("revision")
     @classmethod
-    def _of_a_checkpoint(cls, revision: str | None, info: ValidationInfo) -> str | None:
-        if revision is not None and info.data.get("checkpoint", "at fault") is None:
-            raise mistake("means nothing without a checkpoint; leave it out")
+    def _needs_a_checkpoint(cls, revision: str | None, info: ValidationInfo) -> str | None:
+        if revision is not None and info.data.get("checkpoint", "invalid") is None:
+            raise mistake("has no meaning without a checkpoint; leave it out")
         return revision
-
-    @field_validator("options")
-    @classmethod
-    def _fit_the_family(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        return _checked_options("families", info.data.get("family"), options)

@@ -1,11 +1,10 @@
-"""The recipe: what a run is made of, every key documented and checked."""
+"""The recipe: every key of a run, documented and checked."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, cast
 
-import numpy as np
 from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
@@ -16,17 +15,15 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails
 
-from firstcli import plugins
 from firstcli.api import ModelFamily, Recalibrator, Task
 from firstcli.errors import UserError
 from firstcli.recipe.references import (
     ArmName,
     FolderName,
     ModelSection,
-    PluginRef,
     PosthocRef,
     RecalibratorRef,
-    Section,
+    RecipeSection,
     TaskRef,
     mistake,
 )
@@ -38,21 +35,23 @@ def _divides(micro_batch_size: int | None, batch_size: int | None) -> bool:
     return not micro_batch_size or not batch_size or batch_size % micro_batch_size == 0
 
 
-class Training(Section):
-    """How a model is trained: AdamW, cosine schedule, 3 % of the steps warm-up (paper, A.1)."""
+class Training(RecipeSection):
+    """Training settings: AdamW, cosine schedule, warm-up over 3 % of the steps (paper, A.1)."""
 
     epochs: float = Field(default=3, gt=0)
-    """Passes over the training part, not necessarily whole ones; the paper's (A.1) by default."""
+    """Passes over the training part; fractions are allowed. The default is the paper's (A.1)."""
     learning_rate: float = Field(default=2e-5, gt=0)
-    """Peak AdamW step size; the paper (A.1) gives 2e-5 for teachers, for students it is ours."""
+    """Peak learning rate of AdamW. The paper (A.1) states 2e-5 for teachers; for students the
+    default is an assumption."""
     batch_size: int = Field(default=32, ge=1)
-    """Sequences an optimizer step, over all processes; the paper (A.1) has 32 on each of 8 GPUs."""
+    """Sequences per optimizer step, summed over all processes. The paper (A.1) uses 32 on each of
+    8 GPUs, which is 256."""
     micro_batch_size: int | None = Field(default=None, ge=1)
-    """Sequences a device takes at a time: divides batch_size, never changes a result; default:
-    chosen by firstcli."""
+    """Sequences per forward pass on one device. It must divide batch_size and never changes the
+    result. Default: chosen by firstcli."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the weights train in. With float32 the arithmetic is bfloat16 where the hardware has
-    it; bfloat16 weights do not feel small steps."""
+    """Data type of the weights during training. With float32 weights, the arithmetic runs in
+    bfloat16 where the hardware supports it; bfloat16 weights lose small updates to rounding."""
 
     @field_validator("micro_batch_size")
     @classmethod
@@ -62,8 +61,8 @@ class Training(Section):
         return micro
 
 
-class TrainingOverrides(Section):
-    """What one arm trains with instead of `student.training`, key by key."""
+class TrainingOverrides(RecipeSection):
+    """One arm's changes to `student.training`, key by key."""
 
     epochs: float | None = Field(default=None, gt=0)
     learning_rate: float | None = Field(default=None, gt=0)
@@ -72,180 +71,193 @@ class TrainingOverrides(Section):
     dtype: Literal["float32", "bfloat16"] | None = None
 
 
-class Train(Section):
-    """What teacher and students learn from."""
+class Train(RecipeSection):
+    """The training data of teacher and students."""
 
     task: TaskRef
-    """The task whose training split is learnt."""
+    """The task whose training split is used."""
     validation: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the training split that is held out: recalibrators are fitted on it, no model is
+    """Fraction of the training split that is held out. Recalibrators are fitted on it; no model is
     trained on it."""
     too_long: Literal["error", "drop"] = "error"
-    """What becomes of samples that are longer than a model's context."""
+    """What to do with samples that exceed a model's context: stop with an error, or drop them."""
 
 
-class Evaluation(Section):
-    """A task that teacher and students are judged on."""
+class Evaluation(RecipeSection):
+    """A task on which teacher and students are evaluated."""
 
     task: TaskRef
-    """A task whose samples have candidates."""
+    """A task whose samples have candidate answers."""
     name: FolderName = Field(default=None, validate_default=True)
-    """Unique name of the evaluation; default: the task's."""
+    """Unique name of the evaluation. Default: the task's name."""
     split: str = "test"
-    """Which of the task's splits."""
+    """The task's split to evaluate on."""
 
     @field_validator("task")
     @classmethod
     def _has_candidates(cls, task: TaskRef) -> TaskRef:
-        if not plugins.load("tasks", task.name).has_candidates:
-            raise mistake(f"task '{task.name}' has no candidates, so no model can be judged on it")
+        if not task.plugin.has_candidates:
+            raise mistake(
+                f"task '{task.name}' has no candidates, so models cannot be evaluated on it"
+            )
         return task
 
     @field_validator("name", mode="before")
     @classmethod
-    def _or_the_task_s(cls, name: object, info: ValidationInfo) -> object:
+    def _task_name_by_default(cls, name: object, info: ValidationInfo) -> object:
         if name is not None:
             return name
         return info.data["task"].name if "task" in info.data else "unnamed"
 
 
-class MetricsSettings(Section):
-    """What the report computes; changing it reruns no model."""
+class MetricsSettings(RecipeSection):
+    """Settings of the report. Changing them reruns no model."""
 
     bins: int = Field(default=10, ge=1)
-    """Bins of equal width for ECE; the paper (5.3) has 10."""
+    """Number of equal-width bins for the ECE; the paper (5.3) uses 10."""
     confidence: Literal["candidates", "full"] = "candidates"
-    """The prediction's probability among the candidates, or in the whole vocabulary."""
+    """Which probability counts as confidence: the prediction's probability renormalised over the
+    candidates (`candidates`), or over the whole vocabulary (`full`)."""
 
 
-class Teacher(Section):
-    """The model that knows."""
+class Teacher(RecipeSection):
+    """The teacher: the model whose probabilities the students learn."""
 
     model: ModelSection
-    """Where the teacher starts."""
+    """The teacher's family and initial weights."""
     finetune: Training | None = None
-    """How it is fine-tuned on the training part; leave out for one that already is."""
+    """How the teacher is fine-tuned on the training part. Leave it out if the checkpoint is already
+    fine-tuned."""
     posthoc: PosthocRef | None = None
-    """Also evaluate the teacher followed by its own temperature, as `teacher + T`."""
+    """Also evaluate the teacher with its own fitted temperature, as `teacher + T`."""
 
 
-class Student(Section):
-    """The model that learns; every arm trains one."""
+class Student(RecipeSection):
+    """The student: the model that every arm trains."""
 
     model: ModelSection
-    """Where every student starts."""
+    """The student's family and initial weights."""
     training: Training = Training()
     """How every student is trained."""
 
 
-class KnowledgeSection(Section):
-    """What is kept of the teacher's predictions."""
+class KnowledgeSection(RecipeSection):
+    """What is stored of the teacher's predictions."""
 
     top_k: int = Field(default=5, ge=1)
-    """Most likely tokens kept at each position; the paper (4.1) has 5."""
+    """Number of most likely tokens stored per position; the paper (4.1) uses 5."""
     precision: Literal["standard", "compact"] = "standard"
-    """How finely probabilities are stored; for top_k = 5, 10.4 or 8.9 bytes a position of text.
+    """Precision of the stored probabilities. With top_k = 5, a position of text takes 10.4 bytes
+    (`standard`) or 8.9 bytes (`compact`).
 
-    No probability is off by more than 0.005 (standard) or 0.025 (compact), most by far less.
+    The error of a probability is at most 0.005 (`standard`) or 0.025 (`compact`), and usually far
+    smaller.
     """
     folds: int | None = Field(default=None, ge=2)
-    """Fine-tune this many more teachers, each on all but one part of the training rows, and take
-    each row's probabilities from the one that has not seen it; default: from the teacher itself."""
+    """Fine-tune this many additional teachers, each on all but one fold of the training samples,
+    and take each sample's probabilities from the teacher that was not trained on it. Default: take
+    them from the teacher itself."""
 
     def stored(self) -> dict[str, Any]:
-        """Return what every shard is made with."""
+        """Return the settings that determine the contents of every shard."""
         return self.model_dump(include={"top_k", "precision"})
 
 
-class Arm(Section):
-    """One way to teach a student.
+class Arm(RecipeSection):
+    """One way to train a student.
 
-    Once checked, a knowledge arm has a recalibrator, an objective and a mass; a labels arm none.
+    After validation, a knowledge arm has a recalibrator, an objective and a mass; a labels arm has
+    none of them.
     """
 
     learn: Literal["knowledge", "labels"] = "knowledge"
-    """From the teacher's probabilities, or from the data's labels as a baseline."""
+    """Learn from the teacher's probabilities (`knowledge`), or from the data's labels as a baseline
+    (`labels`)."""
     recalibrator: RecalibratorRef | None = Field(default=None, validate_default=True)
-    """What re-calibrates the teacher's probabilities; default: `none`."""
+    """The recalibrator of the teacher's probabilities. Default: `none`."""
     objective: Literal["topk-tail", "topk-renormalized"] | None = Field(
         default=None, validate_default=True
     )
-    """The loss (paper, Eq. 5): `topk-tail` (default) takes the student's probabilities as they are,
-    `topk-renormalized` renormalizes both sides over the k tokens."""
+    """The loss (paper, Eq. 5). `topk-tail` (default) uses the student's probabilities from the full
+    softmax; `topk-renormalized` renormalises both sides over the k tokens."""
     mass: Literal["teacher", "one"] | None = Field(default=None, validate_default=True)
-    """What the k tokens are taught to sum to: the teacher's sum (default), or 1 (the paper's)."""
+    """Target sum of the k probabilities: the teacher's sum (`teacher`, default), or 1 (`one`, the
+    paper's choice)."""
     recalibrate: Literal["decisive", "all"] | None = None
-    """Which positions are re-calibrated: the one that decides between the candidates, or all of
-    the response. Default: `decisive` for tasks with candidates, else `all`."""
+    """Which positions are recalibrated: only the answer position, which distinguishes the
+    candidates (`decisive`), or all positions of the response (`all`). Default: `decisive` for tasks
+    with candidates, otherwise `all`."""
     top_k: int | None = Field(default=None, ge=1)
-    """How many of the stored `knowledge.top_k` tokens are learnt from; default: all."""
+    """How many of the stored `knowledge.top_k` tokens to learn from. Default: all."""
     out_of_fold: bool | None = None
-    """From teachers that have not seen the row (`knowledge.folds`); default: where there are some.
-    """
+    """Take each sample's probabilities from the teacher that was not trained on it
+    (`knowledge.folds`). Default: true if there are folds."""
     training: TrainingOverrides | None = None
-    """What this arm changes of `student.training`."""
+    """Changes to `student.training` for this arm."""
     posthoc: PosthocRef | None = None
-    """Also evaluate the student followed by its own temperature, as `<arm> + T`."""
+    """Also evaluate the student with its own fitted temperature, as `<arm> + T`."""
 
     @field_validator(
         "recalibrator", "objective", "mass", "recalibrate", "top_k", "out_of_fold", mode="before"
     )
     @classmethod
-    def _meaningful_or_default(cls, value: object, info: ValidationInfo) -> object:
+    def _applicable_or_default(cls, value: object, info: ValidationInfo) -> object:
         learn, objective = info.data.get("learn"), info.data.get("objective")
         renormalized = info.field_name == "mass" and objective == "topk-renormalized"
         if value is not None and learn == "labels":
-            raise mistake("means nothing with 'learn: labels'; leave it out")
+            raise mistake("has no meaning with 'learn: labels'; leave it out")
         if value is not None and renormalized:
-            raise mistake("means nothing with 'objective: topk-renormalized'; leave it out")
+            raise mistake("has no meaning with 'objective: topk-renormalized'; leave it out")
         if value is not None or learn != "knowledge":
             return value
         defaults = {"recalibrator": {"name": "none"}, "objective": "topk-tail"}
         return {**defaults, "mass": "one" if renormalized else "teacher"}.get(str(info.field_name))
 
     @model_serializer(mode="wrap")
-    def _as_a_recipe_says_it(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_implied_mass(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out the mass that `topk-renormalized` implies: a recipe may not state it."""
-        said: dict[str, Any] = handler(self)
+        values: dict[str, Any] = handler(self)
         if self.objective == "topk-renormalized":
-            said.pop("mass", None)
-        return said
+            values.pop("mass", None)
+        return values
 
 
-class Recipe(Section):
-    """A run of firstcli: data, teacher, student and the arms to compare."""
+class Recipe(RecipeSection):
+    """A run of firstcli: the data, the teacher, the student and the arms to compare."""
 
     name: FolderName
     """Name of the run and of its folder: letters, digits, '.', '_', '-'."""
     seed: int = Field(default=1234, ge=0, lt=2**32)
-    """Drives every random choice of the run."""
+    """Seed of every random choice in the run."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(strict=False)] = ()
-    """Train every arm once with each of these seeds, for mean and spread; default: with `seed`."""
+    """Train every arm once with each of these seeds, to report mean and spread. Default: once, with
+    `seed`."""
     train: Train
-    """What teacher and students learn from."""
+    """The training data of teacher and students."""
     evaluate: Annotated[tuple[Evaluation, ...], Field(strict=False)] = Field(min_length=1)
-    """What teacher and students are judged on."""
+    """The evaluations of teacher and students."""
     metrics: MetricsSettings = MetricsSettings()
-    """How the report measures; changing it reruns no model."""
+    """Settings of the report. Changing them reruns no model."""
     teacher: Teacher | None = None
-    """The teacher; may be left out if every arm learns from labels."""
+    """The teacher. It may be left out if every arm learns from labels."""
     student: Student
     """The student."""
     knowledge: KnowledgeSection = KnowledgeSection()
-    """What is kept of the teacher's predictions."""
+    """What is stored of the teacher's predictions."""
     arms: dict[ArmName, Arm] = Field(
         default_factory=lambda: cast(Any, DEFAULT_ARMS), validate_default=True, min_length=1
     )
-    """One student each, by name; default: `first` alone, with temperature scaling."""
+    """The arms by name; each trains one student. Default: the arm `first`, with temperature
+    scaling."""
     trainer: dict[str, Any] = Field(default_factory=dict)
     """Any field of transformers.TrainingArguments that firstcli does not set itself."""
 
     @field_validator("evaluate")
     @classmethod
-    def _unique_names(cls, evaluations: tuple[Evaluation, ...]) -> tuple[Evaluation, ...]:
+    def _names_are_unique(cls, evaluations: tuple[Evaluation, ...]) -> tuple[Evaluation, ...]:
         names = [evaluation.name.casefold() for evaluation in evaluations]
         _raise_all(
-            ((i, "name"), f"'{evaluations[i].name}' names two evaluations; give one another 'name'")
+            ((i, "name"), f"two evaluations are named '{evaluations[i].name}'; rename one")
             for i, name in enumerate(names)
             if name in names[:i]
         )
@@ -253,22 +265,21 @@ class Recipe(Section):
 
     @field_validator("seeds")
     @classmethod
-    def _different(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+    def _seeds_are_unique(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(seeds)) < len(seeds):
             raise mistake(f"found {list(seeds)}, expected seeds that all differ")
         return seeds
 
     @field_validator("teacher")
     @classmethod
-    def _can_be_followed(cls, teacher: Teacher | None, info: ValidationInfo) -> Teacher | None:
-        if teacher and teacher.posthoc:
-            complaint = _posthoc_misfit(info.data.get("train"))
-            _raise_all([(("posthoc",), complaint)] if complaint else [])
+    def _posthoc_can_be_fitted(cls, teacher: Teacher | None, info: ValidationInfo) -> Any:
+        if teacher and teacher.posthoc and (problem := _posthoc_problem(info.data.get("train"))):
+            _raise_all([(("posthoc",), problem)])
         return teacher
 
     @field_validator("knowledge")
     @classmethod
-    def _can_be_folded(cls, section: KnowledgeSection, info: ValidationInfo) -> KnowledgeSection:
+    def _folds_can_be_trained(cls, section: KnowledgeSection, info: ValidationInfo) -> Any:
         teacher: Teacher | None = info.data.get("teacher")
         if section.folds and teacher and teacher.finetune is None:
             text = "each fold's teacher is fine-tuned, but there is no teacher.finetune; add it"
@@ -277,19 +288,19 @@ class Recipe(Section):
 
     @field_validator("arms")
     @classmethod
-    def _suit_the_recipe(cls, arms: dict[str, Arm], info: ValidationInfo) -> dict[str, Arm]:
+    def _fit_the_recipe(cls, arms: dict[str, Arm], info: ValidationInfo) -> dict[str, Arm]:
         folded = [name.casefold() for name in arms]
-        twins = (
+        duplicates = (
             ((name,), "differs from another arm's name in case only")
             for i, name in enumerate(arms)
             if folded[i] in folded[:i]
         )
-        misfits = (
+        conflicts = (
             ((name, *keys), text)
             for name, arm in arms.items()
-            for keys, text in _misfits(arm, info.data)
+            for keys, text in _conflicts(arm, info.data)
         )
-        _raise_all((*twins, *misfits))
+        _raise_all((*duplicates, *conflicts))
         return arms
 
 
@@ -299,23 +310,23 @@ def _raise_all(mistakes: Iterable[tuple[tuple[int | str, ...], str]]) -> None:
         raise ValidationError.from_exception_data("recipe", details)
 
 
-def _misfits(arm: Arm, sections: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield key path and sentence of what an arm wants of the recipe's other, valid sections."""
+def _conflicts(arm: Arm, sections: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield key path and message of every conflict of an arm with the recipe's valid sections."""
     train: Train | None = sections.get("train")
     student: Student | None = sections.get("student")
-    if arm.learn == "knowledge" and sections.get("teacher", "at fault") is None:
-        yield (), "learns from a teacher, but the recipe has none; add 'teacher' or 'learn: labels'"
-    if complaint := _recalibrator_misfit(arm, train, sections.get("knowledge")):
-        yield ("recalibrator",), complaint
     knowledge: KnowledgeSection | None = sections.get("knowledge")
+    if arm.learn == "knowledge" and sections.get("teacher", "invalid") is None:
+        yield (), "learns from a teacher, but the recipe has none; add 'teacher' or 'learn: labels'"
+    if problem := _recalibrator_problem(arm, train, knowledge):
+        yield ("recalibrator",), problem
     if knowledge and arm.top_k and arm.top_k > knowledge.top_k:
-        text = f"{arm.top_k} is more than the {knowledge.top_k} of knowledge.top_k; raise that"
+        text = f"{arm.top_k} exceeds knowledge.top_k, which is {knowledge.top_k}; raise that"
         yield ("top_k",), text
     if knowledge and arm.out_of_fold and not knowledge.folds:
         yield ("out_of_fold",), "there are no folds; set knowledge.folds, for example to 5"
-    if arm.posthoc and (complaint := _posthoc_misfit(train)):
-        yield ("posthoc",), complaint
-    if train and arm.recalibrate == "decisive" and not task_of(train.task).has_candidates:
+    if arm.posthoc and (problem := _posthoc_problem(train)):
+        yield ("posthoc",), problem
+    if train and arm.recalibrate == "decisive" and not train.task.build().has_candidates:
         yield ("recalibrate",), f"task '{train.task.name}' has no candidates; expected 'all'"
     if student:
         training = training_of(student, arm)
@@ -327,66 +338,58 @@ def _misfits(arm: Arm, sections: Mapping[str, Any]) -> Iterator[tuple[tuple[str,
             )
 
 
-def _posthoc_misfit(train: Train | None) -> str | None:
-    if train is None:
-        return None
-    if train.validation == 0:
-        return "its temperature is fitted on held-out rows, but train.validation is 0; raise it"
-    if not task_of(train.task).has_candidates:
+def _posthoc_problem(train: Train | None) -> str | None:
+    if train and train.validation == 0:
+        return "its temperature is fitted on held-out samples, but train.validation is 0; raise it"
+    if train and not train.task.build().has_candidates:
         return f"task '{train.task.name}' has no candidates to decide between; leave it out"
     return None
 
 
-def _recalibrator_misfit(
+def _recalibrator_problem(
     arm: Arm, train: Train | None, knowledge: KnowledgeSection | None
 ) -> str | None:
     if arm.recalibrator is None:
         return None
     try:
-        recalibrator = recalibrator_of(arm)
+        recalibrator = arm.recalibrator.build()
         if recalibrator.needs_fit:
-            unfit = train is not None and train.validation == 0
-            name = arm.recalibrator.name
-            return (
-                f"'{name}' is fitted on held-out rows, but train.validation is 0" if unfit else None
-            )
-        if knowledge:  # some need more than one token; better to hear of it before hours are spent
+            if train and train.validation == 0:
+                name = arm.recalibrator.name
+                return f"'{name}' is fitted on held-out samples, but train.validation is 0"
+        elif knowledge:
+            import numpy as np  # here, because recipes without recalibrators load without it
+
             width = arm.top_k or knowledge.top_k
-            recalibrator.transform(np.full((1, width), 1 / width))
+            recalibrator.transform(np.full((1, width), 1 / width))  # some need more than one token
     except UserError as error:
         return str(error)
     return None
 
 
 def training_of(student: Student, arm: Arm) -> Training:
-    """Return how the arm's student is trained: `student.training` with the arm's changes."""
+    """Return the training settings of an arm: `student.training` with the arm's changes."""
     changes = arm.training.model_dump(exclude_none=True) if arm.training else {}
     return student.training.model_copy(update=changes)
 
 
-def task_of(ref: PluginRef) -> Task[Any]:
+def task_of(ref: TaskRef) -> Task[Any]:
     """Return the task with its options."""
-    plugin = plugins.load("tasks", ref.name)
-    task: Task[Any] = plugin(plugin.Options.model_validate(ref.options))
-    return task
+    return ref.build()
 
 
 def family_of(model: ModelSection) -> ModelFamily[Any]:
     """Return the model's family with its options."""
-    plugin = plugins.load("families", model.family)
-    family: ModelFamily[Any] = plugin(plugin.Options.model_validate(model.options))
-    return family
+    return model.build()
 
 
 def recalibrator_of(arm: Arm) -> Recalibrator[Any]:
-    """Return a fresh, unfitted recalibrator of a knowledge arm."""
+    """Return a new, unfitted recalibrator for a knowledge arm."""
     if arm.recalibrator is None:
         raise ValueError("an arm that learns labels has no recalibrator")
-    return recalibrator_named(arm.recalibrator)
+    return arm.recalibrator.build()
 
 
 def recalibrator_named(ref: RecalibratorRef) -> Recalibrator[Any]:
-    """Return a fresh, unfitted recalibrator with its options."""
-    plugin = plugins.load("recalibrators", ref.name)
-    recalibrator: Recalibrator[Any] = plugin(plugin.Options.model_validate(ref.options))
-    return recalibrator
+    """Return a new, unfitted recalibrator with its options."""
+    return ref.build()
