@@ -169,6 +169,11 @@ class NumpyInItsFacts(Sound):
         return Diagnostics({"wrong": np.float64(self.wrong or 0.0), "rows": np.arange(3)})
 
 
+class TemperatureOfNoNumber(Sound):
+    def diagnostics(self) -> Diagnostics:
+        return Diagnostics({"temperature": {"first": 0.3}})
+
+
 class WarningOverTwoLines(Sound):
     def diagnostics(self) -> Diagnostics:
         return Diagnostics(warnings=("too many\nare wrong",))
@@ -263,6 +268,7 @@ def test_a_sound_recalibrator_passes(cls: type[Recalibrator[Any]]) -> None:
         (MistakingAllOnesForMassOne, "NaN or infinity .*fitted where the top k holds all prob"),
         (WithoutDiagnostics, "diagnostics does not return Diagnostics"),
         (NumpyInItsFacts, "diagnostics is not valid JSON"),
+        (TemperatureOfNoNumber, "temperature cannot be {'first': 0.3}"),
         (WarningOverTwoLines, "is not a warning of one line"),
         (CurveWithoutItsBest, "the curve 'nll' is malformed"),
         (ForgettingItsDiagnostics, "diagnostics differs after its state went through JSON"),

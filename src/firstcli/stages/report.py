@@ -196,7 +196,8 @@ def _notes_on_calibration(run: Run) -> Iterator[tuple[str, str]]:
     for row, found in _calibrations(run):
         fitted = f"{found['recalibrator']} on {found['rows']} rows"
         if "temperature" in found:
-            fitted += f": T = {found['temperature']:.4g} by {found['criterion']}"
+            fitted += f": T = {found['temperature']:.4g}"
+            fitted += f" by {found['criterion']}" if "criterion" in found else ""
         if interval := found.get("state", {}).get("interval"):
             fitted += " (95 % of resamplings: {:.3g} to {:.3g})".format(*interval)
         for key, remark in _REMARKS.items():

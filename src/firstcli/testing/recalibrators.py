@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 ROWS = 240
 TOLERANCE = 1e-9
 ORDER_TOLERANCE = 1e-6  # a numerical optimum changes more than a sum when rows change their order
+FACT_TYPES: dict[str, Any] = {  # of the facts that reports know
+    "temperature": (int, float),
+    "interval": (list, tuple),
+    "criterion": str,
+    "temperatures": dict,
+    "rows": int,
+}
 
 
 class FitInputs(NamedTuple):
@@ -198,6 +205,9 @@ def _check_diagnostics(fitted: Recalibrator[Any]) -> None:
     name, diagnostics = f"{type(fitted).__name__}.diagnostics", fitted.diagnostics()
     require(isinstance(diagnostics, Diagnostics), f"{name} does not return Diagnostics")
     _diagnostics_json(fitted)
+    for fact in FACT_TYPES.keys() & diagnostics.facts.keys():
+        value = diagnostics.facts[fact]
+        require(isinstance(value, FACT_TYPES[fact]), f"{name}: {fact} cannot be {value!r}")
     for warning in diagnostics.warnings:
         require(
             isinstance(warning, str) and warning.strip() and len(warning.splitlines()) == 1,
