@@ -29,7 +29,7 @@ def check(run: Run, unit: Unit) -> str:
 def work(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     """Fit and write the state, with what it was fitted on and for."""
     arm = run.recipe.arms[unit.arm]
-    assert arm.recalibrator
+    assert arm.recalibrator and arm.mass
     rows = inputs.training_rows(run, "teacher", "validation")
     knowledge = inputs.stored_knowledge(run, "validation", rows)
     chosen = Positions.joined(list(soft_targets.recalibrated_of(arm, rows, knowledge)))

@@ -79,10 +79,7 @@ def fit(run: Run, unit: Unit, folder: Path) -> dict[str, Any]:
     for warning in recalibrator.diagnostics().warnings:
         run.console.warn(f"{unit.model.name}: {warning}")
     artifact = CalibrationArtifact.measure(
-        recalibrator,
-        topk,
-        is_label,
-        mass,
+        *(recalibrator, topk, is_label, mass),
         name=ref.name,
         options=ref.options,
         positions="decisive",
