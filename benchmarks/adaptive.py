@@ -101,7 +101,7 @@ def taught_by(name: str, rows: Rows, fold: npt.NDArray[np.int64]) -> FloatArray:
     for number in range(FOLDS):
         held_out = fold == number
         recalibrator = cls(cls.Options.model_validate(options))
-        recalibrator.fit(topk[~held_out], is_label[~held_out], mass[~held_out])
+        recalibrator.fit(topk[~held_out], is_label[~held_out], mass[~held_out], "teacher")
         probabilities[held_out] = mass[held_out, None] * recalibrator.transform(topk[held_out])
     return probabilities
 
@@ -168,7 +168,7 @@ def gain(count: int, heats: tuple[float, float], seed: int) -> float:
         plugin, options, _ = CONTENDERS[name]
         cls = load("recalibrators", plugin)
         recalibrator = cls(cls.Options.model_validate(options))
-        recalibrator.fit(*given, given[0].sum(axis=1))
+        recalibrator.fit(*given, given[0].sum(axis=1), "teacher")
         losses.append(-np.log((recalibrator.transform(topk) * is_label).sum(axis=1)).mean())
     return float(losses[0] - losses[1])
 

@@ -127,8 +127,10 @@ def lessons(
     """Fit the recalibrator on the validation part, apply it to the training part."""
     recalibrator = recalibrator_of(arm)
     if recalibrator.needs_fit:
+        assert arm.mass
         chosen = validation.where(validation.decisive)
-        recalibrator.fit(chosen.topk, chosen.is_label, soft_targets.taught_mass(arm, chosen))
+        mass = soft_targets.taught_mass(arm, chosen)
+        recalibrator.fit(chosen.topk, chosen.is_label, mass, arm.mass)
     target = soft_targets.targets(arm, recalibrator, train)
     mass = soft_targets.taught_mass(arm, train)
     tail = np.exp(train.log_tail) if arm.mass == "teacher" else np.zeros_like(mass)

@@ -9,27 +9,27 @@ import pytest
 from support.wheels import python_with, run, run_own_tests
 
 GAPS = {"isotonic": 0.01, "adaptive": 0.1}
-"""What may be left of the over-confidence: a temperature moves nothing in or out of the k."""
+"""Largest remaining over-confidence; a temperature moves no probability in or out of the k."""
 
 USE = """
 import json, sys
 import numpy as np
 from firstcli import plugins
-from firstcli.testing.recalibrators import check_recalibrator, overconfident_teacher
+from firstcli.testing import check_recalibrator, overconfident_teacher
 
 name = sys.argv[1]
 (plugin,) = [p for p in plugins.registered("recalibrators") if p.name == name]
 Plugin = plugins.load("recalibrators", name)
 check_recalibrator(Plugin)
 
-topk, is_label, mass = overconfident_teacher(5, mass_is_one=False)
+topk, is_label, mass, mass_mode = overconfident_teacher(5, "teacher")
 fitted = Plugin(Plugin.Options.model_validate({}))
-fitted.fit(topk, is_label, mass)
+fitted.fit(topk, is_label, mass, mass_mode)
 restored = Plugin(Plugin.Options())
 restored.restore(json.loads(json.dumps(fitted.state())))
-taught = mass * restored.transform(topk)[:, 0]
+after = mass * restored.transform(topk)[:, 0]
 print(plugin.package.replace("_", "-"), plugin.version, Plugin.__module__)
-print(topk[:, 0].mean() - is_label[:, 0].mean(), abs(taught.mean() - is_label[:, 0].mean()))
+print(topk[:, 0].mean() - is_label[:, 0].mean(), abs(after.mean() - is_label[:, 0].mean()))
 """
 
 
@@ -45,9 +45,9 @@ def installed(
 def test_the_installed_plugin_is_found_conforms_and_calibrates(installed: tuple[str, Path]) -> None:
     name, python = installed
     origin, numbers = run(python, "-c", USE, name).splitlines()
-    assert origin == f"firstcli-{name} 0.1.0 firstcli_{name}"
+    assert origin == f"firstcli-{name} 0.2.0 firstcli_{name}"
     before, after = map(float, numbers.split())
-    assert before > 0.1  # the invented teacher is over-confident
+    assert before > 0.1  # the simulated teacher is over-confident
     assert after < min(GAPS[name], before / 2)
 
 

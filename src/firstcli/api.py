@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "JSON",
+    "RESERVED_FACTS",
     "BoolArray",
     "Curve",
     "DataPath",
@@ -313,10 +314,11 @@ class Diagnostics:
     """What a recalibrator reports about its fit."""
 
     facts: Mapping[str, JSON] = field(default_factory=dict)
-    """Short facts for tables and `calibration/<arm>.json`, such as `temperature`.
+    """Short facts for tables and `calibration/<arm>.json`; any name outside `RESERVED_FACTS`.
 
-    A `temperature` can have an `interval` and a `criterion`, the name of the curve that it
-    minimises. `rows` is the number of rows that the fit used; without it, all rows count.
+    Reports know `temperature`, its `interval` (two numbers), its `criterion` (the name of the curve
+    that it minimises), `temperatures` by criterion, and `rows`: the number of rows that the fit
+    used, if not all.
     """
     warnings: tuple[str, ...] = ()
     """What makes the fit doubtful and what to do: one line each, without the arm's name."""

@@ -1,4 +1,4 @@
-"""The families: what a model and its tokenizer depend on, and which checkpoints are refused."""
+"""The families: what model and tokenizer depend on, and which checkpoints are rejected."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def weights(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in model.named_parameters()}
 
 
-def same(some: PreTrainedModel, other: PreTrainedModel) -> bool:
-    one, two = weights(some), weights(other)
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+def same(left: PreTrainedModel, right: PreTrainedModel) -> bool:
+    a, b = weights(left), weights(right)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 # scratch
@@ -56,14 +56,14 @@ import sys
 from firstcli.api import ModelRef
 from firstcli.families.scratch import Scratch, ScratchOptions
 text = [f"word{n * n % 97} and {n % 7} more\\n" for n in range(3000)]
-made = Scratch(ScratchOptions(vocabulary=400)).tokenizer(ModelRef(None), text)
-sys.stdout.write(made.backend_tokenizer.to_str())
+tokenizer = Scratch(ScratchOptions(vocabulary=400)).tokenizer(ModelRef(None), text)
+sys.stdout.write(tokenizer.backend_tokenizer.to_str())
 """
 
 
 def test_the_tokenizer_is_a_function_of_text_and_vocabulary() -> None:
-    """Also in another process with its own hashing, and with several threads at work."""
-    made = [
+    """Independent of the process, its hash seed and the number of threads."""
+    learned = [
         subprocess.run(
             [sys.executable, "-c", LEARN],
             env={"PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": threads, "PATH": ""},
@@ -73,8 +73,8 @@ def test_the_tokenizer_is_a_function_of_text_and_vocabulary() -> None:
         ).stdout
         for seed, threads in (("1", "1"), ("2", "4"))
     ]
-    assert len(made[0]) > 1000 and made[0] == made[1]
-    # What only shapes the model leaves the tokenizer alone; the vocabulary does not.
+    assert len(learned[0]) > 1000 and learned[0] == learned[1]
+    # The shape of the model does not change the tokenizer; the size of the vocabulary does.
     plain = scratch().tokenizer(NONE, TEXT)
     assert scratch(hidden_size=32, layers=2).tokenizer(NONE, TEXT).get_vocab() == plain.get_vocab()
     assert scratch(vocabulary=310).tokenizer(NONE, TEXT).get_vocab() != plain.get_vocab()
@@ -94,7 +94,7 @@ def test_weights_depend_on_the_seed_alone(byte_tokenizer: PreTrainedTokenizerFas
     torch.rand(10)
     before = torch.random.get_rng_state()
     again = scratch().model(NONE, byte_tokenizer, "float32", seed=1)
-    assert torch.equal(torch.random.get_rng_state(), before)  # nobody else's draws move
+    assert torch.equal(torch.random.get_rng_state(), before)  # the global generator is unchanged
     assert same(first, again)
     assert not same(first, scratch().model(NONE, byte_tokenizer, "float32", seed=2))
 
@@ -129,8 +129,8 @@ def test_a_saved_model_comes_back_bit_for_bit(
     assert causal().tokenizer(ModelRef(str(tmp_path)), ())(TEXT[0]) == tokenizer(TEXT[0])
 
 
-def test_the_dtype_is_the_one_asked_for(tmp_path: Path, make_llama: MakeLlama) -> None:
-    """Also where the checkpoint was saved in another: training starts from float32 weights."""
+def test_the_dtype_is_the_requested_one(tmp_path: Path, make_llama: MakeLlama) -> None:
+    """Even if the checkpoint has a different dtype: training starts from float32 weights."""
     make_llama(50).to(torch.bfloat16).save_pretrained(tmp_path)  # type: ignore[arg-type]
     dtypes: list[Dtype] = ["float32", "bfloat16", "float16"]
     for dtype in dtypes:
@@ -139,7 +139,7 @@ def test_the_dtype_is_the_one_asked_for(tmp_path: Path, make_llama: MakeLlama) -
 
 
 def _unused() -> Any:
-    """A tokenizer that loading weights does not look at."""
+    """Stand in for the tokenizer, which loading weights does not use."""
     return None
 
 
@@ -155,7 +155,7 @@ def test_attention_is_passed_through(pico_folder: Path) -> None:
         )
 
 
-def test_the_empty_model_counts_as_many_weights(pico_folder: Path) -> None:
+def test_the_empty_model_has_as_many_weights(pico_folder: Path) -> None:
     ref = ModelRef(str(pico_folder))
     empty = causal().empty_model(ref, _unused())
     whole = causal().model(ref, _unused(), "float32", 0)
@@ -163,23 +163,23 @@ def test_the_empty_model_counts_as_many_weights(pico_folder: Path) -> None:
     assert empty.num_parameters() == whole.num_parameters()
 
 
-# Checkpoints that are none.
+# Faulty checkpoints.
 
 
 def load(ref: ModelRef) -> PreTrainedModel:
     return causal().model(ref, _unused(), "float32", 0)
 
 
-def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
-    for path, found in ((tmp_path / "absent", "no such folder"), (tmp_path, "no config.json")):
+def test_a_folder_that_is_not_a_checkpoint(tmp_path: Path) -> None:
+    for path, problem in ((tmp_path / "absent", "no such"), (tmp_path, "has no config.json")):
         ref = ModelRef(str(path))
-        for what in (
+        for use in (
             lambda ref=ref: causal().tokenizer(ref, ()),
             lambda ref=ref: causal().empty_model(ref, _unused()),
             lambda ref=ref: load(ref),
         ):
-            with pytest.raises(UserError, match=f"{path}: {found}"):
-                what()
+            with pytest.raises(UserError, match=f"{path}: {problem}"):
+                use()
 
 
 def test_a_hub_id_while_offline() -> None:
@@ -190,7 +190,7 @@ def test_a_hub_id_while_offline() -> None:
         load(ref)
 
 
-def test_pickled_weights_are_refused(tmp_path: Path, pico_folder: Path) -> None:
+def test_pickled_weights_are_rejected(tmp_path: Path, pico_folder: Path) -> None:
     """Loading them runs whatever code they contain."""
     shutil.copytree(pico_folder, tmp_path, dirs_exist_ok=True)
     torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
@@ -212,7 +212,7 @@ def test_code_of_the_checkpoint_is_not_run(tmp_path: Path, pico_folder: Path) ->
     assert not (tmp_path / "ran").exists()
 
 
-def test_missing_weights_are_not_drawn_at_random(tmp_path: Path, pico_folder: Path) -> None:
+def test_missing_weights_are_not_initialised(tmp_path: Path, pico_folder: Path) -> None:
     shutil.copytree(pico_folder, tmp_path, dirs_exist_ok=True)
     kept = load_file(tmp_path / "model.safetensors")
     del kept["model.layers.1.mlp.up_proj.weight"]
@@ -221,7 +221,7 @@ def test_missing_weights_are_not_drawn_at_random(tmp_path: Path, pico_folder: Pa
         load(ModelRef(str(tmp_path)))
 
 
-def test_weights_of_another_shape_are_refused(
+def test_weights_of_a_different_shape_are_rejected(
     tmp_path: Path, pico_folder: Path, make_llama: MakeLlama
 ) -> None:
     shutil.copytree(pico_folder, tmp_path, dirs_exist_ok=True)
@@ -231,13 +231,13 @@ def test_weights_of_another_shape_are_refused(
 
 
 @pytest.mark.parametrize("broken", ["{", "[]", '{"model_type": "unheard-of"}', '{"a": 1}'])
-def test_a_broken_configuration_is_the_user_s_mistake(tmp_path: Path, broken: str) -> None:
+def test_a_broken_configuration_is_a_user_error(tmp_path: Path, broken: str) -> None:
     (tmp_path / "config.json").write_text(broken)
     with pytest.raises(UserError, match="cannot be loaded"):
         causal().empty_model(ModelRef(str(tmp_path)), _unused())
 
 
-def test_weights_cut_short_are_the_user_s_mistake(tmp_path: Path, pico_folder: Path) -> None:
+def test_truncated_weights_are_a_user_error(tmp_path: Path, pico_folder: Path) -> None:
     shutil.copytree(pico_folder, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:5000])

@@ -1,7 +1,4 @@
-"""The four recalibrators against plain-Python references, the paper's words and scikit-learn.
-
-Run alone: pytest tests/test_recalibrators.py
-"""
+"""The four built-in recalibrators against plain-Python references, the paper and scikit-learn."""
 
 from __future__ import annotations
 
@@ -32,13 +29,12 @@ from firstcli.recalibration.builtin import (
 )
 from firstcli.recalibration.criteria import criterion_value
 from firstcli.recalibration.temperature_search import search_hundredths, search_log_spaced
-from firstcli.testing import check_recalibrator
-from firstcli.testing.recalibrators import Knowledge, overconfident_teacher
+from firstcli.testing import FitInputs, check_recalibrator, overconfident_teacher
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from firstcli.api import BoolArray, FloatArray
+    from firstcli.api import BoolArray, FloatArray, MassMode
 
 TEACHER = np.array(
     [
@@ -64,10 +60,10 @@ def teachers(draw: st.DrawFn, smallest_k: int = 1) -> FloatArray:
 
 
 def fitted_temperature(
-    cls: type[SingleTemperature], given: Knowledge, **options: object
+    cls: type[SingleTemperature], inputs: FitInputs, **options: object
 ) -> tuple[float, dict[str, Any]]:
     recalibrator = cls(cls.Options.model_validate(options))
-    recalibrator.fit(*given)
+    recalibrator.fit(*inputs)
     state = recalibrator.state()
     return state["temperature"], state
 
@@ -98,9 +94,9 @@ def reference_power(p: list[float], temperature: float) -> list[float]:
         return [float(x / sum(scaled)) for x in scaled]
 
 
-def assert_rows(found: FloatArray, reference: Callable[[list[float]], list[float]]) -> None:
+def assert_rows(target: FloatArray, reference: Callable[[list[float]], list[float]]) -> None:
     expected = [reference(row) for row in TEACHER.tolist()]
-    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-300)
+    np.testing.assert_allclose(target, expected, rtol=1e-12, atol=1e-300)
 
 
 def test_none_adds_epsilon_and_normalises() -> None:
@@ -130,19 +126,19 @@ def test_label_smoothing_can_swap_the_first_two() -> None:
     assert target[0, 0] < target[0, 1]
 
 
-def test_eq_4_does_what_section_5_5_says() -> None:
+def test_eq_4_has_the_effects_of_section_5_5() -> None:
     overconfident = np.array([[0.97, 0.015, 0.008, 0.005, 0.002]])
     large = scale_probabilities(overconfident, 1000.0)
     np.testing.assert_allclose(large, 0.2, atol=1e-3)
     one = scale_probabilities(overconfident, 1.0)
     assert one[0, 0] < 0.42  # the first is compressed dramatically
-    assert (one[0, 1:] > overconfident[0, 1:]).all()  # and the others enlarged
+    assert (one[0, 1:] > overconfident[0, 1:]).all()  # and the other tokens enlarged
     tenth = scale_probabilities(overconfident, 0.1)
-    assert tenth[0, 0] > overconfident[0, 0]  # even surer than it was
+    assert tenth[0, 0] > overconfident[0, 0]  # more confident than before
 
 
 @given(teachers(), st.floats(0.02, 10))
-def test_temperatures_keep_ranks_and_sum_to_1(topk: FloatArray, temperature: float) -> None:
+def test_temperatures_preserve_order_and_sum_to_1(topk: FloatArray, temperature: float) -> None:
     for target in (scale_probabilities(topk, temperature), scale_logits(topk, temperature)):
         assert np.isfinite(target).all() and (target >= 0).all()
         np.testing.assert_allclose(target.sum(axis=1), 1, atol=1e-12)
@@ -171,12 +167,12 @@ def test_label_smoothing_sums_to_1_and_leaves_no_zero(topk: FloatArray, delta: f
 
 
 @given(teachers(), st.floats(0.02, 1), st.floats(1.01, 5))
-def test_a_higher_temperature_is_never_surer(
+def test_a_higher_temperature_is_never_more_confident(
     topk: FloatArray, temperature: float, factor: float
 ) -> None:
     for scale in (scale_probabilities, scale_logits):
-        surer, doubtful = scale(topk, temperature), scale(topk, factor * temperature)
-        assert (doubtful[:, 0] <= surer[:, 0] + 1e-12).all()
+        cold, hot = scale(topk, temperature), scale(topk, factor * temperature)
+        assert (hot[:, 0] <= cold[:, 0] + 1e-12).all()
 
 
 # --- criteria -----------------------------------------------------------------------------------
@@ -188,26 +184,26 @@ def reference_criterion(
     """Plain loops over k + 1 outcomes."""
     total = 0.0
     for row, hits, m in zip(target.tolist(), is_label.tolist(), mass.tolist(), strict=True):
-        taught = [m * x for x in row] + [1 - m]
+        soft_target = [m * x for x in row] + [1 - m]
         outcome = [*hits, not any(hits)]
         if criterion == "nll":
-            total -= math.log(max(taught[outcome.index(True)], 1e-12))
+            total -= math.log(max(soft_target[outcome.index(True)], 1e-12))
         else:
-            total += sum((x - y) ** 2 for x, y in zip(taught, outcome, strict=True))
+            total += sum((x - y) ** 2 for x, y in zip(soft_target, outcome, strict=True))
     return total / len(target)
 
 
 @pytest.mark.parametrize("criterion", ["nll", "brier"])
 def test_nll_and_brier_run_over_k_plus_1_outcomes(criterion: Literal["nll", "brier"]) -> None:
-    topk, is_label, mass = overconfident_teacher(5, mass_is_one=False)
+    topk, is_label, mass, _ = overconfident_teacher(5, mass_mode="teacher")
     assert not is_label.any(axis=1).all()
     target = scale_logits(topk, 1.5)
     found = criterion_value(criterion, target, is_label, mass, bins=10)
     assert found == pytest.approx(reference_criterion(criterion, target, is_label, mass), rel=1e-12)
 
 
-def test_ece_is_that_of_what_is_taught() -> None:
-    topk, is_label, mass = overconfident_teacher(5, mass_is_one=False)
+def test_ece_is_that_of_the_soft_targets() -> None:
+    topk, is_label, mass, _ = overconfident_teacher(5, mass_mode="teacher")
     target = scale_probabilities(topk, 0.3)
     found = criterion_value("ece", target, is_label, mass, bins=7)
     assert found == ece(mass * target[:, 0], is_label[:, 0], bins=7)
@@ -215,31 +211,42 @@ def test_ece_is_that_of_what_is_taught() -> None:
 
 @pytest.mark.parametrize("cls", [TemperatureScaling, LogitTemperature])
 @pytest.mark.parametrize("criterion", ["nll", "brier"])
-def test_with_mass_one_rows_without_their_true_token_do_not_count(
+def test_with_mass_one_rows_without_their_label_do_not_count(
     cls: type[SingleTemperature], criterion: str
 ) -> None:
-    given = overconfident_teacher(5, mass_is_one=True)
-    inside = given.is_label.any(axis=1)
-    kept = Knowledge(given.topk[inside], given.is_label[inside], given.mass[inside])
-    temperature, state = fitted_temperature(cls, given, criterion=criterion)
-    assert temperature == fitted_temperature(cls, kept, criterion=criterion)[0]
+    inputs = overconfident_teacher(5, mass_mode="one")
+    inside = inputs.is_label.any(axis=1)
+    temperature, state = fitted_temperature(cls, inputs, criterion=criterion)
+    assert temperature == fitted_temperature(cls, inputs.rows(inside), criterion=criterion)[0]
     assert (state["rows"], state["rows_left_out"]) == (inside.sum(), (~inside).sum())
 
 
+@pytest.mark.parametrize("cls", [TemperatureScaling, LogitTemperature])
+@pytest.mark.parametrize("criterion", ["nll", "brier"])
+def test_a_teacher_with_all_its_mass_in_the_top_k_is_not_mass_one(
+    cls: type[SingleTemperature], criterion: str
+) -> None:
+    """The mode decides which rows count, not the values of the mass."""
+    inputs = overconfident_teacher(5, mass_mode="one")._replace(mass_mode="teacher")
+    assert (inputs.mass == 1).all() and not inputs.is_label.any(axis=1).all()
+    state = fitted_temperature(cls, inputs, criterion=criterion)[1]
+    assert (state["rows"], state["rows_left_out"]) == (len(inputs.topk), 0)
+
+
 def test_ece_counts_every_row_with_mass_one() -> None:
-    given = overconfident_teacher(5, mass_is_one=True)
-    assert fitted_temperature(TemperatureScaling, given)[1]["rows"] == len(given.topk)
+    inputs = overconfident_teacher(5, mass_mode="one")
+    assert fitted_temperature(TemperatureScaling, inputs)[1]["rows"] == len(inputs.topk)
 
 
 # --- searching T --------------------------------------------------------------------------------
 
 
-def naive_hundredths(given: Knowledge) -> tuple[float, dict[float, float]]:
-    """Section 5.5 by the letter, with T in hundredths."""
+def naive_hundredths(inputs: FitInputs) -> tuple[float, dict[float, float]]:
+    """The search of section 5.5, with T in hundredths."""
 
     def value(count: int) -> float:
-        target = np.array([reference_eq4(row, count / 100) for row in given.topk.tolist()])
-        return ece(given.mass * target[:, 0], given.is_label[:, 0], bins=10)
+        target = np.array([reference_eq4(row, count / 100) for row in inputs.topk.tolist()])
+        return ece(inputs.mass * target[:, 0], inputs.is_label[:, 0], bins=10)
 
     def best(values: dict[int, float]) -> int:
         return max(count for count in values if values[count] == min(values.values()))
@@ -253,11 +260,11 @@ def naive_hundredths(given: Knowledge) -> tuple[float, dict[float, float]]:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("mass_is_one", [False, True])
-def test_temperature_scaling_is_fitted_as_the_paper_says(seed: int, mass_is_one: bool) -> None:
-    given = overconfident_teacher(5, mass_is_one, seed)
-    temperature, state = fitted_temperature(TemperatureScaling, given)
-    expected, curve = naive_hundredths(given)
+@pytest.mark.parametrize("mass_mode", ["teacher", "one"])
+def test_temperature_scaling_is_fitted_as_in_the_paper(seed: int, mass_mode: MassMode) -> None:
+    inputs = overconfident_teacher(5, mass_mode, seed)
+    temperature, state = fitted_temperature(TemperatureScaling, inputs)
+    expected, curve = naive_hundredths(inputs)
     assert temperature == expected
     assert [t for t, _ in state["curve"]] == list(curve)
     np.testing.assert_allclose([v for _, v in state["curve"]], list(curve.values()), atol=1e-12)
@@ -272,20 +279,20 @@ def test_temperature_scaling_is_fitted_as_the_paper_says(seed: int, mass_is_one:
     ],
 )
 def test_hundredths_stay_within_0_and_1(lowest: float, finer: list[float]) -> None:
-    asked: list[float] = []
+    evaluated: list[float] = []
 
     def value_at(temperature: float) -> float:
-        asked.append(temperature)
+        evaluated.append(temperature)
         return abs(temperature - lowest)
 
     curve = search_hundredths(value_at)
     coarse = [count / 100 for count in range(10, 101, 10)]
     assert list(curve) == sorted(coarse + finer)  # exact: 0.3 is never 0.30000000000000004
-    assert set(asked) == set(curve)
+    assert set(evaluated) == set(curve)
 
 
 def test_ties_go_to_the_larger_temperature() -> None:
-    certain = Knowledge(np.ones((300, 1)), np.ones((300, 1), dtype=bool), np.ones(300))
+    certain = FitInputs(np.ones((300, 1)), np.ones((300, 1), dtype=bool), np.ones(300), "one")
     temperature, state = fitted_temperature(TemperatureScaling, certain)
     assert (temperature, state["at_grid_end"]) == (1.0, True)
     assert fitted_temperature(LogitTemperature, certain)[0] == 10.0
@@ -317,7 +324,7 @@ def test_nll_finds_the_temperature_of_scikit_learn(classes: int) -> None:
             return self
 
         def decision_function(self, X: FloatArray) -> FloatArray:
-            # of two classes it wants one number x, which it takes for the logits (-x, x)
+            # for two classes it takes one number x per row, the logits (-x, x)
             return X if classes > 2 else (X[:, 1] - X[:, 0]) / 2
 
         def predict(self, X: FloatArray) -> npt.NDArray[np.int64]:
@@ -326,7 +333,7 @@ def test_nll_finds_the_temperature_of_scikit_learn(classes: int) -> None:
 
     generator = np.random.default_rng(3)
     logits = generator.normal(scale=3.0, size=(800, classes))
-    honest = scale_probabilities(logits, 2.2)  # a softmax of logits is one of "probabilities" too
+    honest = scale_probabilities(logits, 2.2)  # the softmax of logits / 2.2
     labels = np.array([generator.choice(classes, p=row) for row in honest])
     frozen = FrozenEstimator(GivenLogits().fit(logits, labels))
     calibrated = CalibratedClassifierCV(frozen, method="temperature").fit(logits, labels)
@@ -335,8 +342,8 @@ def test_nll_finds_the_temperature_of_scikit_learn(classes: int) -> None:
     claimed = scale_probabilities(logits, 1.0)
     order = np.argsort(-claimed, axis=1)
     ranked = np.take_along_axis(claimed, order, axis=1)
-    given = Knowledge(ranked, order == labels[:, None], np.ones(800))
-    temperature, _ = fitted_temperature(LogitTemperature, given, criterion="nll")
+    inputs = FitInputs(ranked, order == labels[:, None], np.ones(800), "one")
+    temperature, _ = fitted_temperature(LogitTemperature, inputs, criterion="nll")
     assert temperature == pytest.approx(2.2, rel=0.15)
     assert temperature == pytest.approx(cast("float", expected), rel=1e-6)
     np.testing.assert_allclose(
@@ -348,38 +355,36 @@ def test_nll_finds_the_temperature_of_scikit_learn(classes: int) -> None:
 
 @pytest.mark.parametrize("cls", [TemperatureScaling, LogitTemperature])
 @pytest.mark.parametrize("criterion", ["ece", "nll", "brier"])
-def test_fitting_mends_an_overconfident_teacher(
+def test_fitting_calibrates_an_overconfident_teacher(
     cls: type[SingleTemperature], criterion: str
 ) -> None:
-    given = overconfident_teacher(5, mass_is_one=False, seed=5)
-    as_it_was = ece(given.topk[:, 0], given.is_label[:, 0])
+    inputs = overconfident_teacher(5, mass_mode="teacher", seed=5)
+    before = ece(inputs.topk[:, 0], inputs.is_label[:, 0])
     recalibrator = cls(cls.Options.model_validate({"criterion": criterion}))
-    recalibrator.fit(*given)
-    taught = given.mass * recalibrator.transform(given.topk)[:, 0]
-    assert ece(taught, given.is_label[:, 0]) < 0.7 * as_it_was
+    recalibrator.fit(*inputs)
+    after = inputs.mass * recalibrator.transform(inputs.topk)[:, 0]
+    assert ece(after, inputs.is_label[:, 0]) < 0.7 * before
 
 
 @settings(max_examples=20)
 @given(st.permutations(range(60)))
 def test_the_order_of_the_rows_does_not_matter(order: list[int]) -> None:
-    topk, is_label, mass = overconfident_teacher(3, mass_is_one=False)
-    first = Knowledge(topk[:60], is_label[:60], mass[:60])
-    shuffled = Knowledge(topk[order], is_label[order], mass[order])
+    inputs = overconfident_teacher(3, mass_mode="teacher").rows(slice(60))
     for cls in (TemperatureScaling, LogitTemperature):
-        expected = fitted_temperature(cls, first)[0]
-        assert fitted_temperature(cls, shuffled)[0] == pytest.approx(expected, rel=1e-9)
+        expected = fitted_temperature(cls, inputs)[0]
+        assert fitted_temperature(cls, inputs.rows(order))[0] == pytest.approx(expected, rel=1e-9)
 
 
-# --- what the state tells -----------------------------------------------------------------------
+# --- the state ----------------------------------------------------------------------------------
 
 
-def test_the_state_tells_what_was_done() -> None:
-    given = overconfident_teacher(5, mass_is_one=False)
-    temperature, state = fitted_temperature(TemperatureScaling, given, criterion="brier")
+def test_the_state_describes_the_fit() -> None:
+    inputs = overconfident_teacher(5, mass_mode="teacher")
+    temperature, state = fitted_temperature(TemperatureScaling, inputs, criterion="brier")
     lowest = min(value for _, value in state["curve"])
     assert [temperature, lowest] in state["curve"]
-    told_elsewhere = ("curve", "temperature", "interval", "spread", "criteria")
-    assert {key: state[key] for key in state if key not in told_elsewhere} == {
+    tested_elsewhere = ("curve", "temperature", "interval", "spread", "criteria")
+    assert {key: state[key] for key in state if key not in tested_elsewhere} == {
         "criterion": "brier",
         "resamples": 200,
         "flat": False,
@@ -391,34 +396,34 @@ def test_the_state_tells_what_was_done() -> None:
     }
 
 
-def test_the_state_warns_of_a_grid_end_and_of_few_rows() -> None:
+def test_the_state_marks_a_grid_end_and_few_rows() -> None:
     topk = np.tile([0.5, 0.3, 0.2], (199, 1))
-    never = Knowledge(topk, np.zeros((199, 3), dtype=bool), np.ones(199))
+    never = FitInputs(topk, np.zeros((199, 3), dtype=bool), np.ones(199), "one")
     temperature, state = fitted_temperature(LogitTemperature, never)
     assert (temperature, state["at_grid_end"], state["few_rows"]) == (10.0, True, True)
     always = np.zeros((199, 3), dtype=bool)
     always[:, 0] = True
-    right = Knowledge(topk, always, np.ones(199))
+    right = FitInputs(topk, always, np.ones(199), "one")
     temperature, state = fitted_temperature(TemperatureScaling, right)
     assert state["at_grid_end"]
     assert temperature <= 0.10
 
 
-def test_the_floor_counts_its_hits() -> None:
+def test_floored_likelihoods_are_counted() -> None:
     topk = np.tile([0.9, 0.1, 0.0], (10, 1))
     is_label = np.zeros((10, 3), dtype=bool)
-    is_label[:7, 0] = is_label[7:, 2] = True  # three times a token of probability 0
+    is_label[:7, 0] = is_label[7:, 2] = True  # three labels with probability 0
     _, state = fitted_temperature(
-        LogitTemperature, Knowledge(topk, is_label, np.ones(10)), criterion="nll"
+        LogitTemperature, FitInputs(topk, is_label, np.ones(10), "one"), criterion="nll"
     )
     assert state["floored"] == 3
 
 
 def test_a_mass_that_float32_rounded_above_1_is_taken_as_1() -> None:
-    topk, is_label, _ = overconfident_teacher(5, mass_is_one=True)
-    mass = np.full(len(topk), 1 + 1e-7)
-    expected = fitted_temperature(TemperatureScaling, Knowledge(topk, is_label, np.ones(len(topk))))
-    assert fitted_temperature(TemperatureScaling, Knowledge(topk, is_label, mass)) == expected
+    inputs = overconfident_teacher(5, mass_mode="one")
+    rounded = inputs._replace(mass=np.full(len(inputs.topk), 1 + 1e-7))
+    expected = fitted_temperature(TemperatureScaling, inputs)
+    assert fitted_temperature(TemperatureScaling, rounded) == expected
 
 
 # --- options and mistakes -----------------------------------------------------------------------
@@ -427,7 +432,7 @@ def test_a_mass_that_float32_rounded_above_1_is_taken_as_1() -> None:
 def test_a_given_temperature_needs_no_fit_and_survives_one() -> None:
     recalibrator = TemperatureScaling(TemperatureScaling.Options.model_validate({"temperature": 1}))
     assert not recalibrator.needs_fit
-    recalibrator.fit(*overconfident_teacher(5, mass_is_one=False))
+    recalibrator.fit(*overconfident_teacher(5, mass_mode="teacher"))
     assert recalibrator.state() == {"temperature": 1.0}
     np.testing.assert_array_equal(
         recalibrator.transform(TEACHER), scale_probabilities(TEACHER, 1.0)
@@ -465,12 +470,12 @@ def test_label_smoothing_refuses_a_single_token() -> None:
 
 
 @pytest.mark.parametrize("cls", [TemperatureScaling, LogitTemperature])
-def test_no_rows_to_fit_on_is_the_users_to_mend(cls: type[SingleTemperature]) -> None:
-    nothing = Knowledge(np.ones((0, 5)), np.ones((0, 5), dtype=bool), np.ones(0))
+def test_rows_that_determine_no_fit_are_a_user_error(cls: type[SingleTemperature]) -> None:
+    no_rows = FitInputs(np.ones((0, 5)), np.ones((0, 5), dtype=bool), np.ones(0), "one")
     with pytest.raises(UserError, match=r"has no rows; raise train\.validation"):
-        fitted_temperature(cls, nothing)
-    outside = Knowledge(TEACHER, np.zeros((5, 5), dtype=bool), np.ones(5))
-    with pytest.raises(UserError, match="none of the 5 true tokens"):
+        fitted_temperature(cls, no_rows)
+    outside = FitInputs(TEACHER, np.zeros((5, 5), dtype=bool), np.ones(5), "one")
+    with pytest.raises(UserError, match="none of the 5 labels"):
         fitted_temperature(cls, outside, criterion="nll")
 
 

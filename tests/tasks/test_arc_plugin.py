@@ -59,7 +59,7 @@ def test_is_found_loaded_and_conforms(tmp_path: Path, installed: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().replace("_", "-") == "firstcli-arc 0.1.0 B)."
+    assert done.stdout.strip().replace("_", "-") == "firstcli-arc 0.2.0 B)."
 
 
 def test_asks_for_the_contract_that_it_was_written_against() -> None:

@@ -1,20 +1,23 @@
-"""The conformance checks: sound plugins pass, each way of breaking the contract is named.
-
-Run alone: pytest tests/test_testing.py
-"""
+"""The conformance checks: sound plugins pass, and each breach of the contract is named."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytest
 
 from firstcli.api import (
     JSON,
+    BoolArray,
+    Curve,
+    Diagnostics,
+    Dtype,
+    FloatArray,
+    MassMode,
     ModelFamily,
     ModelRef,
     PluginOptions,
@@ -22,21 +25,19 @@ from firstcli.api import (
     Sample,
     Split,
     Task,
+    UserError,
 )
-from firstcli.errors import UserError
 from firstcli.testing import check_family, check_recalibrator, check_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from firstcli.api import BoolArray, FloatArray
 
 
 # --- recalibrators ------------------------------------------------------------------------------
 
 
 class Sound(Recalibrator[PluginOptions]):
-    """Mixes with the uniform distribution, by the share of first tokens that are wrong."""
+    """Mix with the uniform distribution, by the share of first tokens that are wrong."""
 
     def __init__(self, options: PluginOptions) -> None:
         super().__init__(options)
@@ -46,7 +47,9 @@ class Sound(Recalibrator[PluginOptions]):
     def needs_fit(self) -> bool:
         return True
 
-    def fit(self, topk: FloatArray, is_label: BoolArray, mass: FloatArray) -> None:
+    def fit(
+        self, topk: FloatArray, is_label: BoolArray, mass: FloatArray, mass_mode: MassMode
+    ) -> None:
         self.wrong = 1 - float(is_label[:, 0].mean())
 
     def transform(self, topk: FloatArray) -> FloatArray:
@@ -91,19 +94,21 @@ class Reversing(Sound):
         return super().transform(topk)[:, ::-1]
 
 
-class ReversingAndSayingSo(Reversing):
+class DeclaredReversing(Reversing):
     order_preserving = False
 
 
-class ChangingItsInput(Sound):
+class ModifyingItsInput(Sound):
     def transform(self, topk: FloatArray) -> FloatArray:
         topk /= topk.sum(axis=1, keepdims=True)
         return super().transform(topk)
 
 
-class ChangingTheValidationPart(Sound):
-    def fit(self, topk: FloatArray, is_label: BoolArray, mass: FloatArray) -> None:
-        super().fit(topk, is_label, mass)
+class ModifyingTheValidationPart(Sound):
+    def fit(
+        self, topk: FloatArray, is_label: BoolArray, mass: FloatArray, mass_mode: MassMode
+    ) -> None:
+        super().fit(topk, is_label, mass, mass_mode)
         is_label[:] = False
 
 
@@ -123,9 +128,73 @@ class LookingAtTheWholeBatch(Sound):
 class Drifting(Sound):
     fits: ClassVar[int] = 0
 
-    def fit(self, topk: FloatArray, is_label: BoolArray, mass: FloatArray) -> None:
+    def fit(
+        self, topk: FloatArray, is_label: BoolArray, mass: FloatArray, mass_mode: MassMode
+    ) -> None:
         Drifting.fits += 1
         self.wrong = 1 / (1 + Drifting.fits)
+
+
+class LearningFromTheFirstRow(Sound):
+    def fit(
+        self, topk: FloatArray, is_label: BoolArray, mass: FloatArray, mass_mode: MassMode
+    ) -> None:
+        self.wrong = 1 - float(topk[0, 0])
+
+
+class MistakingAllOnesForMassOne(Sound):
+    """Divides by what the top k leaves outside, unless told otherwise."""
+
+    def fit(
+        self, topk: FloatArray, is_label: BoolArray, mass: FloatArray, mass_mode: MassMode
+    ) -> None:
+        outside = 1.0 if mass_mode == "one" else float((1 - mass).sum())
+        with np.errstate(divide="ignore", invalid="ignore"):
+            self.wrong = float(np.divide(0.5 * outside, outside))
+
+
+class FullyDiagnosed(Sound):
+    def diagnostics(self) -> Diagnostics:
+        curve = Curve(((0.1, 2.0), (0.2, 1.0)), 0.2, (0.1, 0.2))
+        return Diagnostics({"wrong": self.wrong}, ("too many are wrong",), {"nll": curve})
+
+
+class WithoutDiagnostics(Sound):
+    def diagnostics(self) -> Diagnostics:
+        return None  # type: ignore[return-value]
+
+
+class NumpyInItsFacts(Sound):
+    def diagnostics(self) -> Diagnostics:
+        return Diagnostics({"wrong": np.float64(self.wrong or 0.0), "rows": np.arange(3)})
+
+
+class TemperatureOfNoNumber(Sound):
+    def diagnostics(self) -> Diagnostics:
+        return Diagnostics({"temperature": {"first": 0.3}})
+
+
+class WarningOverTwoLines(Sound):
+    def diagnostics(self) -> Diagnostics:
+        return Diagnostics(warnings=("too many\nare wrong",))
+
+
+class CurveWithoutItsBest(Sound):
+    def diagnostics(self) -> Diagnostics:
+        return Diagnostics(curves={"nll": Curve(((0.1, 2.0), (0.2, 1.0)), 0.3)})
+
+
+class ForgettingItsDiagnostics(Sound):
+    fitted = False
+
+    def fit(
+        self, topk: FloatArray, is_label: BoolArray, mass: FloatArray, mass_mode: MassMode
+    ) -> None:
+        super().fit(topk, is_label, mass, mass_mode)
+        self.fitted = True
+
+    def diagnostics(self) -> Diagnostics:
+        return Diagnostics({"wrong": self.wrong} if self.fitted else {})
 
 
 class WorkingUnfitted(Sound):
@@ -155,8 +224,10 @@ class NanInItsState(Sound):
 
 
 class DividingByTheMisses(Sound):
-    def fit(self, topk: FloatArray, is_label: BoolArray, mass: FloatArray) -> None:
-        super().fit(topk, is_label, mass)
+    def fit(
+        self, topk: FloatArray, is_label: BoolArray, mass: FloatArray, mass_mode: MassMode
+    ) -> None:
+        super().fit(topk, is_label, mass, mass_mode)
         if self.wrong == 0:
             self.wrong = math.nan
 
@@ -175,7 +246,7 @@ class RefusingOne(Sound):
         return super().transform(topk)
 
 
-@pytest.mark.parametrize("cls", [Sound, ReversingAndSayingSo, RefusingOne])
+@pytest.mark.parametrize("cls", [Sound, DeclaredReversing, RefusingOne, FullyDiagnosed])
 def test_a_sound_recalibrator_passes(cls: type[Recalibrator[Any]]) -> None:
     check_recalibrator(cls)
 
@@ -183,24 +254,32 @@ def test_a_sound_recalibrator_passes(cls: type[Recalibrator[Any]]) -> None:
 @pytest.mark.parametrize(
     ("cls", "sentence"),
     [
-        (RowsSumToTwo, "gives rows that do not sum to 1"),
-        (Negative, "gives a negative probability"),
-        (NotFinite, r"gives NaN or infinity \(extreme rows\)"),
+        (RowsSumToTwo, "returns rows that do not sum to 1"),
+        (Negative, "returns a negative probability"),
+        (NotFinite, r"returns NaN or infinity \(extreme rows\)"),
         (OneColumn, r"turns shape \(240, 2\) into \(240, 1\)"),
-        (Reversing, "changes the order within a row .*: declare order_preserving = False"),
-        (ChangingItsInput, "transform changes its input"),
-        (ChangingTheValidationPart, "fit changes its input 'is_label'"),
+        (Reversing, "changes the order within a row .*: set order_preserving = False"),
+        (ModifyingItsInput, "transform modifies its input"),
+        (ModifyingTheValidationPart, "fit modifies its input 'is_label'"),
         (LookingAtTheFirstRow, "depends on the order of the rows"),
         (LookingAtTheWholeBatch, "depends on how the rows are split"),
-        (Drifting, "fit learns something else each time"),
-        (WorkingUnfitted, "its transform works before it is"),
+        (Drifting, "fit is not deterministic: the same rows give a different state"),
+        (LearningFromTheFirstRow, "fit depends on the order of the rows"),
+        (MistakingAllOnesForMassOne, "NaN or infinity .*fitted where the top k holds all prob"),
+        (WithoutDiagnostics, "diagnostics does not return Diagnostics"),
+        (NumpyInItsFacts, "diagnostics is not valid JSON"),
+        (TemperatureOfNoNumber, "temperature cannot be {'first': 0.3}"),
+        (WarningOverTwoLines, "is not a warning of one line"),
+        (CurveWithoutItsBest, "the curve 'nll' is malformed"),
+        (ForgettingItsDiagnostics, "diagnostics differs after its state went through JSON"),
+        (WorkingUnfitted, "needs a fit, but its transform works without one"),
         (ForgettingItsState, "cannot be restored from its state: RuntimeError"),
-        (RoundingItsState, "gives something else after its state went through JSON"),
-        (NumpyInItsState, "state is no JSON"),
-        (NanInItsState, "state is no JSON"),
-        (DividingByTheMisses, "NaN or infinity .*fitted where the first token is always right"),
-        (RefusingFive, "refuses k = 5: five is too many"),
-        (int, "int is no firstcli.api.Recalibrator"),
+        (RoundingItsState, "transform differs after its state went through JSON"),
+        (NumpyInItsState, "state is not valid JSON"),
+        (NanInItsState, "state is not valid JSON"),
+        (DividingByTheMisses, "NaN or infinity .*fitted where the label is always the first"),
+        (RefusingFive, "rejects k = 5: five is too many"),
+        (int, "int is not a firstcli.api.Recalibrator"),
     ],
 )
 def test_a_broken_recalibrator_is_named(cls: type[Recalibrator[Any]], sentence: str) -> None:
@@ -264,28 +343,28 @@ def test_a_sound_task_passes() -> None:
     [
         (WithoutSplits(QUESTION), "splits is empty"),
         (WithOneSplitTwice(QUESTION), "names a split twice"),
-        (Given(), "split 'train': there are no samples"),
+        (Given(), "split 'train': has no samples"),
         (Shrinking(QUESTION, QUESTION, QUESTION), "loading it twice gives different samples"),
-        (Given(QUESTION, QUESTION), "an id occurs twice"),
+        (Given(QUESTION, QUESTION), "two samples have the same id"),
         (Given(replace(QUESTION, prompt=" \n")), "sample 'q1': the prompt is empty"),
-        (GivenInstructions(replace(INSTRUCTION, response="")), "row 0: the response is empty"),
+        (GivenInstructions(replace(INSTRUCTION, response="")), "number 0: the response is empty"),
         (GivenInstructions(QUESTION), "the task has no candidates"),
-        (Given(INSTRUCTION), "has 0 candidates instead of 2 to 26"),
+        (Given(INSTRUCTION), "has 0 candidates, expected 2 to 26"),
         (Given(replace(QUESTION, candidates=(" yes",))), "has 1 candidates"),
         (Given(replace(QUESTION, candidates=tuple(map(str, range(27))))), "has 27 candidates"),
         (Given(replace(QUESTION, candidates=(" yes", " yes"))), "two candidates are the same"),
-        (Given(replace(QUESTION, answer=2)), "answer 2 is none of 0 to 1"),
-        (Given(replace(QUESTION, answer=None)), "no right answer, but a response or a truth"),
-        (Given(UNANSWERABLE), "nothing can be learned from them"),
+        (Given(replace(QUESTION, answer=2)), "answer is 2, expected 0 to 1"),
+        (Given(replace(QUESTION, answer=None)), "no right answer, but has a response or a truth"),
+        (Given(UNANSWERABLE), "cannot be learned from"),
         (Evaluated(UNANSWERABLE, replace(QUESTION, id="q2")), "1 of 2 samples have no right"),
-        (Evaluated(replace(UNANSWERABLE, response=" no")), "no right answer, but a response"),
-        (Evaluated(replace(UNANSWERABLE, truth=(0.9, 0.1))), "no right answer, but a response"),
+        (Evaluated(replace(UNANSWERABLE, response=" no")), "no right answer, but has a response"),
+        (Evaluated(replace(UNANSWERABLE, truth=(0.9, 0.1))), "no right answer, but has a response"),
         (Given(replace(QUESTION, candidates=("", " no"), response="")), "a candidate is empty"),
         (Given(replace(QUESTION, answer=1)), "the response is not the right candidate"),
-        (Given(replace(QUESTION, truth=(1.0,))), "truth is not one number a candidate"),
+        (Given(replace(QUESTION, truth=(1.0,))), "truth does not have one number per candidate"),
         (Given(replace(QUESTION, truth=(1.1, -0.1))), "a true probability is negative"),
         (Given(replace(QUESTION, truth=(0.5, 0.4))), "truth does not sum to 1"),
-        (object(), "object is no firstcli.api.Task"),
+        (object(), "object is not a firstcli.api.Task"),
     ],
 )
 def test_a_broken_task_is_named(task: Any, sentence: str) -> None:
@@ -302,7 +381,7 @@ class Letters(ModelFamily[PluginOptions]):
     needs_checkpoint = False
     needs_text = True
     rows: ClassVar[int] = 0
-    """Rows of the vocabulary beyond the tokenizer's."""
+    """Rows of the embedding beyond the tokenizer's tokens."""
 
     def tokenizer(self, ref: ModelRef, text: Iterable[str]) -> PreTrainedTokenizerBase:
         from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -324,11 +403,7 @@ class Letters(ModelFamily[PluginOptions]):
             return self._built(len(tokenizer))
 
     def model(
-        self,
-        ref: ModelRef,
-        tokenizer: PreTrainedTokenizerBase,
-        dtype: Literal["float32", "bfloat16", "float16"],
-        seed: int,
+        self, ref: ModelRef, tokenizer: PreTrainedTokenizerBase, dtype: Dtype, seed: int
     ) -> PreTrainedModel:
         import torch
 
@@ -372,11 +447,7 @@ class OtherShape(Letters):
 
 class Unseeded(Letters):
     def model(
-        self,
-        ref: ModelRef,
-        tokenizer: PreTrainedTokenizerBase,
-        dtype: Literal["float32", "bfloat16", "float16"],
-        seed: int,
+        self, ref: ModelRef, tokenizer: PreTrainedTokenizerBase, dtype: Dtype, seed: int
     ) -> PreTrainedModel:
         return self._built(len(tokenizer))
 
@@ -406,12 +477,12 @@ def test_a_sound_family_passes(cls: type[ModelFamily[Any]]) -> None:
     ("cls", "sentence"),
     [
         (TooFewRows, "fewer than its tokenizer's"),
-        (RealWeights, "empty_model has real weights"),
-        (OtherShape, "empty_model and model differ"),
-        (Unseeded, "gives other weights for the same seed"),
-        (SkippingLetters, "no token covers all of 'Q: Is water wet"),
-        (HalfPrecision, "not of the dtype that was asked for"),
-        (int, "int is no firstcli.api.ModelFamily"),
+        (RealWeights, "empty_model allocates weights"),
+        (OtherShape, "empty_model and model have different parameters"),
+        (Unseeded, "gives different weights for the same seed"),
+        (SkippingLetters, "the offsets do not cover all of 'Q: Is water wet"),
+        (HalfPrecision, "does not have the requested dtype"),
+        (int, "int is not a firstcli.api.ModelFamily"),
     ],
 )
 def test_a_broken_family_is_named(cls: type[ModelFamily[Any]], sentence: str) -> None:

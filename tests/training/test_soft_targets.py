@@ -314,7 +314,7 @@ def test_a_fitted_state_is_taken_from_its_artifact(tmp_path: Path, positions: Po
     fitted = arm("temperature-scaling")
     original = recalibrator(fitted)
     chosen = positions.where(positions.decisive)
-    original.fit(chosen.topk, chosen.is_label, chosen.mass)
+    original.fit(chosen.topk, chosen.is_label, chosen.mass, "teacher")
     artifact = tmp_path / "first.json"
     artifact.write_text(json.dumps({"state": original.state(), "rows": 2}))
     restored = soft_targets.recalibrator_for(fitted, artifact)

@@ -1,4 +1,4 @@
-"""A task for firstcli: AI2 ARC, science questions with three to five choices (arXiv 1803.05457).
+"""Task `arc`: AI2 ARC, science questions with three to five choices (arXiv 1803.05457).
 
 Q: Which property of a mineral can be seen by just looking at it?
 Answer Choices:
@@ -11,23 +11,22 @@ A: The answer is (|A).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, Literal
 
 from pydantic import Field
 
-from firstcli.api import DataPath, PluginOptions, Sample, Split, Task
-from firstcli.errors import UserError
+from firstcli.api import DataPath, PluginOptions, Sample, Split, Task, UserError
 
 HUB_NAME = "allenai/ai2_arc"
-HUB_REVISION = "210d026faf9955653af8916fad021475a3f00453"  # results must not move with `main`
+HUB_REVISION = "210d026faf9955653af8916fad021475a3f00453"  # results must not change with `main`
 FILES = {"train": "Train", "validation": "Dev", "test": "Test"}
 
 
 class ArcOptions(PluginOptions):
-    """Which of the two sets of questions, and where it is."""
+    """The set of questions and its location."""
 
     config: Literal["ARC-Challenge", "ARC-Easy"] = Field(
         "ARC-Challenge", description="the hard questions or the easy ones"
@@ -35,7 +34,7 @@ class ArcOptions(PluginOptions):
     path: DataPath | None = Field(
         None,
         description="instead of the hub: the unpacked official archive, its folder of this "
-        "config, or one .jsonl file, taken for whichever split is asked for",
+        "config, or one .jsonl file, which is then used for every split",
     )
 
 
@@ -49,12 +48,16 @@ class Arc(Task[ArcOptions]):
         return tuple(FILES)
 
     def load(self, split: str) -> Split:
-        rows = self._local(split) if self.options.path else self._hub(split)
+        path = self.options.path
+        rows = self._local(split, path) if path else self._hub(split)
         return Split([_sample(where, row) for where, row in rows])
 
-    def _local(self, split: str) -> Iterator[tuple[str, Any]]:
-        """Yield each row with its place, for messages."""
-        file = self._file(split)
+    def sources(self, split: str) -> Sequence[Path]:
+        return [self._file(split, self.options.path)] if self.options.path else []
+
+    def _local(self, split: str, path: Path) -> Iterator[tuple[str, Any]]:
+        """Yield each row with its location, for messages."""
+        file = self._file(split, path)
         try:
             content = file.read_bytes()
         except OSError as error:
@@ -70,9 +73,7 @@ class Arc(Task[ArcOptions]):
             except ValueError as error:
                 raise UserError(f"{where}: not valid JSON: {error}") from error
 
-    def _file(self, split: str) -> Path:
-        path = self.options.path
-        assert path is not None
+    def _file(self, split: str, path: Path) -> Path:
         if not path.is_dir():
             return path
         config = self.options.config
@@ -80,7 +81,7 @@ class Arc(Task[ArcOptions]):
         return path / config / name if (path / config).is_dir() else path / name
 
     def _hub(self, split: str) -> Iterator[tuple[str, Any]]:
-        from datasets import load_dataset  # takes seconds: not while a recipe is read
+        from datasets import load_dataset  # takes seconds, so not while a recipe is loaded
 
         config = self.options.config
         try:
@@ -95,17 +96,17 @@ class Arc(Task[ArcOptions]):
 
 
 def _sample(where: str, row: Any) -> Sample:
-    """Turn a row into a sample, whether it is nested as in the files or flat as on the hub."""
+    """Convert a row to a sample; rows are nested in the files and flat on the hub."""
     try:
         question = row["question"]
         nested = isinstance(question, Mapping)
         stem: str = question["stem"] if nested else question
-        choices = question["choices"] if nested else _side_by_side(row["choices"])
-        labels = [str(choice["label"]) for choice in choices]  # A to E, in some questions 1 to 5
+        choices = question["choices"] if nested else _as_records(row["choices"])
+        labels = [str(choice["label"]) for choice in choices]  # A to E; 1 to 5 in a few questions
         texts = [str(choice["text"]) for choice in choices]
         id, key = str(row["id"]), str(row["answerKey"])
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: this is no question of ARC: {error!r}") from error
+        raise UserError(f"{where}: not a question of ARC: {error!r}") from error
     if not 2 <= len(set(labels)) == len(labels) <= len(ascii_uppercase):
         raise UserError(
             f"{where}: choices: found the labels {labels}, expected 2 to 26, all different"
@@ -122,6 +123,6 @@ def _sample(where: str, row: Any) -> Sample:
     )
 
 
-def _side_by_side(choices: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _as_records(choices: Mapping[str, Any]) -> list[dict[str, Any]]:
     pairs = zip(choices["label"], choices["text"], strict=True)
     return [{"label": label, "text": text} for label, text in pairs]

@@ -1,4 +1,4 @@
-"""The plugin on tiny data of its own; no network."""
+"""The plugin on a few invented questions; no network."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from firstcli_arc import HUB_REVISION, Arc, ArcOptions
 
-from firstcli.api import Sample
-from firstcli.errors import UserError
+from firstcli.api import Sample, UserError
 from firstcli.testing import check_task
 
 
@@ -61,7 +60,7 @@ def at(path: Path, config: str = "ARC-Challenge") -> Arc:
 
 
 def archive(tmp_path: Path) -> Path:
-    """Write the official archive's layout, the easy set with one question only."""
+    """Write files in the layout of the official archive; the easy set has one question."""
     for config, rows in (("ARC-Challenge", [LETTERED, NUMBERED]), ("ARC-Easy", [NUMBERED])):
         (tmp_path / config).mkdir()
         for split in ("Train", "Dev", "Test"):
@@ -78,6 +77,7 @@ def test_reads_the_official_archive(tmp_path: Path) -> None:
     assert at(folder, "ARC-Easy").load("test").samples == SAMPLES[1:]
     file = folder / "ARC-Challenge" / "ARC-Challenge-Dev.jsonl"
     assert at(file).load("test").samples == SAMPLES
+    assert at(folder).sources("validation") == at(file).sources("test") == [file]
 
 
 def test_reads_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,6 +92,7 @@ def test_reads_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     task = Arc(ArcOptions(config="ARC-Easy"))
     check_task(task)
     assert task.load("test").samples == SAMPLES
+    assert task.sources("test") == []  # the pinned revision determines the samples
 
 
 def test_without_the_hub_it_advises_path(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,14 +111,17 @@ def test_without_the_hub_it_advises_path(monkeypatch: pytest.MonkeyPatch) -> Non
     [
         (b"{", ":2: not valid JSON"),
         (b"\xff", ":2: not UTF-8"),
-        (b"[]", ":2: this is no question of ARC"),
-        (b'{"id": "x"}', ":2: this is no question of ARC: KeyError('question')"),
+        (b"[]", ":2: not a question of ARC"),
+        (b'{"id": "x"}', ":2: not a question of ARC: KeyError('question')"),
         (json.dumps(LETTERED | {"answerKey": "D"}).encode(), "found 'D', expected one of A, B, C"),
         (json.dumps(question("x", "?", {"A": "one"}, "A")).encode(), "expected 2 to 26"),
-        (json.dumps(on_hub(LETTERED) | {"choices": {"label": [], "text": ["a"]}}).encode(), "no"),
+        (
+            json.dumps(on_hub(LETTERED) | {"choices": {"label": [], "text": ["a"]}}).encode(),
+            "not a",
+        ),
     ],
 )
-def test_names_the_line_that_is_wrong(tmp_path: Path, line: bytes, expected: str) -> None:
+def test_an_error_names_the_line(tmp_path: Path, line: bytes, expected: str) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_bytes(json.dumps(LETTERED).encode() + b"\n" + line)
     with pytest.raises(UserError) as caught:

@@ -1,4 +1,4 @@
-"""The plugin alone; `firstcli.testing` holds what every recalibrator must keep."""
+"""The plugin's own behaviour; `firstcli.testing` checks the contract of recalibrators."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 from firstcli_isotonic import Isotonic
 
-from firstcli.api import PluginOptions
-from firstcli.errors import UserError
-from firstcli.testing import check_recalibrator
-from firstcli.testing.recalibrators import overconfident_teacher
+from firstcli.api import MassMode, PluginOptions, UserError
+from firstcli.testing import check_recalibrator, overconfident_teacher
 
 
-def fitted(mass_is_one: bool) -> Isotonic:
+def fitted(mass_mode: MassMode) -> Isotonic:
     isotonic = Isotonic(PluginOptions())
-    isotonic.fit(*overconfident_teacher(5, mass_is_one))
+    isotonic.fit(*overconfident_teacher(5, mass_mode))
     return isotonic
 
 
@@ -22,17 +20,35 @@ def test_conforms() -> None:
     check_recalibrator(Isotonic)
 
 
-@pytest.mark.parametrize("mass_is_one", [False, True])
-def test_teaches_the_regression_of_the_top_1_token(mass_is_one: bool) -> None:
+@pytest.mark.parametrize("mass_mode", ["teacher", "one"])
+def test_the_top_1_token_gets_the_regression(mass_mode: MassMode) -> None:
     from sklearn.isotonic import IsotonicRegression
 
-    topk, is_label, mass = overconfident_teacher(5, mass_is_one)
+    topk, is_label, mass, _ = overconfident_teacher(5, mass_mode)
     regression = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip")
     expected = regression.fit_transform(topk[:, 0], is_label[:, 0].astype(float))
-    taught = mass * fitted(mass_is_one).transform(topk)[:, 0]
+    top1 = mass * fitted(mass_mode).transform(topk)[:, 0]
     reachable = (expected <= mass * (1 - 1e-6)) & (expected >= mass * 1e-6)
-    np.testing.assert_allclose(taught[reachable], expected[reachable], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(top1[reachable], expected[reachable], rtol=0, atol=1e-12)
     assert reachable.mean() > 0.8
+
+
+@pytest.mark.parametrize("mass_mode", ["teacher", "one"])
+def test_the_mass_mode_is_not_inferred_from_the_mass(mass_mode: MassMode) -> None:
+    topk, is_label, _, _ = overconfident_teacher(5, "teacher")
+    isotonic = Isotonic(PluginOptions())
+    isotonic.fit(topk, is_label, np.ones(len(topk)), mass_mode)
+    assert isotonic.state()["mass"] == mass_mode
+
+
+def test_few_rows_are_warned_of() -> None:
+    topk, is_label, mass, mode = overconfident_teacher(5, "one")
+    isotonic = fitted("one")
+    [warning] = isotonic.diagnostics().warnings
+    assert "on 240 rows, which may overfit; raise train.validation" in warning
+    assert isotonic.diagnostics().facts["rows"] == 240
+    isotonic.fit(np.tile(topk, (5, 1)), np.tile(is_label, (5, 1)), np.tile(mass, 5), mode)
+    assert not isotonic.diagnostics().warnings
 
 
 def test_a_value_above_the_mass_takes_nearly_all_of_it() -> None:
@@ -42,19 +58,19 @@ def test_a_value_above_the_mass_takes_nearly_all_of_it() -> None:
     np.testing.assert_allclose(target, [[1 - 1e-6, 1e-6]], rtol=1e-9)
 
 
-def test_the_others_keep_their_proportions() -> None:
-    target = fitted(True).transform(np.array([[0.6, 0.2, 0.1, 0.04, 0.01]]))[0]
+def test_the_other_tokens_keep_their_proportions() -> None:
+    target = fitted("one").transform(np.array([[0.6, 0.2, 0.1, 0.04, 0.01]]))[0]
     np.testing.assert_allclose(target[1:] / target[4], [20, 10, 4, 1])
 
 
-def test_others_without_any_probability_share_equally() -> None:
-    target = fitted(True).transform(np.array([[1.0, 0.0, 0.0, 0.0, 0.0]]))[0]
+def test_other_tokens_without_probability_share_equally() -> None:
+    target = fitted("one").transform(np.array([[1.0, 0.0, 0.0, 0.0, 0.0]]))[0]
     assert target[1] > 0
     np.testing.assert_array_equal(target[1:], target[1])
 
 
-def test_refuses_one_token_and_no_rows() -> None:
-    with pytest.raises(UserError, match="top_k is 1"):
-        Isotonic(PluginOptions()).fit(np.ones((3, 1)), np.ones((3, 1), dtype=bool), np.ones(3))
-    with pytest.raises(UserError, match="no rows"):
-        Isotonic(PluginOptions()).fit(np.ones((0, 5)), np.ones((0, 5), dtype=bool), np.ones(0))
+@pytest.mark.parametrize(("shape", "reason"), [((3, 1), "top_k is 1"), ((0, 5), "no rows")])
+def test_one_token_and_no_rows_are_rejected(shape: tuple[int, int], reason: str) -> None:
+    isotonic = Isotonic(PluginOptions())
+    with pytest.raises(UserError, match=reason):
+        isotonic.fit(np.ones(shape), np.ones(shape, dtype=bool), np.ones(shape[0]), "one")

@@ -95,17 +95,7 @@ class CausalLM(ModelFamily[CausalLMOptions]):
         return self.options.dtype
 
     def _load(self, ref: ModelRef, part: str, load: Any, **options: Any) -> Any:
-        """Call a transformers loader and turn its errors into sentences.
-
-        Args:
-            ref: the checkpoint.
-            part: name of what is loaded, for messages.
-            load: a `from_pretrained` or a function with its parameters.
-            options: further options of `load`.
-
-        Raises:
-            UserError: the checkpoint is missing or cannot be loaded.
-        """
+        """Call `load`, such as a `from_pretrained`; its errors become UserErrors about `part`."""
         from safetensors import SafetensorError
 
         if ref.folder is not None and not (ref.folder / "config.json").is_file():

@@ -122,7 +122,7 @@ class CalibrationArtifact:
     def to_json(self) -> dict[str, JSON]:
         """Return the content of the file; absent values have no key."""
         content = asdict(self)
-        facts = content.pop("facts")
+        facts: dict[str, JSON] = content.pop("facts")
         content["ranks"] = list(content["ranks"])
         return facts | {key: value for key, value in content.items() if value not in (None, [])}
 

@@ -124,7 +124,7 @@ def _fit_temperature(
         spread = (ends[1] - ends[0]) / 12**0.5
         return TemperatureFit(best, curve, len(used.topk), 0, ends, spread, True)
     temperatures = resampled.temperatures(criterion, search)
-    low = float(np.quantile(temperatures, 0.025, method="lower"))  # one of the temperatures
+    low = float(np.quantile(temperatures, 0.025, method="lower"))
     high = float(np.quantile(temperatures, 0.975, method="higher"))
     interval = min(low, best), max(high, best)
     worst = max(curve, key=curve.__getitem__)
@@ -150,18 +150,11 @@ class Resampled:
     """
 
     def __init__(self, scale: Scale, rows: FitRows, bins: int) -> None:
-        """Assign the rows to blocks and draw the resamples.
-
-        Args:
-            scale: applies a temperature to (N, k) probabilities.
-            rows: all rows; order does not matter.
-            bins: number of bins of the ECE.
-        """
+        """Assign all rows, in any order, to blocks and draw the resamples."""
         order = np.lexsort((*rows.topk.T, *rows.is_label.T, rows.mass))
         self._rows = rows.where(order)
-        self._used = {
-            name: scored_rows(name, self._rows.is_label, rows.mass_mode) for name in CRITERIA
-        }
+        _, is_label, _, mode = self._rows
+        self._used = {name: scored_rows(name, is_label, mode) for name in CRITERIA}
         self._scale, self._bins = scale, bins
         self._edges = np.linspace(0.0, 1.0, bins + 1)[1:-1]  # bins (lo, hi], as in `metrics.ece`
         count, generator = len(order), np.random.default_rng(SEED)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 ROWS = 240
 TOLERANCE = 1e-9
 ORDER_TOLERANCE = 1e-6  # a numerical optimum changes more than a sum when rows change their order
+FACT_TYPES: dict[str, Any] = {  # of the facts that reports know
+    "temperature": (int, float),
+    "interval": (list, tuple),
+    "criterion": str,
+    "temperatures": dict,
+    "rows": int,
+}
 
 
 class FitInputs(NamedTuple):
@@ -62,9 +69,9 @@ def check_recalibrator(
     require(issubclass(cls, Recalibrator), f"{cls.__name__} is not a firstcli.api.Recalibrator")
     settings = options_of(cls, options)
     for width in k:
-        for inputs in _simulated_inputs(width, seed):
+        for mass_mode in get_args(MassMode):
             try:
-                _check_on(cls, settings, inputs)
+                _check_on(cls, settings, overconfident_teacher(width, mass_mode, seed))
             except UserError as error:
                 if width > 1:
                     raise AssertionError(f"{cls.__name__} rejects k = {width}: {error}") from error
@@ -93,14 +100,6 @@ def _softmax(logits: FloatArray, temperature: float) -> FloatArray:
     return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
-def _simulated_inputs(k: int, seed: int) -> list[FitInputs]:
-    """Return inputs in both mass modes, and a teacher whose top k holds all its probability."""
-    teacher = overconfident_teacher(k, "teacher", seed)
-    shares = teacher.topk / teacher.mass[:, None]
-    complete = teacher._replace(topk=shares, mass=np.ones(ROWS))
-    return [teacher, overconfident_teacher(k, "one", seed), complete]
-
-
 def extreme_rows(k: int) -> FloatArray:
     """Return extreme rows that a real teacher can produce; the first token is never at 0."""
     first, uniform = np.eye(1, k)[0], np.full(k, 1 / k)
@@ -125,15 +124,15 @@ def _check_on(cls: type[Recalibrator[Any]], options: PluginOptions, inputs: FitI
     _check_distribution(fitted, extreme_rows(width), "extreme rows")
     _check_distribution(fitted, np.empty((0, width)), "no rows")
     _check_rows_are_independent(fitted, inputs.topk)
-    _check_fit_is_determined(cls, options, inputs)
+    _check_fit_is_determined(fitted, inputs)
     _check_diagnostics(fitted)
-    _check_state(cls, options, inputs)
-    for case, is_label in _one_sided(inputs.is_label):
+    _check_state(fitted, inputs)
+    for case, unusual in _unusual_inputs(inputs):
         try:
-            fitted = _fitted(cls, options, inputs._replace(is_label=is_label))
+            fitted = _fitted(cls, options, unusual)
         except UserError:
             continue  # it may reject such rows
-        _check_distribution(fitted, inputs.topk, f"ordinary rows, fitted where {case}")
+        _check_distribution(fitted, unusual.topk, f"ordinary rows, fitted where {case}")
         _check_diagnostics(fitted)
 
 
@@ -180,11 +179,9 @@ def _check_rows_are_independent(fitted: Recalibrator[Any], topk: FloatArray) -> 
     )
 
 
-def _check_fit_is_determined(
-    cls: type[Recalibrator[Any]], options: PluginOptions, inputs: FitInputs
-) -> None:
-    fitted, again = _fitted(cls, options, inputs), _fitted(cls, options, inputs)
-    target = fitted.transform(inputs.topk)
+def _check_fit_is_determined(fitted: Recalibrator[Any], inputs: FitInputs) -> None:
+    cls, options = type(fitted), fitted.options
+    again, target = _fitted(cls, options, inputs), fitted.transform(inputs.topk)
     require(
         _as_json(fitted.state(), fitted) == _as_json(again.state(), again),
         f"{cls.__name__}.fit is not deterministic: the same rows give a different state",
@@ -208,6 +205,9 @@ def _check_diagnostics(fitted: Recalibrator[Any]) -> None:
     name, diagnostics = f"{type(fitted).__name__}.diagnostics", fitted.diagnostics()
     require(isinstance(diagnostics, Diagnostics), f"{name} does not return Diagnostics")
     _diagnostics_json(fitted)
+    for fact in FACT_TYPES.keys() & diagnostics.facts.keys():
+        value = diagnostics.facts[fact]
+        require(isinstance(value, FACT_TYPES[fact]), f"{name}: {fact} cannot be {value!r}")
     for warning in diagnostics.warnings:
         require(
             isinstance(warning, str) and warning.strip() and len(warning.splitlines()) == 1,
@@ -228,10 +228,9 @@ def _is_sound(curve: Curve) -> bool:
     )
 
 
-def _check_state(cls: type[Recalibrator[Any]], options: PluginOptions, inputs: FitInputs) -> None:
-    name, fitted = cls.__name__, _fitted(cls, options, inputs)
-    saved = _as_json(fitted.state(), fitted)
-    restored = cls(options)
+def _check_state(fitted: Recalibrator[Any], inputs: FitInputs) -> None:
+    name, saved = type(fitted).__name__, _as_json(fitted.state(), fitted)
+    restored = type(fitted)(fitted.options)
     try:
         restored.restore(json.loads(saved))
         target = restored.transform(inputs.topk)
@@ -261,15 +260,17 @@ def _fitted(
     return recalibrator
 
 
-def _one_sided(is_label: BoolArray) -> list[tuple[str, BoolArray]]:
-    """Return labels for which a careless fit divides by zero."""
-    right, wrong = np.zeros_like(is_label), np.zeros_like(is_label)
-    right[:, 0] = True
-    wrong[:, 1:2] = True
+def _unusual_inputs(inputs: FitInputs) -> list[tuple[str, FitInputs]]:
+    """Return inputs for which a careless fit divides by zero or mistakes the mass mode."""
+    first, second = np.zeros_like(inputs.is_label), np.zeros_like(inputs.is_label)
+    first[:, 0] = True
+    second[:, 1:2] = True
+    shares = inputs.topk / inputs.topk.sum(axis=1, keepdims=True)
     return [
-        ("the label is always the first token", right),
-        ("the label is always the second token", wrong),
-        ("the label is never in the top k", np.zeros_like(is_label)),
+        ("the label is always the first token", inputs._replace(is_label=first)),
+        ("the label is always the second token", inputs._replace(is_label=second)),
+        ("the label is never in the top k", inputs._replace(is_label=np.zeros_like(first))),
+        ("the top k holds all probability", inputs._replace(topk=shares, mass=np.ones(ROWS))),
     ]
 
 
