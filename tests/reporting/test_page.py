@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from firstcli.reporting import ReportData
+from firstcli.reporting.data import ReportData
 from firstcli.reporting.page import write_report
 from support.invented_report import EVIL, answers, everything, report, sample
 

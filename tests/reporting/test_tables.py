@@ -12,7 +12,7 @@ from rich.console import Console
 
 from firstcli.metrics.uncertainty import Interval
 from firstcli.recipe.schema import MetricsSettings
-from firstcli.reporting import ReportData
+from firstcli.reporting.data import ReportData
 from firstcli.reporting.formats import TerminalTable, to_csv, to_json, to_markdown
 from firstcli.reporting.table import (
     INDISTINCT,

@@ -8,7 +8,7 @@ from typing import Any
 from firstcli.api import Sample
 from firstcli.metrics.records import EvalRecords
 from firstcli.recipe.schema import MetricsSettings
-from firstcli.reporting import ArmFacts, ReportData, TeacherPart
+from firstcli.reporting.data import ArmFacts, ReportData, TeacherPart
 
 EVIL = "<script>alert('x')</script>"
 

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from firstcli.api import JSON, PluginOptions, Recalibrator
 from firstcli.errors import UserError
-from firstcli.metrics.summary import FLOOR
+from firstcli.metrics import FLOOR
 from firstcli.recalibration.criteria import Criterion, judged_rows, true_probability
 from firstcli.recalibration.temperature_search import (
     Curve,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from firstcli.metrics.summary import FLOOR, ece
+from firstcli.metrics import FLOOR, ece
 
 if TYPE_CHECKING:
     from firstcli.api import BoolArray, FloatArray

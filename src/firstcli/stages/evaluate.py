@@ -118,33 +118,21 @@ def summary(run: Run, units: list[Unit]) -> dict[str, Any]:
     return {f"{evaluation}/{model}": asdict(one) for (evaluation, model), one in found.items()}
 
 
-_COLUMNS = (
-    ("n", "n", "d"),
-    ("Acc", "accuracy", "%"),
-    ("ECE", "ece", "%"),
-    ("null", "ece_null", "%"),  # what a calibrated model of these confidences would show
-    ("p", "ece_p", ".3f"),
-    ("bins", "bins_used", "d"),
-    ("Trust", "trust", "%"),
-    ("conf.", "confidence", "%"),
-    ("NLL", "nll", ".3f"),
-    ("Brier", "brier", ".3f"),
-    ("mass", "candidate_mass", "%"),
-)
+_COLUMNS = [
+    metrics.METRICS[name]
+    for name in (
+        *("n", "accuracy", "ece", "ece_null", "ece_p", "bins_used"),
+        *("trust", "confidence", "nll", "brier", "candidate_mass"),
+    )
+]
 
 
 def _table(evaluation: str, rows: Mapping[str, metrics.EvalMetrics]) -> Table:
     """Return a table that fits 80 columns, and breaks lines rather than cut a number."""
     table = Table(title=evaluation, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), title_justify="left")
     table.add_column("model", overflow="fold")
-    for heading, *_ in _COLUMNS:
-        table.add_column(heading, justify="right", overflow="fold")
+    for metric in _COLUMNS:
+        table.add_column(metric.short, justify="right", overflow="fold")
     for model, one in rows.items():
-        table.add_row(model, *(_text(getattr(one, name), form) for _, name, form in _COLUMNS))
+        table.add_row(model, *(metric.text(getattr(one, metric.name)) for metric in _COLUMNS))
     return table
-
-
-def _text(value: float | None, form: str) -> str:
-    if value is None:
-        return "–"
-    return f"{100 * value:.1f}" if form == "%" else f"{value:{form}}"

@@ -15,11 +15,12 @@ from firstcli.data import splits
 from firstcli.knowledge import concentration
 from firstcli.metrics.records import EvalRecords
 from firstcli.recipe.schema import Arm
-from firstcli.reporting import ArmFacts, ReportData, TeacherPart
-from firstcli.reporting.formats import TerminalTable, to_json
+from firstcli.reporting.data import ArmFacts, ReportData, TeacherPart
+from firstcli.reporting.formats import to_json
 from firstcli.reporting.page import write_report
 from firstcli.reporting.questions import disputed
 from firstcli.reporting.table import paper_table
+from firstcli.reporting.terminal import TerminalTable
 from firstcli.runtime.console import size
 from firstcli.stages.evaluate import load_records
 from firstcli.workspace.run import Part, Run
