@@ -131,7 +131,7 @@ def over_seeds(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     from scipy.stats import t
 
     if len(ours) != len(theirs) or len(ours) < 2:
-        raise ValueError(f"needs the same two or more seeds, not {len(ours)} and {len(theirs)}")
+        raise ValueError(f"needs two or more seeds of both, not {len(ours)} and {len(theirs)}")
     gaps = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
     mean, error = float(gaps.mean()), float(gaps.std(ddof=1) / np.sqrt(len(gaps)))
     if error == 0.0:

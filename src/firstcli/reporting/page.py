@@ -59,7 +59,7 @@ def write_report(folder: Path, data: ReportData) -> None:
 
 
 def _drawn(section: Section, folder: Path) -> PageSection:
-    figures = []
+    figures: list[PageFigure] = []
     for heading, drawing in section.drawings:
         pictures = save(replace(drawing, name=_file_name(drawing.name)), folder)
         if figures:  # the first figure shows the key for all
