@@ -1,4 +1,4 @@
-"""`first eval --from`: other people's outputs, read, judged and compared, or refused by line."""
+"""`first eval --from`: outputs of other programs are evaluated and compared, or refused by line."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from firstcli.errors import UserError
-from firstcli.metrics import lm_eval
+from firstcli.metrics import lm_eval, summarize
 from firstcli.metrics.records import EvalRecords
-from firstcli.metrics.summary import summarize
 from support.command_line import first
 
 CHOICES = (" fire", " water", " 7")
@@ -23,7 +22,7 @@ Sample = dict[str, Any]
 
 
 def sample(doc: int, log_likelihoods: Sequence[float], target: object = 0, **other: Any) -> Sample:
-    """A line as version 0.4.13 writes it: numbers as strings, requests by name."""
+    """Return a line as version 0.4.13 writes it: numbers as strings, requests by name."""
     pairs = [[str(value), "False"] for value in log_likelihoods]
     return {
         "doc_id": doc,
@@ -120,15 +119,15 @@ def test_one_filter_is_read(tmp_path: Path) -> None:
 
 def test_choices_without_their_context_are_left_out(tmp_path: Path) -> None:
     row = sample(0, [-1.0, -2.0, -0.5], 1)
-    asked = {f"gen_args_{c}": {"arg_0": "Q", "arg_1": CHOICES[c]} for c in range(2)}
-    alone = {f"gen_args_{2 + c}": {"arg_0": "", "arg_1": CHOICES[c]} for c in range(2)}
-    row["arguments"] = asked | alone
+    conditional = {f"gen_args_{c}": {"arg_0": "Q", "arg_1": CHOICES[c]} for c in range(2)}
+    unconditional = {f"gen_args_{2 + c}": {"arg_0": "", "arg_1": CHOICES[c]} for c in range(2)}
+    row["arguments"] = conditional | unconditional
     row["filtered_resps"] = [["-1.0", "x"], ["-2.0", "x"], ["-0.1", "x"], ["-0.2", "x"]]
     records = lm_eval.read(write(tmp_path / "x.jsonl", [row]))
     assert records.count.tolist() == [2] and records.answer.tolist() == [1]
 
 
-def test_texts_that_overlap_are_only_compared(tmp_path: Path) -> None:
+def test_overlapping_texts_are_only_compared(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", [sample(0, [-0.1, -0.2], 0), sample(1, [-3.0, -2.0], 0)])
     records = lm_eval.read(path)
     assert records.scope == "candidates" and records.candidate_mass is None
@@ -139,27 +138,27 @@ def test_texts_that_overlap_are_only_compared(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"x\.jsonl:2: is no JSON"),
+        ("{", r"x\.jsonl:2: is not valid JSON"),
         ("[1]", r"x\.jsonl:2: .*doc_id"),
         ({"doc_id": 1, "target": "0"}, r"x\.jsonl:2: .*filtered_resps"),
         (sample(1, [], 0, filtered_resps=["42"]), r"x\.jsonl:2: .*generate"),
         (sample(1, [], 0, filtered_resps="ab"), r"x\.jsonl:2: .*generate"),
         (sample(1, [], 0, filtered_resps=[["ab", "cd"]]), r"x\.jsonl:2: .*generate"),
         (sample(1, [], 0, filtered_resps=-3.0), r"x\.jsonl:2: .*generate"),
-        (sample(1, [-1.0], 0), r"x\.jsonl:2: has 1 choice"),
+        (sample(1, [-1.0], 0), r"x\.jsonl:2: .*has 1 choice"),
         (sample(1, [-1.0, -2.0], "7", arguments=SAME_TEXT), r"x\.jsonl:2: .*differ in the context"),
-        (sample(1, [-1.0, math.nan], 0), r"x\.jsonl:2: .*no log-likelihoods"),
-        (sample(1, [-1.0, 2.0], 0), r"x\.jsonl:2: .*no log-likelihoods"),
+        (sample(1, [-1.0, math.nan], 0), r"x\.jsonl:2: .*not log-likelihoods"),
+        (sample(1, [-1.0, 2.0], 0), r"x\.jsonl:2: .*not log-likelihoods"),
         (sample(1, [-1.0, -2.0], 2), r"x\.jsonl:2: the target '2' is neither"),
         (sample(1, [-1.0, -2.0], "[0, 1]"), r"x\.jsonl:2: the target '\[0, 1\]' is neither"),
         (sample(1, [-1.0, -2.0], -100), r"x\.jsonl:2: the target '-100' is neither"),
         (sample(1, [-1.0, -2.0], 0, acc=0.0), r"x\.jsonl:2: .*acc = 0"),
-        (sample(1, [-1.0, -2.0], "water"), "indices, others"),
-        (sample(0, [-1.0, -2.0], 0), "stand for several"),
+        (sample(1, [-1.0, -2.0], "water"), "indices of choices"),
+        (sample(0, [-1.0, -2.0], 0), "not unique"),
         (sample(1, [-math.inf, -math.inf], 0), "probability zero"),
     ],
 )
-def test_what_cannot_be_judged_is_refused(tmp_path: Path, line: Sample | str, message: str) -> None:
+def test_invalid_lines_are_refused(tmp_path: Path, line: Sample | str, message: str) -> None:
     path = write(tmp_path / "x.jsonl", [sample(0, [-1.0, -2.0], 0), line])
     with pytest.raises(UserError, match=message) as error:
         lm_eval.read(path)
@@ -200,7 +199,7 @@ def test_the_table_names_the_convention(tmp_path: Path) -> None:
     assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
 
 
-def test_two_files_are_compared_over_what_both_have(tmp_path: Path) -> None:
+def test_two_files_are_compared_over_their_common_questions(tmp_path: Path) -> None:
     ours = log(tmp_path, 400)
     theirs = log(tmp_path, 300, sharpness=4.0, name="samples_b.jsonl")
     result = first("eval", "--from", ours, "--versus", theirs, "--json").json["versus"]
@@ -208,16 +207,16 @@ def test_two_files_are_compared_over_what_both_have(tmp_path: Path) -> None:
     assert result["differences"]["ece"]["distinguishable"]
     assert result["differences"]["accuracy"]["value"] == 0.0
     shown = first("eval", "--from", ours, "--versus", theirs).out
-    assert "300 questions that both have" in shown and "not distinguishable" in shown
+    assert "300 common questions" in shown and "not distinguishable" in shown
 
 
-def test_files_of_other_questions_are_not_compared(tmp_path: Path) -> None:
+def test_files_of_different_questions_are_not_compared(tmp_path: Path) -> None:
     path = log(tmp_path)
     other = write(tmp_path / "other.jsonl", [sample(0, [-1.0, -2.0], 0, doc_hash="else")])
-    first("eval", "--from", path, "--versus", other).mistake("no question in common")
+    first("eval", "--from", path, "--versus", other).mistake("no question ids in common")
     answer = int(lm_eval.read(path).answer[0])
     changed = write(tmp_path / "changed.jsonl", [sample(0, [-1.0, -2.0, -3.0], (answer + 1) % 3)])
-    first("eval", "--from", path, "--versus", changed).mistake("changed.jsonl", "another right one")
+    first("eval", "--from", path, "--versus", changed).mistake("changed.jsonl", "right answers")
 
 
 @pytest.mark.parametrize(
@@ -245,7 +244,7 @@ def test_questions_without_a_right_candidate(tmp_path: Path) -> None:
     first("eval", "--from", path, "--versus", path).mistake("x.parquet", "nothing to compare")
 
 
-def test_only_keeps_rows_in_order() -> None:
+def test_only_keeps_the_order_of_questions() -> None:
     records = EvalRecords.from_log_probs(["a", "b", "c"], [0, 1, 0], [[-1.0, -2.0]] * 3)
     kept = records.only({"c", "a"})
     assert kept.ids == ("a", "c") and kept.correct.tolist() == [True, True] and kept.truth is None

@@ -1,4 +1,4 @@
-"""Evaluation records: what is derived, that files give back what went in, what is refused."""
+"""Evaluation records: derived columns, lossless files and refused input."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from firstcli.errors import UserError
+from firstcli.metrics import summarize
 from firstcli.metrics.records import EvalRecords
-from firstcli.metrics.summary import summarize
 
 
 def some_records(*, truth: bool = True) -> EvalRecords:
@@ -55,8 +55,8 @@ def test_rounding_above_certainty_stays_a_probability() -> None:
 
 
 @pytest.mark.parametrize("truth", [True, False])
-def test_a_file_gives_back_what_went_in(tmp_path: Path, truth: bool) -> None:
-    path = tmp_path / "a=b" / "first.parquet"  # a name that dataset readers take for a column
+def test_saving_and_loading_is_lossless(tmp_path: Path, truth: bool) -> None:
+    path = tmp_path / "a=b" / "first.parquet"  # data set readers read this name as a column
     path.parent.mkdir()
     records = some_records(truth=truth)
     records.save(path, {"model": "first"})
@@ -95,11 +95,11 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_saving_replaces_a_file_and_never_writes_into_it(tmp_path: Path) -> None:
+def test_saving_replaces_the_file_and_never_writes_into_it(tmp_path: Path) -> None:
     path, reader = tmp_path / "first.parquet", tmp_path / "reader"
     some_records().save(path, {})
     before = path.read_bytes()
-    reader.hardlink_to(path)  # sees what a process sees that has the file open
+    reader.hardlink_to(path)  # like a process that has the file open
     some_records(truth=False).save(path, {})
     assert reader.read_bytes() == before != path.read_bytes()
 
@@ -126,7 +126,7 @@ def test_a_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
         ([-math.inf, -math.inf], "probability zero"),
         ([-0.1, -0.1], "more than 1"),
         ([], "no candidates"),
-        ([-1.0], "none of the candidates"),
+        ([-1.0], "not one of the candidates"),
     ],
 )
 def test_impossible_rows_are_refused_by_id(row: list[float], message: str) -> None:
@@ -147,7 +147,7 @@ def test_impossible_truth_is_refused_by_id(row: list[float] | None) -> None:
 
 
 def test_an_answer_before_the_first_candidate_is_refused() -> None:
-    with pytest.raises(UserError, match="none of the candidates"):
+    with pytest.raises(UserError, match="not one of the candidates"):
         EvalRecords.from_log_probs(["a"], [-2], [[-1.0, -2.0]])
 
 
@@ -166,14 +166,14 @@ def test_questions_without_a_right_candidate(tmp_path: Path, truth: bool) -> Non
 def test_all_or_none_of_the_questions_have_a_right_candidate() -> None:
     with pytest.raises(UserError, match=r"no right candidate.*'b'"):
         EvalRecords.from_log_probs(["a", "b"], [1, -1], [[-1.0, -2.0]] * 2)
-    with pytest.raises(UserError, match="no distribution"):
+    with pytest.raises(UserError, match="not a distribution"):
         EvalRecords.from_log_probs(["a"], [-1], [[-1.0, -2.0]], [[0.5, 0.5]])
 
 
-def test_candidates_alone_are_renormalised_and_say_nothing_of_the_vocabulary(
+def test_candidates_alone_are_renormalised_without_probabilities_in_the_vocabulary(
     tmp_path: Path,
 ) -> None:
-    rows = [[3.0, 2.0], [-50.0, -51.0, -math.inf]]  # no probabilities yet, or tiny ones
+    rows = [[3.0, 2.0], [-50.0, -51.0, -math.inf]]  # unnormalised or tiny
     records = EvalRecords.from_log_probs(["a", "b"], [0, 1], rows, scope="candidates")
     assert records.confidence_full is None and records.candidate_mass is None
     assert records.shown("full") is None and records.shown("candidates") is records.confidence
@@ -186,7 +186,7 @@ def test_candidates_alone_are_renormalised_and_say_nothing_of_the_vocabulary(
     assert summarize(loaded, "candidates", 10) == summarize(records, "candidates", 10)
 
 
-def test_a_file_of_the_first_version_is_of_the_whole_vocabulary(tmp_path: Path) -> None:
+def test_files_of_version_1_have_the_scope_vocabulary(tmp_path: Path) -> None:
     some_records().save(tmp_path / "x", {})
     table = pq.ParquetFile(tmp_path / "x").read()
     old = table.replace_schema_metadata({b"firstcli.records.version": b"1"})
@@ -225,12 +225,12 @@ def rewrite(path: Path, change: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("drop", "'log_probs' missing"),
+        ("drop", "'log_probs' is missing"),
         ("type", "wrong type"),
-        ("null", "'id' missing or not filled"),
+        ("null", "'id' is missing or has empty cells"),
         ("number", "'q2'"),
         ("newer", "upgrade"),
-        ("foreign", "no evaluation records"),
+        ("foreign", "does not contain evaluation records"),
     ],
 )
 def test_damaged_files_are_refused_by_name(tmp_path: Path, change: str, message: str) -> None:
@@ -254,7 +254,7 @@ def test_unreadable_files_are_refused_by_name(tmp_path: Path) -> None:
         EvalRecords.load(path)
 
 
-def test_the_most_candidates_survive(tmp_path: Path) -> None:
+def test_questions_with_many_candidates_are_lossless(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     rows = [np.log(random.dirichlet(np.ones(n)) * 0.9) for n in range(2, 27)]
     records = EvalRecords.from_log_probs([f"q{i}" for i in range(25)], [1] * 25, rows)

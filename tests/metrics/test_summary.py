@@ -1,9 +1,9 @@
-"""Metrics against naive loops, scikit-learn and torchmetrics, and at their edges."""
+"""Metrics compared with naive loops, scikit-learn and torchmetrics, and their edge cases."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import pairwise
 
 import numpy as np
@@ -19,7 +19,7 @@ from firstcli.metrics.records import EvalRecords, Scope
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-GRID = [i / 20 for i in range(21)]  # exact 0 and 1, and values at or near every edge
+GRID = [i / 20 for i in range(21)]  # exact 0 and 1, and values at or near each edge
 
 
 def naive_ece(confidence: Floats, outcome: Floats, bins: int) -> float:
@@ -66,7 +66,7 @@ anything = st.lists(
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(rows=gridded | anything, bins=st.sampled_from([1, 2, 5, 10, 15]))
-def test_ece_equals_a_naive_loop_and_scikit_learn_on_edges_too(
+def test_ece_equals_a_naive_loop_and_scikit_learn_also_on_edges(
     rows: list[tuple[float, bool]], bins: int
 ) -> None:
     confidence = np.array([c for c, _ in rows])
@@ -86,9 +86,9 @@ def test_ece_equals_torchmetrics_between_the_edges(seed: int, n: int, bins: int)
 
 
 def test_ece_keeps_exact_zero_and_one() -> None:
-    # Other implementations drop a confidence of 0 (0.15 here) ...
+    # Some implementations drop a confidence of 0 (here they give 0.15) ...
     assert metrics.ece(np.array([0.0] * 5 + [0.7] * 5), np.ones(10, bool)) == pytest.approx(0.65)
-    # ... or give a confidence of 1 a bin of its own (0.275 here).
+    # ... or put a confidence of 1 into an extra bin (0.275).
     half = np.array([True, False] * 5 + [True] * 10)
     assert metrics.ece(np.array([1.0] * 10 + [0.95] * 10), half) == pytest.approx(0.225)
 
@@ -137,12 +137,12 @@ def test_scores_equal_naive_loops() -> None:
     assert metrics.trust(confidence, correct) == pytest.approx(trust, abs=1e-12)
 
 
-def test_ece_true_knows_no_label_noise_where_ece_does() -> None:
+def test_ece_true_has_no_label_noise() -> None:
     random = np.random.default_rng(2)
     p_right = random.uniform(0.3, 1, 300)
     assert metrics.ece_true(p_right, p_right) == 0.0
     assert metrics.ece(p_right, random.random(300) < p_right) > 0.01
-    # the mean of each bin is right, the single questions are not
+    # the mean of the bin is calibrated, the single questions are not
     assert metrics.ece_true(np.array([0.52, 0.58]), np.array([0.58, 0.52])) == pytest.approx(0)
     assert metrics.confidence_mae(np.array([0.52, 0.58]), np.array([0.58, 0.52])) > 0.05
 
@@ -162,12 +162,12 @@ def test_one_question_and_one_bin() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, -1e-9, 1.0000001, math.inf])
-def test_what_is_no_probability_is_refused(bad: float) -> None:
+def test_invalid_probabilities_are_refused(bad: float) -> None:
     with pytest.raises(ValueError, match="within"):
         metrics.ece(np.array([0.5, bad]), np.array([True, False]))
 
 
-def test_nothing_and_mismatched_shapes_and_no_bins_are_refused() -> None:
+def test_empty_arrays_mismatched_shapes_and_zero_bins_are_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         metrics.ece(np.array([]), np.array([], bool))
     with pytest.raises(ValueError, match="empty"):
@@ -199,7 +199,7 @@ def test_summary_of_known_numbers() -> None:
     assert found.confidence_mae == pytest.approx(0.025)
 
 
-def test_summary_by_the_whole_vocabulary_changes_confidence_but_not_nll() -> None:
+def test_confidence_in_the_whole_vocabulary_does_not_change_nll() -> None:
     records = EvalRecords.from_log_probs(["a"], [0], [np.log([0.6, 0.2])])
     candidates = metrics.summarize(records, "candidates", 10)
     full = metrics.summarize(records, "full", 10)
@@ -229,7 +229,44 @@ def some_records(*, answers: list[int] | None = None, scope: Scope = "vocabulary
     return EvalRecords.from_log_probs([f"q{i}" for i in range(60)], found, rows, scope=scope)
 
 
-def test_summary_has_every_metric_of_the_functions() -> None:
+def test_the_table_of_metrics_has_the_fields_of_the_summary_in_order() -> None:
+    assert list(metrics.METRICS) == [field.name for field in fields(metrics.EvalMetrics)]
+    assert all(name == metric.name for name, metric in metrics.METRICS.items())
+    for title in ("title", "short"):  # column headings and table rows are unambiguous
+        assert len({getattr(metric, title) for metric in metrics.METRICS.values()}) == len(
+            metrics.METRICS
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "signed", "text"),
+    [
+        ("ece", 0.1234, False, "12.3"),
+        ("ece", -0.1234, False, "-12.3"),
+        ("ece", 0.1234, True, "+12.3"),
+        ("ece", -0.00001, True, "0.0"),  # neither -0.0 nor +0.0
+        ("ece", 0.00001, True, "0.0"),
+        ("ece", 0.0, False, "0.0"),
+        ("ece", 0.00011, False, "0.01"),  # a mass this small is not zero
+        ("ece", None, True, "–"),
+        ("nll", 0.6484, False, "0.648"),
+        ("ece_p", 0.04, False, "0.040"),
+        ("n", 1_234_567, False, "1234567"),
+        ("n", 200.25, False, "200.25"),  # a mean over seeds
+    ],
+)
+def test_a_metric_formats_its_values(
+    name: str, value: float | None, signed: bool, text: str
+) -> None:
+    assert metrics.METRICS[name].text(value, signed=signed) == text
+
+
+def test_a_heading_shows_the_better_direction() -> None:
+    shown = [metrics.METRICS[name].heading for name in ("ece", "trust", "confidence")]
+    assert shown == ["ECE ↓", "Trust ↑", "Conf."]
+
+
+def test_the_summary_equals_the_single_functions() -> None:
     records = some_records()
     shown, correct = records.confidence, records.correct
     found = metrics.summarize(records, "candidates", 5)
@@ -267,7 +304,7 @@ def test_summary_where_no_candidate_is_right() -> None:
     assert known == {"n", "confidence", "chance", "candidate_mass", "ties"}
 
 
-def test_summary_where_the_whole_vocabulary_is_not_known() -> None:
+def test_summary_where_the_whole_vocabulary_is_unknown() -> None:
     records = some_records(scope="candidates")
     full = asdict(metrics.summarize(records, "full", 10))
     known = {name for name, value in full.items() if value is not None}

@@ -165,13 +165,13 @@ def test_several_seeds_are_averaged_over_the_same_questions() -> None:
     for name in KEYS:
         assert found[name].value == pytest.approx(sum(one[name].value for one in each) / 2)
     twice = intervals([seeds[0]] * 2, "candidates")
-    for name in KEYS:  # what repeats itself is no more certain
+    for name in KEYS:  # repeating a seed does not narrow the interval
         assert twice[name].value == pytest.approx(each[0][name].value)
         assert twice[name].interval == pytest.approx(each[0][name].interval)
     widths = [
         one["accuracy"].interval.high - one["accuracy"].interval.low for one in (found, *each)
     ]
-    assert widths[0] < max(widths[1:])  # what differs between seeds averages out
+    assert widths[0] < max(widths[1:])  # differences between seeds average out
 
 
 def test_clear_differences_are_distinguishable_and_contain_the_value() -> None:
@@ -186,8 +186,9 @@ def test_clear_differences_are_distinguishable_and_contain_the_value() -> None:
         assert one.interval.low <= one.value <= one.interval.high
 
 
-def test_too_few_questions_say_nothing() -> None:
-    ours, theirs = some(uncertainty.FEWEST - 1), some(uncertainty.FEWEST - 1, sharpness=9.0)
+def test_too_few_questions_give_the_widest_interval() -> None:
+    n = uncertainty.MIN_QUESTIONS - 1
+    ours, theirs = some(n), some(n, sharpness=9.0)
     assert intervals([ours], "candidates")["ece"].interval == (0.0, 1.0)
     found = intervals([ours], "candidates")
     assert found["trust"].interval == (-1.0, found["accuracy"].interval.high)
@@ -195,7 +196,7 @@ def test_too_few_questions_say_nothing() -> None:
     assert not any(gap.distinguishable for gap in gaps)
 
 
-def test_what_has_no_meaning_is_left_out() -> None:
+def test_undefined_metrics_are_left_out() -> None:
     assert set(intervals([some(truth=False)], "candidates")) == {"accuracy", "ece", "trust"}
     assert intervals([some(answerable=False)], "candidates") == {}
     compared = EvalRecords.from_log_probs(["a"], [0], [[-1.0, -2.0]], scope="candidates")
@@ -204,7 +205,7 @@ def test_what_has_no_meaning_is_left_out() -> None:
     assert set(gaps) == {"accuracy", "ece", "trust"}
 
 
-def test_other_questions_are_refused() -> None:
+def test_different_questions_are_refused() -> None:
     with pytest.raises(ValueError, match="same questions"):
         differences([some(30)], [some(31)], "candidates")
     with pytest.raises(ValueError, match="same questions"):
@@ -237,9 +238,9 @@ def test_over_seeds_is_the_paired_t_test() -> None:
     assert found.distinguishable == (expected.pvalue < 0.05)
 
 
-def test_over_seeds_that_all_agree() -> None:
+def test_over_seeds_without_variance() -> None:
     assert over_seeds([0.5, 0.75], [0.25, 0.5]) == Difference(0.25, Interval(0.25, 0.25), 0.0)
     assert over_seeds([0.5, 0.6], [0.5, 0.6]) == Difference(0.0, Interval(0.0, 0.0), 1.0)
     assert not over_seeds([0.5, 0.6], [0.5, 0.6]).distinguishable
-    with pytest.raises(ValueError, match="two seeds"):
+    with pytest.raises(ValueError, match="two or more seeds"):
         over_seeds([0.5], [0.4])

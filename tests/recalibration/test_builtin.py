@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from firstcli import plugins
 from firstcli.api import PluginOptions, Recalibrator
 from firstcli.errors import UserError
-from firstcli.metrics.summary import ece
+from firstcli.metrics import ece
 from firstcli.recalibration.builtin import (
     LabelSmoothing,
     LogitTemperature,

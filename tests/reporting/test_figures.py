@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from firstcli.metrics.calibration import reliability_bins
+from firstcli.metrics import accuracy_at, reliability_bins, summarize
 from firstcli.metrics.records import EvalRecords
-from firstcli.metrics.summary import accuracy_at, summarize
 from firstcli.reporting import concentration, coverage, questions, ranks, reliability, studies
 from firstcli.reporting import temperature as temperatures
 from firstcli.reporting.style import Drawing, Numbers, Panel, heading, looks, save, shortened
@@ -33,25 +32,25 @@ def numbers(drawing: Drawing | None) -> list[tuple[object, ...]]:
     return list(drawing.numbers.rows)
 
 
-def test_a_rank_is_as_sure_and_as_right_as_one_counts() -> None:
+def test_ranks_equal_a_naive_count() -> None:
     records = some_records()
-    found = ranks.profile(records)
-    assert [one.rank for one in found] == [1, 2, 3, 4]
-    for one in found:
-        said, right = [], []
+    profile = ranks.profile(records)
+    assert [r.rank for r in profile] == [1, 2, 3, 4]
+    for rank in profile:
+        predicted, right = [], []
         for i in range(len(records)):
             given = np.exp(records.log_probs[i, : records.count[i]])
             order = sorted(range(len(given)), key=lambda c: -given[c])
-            if len(order) >= one.rank:
-                said.append(given[order[one.rank - 1]] / given.sum())
-                right.append(order[one.rank - 1] == records.answer[i])
-        assert one.n == len(said)
-        assert one.confidence == pytest.approx(np.mean(said))
-        assert one.frequency == pytest.approx(np.mean(right))
-    assert found[0].frequency == pytest.approx(records.correct.mean())
+            if len(order) >= rank.rank:
+                predicted.append(given[order[rank.rank - 1]] / given.sum())
+                right.append(order[rank.rank - 1] == records.answer[i])
+        assert rank.n == len(predicted)
+        assert rank.confidence == pytest.approx(np.mean(predicted))
+        assert rank.frequency == pytest.approx(np.mean(right))
+    assert profile[0].frequency == pytest.approx(records.correct.mean())
 
 
-def test_ranks_show_the_paper_s_models_and_what_is_taught() -> None:
+def test_ranks_show_the_paper_s_models_and_the_recalibration() -> None:
     drawing = ranks.drawing(everything(), "csqa")
     assert drawing
     assert [panel.title for panel in drawing.panels] == ["teacher", "fine-tune", "distill", "first"]
@@ -75,10 +74,10 @@ def test_a_curve_is_the_accuracy_at_each_coverage() -> None:
         assert value == pytest.approx(np.mean(each))
 
 
-def test_the_most_divided_questions_are_those_of_the_largest_spread() -> None:
+def test_disputed_questions_have_the_largest_spread() -> None:
     answered = {name: some_records(seed) for seed, name in enumerate("abc")}
     answered = {
-        name: EvalRecords.from_log_probs(  # all know the same right answers
+        name: EvalRecords.from_log_probs(  # with the same right answers
             records.ids,
             answered["a"].answer.tolist(),
             [row[:n] for row, n in zip(records.log_probs, records.count, strict=True)],
@@ -94,9 +93,9 @@ def test_the_most_divided_questions_are_those_of_the_largest_spread() -> None:
     assert questions.disputed({"a": answered["a"]}) == []
 
 
-def test_only_questions_that_all_answered_are_chosen() -> None:
-    few = answers(0.9, 3, n=5)
-    assert set(questions.disputed({"a": answers(0.5, 9), "b": few}, 100)) == set(few.ids)
+def test_only_questions_that_all_rows_answered_are_chosen() -> None:
+    fewer = answers(0.9, 3, n=5)
+    assert set(questions.disputed({"a": answers(0.5, 9), "b": fewer}, 100)) == set(fewer.ids)
 
 
 def test_a_long_prompt_loses_its_middle() -> None:
@@ -108,14 +107,14 @@ def test_a_long_prompt_loses_its_middle() -> None:
 def test_the_search_shows_both_criteria_with_their_intervals() -> None:
     drawing = temperatures.search("first", CALIBRATION)
     assert drawing
-    assert [panel.title for panel in drawing.panels] == ["first: ECE (it decides)", "first: NLL"]
+    assert [panel.title for panel in drawing.panels] == ["first: ECE (selects T)", "first: NLL"]
     assert "T = 0.4 [0.36, 0.44]" in drawing.panels[0].description
     assert ("ECE", 0.4, 0.1) in drawing.numbers.rows
     assert temperatures.search("third-party", {"state": {"anything": 1}}) is None
     assert temperatures.search("fixed", {"state": {"temperature": 0.3}}) is None
 
 
-def test_fixed_temperatures_and_ks_make_lines_of_arms_that_differ_in_nothing_else() -> None:
+def test_lines_join_arms_that_differ_only_in_temperature_or_k() -> None:
     data = everything()
     found = [row[:3] for row in numbers(temperatures.fixed(data, "csqa"))]
     assert found == [("temperature-scaling", "cold", 0.2), ("temperature-scaling", "warm", 0.8)]
@@ -139,7 +138,7 @@ def test_concentration_lists_mass_and_bytes() -> None:
     assert "the top 5 hold 98.8 percent" in drawing.panels[0].description
 
 
-def test_doubt_is_measured_where_no_answer_is_right() -> None:
+def test_confidence_where_no_answer_is_right() -> None:
     rows = numbers(studies.unanswerable(everything(), "none"))
     assert rows[0][0] == "teacher" and rows[0][1:] == pytest.approx((0.6, 0.6, 0.6))
     assert rows[-1] == ("1 / n", pytest.approx(1 / 3))
@@ -157,7 +156,7 @@ def test_doubt_is_measured_where_no_answer_is_right() -> None:
     assert studies.unanswerable(report(), "nowhere") is None
 
 
-def test_every_row_has_a_look_of_its_own() -> None:
+def test_each_row_has_its_own_look() -> None:
     rows = ["teacher", "teacher + T", *(f"arm{i}" for i in range(12)), "arm0 + T"]
     found = looks(rows)
     assert list(found) == rows and len(set(found.values())) == len(rows)
@@ -192,12 +191,12 @@ def test_a_diagram_prints_numbers_and_counts(tmp_path: Path) -> None:
 
 
 def fillings(svg: bytes) -> set[str]:
-    """Return the colours under the hatchings."""
+    """Return the colours behind the hatching."""
     found = re.findall(r"<pattern [^>]*>\s*<rect[^>]*fill=\"(#\w+)\"", svg.decode())
     return {color.lower() for color in found}
 
 
-def test_an_empty_bin_has_no_bar_and_direction_has_its_own_colour(tmp_path: Path) -> None:
+def test_an_empty_bin_has_no_bar_and_each_direction_has_its_colour(tmp_path: Path) -> None:
     (over,) = save(diagram(160), tmp_path)
     (under,) = save(diagram(200), tmp_path)
     assert len(fillings(over.svg)) == len(fillings(under.svg)) == 1  # one bin is in use
@@ -215,7 +214,7 @@ def test_a_diagram_of_many_bins_stays_small(tmp_path: Path) -> None:
     bins = reliability_bins(found.confidence, found.correct, 50)
     panel = reliability.panel("x", summarize(found, "candidates", 50), bins, "candidates")
     (picture,) = save(Drawing("x", (panel,), Numbers(("n",), ())), tmp_path)
-    assert len(picture.svg) < 100_000  # a page holds about twenty, a third larger as base64
+    assert len(picture.svg) < 100_000  # a page has about twenty; base64 makes them a third larger
 
 
 def test_figures_are_well_formed_whatever_the_title(tmp_path: Path) -> None:
@@ -225,7 +224,7 @@ def test_figures_are_well_formed_whatever_the_title(tmp_path: Path) -> None:
     assert not [element for element in root.iter() if element.tag.endswith("script")]
 
 
-def test_figures_are_the_same_whatever_the_style_and_leave_it_alone(tmp_path: Path) -> None:
+def test_figures_do_not_depend_on_the_user_s_style_and_do_not_change_it(tmp_path: Path) -> None:
     drawing = diagram(bins=25)
     first = save(drawing, tmp_path)
     png = (tmp_path / "x.png").read_bytes()
@@ -236,7 +235,7 @@ def test_figures_are_the_same_whatever_the_style_and_leave_it_alone(tmp_path: Pa
     assert (tmp_path / "x.png").read_bytes() == png
 
 
-def test_a_file_holds_all_panels_and_the_key(tmp_path: Path) -> None:
+def test_a_file_contains_all_panels_and_the_key(tmp_path: Path) -> None:
     one = diagram().panels[0]
     key = Panel("key", lambda place: heading(place, "the key"), "what marks mean")
     drawing = Drawing("x", (one,) * 5, Numbers(("n",), ()), key)

@@ -1,4 +1,4 @@
-"""The report's page: complete, closed, safe, and the same every time."""
+"""The report's page: complete, self-contained, safe and reproducible."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from firstcli.reporting import ReportData
+from firstcli.reporting.data import ReportData
 from firstcli.reporting.page import write_report
 from support.invented_report import EVIL, answers, everything, report, sample
 
@@ -44,7 +44,7 @@ def test_the_folder_is_complete(written: Mapping[str, bytes]) -> None:
             ET.fromstring(content)
 
 
-def few(seconds: float) -> ReportData:
+def small_report(seconds: float) -> ReportData:
     rows = ("teacher", "first")
     members = {row: (row,) for row in rows}
     return everything(members=members, evaluations=["csqa"], seconds={"finetune": seconds})
@@ -53,13 +53,13 @@ def few(seconds: float) -> ReportData:
 def test_the_same_data_gives_the_same_bytes_and_other_times_change_only_times(
     tmp_path: Path,
 ) -> None:
-    found = []
-    for at, seconds in enumerate((1.0, 1.0, 99.0)):
-        folder = tmp_path / str(at)
+    written = []
+    for i, seconds in enumerate((1.0, 1.0, 99.0)):
+        folder = tmp_path / str(i)
         folder.mkdir()
-        write_report(folder, few(seconds))
-        found.append(files(folder))
-    first, again, slower = found
+        write_report(folder, small_report(seconds))
+        written.append(files(folder))
+    first, again, slower = written
     assert first == again
     assert [name for name in first if first[name] != slower[name]] == ["index.html"]
     pages = [re.sub(rb"<time>.*?</time>", b"", one["index.html"]) for one in (first, slower)]
@@ -85,11 +85,11 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def test_the_page_holds_it_all(written: Mapping[str, bytes]) -> None:
+def test_the_page_has_all_sections(written: Mapping[str, bytes]) -> None:
     page = Page(written["index.html"])
     for part in ("Results of demo", "first to fine-tune", "not distinguishable", "T = 0.34"):
         assert part in page.text
-    for part in ("name: demo", "firstcli 1.2.3", "6 min 40 s", "too sure by", "+17.0"):
+    for part in ("name: demo", "firstcli 1.2.3", "6 min 40 s", "over-confident by", "+17.0"):
         assert part in page.text
     for title in ("Concentrated knowledge", "Miscalibration rank by rank", "Reliability diagrams"):
         assert title in page.text
@@ -105,7 +105,7 @@ def test_the_page_holds_it_all(written: Mapping[str, bytes]) -> None:
     ]
 
 
-def test_the_page_can_be_used_without_seeing_it(written: Mapping[str, bytes]) -> None:
+def test_the_page_is_accessible(written: Mapping[str, bytes]) -> None:
     page = Page(written["index.html"])
     images = page.of("img")
     assert len(images) > 30 and all(len(str(image["alt"])) > 20 for image in images)
@@ -139,7 +139,7 @@ def test_the_page_loads_nothing(written: Mapping[str, bytes]) -> None:
     assert not page.of("script")
 
 
-def test_nothing_that_users_write_becomes_markup(tmp_path: Path) -> None:
+def test_user_text_never_becomes_markup(tmp_path: Path) -> None:
     data = report(
         run=EVIL,
         recipe=f"name: x  # {EVIL} https://example.org\n</pre>",
@@ -164,7 +164,7 @@ def bare(**changes: object) -> ReportData:
     return report(**{"records": {}, "notes": [], "versions": {}, **changes})
 
 
-def test_what_is_missing_is_said(tmp_path: Path) -> None:
+def test_missing_parts_are_explained(tmp_path: Path) -> None:
     write_report(tmp_path, bare())
     text = Page((tmp_path / "index.html").read_bytes()).text
     assert "No model was evaluated" in text and "concentration.json" in text

@@ -6,25 +6,27 @@ import csv
 import io
 import json
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 from rich.console import Console
 
+from firstcli.metrics import METRICS
 from firstcli.metrics.uncertainty import Interval
 from firstcli.recipe.schema import MetricsSettings
-from firstcli.reporting import ReportData
-from firstcli.reporting.formats import TerminalTable, to_csv, to_json, to_markdown
+from firstcli.reporting.data import ReportData
+from firstcli.reporting.formats import to_csv, to_json, to_markdown
 from firstcli.reporting.table import (
-    INDISTINCT,
-    Cell,
-    Column,
-    Table,
     difference_tables,
     full_tables,
     p_text,
     paper_table,
+    range_text,
+    terminal_cells,
 )
-from support.invented_report import EVIL, answers, report
+from firstcli.reporting.terminal import INDISTINCT, Cell, Table, TerminalTable
+from support import command_line
+from support.invented_report import EVIL, answers, everything, report
 
 
 def shown(table: Table) -> dict[str, list[str]]:
@@ -36,8 +38,8 @@ def shown(table: Table) -> dict[str, list[str]]:
 
 
 def cells(table: Table, row: str) -> list[Cell]:
-    (found,) = (one for one in table.rows if one.name == row)
-    return [cell for group in found.groups for cell in group]
+    (selected,) = (r for r in table.rows if r.name == row)
+    return [cell for group in selected.groups for cell in group]
 
 
 def test_the_paper_table_holds_numbers_dashes_and_differences() -> None:
@@ -60,7 +62,7 @@ def test_the_paper_table_names_its_confidence_and_sizes() -> None:
     table = paper_table(report(settings=MetricsSettings(confidence="full", bins=15)))
     assert "confidence: full, 15 bins" in table.caption and "95 % intervals" in table.caption
     assert [group.title for group in table.groups] == ["csqa (n = 200)", "world (n = 200)"]
-    assert [c.title for c in table.groups[0].columns] == ["ECE", "Acc", "Trust"]
+    assert table.groups[0].headings == ("ECE ↓", "Acc ↑", "Trust ↑")
 
 
 def test_each_value_has_its_interval_and_each_ece_its_null() -> None:
@@ -76,18 +78,18 @@ def test_each_value_has_its_interval_and_each_ece_its_null() -> None:
     assert accuracy.interval and not accuracy.aside
 
 
-def test_what_needs_the_whole_vocabulary_is_a_dash_behind_a_temperature() -> None:
+def test_metrics_of_the_whole_vocabulary_are_a_dash_with_a_post_hoc_temperature() -> None:
     data = report(settings=MetricsSettings(confidence="full"))
     assert data.metrics["csqa", "first"].confidence == pytest.approx(0.9 * 0.85)
     assert [c.text for c in cells(paper_table(data), "fine-tune + T")[:3]] == ["–", "70.0", "–"]
 
 
-def test_the_best_share_their_mark_with_all_that_cannot_be_told_from_them() -> None:
+def test_all_students_that_are_not_distinguishable_from_the_best_are_marked() -> None:
     members = {row: (row,) for row in ("teacher", "a", "b", "c")}
     same = {
         ("csqa", "teacher"): answers(0.9, 198),
         ("csqa", "a"): answers(0.9, 180),
-        ("csqa", "b"): answers(0.9, 179),  # one question less
+        ("csqa", "b"): answers(0.9, 179),  # one right answer less
         ("csqa", "c"): answers(0.9, 100),
     }
     data = report(members=members, evaluations=["csqa"], records=same)
@@ -98,7 +100,7 @@ def test_the_best_share_their_mark_with_all_that_cannot_be_told_from_them() -> N
     assert "not distinguishable from it" in paper_table(data).legend
 
 
-def test_a_lone_student_has_no_mark() -> None:
+def test_a_single_student_has_no_mark() -> None:
     members = {"teacher": ("teacher",), "a": ("a",)}
     same = {("csqa", m): answers(0.9, 160) for m in members}
     alone = report(members=members, evaluations=["csqa"], records=same)
@@ -132,7 +134,7 @@ def test_a_difference_is_marked_only_where_its_interval_excludes_zero() -> None:
 
 
 def seeded(*right: int) -> ReportData:
-    """Return a run of three seeds; `first` has so many right at each."""
+    """Return a run of three seeds, with the number of right answers of `first` at each."""
     members = {row: tuple(f"{row}@{s}" for s in (1, 2, 3)) for row in ("fine-tune", "first")}
     records = {("csqa", f"fine-tune@{s}"): answers(0.95, 140) for s in (1, 2, 3)}
     records |= {("csqa", f"first@{s}"): answers(0.95, n) for s, n in enumerate(right, 1)}
@@ -154,16 +156,16 @@ def test_several_seeds_give_mean_and_spread() -> None:
 
 
 def test_a_difference_that_seeds_explain_is_not_marked() -> None:
-    told = cells(difference_tables(seeded(170, 172, 174))[0], "first")[1]
-    assert told.marked and told.aside == ("seeds p = .001", "better")
+    clear = cells(difference_tables(seeded(170, 172, 174))[0], "first")[1]
+    assert clear.marked and clear.aside == ("seeds p = .001", "better")
     scattered = seeded(100, 150, 200)  # a mean of 150, clear over questions alone
-    one = scattered.compared("csqa", "first", "fine-tune")["accuracy"]
-    assert one.questions.distinguishable and one.seeds and not one.seeds.distinguishable
+    gap = scattered.compared("csqa", "first", "fine-tune")["accuracy"]
+    assert gap.questions.distinguishable and gap.seeds and not gap.seeds.distinguishable
     cell = cells(difference_tables(scattered)[0], "first")[1]
     assert not cell.marked and cell.aside[-1] == INDISTINCT
 
 
-def test_rows_that_answered_other_questions_are_not_compared() -> None:
+def test_rows_that_answered_different_questions_are_not_compared() -> None:
     data = report()
     records = dict(data.records)
     records["csqa", "first"] = answers(0.85, 80, n=100)
@@ -177,15 +179,15 @@ def test_the_full_tables_have_every_metric() -> None:
     assert [group.title for group in world.groups] == [
         *("Calibration", "Known truth", "Scores", "Ranking", "Counts"),
     ]
-    titles = [column.title for group in csqa.groups for column in group.columns]
+    titles = [h.rstrip(" ↓↑") for group in csqa.groups for h in group.headings]
     row = dict(zip(titles, (c.text for c in cells(csqa, "first")), strict=True))
     expected = {"n": "200", "ECE": "5.0", "Acc": "80.0", "Trust": "75.0", "Conf.": "85.0"}
     expected |= {"NLL": "0.648", "Brier": "0.344", "Brier top": "0.163", "Mass": "90.0"}
-    expected |= {"Ties": "0", "Bins used": "1", "Over": "5.0", "Under": "0.0", "AUROC": "0.500"}
+    expected |= {"Ties": "0", "Bins": "1", "Over": "5.0", "Under": "0.0", "AUROC": "0.500"}
     assert expected.items() <= row.items()
 
 
-def test_questions_without_an_answer_are_no_column_of_the_paper_table() -> None:
+def test_questions_without_a_right_answer_are_not_in_the_paper_table() -> None:
     data = report(
         evaluations=["csqa", "none"],
         records=dict(report().records) | {("none", "first"): answers(0.6, 0, answerable=False)},
@@ -199,38 +201,27 @@ def test_questions_without_an_answer_are_no_column_of_the_paper_table() -> None:
     assert json.loads(to_json(data))["rows"][-1]["members"][0]["reliability"] == []
 
 
-@pytest.mark.parametrize(
-    ("value", "signed", "text"),
-    [
-        (0.1234, False, "12.3"),
-        (-0.1234, False, "-12.3"),
-        (0.1234, True, "+12.3"),
-        (-0.00001, True, "0.0"),  # neither -0.0 nor +0.0
-        (0.00001, True, "0.0"),
-        (0.0, False, "0.0"),
-        (0.00011, False, "0.01"),  # a mass this small is not nothing
-        (None, True, "–"),
-    ],
-)
-def test_percentages(value: float | None, signed: bool, text: str) -> None:
-    assert Column("ece", "ECE", "percent").text(value, signed=signed) == text
-
-
 def test_ranges_and_p_values() -> None:
-    column = Column("ece", "ECE", "percent")
-    assert column.range(Interval(0.0, 0.1)) == "[0.0, 10.0]"
-    assert column.range(Interval(-0.05, 0.1), signed=True) == "[-5.0, +10.0]"
+    ece = METRICS["ece"]
+    assert range_text(ece, Interval(0.0, 0.1)) == "[0.0, 10.0]"
+    assert range_text(ece, Interval(-0.05, 0.1), signed=True) == "[-5.0, +10.0]"
     assert [p_text(p) for p in (0.0004, 0.001, 0.04, 1.0)] == [
         *("p < .001", "p = .001", "p = .040", "p = 1.000"),
     ]
 
 
-def terminal(data: ReportData, width: int) -> str:
-    console = Console(width=width, file=io.StringIO(), color_system=None)
-    for table in (paper_table(data), *difference_tables(data), *full_tables(data)):
+def printed(*tables: Table, width: int, color: bool = False) -> str:
+    file = io.StringIO()
+    color_system: Literal["standard"] | None = "standard" if color else None
+    console = Console(width=width, file=file, color_system=color_system, force_terminal=color)
+    for table in tables:
         console.print(TerminalTable(table))
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
+    return file.getvalue()
+
+
+def terminal(data: ReportData, width: int) -> str:
+    tables = (paper_table(data), *difference_tables(data), *full_tables(data))
+    return printed(*tables, width=width)
 
 
 @pytest.mark.parametrize("width", [60, 80, 160])
@@ -243,21 +234,52 @@ def test_the_terminal_shows_all_of_a_table_at_any_width(width: int) -> None:
     assert "* the best student" in " ".join(text.split())
 
 
+def stored(data: ReportData) -> str:
+    return json.dumps(terminal_cells(data))
+
+
+@pytest.mark.parametrize("width", [60, 80, 160])
+@pytest.mark.parametrize("data", [report(), everything(), report(evaluations=["none"])])
+def test_a_stored_table_prints_the_same_text(data: ReportData, width: int) -> None:
+    restored = Table.from_json(json.loads(stored(data)))
+    assert restored == paper_table(data)
+    expected = printed(paper_table(data), width=width, color=True)
+    assert printed(restored, width=width, color=True) == expected
+
+
+PRINT = """
+import sys
+for name in ("numpy", "scipy", "sklearn", "matplotlib", "jinja2", "pyarrow", "pydantic", "yaml"):
+    sys.modules[name] = None  # importing it fails
+import json
+from rich.console import Console
+from firstcli.reporting.terminal import Table, TerminalTable
+table = Table.from_json(json.loads(sys.argv[1]))
+Console(width=100, color_system=None).print(TerminalTable(table))
+"""
+
+
+def test_printing_a_stored_table_needs_only_rich() -> None:
+    result = command_line.finish(command_line.python(PRINT, stored(report())))
+    assert (result.code, result.err) == (0, "")
+    assert result.out == printed(paper_table(report()), width=100)
+
+
 def test_the_terminal_cuts_long_names_rather_than_numbers() -> None:
     long = "an-arm-" * 14
     members = {"first": ("first",), long: (long,)}
     text = terminal(report(members=members), 80)
     assert "…" in text and "75.0*" not in text  # no competitor has results
-    for value in ("75.0", "0.648", "Bins used"):
+    for value in ("75.0", "0.648", "Bins"):
         assert value in text
 
 
-def test_a_wide_terminal_shows_values_in_one_line_intervals_in_the_next() -> None:
+def test_a_wide_terminal_shows_intervals_below_the_values() -> None:
     lines = terminal(report(), 200).splitlines()
-    at = next(i for i, line in enumerate(lines) if line.strip().startswith("first "))
-    values = [value.rstrip("*") for value in lines[at].split()]
+    i = next(i for i, line in enumerate(lines) if line.strip().startswith("first "))
+    values = [value.rstrip("*") for value in lines[i].split()]
     assert values == ["first", "5.0", "80.0", "75.0", "8.0", "70.0", "62.0", "3.0", "3.0"]
-    assert lines[at + 1].count("[") == 7  # Conf. MAE has none
+    assert lines[i + 1].count("[") == 7  # Conf. MAE has none
 
 
 def test_markdown() -> None:

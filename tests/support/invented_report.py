@@ -8,7 +8,7 @@ from typing import Any
 from firstcli.api import Sample
 from firstcli.metrics.records import EvalRecords
 from firstcli.recipe.schema import MetricsSettings
-from firstcli.reporting import ArmFacts, ReportData, TeacherPart
+from firstcli.reporting.data import ArmFacts, ReportData, TeacherPart
 
 EVIL = "<script>alert('x')</script>"
 
@@ -20,21 +20,21 @@ def answers(
     *,
     known: bool = False,
     answerable: bool = True,
-    behind_a_temperature: bool = False,
+    post_hoc: bool = False,
 ) -> EvalRecords:
-    """Return n questions of equal confidence, the first `right` of them answered correctly."""
+    """Return n questions of equal confidence, of which the first `right` are answered correctly."""
     other = (1 - confidence) / 2
     return EvalRecords.from_log_probs(
         ids=[f"q{i:04}" for i in range(n)],
         answers=[(0 if i < right else 1) if answerable else -1 for i in range(n)],
         log_probs=[[math.log(0.9 * p) for p in (confidence, other, other)]] * n,
         truth=[[0.75, 0.15, 0.1]] * n if known else None,
-        scope="candidates" if behind_a_temperature else "vocabulary",
+        scope="candidates" if post_hoc else "vocabulary",
     )
 
 
 def report(**changes: Any) -> ReportData:
-    """Return two evaluations of a teacher and four students, with some fields replaced."""
+    """Return a report of a teacher and four students on two evaluations, with fields replaced."""
     rows = ("teacher", "fine-tune", "fine-tune + T", "distill", "first")
     content: dict[str, Any] = {
         "run": "demo",
@@ -44,7 +44,7 @@ def report(**changes: Any) -> ReportData:
         "records": {
             ("csqa", "teacher"): answers(0.95, 180),
             ("csqa", "fine-tune"): answers(0.95, 140),
-            ("csqa", "fine-tune+T"): answers(0.75, 140, behind_a_temperature=True),
+            ("csqa", "fine-tune+T"): answers(0.75, 140, post_hoc=True),
             ("csqa", "distill"): answers(0.85, 140),
             ("csqa", "first"): answers(0.85, 160),
             ("world", "teacher"): answers(0.8, 160, known=True),
@@ -93,11 +93,11 @@ CONCENTRATION: dict[str, Any] = {
 
 
 def everything(**changes: Any) -> ReportData:
-    """Return a run that has something for every section of the page."""
+    """Return a report that fills all sections of the page."""
     base = report()
     extra = {f"k{k}": (f"k{k}",) for k in (1, 20)} | {"cold": ("cold",), "warm": ("warm",)}
     records = dict(base.records)
-    records |= {("csqa", name): answers(0.8, 150 + at) for at, name in enumerate(extra)}
+    records |= {("csqa", name): answers(0.8, 150 + i) for i, name in enumerate(extra)}
     records |= {
         ("none", row): answers(0.6, 0, answerable=False) for row in ("teacher", "fine-tune")
     }

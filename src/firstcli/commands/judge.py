@@ -1,4 +1,4 @@
-"""`first eval --from`: every metric of outputs that lie in a file, without recipe or model."""
+"""`first eval --from`: all metrics of the outputs in a file, without a recipe or model."""
 
 from __future__ import annotations
 
@@ -11,91 +11,82 @@ import numpy as np
 from rich.table import Table
 
 from firstcli.errors import UserError, shortened
-from firstcli.metrics import lm_eval
+from firstcli.metrics import FLOOR, METRICS, Confidence, EvalMetrics, lm_eval, summarize
 from firstcli.metrics.records import EvalRecords
-from firstcli.metrics.summary import FLOOR, Confidence, EvalMetrics, summarize
 from firstcli.metrics.uncertainty import Difference, Estimate, differences, intervals
 from firstcli.runtime.console import Console
 
-_ROWS = (  # field, title, whether it is a share
-    ("accuracy", "accuracy", True),
-    ("chance", "chance", True),
-    ("confidence", "mean confidence", True),
-    ("ece", "ECE", True),
-    ("trust", "Trust", True),
-    ("ece_debiased", "ECE, debiased", True),
-    ("over_confidence", "ECE, over-confident bins", True),
-    ("under_confidence", "ECE, under-confident bins", True),
-    ("ece_mass", "ECE, bins of equal mass", True),
-    ("ece_smooth", "ECE, smooth", True),
-    ("ece_classwise", "ECE, classwise", True),
-    ("mce", "MCE", True),
-    ("ece_true", "ECE against the truth", True),
-    ("confidence_mae", "confidence MAE against the truth", True),
-    ("nll", "NLL", False),
-    ("brier", "Brier, multi-class", False),
-    ("brier_top", "Brier, top label", False),
-    ("brier_miscalibration", "  miscalibration", False),
-    ("brier_discrimination", "  discrimination", False),
-    ("brier_uncertainty", "  uncertainty", False),
-    ("auroc", "AUROC of confidence", False),
-    ("aurc", "AURC", False),
-    ("accuracy_at_90", "accuracy at 90 % coverage", True),
-    ("accuracy_at_80", "accuracy at 80 % coverage", True),
-    ("accuracy_at_50", "accuracy at 50 % coverage", True),
-    ("candidate_mass", "candidates' mass", True),
+_NAMES = (
+    *("accuracy", "chance", "confidence", "ece", "trust", "ece_debiased", "over_confidence"),
+    *("under_confidence", "ece_mass", "ece_smooth", "ece_classwise", "mce", "ece_true"),
+    *("confidence_mae", "nll", "brier", "brier_top", "brier_miscalibration"),
+    *("brier_discrimination", "brier_uncertainty", "auroc", "aurc"),
+    *("accuracy_at_90", "accuracy_at_80", "accuracy_at_50", "candidate_mass"),
 )
+"""The metrics of the table, in its order."""
 
 
 def show(
     path: Path, versus: Path | None, confidence: str, bins: int, *, json: bool, quiet: bool
 ) -> dict[str, Any]:
-    """Print and return every metric of a file, and its differences from another one."""
+    """Print and return all metrics of a file and its differences from a second file.
+
+    Args:
+        path: records of firstcli or a log of lm-evaluation-harness.
+        versus: the file to compare with, if any.
+        confidence: `candidates` or `full`.
+        bins: number of bins of the calibration errors.
+        json: whether stdout is reserved for the result as JSON.
+        quiet: whether to print nothing.
+
+    Raises:
+        UserError: an option or a file cannot be used.
+    """
     if confidence not in get_args(Confidence):
         raise UserError(f"--confidence must be candidates or full, not '{confidence}'")
     kind = cast(Confidence, confidence)
     console = Console(json=json, quiet=quiet)
     records = read(path, kind)
-    both = None if versus is None else _both(path, records, versus, kind)
-    found = summarize(records, kind, bins)
+    pair = None if versus is None else _pair(path, records, versus, kind)
+    metrics = summarize(records, kind, bins)
     estimates = intervals([records], kind, bins)
-    console.show(_table(path, records, kind, bins, found, estimates))
+    console.show(_table(path, records, kind, bins, metrics, estimates))
     result: dict[str, Any] = {
         "file": str(path),
         "scope": records.scope,
         "confidence_kind": kind,
         "bins": bins,
-        "metrics": asdict(found),
-        "intervals": {name: asdict(one)["interval"] for name, one in estimates.items()},
+        "metrics": asdict(metrics),
+        "intervals": {name: estimate.interval for name, estimate in estimates.items()},
     }
-    if both is not None:
-        result["versus"] = {"file": str(versus), **_compare(console, *both, versus, kind, bins)}
+    if pair is not None:
+        result["versus"] = {"file": str(versus), **_compare(console, *pair, versus, kind, bins)}
     return result
 
 
 def read(path: Path, confidence: Confidence) -> EvalRecords:
-    """Read records of firstcli or a log of lm-evaluation-harness, by the file's ending."""
+    """Read records of firstcli or a log of lm-evaluation-harness, depending on the suffix."""
     readers = {".parquet": EvalRecords.load, ".jsonl": lm_eval.read}
     if path.suffix not in readers:
         raise UserError(
-            f"{path}: ends in neither .parquet (records of firstcli) nor .jsonl (samples of "
-            "lm-evaluation-harness)"
+            f"{path}: the file name must end in .parquet (records of firstcli) or .jsonl (samples "
+            "of lm-evaluation-harness)"
         )
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file")
+        raise UserError(f"{path}: no such file")
     records = readers[path.suffix](path)
     if records.shown(confidence) is None:
         raise UserError(
-            f"{path}: says how the candidates compare with one another, not how likely they are in "
-            "the whole vocabulary; use --confidence candidates"
+            f"{path}: the file only compares the candidates and has no probabilities in the whole "
+            "vocabulary; use --confidence candidates"
         )
     return records
 
 
-def _both(
+def _pair(
     path: Path, ours: EvalRecords, versus: Path, kind: Confidence
 ) -> tuple[EvalRecords, EvalRecords]:
-    """Return what there is to compare, or refuse it before anything is printed."""
+    """Return both files' records of their common questions; raise before anything is printed."""
     theirs = read(versus, kind)
     for file, records in ((path, ours), (versus, theirs)):
         if not records.answerable:
@@ -113,14 +104,14 @@ def _compare(
 ) -> dict[str, Any]:
     gaps = differences([ours], [theirs], kind, bins)
     sides = intervals([ours], kind, bins), intervals([theirs], kind, bins)
-    title = f"{len(ours)} questions that both have, in percent"
-    table = Table(title=title, caption=f"the other: {versus}")
-    for heading in ("", "this file", "the other", "difference", "95 % interval", ""):
+    title = f"{len(ours)} common questions, in percent"
+    table = Table(title=title, caption=f"other file: {versus}")
+    for heading in ("", "this file", "other file", "difference", "95 % interval", ""):
         table.add_column(heading, justify="right" if heading else "left")
-    for name, title, _ in _ROWS:
+    for name in _NAMES:
         if name in gaps:
-            values = (f"{100 * side[name].value:.1f}" for side in sides)
-            table.add_row(title, *values, *_difference(gaps[name]))
+            values = (METRICS[name].text(side[name].value) for side in sides)
+            table.add_row(METRICS[name].title, *values, *_difference(gaps[name]))
     console.show(table)
     return {
         "n": len(ours),
@@ -138,18 +129,18 @@ def _compare(
 def _shared(
     path: Path, ours: EvalRecords, versus: Path, theirs: EvalRecords
 ) -> tuple[EvalRecords, EvalRecords]:
-    """Return the questions that both files have, in the same order."""
+    """Return the common questions of both files in the same order."""
     ids = set(ours.ids) & set(theirs.ids)
     if not ids:
-        raise UserError(f"{path} and {versus} have no question in common, judged by their ids")
+        raise UserError(f"{path} and {versus} have no question ids in common")
     ours, theirs = ours.only(ids), theirs.only(ids)
-    place = {name: i for i, name in enumerate(theirs.ids)}
-    rows = [place[name] for name in ours.ids]
+    index = {name: i for i, name in enumerate(theirs.ids)}
+    rows = [index[name] for name in ours.ids]
     differ = (ours.answer != theirs.answer[rows]) | (ours.count != theirs.count[rows])
     if differ.any():
         names = [ours.ids[int(i)] for i in np.flatnonzero(differ)]
         raise UserError(
-            f"{path} and {versus} have other candidates or another right one in {len(names)} of "
+            f"{path} and {versus} have different candidates or right answers in {len(names)} of "
             f"{len(ids)} common questions: {shortened(names)}"
         )
     return ours, theirs
@@ -160,42 +151,41 @@ def _table(
     records: EvalRecords,
     kind: Confidence,
     bins: int,
-    found: EvalMetrics,
+    metrics: EvalMetrics,
     estimates: dict[str, Estimate],
 ) -> Table:
-    title = f"{path}: {found.n} questions"
+    title = f"{path}: {metrics.n} questions"
     caption = (
         f"confidence: {kind}; {bins} bins (lo, hi] of equal width; prediction: the most likely "
-        "candidate; in percent, but scores as they are; intervals: 95 %, over questions"
+        "candidate; in percent, except scores; 95 % intervals over questions"
     )
     table = Table(title=title, caption=caption)
     for heading in ("", "value", "95 % interval", ""):
         table.add_column(heading, justify="right" if heading else "left")
-    remarks = _remarks(found, records, bins)
-    for name, title, share in _ROWS:
-        value: float | None = getattr(found, name)
+    remarks = _remarks(metrics, records, bins)
+    for name in _NAMES:
+        metric, value = METRICS[name], getattr(metrics, name)
         if value is not None:
-            scale, digits = (100, 1) if share else (1, 3)
             interval = _interval(estimates[name].interval) if name in estimates else ""
-            table.add_row(title, f"{scale * value:.{digits}f}", interval, remarks.get(name, ""))
+            table.add_row(metric.title, metric.text(value), interval, remarks.get(name, ""))
     return table
 
 
-def _remarks(found: EvalMetrics, records: EvalRecords, bins: int) -> dict[str, str]:
+def _remarks(metrics: EvalMetrics, records: EvalRecords, bins: int) -> dict[str, str]:
     remarks: dict[str, str] = {}
-    if found.ece is not None and found.ece_null is not None and found.ece_p is not None:
+    if metrics.ece_null is not None and metrics.ece_p is not None:
         remarks["ece"] = (
-            f"{found.bins_used} of {bins} bins used; a calibrated model would show "
-            f"{100 * found.ece_null:.1f}, as much as this with p = {found.ece_p:.3f}"
+            f"{metrics.bins_used} of {bins} bins used; a calibrated model would show "
+            f"{100 * metrics.ece_null:.1f}, at least this ECE with p = {metrics.ece_p:.3f}"
         )
-    if found.ties:
-        remarks["accuracy"] = f"{found.ties} ties, which go to the first candidate"
-    if found.nll_floored:
-        remarks["nll"] = f"{found.nll_floored} probabilities raised to {FLOOR:g}"
+    if metrics.ties:
+        remarks["accuracy"] = f"{metrics.ties} ties, resolved in favour of the first candidate"
+    if metrics.nll_floored:
+        remarks["nll"] = f"{metrics.nll_floored} probabilities raised to {FLOOR:g}"
     if not records.answerable:
-        remarks["confidence"] = "no candidate is right; who knows that shows no more than chance"
+        remarks["confidence"] = "no candidate is right; the calibrated confidence is chance"
     elif records.scope == "candidates":
-        remarks["confidence"] = "the candidates are only compared with one another"
+        remarks["confidence"] = "probability among the candidates only"
     return remarks
 
 

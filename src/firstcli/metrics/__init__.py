@@ -1,4 +1,4 @@
-"""Metrics of recorded answers: calibration errors, scores, intervals and paired differences."""
+"""Metrics of evaluation records: calibration errors, scores, intervals, paired differences."""
 
 from firstcli.metrics.calibration import (
     ReliabilityBin,
@@ -26,13 +26,23 @@ from firstcli.metrics.scores import (
     nll,
     risk_coverage,
 )
-from firstcli.metrics.summary import Confidence, EvalMetrics, p_value, summarize, trust
+from firstcli.metrics.summary import (
+    METRICS,
+    Confidence,
+    EvalMetrics,
+    Metric,
+    p_value,
+    summarize,
+    trust,
+)
 
 __all__ = [
     "FLOOR",
+    "METRICS",
     "NLL",
     "Confidence",
     "EvalMetrics",
+    "Metric",
     "ReliabilityBin",
     "accuracy",
     "accuracy_at",

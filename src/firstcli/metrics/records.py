@@ -1,17 +1,17 @@
-"""Evaluation records: one row a question, from which every metric can be recomputed.
+"""Evaluation records: one row per question, from which every metric can be recomputed.
 
-A file holds the columns
+The columns of a file are
 
-    id            string           the sample's id, unique
-    answer        int32            index of the right candidate; -1 where none is right, which then
-                                   holds for all questions
-    log_probs     list<float64>    log-probability of each candidate's decisive token, from the
-                                   softmax over the whole vocabulary or over the candidates
-    truth         list<float64>    true probability of each candidate; null where it is not known
+    id            string           the sample's unique id
+    answer        int32            index of the right candidate, or -1 for all questions if none of
+                                   the candidates is right
+    log_probs     list<float64>    log-probability of each candidate's token at the answer position,
+                                   from the softmax over the whole vocabulary or over the candidates
+    truth         list<float64>    true probability of each candidate; null if unknown
 
-and, derived from these for whoever reads the file with other tools, `prediction`, `correct`,
-`confidence`, `confidence_full`, `candidate_mass` and `tie`. Loading derives them anew. The schema's
-metadata name the format's version and the scope of the softmax.
+and, for other tools, the columns `prediction`, `correct`, `confidence`, `confidence_full`,
+`candidate_mass` and `tie`, which loading derives again from the columns above. The schema's
+metadata contain the format version and the scope of the softmax.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from firstcli.api import BoolArray, FloatArray
 
-    Rows = Sequence[Sequence[float] | FloatArray]
+    ProbabilityRows = Sequence[Sequence[float] | FloatArray]
 
 Scope = Literal["vocabulary", "candidates"]
 
@@ -41,25 +41,25 @@ VERSION = 2
 _VERSION_KEY = "firstcli.records.version"
 _SCOPE_KEY = "firstcli.records.scope"
 _SOURCES = ("id", "answer", "log_probs", "truth")
-MASS_SLACK = 1e-3  # float32 rounding of the candidates' total probability, generously
+MASS_SLACK = 1e-3  # generous bound on the float32 rounding of the candidates' total probability
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EvalRecords:
-    """The answers of one model to one evaluation: N questions with at most C candidates."""
+    """One model's answers to one evaluation: N questions with at most C candidates."""
 
     ids: tuple[str, ...]  # N
     answer: npt.NDArray[np.int32]  # (N,)
     count: npt.NDArray[np.int32]  # (N,) number of candidates
     log_probs: FloatArray  # (N, C), -inf from `count` on
     truth: FloatArray | None  # (N, C), 0 from `count` on
-    prediction: npt.NDArray[np.int32]  # (N,) the most likely candidate, the first of equals
+    prediction: npt.NDArray[np.int32]  # (N,) the most likely candidate; the first one on ties
     correct: BoolArray  # (N,)
     confidence: FloatArray  # (N,) the prediction's probability among the candidates
-    confidence_full: FloatArray | None  # (N,) the prediction's probability in the whole vocabulary
+    confidence_full: FloatArray | None  # (N,) the prediction's probability in the vocabulary
     candidate_mass: FloatArray | None  # (N,) total probability of the candidates
-    tie: BoolArray  # (N,) whether another candidate is as likely as the prediction
-    scope: Scope  # of the log-probabilities' softmax; `candidates` leaves two fields None
+    tie: BoolArray  # (N,) whether another candidate is equally likely
+    scope: Scope  # of the softmax; for `candidates`, two fields are None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -69,28 +69,29 @@ class EvalRecords:
         cls,
         ids: Sequence[str],
         answers: Sequence[int],
-        log_probs: Rows,
-        truth: Rows | None = None,
+        log_probs: ProbabilityRows,
+        truth: ProbabilityRows | None = None,
         *,
         scope: Scope = "vocabulary",
     ) -> EvalRecords:
         """Derive predictions and confidences from the candidates' log-probabilities.
 
         Args:
-            ids: the samples' ids, unique.
-            answers: index of each question's right candidate, or -1 for all where none is right.
-            log_probs: a row a question, a number a candidate, from the softmax over the whole
-                vocabulary.
-            truth: the true probability of each candidate, rows as long as those of `log_probs`.
-            scope: `candidates` says that the log-probabilities compare the candidates only; they
-                are renormalised, and how likely they are beside other tokens is not known.
+            ids: the samples' unique ids, N.
+            answers: index of each question's right candidate, or -1 for all questions if no
+                candidate is right, N.
+            log_probs: one row per question with one log-probability per candidate.
+            truth: the true probability of each candidate, in rows of the same lengths.
+            scope: the softmax of `log_probs`. `candidates` means that they only compare the
+                candidates; they are renormalised, and the candidates' mass in the vocabulary is
+                unknown.
 
         Raises:
-            UserError: a row cannot be what it claims to be; names the ids.
+            UserError: invalid rows; the message names their ids.
         """
         lengths = {len(ids), len(answers), len(log_probs), len(ids if truth is None else truth)}
         if len(lengths) > 1:
-            raise ValueError("ids, answers, log_probs and truth must have one entry a question")
+            raise ValueError("ids, answers, log_probs and truth must have one entry per question")
         if not ids:
             raise UserError("no question was evaluated: the evaluation split is empty")
         answer = np.asarray(answers, dtype=np.int32)
@@ -128,27 +129,27 @@ class EvalRecords:
 
     @property
     def answerable(self) -> bool:
-        """Whether the questions have a right candidate; either all have or none has."""
+        """Whether the questions have a right candidate: either all of them or none."""
         return bool(self.answer[0] >= 0)
 
     @property
     def probabilities(self) -> FloatArray:
-        """Probabilities renormalised over each question's candidates, (N, C), 0 in the padding."""
+        """Probabilities renormalised over each question's candidates, (N, C), padded with 0."""
         top = self.log_probs.max(axis=1, keepdims=True)
         odds = np.exp(self.log_probs - top)
         return np.asarray(odds / odds.sum(axis=1, keepdims=True))
 
     @property
     def p_right(self) -> FloatArray | None:
-        """The true probability that each prediction is right, (N,), where the truth is known."""
+        """The true probability that each prediction is right, (N,); None if unknown."""
         return None if self.truth is None else self.truth[np.arange(len(self)), self.prediction]
 
     def shown(self, kind: Literal["candidates", "full"]) -> FloatArray | None:
-        """Return the confidence that a recipe's `metrics.confidence` asks for, (N,), if known."""
+        """Return the confidence of the kind `metrics.confidence`, (N,); None if unknown."""
         return self.confidence if kind == "candidates" else self.confidence_full
 
     def only(self, ids: Collection[str]) -> EvalRecords:
-        """Return the questions that have one of these ids, in the order of these records."""
+        """Return the records of the questions with these ids, in the order of `self.ids`."""
         kept = [i for i, name in enumerate(self.ids) if name in ids]
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
         arrays: dict[str, Any] = {
@@ -173,7 +174,7 @@ class EvalRecords:
         """Read what `save` wrote.
 
         Raises:
-            UserError: the file is missing, damaged, incomplete or of a newer format.
+            UserError: the file is missing, damaged or incomplete, or has a newer format.
         """
         import pyarrow as pa
 
@@ -223,7 +224,7 @@ class EvalRecords:
         ).replace_schema_metadata({**metadata, _VERSION_KEY: str(VERSION), _SCOPE_KEY: self.scope})
 
 
-_REDO = "if a run made it, redo it with `first eval --force`"
+_REDO = "if a run wrote this file, write it again with `first eval --force`"
 
 
 def _read(path: Path) -> pa.Table:
@@ -231,32 +232,35 @@ def _read(path: Path) -> pa.Table:
     import pyarrow.parquet as pq
 
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file; {_REDO}")
+        raise UserError(f"{path}: no such file; {_REDO}")
     try:
-        with pq.ParquetFile(path) as file:  # read_table would take `a=b/` in the path for a column
+        with pq.ParquetFile(path) as file:  # read_table would read `a=b/` in the path as a column
             table = file.read()
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: cannot be read as Parquet ({error}); {_REDO}") from error
+        raise UserError(f"{path}: is not a readable Parquet file ({error}); {_REDO}") from error
     version = (table.schema.metadata or {}).get(_VERSION_KEY.encode(), b"").decode()
     if not version.isdecimal():
-        raise UserError(f"{path}: holds no evaluation records of firstcli; {_REDO}")
+        raise UserError(f"{path}: does not contain evaluation records of firstcli; {_REDO}")
     if int(version) > VERSION:
         raise UserError(
-            f"{path}: has format {version}, but this firstcli reads up to {VERSION}; upgrade it"
+            f"{path}: has format {version}, but this firstcli reads formats up to {VERSION}; "
+            "upgrade it"
         )
     missing = [name for name in _SOURCES if name not in table.column_names]
     empty = [name for name in _SOURCES[:3] if name not in missing and table[name].null_count]
     if missing or empty:
-        raise UserError(f"{path}: {shortened(missing + empty)} missing or not filled; {_REDO}")
+        raise UserError(
+            f"{path}: column {shortened(missing + empty)} is missing or has empty cells; {_REDO}"
+        )
     return table
 
 
 def _scope(table: pa.Table) -> Scope:
-    found = (table.schema.metadata or {}).get(_SCOPE_KEY.encode())
-    return "candidates" if found == b"candidates" else "vocabulary"  # version 1 did not say
+    scope = (table.schema.metadata or {}).get(_SCOPE_KEY.encode())  # missing in version 1
+    return "candidates" if scope == b"candidates" else "vocabulary"
 
 
-def _padded(rows: Rows, count: npt.NDArray[np.int32], fill: float) -> FloatArray:
+def _padded(rows: ProbabilityRows, count: npt.NDArray[np.int32], fill: float) -> FloatArray:
     padded = np.full((len(rows), int(count.max())), fill)  # (N, C)
     for i, row in enumerate(rows):
         padded[i, : count[i]] = row
@@ -266,38 +270,38 @@ def _padded(rows: Rows, count: npt.NDArray[np.int32], fill: float) -> FloatArray
 def _renormalised(padded: FloatArray) -> FloatArray:
     top = padded.max(axis=1, keepdims=True)
     total = top + np.log(np.exp(padded - top).sum(axis=1, keepdims=True))
-    # What is renormalised already keeps its bits, so that a file gives back what went in.
+    # Rows that are already normalised keep their bits, so that saving and loading is lossless.
     return np.where(np.abs(total) < 1e-12, padded, padded - total)
 
 
 def _truth(
     ids: Sequence[str],
-    truth: Rows,
+    truth: ProbabilityRows,
     count: npt.NDArray[np.int32],
     answer: npt.NDArray[np.int32],
 ) -> FloatArray:
-    fits = [row is not None and len(row) == n for row, n in zip(truth, count, strict=True)]
-    _refuse(ids, ~np.array(fits), "not one true probability a candidate")
+    complete = [row is not None and len(row) == n for row, n in zip(truth, count, strict=True)]
+    _refuse(ids, ~np.array(complete), "not exactly one true probability per candidate")
     padded = _padded(truth, count, 0.0)
     within = ((padded >= 0.0) & (padded <= 1.0)).all(axis=1)
-    sound = within & (np.abs(padded.sum(axis=1) - (answer >= 0)) < 1e-6)  # 0 if none is right
-    _refuse(ids, ~sound, "true probabilities that are no distribution")
+    valid = within & (np.abs(padded.sum(axis=1) - (answer >= 0)) < 1e-6)  # 0 if none is right
+    _refuse(ids, ~valid, "true probabilities that are not a distribution")
     return padded
 
 
 def _check_questions(
     ids: Sequence[str], answer: npt.NDArray[np.int32], count: npt.NDArray[np.int32]
 ) -> None:
-    twice = [name for name, times in Counter(ids).items() if times > 1]
-    if twice:
-        raise UserError(f"{len(twice)} ids stand for several questions: {shortened(twice)}")
+    repeated = [name for name, count in Counter(ids).items() if count > 1]
+    if repeated:
+        raise UserError(f"{len(repeated)} ids are not unique: {shortened(repeated)}")
     _refuse(ids, count < 1, "no candidates")
-    _refuse(ids, (answer < -1) | (answer >= count), "an answer that is none of the candidates")
+    _refuse(ids, (answer < -1) | (answer >= count), "an answer that is not one of the candidates")
     if answer.max() >= 0:
-        _refuse(ids, answer < 0, "no right candidate, though others have one,")
+        _refuse(ids, answer < 0, "no right candidate, although other questions have one,")
 
 
-def _refuse(ids: Sequence[str], bad: BoolArray | np.bool_, what: str) -> None:
-    if bad.any():
-        names = [ids[int(i)] for i in np.flatnonzero(bad)]
-        raise UserError(f"{what} in {len(names)} of {len(ids)} questions: {shortened(names)}")
+def _refuse(ids: Sequence[str], invalid: BoolArray | np.bool_, reason: str) -> None:
+    if invalid.any():
+        names = [ids[int(i)] for i in np.flatnonzero(invalid)]
+        raise UserError(f"{reason} in {len(names)} of {len(ids)} questions: {shortened(names)}")

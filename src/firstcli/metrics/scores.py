@@ -1,6 +1,7 @@
-"""Scores of predictions beyond their calibration: proper scores, and how well confidence ranks.
+"""Scores other than calibration errors: proper scores and the ranking quality of confidence.
 
-All in float64. Shapes: N questions, C the largest number of candidates of any of them.
+All computation is in float64. Shapes: N questions, C the largest number of candidates of a
+question.
 """
 
 from __future__ import annotations
@@ -21,25 +22,25 @@ FLOOR = 1e-12  # smallest probability that `nll` takes the logarithm of
 
 
 class NLL(NamedTuple):
-    """A mean negative log-likelihood, and how many probabilities were raised to the floor."""
+    """Mean negative log-likelihood, and the number of probabilities raised to `FLOOR`."""
 
     value: float
     floored: int
 
 
 class Decomposition(NamedTuple):
-    """A Brier score is miscalibration - discrimination + uncertainty."""
+    """Brier score = miscalibration - discrimination + uncertainty."""
 
     miscalibration: float
-    """What a monotone recalibration would take off the score."""
+    """Reduction of the score by the best monotone recalibration."""
     discrimination: float
-    """What is then still better than to say the accuracy each time."""
+    """Improvement of the recalibrated forecast over always predicting the base rate."""
     uncertainty: float
-    """The score of saying the accuracy each time."""
+    """Score of always predicting the base rate (the accuracy)."""
 
 
 def accuracy(correct: BoolArray) -> float:
-    """Return the share of right predictions."""
+    """Return the share of right predictions of `correct`, (N,)."""
     return float(np.mean(unit(correct, "correct")))
 
 
@@ -49,24 +50,24 @@ def mean_confidence(confidence: FloatArray) -> float:
 
 
 def confidence_mae(confidence: FloatArray, p_right: FloatArray) -> float:
-    """Return the mean distance of confidence and the known probability of being right.
+    """Return the mean distance between confidence and the known probability of being right.
 
-    Unlike a calibration error it also counts that questions of one bin differ.
+    Unlike a calibration error, it also measures how questions within a bin differ.
     """
     confidence, p_right = pair(confidence, p_right)
     return float(np.mean(np.abs(confidence - p_right)))
 
 
 def brier_top(confidence: FloatArray, correct: BoolArray) -> float:
-    """Return the mean squared distance of confidence and outcome, within [0, 1]."""
+    """Return the mean squared distance between confidence and outcome, within [0, 1]."""
     confidence, outcome = pair(confidence, correct)
     return float(np.mean((confidence - outcome) ** 2))
 
 
 def brier_parts(confidence: FloatArray, correct: BoolArray) -> Decomposition:
-    """Return the parts of `brier_top` (CORP: Dimitriadis, Gneiting and Jordan 2021).
+    """Decompose `brier_top` (CORP: Dimitriadis, Gneiting and Jordan 2021).
 
-    Recalibration is isotonic regression of the outcomes on the confidences, so no bins are needed.
+    Recalibration is isotonic regression of the outcomes on the confidences; it needs no bins.
     """
     from sklearn.isotonic import IsotonicRegression
 
@@ -82,7 +83,7 @@ def brier(probabilities: FloatArray, answer: npt.NDArray[np.int32]) -> float:
     """Return the multi-class Brier score, within [0, 2].
 
     Args:
-        probabilities: of every candidate, (N, C), zero where a question has fewer.
+        probabilities: of each candidate, (N, C), padded with zeros.
         answer: index of the right candidate, (N,).
     """
     probabilities = unit(probabilities, "probabilities")
@@ -92,10 +93,10 @@ def brier(probabilities: FloatArray, answer: npt.NDArray[np.int32]) -> float:
 
 
 def nll(probabilities: FloatArray, answer: npt.NDArray[np.int32]) -> NLL:
-    """Return the mean of -log p(answer), with p no smaller than `FLOOR`.
+    """Return the mean of -log p(answer), with p raised to at least `FLOOR`.
 
     Args:
-        probabilities: of every candidate, (N, C).
+        probabilities: of each candidate, (N, C).
         answer: index of the right candidate, (N,).
     """
     probabilities = unit(probabilities, "probabilities")
@@ -105,9 +106,9 @@ def nll(probabilities: FloatArray, answer: npt.NDArray[np.int32]) -> NLL:
 
 
 def auroc(confidence: FloatArray, correct: BoolArray) -> float | None:
-    """Return how often a right prediction is more confident than a wrong one, ties counting half.
+    """Return how often a right prediction is more confident than a wrong one; ties count half.
 
-    None where all are right or all are wrong.
+    Return None if all predictions are right or all are wrong.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -118,13 +119,13 @@ def auroc(confidence: FloatArray, correct: BoolArray) -> float | None:
 
 
 def risk_coverage(confidence: FloatArray, correct: BoolArray) -> tuple[FloatArray, FloatArray]:
-    """Return coverages 1/N, 2/N, ..., 1 and the accuracy of so many of the most confident, (N,).
+    """Return the coverages 1/N, 2/N, ..., 1 and the accuracy of the most confident part, both (N,).
 
-    Among equal confidences each has their mean accuracy, which is what a random order of them
-    would give on average: the order of the questions has no influence.
+    Questions of equal confidence each count with their mean accuracy, the expectation over their
+    random orders. The order of the questions therefore does not matter.
     """
     confidence, outcome = pair(confidence, correct)
-    levels, level = np.unique(-confidence, return_inverse=True)  # the most confident first
+    levels, level = np.unique(-confidence, return_inverse=True)  # most confident first
     sizes = np.bincount(level, minlength=len(levels))
     shares = np.bincount(level, weights=outcome, minlength=len(levels)) / sizes
     kept = np.arange(1, len(outcome) + 1)
@@ -132,13 +133,13 @@ def risk_coverage(confidence: FloatArray, correct: BoolArray) -> tuple[FloatArra
 
 
 def aurc(confidence: FloatArray, correct: BoolArray) -> float:
-    """Return the area under the risk-coverage curve: the mean error rate over all coverages."""
+    """Return the area under the risk-coverage curve, the mean error rate over all coverages."""
     return float(np.mean(1.0 - risk_coverage(confidence, correct)[1]))
 
 
 def accuracy_at(coverage: float, confidence: FloatArray, correct: BoolArray) -> float:
-    """Return the accuracy of the most confident share of questions, rounded up to whole ones."""
+    """Return the accuracy of the most confident share of questions, rounded up to a question."""
     if not 0.0 < coverage <= 1.0:
-        raise ValueError(f"coverage must lie within (0, 1], not {coverage}")
-    kept = math.ceil(coverage * len(confidence) - 1e-9)  # 0.9 * 10 is 9
+        raise ValueError(f"coverage must be within (0, 1], not {coverage}")
+    kept = math.ceil(coverage * len(confidence) - 1e-9)  # 0.9 * 10 must give 9
     return float(risk_coverage(confidence, correct)[1][kept - 1])

@@ -1,11 +1,12 @@
-"""How far accuracy, ECE, Trust and their differences between models can be trusted.
+"""Intervals of accuracy, ECE and Trust, and of their differences between models.
 
-Questions are the sample: an interval says what other questions of the same kind might have given.
-ECE estimates are biased upwards where bins are calibrated, since chance alone opens gaps, and by
-nothing where a bin's gap is clear. The intervals are about the ECE of infinitely many questions in
-the same bins and allow for both: `docs/metrics.md` has the reasoning and the coverage measured.
+The questions are the sample: an interval covers the values that other questions of the same kind
+might give. The ECE estimate is biased upwards where bins are calibrated, because chance alone opens
+gaps, and unbiased where a bin's gap is clear. The intervals concern the ECE of infinitely many
+questions in the same bins and allow for both cases; `docs/metrics.md` gives the reasoning and the
+measured coverage.
 
-All in float64. Shapes: N questions, B bins, D draws.
+All computation is in float64. Shapes: N questions, B bins, D draws.
 """
 
 from __future__ import annotations
@@ -17,31 +18,21 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from firstcli.metrics.calibration import DRAWS, bin_index, ece_null, wilson
+from firstcli.metrics.calibration import DRAWS, bin_index, wilson
 
 if TYPE_CHECKING:
     from firstcli.api import BoolArray, FloatArray
     from firstcli.metrics.records import EvalRecords
     from firstcli.metrics.summary import Confidence
 
-__all__ = [
-    "Difference",
-    "Estimate",
-    "Interval",
-    "differences",
-    "ece_null",
-    "intervals",
-    "over_seeds",
-]
-
-FEWEST = 20  # questions; resampling fewer cannot say anything
-_CLEAR = 2.0  # standard errors that tell the sign of a bin's gap
-_ROUNDING = 1e-12  # differences below it are those of sums in another order
-_CHUNK = 2**21  # resampled questions at a time
+MIN_QUESTIONS = 20  # resampling fewer questions is not informative
+_CLEAR_ERRORS = 2.0  # standard errors from which the sign of a bin's gap is clear
+_ROUNDING = 1e-12  # smaller differences come from summing in a different order
+_CHUNK = 2**21  # resampled questions held in memory
 
 
 class Interval(NamedTuple):
-    """Both ends of a 95 % interval."""
+    """The ends of a 95 % interval."""
 
     low: float
     high: float
@@ -49,7 +40,7 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A metric and what other questions of the same kind might have given."""
+    """The value of a metric and its interval over questions of the same kind."""
 
     value: float
     interval: Interval
@@ -57,7 +48,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A metric of ours minus that of theirs."""
+    """A metric of one model minus that of the other, with its interval."""
 
     value: float
     interval: Interval
@@ -76,28 +67,30 @@ def intervals(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> dict[str, Estimate]:
-    """Return `accuracy`, `ece`, `trust` and, with known truth, `ece_true`, as far as they exist.
+    """Return the estimates of `accuracy`, `ece`, `trust` and `ece_true`, where they are defined.
 
     Args:
-        records: of one model, one entry a seed, over the same questions; values are their means.
-        confidence: which confidence is judged.
-        bins: number of bins of equal width.
+        records: one model's records, one entry per seed, all with the same questions; the values
+            are means over the seeds.
+        confidence: the confidence that is evaluated.
+        bins: number of equal-width bins.
         draws: number of resamples.
-        seed: of the resampling.
+        seed: seed of the resampling.
     """
-    found = _mean_spreads(records, confidence, bins, draws, seed)
+    spreads = _mean_spreads(records, confidence, bins, draws, seed)
     limits = {"trust": (-1.0, 1.0)}
-    made = {
+    estimates = {
         name: Estimate(spread.value, spread.interval(*limits.get(name, (0.0, 1.0))))
-        for name, spread in found.items()
+        for name, spread in spreads.items()
     }
-    if "accuracy" in made:
-        made["accuracy"] = _accuracy(np.mean([_sorted(r, r.correct) for r in records], axis=0))
-    if "trust" in made:  # accuracy minus what is never negative
-        trust, most = made["trust"], made["accuracy"].interval.high
-        interval = Interval(trust.interval.low, min(trust.interval.high, most))
-        made["trust"] = Estimate(trust.value, interval)
-    return made
+    if "accuracy" in estimates:
+        shares = np.mean([_sorted(r, r.correct) for r in records], axis=0)
+        estimates["accuracy"] = _accuracy(shares)
+    if "trust" in estimates:  # ECE is never negative, so Trust cannot exceed accuracy
+        trust, highest = estimates["trust"], estimates["accuracy"].interval.high
+        interval = Interval(trust.interval.low, min(trust.interval.high, highest))
+        estimates["trust"] = Estimate(trust.value, interval)
+    return estimates
 
 
 def differences(
@@ -108,18 +101,18 @@ def differences(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> dict[str, Difference]:
-    """Return ours minus theirs, with the same keys as `intervals`, as far as both have them.
+    """Return ours minus theirs for the metrics of `intervals` that both have.
 
-    Each resample takes the same questions from all records, so that what makes a question hard
-    for both cancels.
+    Each resample takes the same questions from all records, so that the difficulty of questions
+    cancels.
 
     Args:
-        ours: of one model, one entry a seed.
-        theirs: of the other model, over the same questions.
-        confidence: which confidence is judged.
-        bins: number of bins of equal width.
+        ours: one model's records, one entry per seed.
+        theirs: the other model's records of the same questions.
+        confidence: the confidence that is evaluated.
+        bins: number of equal-width bins.
         draws: number of resamples.
-        seed: of the resampling.
+        seed: seed of the resampling.
     """
     _check_same_questions([*ours, *theirs])
     left = _mean_spreads(ours, confidence, bins, draws, seed)
@@ -129,16 +122,16 @@ def differences(
 
 
 def over_seeds(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
-    """Return the mean difference of a metric over seeds, with Student's paired t.
+    """Return the mean difference of a metric over seeds, with the interval of Student's paired t.
 
     Args:
-        ours: the metric, one entry a seed.
-        theirs: that of the other model, for the same seeds.
+        ours: one model's values, one per seed.
+        theirs: the other model's values for the same seeds.
     """
     from scipy.stats import t
 
     if len(ours) != len(theirs) or len(ours) < 2:
-        raise ValueError(f"needs two seeds or more of both, not {len(ours)} and {len(theirs)}")
+        raise ValueError(f"needs two or more seeds of both, not {len(ours)} and {len(theirs)}")
     gaps = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
     mean, error = float(gaps.mean()), float(gaps.std(ddof=1) / np.sqrt(len(gaps)))
     if error == 0.0:
@@ -151,9 +144,9 @@ def over_seeds(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
 
 @dataclass(frozen=True, slots=True)
 class _Spread:
-    """A metric, and by how much resamples of the questions exceed what they are resampled from.
+    """A metric, and by how much it is larger in resamples of the questions.
 
-    That is known within bounds only: `least` holds where chance opens no gaps, `most` where it
+    The excess is known within bounds only: `least` holds if chance opens no gaps, `most` if it
     opens as many as the data allow.
     """
 
@@ -167,8 +160,8 @@ class _Spread:
         return _Spread(value, least - other.most, most - other.least, self.questions)
 
     def interval(self, lowest: float, highest: float) -> Interval:
-        """Return what the metric may be of infinitely many questions, within its range."""
-        if self.questions < FEWEST:
+        """Return the interval for infinitely many questions, clipped to the metric's range."""
+        if self.questions < MIN_QUESTIONS:
             return Interval(lowest, highest)
         low = self.value - float(np.quantile(self.most, 0.975))
         high = self.value - float(np.quantile(self.least, 0.025))
@@ -179,21 +172,21 @@ def _mean_spreads(
     records: Sequence[EvalRecords], confidence: Confidence, bins: int, draws: int, seed: int
 ) -> dict[str, _Spread]:
     _check_same_questions(records)
-    found = [_spreads(one, confidence, bins, draws, seed) for one in records]
-    shared = [name for name in found[0] if all(name in one for one in found)]
-    return {name: _mean([one[name] for one in found]) for name in shared}
+    by_seed = [_spreads(r, confidence, bins, draws, seed) for r in records]
+    shared = [name for name in by_seed[0] if all(name in spreads for spreads in by_seed)]
+    return {name: _mean([spreads[name] for spreads in by_seed]) for name in shared}
 
 
 def _mean(spreads: Sequence[_Spread]) -> _Spread:
     return _Spread(
-        float(np.mean([one.value for one in spreads])),
-        np.mean([one.least for one in spreads], axis=0),
-        np.mean([one.most for one in spreads], axis=0),
+        float(np.mean([spread.value for spread in spreads])),
+        np.mean([spread.least for spread in spreads], axis=0),
+        np.mean([spread.most for spread in spreads], axis=0),
         spreads[0].questions,
     )
 
 
-@lru_cache(maxsize=128)  # a report compares every row with several others
+@lru_cache(maxsize=128)  # a report compares each row with several baselines
 def _spreads(
     records: EvalRecords, confidence: Confidence, bins: int, draws: int, seed: int
 ) -> dict[str, _Spread]:
@@ -208,43 +201,43 @@ def _spreads(
             columns["ece_true"] = _gaps(shown, _sorted(records, p_right), bins)
     shifts = _resampled(np.hstack(list(columns.values())), draws, seed)
     first = shifts[:, 0]
-    found = {"accuracy": _Spread(float(np.mean(correct)), first, first, len(records))}
-    for place, name in enumerate(list(columns)[1:]):
-        noise = shifts[:, 1 + place * bins : 1 + (place + 1) * bins]  # (D, B)
-        found[name] = _ece_spread(columns[name], noise)
-    if "ece" in found:
-        found["trust"] = found["accuracy"] - found["ece"]
-    return found
+    spreads = {"accuracy": _Spread(float(np.mean(correct)), first, first, len(records))}
+    for i, name in enumerate(list(columns)[1:]):
+        noise = shifts[:, 1 + i * bins : 1 + (i + 1) * bins]  # (D, B)
+        spreads[name] = _ece_spread(columns[name], noise)
+    if "ece" in spreads:
+        spreads["trust"] = spreads["accuracy"] - spreads["ece"]
+    return spreads
 
 
 def _gaps(confidence: FloatArray, outcome: FloatArray, bins: int) -> FloatArray:
     """Return confidence minus outcome in the column of each question's bin, (N, B)."""
-    own = np.zeros((len(confidence), bins))
-    own[np.arange(len(confidence)), bin_index(confidence, bins)] = confidence - outcome
-    return own
+    gaps = np.zeros((len(confidence), bins))
+    gaps[np.arange(len(confidence)), bin_index(confidence, bins)] = confidence - outcome
+    return gaps
 
 
-def _ece_spread(own: FloatArray, noise: FloatArray) -> _Spread:
-    """Bound by how much resampling raises an ECE.
+def _ece_spread(question_gaps: FloatArray, noise: FloatArray) -> _Spread:
+    """Bound the increase of an ECE by resampling.
 
-    A resample adds noise to each bin's gap. Where the gap is clear its size grows as often as it
-    shrinks; where the bin may as well be calibrated any noise makes it larger.
+    A resample adds noise to each bin's gap. If the gap is clear, its size grows as often as it
+    shrinks; if the bin may be calibrated, any noise makes the gap larger.
 
     Args:
-        own: the gap of each question, in the column of its bin, (N, B).
-        noise: by how much resampling changes the columns' means, (D, B).
+        question_gaps: each question's gap, in the column of its bin, (N, B).
+        noise: change of the column means by each resample, (D, B).
     """
-    n, gaps = len(own), own.mean(axis=0)  # (B,)
-    error = np.sqrt(np.maximum((own**2).mean(axis=0) - gaps**2, 0.0) / n)
-    clear = np.where(np.abs(gaps) > _CLEAR * error, gaps, 0.0)
+    n, gaps = len(question_gaps), question_gaps.mean(axis=0)  # (B,)
+    error = np.sqrt(np.maximum((question_gaps**2).mean(axis=0) - gaps**2, 0.0) / n)
+    clear = np.where(np.abs(gaps) > _CLEAR_ERRORS * error, gaps, 0.0)
     most = (np.abs(clear + noise) - np.abs(clear)).sum(axis=1)
     return _Spread(float(np.abs(gaps).sum()), noise @ np.sign(gaps), most, n)
 
 
 def _resampled(columns: FloatArray, draws: int, seed: int) -> FloatArray:
-    """Return the columns' means over resampled rows, minus their means over all rows, (D, K).
+    """Return the column means of resampled rows minus the column means of all rows, (D, K).
 
-    The same seed and number of rows resample the same rows.
+    The same seed and number of rows give the same resamples.
     """
     n = len(columns)
     random = np.random.default_rng(seed)
@@ -259,9 +252,10 @@ def _resampled(columns: FloatArray, draws: int, seed: int) -> FloatArray:
 
 
 def _accuracy(shares: FloatArray) -> Estimate:
-    """Return Wilson's interval of a mean of shares, (N,): how often each question was right.
+    """Return the Wilson interval of the mean of shares, (N,): how often each question was right.
 
-    Over several seeds a question counts as much as their agreement makes it count (Kish 1965).
+    Over several seeds, the effective number of questions depends on how far the seeds agree (Kish
+    1965).
     """
     mean, spread = float(np.mean(shares)), float(np.var(shares))
     n = len(shares) * (mean * (1 - mean) / spread if spread > 0 else 1.0)
@@ -269,11 +263,11 @@ def _accuracy(shares: FloatArray) -> Estimate:
 
 
 def _sorted(records: EvalRecords, values: FloatArray | BoolArray) -> FloatArray:
-    """Return values in the order of the ids: the order of the questions has no influence."""
+    """Return the values sorted by question id, so that the order of questions does not matter."""
     order = sorted(range(len(records)), key=lambda i: records.ids[i])
     return np.asarray(values, dtype=np.float64)[order]
 
 
 def _check_same_questions(records: Sequence[EvalRecords]) -> None:
-    if not records or len({frozenset(one.ids) for one in records}) > 1:
-        raise ValueError("needs records, all of them of the same questions")
+    if not records or len({frozenset(r.ids) for r in records}) > 1:
+        raise ValueError("needs one or more records, all of the same questions")

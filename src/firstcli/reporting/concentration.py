@@ -1,4 +1,4 @@
-"""Concentrated knowledge (the paper's Figure 2): what the first ranks hold, and what they cost."""
+"""Concentrated knowledge (the paper's Figure 2): probability of the top tokens, and their cost."""
 
 from __future__ import annotations
 
@@ -31,51 +31,57 @@ _LINE = "#0072B2"
 _DISK = "#009E73"
 
 
-def drawing(found: Mapping[str, JSON], top_k: int) -> Drawing:
-    """Return cumulative mass over the rank, and bytes a position over k."""
-    mass = dict(zip(found["ranks"], found["mean"], strict=True))
-    size = {int(k): float(b) for k, b in found["bytes"].items()}
+def drawing(measured: Mapping[str, JSON], top_k: int) -> Drawing:
+    """Return cumulative probability by rank, and bytes per position by k.
+
+    Args:
+        measured: content of concentration.json.
+        top_k: this run's k.
+    """
+    mass = dict(zip(measured["ranks"], measured["mean"], strict=True))
+    size = {int(k): float(b) for k, b in measured["bytes"].items()}
     spreads = ("mean", "low", "p05", "p95", "high")
     rows = tuple(
-        (rank, *(float(found[key][i]) for key in spreads), size.get(rank))
-        for i, rank in enumerate(found["ranks"])
+        (rank, *(float(measured[key][i]) for key in spreads), size.get(rank))
+        for i, rank in enumerate(measured["ranks"])
         if rank in size or rank <= 10
     )
     columns = ("k", "mean mass", "lowest", "5th percentile", "95th percentile", "highest", "bytes")
     kept = f"the top {top_k} hold {100 * mass[top_k]:.1f} percent" if top_k in mass else ""
-    said = ", ".join(f"{100 * mass[r]:.1f} percent" for r in (1, 5, 100) if r in mass)
-    held = Panel(
+    means = ", ".join(f"{100 * mass[r]:.1f} percent" for r in (1, 5, 100) if r in mass)
+    cumulative = Panel(
         "Cumulative probability",
-        partial(_draw_mass, found, top_k),
-        f"Mean cumulative probability of the teacher's first 1, 5 and 100 tokens: {said}; {kept}.",
+        partial(_draw_mass, measured, top_k),
+        "Mean cumulative probability of the teacher's 1, 5 and 100 most likely tokens: "
+        f"{means}; {kept}.",
     )
     costs = ", ".join(f"{bytes_:.1f} for k = {k}" for k, bytes_ in sorted(size.items()))
     disk = Panel(
         "Disk",
-        partial(_draw_disk, size, top_k, str(found.get("precision", "standard"))),
-        f"Bytes a position on disk: {costs}.",
+        partial(_draw_disk, size, top_k, str(measured.get("precision", "standard"))),
+        f"Bytes per position on disk: {costs}.",
     )
-    return Drawing("concentration", (held, disk), Numbers(columns, rows), size=_SIZE)
+    return Drawing("concentration", (cumulative, disk), Numbers(columns, rows), size=_SIZE)
 
 
-def _draw_mass(found: Mapping[str, JSON], top_k: int, place: SubFigure) -> None:
-    heading(place, "Cumulative probability", f"of {found['positions']} training positions")
+def _draw_mass(measured: Mapping[str, JSON], top_k: int, place: SubFigure) -> None:
+    heading(place, "Cumulative probability", f"at {measured['positions']} training positions")
     main = axes(place, left=0.62, bottom=0.42)
-    ranks = found["ranks"]
+    ranks = measured["ranks"]
     main.fill_between(
-        *(ranks, found["p05"], found["p95"]),
+        *(ranks, measured["p05"], measured["p95"]),
         color=BAND,
         alpha=0.5,
         linewidth=0,
-        label="nine in ten positions",
+        label="90 % of positions",
     )
-    for key, label in (("low", "lowest and highest"), ("high", None)):
+    for key, label in (("low", "minimum and maximum"), ("high", None)):
         line = (0, (1, 1))
-        main.plot(ranks, found[key], color=SOFT, linewidth=0.8, linestyle=line, label=label)
-    main.plot(ranks, found["mean"], color=_LINE, label="mean")
-    main.set(xlabel="most likely tokens kept, k", ylabel="probability they hold")
+        main.plot(ranks, measured[key], color=SOFT, linewidth=0.8, linestyle=line, label=label)
+    main.plot(ranks, measured["mean"], color=_LINE, label="mean")
+    main.set(xlabel="most likely tokens kept, k", ylabel="their total probability")
     main.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    main.set_ylim(min(0.95, *found["low"]) - 0.02, 1.01)
+    main.set_ylim(min(0.95, *measured["low"]) - 0.02, 1.01)
     _over_k(main, max(ranks), top_k)
     main.legend(loc="lower right", fontsize=7.5, frameon=False, handlelength=1.8)
 
@@ -93,12 +99,12 @@ def _draw_disk(size: Mapping[int, float], top_k: int, precision: str, place: Sub
             ha="center",
             size=7,
         )
-    main.set(xlabel="most likely tokens kept, k", ylabel="bytes a position")
+    main.set(xlabel="most likely tokens kept, k", ylabel="bytes per position")
     main.set_ylim(0, 1.15 * max(size.values()))
     _over_k(main, max(ks), top_k)
 
 
-def _over_k(main: Axes, most: int, top_k: int) -> None:
+def _over_k(main: Axes, largest: int, top_k: int) -> None:
     main.axvline(top_k, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
-    logarithmic(main, [k for k in (1, 2, 5, 10, 20, 50, 100) if k <= most])
+    logarithmic(main, [k for k in (1, 2, 5, 10, 20, 50, 100) if k <= largest])
     main.grid(True)

@@ -1,4 +1,4 @@
-"""Risk-coverage curves: how right the answers are that remain when unsure ones are withheld."""
+"""Risk-coverage curves: accuracy of the most confident answers, over their share."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
-from firstcli.metrics.summary import risk_coverage
-from firstcli.reporting import ReportData
+from firstcli.metrics import risk_coverage
+from firstcli.reporting.data import ReportData
 from firstcli.reporting.style import (
     Drawing,
     Look,
@@ -18,7 +18,7 @@ from firstcli.reporting.style import (
     Panel,
     axes,
     heading,
-    key_rows,
+    key_height,
     looks,
     row_key,
 )
@@ -28,40 +28,40 @@ if TYPE_CHECKING:
 
     from firstcli.api import FloatArray
 
-COVERAGES = np.arange(5, 101) / 100  # below, too few questions are left to say anything
-_TOLD = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+COVERAGES = np.arange(5, 101) / 100  # fewer questions are not informative
+_TABULATED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _SIZE = (3.5, 3.0)
 
 
 def curve(data: ReportData, evaluation: str, row: str) -> FloatArray | None:
-    """Return the accuracy at each of `COVERAGES`, the mean over the seeds."""
-    found = []
+    """Return the mean accuracy over the seeds at each of `COVERAGES`."""
+    by_seed = []
     for records in data.records_of(evaluation, row):
         confidence = records.shown(data.settings.confidence)
         if confidence is not None:
             _, accuracy = risk_coverage(confidence, records.correct)
             kept = np.ceil(COVERAGES * len(records) - 1e-9).astype(int)
-            found.append(accuracy[np.maximum(kept, 1) - 1])
-    return np.mean(found, axis=0) if found else None
+            by_seed.append(accuracy[np.maximum(kept, 1) - 1])
+    return np.mean(by_seed, axis=0) if by_seed else None
 
 
 def drawing(data: ReportData, evaluation: str) -> Drawing | None:
-    """Return the curves of all rows in one panel."""
+    """Return the curves of all rows in one panel; None if no confidence is known."""
     curves = {row: curve(data, evaluation, row) for row in data.rows}
     known = {row: values for row, values in curves.items() if values is not None}
     if not known:
         return None
-    at = [int(np.argmin(np.abs(COVERAGES - share))) for share in _TOLD]
+    tabulated = [int(np.argmin(np.abs(COVERAGES - share))) for share in _TABULATED]
     rows: list[tuple[str | float | None, ...]] = [
-        (row, *(float(values[i]) for i in at)) for row, values in known.items()
+        (row, *(float(values[i]) for i in tabulated)) for row, values in known.items()
     ]
-    columns = ("model", *(f"{100 * share:.0f} % answered" for share in _TOLD))
+    columns = ("model", *(f"{100 * share:.0f} % answered" for share in _TABULATED))
     panel = Panel(
         evaluation,
         partial(_draw, evaluation, known, looks(data.rows)),
         _description(evaluation, known),
     )
-    size = (_SIZE[0], _SIZE[1] + 0.17 * key_rows(len(known)))
+    size = (_SIZE[0], _SIZE[1] + key_height(len(known)))
     return Drawing(
         f"risk-coverage+{evaluation}", (panel,), Numbers(columns, tuple(rows)), size=size
     )
@@ -69,20 +69,20 @@ def drawing(data: ReportData, evaluation: str) -> Drawing | None:
 
 def _description(evaluation: str, curves: Mapping[str, FloatArray]) -> str:
     half = int(np.argmin(np.abs(COVERAGES - 0.5)))
-    said = "; ".join(
+    accuracies = "; ".join(
         f"{row} {100 * values[-1]:.1f} percent of all answers, {100 * values[half]:.1f} percent of "
-        "the surer half"
+        "the more confident half"
         for row, values in curves.items()
     )
-    return f"Risk-coverage curves on {evaluation}, the share that is right: {said}."
+    return f"Risk-coverage curves on {evaluation}, accuracy by model: {accuracies}."
 
 
 def _draw(
     title: str, curves: Mapping[str, FloatArray], look: Mapping[str, Look], place: SubFigure
 ) -> None:
-    below = 0.17 * key_rows(len(curves))
     heading(place, title)
-    main = axes(place, left=0.62, right=0.25, top=0.32, bottom=0.45 + below)
+    bottom = 0.45 + key_height(len(curves))
+    main = axes(place, left=0.62, right=0.25, top=0.32, bottom=bottom)
     for row, values in curves.items():
         style = look[row]
         main.plot(
@@ -92,9 +92,9 @@ def _draw(
             linestyle=style.line,
             marker=style.marker,
             markevery=(5, 19),
-            markerfacecolor=style.color if style.filled else "white",
+            markerfacecolor=style.face,
         )
-    main.set(xlim=(0, 1.01), xlabel="share of questions answered, the surest first")
+    main.set(xlim=(0, 1.01), xlabel="share of questions answered, most confident first")
     main.set_ylabel("accuracy of the answers")
     main.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     main.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -1,4 +1,4 @@
-"""Bars of what was right, and between them and what was said the gap, coloured by direction."""
+"""Bars of accuracy with the gap to the confidence, coloured by its direction."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class GapStyle(NamedTuple):
-    """How a gap of one direction is filled."""
+    """Fill of the gaps of one direction."""
 
     edge: str
     face: str
     hatch: str
 
 
-# Colours that the colour-blind can tell apart (Okabe and Ito 2008); the hatching says it as well.
+# Colours that are safe for the colour-blind (Okabe and Ito 2008); hatching repeats the distinction.
 OVER = GapStyle(edge="#D55E00", face="#F7CDAE99", hatch="/////")
 UNDER = GapStyle(edge="#0072B2", face="#A8D1EA99", hatch="\\\\\\\\\\")
 ACCURACY = "#E4E7EB"
@@ -31,7 +31,7 @@ BAND = "#CFC8E6"
 
 
 class Gap(NamedTuple):
-    """One bar: its place, what was said and what came true, and how sure the latter is."""
+    """One bar: its position, confidence and accuracy, and the accuracy's interval."""
 
     left: float
     width: float
@@ -63,8 +63,8 @@ def draw(axes: Axes, gap: Gap) -> None:
     axes.plot([middle] * 2, [low, high], color=INK, linewidth=0.9, zorder=4, clip_on=False)
 
 
-def key(place: SubFigure, accuracy: str, others: list[Artist]) -> None:
-    """Draw what the marks mean, once for all panels."""
+def key(place: SubFigure, accuracy: str, more: list[Artist]) -> None:
+    """Draw the key to the marks, shared by all panels."""
     handles = [
         Line2D([], [], color=INK, linewidth=1.6, label=accuracy),
         Line2D(
@@ -76,9 +76,9 @@ def key(place: SubFigure, accuracy: str, others: list[Artist]) -> None:
             markeredgewidth=0.9,
             label="its 95 % interval",
         ),
-        patch(OVER, "over-confident by"),
-        patch(UNDER, "under-confident by"),
-        *others,
+        _patch(OVER, "over-confident by"),
+        _patch(UNDER, "under-confident by"),
+        *more,
     ]
     place.legend(
         handles=handles,
@@ -92,7 +92,7 @@ def key(place: SubFigure, accuracy: str, others: list[Artist]) -> None:
     )
 
 
-def patch(style: GapStyle, label: str) -> Patch:
+def _patch(style: GapStyle, label: str) -> Patch:
     return Patch(
         facecolor=style.face, edgecolor=style.edge, hatch=style.hatch, linewidth=0.7, label=label
     )

@@ -1,4 +1,4 @@
-"""Write a report's folder: one self-contained page, the tables as files, the figures."""
+"""Write the folder of a report: a self-contained page, the tables and the figures as files."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from firstcli.reporting import PLUS_T, ReportData
+from firstcli.reporting.data import PLUS_T, ReportData
 from firstcli.reporting.formats import to_csv, to_json, to_markdown
-from firstcli.reporting.questions import Question, questions
+from firstcli.reporting.questions import questions
 from firstcli.reporting.sections import Section, sections
 from firstcli.reporting.style import Numbers, Picture, save
 from firstcli.reporting.table import difference_tables, full_tables, paper_table
 
 
-class Part(NamedTuple):
-    """A figure of the page under its heading."""
+class PageFigure(NamedTuple):
+    """A figure of the page with its heading."""
 
     heading: str
     pictures: list[Picture]
@@ -28,54 +28,52 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """A section with its figures drawn."""
+class PageSection:
+    """A section and its figures."""
 
     section: Section
-    parts: list[Part]
+    figures: list[PageFigure]
 
     @property
     def slim(self) -> bool:
-        """Whether figures are narrow, so that two may stand side by side."""
-        return all(len(part.pictures) <= 2 for part in self.parts)
+        """Whether the figures are narrow enough for two side by side."""
+        return all(len(figure.pictures) <= 2 for figure in self.figures)
 
 
 def write_report(folder: Path, data: ReportData) -> None:
-    """Write index.html, table.{md,csv,json} and figures/*.{svg,png} into a folder that exists.
+    """Write index.html, table.{md,csv,json} and figures/*.{svg,png} into an existing folder.
 
     The same data gives the same bytes.
     """
     figures = folder / "figures"
     figures.mkdir()
-    found = sections(data)
-    pages = {
+    content = sections(data)
+    texts = {
         "table.md": to_markdown(data),
         "table.csv": to_csv(data),
-        "table.json": to_json(data, _numbers(found)),
-        "index.html": _html(data, [_drawn(section, figures) for section in found]),
+        "table.json": to_json(data, _numbers(content)),
+        "index.html": _html(data, [_drawn(section, figures) for section in content]),
     }
-    for name, text in pages.items():
+    for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
 
 
-def _drawn(section: Section, figures: Path) -> Shown:
-    parts = [
-        Part(
-            heading, save(replace(drawing, name=_file_name(drawing.name)), figures), drawing.numbers
-        )
-        for heading, drawing in section.drawings
-    ]
-    for part in parts[1:]:  # one key is enough for all
-        part.pictures[:] = [picture for picture in part.pictures if not picture.key]
-    return Shown(section, parts)
+def _drawn(section: Section, folder: Path) -> PageSection:
+    figures: list[PageFigure] = []
+    for heading, drawing in section.drawings:
+        pictures = save(replace(drawing, name=_file_name(drawing.name)), folder)
+        if figures:  # the first figure shows the key for all
+            pictures = [picture for picture in pictures if not picture.key]
+        figures.append(PageFigure(heading, pictures, drawing.numbers))
+    return PageSection(section, figures)
 
 
-def _numbers(found: list[Section]) -> dict[str, Numbers]:
-    drawings = [drawing for section in found for _, drawing in section.drawings]
+def _numbers(content: list[Section]) -> dict[str, Numbers]:
+    drawings = [drawing for section in content for _, drawing in section.drawings]
     return {_file_name(drawing.name): drawing.numbers for drawing in drawings}
 
 
-def _html(data: ReportData, shown: list[Shown]) -> str:
+def _html(data: ReportData, shown: list[PageSection]) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -84,37 +82,33 @@ def _html(data: ReportData, shown: list[Shown]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"uri": _data_uri, "number": _number, "span": _span}
-    asked: dict[str, list[Question]] = {
-        name: found for name in data.evaluations if (found := questions(data, name))
-    }
+    environment.filters |= {"uri": _data_uri, "number": _number, "duration": _duration}
+    disputed = {name: questions(data, name) for name in data.evaluations}
     return environment.get_template("page.html.j2").render(
         data=data,
         paper=paper_table(data),
         differences=difference_tables(data),
         full=full_tables(data),
         shown=shown,
-        asked=asked,
+        disputed={name: chosen for name, chosen in disputed.items() if chosen},
         stages=list(_stages(data.seconds)),
     )
 
 
 def _stages(seconds: Mapping[str, float]) -> Iterator[tuple[str, int, float]]:
-    """Add up how long the units of each stage took."""
+    """Yield each stage with the number and the total duration of its units."""
     for stage in dict.fromkeys(key.split()[0] for key in seconds):
-        found = [value for key, value in seconds.items() if key.split()[0] == stage]
-        yield stage, len(found), sum(found)
+        durations = [value for key, value in seconds.items() if key.split()[0] == stage]
+        yield stage, len(durations), sum(durations)
 
 
-def _span(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return (
-        f"{minutes // 60} h {minutes % 60:02d} min"
-        if minutes >= 60
-        else f"{minutes} min {rest:02d} s"
-    )
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _number(value: str | float | None) -> str:
@@ -124,9 +118,9 @@ def _number(value: str | float | None) -> str:
 
 
 def _data_uri(svg: bytes) -> str:
-    # as an image of its own, so that the ids of several drawings cannot meet
+    # a separate image, so that the ids of different drawings cannot collide
     return f"data:image/svg+xml;base64,{b64encode(svg).decode('ascii')}"
 
 
 def _file_name(name: str) -> str:
-    return quote(name.replace(PLUS_T, "+T"), safe="@+")  # as the models' files are named
+    return quote(name.replace(PLUS_T, "+T"), safe="@+")  # like the files of the models

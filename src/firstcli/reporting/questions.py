@@ -1,4 +1,4 @@
-"""Questions on which the models differ most, as in the paper's Table 2."""
+"""The questions on which the models differ most, as in the paper's Table 2."""
 
 from __future__ import annotations
 
@@ -8,73 +8,73 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from firstcli.reporting import ReportData
+from firstcli.reporting.data import ReportData
 
 if TYPE_CHECKING:
     from firstcli.api import FloatArray, Sample
     from firstcli.metrics.records import EvalRecords
 
-COUNT = 6  # of an evaluation
-_LONGEST = 700  # characters of a prompt; the middle of a longer one is left out
+COUNT = 6  # questions per evaluation
+_MAX_LENGTH = 700  # characters of a prompt; the middle of a longer one is omitted
 
 
 class Answer(NamedTuple):
-    """What one row answered."""
+    """The answer of one row."""
 
     row: str
     text: str
     confidence: float
     in_right: float | None
-    """Its probability of the right answer."""
+    """Probability of the right answer."""
     right: bool
     truth: float | None
-    """The true probability of its answer."""
+    """True probability of the given answer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """A question with its answers."""
+class DisputedQuestion:
+    """A question with the answers of all rows."""
 
     prompt: str
     right: str
     answers: tuple[Answer, ...]
 
 
-def disputed(answered: Mapping[str, EvalRecords], count: int = COUNT) -> list[str]:
-    """Return the ids of the questions that divide the rows most, the most divided first.
+def disputed(records: Mapping[str, EvalRecords], count: int = COUNT) -> list[str]:
+    """Return the ids of the questions on which the rows differ most, in descending order.
 
-    What counts is how far apart, at the most, two rows' probabilities of the right answer are,
-    among the candidates; where no candidate is right, their confidences. Only questions that all
-    answered.
+    The difference is the range of the rows' probabilities of the right answer among the
+    candidates, or of their confidences if no candidate is right. Only questions that all rows
+    answered are considered.
     """
-    if len(answered) < 2:
+    if len(records) < 2:
         return []
-    by_row = [dict(zip(r.ids, _in_right(r), strict=True)) for r in answered.values()]
-    shared = [id for id in by_row[0] if all(id in one for one in by_row[1:])]
-    values = np.array([[one[id] for id in shared] for one in by_row])  # (rows, N)
+    by_row = [dict(zip(r.ids, _in_right(r), strict=True)) for r in records.values()]
+    shared = [id for id in by_row[0] if all(id in values for values in by_row[1:])]
+    values = np.array([[row[id] for id in shared] for row in by_row])  # (rows, N)
     spread = values.max(axis=0) - values.min(axis=0) if shared else np.zeros(0)
     return [shared[i] for i in np.argsort(-spread, kind="stable")[:count]]
 
 
 def _in_right(records: EvalRecords) -> FloatArray:
-    """Return the probability of each right answer among the candidates, or the confidence."""
+    """Return the probability of each right answer among the candidates, or else the confidence."""
     if not records.answerable:
         return records.confidence
     return np.asarray(records.probabilities[np.arange(len(records)), records.answer])
 
 
-def questions(data: ReportData, evaluation: str) -> list[Question]:
+def questions(data: ReportData, evaluation: str) -> list[DisputedQuestion]:
     """Return the chosen questions as the page shows them."""
-    answered = data.first_of(evaluation)
-    where = {row: {id: i for i, id in enumerate(r.ids)} for row, r in answered.items()}
+    by_row = data.first_of(evaluation)
+    index = {row: {id: i for i, id in enumerate(r.ids)} for row, r in by_row.items()}
     return [
-        Question(
+        DisputedQuestion(
             prompt=cut(sample.prompt),
             right="none of them" if _right_of(sample) is None else str(_right_of(sample)).strip(),
             answers=tuple(
-                _answer(row, records, where[row][str(sample.id)], sample)
-                for row, records in answered.items()
-                if sample.id in where[row]
+                _answer(row, records, index[row][str(sample.id)], sample)
+                for row, records in by_row.items()
+                if sample.id in index[row]
             ),
         )
         for sample in data.questions.get(evaluation, ())
@@ -85,22 +85,22 @@ def _right_of(sample: Sample) -> str | None:
     return None if sample.answer is None else sample.candidates[sample.answer]
 
 
-def _answer(row: str, records: EvalRecords, at: int, sample: Sample) -> Answer:
-    chosen = int(records.prediction[at])
+def _answer(row: str, records: EvalRecords, i: int, sample: Sample) -> Answer:
+    chosen = int(records.prediction[i])
     return Answer(
         row=row,
         text=sample.candidates[chosen].strip(),
-        confidence=float(records.confidence[at]),
-        in_right=float(_in_right(records)[at]) if records.answerable else None,
-        right=bool(records.correct[at]),
-        truth=None if records.truth is None else float(records.truth[at, chosen]),
+        confidence=float(records.confidence[i]),
+        in_right=float(_in_right(records)[i]) if records.answerable else None,
+        right=bool(records.correct[i]),
+        truth=None if records.truth is None else float(records.truth[i, chosen]),
     )
 
 
 def cut(prompt: str) -> str:
-    """Return a prompt without the middle where it is very long."""
-    if len(prompt) <= _LONGEST:
+    """Omit the middle of a very long prompt."""
+    if len(prompt) <= _MAX_LENGTH:
         return prompt
-    head, tail = 2 * _LONGEST // 3, _LONGEST // 3
-    left_out = len(prompt) - head - tail
-    return f"{prompt[:head]} […{left_out} characters…] {prompt[-tail:]}"
+    head, tail = 2 * _MAX_LENGTH // 3, _MAX_LENGTH // 3
+    omitted = len(prompt) - head - tail
+    return f"{prompt[:head]} […{omitted} characters…] {prompt[-tail:]}"

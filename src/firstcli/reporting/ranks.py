@@ -1,4 +1,4 @@
-"""Rank by rank (the paper's Figure 3): what is said of the candidates, and how often it is so."""
+"""Calibration by rank (the paper's Figure 3): probability of the candidates and how often right."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from firstcli.metrics.calibration import wilson
-from firstcli.reporting import TEACHER, ReportData, gaps
+from firstcli.reporting import gaps
+from firstcli.reporting.data import TEACHER, ReportData
 from firstcli.reporting.gaps import Gap
 from firstcli.reporting.style import Drawing, Numbers, Panel, axes, heading
 
@@ -18,13 +19,13 @@ if TYPE_CHECKING:
 
     from firstcli.metrics.records import EvalRecords
 
-SHOWN = (TEACHER, "fine-tune", "distill", "first")  # as in the paper; others where none exists
-MOST = 5
+SHOWN = (TEACHER, "fine-tune", "distill", "first")  # as in the paper; all rows if none exists
+MAX_RANKS = 5
 _SIZE = (3.0, 2.6)
 
 
 class Rank(NamedTuple):
-    """The candidates that a model ranks alike: their mean probability, and how many are right."""
+    """The candidates of one rank: their mean probability and how often they are right."""
 
     rank: int
     confidence: float
@@ -32,43 +33,44 @@ class Rank(NamedTuple):
     n: int
 
 
-def profile(records: EvalRecords, most: int = MOST) -> list[Rank]:
-    """Return the first ranks of each question's candidates, the most likely first.
+def profile(records: EvalRecords, ranks: int = MAX_RANKS) -> list[Rank]:
+    """Return the first ranks of the candidates, most likely first.
 
-    A rank counts the questions that have so many candidates. Equally likely ones keep their order.
+    A rank covers the questions with that many candidates. Equally likely candidates keep their
+    order.
     """
     probabilities = records.probabilities  # (N, C)
-    order = np.argsort(-probabilities, axis=1, kind="stable")  # those that are missing come last
+    order = np.argsort(-probabilities, axis=1, kind="stable")  # missing candidates come last
     ranked = np.take_along_axis(probabilities, order, axis=1)
     right = order == records.answer[:, None]
-    found = []
-    for r in range(min(most, probabilities.shape[1])):
-        there = records.count > r  # (N,)
-        found.append(
+    result = []
+    for r in range(min(ranks, probabilities.shape[1])):
+        present = records.count > r  # (N,)
+        result.append(
             Rank(
                 rank=r + 1,
-                confidence=float(ranked[there, r].mean()),
-                frequency=float(right[there, r].mean()),
-                n=int(there.sum()),
+                confidence=float(ranked[present, r].mean()),
+                frequency=float(right[present, r].mean()),
+                n=int(present.sum()),
             )
         )
-    return found
+    return result
 
 
 def drawing(data: ReportData, evaluation: str) -> Drawing | None:
-    """Return what the models say of the candidates of each rank, at the first seed."""
-    answered = data.first_of(evaluation)
-    shown = [row for row in SHOWN if row in answered] or list(answered)
-    profiles = {row: profile(answered[row]) for row in shown}
+    """Return one diagram per model, at its first seed."""
+    records = data.first_of(evaluation)
+    shown = [row for row in SHOWN if row in records] or list(records)
+    profiles = {row: profile(records[row]) for row in shown}
     return _drawing(f"ranks+{evaluation}", profiles) if profiles else None
 
 
 def validation(data: ReportData) -> Drawing | None:
-    """Return the same of the validation rows' tokens, before and after each re-calibration."""
+    """Return diagrams of the validation tokens before and after each recalibration."""
     profiles = {
         f"{name}: {when}": [Rank(r["rank"], r[key], r["frequency"], r["n"]) for r in ranks]
         for name, calibration in data.calibrations.items()
-        if (ranks := [one for one in calibration.get("ranks", ()) if one["n"]][:MOST])
+        if (ranks := [r for r in calibration.get("ranks", ()) if r["n"]][:MAX_RANKS])
         for when, key in (("before", "confidence_before"), ("after", "confidence_after"))
     }
     return _drawing("ranks-validation", profiles) if profiles else None
@@ -82,27 +84,30 @@ def _drawing(name: str, profiles: Mapping[str, Sequence[Rank]]) -> Drawing:
         for title, ranks in profiles.items()
     )
     rows = tuple((title, *rank) for title, ranks in profiles.items() for rank in ranks)
-    key = Panel("key", _key, "Key to the bars, as in the text above.")
+    key = Panel("key", _key, "Key to the bars, explained in the text above.")
     return Drawing(name, panels, Numbers(("model", *Rank._fields), rows), key, _SIZE, 0.45)
 
 
 def _description(title: str, ranks: Sequence[Rank]) -> str:
-    said = "; ".join(
-        f"rank {r.rank}: {100 * r.confidence:.1f} percent said, {100 * r.frequency:.1f} right"
+    values = "; ".join(
+        f"rank {r.rank}: mean probability {100 * r.confidence:.1f} percent, right in "
+        f"{100 * r.frequency:.1f} percent"
         for r in ranks
     )
-    return f"Rank-wise bars of {title}: {said}."
+    return f"Bars of {title} by rank: {values}."
 
 
 def _draw(title: str, ranks: Sequence[Rank], top: float, place: SubFigure) -> None:
     first = ranks[0]
-    line = f"rank 1: {100 * first.confidence:.1f} % said, {100 * first.frequency:.1f} % right"
+    line = f"rank 1: {100 * first.confidence:.1f} % predicted, {100 * first.frequency:.1f} % right"
     heading(place, title, line)
     main = axes(place, bottom=0.42)
     for r in ranks:
         ends = wilson(r.frequency, r.n)
         gaps.draw(main, Gap(r.rank - 0.36, 0.72, r.confidence, r.frequency, *ends))
-    main.set(xlim=(0.4, max(MOST, len(ranks)) + 0.6), ylim=(0, top), xticks=[r.rank for r in ranks])
+    main.set(
+        xlim=(0.4, max(MAX_RANKS, len(ranks)) + 0.6), ylim=(0, top), xticks=[r.rank for r in ranks]
+    )
     main.set_xlabel("rank")
     main.set_ylabel("share right")
 

@@ -1,4 +1,4 @@
-"""Reliability diagrams (the paper's Figure 5): accuracy against confidence, bin by bin."""
+"""Reliability diagrams (the paper's Figure 5): accuracy and confidence per bin."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from firstcli.metrics.summary import EvalMetrics, ReliabilityBin, reliability_bins
-from firstcli.reporting import ReportData, gaps
+from firstcli.metrics import EvalMetrics, ReliabilityBin, reliability_bins
+from firstcli.reporting import gaps
+from firstcli.reporting.data import ReportData
 from firstcli.reporting.gaps import Gap
 from firstcli.reporting.style import INK, SOFT, Drawing, Numbers, Panel, axes, heading
 from firstcli.reporting.table import ECE, p_text
@@ -20,7 +21,7 @@ _TICKS = [0, 0.2, 0.4, 0.6, 0.8, 1]
 
 
 class Filled(NamedTuple):
-    """A `ReliabilityBin` with questions in it, so that nothing is missing."""
+    """A `ReliabilityBin` that contains questions, so that all values are known."""
 
     lo: float
     hi: float
@@ -34,7 +35,7 @@ class Filled(NamedTuple):
 
 
 def drawing(data: ReportData, evaluation: str) -> Drawing | None:
-    """Return a diagram of each row, at its first seed; None where no confidence is known."""
+    """Return one diagram per row, at its first seed; None if no confidence is known."""
     panels: list[Panel] = []
     rows: list[tuple[str | float | None, ...]] = []
     for row, (records, confidence) in data.shown_of(evaluation).items():
@@ -42,29 +43,36 @@ def drawing(data: ReportData, evaluation: str) -> Drawing | None:
         bins = reliability_bins(confidence, records.correct, data.settings.bins)
         panels.append(panel(row, metrics, bins, data.settings.confidence))
         rows += [(row, *b) for b in bins if b.n]
-    key = Panel("key", _key, "Key to the reliability diagrams, as in the text above.")
+    key = Panel("key", _key, "Key to the reliability diagrams, explained in the text above.")
     numbers = Numbers(("model", *ReliabilityBin._fields), tuple(rows))
     return Drawing(f"reliability+{evaluation}", tuple(panels), numbers, key) if panels else None
 
 
 def panel(title: str, metrics: EvalMetrics, bins: Sequence[ReliabilityBin], kind: str) -> Panel:
-    """Return one diagram; an empty bin stays empty."""
-    used = [Filled._make(b) for b in bins if b.n]
+    """Return one diagram; empty bins are left empty.
+
+    Args:
+        title: the model's name.
+        metrics: its metrics.
+        bins: its reliability bins.
+        kind: the kind of confidence.
+    """
+    filled = [Filled._make(b) for b in bins if b.n]
     counts = [(b.lo, b.hi, b.n) for b in bins]
-    draw = partial(_draw, title, _line(metrics), used, counts, kind)
-    return Panel(title, draw, _description(title, metrics, used))
+    draw = partial(_draw, title, _line(metrics), filled, counts, kind)
+    return Panel(title, draw, _description(title, metrics, filled))
 
 
-def _description(title: str, m: EvalMetrics, used: Sequence[Filled]) -> str:
-    over = sum(b.confidence > b.accuracy for b in used)
-    under = sum(b.confidence < b.accuracy for b in used)
-    outside = sum(not b.band_low <= b.accuracy <= b.band_high for b in used)
+def _description(title: str, m: EvalMetrics, filled: Sequence[Filled]) -> str:
+    over = sum(b.confidence > b.accuracy for b in filled)
+    under = sum(b.confidence < b.accuracy for b in filled)
+    outside = sum(not b.band_low <= b.accuracy <= b.band_high for b in filled)
     return (
-        f"Reliability diagram of {title}: ECE {ECE.text(m.ece)} percent, where a perfectly "
-        f"calibrated model would show {ECE.text(m.ece_null)}; accuracy {ECE.text(m.accuracy)} "
-        f"percent, mean confidence {ECE.text(m.confidence)} percent, {m.n} questions; of "
-        f"{len(used)} bins in use {over} over-confident and {under} under-confident, {outside} "
-        "outside the range of calibrated models."
+        f"Reliability diagram of {title}: ECE {ECE.text(m.ece)} percent, compared with "
+        f"{ECE.text(m.ece_null)} for a perfectly calibrated model; accuracy "
+        f"{ECE.text(m.accuracy)} percent, mean confidence {ECE.text(m.confidence)} percent, "
+        f"{m.n} questions; of {len(filled)} bins in use, {over} over-confident and {under} "
+        f"under-confident, {outside} outside the range of calibrated models."
     )
 
 
@@ -76,7 +84,7 @@ def _line(m: EvalMetrics) -> str:
 def _draw(
     title: str,
     line: str,
-    used: Sequence[Filled],
+    filled: Sequence[Filled],
     counted: Sequence[tuple[float, float, int]],
     kind: str,
     place: SubFigure,
@@ -84,7 +92,7 @@ def _draw(
     heading(place, title, line)
     main = axes(place, bottom=1.02)
     counts = axes(place, top=2.36, bottom=0.42)
-    for b in used:
+    for b in filled:
         gaps.draw(main, Gap(b.lo, b.hi - b.lo, b.confidence, b.accuracy, b.low, b.high))
         main.fill_between(
             [b.lo, b.hi], b.band_low, b.band_high, color=gaps.BAND, linewidth=0, zorder=1.5
@@ -97,22 +105,22 @@ def _draw(
 
 
 def _draw_counts(main: Axes, counted: Sequence[tuple[float, float, int]]) -> None:
-    most = max(n for _, _, n in counted)
-    size = min(6.5, 190 / len(counted))  # points, so that the numbers of many bins do not touch
+    largest = max(n for _, _, n in counted)
+    size = min(6.5, 190 / len(counted))  # points; the counts of many bins must not touch
     for low, high, n in counted:
         box = main.bar(low, n, high - low, align="edge", color=gaps.ACCURACY)
         box[0].set(edgecolor=SOFT, linewidth=0.4)
-        if len(counted) <= 30:  # else they could not be read
+        if len(counted) <= 30:  # more would be illegible
             main.text(
                 (low + high) / 2,
-                n + 0.08 * most,
+                n + 0.08 * largest,
                 str(n),
                 size=size,
                 ha="center",
                 va="bottom",
-                rotation=90 if len(counted) > 12 or most > 99_999 else 0,
+                rotation=90 if len(counted) > 12 or largest > 99_999 else 0,
             )
-    main.set(xlim=(0, 1), ylim=(0, 1.6 * most), yticks=[], xticks=_TICKS)
+    main.set(xlim=(0, 1), ylim=(0, 1.6 * largest), yticks=[], xticks=_TICKS)
     main.set_ylabel("questions", size=7)
     main.spines[["left"]].set_visible(False)
 

@@ -1,4 +1,4 @@
-"""The page's figures in order: what each section shows, how to read it, what it lacks."""
+"""The sections of the page in order, with their explanations and figures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from firstcli.reporting import (
-    ReportData,
     concentration,
     coverage,
     ranks,
@@ -14,24 +13,27 @@ from firstcli.reporting import (
     studies,
     temperature,
 )
+from firstcli.reporting.data import ReportData
 from firstcli.reporting.style import Drawing
+
+_NO_CONFIDENCE = "No model was evaluated, or the confidence in the whole vocabulary is not known."
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading, how to read what follows, and figures under their own headings."""
+    """A title, an explanation of the figures, and the figures with their headings."""
 
     id: str
     title: str
     legend: str
     drawings: tuple[tuple[str, Drawing], ...]
     missing: str = ""
-    """What to say where there is no figure; empty leaves the section out."""
+    """Text shown if there is no figure; if empty, the section is omitted."""
 
 
 def sections(data: ReportData) -> list[Section]:
-    """Return the sections that have something to show or to say."""
-    found = [
+    """Return the sections that have figures or a text in their place."""
+    candidates = [
         _concentration(data),
         _ranks(data),
         _reliability(data),
@@ -40,7 +42,7 @@ def sections(data: ReportData) -> list[Section]:
         _top_k(data),
         _unanswerable(data),
     ]
-    return [section for section in found if section.drawings or section.missing]
+    return [section for section in candidates if section.drawings or section.missing]
 
 
 def _each(
@@ -54,39 +56,40 @@ def _each(
 def _first_seed(data: ReportData) -> str:
     if not data.several_seeds:
         return ""
+    seed = f" ({data.seeds[0]})" if data.seeds else ""
     return (
-        f" Shown is the first seed{f', {data.seeds[0]}' if data.seeds else ''}: pooled, the same "
-        "questions would count several times and the intervals look too narrow."
+        f" Only the first seed{seed} is shown: pooling would count each question several times and "
+        "make the intervals too narrow."
     )
 
 
 def _concentration(data: ReportData) -> Section:
-    found = data.concentration
+    measured = data.concentration
     return Section(
         "concentration",
         "Concentrated knowledge",
-        "How much of the teacher's probability its most likely tokens hold, over a sample of "
-        "training positions: the mean, the range of nine in ten positions, and the lowest and "
-        "highest of all; then what keeping that many costs on disk, measured on the same sample. "
-        "The dashed line is this run's k (Figure 2 of the paper).",
-        (("", concentration.drawing(found, data.top_k)),) if found else (),
-        "There is no knowledge/train/concentration.json in the run's folder: `first extract` "
-        "writes it, for recipes in which an arm learns from the teacher's knowledge.",
+        "The total probability of the teacher's most likely tokens over a sample of training "
+        "positions: the mean, the range of 90 % of positions, the minimum and the maximum. Beside "
+        "it, the disk space for that many tokens, measured on the same sample. The dashed line is "
+        "this run's k (Figure 2 of the paper).",
+        (("", concentration.drawing(measured, data.top_k)),) if measured else (),
+        "The run folder has no knowledge/train/concentration.json. `first extract` writes it for "
+        "recipes in which an arm learns from the teacher's knowledge.",
     )
 
 
 def _ranks(data: ReportData) -> Section:
     drawings = _each(data, ranks.drawing)
     if before_after := ranks.validation(data):
-        drawings += (("Validation rows, before and after re-calibration", before_after),)
+        drawings += (("Validation data before and after recalibration", before_after),)
     return Section(
         "ranks",
         "Miscalibration rank by rank",
-        "Each question's candidates are ranked by their probability. A grey bar says how often the "
-        "candidate of a rank is right, the hatched part reaches from there to the mean probability "
-        "that the model gave it: a tuned model says too much of rank 1 and too little of the "
-        "others (Figure 3 of the paper). Below the evaluations the same on the validation rows, of "
-        "the most likely tokens, wherever a temperature was fitted." + _first_seed(data),
+        "Each question's candidates are ranked by their probability. A grey bar shows how often "
+        "the candidate of a rank is right; the hatched part extends from there to its mean "
+        "predicted probability. Fine-tuned models overestimate rank 1 and underestimate the other "
+        "ranks (Figure 3 of the paper). Below the evaluations, the same is shown for the most "
+        "likely tokens of the validation data if a temperature was fitted." + _first_seed(data),
         drawings,
         "No model was evaluated on questions that have a right answer.",
     )
@@ -96,16 +99,16 @@ def _reliability(data: ReportData) -> Section:
     return Section(
         "reliability",
         "Reliability diagrams",
-        "Questions are put into bins by their confidence. The black line of a bin is the accuracy "
-        "of its questions, with a 95 % interval (Wilson); the hatched part reaches from there to "
-        "their mean confidence. The lilac box holds the accuracies that 95 % of perfectly "
-        "calibrated models would show with these confidences: a bin within it is no evidence "
-        "against the model. On the dashed diagonal confidence is right. The lower bars count the "
-        "questions; a bin without any is left empty. Null is the ECE that a perfectly calibrated "
-        "model would show, p how often it shows as much as this (Figure 5 of the paper)."
+        "Questions are binned by confidence. The black line of a bin is the accuracy of its "
+        "questions, with a 95 % Wilson interval; the hatched part extends from there to their mean "
+        "confidence. The lilac box is the range of accuracies of 95 % of perfectly calibrated "
+        "models with these confidences: a bin inside the box is not evidence of miscalibration. On "
+        "the dashed diagonal, confidence equals accuracy. The lower bars show the number of "
+        "questions; bins without questions are empty. Null is the ECE of a perfectly calibrated "
+        "model, p how often its ECE is at least this large (Figure 5 of the paper)."
         + _first_seed(data),
         _each(data, reliability.drawing),
-        "No model was evaluated, or the confidence in the whole vocabulary is not known.",
+        _NO_CONFIDENCE,
     )
 
 
@@ -122,9 +125,9 @@ def _temperature(data: ReportData) -> Section:
     return Section(
         "temperature",
         "Temperature",
-        "Each criterion over the temperature, on the validation rows; the dashed line is its "
-        "lowest point, the shaded range holds that point in 95 % of resamplings of the rows. A "
-        "wide range or a flat curve says that the rows cannot tell (Figure 6 of the paper).",
+        "Each criterion over the temperature, on the validation data. The dashed line is the "
+        "minimum; the shaded range contains the minimum in 95 % of resamples. With a wide range or "
+        "a flat curve, the data do not determine the temperature (Figure 6 of the paper).",
         searched + studied,
         "No recalibrator of this run searched for a temperature: give an arm `recalibrator: {name: "
         "temperature-scaling}` or `posthoc: {name: logit-temperature}`.",
@@ -132,16 +135,16 @@ def _temperature(data: ReportData) -> Section:
 
 
 def _coverage(data: ReportData) -> Section:
-    seeds = " Curves are means over the seeds." if data.several_seeds else ""
+    seeds = " The curves are means over the seeds." if data.several_seeds else ""
     return Section(
         "coverage",
         "Risk and coverage",
-        "What accuracy remains when only the surest answers are given and the others withheld. A "
-        "curve that rises to the left knows where it may be wrong. Rescaling all confidences alike "
-        "changes ECE but hardly this; the fewer questions are left, the more chance there is in it."
-        + seeds,
+        "The accuracy if the model gives only its most confident answers and withholds the rest. "
+        "If a curve rises to the left, the confidence indicates which answers may be wrong. "
+        "Rescaling all confidences changes ECE but hardly these curves. The fewer questions "
+        "remain, the larger is the influence of chance." + seeds,
         _each(data, coverage.drawing),
-        "No model was evaluated, or the confidence in the whole vocabulary is not known.",
+        _NO_CONFIDENCE,
     )
 
 
@@ -149,8 +152,8 @@ def _top_k(data: ReportData) -> Section:
     return Section(
         "top-k",
         "How many tokens to keep",
-        "Arms that differ only in how many of the teacher's tokens they learn from, with 95 % "
-        "intervals. P is the teacher's probability of those tokens, on average.",
+        "Arms that differ only in the number of teacher tokens from which they learn, with 95 % "
+        "intervals. P is the teacher's mean total probability of those tokens.",
         _each(data, studies.top_k),
     )
 
@@ -160,7 +163,7 @@ def _unanswerable(data: ReportData) -> Section:
     return Section(
         "unanswerable",
         "Questions without a right answer",
-        "No candidate is right, so the honest confidence is 1 / n, the dashed line; intervals are "
-        f"of the mean over {over}, 95 %.",
+        "No candidate is right, so that the calibrated confidence is 1 / n, the dashed line. The "
+        f"95 % intervals are those of the mean over {over}.",
         _each(data, studies.unanswerable, answerable=False),
     )

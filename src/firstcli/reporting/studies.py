@@ -1,4 +1,4 @@
-"""Studies that only some recipes make: how many tokens to keep, and questions without answer."""
+"""Studies of some recipes: how many tokens to keep, and questions without a right answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 from scipy.stats import t
 
 from firstcli.metrics.calibration import Z95
-from firstcli.reporting import ReportData
+from firstcli.reporting.data import ReportData
 from firstcli.reporting.style import (
     INK,
     Drawing,
@@ -19,13 +19,13 @@ from firstcli.reporting.style import (
     Panel,
     axes,
     heading,
-    key_rows,
+    key_height,
     logarithmic,
     looks,
     row_key,
     shortened,
 )
-from firstcli.reporting.table import ECE, PAPER, Column
+from firstcli.reporting.table import ECE, PAPER
 from firstcli.reporting.temperature import draw_estimates
 
 if TYPE_CHECKING:
@@ -33,13 +33,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
     from firstcli.api import FloatArray
+    from firstcli.metrics import Metric
     from firstcli.reporting.style import Look
 
 _SIZE = (3.0, 2.6)
 
 
 def top_k_lines(data: ReportData) -> dict[str, list[str]]:
-    """Return the arms that differ in k and in nothing else, by what they have in common."""
+    """Return the arms that differ only in k, by kind and in the order of k."""
     lines: dict[str, list[str]] = {}
     for arm, facts in data.arms.items():
         if facts.temperature is None:
@@ -52,7 +53,7 @@ def top_k_lines(data: ReportData) -> dict[str, list[str]]:
 
 
 def top_k(data: ReportData, evaluation: str) -> Drawing | None:
-    """Return accuracy, ECE, Trust, mass and bytes over k; None where arms do not differ in it."""
+    """Return accuracy, ECE, Trust, mass and bytes over k; None if arms do not differ in k."""
     lines = {
         kind: [arm for arm in arms if "trust" in data.estimates(evaluation, arm)]
         for kind, arms in top_k_lines(data).items()
@@ -60,9 +61,9 @@ def top_k(data: ReportData, evaluation: str) -> Drawing | None:
     lines = {kind: arms for kind, arms in lines.items() if arms}
     if not lines:
         return None
-    panels = [_top_k_panel(data, evaluation, lines, column) for column in PAPER]
+    panels = [_top_k_panel(data, evaluation, lines, metric) for metric in PAPER]
     panels += _cost_panels(data, [arm for arms in lines.values() for arm in arms])
-    size = (_SIZE[0], _SIZE[1] + 0.17 * key_rows(len(lines)))
+    size = (_SIZE[0], _SIZE[1] + key_height(len(lines)))
     return Drawing(
         f"top-k+{evaluation}", tuple(panels), _top_k_numbers(data, evaluation, lines), size=size
     )
@@ -71,28 +72,30 @@ def top_k(data: ReportData, evaluation: str) -> Drawing | None:
 def _top_k_numbers(
     data: ReportData, evaluation: str, lines: Mapping[str, Sequence[str]]
 ) -> Numbers:
-    ends = [name for column in PAPER for name in (column.title, "low", "high")]
+    ends = [name for metric in PAPER for name in (metric.short, "low", "high")]
     costs = (data.concentration or {}).get("bytes", {})
     rows = []
     for arms in lines.values():
         for arm in arms:
-            facts, found = data.arms[arm], data.estimates(evaluation, arm)
-            values = [v for c in PAPER for v in (found[c.key].value, *found[c.key].interval)]
+            facts, estimates = data.arms[arm], data.estimates(evaluation, arm)
+            shown = [estimates[metric.name] for metric in PAPER]
+            values = [v for e in shown for v in (e.value, *e.interval)]
             rows.append((arm, facts.top_k, facts.mass, costs.get(str(facts.top_k)), *values))
-    return Numbers(("arm", "k", "P", "bytes a position", *ends), tuple(rows))
+    return Numbers(("arm", "k", "P", "bytes per position", *ends), tuple(rows))
 
 
 def _top_k_panel(
-    data: ReportData, evaluation: str, lines: Mapping[str, Sequence[str]], column: Column
+    data: ReportData, evaluation: str, lines: Mapping[str, Sequence[str]], metric: Metric
 ) -> Panel:
-    title = f"{column.title} on {evaluation}"
-    said = "; ".join(
-        f"k = {data.arms[arm].top_k}: {100 * data.estimates(evaluation, arm)[column.key].value:.1f}"
-        for arms in lines.values()
-        for arm in arms
+    title = f"{metric.short} on {evaluation}"
+    estimates = {
+        arm: data.estimates(evaluation, arm)[metric.name] for arms in lines.values() for arm in arms
+    }
+    values = "; ".join(
+        f"k = {data.arms[arm].top_k}: {100 * e.value:.1f}" for arm, e in estimates.items()
     )
-    draw = partial(_draw_top_k, title, data, evaluation, lines, column)
-    return Panel(title, draw, f"{title} over the tokens kept, in percent: {said}.")
+    draw = partial(_draw_top_k, title, data, evaluation, lines, metric)
+    return Panel(title, draw, f"{title} by number of tokens kept, in percent: {values}.")
 
 
 def _draw_top_k(
@@ -100,41 +103,41 @@ def _draw_top_k(
     data: ReportData,
     evaluation: str,
     lines: Mapping[str, Sequence[str]],
-    column: Column,
+    metric: Metric,
     place: SubFigure,
 ) -> None:
     heading(place, title)
-    main = axes(place, left=0.6, top=0.32, bottom=0.45 + 0.17 * key_rows(len(lines)))
+    main = axes(place, left=0.6, top=0.32, bottom=0.45 + key_height(len(lines)))
     look = looks(list(lines))
     for kind, arms in lines.items():
         points = [
-            (float(data.arms[arm].top_k), data.estimates(evaluation, arm)[column.key])
+            (float(data.arms[arm].top_k), data.estimates(evaluation, arm)[metric.name])
             for arm in arms
         ]
         draw_estimates(main, points, look[kind])
     _over_k(main, sorted({data.arms[arm].top_k for arms in lines.values() for arm in arms}))
     main.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    if column == ECE:
+    if metric is ECE:
         main.set_ylim(bottom=0)
-    main.set_ylabel(column.title)
+    main.set_ylabel(metric.short)
     row_key(place, {kind: look[kind] for kind in lines})
 
 
 def _cost_panels(data: ReportData, arms: Sequence[str]) -> list[Panel]:
-    """Return what k costs, and what it buys: bytes on disk, and the teacher's probability."""
+    """Return the cost and benefit of k: bytes on disk and the teacher's probability."""
     sizes = {int(k): size for k, size in (data.concentration or {}).get("bytes", {}).items()}
     ks = sorted({data.arms[arm].top_k for arm in arms})
     masses = {data.arms[arm].top_k: data.arms[arm].mass for arm in arms}
     panels = []
     for title, values, text in (
-        ("P, the teacher's mass on them", [masses[k] for k in ks], "{:.3f}"),
-        ("Bytes a position on disk", [sizes.get(k) for k in ks], "{:.1f}"),
+        ("P, the teacher's mass on the k tokens", [masses[k] for k in ks], "{:.3f}"),
+        ("Bytes per position on disk", [sizes.get(k) for k in ks], "{:.1f}"),
     ):
         points = [(k, value) for k, value in zip(ks, values, strict=True) if value is not None]
         if points:
-            said = "; ".join(f"k = {k}: {text.format(value)}" for k, value in points)
+            shown = "; ".join(f"k = {k}: {text.format(value)}" for k, value in points)
             draw = partial(_draw_cost, title, points, text)
-            panels.append(Panel(title, draw, f"{title}, over the tokens kept: {said}."))
+            panels.append(Panel(title, draw, f"{title} by number of tokens kept: {shown}."))
     return panels
 
 
@@ -160,37 +163,38 @@ def _over_k(main: Axes, ks: Sequence[int]) -> None:
 
 
 def unanswerable(data: ReportData, evaluation: str) -> Drawing | None:
-    """Return each row's mean confidence where no candidate is right, against 1 / n."""
+    """Return each row's mean confidence where no candidate is right, and 1 / n."""
     shown = {row: _shown(data, evaluation, row) for row in data.rows}
-    found = {row: _mean(confidences) for row, confidences in shown.items() if confidences}
-    if not found:
+    means = {row: _mean(confidences) for row, confidences in shown.items() if confidences}
+    if not means:
         return None
     records = next(iter(data.first_of(evaluation).values()))
     chance = float(np.mean(1 / records.count))
-    rows = tuple((row, mean, mean - half, mean + half) for row, (mean, half) in found.items())
+    rows = tuple((row, mean, mean - half, mean + half) for row, (mean, half) in means.items())
     numbers = Numbers(("model", "mean confidence", "low", "high"), (*rows, ("1 / n", chance)))
-    said = ", ".join(f"{row} {100 * mean:.1f} percent" for row, (mean, _) in found.items())
+    values = ", ".join(f"{row} {100 * mean:.1f} percent" for row, (mean, _) in means.items())
     panel = Panel(
         evaluation,
-        partial(_draw_unanswerable, evaluation, found, chance, looks(data.rows)),
-        f"Mean confidence on {evaluation}, where no candidate is right and {100 * chance:.1f} "
-        f"percent would be honest: {said}.",
+        partial(_draw_unanswerable, evaluation, means, chance, looks(data.rows)),
+        f"Mean confidence on {evaluation}, where no candidate is right and a calibrated model "
+        f"would have {100 * chance:.1f} percent: {values}.",
     )
-    size = (3.5, 0.9 + 0.26 * len(found))
+    size = (3.5, 0.9 + 0.26 * len(means))
     return Drawing(f"unanswerable+{evaluation}", (panel,), numbers, size=size)
 
 
 def _shown(data: ReportData, evaluation: str, row: str) -> list[FloatArray]:
-    """Return a row's confidences, an array a seed, where they are known."""
+    """Return a row's known confidences, one array per seed."""
     kind = data.settings.confidence
-    found = (records.shown(kind) for records in data.records_of(evaluation, row))
-    return [confidence for confidence in found if confidence is not None]
+    by_seed = (records.shown(kind) for records in data.records_of(evaluation, row))
+    return [confidence for confidence in by_seed if confidence is not None]
 
 
 def _mean(confidences: Sequence[FloatArray]) -> tuple[float, float]:
-    """Return the mean and half of its 95 % interval.
+    """Return the mean and half the width of its 95 % interval.
 
-    Seeds differ by far more than questions do, so with several it is Student's over the seeds.
+    Seeds differ far more than questions, so that with several seeds the interval is Student's t
+    over the seeds.
     """
     values = confidences[0] if len(confidences) == 1 else [float(c.mean()) for c in confidences]
     error = np.std(values, ddof=1) / np.sqrt(len(values))
@@ -200,26 +204,26 @@ def _mean(confidences: Sequence[FloatArray]) -> tuple[float, float]:
 
 def _draw_unanswerable(
     title: str,
-    found: Mapping[str, tuple[float, float]],
+    means: Mapping[str, tuple[float, float]],
     chance: float,
     look: Mapping[str, Look],
     place: SubFigure,
 ) -> None:
     heading(place, title, f"1 / n = {100 * chance:.1f} %")
     main = axes(place, left=1.45, right=0.25, bottom=0.42)
-    for at, (row, (mean, half)) in enumerate(found.items()):
+    for y, (row, (mean, half)) in enumerate(means.items()):
         style = look[row]
         main.errorbar(
             mean,
-            at,
+            y,
             xerr=half,
             color=style.color,
             marker=style.marker,
-            markerfacecolor=style.color if style.filled else "white",
+            markerfacecolor=style.face,
             capsize=2,
         )
     main.axvline(chance, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
-    main.set(xlim=(0, 1), ylim=(len(found) - 0.5, -0.5), xlabel="mean confidence")
-    main.set_yticks(range(len(found)), [shortened(row, 20) for row in found])
+    main.set(xlim=(0, 1), ylim=(len(means) - 0.5, -0.5), xlabel="mean confidence")
+    main.set_yticks(range(len(means)), [shortened(row, 20) for row in means])
     main.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     main.grid(True, axis="x")

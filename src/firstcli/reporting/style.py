@@ -1,4 +1,4 @@
-"""How every figure looks, and how one is saved; matplotlib's global style is left alone."""
+"""The common style of all figures, and how they are saved; matplotlib's own style is untouched."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from firstcli.reporting import PLUS_T, TEACHER
+from firstcli.reporting.data import PLUS_T, TEACHER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,8 +25,8 @@ SOFT = "#5F6875"
 GRID = "#E3E6EA"
 BAND = "#AEB6C2"
 
-# Colours that the colour-blind can tell apart (Okabe and Ito 2008), but for their yellow, which
-# cannot be seen on white. Line and marker say it as well.
+# Colours that are safe for the colour-blind (Okabe and Ito 2008), without yellow, which is
+# invisible on white. Lines and markers repeat the distinction.
 _HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _MARKERS = "osD^vP"
 Dash = Literal["-"] | tuple[float, tuple[float, ...]]
@@ -37,27 +37,32 @@ _PER_ROW = 4
 
 
 class Look(NamedTuple):
-    """How one row of the table is drawn in every figure."""
+    """The style of one row of the table in every figure."""
 
     color: str
     line: Dash
     marker: str
     filled: bool
 
+    @property
+    def face(self) -> str:
+        """The colour inside a marker."""
+        return self.color if self.filled else "white"
+
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One drawing: a picture of the page, a part of a figure's file."""
+    """One diagram: an image on the page and a part of the figure's file."""
 
     title: str
     draw: Callable[[SubFigure], None]
     description: str
-    """What it shows in words, for those who cannot see it."""
+    """Text alternative for readers who cannot see the image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """What a figure shows, as a table; shares are fractions of 1."""
+    """The numbers of a figure as a table; shares are fractions of 1."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str | int | float | None, ...], ...]
@@ -65,21 +70,21 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A figure: panels of one size, a key to them, and its numbers."""
+    """A figure: panels of equal size, their key, and their numbers."""
 
     name: str
-    """The file's, without ending."""
+    """The file name without its suffix."""
     panels: tuple[Panel, ...]
     numbers: Numbers
     key: Panel | None = None
-    """What the marks mean, once for all panels."""
+    """The key to the marks, shared by all panels."""
     size: tuple[float, float] = (3.0, 3.3)
-    """Inches of a panel."""
+    """Width and height of a panel in inches."""
     key_height: float = 0.62
 
 
 class Picture(NamedTuple):
-    """A drawing as the page takes it: SVG, and its natural size in CSS pixels."""
+    """A panel for the page: SVG and its natural size in CSS pixels."""
 
     svg: bytes
     description: str
@@ -89,23 +94,23 @@ class Picture(NamedTuple):
 
 
 def looks(rows: Sequence[str]) -> dict[str, Look]:
-    """Give each row its look: the teacher black, `+ T` as its model, but dashed and hollow."""
+    """Return the look of each row: black for the teacher, dashed and hollow for `+ T`."""
     arms = [row for row in rows if not row.endswith(PLUS_T) and row != TEACHER]
-    found = {TEACHER: Look(INK, "-", "X", True)}
-    for at, arm in enumerate(arms):
-        turn, hue = divmod(at, len(_HUES))
-        found[arm] = Look(_HUES[hue], _DASHES[turn % len(_DASHES)], _MARKERS[hue], True)
+    result = {TEACHER: Look(INK, "-", "X", True)}
+    for i, arm in enumerate(arms):
+        turn, hue = divmod(i, len(_HUES))
+        result[arm] = Look(_HUES[hue], _DASHES[turn % len(_DASHES)], _MARKERS[hue], True)
     for row in rows:
         if row.endswith(PLUS_T):
-            plain = found.get(row.removesuffix(PLUS_T), found[TEACHER])
-            found[row] = plain._replace(line=(0, (4, 2)), filled=False)
-    return {row: found[row] for row in rows}
+            plain = result.get(row.removesuffix(PLUS_T), result[TEACHER])
+            result[row] = plain._replace(line=(0, (4, 2)), filled=False)
+    return {row: result[row] for row in rows}
 
 
 def save(drawing: Drawing, folder: Path) -> list[Picture]:
     """Write a drawing as SVG and PNG into `folder`; return its key and panels as pictures.
 
-    The same drawing gives the same bytes, whatever style the user has set for matplotlib.
+    The same drawing gives the same bytes, whatever the user's matplotlib style.
     """
     with _style(salt=drawing.name):
         whole = _whole(drawing)
@@ -123,7 +128,7 @@ _KEY_WIDTH = 3.3
 
 
 def _whole(drawing: Drawing) -> Figure:
-    """Draw all panels side by side, the key below them."""
+    """Draw all panels in a grid with the key below."""
     columns = min(len(drawing.panels), _PER_ROW)
     lines = -(-len(drawing.panels) // columns)
     width, height = drawing.size
@@ -135,7 +140,7 @@ def _whole(drawing: Drawing) -> Figure:
     if drawing.key:
         drawing.key.draw(strip[0])
     places = above.subfigures(lines, columns, squeeze=False).flat
-    for place, panel in zip(places, drawing.panels, strict=False):  # the last line may not be full
+    for place, panel in zip(places, drawing.panels, strict=False):  # the last row may have gaps
         panel.draw(place)
     return figure
 
@@ -155,7 +160,7 @@ def _svg(figure: Figure, title: str) -> bytes:
 
 @contextmanager
 def _style(salt: str) -> Iterator[None]:
-    with mpl.rc_context():  # restores what the process had
+    with mpl.rc_context():  # restores the settings of the process
         mpl.rcdefaults()
         mpl.rcParams.update(
             {
@@ -175,22 +180,22 @@ def _style(salt: str) -> Iterator[None]:
                 "hatch.linewidth": 0.7,
                 "lines.linewidth": 1.4,
                 "lines.markersize": 4.0,
-                "svg.fonttype": "none",  # the reader's own font, at half the size of outlines
-                "svg.hashsalt": salt,  # else ids are random
+                "svg.fonttype": "none",  # text in the reader's font, half the size of outlines
+                "svg.hashsalt": salt,  # without it, ids are random
             }
         )
         yield
 
 
 def inches(place: SubFigure) -> tuple[float, float]:
-    """Return a panel's width and height."""
+    """Return a panel's width and height in inches."""
     return place.bbox.width / place.figure.dpi, place.bbox.height / place.figure.dpi
 
 
 def heading(place: SubFigure, title: str, line: str = "") -> None:
-    """Write a panel's title and, smaller, a line of numbers below it."""
+    """Write a panel's title and a smaller line of numbers below it."""
     width, height = inches(place)
-    fitting = 72 * 0.92 * width / (0.68 * len(title))  # points; a bold letter is 0.68 of its size
+    fitting = 72 * 0.92 * width / (0.68 * len(title))  # points; bold letters are 0.68 of it wide
     for text, below, size, weight in (
         (title, 0.15, min(9.0, fitting), "bold"),
         (line, 0.32, 7.5, "normal"),
@@ -205,7 +210,7 @@ def heading(place: SubFigure, title: str, line: str = "") -> None:
 
 
 def logarithmic(main: Axes, ticks: Sequence[float]) -> None:
-    """Let x grow by factors, with a plain number at each of the ticks."""
+    """Make the x axis logarithmic, with plain numbers at the ticks."""
     main.set_xscale("log")
     main.set_xticks(ticks)
     main.xaxis.set_major_formatter(ScalarFormatter())
@@ -215,7 +220,15 @@ def logarithmic(main: Axes, ticks: Sequence[float]) -> None:
 def axes(
     place: SubFigure, *, left: float = 0.5, right: float = 0.17, top: float = 0.48, bottom: float
 ) -> Axes:
-    """Return axes that leave margins of so many inches."""
+    """Return axes with the given margins.
+
+    Args:
+        place: the panel.
+        left: left margin in inches, and so on for the other sides.
+        right: right margin.
+        top: top margin.
+        bottom: bottom margin.
+    """
     width, height = inches(place)
     return place.add_axes(
         (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
@@ -225,20 +238,20 @@ def axes(
 _KEY_COLUMNS = 3
 
 
-def key_rows(count: int) -> int:
-    """Return how many lines `row_key` takes."""
-    return -(-count // _KEY_COLUMNS)
+def key_height(count: int) -> float:
+    """Return the height of `row_key` in inches."""
+    return 0.17 * -(-count // _KEY_COLUMNS)
 
 
 def row_key(place: SubFigure, shown: Mapping[str, Look]) -> None:
-    """Write below a panel which line is which row."""
+    """Draw the key to the rows' lines below a panel."""
     handles = [
         Line2D(
             *([], []),
             color=look.color,
             linestyle=look.line,
             marker=look.marker,
-            markerfacecolor=look.color if look.filled else "white",
+            markerfacecolor=look.face,
             label=shortened(row, 22 if len(shown) > 1 else 45),
         )
         for row, look in shown.items()
@@ -256,9 +269,9 @@ def row_key(place: SubFigure, shown: Mapping[str, Look]) -> None:
     )
 
 
-def shortened(text: str, most: int) -> str:
-    """Return text that is cut in the middle where it is longer."""
-    if len(text) <= most:
+def shortened(text: str, length: int) -> str:
+    """Replace the middle of a text that exceeds a length by an ellipsis."""
+    if len(text) <= length:
         return text
-    kept = most - 1
+    kept = length - 1
     return f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"

@@ -1,250 +1,155 @@
-"""The results as tables: the paper's Table 1, differences between its rows, and every metric."""
+"""The results as tables: the paper's Table 1, differences between its rows, and all metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, NamedTuple
 
-from firstcli.reporting import BASELINES, Compared, ReportData
+from firstcli.metrics import METRICS, Metric
+from firstcli.metrics.summary import DASH, ROUNDING
+from firstcli.reporting.data import BASELINES, Compared, ReportData
+from firstcli.reporting.terminal import INDISTINCT, Cell, Group, ReportRow, Table
 
 if TYPE_CHECKING:
+    from firstcli.api import JSON
     from firstcli.metrics.uncertainty import Interval
 
-DASH = "–"  # where a model was not evaluated
-INDISTINCT = "not distinguishable"
-_ROUNDING = 1e-12  # metrics closer than this differ by rounding alone
 _DELTAS = ("first", "fine-tune")  # the paper's last row is the former minus the latter
 
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One metric as a column."""
-
-    key: str  # a field of EvalMetrics
-    title: str
-    form: Literal["percent", "decimal", "count"]
-    better: Literal["lower", "higher"] | None = None
-
-    @property
-    def heading(self) -> str:
-        arrow = {"lower": " ↓", "higher": " ↑", None: ""}[self.better]
-        return self.title + arrow
-
-    def text(self, value: float | None, *, signed: bool = False) -> str:
-        """Format a value; `signed` is for differences."""
-        if value is None:
-            return DASH
-        if self.form == "count":
-            return f"{value:.6g}"  # over seeds a mean
-        shown, digits = (100 * value, 1) if self.form == "percent" else (value, 3)
-        text = f"{shown:z.{digits}f}"
-        if not float(text):  # a tiny share is not shown as 0.0, unless rounding made it
-            return text if signed or abs(value) < _ROUNDING else f"{shown:.1g}"
-        return f"+{text}" if signed and shown > 0 else text
-
-    def range(self, interval: Interval, *, signed: bool = False) -> str:
-        low, high = (self.text(end, signed=True) for end in interval)
-        if not signed:
-            low, high = low.removeprefix("+"), high.removeprefix("+")
-        return f"[{low}, {high}]"
-
-
-ECE = Column("ece", "ECE", "percent", "lower")
-PAPER = (
-    ECE,
-    Column("accuracy", "Acc", "percent", "higher"),
-    Column("trust", "Trust", "percent", "higher"),
-)
-KNOWN_TRUTH = (
-    Column("ece_true", "ECE true", "percent", "lower"),
-    Column("confidence_mae", "Conf. MAE", "percent", "lower"),
-)
-FAMILIES: dict[str, tuple[Column, ...]] = {
+ECE = METRICS["ece"]
+PAPER = (ECE, METRICS["accuracy"], METRICS["trust"])
+KNOWN_TRUTH = (METRICS["ece_true"], METRICS["confidence_mae"])
+FAMILIES = {
     "Calibration": (
-        ECE,
-        Column("ece_null", "Null", "percent"),
-        Column("ece_p", "p", "decimal"),
-        Column("ece_debiased", "Debiased", "percent", "lower"),
-        Column("ece_mass", "Equal mass", "percent", "lower"),
-        Column("ece_classwise", "Classwise", "percent", "lower"),
-        Column("ece_smooth", "Smooth", "percent", "lower"),
-        Column("mce", "Max.", "percent", "lower"),
-        Column("over_confidence", "Over", "percent", "lower"),
-        Column("under_confidence", "Under", "percent", "lower"),
+        *("ece", "ece_null", "ece_p", "ece_debiased", "ece_mass", "ece_classwise", "ece_smooth"),
+        *("mce", "over_confidence", "under_confidence"),
     ),
-    "Known truth": KNOWN_TRUTH,
+    "Known truth": ("ece_true", "confidence_mae"),
     "Scores": (
-        *PAPER[1:],
-        Column("confidence", "Conf.", "percent"),
-        Column("nll", "NLL", "decimal", "lower"),
-        Column("brier", "Brier", "decimal", "lower"),
-        Column("brier_top", "Brier top", "decimal", "lower"),
-        Column("brier_miscalibration", "Miscal.", "decimal", "lower"),
-        Column("brier_discrimination", "Discr.", "decimal", "higher"),
-        Column("brier_uncertainty", "Uncert.", "decimal"),
+        *("accuracy", "trust", "confidence", "nll", "brier", "brier_top"),
+        *("brier_miscalibration", "brier_discrimination", "brier_uncertainty"),
     ),
-    "Ranking": (
-        Column("auroc", "AUROC", "decimal", "higher"),
-        Column("aurc", "AURC", "decimal", "lower"),
-        Column("accuracy_at_50", "Acc at 50 %", "percent", "higher"),
-        Column("accuracy_at_80", "at 80 %", "percent", "higher"),
-        Column("accuracy_at_90", "at 90 %", "percent", "higher"),
-    ),
-    "Counts": (
-        Column("n", "n", "count"),
-        Column("candidate_mass", "Mass", "percent"),
-        Column("chance", "1 / n", "percent"),
-        Column("ties", "Ties", "count"),
-        Column("nll_floored", "Floored", "count"),
-        Column("bins_used", "Bins used", "count"),
-    ),
+    "Ranking": ("auroc", "aurc", "accuracy_at_50", "accuracy_at_80", "accuracy_at_90"),
+    "Counts": ("n", "candidate_mass", "chance", "ties", "nll_floored", "bins_used"),
 }
+"""The metrics of the full tables, by column group."""
 COMPARED = ("ece", "accuracy", "trust", "ece_true")
-"""Metrics that have intervals, so that their differences can be judged."""
+"""Metrics with intervals, whose differences can therefore be assessed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """A formatted value with its small print."""
-
-    text: str
-    marked: bool = False
-    """Among the best students; as a difference: distinguishable from none."""
-    interval: str = ""
-    aside: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A model, or the difference of two, with a tuple of cells a group."""
-
-    name: str
-    kind: Literal["teacher", "student", "difference"]
-    groups: tuple[tuple[Cell, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Some columns of one evaluation."""
+class _Columns(NamedTuple):
+    """The metrics of one column group."""
 
     title: str
     evaluation: str
-    columns: tuple[Column, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A title, column groups and rows, ready to be written in any format."""
-
-    title: str
-    caption: str
-    legend: str  # what a mark says; empty where nothing is marked
-    groups: tuple[Group, ...]
-    rows: tuple[Row, ...]
-
-    def by_group(self) -> list[Table]:
-        """Return a table for each column group."""
-        return [self._only(g, slice(None)) for g in range(len(self.groups))]
-
-    def split(self) -> list[Table]:
-        """Return narrower tables: one a group, or else both halves of the only group's columns."""
-        if len(self.groups) != 1:
-            return self.by_group()
-        half = (len(self.groups[0].columns) + 1) // 2
-        parts = [self._only(0, slice(half)), self._only(0, slice(half, None))]
-        return [part for part in parts if part.groups[0].columns]
-
-    def _only(self, g: int, columns: slice) -> Table:
-        group = replace(self.groups[g], columns=self.groups[g].columns[columns])
-        rows = tuple(replace(row, groups=(row.groups[g][columns],)) for row in self.rows)
-        return replace(self, groups=(group,), rows=rows)
+    metrics: tuple[Metric, ...]
 
 
 def paper_table(data: ReportData) -> Table:
-    """Return the paper's Table 1 for a run: a row a model, a column group an evaluation."""
-    groups = tuple(_group(data, evaluation, PAPER) for evaluation in data.judged)
-    rows = [_row(data, row, groups, small_print=True) for row in data.rows]
+    """Return the paper's Table 1 of a run: one row per model, one column group per evaluation."""
+    groups = [_columns(data, evaluation) for evaluation in data.judged]
+    rows = [_row(data, row, groups, annotated=True) for row in data.rows]
     ours, theirs = _DELTAS
     if any(data.compared(evaluation, ours, theirs) for evaluation in data.judged):
         rows.append(_difference_row(data, ours, theirs, groups, f"{ours} to {theirs}"))
     seeds = "; ± standard deviation over seeds" if data.several_seeds else ""
     caption = f"{data.definition}; in percent, with 95 % intervals over questions{seeds}"
     legend = _legend(data, rows[-1].kind == "difference")
-    return Table(f"Results of {data.run}", caption, legend, groups, tuple(rows))
+    return _table(f"Results of {data.run}", caption, legend, groups, rows)
+
+
+def terminal_cells(data: ReportData) -> JSON:
+    """Return Table 1 as JSON, which `TerminalTable(Table.from_json(...))` prints."""
+    return paper_table(data).to_json()
 
 
 def difference_tables(data: ReportData) -> list[Table]:
-    """Return, for each baseline that a recipe has, every other student minus it."""
+    """Return the differences between each student and each baseline of the recipe."""
+    if len(data.students) < 2 or not data.judged:
+        return []
+    groups = [_columns(data, name, compared_only=True) for name in data.judged]
     return [
-        Table(
-            title=f"Each student minus {theirs}",
-            caption=f"{data.definition}; percentage points, with paired 95 % intervals",
-            legend="distinguishable from no difference",
-            groups=(groups := tuple(_group(data, one, PAPER, plain=True) for one in data.judged)),
-            rows=tuple(
+        _table(
+            f"Each student minus {theirs}",
+            f"{data.definition}; percentage points, with paired 95 % intervals",
+            "distinguishable from zero",
+            groups,
+            [
                 _difference_row(data, ours, theirs, groups, ours)
                 for ours in data.students
                 if ours != theirs
-            ),
+            ],
         )
         for theirs in BASELINES
-        if theirs in data.rows and len(data.students) > 1 and data.judged
+        if theirs in data.rows
     ]
 
 
 def full_tables(data: ReportData) -> list[Table]:
-    """Return every metric of every row, a table an evaluation."""
-    mean = "; means over seeds, of p the largest" if data.several_seeds else ""
-    caption = f"{data.definition}; in percent, but scores and areas as they are{mean}"
-    return [
-        Table(
-            title=f"All metrics on {evaluation}",
-            caption=caption,
-            legend=_legend(data),
-            groups=(groups := _families(data, evaluation)),
-            rows=tuple(_row(data, row, groups, small_print=False) for row in data.rows),
+    """Return all metrics of all rows, one table per evaluation."""
+    mean = "; means over seeds, the largest p" if data.several_seeds else ""
+    caption = f"{data.definition}; in percent, except scores and areas{mean}"
+    tables = []
+    for evaluation in data.evaluations:
+        groups = _families(data, evaluation)
+        rows = [_row(data, row, groups, annotated=False) for row in data.rows]
+        title = f"All metrics on {evaluation}"
+        tables.append(_table(title, caption, _legend(data), groups, rows))
+    return tables
+
+
+def _table(
+    title: str,
+    caption: str,
+    legend: str,
+    groups: Sequence[_Columns],
+    rows: Sequence[ReportRow],
+) -> Table:
+    headed = (Group(g.title, g.evaluation, tuple(m.heading for m in g.metrics)) for g in groups)
+    return Table(title, caption, legend, tuple(headed), tuple(rows))
+
+
+def _families(data: ReportData, evaluation: str) -> list[_Columns]:
+    """Return the column groups of a full table, without metrics that no row has."""
+    groups = [
+        _Columns(
+            title,
+            evaluation,
+            tuple(
+                METRICS[name]
+                for name in names
+                if any(data.values(evaluation, row, name) for row in data.rows)
+            ),
         )
-        for evaluation in data.evaluations
+        for title, names in FAMILIES.items()
     ]
+    return [group for group in groups if group.metrics]
 
 
-def _families(data: ReportData, evaluation: str) -> tuple[Group, ...]:
-    """Return the families of metrics, without those that no row has."""
-    known = {
-        column.key
-        for columns in FAMILIES.values()
-        for column in columns
-        if any(data.values(evaluation, row, column.key) for row in data.rows)
-    }
-    kept = {name: tuple(c for c in cs if c.key in known) for name, cs in FAMILIES.items()}
-    return tuple(Group(name, evaluation, columns) for name, columns in kept.items() if columns)
+def best_students(data: ReportData, evaluation: str, metric: Metric) -> frozenset[str]:
+    """Return the best student and all students that are not distinguishable from it.
 
-
-def best_students(data: ReportData, evaluation: str, column: Column) -> frozenset[str]:
-    """Return the student with the best value and all that are not distinguishable from it.
-
-    None where nothing competes, or nothing is known of the metric's uncertainty.
+    The result is empty with fewer than two students or for a metric without intervals.
     """
-    found = {
+    values = {
         row: value
         for row in data.students
-        if (value := data.mean(evaluation, row, column.key)) is not None
+        if (value := data.mean(evaluation, row, metric.name)) is not None
     }
-    if column.key not in COMPARED or len(found) < 2:
+    if metric.name not in COMPARED or len(values) < 2:
         return frozenset()
-    best = (min if column.better == "lower" else max)(found, key=lambda row: found[row])
+    best = (min if metric.better == "lower" else max)(values, key=lambda row: values[row])
     return frozenset(
         row
-        for row, value in found.items()
-        if abs(value - found[best]) <= _ROUNDING or _alike(data, evaluation, row, best, column.key)
+        for row, value in values.items()
+        if abs(value - values[best]) <= ROUNDING or _alike(data, evaluation, row, best, metric.name)
     )
 
 
 def best_keys(data: ReportData, evaluation: str, row: str) -> list[str]:
     """Return the metrics in which no student is distinguishably better."""
-    columns = (*PAPER, *KNOWN_TRUTH)
-    return [c.key for c in columns if row in best_students(data, evaluation, c)]
+    metrics = (*PAPER, *KNOWN_TRUTH)
+    return [m.name for m in metrics if row in best_students(data, evaluation, m)]
 
 
 def _alike(data: ReportData, evaluation: str, row: str, best: str, key: str) -> bool:
@@ -254,47 +159,45 @@ def _alike(data: ReportData, evaluation: str, row: str, best: str, key: str) -> 
 
 def _legend(data: ReportData, deltas: bool = False) -> str:
     best = "the best student and all that are not distinguishable from it"
-    more = "; of a difference: distinguishable from none" if deltas else ""
+    more = "; for a difference: distinguishable from zero" if deltas else ""
     return best + more if len(data.students) > 1 else ""
 
 
-def _group(
-    data: ReportData, evaluation: str, columns: tuple[Column, ...], *, plain: bool = False
-) -> Group:
-    """Choose columns; `plain` leaves out those whose differences cannot be judged."""
+def _columns(data: ReportData, evaluation: str, *, compared_only: bool = False) -> _Columns:
+    """Return the paper's metrics, those of a known truth, and the number of questions."""
     models = [model for row in data.rows for model in data.models(evaluation, row)]
-    found = [data.metrics[evaluation, model] for model in models]
-    sizes = sorted({metrics.n for metrics in found})
+    values = [data.metrics[evaluation, model] for model in models]
+    sizes = sorted({m.n for m in values})
     title = f"{evaluation} (n = {' or '.join(map(str, sizes)) or 0})"
-    known = any(metrics.ece_true is not None for metrics in found)
-    columns = (*columns, *KNOWN_TRUTH) if known else columns
-    kept = tuple(c for c in columns if c.key in COMPARED) if plain else columns
-    return Group(title, evaluation, kept)
+    known = any(m.ece_true is not None for m in values)
+    metrics = (*PAPER, *KNOWN_TRUTH) if known else PAPER
+    kept = tuple(m for m in metrics if m.name in COMPARED) if compared_only else metrics
+    return _Columns(title, evaluation, kept)
 
 
-def _row(data: ReportData, row: str, groups: Sequence[Group], *, small_print: bool) -> Row:
+def _row(data: ReportData, row: str, groups: Sequence[_Columns], *, annotated: bool) -> ReportRow:
     cells = tuple(
-        tuple(_cell(data, group.evaluation, row, column, small_print) for column in group.columns)
+        tuple(_cell(data, group.evaluation, row, metric, annotated) for metric in group.metrics)
         for group in groups
     )
-    return Row(row, "student" if row in data.students else "teacher", cells)
+    return ReportRow(row, "student" if row in data.students else "teacher", cells)
 
 
-def _cell(data: ReportData, evaluation: str, row: str, column: Column, small_print: bool) -> Cell:
-    text = column.text(data.mean(evaluation, row, column.key))
-    marked = row in best_students(data, evaluation, column)
-    if not small_print:
+def _cell(data: ReportData, evaluation: str, row: str, metric: Metric, annotated: bool) -> Cell:
+    text = metric.text(data.mean(evaluation, row, metric.name))
+    marked = row in best_students(data, evaluation, metric)
+    if not annotated:
         return Cell(text, marked)
-    spread = data.spread(evaluation, row, column.key)
+    spread = data.spread(evaluation, row, metric.name)
     if spread is not None:
-        text = f"{text} ± {column.text(spread)}"
-    estimate = data.estimates(evaluation, row).get(column.key)
-    interval = column.range(estimate.interval) if estimate else ""
-    return Cell(text, marked, interval, _null(data, evaluation, row) if column == ECE else ())
+        text = f"{text} ± {metric.text(spread)}"
+    estimate = data.estimates(evaluation, row).get(metric.name)
+    interval = range_text(metric, estimate.interval) if estimate else ""
+    return Cell(text, marked, interval, _null(data, evaluation, row) if metric is ECE else ())
 
 
 def _null(data: ReportData, evaluation: str, row: str) -> tuple[str, ...]:
-    """Say what ECE a perfectly calibrated model would show, and how odd this one would be."""
+    """Return the ECE that a perfectly calibrated model would show, and the p-value."""
     null, p_value = (data.mean(evaluation, row, key) for key in ("ece_null", "ece_p"))
     if null is None or p_value is None:
         return ()
@@ -302,35 +205,43 @@ def _null(data: ReportData, evaluation: str, row: str) -> tuple[str, ...]:
 
 
 def p_text(p: float) -> str:
-    """Format a p-value; what is below a thousandth is not told apart."""
+    """Format a p-value with three decimals."""
     return "p < .001" if p < 0.001 else f"p = {f'{p:.3f}'.removeprefix('0')}"
 
 
+def range_text(metric: Metric, interval: Interval, *, signed: bool = False) -> str:
+    """Format an interval of a metric or, with signs, of a difference."""
+    low, high = (metric.text(end, signed=True) for end in interval)
+    if not signed:
+        low, high = low.removeprefix("+"), high.removeprefix("+")
+    return f"[{low}, {high}]"
+
+
 def _difference_row(
-    data: ReportData, ours: str, theirs: str, groups: Sequence[Group], name: str
-) -> Row:
+    data: ReportData, ours: str, theirs: str, groups: Sequence[_Columns], name: str
+) -> ReportRow:
     cells = tuple(
         tuple(
-            _difference_cell(data.compared(group.evaluation, ours, theirs), column)
-            for column in group.columns
+            _difference_cell(data.compared(group.evaluation, ours, theirs), metric)
+            for metric in group.metrics
         )
         for group in groups
     )
-    return Row(name, "difference", cells)
+    return ReportRow(name, "difference", cells)
 
 
-def _difference_cell(compared: Mapping[str, Compared], column: Column) -> Cell:
-    found = compared.get(column.key)
-    if found is None:
+def _difference_cell(compared: Mapping[str, Compared], metric: Metric) -> Cell:
+    difference = compared.get(metric.name)
+    if difference is None:
         return Cell(DASH)
-    value = found.questions.value
-    better = (value > 0) == (column.better == "higher")
-    verdict = ("better" if better else "worse") if found.distinguishable else INDISTINCT
-    p_value = found.seeds.p_value if found.seeds else None
+    value = difference.questions.value
+    better = (value > 0) == (metric.better == "higher")
+    verdict = ("better" if better else "worse") if difference.distinguishable else INDISTINCT
+    p_value = difference.seeds.p_value if difference.seeds else None
     seeds = () if p_value is None else (f"seeds {p_text(p_value)}",)
     return Cell(
-        text=column.text(value, signed=True),
-        marked=found.distinguishable,
-        interval=column.range(found.questions.interval, signed=True),
+        text=metric.text(value, signed=True),
+        marked=difference.distinguishable,
+        interval=range_text(metric, difference.questions.interval, signed=True),
         aside=(*seeds, verdict),
     )

@@ -1,4 +1,4 @@
-"""Temperatures (the paper's Figure 6): how one was found, and what others do to the students."""
+"""Temperatures (the paper's Figure 6): the search on validation data, and students over T."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
-from firstcli.reporting import ReportData
+from firstcli.reporting.data import ReportData
 from firstcli.reporting.style import (
     BAND,
     INK,
@@ -20,7 +20,7 @@ from firstcli.reporting.style import (
     Panel,
     axes,
     heading,
-    key_rows,
+    key_height,
     logarithmic,
     looks,
     row_key,
@@ -38,66 +38,65 @@ _SIZE = (3.0, 2.7)
 
 
 def search(name: str, calibration: Mapping[str, JSON]) -> Drawing | None:
-    """Return ECE and NLL over T with the chosen one; None for what has no such curve."""
+    """Return each criterion over T; None if the recalibrator did not search for a temperature."""
     state = calibration.get("state", {})
     criteria = state.get("criteria", {})
-    decides = calibration.get("criterion")
-    known = [key for key in _CRITERIA if key in ("ece", "nll", decides) and key in criteria]
+    chosen = calibration.get("criterion")
+    known = [key for key in _CRITERIA if key in ("ece", "nll", chosen) and key in criteria]
     if not known:
         return None
     panels, rows = [], []
     for key in known:
-        found = criteria[key]
-        title = f"{name}: {_CRITERIA[key]}{' (it decides)' if key == decides else ''}"
-        draw = partial(_draw_search, title, _CRITERIA[key], found)
-        panels.append(Panel(title, draw, _described(title, found)))
-        rows += [(_CRITERIA[key], t, value) for t, value in found["curve"]]
+        criterion = criteria[key]
+        title = f"{name}: {_CRITERIA[key]}{' (selects T)' if key == chosen else ''}"
+        draw = partial(_draw_search, title, _CRITERIA[key], criterion)
+        panels.append(Panel(title, draw, _search_description(title, criterion)))
+        rows += [(_CRITERIA[key], t, value) for t, value in criterion["curve"]]
     numbers = Numbers(("criterion", "T", "value"), tuple(rows))
     return Drawing(f"temperature+{name}", tuple(panels), numbers, size=_SIZE)
 
 
-def _described(title: str, found: Mapping[str, JSON]) -> str:
-    best = min(value for _, value in found["curve"])
+def _search_description(title: str, criterion: Mapping[str, JSON]) -> str:
+    best = min(value for _, value in criterion["curve"])
     return (
-        f"Search for the temperature of {title}: lowest at T = {_best_line(found)}, where it is "
-        f"{best:.3f}."
+        f"Search for the temperature of {title}: minimum {best:.3f} at T = {_best_line(criterion)}."
     )
 
 
-def _best_line(found: Mapping[str, JSON]) -> str:
-    text = f"{found['temperature']:.3g}"
-    if interval := found.get("interval"):
+def _best_line(criterion: Mapping[str, JSON]) -> str:
+    text = f"{criterion['temperature']:.3g}"
+    if interval := criterion.get("interval"):
         text += " [{:.3g}, {:.3g}]".format(*interval)
     return text
 
 
-def _draw_search(title: str, label: str, found: Mapping[str, JSON], place: SubFigure) -> None:
-    heading(place, title, f"lowest at T = {_best_line(found)}")
+def _draw_search(title: str, label: str, criterion: Mapping[str, JSON], place: SubFigure) -> None:
+    heading(place, title, f"minimum at T = {_best_line(criterion)}")
     main = axes(place, bottom=0.42, left=0.72)
-    temperatures, values = np.transpose(sorted(found["curve"]))
-    if found.get("interval"):
-        main.axvspan(*found["interval"], color=BAND, alpha=0.45, linewidth=0)
-    main.axvline(found["temperature"], color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
+    temperatures, values = np.transpose(sorted(criterion["curve"]))
+    if criterion.get("interval"):
+        main.axvspan(*criterion["interval"], color=BAND, alpha=0.45, linewidth=0)
+    main.axvline(criterion["temperature"], color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
     main.plot(temperatures, values, color="#0072B2", marker="o", markersize=2)
     if temperatures[-1] > 20 * temperatures[0]:
         ticks = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
         logarithmic(main, [t for t in ticks if temperatures[0] <= 1.01 * t <= temperatures[-1]])
     main.set(xlabel="temperature T", ylabel=label)
-    # An ECE is bounded, and jumps where a row changes its bin: all of it is shown.
+    # An ECE is bounded and jumps where a token changes its bin: show the whole curve.
     main.set_ylim(*((0, 1.05 * max(values)) if label == "ECE" else _span(values)))
     main.grid(True)
 
 
 def _span(values: FloatArray) -> tuple[float, float]:
-    """Return what part of a curve to draw: a steep end would flatten the minimum."""
+    """Return the visible range of a curve; a steep end must not flatten the minimum."""
     best, highest, lower_end = values.min(), values.max(), min(values[0], values[-1])
     top = highest if lower_end <= best else min(highest, best + 2 * (lower_end - best))
-    room = 0.08 * max(top - best, 1e-3)
-    return float(best - room), float(top + room)
+    margin = 0.08 * max(top - best, 1e-3)
+    return float(best - margin), float(top + margin)
 
 
 def fixed(data: ReportData, evaluation: str) -> Drawing | None:
-    """Return the Trust of arms with fixed temperatures over T; None where there are no two."""
+    """Return Trust over T for arms with fixed temperatures; None with fewer than two such arms."""
     lines: dict[str, list[tuple[float, str, Estimate]]] = {}
     for arm, facts in data.arms.items():
         trust = data.estimates(evaluation, arm).get("trust")
@@ -111,27 +110,23 @@ def fixed(data: ReportData, evaluation: str) -> Drawing | None:
         (kind, arm, t, e.value, *e.interval) for kind, ps in lines.items() for t, arm, e in ps
     )
     columns = ("recalibrator", "arm", "T", "Trust", "low", "high")
-    panel = Panel(evaluation, partial(_draw_fixed, evaluation, lines), _told(evaluation, lines))
-    name = f"trust-over-temperature+{evaluation}"
-    size = (3.5, 2.7 + 0.17 * key_rows(len(lines)))
-    return Drawing(name, (panel,), Numbers(columns, rows), size=size)
-
-
-def _told(evaluation: str, lines: Mapping[str, Sequence[tuple[float, str, Estimate]]]) -> str:
-    said = "; ".join(
+    values = "; ".join(
         f"{kind}, T = {t:.3g}: {100 * estimate.value:.1f}"
         for kind, points in lines.items()
         for t, _, estimate in points
     )
-    return f"Trust of the students on {evaluation} over the temperature, in percent: {said}."
+    description = f"Trust of the students on {evaluation} by temperature, in percent: {values}."
+    panel = Panel(evaluation, partial(_draw_fixed, evaluation, lines), description)
+    name = f"trust-over-temperature+{evaluation}"
+    size = (3.5, 2.7 + key_height(len(lines)))
+    return Drawing(name, (panel,), Numbers(columns, rows), size=size)
 
 
 def _draw_fixed(
     title: str, lines: Mapping[str, Sequence[tuple[float, str, Estimate]]], place: SubFigure
 ) -> None:
     heading(place, title)
-    below = 0.17 * key_rows(len(lines))
-    main = axes(place, left=0.6, top=0.32, bottom=0.45 + below)
+    main = axes(place, left=0.6, top=0.32, bottom=0.45 + key_height(len(lines)))
     look = looks(list(lines))
     for kind, points in lines.items():
         draw_estimates(main, [(t, estimate) for t, _, estimate in points], look[kind])
@@ -143,19 +138,19 @@ def _draw_fixed(
 
 def draw_estimates(main: Axes, points: Sequence[tuple[float, Estimate]], look: Look) -> None:
     """Draw values with their intervals, joined by a line."""
-    at = [x for x, _ in points]
+    xs = [x for x, _ in points]
     values = [estimate.value for _, estimate in points]
-    # a value lies within its interval but for rounding
+    # a value is within its interval except for rounding
     below = [max(0.0, e.value - e.interval.low) for _, e in points]
     above = [max(0.0, e.interval.high - e.value) for _, e in points]
     main.errorbar(
-        at,
+        xs,
         values,
         yerr=[below, above],
         color=look.color,
         linestyle=look.line,
         marker=look.marker,
-        markerfacecolor=look.color if look.filled else "white",
+        markerfacecolor=look.face,
         elinewidth=0.9,
         capsize=2,
         ecolor=look.color if look.filled else SOFT,

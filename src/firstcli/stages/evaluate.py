@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from firstcli.stages.probe import CostEstimate, Probe
     from firstcli.workspace.run import Run
 
+COLUMNS = (
+    *("n", "accuracy", "ece", "ece_null", "ece_p", "bins_used"),
+    *("trust", "confidence", "nll", "brier", "candidate_mass"),
+)
+"""The metrics of the terminal's table."""
+
 
 @dataclass(frozen=True, slots=True)
 class EvalFacts(Facts):
@@ -173,39 +179,21 @@ def load_records(run: Run, units: Iterable[Unit]) -> dict[tuple[str, str], EvalR
     }
 
 
-_COLUMNS = (
-    ("n", "n", "d"),
-    ("Acc", "accuracy", "%"),
-    ("ECE", "ece", "%"),
-    ("null", "ece_null", "%"),  # what a calibrated model of these confidences would show
-    ("p", "ece_p", ".3f"),
-    ("bins", "bins_used", "d"),
-    ("Trust", "trust", "%"),
-    ("conf.", "confidence", "%"),
-    ("NLL", "nll", ".3f"),
-    ("Brier", "brier", ".3f"),
-    ("mass", "candidate_mass", "%"),
-)
-
-
 def _table(evaluation: str, rows: Mapping[str, metrics.EvalMetrics]) -> Table:
-    """Return a table that fits 80 columns, and breaks lines rather than cut a number."""
+    """Return a table that fits 80 columns; it wraps lines rather than cut a number."""
     from rich import box
     from rich.table import Table
 
+    from firstcli.metrics import METRICS
+
     table = Table(title=evaluation, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), title_justify="left")
     table.add_column("model", overflow="fold")
-    for heading, *_ in _COLUMNS:
-        table.add_column(heading, justify="right", overflow="fold")
-    for model, one in rows.items():
-        table.add_row(model, *(_text(getattr(one, name), form) for _, name, form in _COLUMNS))
+    columns = [METRICS[name] for name in COLUMNS]
+    for metric in columns:
+        table.add_column(metric.short, justify="right", overflow="fold")
+    for model, summary in rows.items():
+        table.add_row(model, *(metric.text(getattr(summary, metric.name)) for metric in columns))
     return table
-
-
-def _text(value: float | None, form: str) -> str:
-    if value is None:
-        return "–"
-    return f"{100 * value:.1f}" if form == "%" else f"{value:{form}}"
 
 
 EVALUATE = Evaluate()

@@ -1,0 +1,219 @@
+"""The content of a report, which the other modules turn into tables, figures and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, NamedTuple
+
+from firstcli.metrics import EvalMetrics, summarize, uncertainty
+from firstcli.metrics.uncertainty import Difference, Estimate
+
+if TYPE_CHECKING:
+    from firstcli.api import JSON, FloatArray, Sample
+    from firstcli.metrics.records import EvalRecords
+    from firstcli.recipe.schema import MetricsSettings
+
+TEACHER = "teacher"  # reserved: no arm has this name
+PLUS_T = " + T"  # suffix of a row with a post-hoc temperature
+BASELINES = ("fine-tune", "fine-tune + T", "distill", "distill + T")
+"""Rows with which all other students are compared, if the recipe has them."""
+
+
+class TeacherPart(NamedTuple):
+    """The teacher's accuracy and confidence on one part of its training data."""
+
+    part: str
+    confidence: float
+    accuracy: float
+    rows: int
+
+
+class ArmFacts(NamedTuple):
+    """Facts about an arm that learns from knowledge, for the studies of temperature and k."""
+
+    kind: str
+    """Recalibrator, objective, mass and so on: arms of the same kind are joined by a line."""
+    temperature: float | None
+    """None unless the recipe fixes it."""
+    top_k: int
+    mass: float | None
+    """P: the teacher's mean total probability of the k tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The difference of a metric between two rows, over the same questions and over seeds."""
+
+    questions: Difference
+    seeds: Difference | None
+    """None with a single seed."""
+
+    @property
+    def distinguishable(self) -> bool:
+        """Whether neither the choice of questions nor the seeds explain the difference."""
+        return self.questions.distinguishable and (not self.seeds or self.seeds.distinguishable)
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything that the report of a run shows."""
+
+    run: str
+    recipe: str
+    """The text of the recipe."""
+    members: Mapping[str, Sequence[str]]
+    """The models of each row, one per seed; the order is teacher, then arms, each with `+ T`."""
+    evaluations: Sequence[str]
+    """Names of the evaluations in the recipe's order."""
+    records: Mapping[tuple[str, str], EvalRecords]
+    """Records by (evaluation, model); missing ones are shown as a dash."""
+    settings: MetricsSettings
+    """The kind of confidence and the number of bins."""
+    notes: Sequence[tuple[str, str]] = ()
+    """Labelled facts below the tables, such as fitted temperatures."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Package versions, shown at the end of the page."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Duration of each unit of work, by its key."""
+    seeds: Sequence[int] = ()
+    """The recipe's seeds, if it names several."""
+    calibrations: Mapping[str, Mapping[str, JSON]] = field(default_factory=dict)
+    """Content of calibration/<name>.json, by row."""
+    concentration: Mapping[str, JSON] | None = None
+    """Content of concentration.json of the knowledge from which the students learn."""
+    arms: Mapping[str, ArmFacts] = field(default_factory=dict)
+    """The arms that learn from knowledge."""
+    top_k: int = 5
+    """The recipe's `knowledge.top_k`."""
+    teacher_parts: Sequence[TeacherPart] = ()
+    questions: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
+    """The questions to show, by evaluation."""
+
+    @cached_property
+    def metrics(self) -> dict[tuple[str, str], EvalMetrics]:
+        """Metrics of each (evaluation, model) with records."""
+        return {
+            key: summarize(records, self.settings.confidence, self.settings.bins)
+            for key, records in self.records.items()
+        }
+
+    @property
+    def rows(self) -> list[str]:
+        """The tables' rows."""
+        return list(self.members)
+
+    @property
+    def students(self) -> list[str]:
+        """The rows that are ranked against one another."""
+        return [row for row in self.members if row not in (TEACHER, TEACHER + PLUS_T)]
+
+    @property
+    def several_seeds(self) -> bool:
+        return any(len(models) > 1 for models in self.members.values())
+
+    @property
+    def definition(self) -> str:
+        """The kind of confidence and the number of bins, in words."""
+        return f"confidence: {self.settings.confidence}, {self.settings.bins} bins"
+
+    @property
+    def judged(self) -> list[str]:
+        """Evaluations whose questions have a right candidate."""
+        return [name for name in self.evaluations if self._answerable(name)]
+
+    @property
+    def unanswerable(self) -> list[str]:
+        """Evaluations whose questions have no right candidate."""
+        return [name for name in self.evaluations if not self._answerable(name)]
+
+    def _answerable(self, evaluation: str) -> bool:
+        return all(r.answerable for (name, _), r in self.records.items() if name == evaluation)
+
+    def models(self, evaluation: str, row: str) -> list[str]:
+        """Return the models of a row that have records of an evaluation."""
+        models = self.members.get(row, ())
+        return [model for model in models if (evaluation, model) in self.records]
+
+    def records_of(self, evaluation: str, row: str) -> list[EvalRecords]:
+        """Return the records of a row's models, one per seed."""
+        return [self.records[evaluation, model] for model in self.models(evaluation, row)]
+
+    def first_of(self, evaluation: str) -> dict[str, EvalRecords]:
+        """Return each row's records at its first seed, which figures of single questions show."""
+        by_row = {row: self.records_of(evaluation, row) for row in self.members}
+        return {row: records[0] for row, records in by_row.items() if records}
+
+    def shown_of(self, evaluation: str) -> dict[str, tuple[EvalRecords, FloatArray]]:
+        """Return `first_of` with the report's kind of confidence, where it is known."""
+        return {
+            row: (records, confidence)
+            for row, records in self.first_of(evaluation).items()
+            if (confidence := records.shown(self.settings.confidence)) is not None
+        }
+
+    def values(self, evaluation: str, row: str, key: str) -> list[float]:
+        """Return a metric at each seed where it is defined."""
+        metrics = [self.metrics[evaluation, model] for model in self.models(evaluation, row)]
+        return [value for m in metrics if (value := getattr(m, key)) is not None]
+
+    def mean(self, evaluation: str, row: str, key: str) -> float | None:
+        """Return a metric's mean over the seeds, or the largest of the p-values."""
+        values = self.values(evaluation, row, key)
+        if not values:
+            return None
+        if key == "ece_p" or len(set(values)) == 1:  # equal counts stay whole numbers
+            return max(values)
+        return fmean(values)
+
+    def spread(self, evaluation: str, row: str, key: str) -> float | None:
+        """Return a metric's standard deviation over several seeds."""
+        values = self.values(evaluation, row, key)
+        return stdev(values) if len(values) > 1 else None
+
+    def estimates(self, evaluation: str, row: str) -> Mapping[str, Estimate]:
+        """Return the metrics that have an interval, by name."""
+        key = (evaluation, row)
+        if key not in self._estimates:
+            records = self.records_of(evaluation, row)
+            answerable = bool(records) and self._answerable(evaluation)
+            self._estimates[key] = (
+                uncertainty.intervals(records, self.settings.confidence, self.settings.bins)
+                if answerable
+                else {}
+            )
+        return self._estimates[key]
+
+    def compared(self, evaluation: str, ours: str, theirs: str) -> Mapping[str, Compared]:
+        """Return `ours` minus `theirs` by metric; empty unless both answered the same questions."""
+        key = (evaluation, ours, theirs)
+        if key not in self._compared:
+            self._compared[key] = self._compare(*key)
+        return self._compared[key]
+
+    def _compare(self, evaluation: str, ours: str, theirs: str) -> dict[str, Compared]:
+        if not {ours, theirs} <= self.members.keys() or not self._answerable(evaluation):
+            return {}
+        mine, other = (self.records_of(evaluation, row) for row in (ours, theirs))
+        same = len({r.ids for r in (*mine, *other)}) == 1
+        if not mine or len(mine) != len(other) or not same:
+            return {}
+        kind, bins = self.settings.confidence, self.settings.bins
+        return {
+            key: Compared(difference, self._over_seeds(evaluation, ours, theirs, key))
+            for key, difference in uncertainty.differences(mine, other, kind, bins).items()
+        }
+
+    def _over_seeds(self, evaluation: str, ours: str, theirs: str, key: str) -> Difference | None:
+        mine, other = (self.values(evaluation, row, key) for row in (ours, theirs))
+        return uncertainty.over_seeds(mine, other) if len(mine) > 1 else None
+
+    @cached_property
+    def _estimates(self) -> dict[tuple[str, str], Mapping[str, Estimate]]:
+        return {}
+
+    @cached_property
+    def _compared(self) -> dict[tuple[str, str, str], Mapping[str, Compared]]:
+        return {}
