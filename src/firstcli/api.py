@@ -130,6 +130,14 @@ class Task(ABC, Generic[OptionsT]):
     def splits(self) -> tuple[str, ...]:
         """Names of the splits that this task, with these options, can load."""
 
+    def sources(self, split: str) -> Sequence[Path] | None:
+        """Return the local files that a split is read from.
+
+        An empty sequence means that the options alone determine the samples; None means neither:
+        the split is then read on every command.
+        """
+        return None
+
     @abstractmethod
     def load(self, split: str) -> Split:
         """Return the samples of one of `splits`, in a fixed order.

@@ -9,13 +9,13 @@ from typing import TypeVar
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from firstcli.data.encoded import IntArray
-from firstcli.data.encoding import EncodedSample, Question
+from firstcli.data.encoding import EncodedQuestion, EncodedSample
 from firstcli.errors import UserError
 from firstcli.models import inference
 from firstcli.runtime import distributed
 from firstcli.runtime.console import Console
 
-Item = TypeVar("Item", EncodedSample, Question)
+Item = TypeVar("Item", EncodedSample, EncodedQuestion)
 Found = TypeVar("Found")
 
 

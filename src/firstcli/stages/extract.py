@@ -176,7 +176,8 @@ def _judged(
     confidence, correct = [], []
     for row in rows:
         known = found[row.id]
-        at = np.arange(row.start, len(row.input_ids)) == row.answer_position if decisive else slice(None)
+        positions = np.arange(row.start, len(row.input_ids))
+        at = positions == row.answer_position if decisive else slice(None)
         confidence.append(np.exp(known.log_probs[at, 0], dtype=np.float64))
         correct.append(known.token_ids[at, 0] == row.targets[at])
     return {

@@ -18,7 +18,7 @@ import numpy as np
 
 from firstcli.data import splits
 from firstcli.data.encoded import EncodedStore, IntArray, counts_of
-from firstcli.data.encoding import EncodedSample, EncodedQuestion, each_encoded, encode_questions
+from firstcli.data.encoding import EncodedQuestion, EncodedSample, each_encoded, encode_questions
 from firstcli.data.sequences import Selected
 from firstcli.errors import UserError, shortened
 from firstcli.knowledge import store

@@ -80,7 +80,9 @@ def positions_of(
 ) -> Positions:
     """Look up the knowledge of every sample, in the order of `rows`; some of the k, if asked."""
     found = [one.first(top_k or knowledge.top_k) for one in knowledge.all_of(rows)]
-    decisive = [np.arange(row.start, len(row.input_ids)) == (row.answer_position or -1) for row in rows]
+    decisive = [
+        np.arange(row.start, len(row.input_ids)) == (row.answer_position or -1) for row in rows
+    ]
     return Positions(
         np.exp(np.concatenate([one.log_probs for one in found]).astype(np.float64)),
         np.concatenate([one.log_tail for one in found]).astype(np.float64),
