@@ -113,7 +113,10 @@ def know(model: Any, rows: Sequence[EncodedSample], top_k: int) -> soft_targets.
         np.concatenate([one.token_ids for one in ordered]),
         np.concatenate([row.targets for row in rows]),
         np.concatenate(
-            [np.arange(row.start, len(row.input_ids)) == (row.answer_position or -1) for row in rows]
+            [
+                np.arange(row.start, len(row.input_ids)) == (row.answer_position or -1)
+                for row in rows
+            ]
         ),
     )
 

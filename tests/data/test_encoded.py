@@ -1,4 +1,4 @@
-"""Token rows from a spool: the rows of a list, with an index that answers without reading."""
+"""An encoded store equals a list of its samples, and its index answers without reading them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from firstcli.data.encoded import EncodedStore, counts_of, has_answer_positions,
 from firstcli.data.encoding import EncodedSample
 from firstcli.stages.extract import split_into_shards
 
-NOWHERE = Path("/no/such/folder")  # the spool then lies among the system's temporary files
+NOWHERE = Path("/no/such/folder")  # the spool is then in the system's temporary folder
 
 
 @st.composite
 def encoded(draw: st.DrawFn) -> EncodedSample:
     ids = draw(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=6))
     start = draw(st.integers(1, len(ids)))
-    decisive = draw(st.none() | st.integers(1, len(ids)))
-    return EncodedSample(draw(st.text(max_size=5)), np.array(ids, np.int32), start, decisive)
+    answer_position = draw(st.none() | st.integers(1, len(ids)))
+    id = draw(st.text(max_size=5) | st.just("\ud800"))
+    return EncodedSample(id, np.array(ids, np.int32), start, answer_position)
 
 
 def values(row: EncodedSample) -> tuple[object, ...]:
@@ -29,24 +30,26 @@ def values(row: EncodedSample) -> tuple[object, ...]:
 
 @settings(deadline=None)
 @given(st.lists(encoded(), max_size=8), st.data())
-def test_rows_and_index_are_those_of_a_list(rows: list[EncodedSample], data: st.DataObject) -> None:
-    held = EncodedStore(iter(rows), NOWHERE)
+def test_samples_and_index_equal_those_of_a_list(
+    rows: list[EncodedSample], data: st.DataObject
+) -> None:
+    store = EncodedStore(iter(rows), NOWHERE)
     kept = data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
-    part = held.where(np.array(kept, bool))
-    few = [row for row, keep in zip(rows, kept, strict=True) if keep]
-    for some, others in ((held, rows), (part, few)):
-        assert [values(row) for row in some] == [values(row) for row in others]
-        assert all(row.input_ids.dtype == np.int32 for row in some)
-        assert lengths_of(some).tolist() == lengths_of(others).tolist()
-        assert counts_of(some).tolist() == counts_of(others).tolist()
-        assert has_answer_positions(some) == has_answer_positions(others)
+    part = store.where(np.array(kept, bool))
+    kept_rows = [row for row, keep in zip(rows, kept, strict=True) if keep]
+    for stored, listed in ((store, rows), (part, kept_rows)):
+        assert [values(row) for row in stored] == [values(row) for row in listed]
+        assert all(row.input_ids.dtype == np.int32 for row in stored)
+        assert lengths_of(stored).tolist() == lengths_of(listed).tolist()
+        assert counts_of(stored).tolist() == counts_of(listed).tolist()
+        assert has_answer_positions(stored) == has_answer_positions(listed)
     assert part.numbers.tolist() == np.flatnonzero(kept).tolist()
 
 
 @settings(deadline=None)
 @given(st.lists(encoded(), min_size=1, max_size=12, unique_by=lambda row: row.id))
 def test_shards_are_cut_alike(rows: list[EncodedSample]) -> None:
-    """Longest first, ids decide among the rest, from an index as from a list, in any order."""
+    """From a store as from a list, in any order: longest first, then by id."""
     expected = sorted(rows, key=lambda row: (-len(row.input_ids), row.id))
     for given_rows in (rows, EncodedStore(rows, NOWHERE), EncodedStore(rows[::-1], NOWHERE)):
         [shard] = split_into_shards(given_rows)

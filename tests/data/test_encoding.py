@@ -1,4 +1,4 @@
-"""Which tokens are supervised, which one decides, and what cannot be encoded."""
+"""Supervised tokens, answer positions, and samples that cannot be encoded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from firstcli.api import Sample
-from firstcli.data.encoding import EncodedSample, EncodedQuestion, encode_questions, encode_training
+from firstcli.data.encoding import EncodedQuestion, EncodedSample, encode_questions, encode_training
 from firstcli.errors import UserError
 
 Tokenizer = PreTrainedTokenizerFast
@@ -28,7 +28,7 @@ def question(prompt: str, *candidates: str, answer: int = 0) -> Sample:
     return Sample.question(prompt, candidates, answer, id="q1")
 
 
-def ask(prompt: str, *candidates: str, tokenizer: Tokenizer) -> EncodedQuestion:
+def encode_question(prompt: str, *candidates: str, tokenizer: Tokenizer) -> EncodedQuestion:
     [row] = encode_questions([question(prompt, *candidates)], tokenizer, "test")
     return row
 
@@ -38,7 +38,7 @@ def pieces(tokenizer: Tokenizer, ids: Any) -> list[str]:
 
 
 def with_frame(tokenizer: Tokenizer, frame: str) -> Tokenizer:
-    """Return a copy that puts special tokens around every text, such as `<s> $A </s>`."""
+    """Return a copy that adds special tokens around every text, such as `<s> $A </s>`."""
     framed = deepcopy(tokenizer)
     names = [name for name in frame.split() if name != "$A"]
     framed.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -80,17 +80,20 @@ def test_supervised_tokens_are_those_that_reach_into_the_response(
     assert row.input_ids.tolist() == [*joint["input_ids"], tokenizer.eos_token_id]
     reaching = [i for i, (_, end) in enumerate(joint["offset_mapping"]) if end > len(prompt)]
     supervised = list(range(row.start, len(row.input_ids) - 1))
-    assert supervised == [i for i in reaching if i > 0]  # the first token has no past
+    assert supervised == [i for i in reaching if i > 0]  # the first token has no context
     assert row.start >= 1
-    # With its border respected, what is supervised says the response and nothing else.
+    # If no token crosses the border, the supervised tokens decode to exactly the response.
     alone = tokenizer(prompt)["input_ids"]
     if alone and row.input_ids[: len(alone)].tolist() == alone and prompt:
         assert row.start == len(alone)
-        assert _said(tokenizer, row.input_ids[:-1]) == _said(tokenizer, alone) + response.encode()
+        assert (
+            _decoded_bytes(tokenizer, row.input_ids[:-1])
+            == _decoded_bytes(tokenizer, alone) + response.encode()
+        )
 
 
-def _said(tokenizer: Tokenizer, ids: Any) -> bytes:
-    """Decode to bytes, for a token may end within a character."""
+def _decoded_bytes(tokenizer: Tokenizer, ids: Any) -> bytes:
+    """Decode to bytes, because a token may end within a character."""
     names = [name for name in pieces(tokenizer, ids) if name != tokenizer.bos_token]
     if tokenizer.bos_token is None:
         alphabet = _byte_alphabet()
@@ -103,7 +106,7 @@ def _said(tokenizer: Tokenizer, ids: Any) -> bytes:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Return which byte each character of a byte-level vocabulary stands for."""
+    """Map each character of a byte-level vocabulary to its byte."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     alphabet = {chr(byte): byte for byte in printable}
@@ -128,17 +131,17 @@ def test_an_empty_prompt_starts_after_the_first_token(tokenizer: Tokenizer) -> N
     assert row.start == 1
 
 
-def test_an_empty_response_teaches_the_end(tokenizer: Tokenizer) -> None:
+def test_an_empty_response_supervises_only_eos(tokenizer: Tokenizer) -> None:
     row = encode("Answer:", "", tokenizer)
     assert row.targets.tolist() == [tokenizer.eos_token_id]
 
 
-# Tokenizers that add special tokens, and some that cannot.
+# Special tokens, and tokenizers without offsets.
 
 
 @pytest.mark.parametrize("prompt", ["Answer:", ""])
 def test_special_tokens_around_a_text(byte_tokenizer: Tokenizer, prompt: str) -> None:
-    """A BOS stays; an EOS of the tokenizer's own is neither doubled nor in the prompt."""
+    """BOS stays; an EOS that the tokenizer adds is neither doubled nor part of the prompt."""
     plain = encode(prompt, " yes", byte_tokenizer).input_ids.tolist()
     closed = encode(prompt, " yes", with_frame(byte_tokenizer, "$A </s>"))
     assert closed.input_ids.tolist() == plain
@@ -146,12 +149,14 @@ def test_special_tokens_around_a_text(byte_tokenizer: Tokenizer, prompt: str) ->
     assert framed.input_ids.tolist() == [byte_tokenizer.pad_token_id, *plain]
     alone = byte_tokenizer(prompt)["input_ids"]
     assert framed.start == len(alone) + 1
-    asked = ask("Answer:", " yes", " no", tokenizer=with_frame(byte_tokenizer, "<pad> $A </s>"))
-    assert asked.input_ids[0] == byte_tokenizer.pad_token_id
-    assert byte_tokenizer.eos_token_id not in asked.input_ids
+    encoded = encode_question(
+        "Answer:", " yes", " no", tokenizer=with_frame(byte_tokenizer, "<pad> $A </s>")
+    )
+    assert encoded.input_ids[0] == byte_tokenizer.pad_token_id
+    assert byte_tokenizer.eos_token_id not in encoded.input_ids
 
 
-def test_without_eos_the_response_just_ends(byte_tokenizer: Tokenizer) -> None:
+def test_a_tokenizer_without_eos(byte_tokenizer: Tokenizer) -> None:
     endless = deepcopy(byte_tokenizer)
     endless.eos_token = None
     row = encode("Answer:", " yes", endless)
@@ -159,12 +164,12 @@ def test_without_eos_the_response_just_ends(byte_tokenizer: Tokenizer) -> None:
 
 
 def test_a_tokenizer_without_offsets_is_refused() -> None:
-    with pytest.raises(UserError, match=r"ByT5Tokenizer gives no character offsets"):
+    with pytest.raises(UserError, match=r"ByT5Tokenizer provides no character offsets"):
         encode_training([Sample("a", "b", id="x")], ByT5Tokenizer(), "train")
 
 
-def test_special_tokens_in_a_prompt_are_the_tokenizer_s_own(tokenizer: Tokenizer) -> None:
-    """A chat template's markers mean what they mean where the model is served."""
+def test_special_tokens_in_a_prompt_are_encoded_as_such(tokenizer: Tokenizer) -> None:
+    """A chat template's markers have the same meaning as when the model is served."""
     sample = Sample("Ask.</s>Answer:", " Yes.", id="chat")
     [row], warnings = encode_training([sample], tokenizer, "train")
     assert row.input_ids.tolist().count(tokenizer.eos_token_id) == 2
@@ -172,43 +177,45 @@ def test_special_tokens_in_a_prompt_are_the_tokenizer_s_own(tokenizer: Tokenizer
     assert not warnings
 
 
-def test_special_tokens_in_a_response_are_warned_of(tokenizer: Tokenizer) -> None:
-    """A `</s>` in somebody's data would teach the student to stop in the middle."""
+def test_special_tokens_in_a_response_cause_a_warning(tokenizer: Tokenizer) -> None:
+    """A `</s>` in the data would teach the student to stop in the middle."""
     sample = Sample("Is it a tag?", " Yes, </s> is.", id="html")
     _, [warning] = encode_training([sample], tokenizer, "train")
     assert "1 samples, such as 'html'" in warning and "'</s>'" in warning
 
 
-# The decisive position.
+# The answer position.
 
 
-def test_letters_decide_at_the_border(byte_tokenizer: Tokenizer) -> None:
+def test_letters_differ_at_the_border(byte_tokenizer: Tokenizer) -> None:
     prompt = "A: The answer is ("
-    asked = ask(prompt, "a).", "b).", "c).", tokenizer=byte_tokenizer)
-    assert asked.input_ids.tolist() == byte_tokenizer(prompt)["input_ids"]
-    assert pieces(byte_tokenizer, asked.candidate_ids) == ["a", "b", "c"]
+    encoded = encode_question(prompt, "a).", "b).", "c).", tokenizer=byte_tokenizer)
+    assert encoded.input_ids.tolist() == byte_tokenizer(prompt)["input_ids"]
+    assert pieces(byte_tokenizer, encoded.candidate_ids) == ["a", "b", "c"]
     rows, _ = encode_training(
         [question(prompt, "a).", "b).", "c).", answer=1)], byte_tokenizer, "train"
     )
-    assert rows[0].answer_position == rows[0].start == len(asked.input_ids)
+    assert rows[0].answer_position == rows[0].start == len(encoded.input_ids)
     assert pieces(byte_tokenizer, rows[0].targets[:1]) == ["b"]
 
 
-def test_a_shared_beginning_moves_the_decision(tokenizer: Tokenizer) -> None:
-    """Where all candidates begin alike, the first token in which they differ decides."""
-    asked = ask("Answer:", " yes", " no", tokenizer=tokenizer)
+def test_a_common_prefix_moves_the_answer_position(tokenizer: Tokenizer) -> None:
+    """The answer position is the first position at which the candidates differ."""
+    encoded = encode_question("Answer:", " yes", " no", tokenizer=tokenizer)
     alone = tokenizer("Answer:")["input_ids"]
-    assert asked.input_ids[: len(alone)].tolist() == alone
-    assert len(asked.input_ids) == len(alone) + 1  # the space
+    assert encoded.input_ids[: len(alone)].tolist() == alone
+    assert len(encoded.input_ids) == len(alone) + 1  # the space
     [row], _ = encode_training([question("Answer:", " yes", " no")], tokenizer, "train")
     assert row.answer_position == len(alone) + 1 and row.start == len(alone)
-    assert row.input_ids[row.answer_position] == asked.candidate_ids[0]
-    assert row.input_ids[: row.answer_position].tolist() == asked.input_ids.tolist()
+    assert row.input_ids[row.answer_position] == encoded.candidate_ids[0]
+    assert row.input_ids[: row.answer_position].tolist() == encoded.input_ids.tolist()
 
 
-def test_a_candidate_that_begins_another_differs_by_its_end(byte_tokenizer: Tokenizer) -> None:
-    asked = ask("Answer:", " yes", " yes, wet", tokenizer=byte_tokenizer)
-    assert pieces(byte_tokenizer, asked.candidate_ids) == ["</s>", ","]
+def test_a_candidate_that_is_a_prefix_of_another(
+    byte_tokenizer: Tokenizer,
+) -> None:
+    encoded = encode_question("Answer:", " yes", " yes, wet", tokenizer=byte_tokenizer)
+    assert pieces(byte_tokenizer, encoded.candidate_ids) == ["</s>", ","]
 
 
 def test_training_and_evaluation_agree_for_every_answer(tokenizer: Tokenizer) -> None:
@@ -216,11 +223,11 @@ def test_training_and_evaluation_agree_for_every_answer(tokenizer: Tokenizer) ->
     for answer in range(3):
         sample = Sample.question("Answer:", candidates, answer, id="q")
         [row], _ = encode_training([sample], tokenizer, "train")
-        [asked] = encode_questions([sample], tokenizer, "test")
+        [encoded] = encode_questions([sample], tokenizer, "test")
         assert row.answer_position is not None
-        assert row.input_ids[row.answer_position] == asked.candidate_ids[answer]
-        assert asked.answer == answer
-        assert len(asked.input_ids) == row.answer_position
+        assert row.input_ids[row.answer_position] == encoded.candidate_ids[answer]
+        assert encoded.answer == answer
+        assert len(encoded.input_ids) == row.answer_position
 
 
 # What cannot be encoded.
@@ -238,7 +245,7 @@ def test_candidates_that_share_a_token_are_named(byte_tokenizer: Tokenizer) -> N
 
 
 def test_a_crossed_border_is_an_error_for_questions(byte_tokenizer: Tokenizer) -> None:
-    """`is ` alone ends in a space; with `(a)` behind it, space and bracket are one token."""
+    """`is ` alone ends in a space; followed by `(a)`, space and bracket are one token."""
     sample = question("The answer is ", "(a", "(b")
     for encoder in (encode_training, encode_questions):
         with pytest.raises(UserError) as caught:
@@ -251,7 +258,7 @@ def test_a_crossed_border_is_an_error_for_questions(byte_tokenizer: Tokenizer) -
 
 
 def test_every_candidate_must_respect_the_border(byte_tokenizer: Tokenizer) -> None:
-    """The true answer may be fine while another candidate's own tokens are never looked at."""
+    """Also the wrong candidates, although only the correct one is trained on."""
     sample = question("The answer is ", "yes", "(b")
     with pytest.raises(UserError, match=r"crosses the border.*'Ġ\(', 'b'.*\+ ' \(b'"):
         encode_questions([sample], byte_tokenizer, "test")
@@ -270,10 +277,10 @@ def test_a_crossed_border_is_a_counted_warning_for_instructions(byte_tokenizer: 
 
 def test_a_question_without_any_context_is_refused(byte_tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match="no token precedes the candidates"):
-        ask("", "yes", "no", tokenizer=byte_tokenizer)
+        encode_question("", "yes", "no", tokenizer=byte_tokenizer)
 
 
-def test_many_mistakes_are_counted_and_a_few_shown(byte_tokenizer: Tokenizer) -> None:
+def test_many_mistakes_are_counted_and_three_are_shown(byte_tokenizer: Tokenizer) -> None:
     samples = [
         Sample.question("Answer:", [" yesx", " yesy", " no"], 0, id=str(number))
         for number in range(5)
@@ -289,7 +296,7 @@ def test_evaluation_needs_candidates(byte_tokenizer: Tokenizer) -> None:
         encode_questions([Sample("a", "b", id="x")], byte_tokenizer, "test")
 
 
-def test_a_question_without_a_right_answer_is_asked_but_never_learned(
+def test_a_question_without_a_correct_answer_can_only_be_evaluated(
     byte_tokenizer: Tokenizer,
 ) -> None:
     answered = Sample.question("Q: A:", [" yes", " no"], 1, id="x")
@@ -300,9 +307,9 @@ def test_a_question_without_a_right_answer_is_asked_but_never_learned(
     assert found.answer is None
     assert found.candidate_ids == expected.candidate_ids
     assert found.input_ids.tolist() == expected.input_ids.tolist()
-    with pytest.raises(UserError, match=r"train: sample 'y': none of its candidates is right"):
+    with pytest.raises(UserError, match=r"train: sample 'y': none of its candidates is correct"):
         encode_training([answered, without], byte_tokenizer, "train")
-    with pytest.raises(UserError, match=r"1 of 2 questions, such as 'y', have no right candidate"):
+    with pytest.raises(UserError, match=r"1 of 2 questions.* 'y', have no correct candidate"):
         encode_questions([answered, without], byte_tokenizer, "test")
 
 
@@ -320,8 +327,8 @@ def real_tokenizer(request: pytest.FixtureRequest, shared_models: Path) -> Token
 @pytest.mark.shared
 def test_real_tokenizers_use_the_bare_letter(real_tokenizer: Tokenizer) -> None:
     prompt = "Q: Where?\nAnswer Choices:\n(a) here\n(b) there\nA: The answer is ("
-    asked = ask(prompt, "a).", "b).", tokenizer=real_tokenizer)
-    assert pieces(real_tokenizer, asked.candidate_ids) == ["a", "b"]
+    encoded = encode_question(prompt, "a).", "b).", tokenizer=real_tokenizer)
+    assert pieces(real_tokenizer, encoded.candidate_ids) == ["a", "b"]
     [row], _ = encode_training([question(prompt, "a).", "b).")], real_tokenizer, "train")
     assert pieces(real_tokenizer, row.targets) == ["a", ").", real_tokenizer.eos_token]
 
@@ -329,9 +336,9 @@ def test_real_tokenizers_use_the_bare_letter(real_tokenizer: Tokenizer) -> None:
 @pytest.mark.shared
 def test_real_tokenizers_merge_over_a_space(real_tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match=r"crosses the border.*to 'Answer:' \+ ' yes'"):
-        ask("Answer: ", "yes", "no", tokenizer=real_tokenizer)
-    asked = ask("Answer:", " yes", " no", tokenizer=real_tokenizer)
-    assert [piece[1:] for piece in pieces(real_tokenizer, asked.candidate_ids)] == ["yes", "no"]
+        encode_question("Answer: ", "yes", "no", tokenizer=real_tokenizer)
+    encoded = encode_question("Answer:", " yes", " no", tokenizer=real_tokenizer)
+    assert [piece[1:] for piece in pieces(real_tokenizer, encoded.candidate_ids)] == ["yes", "no"]
     rows, [warning] = encode_training([Sample("Answer: ", "yes", id="x")], real_tokenizer, "train")
     assert "crosses the border" in warning
     assert pieces(real_tokenizer, rows[0].targets)[0][1:] == "yes"
@@ -339,5 +346,7 @@ def test_real_tokenizers_merge_over_a_space(real_tokenizer: Tokenizer) -> None:
 
 @pytest.mark.shared
 def test_boolq_s_answer_follows_a_newline(real_tokenizer: Tokenizer) -> None:
-    asked = ask("Input:\nSome text\n\n### Response:\n", "Yes", "No", tokenizer=real_tokenizer)
-    assert pieces(real_tokenizer, asked.candidate_ids) == ["Yes", "No"]
+    encoded = encode_question(
+        "Input:\nSome text\n\n### Response:\n", "Yes", "No", tokenizer=real_tokenizer
+    )
+    assert pieces(real_tokenizer, encoded.candidate_ids) == ["Yes", "No"]

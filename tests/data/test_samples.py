@@ -1,4 +1,4 @@
-"""Samples from a spool: what goes in comes out, and ids, cut and digests are those of a list."""
+"""Samples in a spool equal a list of them, and so do their ids, split and digests."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from firstcli.data.sequences import Selected
 from firstcli.tasks.known_world import KnownWorld, KnownWorldOptions
 from support import command_line
 
-NOWHERE = Path("/no/such/folder")  # the spool then lies among the system's temporary files
-TEXT = st.text(max_size=4) | st.just("\ud800")  # half a character, as JSON can hold it
+NOWHERE = Path("/no/such/folder")  # the spool is then in the system's temporary folder
+TEXT = st.text(max_size=4) | st.just("\ud800")  # an unpaired surrogate, which JSON can contain
 NUMBER = st.floats(0, 1) | st.integers(0, 1)
 
 
@@ -43,22 +43,23 @@ def any_sample(draw: st.DrawFn) -> Sample:
 
 @settings(deadline=None)
 @given(st.lists(any_sample(), max_size=8))
-def test_what_goes_in_comes_out(samples: list[Sample]) -> None:
-    held = Samples(iter(samples), NOWHERE)
-    assert len(held) == len(samples)
-    assert list(held) == samples
-    assert [held[i] for i in range(-len(samples), 0)] == samples
-    assert list(held[1:][::-2]) == samples[1:][::-2]
+def test_samples_equal_the_list(samples: list[Sample]) -> None:
+    stored = Samples(iter(samples), NOWHERE)
+    assert len(stored) == len(samples)
+    assert list(stored) == samples
+    assert [stored[i] for i in range(-len(samples), 0)] == samples
+    assert list(stored[1:][::-2]) == samples[1:][::-2]
     with pytest.raises(IndexError):
-        held[len(samples)]
+        stored[len(samples)]
 
 
-def test_a_selection_keeps_its_own_order() -> None:
-    some = Selected(["a", "b", "c"], np.array([2, 0]))
-    assert list(some) == ["c", "a"] and some[-1] == "a" and list(some[1:]) == ["a"]
+def test_a_selection_keeps_its_order() -> None:
+    selection = Selected(["a", "b", "c"], np.array([2, 0]))
+    assert list(selection) == ["c", "a"]
+    assert selection[-1] == "a" and list(selection[1:]) == ["a"]
 
 
-# Against ids, cut and overlap as they are when everything lies in memory.
+# Ids, validation split and overlap, compared with a naive computation in memory.
 
 
 def digest(*parts: str) -> str:
@@ -73,31 +74,33 @@ def naive_ids(samples: Sequence[Sample]) -> Iterator[str]:
         yield sample.id or (key if seen[key] == 1 else f"{key}-{seen[key]}")
 
 
-FEW = st.sampled_from(["", "a", "b", "ä"])
+TEXTS = st.sampled_from(["", "a", "b", "ä"])
 
 
 @settings(deadline=None)
 @given(
-    st.lists(st.tuples(FEW, FEW, st.booleans()), max_size=30),
-    st.lists(st.tuples(FEW, FEW), max_size=5),
+    st.lists(st.tuples(TEXTS, TEXTS, st.booleans()), max_size=30),
+    st.lists(st.tuples(TEXTS, TEXTS), max_size=5),
     st.floats(0, 0.99),
 )
-def test_streaming_changes_no_id_no_side_and_no_count(
+def test_streaming_changes_no_id_split_or_count(
     rows: list[tuple[str, str, bool]], others: list[tuple[str, str]], share: float
 ) -> None:
     given = [Sample(p, r, f"g{i}" if has else None) for i, (p, r, has) in enumerate(rows)]
     named = [replace(one, id=id) for one, id in zip(given, naive_ids(given), strict=True)]
-    held = Samples(splits.with_ids(Samples(given, NOWHERE), "train.task"), NOWHERE)
-    assert list(held) == named
-    assert splits.content_digest(held) == splits.content_digest(named)
+    stored = Samples(splits.with_ids(Samples(given, NOWHERE), "train.task"), NOWHERE)
+    assert list(stored) == named
+    assert splits.content_digest(stored) == splits.content_digest(named)
     texts = [(one.prompt, one.response) for one in named]
-    assert splits.duplicate_rows(held) == len(texts) - len(set(texts))
+    assert splits.duplicate_rows(stored) == len(texts) - len(set(texts))
     sides = [int(digest("validation", one.prompt)[:13], 16) / 16**13 < share for one in named]
-    train, validation = splits.cut_validation(held, share)
+    train, validation = splits.cut_validation(stored, share)
     assert list(train) == [one for one, out in zip(named, sides, strict=True) if not out]
     assert list(validation) == list(itertools.compress(named, sides))
     asked = [Sample(p, r) for p, r in others]
-    assert splits.overlap(held, asked) == sum(p in {one.prompt for one in named} for p, _ in others)
+    assert splits.overlap(stored, asked) == sum(
+        p in {one.prompt for one in named} for p, _ in others
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,10 +122,10 @@ def test_streaming_changes_no_id_no_side_and_no_count(
         ),
     ],
 )
-def test_the_content_is_that_of_a_list(samples: list[Sample], expected: tuple[str, str]) -> None:
-    """As they came when all lay in memory: were they others, every run would start anew."""
-    held = Samples(splits.with_ids(samples, "train.task"), NOWHERE)
-    train, validation = splits.cut_validation(held, 0.25)
+def test_content_digests_are_stable(samples: list[Sample], expected: tuple[str, str]) -> None:
+    """Fingerprints depend on them: if they changed, every existing run would be stale."""
+    stored = Samples(splits.with_ids(samples, "train.task"), NOWHERE)
+    train, validation = splits.cut_validation(stored, 0.25)
     assert (splits.content_digest(train), splits.content_digest(validation)) == expected
 
 
@@ -138,10 +141,10 @@ from firstcli.data.encoded import EncodedStore
 folder = Path(sys.argv[1]).parent
 task = Instruction(InstructionOptions.model_validate({"path": sys.argv[1]}))
 given = Samples(task.load("train").samples, folder)
-held = Samples(splits.with_ids(given, "train"), folder)
-splits.duplicate_rows(held)
-train, validation = splits.cut_validation(held, 0.1)
-splits.overlap(held, validation)
+stored = Samples(splits.with_ids(given, "train"), folder)
+splits.duplicate_rows(stored)
+train, validation = splits.cut_validation(stored, 0.1)
+splits.overlap(stored, validation)
 splits.content_digest(train)
 encoded = (EncodedSample(str(one.id), np.zeros(500, np.int32), 1, None) for one in train)
 rows = EncodedStore(encoded, folder)
@@ -153,9 +156,9 @@ for line in open("/proc/self/status"):
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak as Linux tells it")
-def test_ten_times_the_data_take_no_more_memory(tmp_path: Path) -> None:
-    """18,000 rows more are 36 MB of text and 36 MB of tokens, of which an index of 1 MB stays."""
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak in /proc")
+def test_ten_times_the_data_need_hardly_more_memory(tmp_path: Path) -> None:
+    """18,000 more rows are 36 MB of text and 36 MB of tokens; an index of 1 MB is kept."""
     peaks = []
     for count in (2_000, 20_000):
         path = tmp_path / f"{count}.jsonl"

@@ -1,4 +1,4 @@
-"""A source of samples that breaks off, or is slow: one clear sentence, and nothing half-read."""
+"""A source that breaks off or is slow: one clear sentence, and no partial data are used."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ def breaks(monkeypatch: pytest.MonkeyPatch, error: Exception, after: int = 5) ->
     monkeypatch.setattr(KnownWorld, "load", load)
 
 
-def wrapped(cause: OSError) -> Exception:
-    """An error as libraries raise it around a lost connection."""
+def wrapping(cause: OSError) -> Exception:
+    """Wrap an error as libraries do for a lost connection."""
     error = RuntimeError("the download failed")
     error.__cause__ = cause
     return error
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (ConnectionResetError(104, "reset"), "ConnectionResetError: [Errno 104] reset"),
         (TimeoutError("no answer for 10 s"), "TimeoutError: no answer for 10 s"),
         (OSError(5, "Input/output error"), "OSError: [Errno 5] Input/output error"),
-        (wrapped(ConnectionError("gone")), "RuntimeError: the download failed"),
+        (wrapping(ConnectionError("gone")), "RuntimeError: the download failed"),
     ],
 )
-def test_it_is_said_what_broke_off_and_the_same_command_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+def test_the_error_is_named_and_the_same_command_succeeds_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
 ) -> None:
     recipe = command_line.write_recipe(tmp_path, teacher={"model": command_line.MODEL})
     command = ("extract", recipe, "--run-dir", tmp_path / "run")
@@ -56,14 +56,14 @@ def test_it_is_said_what_broke_off_and_the_same_command_goes_on(
         breaks(patch, error)
         result = first(*command)
     result.mistake(
-        f"train.task: split 'train' of task 'known-world' broke off after 5 rows ({told}); "
+        f"train.task: split 'train' of task 'known-world' broke off after 5 rows ({message}); "
         "nothing of it is used, run the same command again"
     )
     assert not list((tmp_path / "run").rglob("shard-*"))
     assert first(*command).code == 0
 
 
-def test_a_source_that_does_not_even_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_that_fails_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(task: KnownWorld, split: str) -> Split:
         raise ConnectionRefusedError(111, "refused")
 
@@ -80,9 +80,7 @@ def test_a_bug_in_a_task_keeps_its_traceback(
         first("plan", command_line.write_recipe(tmp_path), "--run-dir", tmp_path / "run")
 
 
-def test_a_slow_source_says_how_far_it_has_come(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slow_source_shows_its_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "PATIENCE", -1)
     result = first("plan", command_line.write_recipe(tmp_path), "--run-dir", tmp_path / "run")
     assert "train.task: split 'train' of task 'known-world': 96 rows read so far" in result.out

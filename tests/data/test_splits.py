@@ -1,4 +1,4 @@
-"""Ids, duplicates, the validation cut and overlap: by content, never by position."""
+"""Ids, duplicates, the validation split and overlap depend on content, never on position."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from firstcli.data import splits
 from firstcli.errors import UserError
 
 
-def some(count: int, prompts: int | None = None) -> list[Sample]:
+def samples_of(count: int, prompts: int | None = None) -> list[Sample]:
     return [Sample(f"prompt {n % (prompts or count)}", f"response {n}") for n in range(count)]
 
 
@@ -37,7 +37,7 @@ def test_derived_ids_come_from_the_content_with_a_counter() -> None:
     ids = [str(sample.id) for sample in splits.with_ids(samples, "train")]
     assert len(set(ids)) == 4
     assert ids[2] == f"{ids[0]}-2" and ids[3] == f"{ids[0]}-3"
-    # They say the same in another order and another split.
+    # They do not depend on the order or the split.
     again = splits.with_ids([samples[1], samples[0]], "test")
     assert [sample.id for sample in again] == [ids[1], ids[0]]
 
@@ -53,25 +53,25 @@ def test_duplicates_are_counted() -> None:
     assert splits.duplicate_rows(samples) == 2
 
 
-# The cut.
+# The validation split.
 
 
 def test_equal_prompts_stay_on_one_side() -> None:
-    train, validation = splits.cut_validation(some(2000, prompts=400), 0.3)
+    train, validation = splits.cut_validation(samples_of(2000, prompts=400), 0.3)
     assert not {one.prompt for one in train} & {one.prompt for one in validation}
-    assert Counter([*train, *validation]) == Counter(some(2000, prompts=400))
+    assert Counter([*train, *validation]) == Counter(samples_of(2000, prompts=400))
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.5, 0.9])
 def test_the_share_is_about_right(share: float) -> None:
-    _, validation = splits.cut_validation(some(5000), share)
+    _, validation = splits.cut_validation(samples_of(5000), share)
     spread = (share * (1 - share) / 5000) ** 0.5
     assert abs(len(validation) / 5000 - share) < 4 * spread
 
 
 @given(st.sets(st.integers(0, 199)), st.floats(0, 0.99))
-def test_a_row_s_side_depends_on_no_other_row(kept: set[int], share: float) -> None:
-    samples = some(200)
+def test_the_side_of_a_sample_does_not_depend_on_others(kept: set[int], share: float) -> None:
+    samples = samples_of(200)
     train, validation = splits.cut_validation(samples, share)
     few = [samples[n] for n in sorted(kept)]
     fewer_train, fewer_validation = splits.cut_validation(few, share)
@@ -80,19 +80,19 @@ def test_a_row_s_side_depends_on_no_other_row(kept: set[int], share: float) -> N
 
 
 def test_a_larger_share_only_adds() -> None:
-    small = splits.cut_validation(some(500), 0.1)[1]
-    large = splits.cut_validation(some(500), 0.2)[1]
+    small = splits.cut_validation(samples_of(500), 0.1)[1]
+    large = splits.cut_validation(samples_of(500), 0.2)[1]
     assert set(small) < set(large)
 
 
 def test_without_a_share_there_is_no_validation() -> None:
-    train, validation = splits.cut_validation(some(100), 0)
-    assert list(train) == some(100) and not validation
+    train, validation = splits.cut_validation(samples_of(100), 0)
+    assert list(train) == samples_of(100) and not validation
 
 
-def test_the_cut_is_the_same_on_every_machine() -> None:
-    """Were it ever another one, teachers of old runs would have seen new validation rows."""
-    _, validation = splits.cut_validation(some(40), 0.1)
+def test_the_validation_split_is_the_same_on_every_machine() -> None:
+    """If it changed, teachers of existing runs would have seen new validation samples."""
+    _, validation = splits.cut_validation(samples_of(40), 0.1)
     assert [one.prompt for one in validation] == ["prompt 2", "prompt 11", "prompt 12", "prompt 14"]
 
 
@@ -106,7 +106,7 @@ def test_overlap_compares_prompts() -> None:
     assert splits.overlap(training, []) == 0
 
 
-def test_the_digest_sees_everything_and_the_order() -> None:
+def test_the_digest_covers_all_fields_and_the_order() -> None:
     base = Sample.question("q", ["a", "b"], 0, id="1", truth=[0.5, 0.5])
     other = Sample("p", "r", id="2")
     changed = [

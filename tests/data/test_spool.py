@@ -1,4 +1,4 @@
-"""The spool: what goes in comes out, no name stays, and the process does not grow with the data."""
+"""The spool returns what was appended, leaves no file behind, and keeps only an index in memory."""
 
 from __future__ import annotations
 
@@ -12,49 +12,48 @@ import pytest
 from firstcli.data.spool import Spool
 
 
-def test_any_part_in_any_order(tmp_path: Path) -> None:
-    held = Spool(tmp_path)
-    numbers = np.arange(1000, dtype=np.int32)
-    held.write(numbers[:300])
-    held.write(numbers[300:].tobytes())
-    assert held.size == 4000
-    for start in np.random.default_rng(0).integers(0, 990, 50).tolist():
-        assert (
-            held.array(np.int32, start, start + 10).tolist() == numbers[start : start + 10].tolist()
-        )
-    assert bytes(held.read(4, 8)) == numbers[1:2].tobytes()
-    assert held.array(np.int32, 5, 5).tolist() == []
+def test_rows_in_any_order(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    rows = [bytes([n % 256]) * (n % 7) for n in range(1000)]
+    for row in rows:
+        spool.append(row)
+    assert len(spool) == 1000
+    for index in np.random.default_rng(0).permutation(1000).tolist():
+        assert spool[index] == rows[index]
 
 
-def test_it_has_no_name_and_takes_no_more_once_read(tmp_path: Path) -> None:
-    held = Spool(tmp_path)
-    held.write(b"abc")
-    assert bytes(held.read(0, 3)) == b"abc"
+def test_it_has_no_name_and_is_read_only_after_the_first_read(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.append(b"abc")
+    assert spool[0] == b"abc"
     assert not list(tmp_path.iterdir())
-    with pytest.raises(RuntimeError, match="takes no more"):
-        held.write(b"d")
+    with pytest.raises(RuntimeError, match="cannot append"):
+        spool.append(b"d")
 
 
-def test_an_empty_one_reads_as_nothing(tmp_path: Path) -> None:
-    assert bytes(Spool(tmp_path / "missing").read(0, 0)) == b""
+def test_a_missing_folder_is_replaced_by_the_temporary_one(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "missing")
+    assert len(spool) == 0
+    spool.append(b"")
+    assert spool[0] == b""
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="counts pages as Linux does")
+@pytest.mark.skipif(sys.platform != "linux", reason="counts pages in /proc")
 def test_reading_200_mb_keeps_little_of_it_in_memory(tmp_path: Path) -> None:
-    """In order and at random: of a memory map, each small read would keep 2 MB."""
-    held = Spool(tmp_path)
-    block = np.zeros(1 << 18)
-    for _ in range(100):
-        held.write(block)
-    places = np.random.default_rng(0).integers(0, held.size - 500, 5_000).tolist()
-    before, most = resident(), 0
-    for turn, start in enumerate([*range(0, held.size, 1 << 16), *places]):
-        assert not held.read(start, start + 500)[250]
+    """In order and at random; in a memory map, each small read would keep 2 MB."""
+    spool = Spool(tmp_path)
+    row = bytes(1 << 12)
+    for _ in range(50_000):
+        spool.append(row)
+    random = np.random.default_rng(0).integers(0, len(spool), 5_000).tolist()
+    before, peak = resident(), 0
+    for turn, index in enumerate([*range(0, len(spool), 16), *random]):
+        assert not spool[index][250]
         if turn % 50 == 0:
-            most = max(most, resident())
-    assert most - before < 10_000
+            peak = max(peak, resident())
+    assert peak - before < 10_000
 
 
 def resident() -> int:
-    """Return the kB that this process has in memory now."""
+    """Return the resident memory of this process in kB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() // 1024

@@ -73,7 +73,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 POINTS: dict[str, tuple[Any, str, int]] = {
     "recipe": (execute, "write_text", 1),
-    "spool": (spool.Spool, "write", 200),
+    "spool": (spool.Spool, "append", 200),
     "begin": (artifacts.Artifact, "begin", 2),
     "checkpoint": (trainer.PositionTrainer, "_save_checkpoint", 2),
     "model": (trainer, "write_log", 2),
@@ -171,16 +171,16 @@ def test_a_spool_on_a_full_disk_fails_where_it_is_written_and_not_where_it_is_re
     from firstcli.errors import UserError
 
     data = spool.Spool(disk.folder)
-    data.write(b"x" * 100)  # may lie in a buffer still
+    data.append(b"x" * 100)  # may still be in a buffer
     disk.fill()
     with pytest.raises(UserError, match="cannot be written"):
         for _ in range(100):
-            data.write(b"x" * 1000)
-        data.read(0, 100)
+            data.append(b"x" * 1000)
+        _ = data[0]
     disk.make_room()
     other = spool.Spool(disk.folder)
-    other.write(b"y" * 100)
-    assert bytes(other.read(0, 100)) == b"y" * 100
+    other.append(b"y" * 100)
+    assert other[0] == b"y" * 100
 
 
 # Read-only.

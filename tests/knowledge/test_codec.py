@@ -1,4 +1,4 @@
-"""What is stored of probabilities: within bounds, ranks kept, small tails with their digits."""
+"""The codec keeps probabilities within bounds, their order, and the magnitude of small tails."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from firstcli.knowledge.codec import GRIDS, Grid, Precision
 PRECISIONS: tuple[Precision, ...] = ("standard", "compact")
 PROBABILITY_BOUND = {"standard": 0.005, "compact": 0.025}
 KL_BOUND = {"standard": 1e-5, "compact": 1e-4}
-# Half a level below the evenly spaced ones, as a factor.
+# Half a level in the logarithmic part, as a factor.
 TAIL_FACTOR = {"standard": 1.3, "compact": 2.8}
 
 Array = npt.NDArray[np.float64]
 
 
 def teachers(seed: int, positions: int, top_k: int, sharpness: float) -> Array:
-    """Draw (positions, k + 1) probabilities, sorted but for the tail, from peaked to diffuse."""
+    """Draw (positions, k + 1) probabilities, sorted except for the tail, from peaked to diffuse."""
     generator = np.random.default_rng(seed)
     logits = sharpness * generator.standard_normal((positions, 50 * top_k))
     p = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
@@ -35,8 +35,8 @@ def logs(p: npt.ArrayLike) -> tuple[codec.Log, codec.Log]:
     return log[:, :-1], log[:, -1]
 
 
-def through(p: npt.ArrayLike, grid: Grid) -> Array:
-    """Return probabilities (N, k + 1) as they come back from the store."""
+def round_trip(p: npt.ArrayLike, grid: Grid) -> Array:
+    """Return the probabilities (N, k + 1) after encoding and decoding."""
     log_probs, log_tail = codec.decode(codec.encode(*logs(p), grid), grid)
     return np.exp(np.column_stack([log_probs, log_tail]).astype(np.float64))
 
@@ -54,7 +54,7 @@ def test_ranks_sums_and_bounds(
     precision: Precision, seed: int, top_k: int, sharpness: float
 ) -> None:
     p = teachers(seed, 20, top_k, sharpness)
-    got = through(p, GRIDS[precision])
+    got = round_trip(p, GRIDS[precision])
     assert (np.diff(got[:, :-1], axis=1) <= 0).all()
     np.testing.assert_allclose(got.sum(axis=1), 1.0, rtol=1e-6)
     assert np.abs(got - p).max() <= PROBABILITY_BOUND[precision]
@@ -62,10 +62,10 @@ def test_ranks_sums_and_bounds(
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @cases
-def test_what_was_stored_is_stored_alike_again(
+def test_encoding_decoded_values_gives_the_same_steps(
     precision: Precision, seed: int, top_k: int, sharpness: float
 ) -> None:
-    """But where rounding made the largest outcome a tie, which is rare."""
+    """Except where rounding made the largest outcome a tie, which is rare."""
     grid = GRIDS[precision]
     once = codec.encode(*logs(teachers(seed, 20, top_k, sharpness)), grid)
     again = codec.encode(*codec.decode(once, grid), grid)
@@ -77,35 +77,35 @@ def test_what_was_stored_is_stored_alike_again(
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 2.0, 3.0, 5.0, 10.0])
 def test_mean_kl_and_errors_against_float64(precision: Precision, sharpness: float) -> None:
-    """The bounds of the issue at k = 5, and the figures that shards state, computed naively."""
+    """Bounds at k = 5, and the errors that shards state against a naive computation."""
     p, grid = teachers(0, 4000, 5, sharpness), GRIDS[precision]
-    got = through(p, grid)
+    got = round_trip(p, grid)
     kl = (p * np.log(p / got)).sum(axis=1)
     assert kl.mean() < KL_BOUND[precision]
     steps = codec.encode(*logs(p), grid)
-    found = codec.errors(*logs(p), *codec.decode(steps, grid))
-    assert found["mean_kl"] == pytest.approx(kl.mean(), rel=1e-3, abs=1e-8)
+    errors = codec.errors(*logs(p), *codec.decode(steps, grid))
+    assert errors["mean_kl"] == pytest.approx(kl.mean(), rel=1e-3, abs=1e-8)
     off = np.abs(p - got)
-    assert found["max_probability_error"] == pytest.approx(off[:, :-1].max(), rel=1e-3)
-    assert found["mean_probability_error"] == pytest.approx(off[:, :-1].mean(), rel=1e-3)
-    assert found["max_mass_error"] == pytest.approx(off[:, -1].max(), rel=1e-3)
-    assert found["mean_mass_error"] == pytest.approx(off[:, -1].mean(), rel=1e-3)
-    assert found["mean_top_k_mass"] == pytest.approx(p[:, :-1].sum(axis=1).mean(), rel=1e-5)
+    assert errors["max_probability_error"] == pytest.approx(off[:, :-1].max(), rel=1e-3)
+    assert errors["mean_probability_error"] == pytest.approx(off[:, :-1].mean(), rel=1e-3)
+    assert errors["max_mass_error"] == pytest.approx(off[:, -1].max(), rel=1e-3)
+    assert errors["mean_mass_error"] == pytest.approx(off[:, -1].mean(), rel=1e-3)
+    assert errors["mean_top_k_mass"] == pytest.approx(p[:, :-1].sum(axis=1).mean(), rel=1e-5)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("tail", [1e-3, 1e-6, 1e-9, 1e-12, 1e-30])
 def test_small_tails_keep_their_order_of_magnitude(precision: Precision, tail: float) -> None:
-    got = through([[0.8, 0.2 - tail, tail], [1 - tail, 0.0, tail]], GRIDS[precision])
+    got = round_trip([[0.8, 0.2 - tail, tail], [1 - tail, 0.0, tail]], GRIDS[precision])
     factor = TAIL_FACTOR[precision]
     assert ((got[:, -1] > tail / factor) & (got[:, -1] < tail * factor)).all()
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_nothing_is_not_very_little(precision: Precision) -> None:
-    """No tail, tokens that cannot occur, and what is below the smallest probability."""
+def test_zero_is_distinct_from_the_smallest_probability(precision: Precision) -> None:
+    """No tail, impossible tokens, and probabilities below the smallest level."""
     grid = GRIDS[precision]
-    got = through([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]], grid)
+    got = round_trip([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]], grid)
     np.testing.assert_array_equal(
         got == 0, [[False, True, True], [False, False, True], [True, True, False]]
     )
@@ -121,7 +121,7 @@ def test_nothing_is_not_very_little(precision: Precision) -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("top_k", [1, 2, 5, 100])
 def test_equal_probabilities_stay_equal(precision: Precision, top_k: int) -> None:
-    got = through(np.full((1, top_k + 1), 1 / (top_k + 1)), GRIDS[precision])
+    got = round_trip(np.full((1, top_k + 1), 1 / (top_k + 1)), GRIDS[precision])
     assert np.abs(got - 1 / (top_k + 1)).max() <= PROBABILITY_BOUND[precision]
     assert (np.diff(got[:, :-1], axis=1) <= 0).all()
 
@@ -132,11 +132,11 @@ def test_equal_probabilities_stay_equal(precision: Precision, top_k: int) -> Non
 def test_the_bound_holds_for_any_number_of_tokens(
     precision: Precision, top_k: int, rounded: float
 ) -> None:
-    """At worst all are rounded the same way, and all that adds up in what they leave."""
+    """In the worst case all are rounded in the same direction, and the errors add up."""
     grid = codec.grid_of(precision, top_k)
     level = np.floor((top_k + 2) ** -0.5 * grid.levels) - 1 + rounded
     each = (level / grid.levels) ** 2
-    got = through([[each] * top_k + [1 - top_k * each]], grid)
+    got = round_trip([[each] * top_k + [1 - top_k * each]], grid)
     assert abs(got[0, -1] - (1 - top_k * each)) <= PROBABILITY_BOUND[precision]
     assert np.abs(got[0, :-1] - each).max() <= PROBABILITY_BOUND[precision]
     assert codec.encode(*logs([[1.0] + [0.0] * top_k]), grid).dtype == np.int16
@@ -149,7 +149,7 @@ def test_levels_grow_with_probability_and_fit_into_their_type(precision: Precisi
     log_p = np.linspace(np.log(1e-40), 0.0, 100_000)
     stored = grid.stored(log_p)
     assert (np.diff(stored) >= 0).all()
-    assert set(range(stored.min(), stored.max() + 1)) == set(stored.tolist())  # none is wasted
+    assert set(range(stored.min(), stored.max() + 1)) == set(stored.tolist())  # every level is used
     assert stored.min() == codec.NOTHING + 1
     assert stored.max() + 1 <= np.iinfo(np.int16).max
     np.testing.assert_array_equal(grid.stored(np.log(grid.probabilities(stored))), stored)
@@ -157,8 +157,7 @@ def test_levels_grow_with_probability_and_fit_into_their_type(precision: Precisi
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_position_takes_one_number_an_outcome_less_one(precision: Precision) -> None:
-    """The larger of first and tail is what the others leave."""
+def test_the_larger_of_first_and_tail_is_not_stored(precision: Precision) -> None:
     p = [[0.5, 0.2, 0.3], [0.3, 0.2, 0.5], [0.4, 0.2, 0.4]]
     steps = codec.encode(*logs(p), GRIDS[precision])
     assert (steps == codec.REST).tolist() == [

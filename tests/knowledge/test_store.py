@@ -1,7 +1,8 @@
-"""The knowledge store: what goes in comes out, by id, and nothing damaged or foreign does."""
+"""The knowledge store returns what was stored, by id, and refuses damaged or foreign shards."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,14 +16,14 @@ import pytest
 from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError
 from firstcli.knowledge import shards, store
-from firstcli.knowledge.store import Knowledge, Precision
+from firstcli.knowledge.store import Knowledge, Precision, StoreFormat
 from firstcli.knowledge.top_k import TopK
 from support.paths import DOCS
 
 K = 3
 BOUND = {"standard": 0.005, "compact": 0.025}
 PRECISIONS: tuple[Precision, ...] = ("standard", "compact")
-FACTS = {"top_k": K, "precision": "standard", "teacher": "t", "tokenizer": "z", "split": "train"}
+FORMAT = StoreFormat(K, "standard", "train", shards=1, teacher="t", tokenizer="z")
 
 
 def some_row(number: int) -> EncodedSample:
@@ -48,23 +49,25 @@ def some_rows(count: int) -> list[EncodedSample]:
 
 
 def write(
-    folder: Path, rows: Sequence[EncodedSample], shard_rows: int, **facts: Any
+    folder: Path, rows: Sequence[EncodedSample], shard_rows: int, **changes: Any
 ) -> dict[str, TopK]:
-    """Write shards and return what was written, by id."""
+    """Write shards; return the exact knowledge by id."""
     known = {row.id: some_knowledge(row, number) for number, row in enumerate(rows)}
     cuts = [rows[first : first + shard_rows] for first in range(0, len(rows), shard_rows)]
     for index, shard in enumerate(cuts):
         path = store.shard_path(folder, index)
-        about = {**FACTS, "shards": len(cuts), **facts}
-        store.write_shard(path, shard, [known[row.id] for row in shard], about)
+        format = replace(FORMAT, shards=len(cuts), **changes)
+        store.write_shard(path, shard, [known[row.id] for row in shard], format)
     return known
 
 
-def assert_within(some: TopK, exact: TopK, precision: Precision) -> None:
-    np.testing.assert_array_equal(some.token_ids, exact.token_ids)
-    np.testing.assert_allclose(np.exp(some.log_probs), np.exp(exact.log_probs), 0, BOUND[precision])
-    np.testing.assert_allclose(np.exp(some.log_tail), np.exp(exact.log_tail), 0, BOUND[precision])
-    assert (np.diff(some.log_probs) <= 0).all()
+def assert_within(stored: TopK, exact: TopK, precision: Precision) -> None:
+    np.testing.assert_array_equal(stored.token_ids, exact.token_ids)
+    np.testing.assert_allclose(
+        np.exp(stored.log_probs), np.exp(exact.log_probs), 0, BOUND[precision]
+    )
+    np.testing.assert_allclose(np.exp(stored.log_tail), np.exp(exact.log_tail), 0, BOUND[precision])
+    assert (np.diff(stored.log_probs) <= 0).all()
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -72,7 +75,7 @@ def assert_within(some: TopK, exact: TopK, precision: Precision) -> None:
 def test_every_sample_gets_its_own_back(
     tmp_path: Path, shard_rows: int, precision: Precision
 ) -> None:
-    """In whatever order and however the rows were cut into shards."""
+    """In any order, and for any number of samples per shard."""
     rows = some_rows(11)
     known = write(tmp_path, rows, shard_rows, precision=precision)
     opened = Knowledge(tmp_path)
@@ -87,11 +90,20 @@ def test_every_sample_gets_its_own_back(
         assert found.log_probs.dtype == found.log_tail.dtype == np.float32
 
 
+def test_content_and_metadata_of_the_format_are_pinned(tmp_path: Path) -> None:
+    """Shards of earlier releases must stay readable and must not be written again."""
+    write(tmp_path, some_rows(9), 9)
+    facts = store.shard_facts(store.shard_path(tmp_path, 0))
+    assert facts and facts["content"] == "1c3daf74e54bb8eb0f86eadfd4d334d6"
+    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16)
+    assert digest.hexdigest() == "6fcd46643ca4054f29921eb02ac03810"
+
+
 @pytest.mark.parametrize("largest", [2**16 - 1, 2**16, 2**18])
 def test_token_ids_of_any_vocabulary(tmp_path: Path, largest: int) -> None:
     row = EncodedSample("x", np.arange(4, dtype=np.int32), 2, None)
     known = replace(some_knowledge(row, 0), token_ids=np.array([[0, 1, largest]] * 2, np.int32))
-    store.write_shard(store.shard_path(tmp_path, 0), [row], [known], {**FACTS, "shards": 1})
+    store.write_shard(store.shard_path(tmp_path, 0), [row], [known], FORMAT)
     np.testing.assert_array_equal(Knowledge(tmp_path).of(row).token_ids, known.token_ids)
 
 
@@ -103,7 +115,7 @@ def test_extremes_survive(tmp_path: Path) -> None:
         np.array([[-1e-30, -69.0, -70.0], [-0.5, -1.2, -2.3365]], np.float32),
         np.array([-69.07755, -np.inf], np.float32),
     )
-    store.write_shard(store.shard_path(tmp_path, 0), [row], [known], {**FACTS, "shards": 1})
+    store.write_shard(store.shard_path(tmp_path, 0), [row], [known], FORMAT)
     found = Knowledge(tmp_path).of(row)
     np.testing.assert_allclose(found.log_tail, known.log_tail, atol=0.3)
     np.testing.assert_allclose(found.log_probs[0], known.log_probs[0], atol=0.3)
@@ -111,13 +123,12 @@ def test_extremes_survive(tmp_path: Path) -> None:
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
-    """Whatever the order of the rows, and a second time."""
+    """In any order of the samples, and when written again."""
     (tmp_path / "again").mkdir()
     rows = some_rows(9)
     known = {row.id: some_knowledge(row, number) for number, row in enumerate(rows)}
     for order, path in ((rows, tmp_path / "a"), (rows[::-1], tmp_path / "again" / "a")):
-        facts = {**FACTS, "shards": 1}
-        store.write_shard(path, order, [known[row.id] for row in order], facts)
+        store.write_shard(path, order, [known[row.id] for row in order], FORMAT)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "again" / "a").read_bytes()
 
 
@@ -125,7 +136,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_samples_of_other_tokens_are_refused(tmp_path: Path) -> None:
-    """The same ids are not enough: other tokens or another border would misalign everything."""
+    """Equal ids are not enough: different tokens or a different border misalign everything."""
     rows = some_rows(4)
     write(tmp_path, rows, 2)
     opened, row = Knowledge(tmp_path), rows[3]
@@ -137,10 +148,10 @@ def test_samples_of_other_tokens_are_refused(tmp_path: Path) -> None:
         replace(row, start=row.start + 1),
         replace(row, input_ids=row.input_ids[:-1]),
     ):
-        said = r"shard-00001.*other tokens.*the prompt, the text.*first extract --force"
-        with pytest.raises(UserError, match=said):
+        message = r"shard-00001.*different tokens.*the prompt, the text.*first extract --force"
+        with pytest.raises(UserError, match=message):
             opened.check([*rows[:3], changed])
-    with pytest.raises(UserError, match=r"'id 3/ä' had other tokens"):
+    with pytest.raises(UserError, match=r"'id 3/ä' had different tokens"):
         opened.of(replace(row, input_ids=row.input_ids[:-1]))
 
 
@@ -156,28 +167,29 @@ def test_other_samples_are_refused(tmp_path: Path) -> None:
         opened.of(rows[4])
 
 
-def test_the_decisive_position_is_not_part_of_the_digest() -> None:
+def test_the_answer_position_is_not_part_of_the_digest() -> None:
     row = some_row(0)
     assert store.sample_digest(row) == store.sample_digest(replace(row, answer_position=2))
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
         ("top_k", 4, "it was made with top_k = 3, not 4"),
         ("precision", "compact", "it was made with precision = standard, not compact"),
         ("split", "validation", "it was made with split = train, not validation"),
-        ("tokenizer", "y", "it was made with another tokenizer"),
-        ("teacher", "u", "it was made with another teacher"),
+        ("tokenizer", "y", "it was made with a different tokenizer"),
+        ("teacher", "u", "it was made with a different teacher"),
     ],
 )
 def test_knowledge_made_otherwise_is_refused(
-    tmp_path: Path, name: str, value: object, said: str
+    tmp_path: Path, name: str, value: Any, message: str
 ) -> None:
     write(tmp_path, some_rows(2), 1)
-    Knowledge(tmp_path, {name: FACTS[name]})
-    with pytest.raises(UserError, match=rf"shard-00000.*{said}; run `first extract --force`"):
-        Knowledge(tmp_path, {name: value})
+    expected = StoreFormat(K, "standard")
+    Knowledge(tmp_path, replace(expected, **{name: getattr(FORMAT, name)}))
+    with pytest.raises(UserError, match=rf"shard-00000.*{message}; run `first extract --force`"):
+        Knowledge(tmp_path, replace(expected, **{name: value}))
 
 
 def test_shards_of_two_extractions_are_refused(tmp_path: Path) -> None:
@@ -185,20 +197,20 @@ def test_shards_of_two_extractions_are_refused(tmp_path: Path) -> None:
     first = store.shard_path(tmp_path, 0).read_bytes()
     write(tmp_path, some_rows(2), 1, teacher="another")
     store.shard_path(tmp_path, 0).write_bytes(first)
-    with pytest.raises(UserError, match=r"shard-00001.*another teacher"):
+    with pytest.raises(UserError, match=r"shard-00001.*a different teacher"):
         Knowledge(tmp_path)
 
 
 def test_a_sample_in_two_shards_is_refused(tmp_path: Path) -> None:
     write(tmp_path, [some_row(1), some_row(1)], 1)
-    with pytest.raises(UserError, match="a sample lies in it twice"):
+    with pytest.raises(UserError, match="it contains a sample twice"):
         Knowledge(tmp_path)
 
 
-# What a shard says of itself.
+# Metadata.
 
 
-def test_a_shard_says_what_it_is(tmp_path: Path) -> None:
+def test_the_metadata_of_a_shard(tmp_path: Path) -> None:
     rows = some_rows(4)
     write(tmp_path, rows, 3)
     facts = store.shard_facts(store.shard_path(tmp_path, 1))
@@ -206,9 +218,8 @@ def test_a_shard_says_what_it_is(tmp_path: Path) -> None:
         facts
         and facts.items()
         >= {
-            **FACTS,
+            **replace(FORMAT, shards=2).stated(),
             "version": store.VERSION,
-            "shards": 2,
             "samples": 1,
             "positions": len(rows[3].targets),
             **store.digests(rows[3:]),
@@ -218,8 +229,8 @@ def test_a_shard_says_what_it_is(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_digests_tell_ids_and_tokens_apart() -> None:
-    """And samples whose ids or tokens run into each other otherwise."""
+def test_digests_distinguish_ids_and_tokens() -> None:
+    """Also if the concatenated ids or tokens of several samples are equal."""
     row = some_row(0)
     same, renamed = store.digests([row]), store.digests([replace(row, id="other")])
     assert same["sample_ids"] != renamed["sample_ids"]
@@ -229,7 +240,7 @@ def test_digests_tell_ids_and_tokens_apart() -> None:
     assert store.digests(ab) == store.digests(ab[::-1])
 
 
-def test_a_summary_adds_the_shards_up(tmp_path: Path) -> None:
+def test_a_summary_aggregates_the_shards(tmp_path: Path) -> None:
     rows = some_rows(11)
     known = write(tmp_path, rows, 4)
     found = store.summary(tmp_path)
@@ -250,7 +261,7 @@ def test_a_summary_adds_the_shards_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet at all"])
-def test_a_broken_shard_is_no_shard(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_parquet_is_refused(tmp_path: Path, content: bytes) -> None:
     path = store.shard_path(tmp_path, 0)
     path.write_bytes(content)
     assert store.shard_facts(path) is None
@@ -258,7 +269,7 @@ def test_a_broken_shard_is_no_shard(tmp_path: Path, content: bytes) -> None:
         Knowledge(tmp_path)
 
 
-def test_a_shard_cut_short_is_no_shard(tmp_path: Path) -> None:
+def test_a_truncated_shard_is_refused(tmp_path: Path) -> None:
     write(tmp_path, some_rows(2), 1)
     path = store.shard_path(tmp_path, 1)
     path.write_bytes(path.read_bytes()[:-20])
@@ -268,16 +279,16 @@ def test_a_shard_cut_short_is_no_shard(tmp_path: Path) -> None:
 
 
 def test_one_flipped_byte_is_seen_wherever_it_is(tmp_path: Path) -> None:
-    """Or it changes nothing that is read, as in the writer's name."""
+    """Unless it changes nothing that is read, such as the writer's name."""
     rows = some_rows(6)
     write(tmp_path, rows, 6)
     path = store.shard_path(tmp_path, 0)
     whole, right = path.read_bytes(), shards.read_shard(path)
     seen = 0
     for at in range(0, len(whole), 7):
-        spoilt = bytearray(whole)
-        spoilt[at] ^= 0x10
-        path.write_bytes(spoilt)
+        damaged = bytearray(whole)
+        damaged[at] ^= 0x10
+        path.write_bytes(damaged)
         try:
             found = shards.read_shard(path)
         except UserError as error:
@@ -295,8 +306,8 @@ def test_one_flipped_byte_is_seen_wherever_it_is(tmp_path: Path) -> None:
 def test_a_missing_shard_is_named(tmp_path: Path, lost: int) -> None:
     write(tmp_path, some_rows(4), 1)
     store.shard_path(tmp_path, lost).unlink()
-    said = rf"1 of 4 shards.*missing: 'shard-0000{lost}.parquet'; run `first extract --repair`"
-    with pytest.raises(UserError, match=said):
+    message = rf"1 of 4 shards.*missing: 'shard-0000{lost}.parquet'; run `first extract --repair`"
+    with pytest.raises(UserError, match=message):
         Knowledge(tmp_path)
 
 
@@ -305,11 +316,11 @@ def test_no_knowledge_at_all_and_too_much(tmp_path: Path) -> None:
         Knowledge(tmp_path)
     write(tmp_path, some_rows(4), 1)
     write(tmp_path, some_rows(2), 1)
-    with pytest.raises(UserError, match=r"shard-00003.*another extraction"):
+    with pytest.raises(UserError, match=r"shard-00003.*a different extraction"):
         Knowledge(tmp_path)
 
 
-def test_another_program_s_parquet_is_no_shard(tmp_path: Path) -> None:
+def test_a_parquet_file_of_another_program_is_refused(tmp_path: Path) -> None:
     write(tmp_path, some_rows(1), 1)
     path = store.shard_path(tmp_path, 0)
     pq.write_table(pq.read_table(path).replace_schema_metadata({}), path)
@@ -318,22 +329,22 @@ def test_another_program_s_parquet_is_no_shard(tmp_path: Path) -> None:
         Knowledge(tmp_path)
 
 
-@pytest.mark.parametrize(("version", "said"), [(99, "newer firstcli"), (1, "older firstcli")])
-def test_another_format_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int, said: str
+@pytest.mark.parametrize(("version", "message"), [(99, "newer firstcli"), (1, "older firstcli")])
+def test_a_different_format_version_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int, message: str
 ) -> None:
     with monkeypatch.context() as other:
         other.setattr(shards, "VERSION", version)
         write(tmp_path, some_rows(1), 1)
-    with pytest.raises(UserError, match=rf"shard-00000.*{said}"):
+    with pytest.raises(UserError, match=rf"shard-00000.*{message}"):
         Knowledge(tmp_path)
 
 
-# Without firstcli: as docs/knowledge.md says.
+# Other programs read shards as docs/knowledge.md describes.
 
 
 def frame_of(name: str, path: Path) -> Any:
-    """Return a pandas data frame of what another program reads."""
+    """Return what another program reads, as a pandas data frame."""
     pandas, reader = pytest.importorskip("pandas"), pytest.importorskip(name)
     if name == "pandas":
         return pandas.read_parquet(path)
@@ -349,7 +360,7 @@ def frame_of(name: str, path: Path) -> Any:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", ["pandas", "polars", "duckdb", "datasets"])
-def test_others_read_it_as_the_documentation_says(
+def test_other_programs_read_it_as_documented(
     tmp_path: Path, name: str, precision: Precision
 ) -> None:
     rows = some_rows(6)
@@ -381,7 +392,7 @@ def test_others_read_it_as_the_documentation_says(
 
 
 def test_the_documented_example_is_the_one_that_was_tested() -> None:
-    """The lines between the two comments above stand in docs/knowledge.md as they are."""
+    """docs/knowledge.md contains the lines between the two comments above."""
     source = Path(__file__).read_text("utf-8")
     tested = source.split("# From here as in docs/knowledge.md.\n")[1].split("    # Up to here.")[0]
     page = (DOCS / "knowledge.md").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""What a person sees, with and without a terminal."""
+"""Output for people, with and without a terminal."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from firstcli.runtime.console import Console, size
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """A clock that shows what its list's only entry says."""
+    """Replace the clock by the only entry of a list."""
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     yield now
 
 
-def test_text_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_is_printed_verbatim(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console()
     long = "[bold]not markup[/bold] " + "x" * 300
     console.say(long)
@@ -30,7 +30,7 @@ def test_text_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown.err == "warning: [red]neither[/red]\n"
 
 
-def test_a_warning_is_given_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_warning_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console()
     for text in ("one", "other", "one"):
         console.warn(text)
@@ -42,16 +42,58 @@ def test_json_keeps_stdout_free(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "text\n")
 
 
-def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(quiet=True)
     console.say("text")
     console.warn("text")
     with console.progress("work", 3, "steps") as advance:
         advance(3)
+    with console.status("checking"):
+        pass
     assert capsys.readouterr() == ("", "")
 
 
-def test_progress_without_a_terminal_is_a_line_now_and_then(
+def test_collected_warnings_include_repeated_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    console.warn("one")
+    with console.collect_warnings() as outer:
+        console.warn("one")
+        with console.collect_warnings() as inner:
+            console.warn("other")
+        console.warn("one")
+    console.warn("late")
+    assert outer == ["one", "other", "one"]
+    assert inner == ["other"]
+    assert capsys.readouterr().err == "warning: one\nwarning: other\nwarning: late\n"
+
+
+def test_quiet_collects_warnings() -> None:
+    console = Console(quiet=True)
+    with console.collect_warnings() as collected:
+        console.warn("one")
+    assert collected == ["one"]
+
+
+def test_status_without_a_terminal_is_a_line_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with Console().status("checking [x] ..."):
+        assert capsys.readouterr() == ("checking [x] ...\n", "")
+    with Console(json=True).status("checking"):
+        assert capsys.readouterr() == ("", "checking\n")
+
+
+def test_status_on_a_terminal_is_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    screen = io.StringIO()
+    console = Console()
+    console._out = RichConsole(file=screen, force_terminal=True, width=120)
+    with console.status("checking [x]"):
+        assert "checking [x]" in screen.getvalue()
+        console.say("a line")
+    assert "a line" in screen.getvalue()
+    assert "\x1b[" in screen.getvalue()
+
+
+def test_progress_without_a_terminal_is_printed_every_15_seconds(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Console().progress("training", 100, "steps", done=20) as advance:

@@ -1,6 +1,6 @@
-"""Several processes: the same knowledge and curves, one voice, and no end that waits forever.
+"""Several processes: the same results, output from one of them, and no waiting forever.
 
-On a CPU `accelerate launch` starts several only with `--multi_gpu`, its word for torchrun.
+On a CPU, `accelerate launch` starts several processes only with `--multi_gpu`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if point and os.environ.get("RANK") == "1":
 
     setattr(owner, name, deadly)
 if "FSDP_VERSION" in os.environ:
-    # Accelerate shards weights of GPUs only; PyTorch can on CPUs, too, so take these for GPUs.
+    # Accelerate shards weights only on GPUs, but PyTorch can on CPUs: pretend to have GPUs.
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
     from torch.distributed.fsdp import FSDPModule
@@ -73,7 +73,7 @@ Ended = subprocess.CompletedProcess[str]
 
 
 def launch(folder: Path, *args: object, count: int = 2, **env: str) -> Ended:
-    """Run a command in its own process, or in several under `accelerate launch`."""
+    """Run a command in one process, or in several under `accelerate launch`."""
     script = folder / "command.py"
     script.write_text(COMMAND, "utf-8")
     options = ["--num_processes", count, "--num_machines", 1, "--main_process_port", 0]
@@ -108,7 +108,7 @@ def knowledge_of(run: Path) -> dict[str, bytes]:
 
 
 def test_two_processes_end_like_one(finished: Finished, tmp_path: Path) -> None:
-    """The same knowledge to the byte, the same loss curves and answers, and rank 0 alone speaks."""
+    """Byte-identical knowledge, equal loss curves and answers, and output only from rank 0."""
     two = with_teacher(finished, tmp_path / "two")
     one = with_teacher(finished, tmp_path / "one")
     command = ("eval", finished.recipe, "--json", "--run-dir")
@@ -119,7 +119,7 @@ def test_two_processes_end_like_one(finished: Finished, tmp_path: Path) -> None:
     assert len(knowledge_of(one)) == 7
     assert knowledge_of(two) == knowledge_of(one)
     for arm in ("fine-tune", "distill", "first"):
-        # The divergence of a student that begins as its teacher is 1e-5, next to float32's noise.
+        # A student that starts as its teacher has a divergence of 1e-5, close to float32 rounding.
         assert losses(two, arm) == pytest.approx(losses(one, arm), rel=1e-4, abs=1e-6)
     result, expected = json.loads(shared.stdout)["result"], json.loads(alone.stdout)["result"]
     for key, found in expected.items():
@@ -132,9 +132,9 @@ def test_two_processes_end_like_one(finished: Finished, tmp_path: Path) -> None:
 
 
 def test_sharded_weights_change_nothing(finished: Finished, tmp_path: Path) -> None:
-    """FSDP on two processes: the curve of one process, and a folder that loads as it is.
+    """FSDP on two processes: the loss curve of one process, and a folder that can be loaded.
 
-    This is FSDP 2; FSDP 1, which PyTorch deprecates, crashes in its gathering on CPUs.
+    This is FSDP 2; the deprecated FSDP 1 crashes when it gathers weights on CPUs.
     """
     from transformers import AutoModelForCausalLM
 
@@ -177,20 +177,20 @@ def test_one_process_dying_ends_the_other_and_a_rerun_resumes(
     assert "everything is up to date" in first(*command).out
 
 
-def test_a_mistake_is_told_once(finished: Finished, tmp_path: Path) -> None:
-    """In the recipe, where all meet it, and in the plan, which the first makes for all."""
+def test_a_mistake_is_printed_once(finished: Finished, tmp_path: Path) -> None:
+    """In the recipe, which all processes read, and in the plan, which only the first makes."""
     for overrides in (["seed=x"], ["train.validation=0", "knowledge.top_k=4"]):
         sets = [part for one in overrides for part in ("--set", one)]
         failed = launch(tmp_path, "distill", finished.recipe, "--run-dir", tmp_path / "run", *sets)
         assert failed.returncode != 0
-        told = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
-        assert len(told) == 1 and overrides[0].split("=")[0] in told[0], failed.stderr
+        errors = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and overrides[0].split("=")[0] in errors[0], failed.stderr
 
 
-# One process: plain calls.
+# A single process.
 
 
-def test_alone_everything_is_an_ordinary_call() -> None:
+def test_with_one_process_everything_is_an_ordinary_call() -> None:
     assert distributed.is_first() and distributed.count() == 1
     assert distributed.by_first(lambda: 5) == 5
     assert distributed.gathered("x") == ["x"]
@@ -199,16 +199,16 @@ def test_alone_everything_is_an_ordinary_call() -> None:
         distributed.by_first(lambda: 1 / 0)
 
 
-def test_only_a_lost_connection_is_told_as_a_lost_process() -> None:
+def test_only_a_lost_connection_means_a_lost_process() -> None:
     lost = RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:1234")
     ours = RuntimeError("NCCL error: Duplicate GPU detected")
     assert distributed._is_lost(lost) and not distributed._is_lost(ours)
 
 
-def test_a_launch_without_a_launcher_is_told(
+def test_processes_without_a_launcher_are_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Someone set WORLD_SIZE by hand: there is nobody to meet."""
+    """WORLD_SIZE was set by hand, so there are no other processes."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"):
         monkeypatch.delenv(name, raising=False)
@@ -217,15 +217,15 @@ def test_a_launch_without_a_launcher_is_told(
     failed.mistake("process 0 of 2 cannot join the others", "accelerate launch")
 
 
-def test_the_first_one_s_mistake_keeps_its_words() -> None:
+def test_an_error_of_the_first_process_keeps_its_message() -> None:
     def wrong() -> None:
-        raise UserError("told")
+        raise UserError("reason")
 
-    with pytest.raises(UserError, match="told"):
+    with pytest.raises(UserError, match="reason"):
         distributed.by_first(wrong)
 
 
-def test_signals_are_left_alone_with_one_process() -> None:
+def test_with_one_process_signal_handlers_stay() -> None:
     before: Sequence[object] = (signal.getsignal(signal.SIGTERM),)
     with distributed.together():
         pass

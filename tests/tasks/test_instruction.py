@@ -30,14 +30,14 @@ def written(tmp_path: Path, *rows: dict[str, Any]) -> Path:
     return path
 
 
-def test_takes_prompt_and_response_as_they_are(tmp_path: Path) -> None:
+def test_prompt_and_response_are_verbatim(tmp_path: Path) -> None:
     path = written(tmp_path, {"id": 3, "prompt": "Say {hi}:\n", "response": " hi\n"})
     samples = [Sample("Say {hi}:\n", " hi\n", id="3")]
     assert loaded(task(path)) == Split(samples)
     assert samples[0].candidates == ()
 
 
-def test_puts_several_columns_into_a_prompt(tmp_path: Path) -> None:
+def test_a_prompt_of_several_columns(tmp_path: Path) -> None:
     path = written(tmp_path, {"instruction": "Add.", "input": "", "output": 4})
     (sample,) = (
         task(path, prompt="{instruction}\n{input}\n=", response=" {output}").load("train").samples
@@ -63,12 +63,13 @@ def test_conforms_in_every_format_and_counts_empty_responses(tmp_path: Path, nam
         )
     chosen = task(tmp_path)
     check_task(chosen)
+    assert chosen.sources("train") == (tmp_path / name,)
     assert chosen.splits == ("train",) and not chosen.has_candidates
     count = 2 if name.endswith("parquet") else 1
     assert loaded(chosen) == Split([Sample("a", "b")], {"empty response": count})
 
 
-def test_an_affix_alone_is_no_response(tmp_path: Path) -> None:
+def test_a_template_without_values_is_an_empty_response(tmp_path: Path) -> None:
     path = written(tmp_path, {"prompt": "a", "response": ""}, {"prompt": "a", "response": "b"})
     found = loaded(task(path, response=" {response} END"))
     assert [sample.response for sample in found.samples] == [" b END"]

@@ -59,6 +59,7 @@ def test_it_is_registered() -> None:
 def test_samples(choices: int) -> None:
     task = KnownWorld(KnownWorldOptions(train=30, test=20, shifted=10, choices=choices))
     assert task.splits == EVERY_SPLIT
+    assert all(task.sources(split) == () for split in task.splits)
     assert [len(list(task.load(split).samples)) for split in SPLITS] == [30, 20, 10]
     for sample in (sample for split in SPLITS for sample in task.load(split).samples):
         assert sample.candidates == tuple(f" {answer}" for answer in ANSWERS[:choices])
@@ -72,7 +73,7 @@ def test_samples(choices: int) -> None:
 
 
 def test_the_world_is_the_same_everywhere() -> None:
-    """Pinned, because a change of the world changes what published numbers were measured on."""
+    """Pinned, because published numbers were measured on this world."""
     [first] = samples("test", test=1, seed=7, noise=0.4)
     assert first.prompt == "It is dusk. What will the black crane Nolni do in the forest? It will"
     assert first.truth == pytest.approx((0.04135, 0.011775, 0.050807, 0.801497, 0.094572), abs=1e-6)
@@ -83,8 +84,8 @@ def test_the_world_is_the_same_everywhere() -> None:
     ("split", "digest"),
     [("train", "7c1b2d0f72e5c7bd"), ("test", "ba9bdae41d9a689e"), ("shifted", "09c716f0f3330478")],
 )
-def test_a_new_split_leaves_the_others_as_they_were(split: str, digest: str) -> None:
-    """Pinned from before `unanswerable` came: runs from then are still up to date."""
+def test_adding_a_split_changes_no_other_split(split: str, digest: str) -> None:
+    """Pinned before `unanswerable` was added, so that older runs stay up to date."""
     rows = samples(split, train=200, test=100, shifted=100)
     assert content_digest(rows).startswith(digest)
 
@@ -108,7 +109,7 @@ def test_unanswerable_questions_mean_nothing_in_this_world() -> None:
     assert not asked & {row.prompt for row in rows}
 
 
-def test_sizes_only_cut() -> None:
+def test_a_smaller_split_is_a_prefix_of_a_larger_one() -> None:
     for split in ("test", "shifted"):
         assert samples(split, train=10, **{split: 50}) == samples(split, **{split: 100})[:50]
     assert samples("train", train=50) == samples("train", train=100)[:50]
@@ -119,7 +120,7 @@ def test_the_seed_changes_laws_questions_and_answers() -> None:
     assert samples("test", test=20, seed=1) != samples("test", test=20, seed=2)
 
 
-def test_no_question_is_asked_twice() -> None:
+def test_questions_are_distinct() -> None:
     rows = [sample for split in SPLITS for sample in samples(split, train=20_000, test=5000)]
     assert len({sample.prompt for sample in rows}) == len(rows)
     assert len({sample.id for sample in rows}) == len(rows)
@@ -142,7 +143,7 @@ def test_log_odds_depend_on_interactions(pair: tuple[str, str]) -> None:
     assert interaction(Laws.drawn(0, 5), *pair) > 0.1
 
 
-def test_attributes_without_a_law_add_up() -> None:
+def test_attributes_that_do_not_interact_are_additive() -> None:
     assert interaction(Laws.drawn(0, 5), "kind", "home") < 1e-9
 
 
@@ -163,7 +164,7 @@ def test_noise_makes_the_truth_uncertain() -> None:
     assert tops[-1] == pytest.approx(0.2, abs=0.02)
 
 
-def test_shifted_combines_what_no_other_split_combines() -> None:
+def test_shifted_has_combinations_of_no_other_split() -> None:
     def homes(split: str) -> set[tuple[str, str]]:
         options = {"train": 5000, "test": 5000, "shifted": 5000}
         prompts = (sample.prompt for sample in samples(split, **options))
@@ -202,7 +203,7 @@ def test_answers_differ_in_their_first_token(vocabulary: int) -> None:
 
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ["gpt2", "mistral"])
-def test_real_tokenizers_tell_answers_apart(name: str, shared_models: Path) -> None:
+def test_real_tokenizers_distinguish_answers(name: str, shared_models: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(shared_models / "tokenizers" / name)
     for question in encode_questions(samples("test", test=20), tokenizer, "test"):
         assert len(set(question.candidate_ids)) == 5

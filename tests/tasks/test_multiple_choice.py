@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from firstcli.api import Sample
 from firstcli.errors import UserError
-from firstcli.tasks.answers import Question, Reading, readings_of
+from firstcli.tasks.answers import AnsweredRow, Reading, readings_of
 from firstcli.tasks.multiple_choice import MultipleChoice, MultipleChoiceOptions
-from firstcli.tasks.tables import Row
+from firstcli.tasks.tables import TableRow
 from firstcli.testing import check_task
 from support.paths import SHARED
 
@@ -29,9 +29,9 @@ def task(path: Path, **options: Any) -> MultipleChoice:
     return MultipleChoice(MultipleChoiceOptions.model_validate({"path": str(path), **options}))
 
 
-def resolve(asked: list[Question], answer_as: Reading | Literal["auto"]) -> list[int]:
-    readings = readings_of(asked, answer_as)
-    return [question.right(readings) for question in asked]
+def resolve(rows: list[AnsweredRow], answer_as: Reading | Literal["auto"]) -> list[int]:
+    readings = readings_of(rows, answer_as)
+    return [row.correct(readings) for row in rows]
 
 
 def loaded(tmp_path: Path, *rows: dict[str, Any], **options: Any) -> list[Sample]:
@@ -77,7 +77,7 @@ def test_templates_can_spell_the_papers_format(tmp_path: Path) -> None:
     assert sample.candidates == ("a).", "b).")
 
 
-def test_a_prompt_takes_any_column_and_braces_in_data_mean_nothing(tmp_path: Path) -> None:
+def test_a_prompt_uses_any_column_and_braces_in_data_have_no_meaning(tmp_path: Path) -> None:
     row = {"premise": "It {rains}.", "the claim": "{premise}", "note": None, "gold": "no"}
     (sample,) = loaded(
         tmp_path,
@@ -125,6 +125,7 @@ def test_conforms_in_every_format(tmp_path: Path, ending: str) -> None:
     chosen = task(tmp_path, respond_with="text", **options)
     check_task(chosen)
     assert chosen.splits == ("test",)
+    assert chosen.sources("test") == (path,)
     found = [(sample.response, sample.candidates) for sample in chosen.load("test").samples]
     assert found == [(" two", (" one", " two")), (" three", (" one", " two", " three"))]
 
@@ -186,16 +187,16 @@ def test_a_prompt_without_any_text_is_refused(tmp_path: Path) -> None:
     assert "FILE:1: nothing in 'a', 'b'" in complaint(tmp_path, row, prompt="{a} {b} {choices}")
 
 
-def test_equal_choices_are_refused_where_they_cannot_be_told_apart(tmp_path: Path) -> None:
+def test_equal_choices_are_refused_where_they_are_ambiguous(tmp_path: Path) -> None:
     row = {"question": "q", "choices": ["x", "x ", "y"], "answer": "A"}
-    assert "'x' stands more than once" in complaint(tmp_path, row, respond_with="text")
+    assert "'x' occurs more than once" in complaint(tmp_path, row, respond_with="text")
     assert loaded(tmp_path, row)[0].answer == 0  # as in 146 questions of CommonsenseQA
-    assert "which stands more than once" in complaint(tmp_path, {**row, "answer": "x"})
+    assert "which occurs more than once" in complaint(tmp_path, {**row, "answer": "x"})
 
 
-def questions(choices: Sequence[str], *found: object) -> list[Question]:
-    rows = [Row(f"f:{line}", {"answer": answer}) for line, answer in enumerate(found, 1)]
-    return [Question(row, choices, "answer") for row in rows]
+def questions(choices: Sequence[str], *found: object) -> list[AnsweredRow]:
+    rows = [TableRow(f"f:{line}", {"answer": answer}) for line, answer in enumerate(found, 1)]
+    return [AnsweredRow(row, choices, "answer") for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ def questions(choices: Sequence[str], *found: object) -> list[Question]:
         (["A", "B"], ["B", "A"], [1, 0]),  # letter and text agree
     ],
 )
-def test_auto_reads_all_answers_in_the_one_way_that_fits(
+def test_auto_chooses_the_reading_that_fits_all_answers(
     choices: list[str], found: list[object], expected: list[int]
 ) -> None:
     assert resolve(questions(choices, *found), "auto") == expected
@@ -235,12 +236,12 @@ def test_auto_reads_all_answers_in_the_one_way_that_fits(
         (
             ["x", "y"],
             [0, "B"],
-            "f:2: column 'answer': found \"B\", which is no index of a choice, as the answers "
-            "before it are; write all answers alike",
+            "f:2: column 'answer': found \"B\", which is not the index of a choice, as the "
+            "previous answers are; write all answers in the same way",
         ),
     ],
 )
-def test_auto_asks_where_answers_can_be_read_in_two_ways(
+def test_auto_refuses_ambiguous_answers(
     choices: list[str], found: list[object], expected: str
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -249,11 +250,11 @@ def test_auto_asks_where_answers_can_be_read_in_two_ways(
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("index", 2), ("text", 1)])
-def test_answer_as_settles_it(kind: Reading, expected: int) -> None:
+def test_answer_as_resolves_the_ambiguity(kind: Reading, expected: int) -> None:
     assert resolve(questions(["1", "2", "3"], "2"), kind) == [expected]
 
 
-def test_answer_as_refuses_the_other_ways() -> None:
+def test_answer_as_refuses_other_readings() -> None:
     for kind, found in (("index", "B"), ("letter", 1), ("text", "B")):
         with pytest.raises(UserError, match="expected"):
             resolve(questions(["x", "y"], found), kind)  # type: ignore[arg-type]
@@ -264,7 +265,7 @@ CHOICES = st.lists(st.text(ascii_letters + "0123456789", min_size=1, max_size=2)
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
-def test_auto_never_reads_an_answer_wrongly(data: st.DataObject) -> None:
+def test_auto_never_misreads_an_answer(data: st.DataObject) -> None:
     choices = data.draw(CHOICES.map(lambda texts: list(dict.fromkeys(texts))[:26]))
     right = data.draw(st.lists(st.integers(0, len(choices) - 1), min_size=1, max_size=6))
     ways: dict[Reading, list[object]] = {
@@ -277,7 +278,7 @@ def test_auto_never_reads_an_answer_wrongly(data: st.DataObject) -> None:
         readable = [
             other
             for other in ways
-            if all(question.read([other]) for question in questions(choices, *written))
+            if all(question.meanings([other]) for question in questions(choices, *written))
         ]
         if readable == [kind]:
             assert resolve(questions(choices, *written), "auto") == right

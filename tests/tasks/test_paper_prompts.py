@@ -26,7 +26,7 @@ def nested(stem: str, texts: list[str], key: str, id: str) -> dict[str, Any]:
 
 
 def flat(row: dict[str, Any], stem_column: str) -> dict[str, Any]:
-    """Return the same row as the hub has it."""
+    """Return the same row in the hub's format."""
     question = row["question"]
     choices = {key: [choice[key] for choice in question["choices"]] for key in ("text", "label")}
     return {
@@ -173,7 +173,7 @@ def test_prompt_and_response_to_the_character(
     assert one_row(kind, tmp_path, on_hub) == expected
 
 
-def test_boolq_says_no_and_never_asks_twice(tmp_path: Path) -> None:
+def test_boolq_answers_no_and_has_one_question_mark(tmp_path: Path) -> None:
     sample = one_row(BoolQ, tmp_path, MOVIES | {"answer": False, "question": "is it so?"})
     assert (sample.response, sample.answer) == ("No", 1)
     assert "question: is it so? Your answer" in sample.prompt
@@ -208,7 +208,7 @@ def test_loads_from_the_hub_by_name_and_commit(
 
 
 def hub_folder(folder: Path, kind: type[PaperTask], row: dict[str, Any]) -> Path:
-    """Write Parquet files and a card as a data set repository on the hub has them."""
+    """Write Parquet files and a card like a data set repository on the hub."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -285,11 +285,18 @@ def test_a_folder_with_the_official_files(
     task = at(kind, tmp_path)
     check_task(task)
     assert task.splits == tuple(FILES[kind])
+    assert [task.sources(split) for split in task.splits] == [
+        (tmp_path / name,) for name in FILES[kind].values()
+    ]
     if len(FILES[kind]) > 1:
         (tmp_path / FILES[kind]["test"]).unlink()
         assert "test" not in at(kind, tmp_path).splits
         with pytest.raises(UserError, match="the split 'test' is missing: test is"):
             list(at(kind, tmp_path).load("test").samples)
+
+
+def test_data_from_the_hub_have_no_local_source() -> None:
+    assert BoolQ(PaperOptions()).sources("train") is None
 
 
 def test_openbook_qa_finds_its_files_in_the_unpacked_archive(tmp_path: Path) -> None:

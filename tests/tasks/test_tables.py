@@ -1,4 +1,4 @@
-"""Reading rows: every format, and what is said about every malformed file."""
+"""Reading rows in every format, and the message for every malformed file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from firstcli.errors import UserError
 from firstcli.tasks import tables
-from firstcli.tasks.tables import Row, read_rows
+from firstcli.tasks.tables import TableRow, read_rows
 
 ROWS = [{"q": "a, b", "n": "1"}, {"q": 'say "x"\nor \u2028 y', "n": "2"}]
 
@@ -93,14 +93,29 @@ def test_rows_know_their_line(tmp_path: Path) -> None:
     assert [row.where for row in read_rows(listed)] == [f"{listed}, row 1", f"{listed}, row 2"]
 
 
-def test_json_may_hold_a_row_a_line(tmp_path: Path) -> None:
-    path = of_bytes(tmp_path / "a.json", '{"a": 1}\n{"a": 2}\n')
+def test_json_lines_in_a_json_file(tmp_path: Path) -> None:
+    path = of_bytes(tmp_path / "a.json", '\ufeff \n{"a": 1}\n{"a": 2}\n')
     assert [row.value("a") for row in read_rows(path)] == [1, 2]
+    assert [row.where for row in read_rows(path)] == [f"{path}:2", f"{path}:3"]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     path = of_bytes(tmp_path / "a.csv", b"\xef\xbb\xbfa,b\n1,2\n")
     assert dict(next(read_rows(path)).values) == {"a": "1", "b": "2"}
+    array = of_bytes(tmp_path / "a.json", b'\xef\xbb\xbf [{"a": "1"}]')
+    assert dict(next(read_rows(array)).values) == {"a": "1"}
+
+
+def test_a_json_array_larger_than_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = of_bytes(tmp_path / "a.json", '[{"a": 1}]')
+
+    def out_of_memory(_: str) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(json, "loads", out_of_memory)
+    assert "does not fit into memory; save the data as .jsonl" in complaint(path)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +127,10 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> Non
         ("a.csv", "a,b\n", "FILE: there are no rows"),
         ("a.jsonl", '{"a": 1}\n{"a": \n', "FILE:2: not valid JSON at column 7"),
         ("a.json", '[\n{"a": 1},\n{"a" 2}]', "FILE:3: not valid JSON at column 6"),
+        ("a.json", '[{"a": 1}', "FILE:1: not valid JSON at column 10"),
+        ("a.json", '[{"a": 1}] x', "FILE:1: not valid JSON at column 12: Extra data"),
+        ("a.json", "[" * 100_000, "FILE:1: not valid JSON: "),
+        ("a.json", b'[{"a": "\xe9"}]', "FILE:1: not UTF-8 text (byte 0xe9 at offset 8)"),
         ("a.jsonl", '{"a": 1}\n[1]\n', "FILE:2: found the list [1], expected a row as an object"),
         ("a.json", "[3]", "FILE, row 1: found 3, expected a row as an object"),
         ("a.jsonl", "null", "FILE:1: found null, expected a row"),
@@ -128,7 +147,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> Non
         ("data", "x", "FILE: expected the path of a file that ends in"),
     ],
 )
-def test_says_what_is_wrong_and_where(
+def test_the_message_names_the_mistake_and_the_line(
     tmp_path: Path, name: str, content: bytes | str, expected: str
 ) -> None:
     assert complaint(of_bytes(tmp_path / name, content)).startswith(expected)
@@ -141,14 +160,14 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path, ending: str) -> N
     assert complaint(tmp_path / f"folder{ending}") == "FILE: this is a folder, expected a file"
 
 
-def refused(row: Row, column: str) -> str:
+def refused(row: TableRow, column: str) -> str:
     with pytest.raises(UserError) as caught:
         row.filled(column)
     return str(caught.value)
 
 
 def test_columns_are_text_whole_numbers_or_missing() -> None:
-    row = Row("f:1", {"a": "x", "b": 7, "c": None, "d": True, "e": 0.5, "f": ["x"], "g": " "})
+    row = TableRow("f:1", {"a": "x", "b": 7, "c": None, "d": True, "e": 0.5, "f": ["x"], "g": " "})
     assert [row.text(column) for column in "abcg"] == ["x", "7", "", " "]
     assert row.filled("b") == "7"
     assert refused(row, "c") == "f:1: column 'c' is empty"
@@ -159,26 +178,26 @@ def test_columns_are_text_whole_numbers_or_missing() -> None:
 
 
 def test_a_missing_column_shows_what_there_is() -> None:
-    row = Row("f.csv:3", {"question": "x", "label": "y"})
+    row = TableRow("f.csv:3", {"question": "x", "label": "y"})
     assert refused(row, "qestion") == (
         "f.csv:3: there is no column 'qestion' (did you mean 'question'?); "
         "the row has 'question', 'label'"
     )
 
 
-def test_half_a_character_is_refused() -> None:
-    row = Row("f:1", {"a": json.loads('"\\ud83d"'), "b": "ä\U0001f600"})
+def test_an_unpaired_surrogate_is_refused() -> None:
+    row = TableRow("f:1", {"a": json.loads('"\\ud83d"'), "b": "ä\U0001f600"})
     assert "unpaired surrogate" in refused(row, "a")
     assert row.text("b") == "ä\U0001f600"
 
 
 def test_ids_come_from_the_named_column_or_from_id() -> None:
-    assert Row("f:1", {"id": 7}).id(None) == "7"
-    assert Row("f:1", {"id": ""}).id(None) is None
-    assert Row("f:1", {"a": "x"}).id(None) is None
-    assert Row("f:1", {"a": "x", "id": "y"}).id("a") == "x"
+    assert TableRow("f:1", {"id": 7}).id(None) == "7"
+    assert TableRow("f:1", {"id": ""}).id(None) is None
+    assert TableRow("f:1", {"a": "x"}).id(None) is None
+    assert TableRow("f:1", {"a": "x", "id": "y"}).id("a") == "x"
     with pytest.raises(UserError, match="no column 'b'"):
-        Row("f:1", {"a": "x", "id": "y"}).id("b")
+        TableRow("f:1", {"a": "x", "id": "y"}).id("b")
 
 
 def test_a_folder_has_a_file_for_each_split(tmp_path: Path) -> None:
@@ -191,19 +210,18 @@ def test_a_folder_has_a_file_for_each_split(tmp_path: Path) -> None:
         ("validation", "dev.jsonl"),
         ("hard", "hard.parquet"),
     ):
-        assert [row.text("name") for row in tables.read_split(tmp_path, split)] == [name]
+        assert [row.text("name") for row in read_rows(tables.split_file(tmp_path, split))] == [name]
     with pytest.raises(UserError, match=r"split 'tests' \(did you mean 'test'\?\); there is"):
-        tables.read_split(tmp_path, "tests")
+        tables.split_file(tmp_path, "tests")
 
 
-def test_a_file_is_whichever_split_is_asked_for(tmp_path: Path) -> None:
+def test_a_single_file_serves_as_any_split(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.csv", ROWS)
     assert tables.splits_at(path) == ("train", "validation", "test")
-    expected = list(read_rows(path))
-    assert [list(tables.read_split(path, split)) for split in ("test", "train")] == [expected] * 2
+    assert tables.split_file(path, "test") == tables.split_file(path, "train") == path
 
 
-def test_a_folder_must_be_clear(tmp_path: Path) -> None:
+def test_a_folder_must_be_unambiguous(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no file that ends in"):
         tables.splits_at(tmp_path)
     write(tmp_path / "dev.csv", ROWS)

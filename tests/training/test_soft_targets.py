@@ -231,7 +231,9 @@ def many(
                 np.log1p(-p.sum(axis=1)).astype(np.float32),
             )
         )
-    store.write_shard(store.shard_path(folder, 0), rows, known, dataclasses.replace(FORMAT, top_k=k))
+    store.write_shard(
+        store.shard_path(folder, 0), rows, known, dataclasses.replace(FORMAT, top_k=k)
+    )
     return rows, Knowledge(folder)
 
 

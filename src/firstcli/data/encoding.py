@@ -298,8 +298,8 @@ def _border_problem(
     return (
         f"sample '{sample.id}': a token crosses the border between prompt and response (the "
         f"prompt alone ends in {prompt_tokens}, with the response it continues with "
-        f"{joint_tokens}); move the border, for example from {sample.prompt[-9:]!r} + {response[:9]!r} to "
-        f"{sample.prompt[-9:].rstrip()!r} + {' ' + response[:9].lstrip()!r}"
+        f"{joint_tokens}); move the border, for example from {sample.prompt[-9:]!r} + "
+        f"{response[:9]!r} to {sample.prompt[-9:].rstrip()!r} + {' ' + response[:9].lstrip()!r}"
     )
 
 

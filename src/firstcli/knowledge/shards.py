@@ -169,9 +169,7 @@ def _write(table: pa.Table, facts: Mapping[str, object], file: BinaryIO) -> None
         write_page_checksum=True,
     ) as writer:
         writer.write_table(table)
-        writer.add_key_value_metadata(
-            {"firstcli": text, "firstcli.digest": _digest(text.encode())}
-        )
+        writer.add_key_value_metadata({"firstcli": text, "firstcli.digest": _digest(text.encode())})
 
 
 def shard_facts(path: Path) -> dict[str, Any] | None:

@@ -233,7 +233,7 @@ def _shard_paths(folder: Path) -> list[Path]:
     present = sorted(folder.glob("shard-*.parquet"))
     if not present:
         raise UserError(f"{folder}: there is no knowledge; run `first extract`")
-    facts = shard_facts(present[0]) or read_shard(present[0]).facts  # raises, and says what is wrong
+    facts = shard_facts(present[0]) or read_shard(present[0]).facts  # raises an error
     expected = [shard_path(folder, i) for i in range(facts["shards"])]
     missing = [path.name for path in expected if path not in present]
     if missing:

@@ -74,11 +74,12 @@ class Console:
 
         On a terminal, at most one `status` or `progress` can be active.
         """
-        if not self.is_terminal:
+        if not self.is_terminal or self._out.is_dumb_terminal:
             self.say(text)
             yield
             return
-        with self._out.status(escape(text)):
+        with self._out.status(escape(text)) as status:
+            status.update(spinner="dots")  # draws now, not when the refresh thread gets its turn
             yield
 
     @contextmanager

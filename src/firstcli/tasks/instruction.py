@@ -1,56 +1,62 @@
-"""Prompts and responses of any length from a user's own file."""
+"""Prompts and responses of any length from a user's file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
 
 from firstcli.api import DataPath, PluginOptions, Sample, Split, Task
 from firstcli.tasks import tables
-from firstcli.tasks.tables import Row
+from firstcli.tasks.tables import TableRow
 from firstcli.tasks.templates import Template, columns_of, fill
 
 
 class InstructionOptions(PluginOptions):
-    """Where the data are, and how a row becomes a prompt and a response."""
+    """The location of the data, and the templates of prompt and response."""
 
     path: DataPath = Field(
-        description="a .jsonl, .json, .csv or .parquet file, taken for whichever split is asked "
-        "for, or a folder with a file for each split, such as train.jsonl"
+        description="a .jsonl, .json, .csv or .parquet file, used for every split, or a folder "
+        "with one file per split, such as train.jsonl; a .json array is read into memory whole, "
+        "so use .jsonl for large data"
     )
     prompt: Template = Field(
         "{prompt}",
-        description="the prompt, in which {name} is the column of that name, for example "
-        '"Instruction: {instruction}\\nInput: {input}\\nResponse:"',
+        description="template of the prompt, in which {name} stands for the column of that name, "
+        'for example "Instruction: {instruction}\\nInput: {input}\\nResponse:"',
     )
     response: Template = Field(
         "{response}",
-        description="the response, likewise; a space between prompt and response belongs here",
+        description="template of the response; a space between prompt and response belongs here",
     )
     id_column: str | None = Field(
-        None, description="column with an id for each row (default: `id`, if there is one)"
+        None, description="column with an id for each row (default: `id`, if it exists)"
     )
 
 
 class Instruction(Task[InstructionOptions]):
-    """Pairs of prompt and response; there is nothing to choose among, so it is no evaluation."""
+    """Pairs of prompt and response without candidates, so they cannot be evaluated."""
 
     Options = InstructionOptions
     has_candidates: ClassVar[bool] = False
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The folder's files, or the usual three."""
+        """One split per file of the folder, or train, validation and test for a single file."""
         return tables.splits_at(self.options.path)
+
+    def sources(self, split: str) -> Sequence[Path]:
+        """Return the file of the split."""
+        return (tables.split_file(self.options.path, split),)
 
     def load(self, split: str) -> Split:
         """Return the rows that have a response, in the order of the file."""
-        rows = tables.read_split(self.options.path, split)
+        rows = tables.read_rows(tables.split_file(self.options.path, split))
         return with_responses(map(self._sample, rows), "empty response")
 
-    def _sample(self, row: Row) -> Sample:
+    def _sample(self, row: TableRow) -> Sample:
         options = self.options
         row.require_any(columns_of(options.prompt))
         answered = any(row.text(column).strip() for column in columns_of(options.response))
@@ -62,7 +68,7 @@ class Instruction(Task[InstructionOptions]):
 
 
 def with_responses(samples: Iterable[Sample], reason: str) -> Split:
-    """Leave out the samples with an empty response, and count them."""
+    """Drop the samples with an empty response, and count them under `reason`."""
     dropped: dict[str, int] = {}
 
     def kept() -> Iterator[Sample]:

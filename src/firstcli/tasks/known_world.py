@@ -2,20 +2,21 @@
 
     Belmo is a grey fox from the marsh. At dusk it will| hide
 
-The creature's profile stands in the question, so a model has to learn the world's laws. Its name
-says nothing and the answer is drawn from the true distribution, so a model that is trained for too
-long learns names and luck by heart and becomes over-confident.
+The question contains the creature's profile, so a model has to learn the world's laws. The name
+carries no information, and the answer is drawn from the true distribution, so a model that is
+trained for too long memorises names and random answers and becomes over-confident.
 
-In the split `unanswerable` the words of a profile mean nothing in this world, so that no answer is
-right and a model that knows when it may be wrong is no surer than one in so many choices:
+In the split `unanswerable` the words of the profile do not exist in this world, so no answer is
+correct, and the confidence of a well-calibrated model is no higher than 1 / `choices`:
 
     Belbo is a bleen wug from the quim. At snodge it will|
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from random import Random
 
 from pydantic import Field
@@ -23,8 +24,8 @@ from pydantic import Field
 from firstcli.api import PluginOptions, Sample, Split, Task
 from firstcli.tasks.world_laws import ATTRIBUTES, Laws
 
-# Different initials: the first tokens differ in every tokenizer, whether or not it keeps the
-# leading space as a token of its own.
+# The initials differ, so the first tokens differ in every tokenizer, whether or not the leading
+# space is a separate token.
 ANSWERS = ("sing", "hide", "rest", "dance", "feed")
 
 WORDINGS = (
@@ -57,7 +58,7 @@ INVENTED: dict[str, tuple[str, ...]] = {  # words that occur in no other split
 
 
 class KnownWorldOptions(PluginOptions):
-    """The size and the hardness of the world."""
+    """The size and the difficulty of the world."""
 
     # There are about 520,000 prompts for train and test together, and 31,000 for shifted.
     train: int = Field(2800, ge=1, le=100_000, description="questions in the split `train`")
@@ -74,9 +75,9 @@ class KnownWorldOptions(PluginOptions):
         ge=1,
         le=100_000,
         description="questions in the split `unanswerable`: about creatures, colours, places and "
-        "hours that do not exist, so that no answer is right",
+        "hours that do not exist, so that no answer is correct",
     )
-    choices: int = Field(5, ge=3, le=len(ANSWERS), description="answers to choose among")
+    choices: int = Field(5, ge=3, le=len(ANSWERS), description="number of candidate answers")
     noise: float = Field(
         0.45,
         gt=0,
@@ -94,8 +95,12 @@ class KnownWorld(Task[KnownWorldOptions]):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Two splits of the same world, one with a different mix of creatures, one of nonsense."""
+        """Two splits of the same world, a shifted one, and one of nonsense questions."""
         return ("train", "test", "shifted", "unanswerable")
+
+    def sources(self, split: str) -> Sequence[Path]:
+        """Return no files: the options alone determine the questions."""
+        return ()
 
     def load(self, split: str) -> Split:
         """Return the questions of a split; a larger split begins with those of a smaller one."""
@@ -108,8 +113,8 @@ class KnownWorld(Task[KnownWorldOptions]):
         if split == "unanswerable":
             return Split(islice(self._nonsense(), size))
         laws = Laws.drawn(self.options.seed, self.options.choices)
-        # Training questions step aside for test questions, so that `test` does not depend on the
-        # size of `train`. Shifted questions cannot meet them: their combinations are withheld.
+        # Training questions avoid the test questions, so that `test` does not depend on the size
+        # of `train`. Shifted questions cannot coincide: their combinations are withheld.
         taken = (
             {sample.prompt for sample in self.load("test").samples} if split == "train" else set()
         )
@@ -121,20 +126,20 @@ class KnownWorld(Task[KnownWorldOptions]):
         return [f" {answer}" for answer in ANSWERS[: self.options.choices]]
 
     def _nonsense(self) -> Iterator[Sample]:
-        """Yield questions without end that have no right answer, each of them once."""
+        """Yield endless distinct questions that have no correct answer."""
         random = Random(f"known-world unanswerable {self.options.seed}")
-        asked: set[str] = set()
+        taken: set[str] = set()
         while True:
             profile = {name: random.choice(words) for name, words in INVENTED.items()}
             prompt = random.choice(WORDINGS).format(name=random.choice(NAMES), **profile)
-            if prompt not in asked:
-                asked.add(prompt)
+            if prompt not in taken:
+                taken.add(prompt)
                 yield Sample.question(
-                    prompt, self._candidates, None, id=f"unanswerable-{len(asked)}"
+                    prompt, self._candidates, None, id=f"unanswerable-{len(taken)}"
                 )
 
     def _questions(self, laws: Laws, split: str, taken: set[str]) -> Iterator[Sample]:
-        """Yield questions without end, none with a prompt that is already taken."""
+        """Yield endless questions whose prompts are distinct and not in `taken`."""
         random = Random(f"known-world {split} {self.options.seed}")
         number = 0
         while True:
@@ -151,7 +156,7 @@ class KnownWorld(Task[KnownWorldOptions]):
 
 
 def _prompt(laws: Laws, shifted: bool, random: Random) -> tuple[str, dict[str, str]]:
-    """Draw a creature and its situation; return a question about it, and its profile."""
+    """Draw a creature and its situation; return the question and the profile."""
     profile = {name: random.choice(values) for name, values in ATTRIBUTES.items()}
     withheld = laws.withheld[profile["kind"]]
     homes = [home for home in ATTRIBUTES["home"] if (home == withheld) == shifted]

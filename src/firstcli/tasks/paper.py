@@ -1,12 +1,14 @@
-"""The data sets of the paper in its own prompts (Appendix A.2 of arXiv 2408.12168).
+"""The paper's data sets in the paper's prompts (Appendix A.2 of arXiv 2408.12168).
 
-Each revision is the commit at which public evaluation code pins the data set, for example
+Each revision is the commit to which public evaluation code pins the data set, for example
 lighteval's task tables for CommonsenseQA and OpenBookQA.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
 from typing import Any, ClassVar
 
@@ -15,7 +17,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from firstcli.api import DataPath, PluginOptions, Sample, Split, Task
 from firstcli.tasks.hub import Source
 from firstcli.tasks.instruction import with_responses
-from firstcli.tasks.tables import Row, describe
+from firstcli.tasks.tables import TableRow, describe
 
 TASK = (
     "Below is an instruction that describes a task. "
@@ -28,35 +30,40 @@ TASK_WITH_INPUT = (
 
 
 class PaperOptions(PluginOptions):
-    """Where the data come from: the hub, unless there is a local copy."""
+    """The source of the data: the hub, or a local copy."""
 
     path: DataPath | None = Field(
         None,
         description="a local copy instead of the hub: the folder with the data set's official "
-        "files, or one file, taken for whichever split is asked for",
+        "files, or one file that is used for every split",
     )
     revision: str | None = Field(
-        None, min_length=1, description="another revision on the hub than the pinned one"
+        None, min_length=1, description="a revision on the hub, instead of the pinned one"
     )
 
     @field_validator("revision")
     @classmethod
-    def _of_the_hub(cls, revision: str | None, info: ValidationInfo) -> str | None:
+    def _refuse_besides_path(cls, revision: str | None, info: ValidationInfo) -> str | None:
         if revision and info.data.get("path"):
             raise ValueError("has no effect beside `path`, which is read instead of the hub")
         return revision
 
 
 class PaperTask(Task[PaperOptions]):
-    """What the four have in common: where rows come from."""
+    """Reads the rows of a published data set; subclasses turn a row into a sample."""
 
     Options = PaperOptions
     source: ClassVar[Source]
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits with labels, as far as they are there."""
+        """The splits that have labels and exist."""
         return self.source.splits(self.options.path)
+
+    def sources(self, split: str) -> Sequence[Path] | None:
+        """Return the local file of the split; None if the data come from the hub."""
+        path = self.options.path
+        return None if path is None else (self.source.file(split, path),)
 
     def load(self, split: str) -> Split:
         """Return the samples in the order of the data set."""
@@ -64,8 +71,8 @@ class PaperTask(Task[PaperOptions]):
         return Split(map(self.sample, rows))
 
     @abstractmethod
-    def sample(self, row: Row) -> Sample:
-        """Turn one row, in the official or the hub's format, into a sample."""
+    def sample(self, row: TableRow) -> Sample:
+        """Return the sample of a row in the official format or the hub's format."""
 
 
 class CommonsenseQA(PaperTask):
@@ -79,12 +86,12 @@ class CommonsenseQA(PaperTask):
         files={"train": ("train_rand_split.jsonl",), "test": ("dev_rand_split.jsonl",)},
     )
 
-    def sample(self, row: Row) -> Sample:
+    def sample(self, row: TableRow) -> Sample:
         return _lettered(row, ascii_lowercase)
 
 
 class OpenBookQA(PaperTask):
-    """OpenBookQA, the questions without the book."""
+    """OpenBookQA: the questions, without the book of facts."""
 
     source = Source(
         repo="allenai/openbookqa",
@@ -98,7 +105,7 @@ class OpenBookQA(PaperTask):
         },
     )
 
-    def sample(self, row: Row) -> Sample:
+    def sample(self, row: TableRow) -> Sample:
         return _lettered(row, ascii_uppercase)
 
 
@@ -113,7 +120,7 @@ class BoolQ(PaperTask):
         files={"train": ("train.jsonl",), "test": ("dev.jsonl",)},
     )
 
-    def sample(self, row: Row) -> Sample:
+    def sample(self, row: TableRow) -> Sample:
         answer = row.value("answer")
         if not isinstance(answer, bool):
             raise row.mistake(f"column 'answer': found {describe(answer)}, expected true or false")
@@ -127,7 +134,7 @@ class BoolQ(PaperTask):
 
 
 class Alpaca(PaperTask):
-    """Alpaca's 52 thousand instructions: one split, nothing to choose among."""
+    """Alpaca's 52 thousand instructions: one split, no candidates."""
 
     has_candidates = False
     source = Source(
@@ -139,26 +146,26 @@ class Alpaca(PaperTask):
     )
 
     def load(self, split: str) -> Split:
-        """Return the rows that have an output; the data set has a few without."""
+        """Return the rows that have an output; a few have none."""
         return with_responses(super().load(split).samples, "empty output")
 
-    def sample(self, row: Row) -> Sample:
-        given = row.text("input") if "input" in row.values else ""
-        preface = TASK_WITH_INPUT if given.strip() else TASK
-        prompt = instructed(row.filled("instruction"), given, preface)
+    def sample(self, row: TableRow) -> Sample:
+        text = row.text("input") if "input" in row.values else ""
+        preface = TASK_WITH_INPUT if text.strip() else TASK
+        prompt = instructed(row.filled("instruction"), text, preface)
         return Sample(prompt=prompt, response=row.text("output"), id=row.id(None))
 
 
-def instructed(instruction: str, given: str, preface: str) -> str:
-    """Return Alpaca's prompt; BoolQ's has an input below the preface that announces none."""
+def instructed(instruction: str, text: str, preface: str) -> str:
+    """Return Alpaca's prompt; BoolQ has an input (`text`) although its preface mentions none."""
     parts = [preface, f"### Instruction:\n{instruction}"]
-    if given.strip():
-        parts.append(f"### Input:\n{given}")
+    if text.strip():
+        parts.append(f"### Input:\n{text}")
     return "\n\n".join([*parts, "### Response:\n"])
 
 
-def _lettered(row: Row, letters: str) -> Sample:
-    """Return a question whose choices carry letters, the first of which decides."""
+def _lettered(row: TableRow, letters: str) -> Sample:
+    """Return a question whose choices have letters; the model answers with a letter."""
     stem, labelled = _stem_and_choices(row)
     labels = [label for label, _ in labelled]
     key = row.filled("answerKey")
@@ -170,26 +177,27 @@ def _lettered(row: Row, letters: str) -> Sample:
     return Sample.question(prompt, candidates, labels.index(key), id=row.id(None))
 
 
-def _stem_and_choices(row: Row) -> tuple[str, list[tuple[str, str]]]:
+def _stem_and_choices(row: TableRow) -> tuple[str, list[tuple[str, str]]]:
     """Return the question and (label, text) of each choice.
 
-    The official files nest `{"question": {"stem", "choices": [{"label", "text"}]}}`; the hub has
-    the columns `question` or `question_stem`, and `choices` as `{"label": [...], "text": [...]}`.
+    The official files contain `{"question": {"stem", "choices": [{"label", "text"}]}}`; the hub
+    has the columns `question` or `question_stem`, and `choices` as `{"label": [...], "text":
+    [...]}`.
     """
     nested = row.values.get("question")
-    holder = Row(row.where, nested) if isinstance(nested, dict) else row
+    holder = TableRow(row.where, nested) if isinstance(nested, dict) else row
     names = [name for name in ("question_stem", "question") if name in holder.values]
-    listed = [Row(row.where, choice) for choice in _choices(holder)]
+    listed = [TableRow(row.where, choice) for choice in _choices(holder)]
     if not 2 <= len(listed) <= len(ascii_lowercase):
         raise row.mistake(f"found {len(listed)} choices, expected 2 to {len(ascii_lowercase)}")
     pairs = [(choice.filled("label"), choice.filled("text")) for choice in listed]
     return holder.filled(names[0] if names else "stem"), pairs
 
 
-def _choices(row: Row) -> list[dict[str, Any]]:
+def _choices(row: TableRow) -> list[dict[str, Any]]:
     choices = row.value("choices")
     try:
-        if isinstance(choices, dict):  # lists side by side
+        if isinstance(choices, dict):  # one list per field
             rows = zip(*choices.values(), strict=True)
             return [dict(zip(choices, values, strict=True)) for values in rows]
         return [{**choice} for choice in choices]

@@ -1,4 +1,4 @@
-"""Rows of JSONL, JSON, CSV and Parquet files, each of which knows where it stands."""
+"""Rows of JSONL, JSON, CSV and Parquet files; each row knows its place in the file."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from firstcli.errors import UserError, did_you_mean, shortened
-from firstcli.tasks.json_window import Malformed, Window
 
 SPLITS = ("train", "validation", "test")
 _ALIASES = {"dev": "validation", "valid": "validation", "val": "validation"}
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     """One row of data."""
 
     where: str
-    """For messages: `data.jsonl:3`, or `data.parquet, row 3` where a file has no lines."""
+    """Its place, for messages: `data.jsonl:3`, or `data.parquet, row 3` if a file has no lines."""
     values: Mapping[str, Any]
 
     def mistake(self, complaint: str) -> UserError:
@@ -38,12 +37,12 @@ class Row:
         return self.values[column]
 
     def text(self, column: str) -> str:
-        """Return a column as text, empty for a missing value."""
+        """Return a column as text, empty if the value is missing."""
         value = self.value(column)
         return "" if value is None else self.as_text(value, column)
 
     def filled(self, column: str) -> str:
-        """Return a column as text that is more than blanks."""
+        """Return a column as text that must not be blank."""
         text = self.text(column)
         if not text.strip():
             raise self.mistake(f"column '{column}' is empty")
@@ -55,31 +54,30 @@ class Row:
             raise self.mistake(f"nothing in {shortened(columns)}")
 
     def as_text(self, value: object, column: str) -> str:
-        """Return text or a whole number as text; anything else can be spelt in several ways."""
+        """Return text or an integer as text; other values could be spelt in several ways."""
         if not isinstance(value, str | int) or isinstance(value, bool):
             raise self.mistake(
                 f"column '{column}': found {describe(value)}, expected text or a whole number"
             )
         text = str(value)
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise self.mistake(
-                    f"column '{column}' holds half of a character (an unpaired surrogate), "
-                    "which no text can hold; remove it"
-                ) from None
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise self.mistake(
+                f"column '{column}' contains half of a character (an unpaired surrogate), which "
+                "is not valid text; remove it"
+            ) from None
         return text
 
     def id(self, column: str | None) -> str | None:
-        """Return the row's own id: from `column`, or by default from `id` where the data has it."""
+        """Return the row's id: from `column`, or by default from the column `id` if it exists."""
         if column is None:
             return self.text("id").strip() or None if "id" in self.values else None
         return self.filled(column).strip()
 
 
 def describe(value: object) -> str:
-    """Say what a value is, the way a user would write it."""
+    """Write a value for a message, in the notation of the data."""
     shown = json.dumps(value, ensure_ascii=False, default=str)
     shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
     kinds = {bool: "", type(None): "", list: "the list ", dict: "the object "}
@@ -87,73 +85,73 @@ def describe(value: object) -> str:
 
 
 def splits_at(path: Path) -> tuple[str, ...]:
-    """Name the splits at a path: a folder's files, or the usual three, each of which a file is."""
+    """Return the splits of a folder, one per file; a single file serves as any usual split."""
     if not path.is_dir():
         return SPLITS
     files = _split_files(path)
     return (*(split for split in SPLITS if split in files), *sorted(files.keys() - {*SPLITS}))
 
 
-def read_split(path: Path, split: str) -> Iterator[Row]:
-    """Read a split, row by row, from a folder's file of that name, or from the file itself.
+def split_file(path: Path, split: str) -> Path:
+    """Return the file of a split: the folder's file of that name, or `path` itself.
 
     Raises:
-        UserError: no such file, or it cannot be read as rows.
+        UserError: the folder has no such file.
     """
     if not path.is_dir():
-        return read_rows(path)
+        return path
     files = _split_files(path)
     if split not in files:
         raise UserError(
             f"{path}: no file for the split '{split}'{did_you_mean(split, files)}; "
             f"there is {shortened(list(files))}"
         )
-    return read_rows(files[split])
+    return files[split]
 
 
 def _split_files(folder: Path) -> dict[str, Path]:
-    """Map each split to its file: the file's name without its ending, `dev` being validation."""
+    """Map each split to its file; the file name without its extension names the split."""
     files: dict[str, Path] = {}
     try:
-        listed = sorted(folder.iterdir())
+        paths = sorted(folder.iterdir())
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed: {error.strerror}") from error
-    for file in listed:
-        if file.suffix.lower() not in _READERS or file.name.startswith("."):
+    for path in paths:
+        if path.suffix.lower() not in _READERS or path.name.startswith("."):
             continue
-        split = _ALIASES.get(file.stem, file.stem)
+        split = _ALIASES.get(path.stem, path.stem)
         if split in files:
             raise UserError(
-                f"{folder}: both '{files[split].name}' and '{file.name}' can be the split "
+                f"{folder}: both '{files[split].name}' and '{path.name}' can be the split "
                 f"'{split}'; keep one, or give the path of a file instead of a folder"
             )
-        files[split] = file
+        files[split] = path
     if not files:
         raise UserError(f"{folder}: there is no file that ends in {_ENDINGS} in this folder")
     return files
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """Read a file row by row; its ending says what it is.
+def read_rows(path: Path) -> Iterator[TableRow]:
+    """Read a file row by row; its extension determines the format.
 
     Raises:
-        UserError: the file is missing, empty, no UTF-8 or malformed; names the line. Mistakes
-            within the file come when they are reached.
+        UserError: the file is missing, empty, not UTF-8 or malformed; names the line. Errors
+            within the file are raised when the iteration reaches them.
     """
     if path.is_dir():
         raise UserError(f"{path}: this is a folder, expected a file")
-    read = _READERS.get(path.suffix.lower())
-    if read is None:
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
         if not path.exists():
             raise UserError(f"{path}: there is no such file or folder")
         raise UserError(f"{path}: expected the path of a file that ends in {_ENDINGS}")
-    return _rows(path, read)
+    return _rows(path, reader)
 
 
-def _rows(path: Path, read: Callable[[Path], Iterator[Row]]) -> Iterator[Row]:
+def _rows(path: Path, reader: Callable[[Path], Iterator[TableRow]]) -> Iterator[TableRow]:
     empty = True
     try:
-        for row in read(path):
+        for row in reader(path):
             empty = False
             yield row
     except FileNotFoundError:
@@ -166,87 +164,85 @@ def _rows(path: Path, read: Callable[[Path], Iterator[Row]]) -> Iterator[Row]:
         raise UserError(f"{path}: there are no rows in this file")
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
-    # Only \n ends a line: a JSON string may hold other line ends, such as U+2028, as they are.
-    with _text(path, newline="\n") as lines:
+def _jsonl(path: Path) -> Iterator[TableRow]:
+    # Only \n ends a line: a JSON string may contain other line separators, such as U+2028.
+    with _open_text(path, newline="\n") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield _row(f"{path}:{number}", _parsed(path, line.removesuffix("\n"), number))
 
 
-def _json(path: Path) -> Iterator[Row]:
-    with _text(path, newline="\n") as file:
-        window = Window(file)
-        if window.peek() == "[":
-            try:
-                for number, value in enumerate(window.array(), 1):
-                    yield _row(f"{path}, row {number}", value)
-            except Malformed as error:
-                raise _no_json(path, error.line, error.column, error.message) from error
-            except UnicodeDecodeError:
-                raise
-            except (ValueError, RecursionError) as error:  # endless digits or brackets
-                raise UserError(f"{path}:{window.line}: not valid JSON: {error}") from error
+def _json(path: Path) -> Iterator[TableRow]:
+    with _open_text(path, newline="\n") as file:
+        while (character := file.read(1)) and character in " \t\r\n":
+            pass
+        if character != "[":
+            yield from _jsonl(path)  # many tools write JSON lines to a .json file
             return
-    yield from _jsonl(path)  # as many tools write it
+        file.seek(0)
+        try:
+            values = _parsed(path, file.read())
+        except MemoryError:
+            raise UserError(
+                f"{path}: this JSON array does not fit into memory; save the data as .jsonl, which "
+                "is read line by line"
+            ) from None
+    for number, value in enumerate(values, 1):
+        yield _row(f"{path}, row {number}", value)
 
 
-def _csv(path: Path) -> Iterator[Row]:
-    with _text(path, newline="") as file:
-        yield from _csv_lines(path, file)
-
-
-def _csv_lines(path: Path, file: TextIO) -> Iterator[Row]:
-    lines = csv.reader(file, strict=True)
-    header: list[str] = []
-    start = 1
-    try:
-        for cells in lines:
-            where = f"{path}:{start}"
-            start = lines.line_num + 1  # a quoted cell may span lines
-            if not cells:
-                continue
-            if not header:
-                header = _header(where, cells)
-            elif len(cells) != len(header):
-                raise UserError(
-                    f"{where}: found {len(cells)} cells, but the header names {len(header)} "
-                    "columns; cells with commas or line ends need quotes"
-                )
-            else:
-                yield Row(where, dict(zip(header, cells, strict=True)))
-    except csv.Error as error:
-        raise UserError(f"{path}:{start}: not valid CSV: {error}") from error
+def _csv(path: Path) -> Iterator[TableRow]:
+    with _open_text(path, newline="") as file:
+        lines = csv.reader(file, strict=True)
+        header: list[str] = []
+        start = 1
+        try:
+            for cells in lines:
+                where = f"{path}:{start}"
+                start = lines.line_num + 1  # a quoted cell may span several lines
+                if not cells:
+                    continue
+                if not header:
+                    header = _header(where, cells)
+                elif len(cells) != len(header):
+                    raise UserError(
+                        f"{where}: found {len(cells)} cells, but the header names {len(header)} "
+                        "columns; cells that contain commas or line breaks need quotes"
+                    )
+                else:
+                    yield TableRow(where, dict(zip(header, cells, strict=True)))
+        except csv.Error as error:
+            raise UserError(f"{path}:{start}: not valid CSV: {error}") from error
 
 
 def _header(where: str, names: list[str]) -> list[str]:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"{where}: the header names {shortened(twice)} more than once")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise UserError(f"{where}: the header names {shortened(repeated)} more than once")
     return names
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _parquet(path: Path) -> Iterator[TableRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with path.open("rb") as file:
         try:
-            # Through a buffer, or the whole column of a row group would be read at once.
+            # Without a buffer, the whole column of a row group would be read at once.
             parquet = pq.ParquetFile(file, buffer_size=1 << 20)
             _header(str(path), parquet.schema_arrow.names)
             number = 0
             for batch in parquet.iter_batches(batch_size=1024):
                 for values in batch.to_pylist():
                     number += 1
-                    yield Row(f"{path}, row {number}", values)
+                    yield TableRow(f"{path}, row {number}", values)
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: a text column is not UTF-8: {error}") from error
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{path}: not a readable Parquet file: {error}") from error
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+_READERS: dict[str, Callable[[Path], Iterator[TableRow]]] = {
     ".jsonl": _jsonl,
     ".json": _json,
     ".csv": _csv,
@@ -255,12 +251,12 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 _ENDINGS = ".jsonl, .json, .csv or .parquet"
 
 
-def _text(path: Path, newline: str) -> TextIO:
+def _open_text(path: Path, newline: str) -> TextIO:
     return path.open(encoding="utf-8-sig", newline=newline)  # Excel writes a byte order mark
 
 
 def _not_utf8(path: Path) -> UserError:
-    """Find the byte that could not be read; while reading in chunks, its place is not known."""
+    """Locate the invalid byte; the decoder, which reads in chunks, does not know its line."""
     offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -276,21 +272,20 @@ def _not_utf8(path: Path) -> UserError:
 
 
 def _parsed(path: Path, text: str, line: int = 1) -> Any:
+    """Parse JSON that begins in this line of the file."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise _no_json(path, line + error.lineno - 1, error.colno, error.msg) from error
-    except (ValueError, RecursionError) as error:  # endless digits or brackets
+        raise UserError(
+            f"{path}:{line + error.lineno - 1}: not valid JSON at column {error.colno}: {error.msg}"
+        ) from error
+    except (ValueError, RecursionError) as error:  # too many digits or nested brackets
         raise UserError(f"{path}:{line}: not valid JSON: {error}") from error
 
 
-def _no_json(path: Path, line: int, column: int, message: str) -> UserError:
-    return UserError(f"{path}:{line}: not valid JSON at column {column}: {message}")
-
-
-def _row(where: str, value: object) -> Row:
+def _row(where: str, value: object) -> TableRow:
     if not isinstance(value, dict):
         raise UserError(
             f"{where}: found {describe(value)}, expected a row as an object that names its columns"
         )
-    return Row(where, value)
+    return TableRow(where, value)

@@ -1,8 +1,8 @@
-"""The laws of an invented world: how a creature's traits decide what it will do.
+"""The laws of an invented world: how a creature's traits determine what it will do.
 
-Every value of every attribute has a hidden trait. An answer's score has a part that adds up over
-the attributes and a part that multiplies the traits of two attributes, so that the log-odds of two
-answers depend on combinations: what dusk does to a fox is not what it does to a moth.
+Every value of every attribute has a hidden trait. An answer's score is the sum of an additive part
+over the attributes and of products of the traits of two attributes, so that the log-odds of two
+answers depend on combinations: dusk has a different effect on a fox than on a moth.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ PAIRS = (("kind", "hour"), ("colour", "home"))
 """The attributes that interact."""
 
 INTERACTION = 0.6
-"""Share of a score's variance that comes from interactions."""
+"""Share of a score's variance that is due to interactions."""
 
 Profile = Mapping[str, str]
-"""An attribute's name to its value."""
+"""Maps an attribute to its value."""
 
 
 @dataclass(frozen=True)
 class Laws:
-    """The laws of one world, for a number of answers."""
+    """The laws of one world, with a given number of answers."""
 
     additive: dict[str, dict[str, list[float]]]
     """attribute -> value -> a score for each answer"""
     traits: dict[str, dict[str, float]]
-    """attribute -> value -> its trait"""
+    """attribute -> value -> trait"""
     directions: dict[tuple[str, str], list[float]]
-    """pair of attributes -> what the product of their traits adds to each answer's score"""
+    """pair of attributes -> each answer's weight of the product of their traits"""
     withheld: dict[str, str]
-    """kind -> the home where no creature of that kind lives, except in the shifted split"""
+    """kind -> a home where creatures of that kind live only in the shifted split"""
 
     @classmethod
     def drawn(cls, seed: int, answers: int) -> Laws:
-        """Return the laws that belong to a seed."""
+        """Draw the laws from a seed."""
         random = Random(f"known-world laws {seed}")
         traits = {name: _traits(values, random) for name, values in ATTRIBUTES.items()}
         homes = random.sample(ATTRIBUTES["home"], len(ATTRIBUTES["kind"]))
@@ -60,7 +60,7 @@ class Laws:
         )
 
     def scores(self, profile: Profile) -> list[float]:
-        """Return a score for each answer; over all profiles its variance is about 1."""
+        """Return the score of each answer; its variance over all profiles is about 1."""
         parts = [self.additive[name][value] for name, value in profile.items()]
         for (first, second), direction in self.directions.items():
             product = self.traits[first][profile[first]] * self.traits[second][profile[second]]
@@ -75,7 +75,7 @@ class Laws:
 
 
 def _traits(values: Sequence[str], random: Random) -> dict[str, float]:
-    """Give the values evenly spaced traits of mean 0 and variance 1, in random order."""
+    """Assign evenly spaced traits of mean 0 and variance 1 to the values, in random order."""
     count = len(values)
     spread = math.sqrt((count**2 - 1) / 3)
     steps = [(2 * step - count + 1) / spread for step in range(count)]
@@ -83,7 +83,7 @@ def _traits(values: Sequence[str], random: Random) -> dict[str, float]:
 
 
 def _direction(answers: int, size: float, random: Random) -> list[float]:
-    """Draw a score for each answer: mean 0 and standard deviation `size` over the answers."""
+    """Draw a score for each answer, with mean 0 and standard deviation `size` over answers."""
     draws = [random.gauss(0, 1) for _ in range(answers)]
     mean = sum(draws) / answers
     deviation = math.sqrt(sum((draw - mean) ** 2 for draw in draws) / answers)
