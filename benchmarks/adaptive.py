@@ -1,19 +1,19 @@
-"""Does a temperature of each row's own beat one for all? On the knowledge of a recipe's teacher.
+"""Compare one temperature per position with a single temperature, on a teacher's knowledge.
 
     pip install ./plugins/firstcli-adaptive
     python benchmarks/adaptive.py recipes/quickstart.yaml
     python benchmarks/adaptive.py --invented
 
-Each recalibrator is fitted on four fifths of the validation part and judged on the last fifth, in
-turns, by what would be taught there. Where the truth is known, as for `known-world`, outcomes are
-replaced by their true probabilities, which takes the noise of the answers away. Intervals come from
-resampling the judged questions, the same for all recalibrators.
+Each recalibrator is fitted on four fifths of the validation part, and the soft targets for the
+remaining fifth are scored, in five-fold cross-validation. If the truth is known, as in
+`known-world`, true probabilities replace the outcomes, which removes the noise of the answers.
+Intervals come from resampling the scored questions, identically for all recalibrators.
 
-`equal sharpness` gives each row a temperature in proportion to how far its first token is ahead,
-as CIST (arXiv 2605.20357) does with the largest logit, so that all rows become about equally sure.
+`equal sharpness` gives each position a temperature proportional to the lead of its first token, as
+CIST (arXiv 2605.20357) does with the largest logit, so that all become about equally confident.
 
-`--invented` asks what there is to win and to lose: of teachers whose sure rows need another
-temperature than their unsure ones, and of teachers whose rows all need the same.
+`--invented` measures the potential gain and loss: for teachers whose confident predictions need a
+different temperature from the others, and for teachers whose predictions all need the same one.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 def equal_sharpness(topk: FloatArray) -> FloatArray:
-    """Divide each row's log-odds by their mean, (N, k)."""
+    """Divide the log-odds of each position by their mean, (N, k)."""
     log_odds = np.log(np.maximum(topk / topk[:, :1], 1e-12))
     return normalized(np.exp(log_odds / np.maximum(-log_odds.mean(axis=1, keepdims=True), 1e-12)))
 
 
 def unchanged(topk: FloatArray) -> FloatArray:
-    """Return the teacher's probabilities as they are."""
+    """Return the teacher's probabilities unchanged."""
     return topk
 
 
@@ -66,72 +66,72 @@ DRAWS = 2000
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Decisive positions of the validation part, and how likely each of their tokens truly is."""
+class Answers:
+    """Answer positions of the validation part, and the true probability of each of their tokens."""
 
     positions: Positions
     outcome: FloatArray  # (N, k)
     truth_known: bool
 
 
-def validation_rows(run: Run) -> Rows:
-    """Return what recalibrators are fitted on, by the recipe's first arm that learns knowledge."""
+def validation_answers(run: Run) -> Answers:
+    """Return the answer positions, for the recipe's first arm that learns from knowledge."""
     arm = next(arm for arm in run.recipe.arms.values() if arm.learn == "knowledge")
     rows = inputs.training_rows(run, "teacher", "validation")
     knowledge = inputs.stored_knowledge(run, "validation", rows)
-    positions = Positions.joined(list(soft_targets.recalibrated_of(arm, rows, knowledge)))
+    positions = Positions.joined(list(soft_targets.recalibrated_chunks(arm, rows, knowledge)))
     samples = run.training.validation
     if any(sample.truth is None for sample in samples):
-        return Rows(positions, positions.is_label.astype(np.float64), False)
+        return Answers(positions, positions.is_label.astype(np.float64), False)
     tokenizer = inputs.tokenizer(run, "teacher")
     outcome = np.zeros(positions.topk.shape)
     for i, question in enumerate(encode_questions(samples, tokenizer, "validation")):
         for token, share in zip(question.candidate_ids, question.truth or (), strict=True):
             outcome[i] += share * (positions.token_ids[i] == token)
-    return Rows(positions, outcome, True)
+    return Answers(positions, outcome, True)
 
 
-def taught_by(name: str, rows: Rows, fold: npt.NDArray[np.int64]) -> FloatArray:
-    """Return mass times target of every row, fitted on the other folds, (N, k)."""
+def soft_targets_by(name: str, answers: Answers, fold: npt.NDArray[np.int64]) -> FloatArray:
+    """Return the soft targets of every position, fitted on the other folds, (N, k)."""
     plugin, options, prepare = CONTENDERS[name]
     cls = load("recalibrators", plugin)
-    mass, is_label = rows.positions.mass, rows.positions.is_label
-    topk = prepare(rows.positions.topk)
+    mass, is_label = answers.positions.mass, answers.positions.is_label
+    topk = prepare(answers.positions.topk)
     probabilities = np.empty(topk.shape)
     for number in range(FOLDS):
         held_out = fold == number
         recalibrator = cls(cls.Options.model_validate(options))
-        recalibrator.fit(topk[~held_out], is_label[~held_out], mass[~held_out], "teacher")
+        recalibrator.fit(topk[~held_out], is_label[~held_out], mass[~held_out])
         probabilities[held_out] = mass[held_out, None] * recalibrator.transform(topk[held_out])
     return probabilities
 
 
-def row_losses(probabilities: FloatArray, rows: Rows) -> FloatArray:
-    """Return each row's expected -log of what is taught, over k + 1 outcomes, (N,)."""
-    tail = np.exp(rows.positions.log_tail)
-    inside = -(rows.outcome * np.log(np.maximum(probabilities, 1e-12))).sum(axis=1)
-    outside = -(1 - rows.outcome.sum(axis=1)) * np.log(np.maximum(tail, 1e-12))
+def losses(probabilities: FloatArray, answers: Answers) -> FloatArray:
+    """Return the expected NLL of each position over k + 1 outcomes, (N,)."""
+    tail = np.exp(answers.positions.log_tail)
+    inside = -(answers.outcome * np.log(np.maximum(probabilities, 1e-12))).sum(axis=1)
+    outside = -(1 - answers.outcome.sum(axis=1)) * np.log(np.maximum(tail, 1e-12))
     return np.asarray(inside + outside)
 
 
-class Judge:
-    """NLL and ECE of what is taught, over all rows and over resamples of them."""
+class Scorer:
+    """NLL and ECE of soft targets, over all positions and over resamples of them."""
 
-    def __init__(self, rows: Rows, bins: int = 10) -> None:
-        self.rows, self.bins = rows, bins
-        count = len(rows.outcome)
+    def __init__(self, answers: Answers, bins: int = 10) -> None:
+        self.answers, self.bins = answers, bins
+        count = len(answers.outcome)
         drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), DRAWS)
-        self.times = np.vstack([np.ones(count), drawn])  # (1 + draws, N), the first is the data
+        self.times = np.vstack([np.ones(count), drawn])  # (1 + draws, N), the data first
 
     def nll(self, probabilities: FloatArray) -> FloatArray:
         """Return the mean loss, (1 + draws,)."""
-        return np.asarray(self.times @ row_losses(probabilities, self.rows) / len(probabilities))
+        return np.asarray(self.times @ losses(probabilities, self.answers) / len(probabilities))
 
     def ece(self, probabilities: FloatArray) -> FloatArray:
         """Return the calibration error of the first token, (1 + draws,)."""
         edges = np.linspace(0, 1, self.bins + 1)[1:-1]
         bin_of = np.searchsorted(edges, probabilities[:, 0])
-        gaps = (probabilities[:, 0] - self.rows.outcome[:, 0])[:, None] * (
+        gaps = (probabilities[:, 0] - self.answers.outcome[:, 0])[:, None] * (
             bin_of[:, None] == np.arange(self.bins)
         )  # (N, bins)
         return np.asarray(np.abs(self.times @ gaps).sum(axis=1) / len(probabilities))
@@ -140,52 +140,55 @@ class Judge:
 def difference(
     ours: FloatArray, theirs: FloatArray, factor: float, digits: int, *, mark: bool
 ) -> str:
-    """Write a difference with its 95 % interval; in bold, if asked, where that excludes zero."""
+    """Format a difference with its 95 % interval; with `mark`, bold if that excludes zero."""
     gap = factor * (ours - theirs)
     low, high = np.round(np.quantile(gap[1:], [0.025, 0.975]), digits).tolist()
     text = f"{gap[0]:+z.{digits}f} ({low:+z.{digits}f} to {high:+z.{digits}f})"
     return f"**{text}**" if mark and (low > 0 or high < 0) else text
 
 
-def invented(count: int, heats: tuple[float, float], seed: int) -> tuple[FloatArray, BoolArray]:
-    """Return top k and outcomes of a teacher whose sure rows are too sure by the first factor."""
+def invented(count: int, factors: tuple[float, float], seed: int) -> tuple[FloatArray, BoolArray]:
+    """Return top k and outcomes of a teacher with different over-confidence in two groups.
+
+    The logits of confident predictions are too large by the first factor, all others by the second.
+    """
     generator = np.random.default_rng(seed)
     logits = generator.normal(scale=generator.choice([1.0, 4.0], (count, 1)), size=(count, 5))
-    sure = softmax(logits, 1.0).max(axis=1, keepdims=True) > 0.8
-    honest = softmax(logits / np.where(sure, *heats), 1.0)
+    confident = softmax(logits, 1.0).max(axis=1, keepdims=True) > 0.8
+    honest = softmax(logits / np.where(confident, *factors), 1.0)
     answer = (generator.random((count, 1)) > honest.cumsum(axis=1)).sum(axis=1)
     order = np.argsort(-logits, axis=1)
     is_label = order == np.minimum(answer, 4)[:, None]
     return np.take_along_axis(softmax(logits, 1.0), order, axis=1), is_label
 
 
-def gain(count: int, heats: tuple[float, float], seed: int) -> float:
-    """Return how much lower NLL is on 20,000 other rows than with one temperature for all."""
-    topk, is_label = invented(20_000, heats, seed=10_000)
-    given = invented(count, heats, seed)
-    losses = []
+def gain(count: int, factors: tuple[float, float], seed: int) -> float:
+    """Return how much lower the NLL on 20,000 other positions is than with one temperature."""
+    topk, is_label = invented(20_000, factors, seed=10_000)
+    fitted_on = invented(count, factors, seed)
+    nlls = []
     for name in ("logit-temperature, nll", OURS):
         plugin, options, _ = CONTENDERS[name]
         cls = load("recalibrators", plugin)
         recalibrator = cls(cls.Options.model_validate(options))
-        recalibrator.fit(*given, given[0].sum(axis=1), "teacher")
-        losses.append(-np.log((recalibrator.transform(topk) * is_label).sum(axis=1)).mean())
-    return float(losses[0] - losses[1])
+        recalibrator.fit(*fitted_on, fitted_on[0].sum(axis=1))
+        nlls.append(-np.log((recalibrator.transform(topk) * is_label).sum(axis=1)).mean())
+    return float(nlls[0] - nlls[1])
 
 
 def show_invented() -> None:
-    """Print a Markdown table, a number of rows a row: mean gain and its standard error."""
+    """Print a Markdown table of the mean gain and its standard error, by number of positions."""
     pairs = [(2.0, 2.0), (2.2, 1.8), (2.5, 1.5), (3.0, 1.0)]
-    print("| validation rows | " + " | ".join(f"T {a:g} and {b:g}" for a, b in pairs) + " |")
+    print("| validation positions | " + " | ".join(f"T {a:g} and {b:g}" for a, b in pairs) + " |")
     print("|---:|" + "---:|" * len(pairs))
     for count in (100, 200, 500, 2000):
         gains = [[gain(count, pair, seed) for seed in range(20)] for pair in pairs]
-        cells = [f"{np.mean(some):+z.4f} ± {np.std(some) / 20**0.5:.4f}" for some in gains]
+        cells = [f"{np.mean(g):+z.4f} ± {np.std(g) / 20**0.5:.4f}" for g in gains]
         print(f"| {count} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
-    """Print a Markdown table, a recalibrator a row, or what `--invented` says."""
+    """Print a Markdown table with one line per recalibrator, or the table of `--invented`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", type=Path, nargs="?")
     parser.add_argument("--invented", action="store_true")
@@ -198,14 +201,14 @@ def main() -> None:
         parser.error("give a recipe, or --invented")
     request = Request(chosen.recipe, tuple(chosen.overrides), run_dir=chosen.run_dir, quiet=True)
     execute.execute(request, "extract")
-    rows = validation_rows(open_run(request))
-    fold = np.random.default_rng(0).permutation(len(rows.outcome)) % FOLDS
-    judge = Judge(rows)
-    found = {name: taught_by(name, rows, fold) for name in CONTENDERS}
-    nll = {name: judge.nll(probabilities) for name, probabilities in found.items()}
-    ece = {name: judge.ece(probabilities) for name, probabilities in found.items()}
-    which = "true probabilities" if rows.truth_known else "answers"
-    print(f"{len(fold)} rows, judged by {which}; ECE in percent\n")
+    answers = validation_answers(open_run(request))
+    fold = np.random.default_rng(0).permutation(len(answers.outcome)) % FOLDS
+    scorer = Scorer(answers)
+    targets = {name: soft_targets_by(name, answers, fold) for name in CONTENDERS}
+    nll = {name: scorer.nll(probabilities) for name, probabilities in targets.items()}
+    ece = {name: scorer.ece(probabilities) for name, probabilities in targets.items()}
+    which = "true probabilities" if answers.truth_known else "answers"
+    print(f"{len(fold)} positions, scored by {which}; ECE in percent\n")
     print(f"| recalibrator | NLL | ECE | {OURS} minus it: NLL | ECE |")
     print("|---|" + "---:|" * 4)
     for name in CONTENDERS:

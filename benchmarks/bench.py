@@ -1,9 +1,8 @@
-"""All benchmarks against goals, as one Markdown table.
+"""Run all benchmarks against their goals and print one Markdown table.
 
     python benchmarks/bench.py [--repeats 5] [--only TOPIC ...] [--out FILE]
 
-Have the machine for yourself: what is compared runs in turns, but the threads of two processes on
-too few cores wait for each other, which is no property of either.
+Use an idle machine. Contenders alternate, but threads that compete for too few cores distort both.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def run(topic: str, repeats: int) -> Report:
 
 
 def machine() -> str:
-    """Say what the figures were measured on."""
+    """Describe the machine and the versions."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -49,16 +48,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=measure.REPEATS)
     parser.add_argument("--only", nargs="+", choices=TOPICS, default=TOPICS)
-    parser.add_argument("--out", type=Path, help="write the table there, too")
+    parser.add_argument("--out", type=Path, help="also write the table to this file")
     chosen = parser.parse_args()
-    whole = Report()
+    combined = Report()
     for topic in chosen.only:
         began = time.perf_counter()
-        found = measure.in_child(run, topic, chosen.repeats)
+        report = measure.in_child(run, topic, chosen.repeats)
         print(f"{topic}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-        whole.rows.extend(found.rows)
-        whole.notes.extend(found.notes)
-    text = f"{machine()}\n\n{measure.show(whole)}\n"
+        combined.rows.extend(report.rows)
+        combined.notes.extend(report.notes)
+    text = f"{machine()}\n\n{measure.show(combined)}\n"
     print(text)
     if chosen.out:
         chosen.out.write_text(text, "utf-8")

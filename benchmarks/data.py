@@ -1,10 +1,10 @@
-"""What training waits for data, what it pads, and how fast shards are written and opened.
+"""Time that training waits for data, share of padding, and speed of writing and opening shards.
 
     python benchmarks/data.py [--repeats 5]
 
-Waiting: a small model is distilled on instructions, batches of 32, from knowledge on disk. Batches
-are made in the process that trains, so that the time in `Collate` is all time spent waiting;
-Trainer's workers would hide it.
+Waiting: a small model is distilled on instructions in batches of 32, from knowledge on disk. The
+training process makes its own batches, so all time in `Collate` is waiting time; the workers of the
+Trainer would hide it.
 """
 
 from __future__ import annotations
@@ -28,18 +28,20 @@ from firstcli.knowledge.store import Knowledge
 from firstcli.recipe.schema import Training
 from firstcli.runtime.console import Console
 from firstcli.training import arguments, collate, sampling, trainer
-from measure import Report, Row
+from measure import Comparison, Report
 
 SAMPLES, SHARD, BATCH, STEPS = 1024, 256, 32, 6
 
 
 class Timed:
-    """Collate with a clock."""
+    """`Collate` with a clock."""
 
-    spans: list[tuple[float, float]] = []  # noqa: RUF012  # training makes the only instance
+    spans: list[tuple[float, float]] = []  # noqa: RUF012  # there is one instance
 
-    def __init__(self, rows: Sequence[EncodedSample], lessons: collate.Teacher | None) -> None:
-        self._collate = collate.Collate(rows, lessons)
+    def __init__(
+        self, rows: Sequence[EncodedSample], soft_targets: collate.SoftTargetSource | None
+    ) -> None:
+        self._collate = collate.Collate(rows, soft_targets)
 
     def __call__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         began = time.perf_counter()
@@ -48,12 +50,12 @@ class Timed:
         return batch
 
 
-def waiting(folder: Path, repeats: int) -> Row:
-    """Train some steps a repeat; the share of the time from batch to batch that making one took."""
+def waiting(folder: Path, repeats: int) -> Comparison:
+    """Measure the share of a step that making its batch takes, in a few steps per repeat."""
     shape = shapes.SMALL
     model = shape.make()
     rows = EncodedStore(shapes.INSTRUCTION.rows(SAMPLES, shape.vocabulary), folder)
-    lessons = shapes.lessons(folder, rows)
+    soft_targets = shapes.soft_targets(folder, rows)
     settings = Training(batch_size=BATCH, epochs=1, learning_rate=1e-5)
     fields = {"max_steps": STEPS, "save_strategy": "no", "logging_steps": 1000}
     device = torch.device("cpu")
@@ -62,29 +64,29 @@ def waiting(folder: Path, repeats: int) -> Row:
     for _ in range(repeats):
         Timed.spans.clear()
         args = arguments.arguments(folder / "run", settings, fields, 0, device)
-        trainer.train(model, rows, lessons, "topk-tail", args, Console(quiet=True), "waiting")
+        trainer.train(model, rows, soft_targets, "topk-tail", args, Console(quiet=True), "waiting")
         began, ended = np.array(Timed.spans).T
         waits.append(float((ended - began)[1:-1].sum()))
         shares.append(waits[-1] / float(np.diff(began)[1:].sum()))
     each = 1e3 * statistics.median(waits) / (STEPS - 2)
-    return Row(
+    return Comparison(
         f"waiting for data, {shape.name}, instructions",
         "the whole step",
         shares,
         0.02,
-        figures=f"{each:.1f} ms a step of {BATCH} samples",
+        figures=f"{each:.1f} ms per step of {BATCH} samples",
     )
 
 
 def alpaca_like(count: int) -> sampling.Lengths:
-    """Draw lengths: prompts of 60 to 140 tokens, log-normal responses of ~50, 512 at most."""
+    """Draw lengths: prompts of 60 to 140 tokens, log-normal responses of ~50, at most 512."""
     draw = np.random.default_rng(0)
     response = draw.lognormal(np.log(50), 0.9, count).astype(np.int64) + 2
     return np.asarray(np.minimum(draw.integers(60, 141, count) + response, 512))
 
 
-def padding() -> Row:
-    """Compute what an epoch pads, of five seeds."""
+def padding() -> Comparison:
+    """Compute the share of padding in an epoch, for five seeds."""
     lengths = alpaca_like(52_000)
     ours = [
         sampling.padding_share(lengths, sampling.MicroBatches(lengths, 64, 32, 1, 0, seed))
@@ -92,20 +94,20 @@ def padding() -> Row:
     ]
     order = np.random.default_rng(0).permutation(len(lengths))
     random_batches = order.reshape(-1, 32).tolist()
-    by_chance = sampling.padding_share(lengths, random_batches)
-    return Row(
+    at_random = sampling.padding_share(lengths, random_batches)
+    return Comparison(
         "padding, Alpaca-like lengths, batches of 64 as 32 + 32",
         "all tokens computed on",
         ours,
         0.05,
-        figures=f"{by_chance:.2f} in random batches",
+        figures=f"{at_random:.2f} in random batches",
     )
 
 
 def write_store(folder: Path, repeats: int) -> str:
-    """Write the store that `waiting` reads, and open it."""
+    """Time writing and opening the store that `waiting` reads."""
     rows = shapes.INSTRUCTION.rows(SAMPLES, shapes.SMALL.vocabulary)
-    known = shapes.teachings(rows, shapes.SMALL.vocabulary)
+    known = shapes.random_knowledge(rows, shapes.SMALL.vocabulary)
     times = measure.in_turns(
         {
             "written": measure.clocked(lambda: shapes.write_store(folder, rows, known, SHARD)),
@@ -114,7 +116,7 @@ def write_store(folder: Path, repeats: int) -> str:
         repeats,
     )
     count = shapes.positions(rows)
-    rates = [f"{count / statistics.median(found):,.0f} {name}" for name, found in times.items()]
+    rates = [f"{count / statistics.median(seconds):,.0f} {name}" for name, seconds in times.items()]
     size = store.summary(folder)["bytes_per_position"]
     return (
         f"Knowledge, positions/s: {' and '.join(rates)} ({count:,} positions of random tokens in "
@@ -123,11 +125,11 @@ def write_store(folder: Path, repeats: int) -> str:
 
 
 def report(repeats: int) -> Report:
-    """Measure it all."""
+    """Measure all three."""
     with tempfile.TemporaryDirectory() as name:
         note = write_store(Path(name), repeats)
         return Report([waiting(Path(name), repeats), padding()], [note])
 
 
 if __name__ == "__main__":
-    measure.alone(report, __doc__)
+    measure.main(report, __doc__)

@@ -1,10 +1,10 @@
-"""Extraction against the teacher's bare forward pass, and against a loop that writes JSONL.
+"""Extraction against the teacher's bare forward pass and against a loop that writes JSONL.
 
     python benchmarks/extraction.py [--repeats 5]
 
-On firstcli's side is all that the stage does for a shard: cutting it into batches, forward passes,
-top k, and writing the file. The bare forward pass sees the same batches, already padded; it makes
-hidden states, and the logits of the supervised positions in one product.
+firstcli's time includes everything that the stage does for a shard: batches, forward passes, top k,
+and writing the file. The bare forward pass gets the same batches, already padded, and computes
+hidden states and the logits of the supervised positions in one product.
 """
 
 from __future__ import annotations
@@ -26,27 +26,26 @@ from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference, readout
 from firstcli.stages import extract
 from firstcli.training.collate import Collate
-from measure import Report, Row
+from measure import Comparison, Report
 
 SAMPLES = {"questions": 256, "instructions": 32}
-LOOPED = {"questions": 16, "instructions": 4}  # of these; the loop is slow
+LOOP_SAMPLES = {"questions": 16, "instructions": 4}  # fewer: the loop is slow
 
 
 @torch.inference_mode()
 def extract_shard(
     reader: readout.Reader, rows: Sequence[EncodedSample], limit: int, path: Path
 ) -> None:
-    """Do for a shard what `stages.extract` does."""
-    found: dict[str, TopK] = {}
+    """Process a shard as `stages.extract` does."""
+    known: dict[str, TopK] = {}
     for batch in inference.batches([len(row.input_ids) for row in rows], extract.BATCH_TOKENS):
-        found |= extract.top_k_of(reader, [rows[i] for i in batch], shapes.TOP_K, limit)
-    format = store.StoreFormat(shapes.TOP_K, "standard", shards=1)
-    store.write_shard(path, rows, [found[row.id] for row in rows], format)
+        known |= extract.top_k_of(reader, [rows[i] for i in batch], shapes.TOP_K, limit)
+    store.write_shard(path, rows, [known[row.id] for row in rows], {**shapes.FACTS, "shards": 1})
 
 
 @torch.inference_mode()
 def forward(model: Any, batches: Sequence[dict[str, Tensor]]) -> None:
-    """Run the trunk, and the output layer where positions are supervised."""
+    """Run the trunk, and the output layer at the supervised positions."""
     for batch in batches:
         hidden = model.model(batch["input_ids"], attention_mask=batch["attention_mask"])[0]
         model.lm_head(hidden[batch["rows"], batch["columns"]])
@@ -54,45 +53,45 @@ def forward(model: Any, batches: Sequence[dict[str, Tensor]]) -> None:
 
 @torch.inference_mode()
 def write_lines(model: Any, rows: Sequence[EncodedSample], path: Path) -> None:
-    """Do it position by position: one sample at a time, all logits, a dictionary each."""
+    """Extract one sample at a time, from all logits, with one dictionary per position."""
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
             logits = model(torch.from_numpy(row.input_ids).long()[None]).logits[0]
-            for at in range(row.start - 1, len(row.input_ids) - 1):
-                top = torch.softmax(logits[at], -1).topk(shapes.TOP_K)
+            for position in range(row.start - 1, len(row.input_ids) - 1):
+                top = torch.softmax(logits[position], -1).topk(shapes.TOP_K)
                 pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-                line = {"id": row.id, "position": at, "top": {str(id): p for id, p in pairs}}
+                line = {"id": row.id, "position": position, "top": {str(id): p for id, p in pairs}}
                 file.write(json.dumps(line) + "\n")
 
 
-def compare(shape: shapes.Model, text: shapes.Text, repeats: int, folder: Path) -> list[Row]:
+def compare(shape: shapes.Model, text: shapes.Text, repeats: int, folder: Path) -> list[Comparison]:
     """Measure one model on one kind of text."""
     model = shape.make()
     rows = text.rows(SAMPLES[text.name], shape.vocabulary)
-    few = rows[: LOOPED[text.name]]
+    loop_rows = rows[: LOOP_SAMPLES[text.name]]
     reader = readout.Reader(model)
     collate = Collate(rows, None)
     lengths = [len(row.input_ids) for row in rows]
     batches = [collate(batch) for batch in inference.batches(lengths, extract.BATCH_TOKENS)]
     shard, lines = folder / "shard-00000.parquet", folder / "lines.jsonl"
-    taken = measure.in_turns(
+    durations = measure.in_turns(
         {
             "first": measure.clocked(lambda: extract_shard(reader, rows, shape.vocabulary, shard)),
             "bare": measure.clocked(lambda: forward(model, batches)),
-            "lines": measure.clocked(lambda: write_lines(model, few, lines)),
+            "lines": measure.clocked(lambda: write_lines(model, loop_rows, lines)),
         },
         repeats,
     )
-    count, few_count = shapes.positions(rows), shapes.positions(few)
+    count, loop_count = shapes.positions(rows), shapes.positions(loop_rows)
     rates = {
-        name: [(few_count if name == "lines" else count) / seconds for seconds in times]
-        for name, times in taken.items()
+        name: [(loop_count if name == "lines" else count) / seconds for seconds in times]
+        for name, times in durations.items()
     }
-    median = {name: f"{sorted(found)[len(found) // 2]:.0f}" for name, found in rates.items()}
+    median = {name: f"{sorted(rate)[len(rate) // 2]:.0f}" for name, rate in rates.items()}
     what = f"extraction, {shape.name}, {text.name}"
     figures = f"{median['first']} and {{}} positions/s"
     return [
-        Row(
+        Comparison(
             what,
             "bare forward pass",
             measure.ratios(rates["first"], rates["bare"]),
@@ -100,7 +99,7 @@ def compare(shape: shapes.Model, text: shapes.Text, repeats: int, folder: Path) 
             at_least=True,
             figures=figures.format(median["bare"]),
         ),
-        Row(
+        Comparison(
             what,
             "JSONL loop",
             measure.ratios(rates["first"], rates["lines"]),
@@ -113,13 +112,13 @@ def compare(shape: shapes.Model, text: shapes.Text, repeats: int, folder: Path) 
 
 def report(repeats: int) -> Report:
     """Measure both models on both kinds of text."""
-    found = Report()
+    results = Report()
     with tempfile.TemporaryDirectory() as name:
         for shape in shapes.MODELS:
             for text in shapes.TEXTS:
-                found.rows.extend(compare(shape, text, repeats, Path(name)))
-    return found
+                results.rows.extend(compare(shape, text, repeats, Path(name)))
+    return results
 
 
 if __name__ == "__main__":
-    measure.alone(report, __doc__)
+    measure.main(report, __doc__)

@@ -1,10 +1,10 @@
-"""What knowledge costs on disk and what storing loses, in each precision, for a recipe's teacher.
+"""Size on disk and quantisation error of a teacher's knowledge, in each precision.
 
     python benchmarks/knowledge_size.py recipe.yaml --samples 3000
 
-The teacher must be there: a checkpoint that is not fine-tuned first, or one that
-`first finetune` has finished. It is asked once; what it says is then written, measured, and
-opened in each precision.
+The teacher must exist: either a checkpoint that the recipe does not fine-tune, or the result of
+`first finetune`. It runs once; its knowledge is then written, measured and opened in
+each precision.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ ERRORS = (
 
 @torch.inference_mode()
 def exact_knowledge(run: Run, rows: Sequence[EncodedSample]) -> dict[str, TopK]:
-    """Ask the teacher."""
+    """Return the teacher's knowledge before quantisation."""
     reader = readout.Reader(inputs.teacher(run))
     top_k, limit = run.recipe.knowledge.top_k, inputs.shared_vocabulary(run)
-    found: dict[str, TopK] = {}
+    known: dict[str, TopK] = {}
     for batch in inference.batches([len(row.input_ids) for row in rows], extract.BATCH_TOKENS):
-        found |= extract.top_k_of(reader, [rows[i] for i in batch], top_k, limit)
-    return found
+        known |= extract.top_k_of(reader, [rows[i] for i in batch], top_k, limit)
+    return known
 
 
 def measure(
@@ -54,48 +54,48 @@ def measure(
     top_k: int,
     precision: Precision,
 ) -> str:
-    """Return a precision's row of the table."""
-    format = store.StoreFormat(top_k, precision, shards=len(shards))
+    """Return a precision's line of the table."""
+    facts = {"top_k": top_k, "precision": precision, "shards": len(shards)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        begun = time.perf_counter()
+        began = time.perf_counter()
         for index, shard in enumerate(shards):
             path = store.shard_path(folder, index)
-            store.write_shard(path, shard, [exact[row.id] for row in shard], format)
+            store.write_shard(path, shard, [exact[row.id] for row in shard], facts)
         written = time.perf_counter()
         store.Knowledge(folder)
         opened = time.perf_counter()
-        found = store.summary(folder)
-    rates = [found["positions"] / taken for taken in (written - begun, opened - written)]
+        facts = store.summary(folder)
+    rates = [facts["positions"] / seconds for seconds in (written - began, opened - written)]
     cells = [
         precision,
-        f"{found['bytes_per_position']:.2f}",
-        *(f"{found[name]:.2g}" for name in ERRORS),
+        f"{facts['bytes_per_position']:.2f}",
+        *(f"{facts[name]:.2g}" for name in ERRORS),
         *(f"{rate:,.0f}" for rate in rates),
     ]
     return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
-    """Print a Markdown table, a precision a row."""
+    """Print a Markdown table with one line per precision."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--set", action="append", default=[], dest="overrides")
-    parser.add_argument("--samples", type=int, help="of the training part, drawn at random")
+    parser.add_argument("--samples", type=int, help="random samples of the training part")
     chosen = parser.parse_args()
     run = open_run(Request(chosen.recipe, tuple(chosen.overrides), quiet=True))
     whole = inputs.training_rows(run, "teacher", "train")
     order = np.random.default_rng(0).permutation(len(whole))[: chosen.samples]
     rows = [whole[int(i)] for i in order]
     exact = exact_knowledge(run, rows)
-    mass = np.concatenate([-np.expm1(one.log_tail.astype(np.float64)) for one in exact.values()])
+    mass = np.concatenate([-np.expm1(topk.log_tail.astype(np.float64)) for topk in exact.values()])
     print(
         f"{len(rows)} samples, {len(mass)} positions, mean mass of the top "
         f"{run.recipe.knowledge.top_k}: {mass.mean():.3f}\n"
     )
     print(
-        "| precision | bytes a position | probability off by at most | on average | mass off by at "
-        "most | on average | mean KL | positions/s written | opened |"
+        "| precision | bytes per position | probability error: max | mean | mass error: max "
+        "| mean | mean KL | positions/s written | opened |"
     )
     print("|---|" + "---:|" * 8)
     shards = extract.split_into_shards(rows)

@@ -1,7 +1,7 @@
-"""How the benchmarks measure: in turns, as ratios pair by pair, each topic in a fresh process.
+"""Measurement for the benchmarks: alternating runs, ratios per pair, one process per topic.
 
-The topics are `extraction`, `objective`, `steps`, `questions`, `startup` and `data`; each file runs
-alone, for example `python benchmarks/objective.py --repeats 3`, and `bench.py` runs them all.
+The topics are `extraction`, `objective`, `steps`, `questions`, `startup` and `data`. Each file runs
+by itself, for example `python benchmarks/objective.py --repeats 3`; `bench.py` runs all of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 
 THREADS = 2
 REPEATS = 5
-LITTLE = 1e-9  # what nobody could measure counts as this much
+MIN_DIVISOR = 1e-9  # replaces measurements of zero in ratios
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -30,8 +30,8 @@ Work = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table: ratios, one a pair of runs, and the goal for their median."""
+class Comparison:
+    """One line of the table: one ratio per pair of runs, and the goal for their median."""
 
     what: str
     against: str
@@ -39,7 +39,7 @@ class Row:
     goal: float
     at_least: bool = False
     figures: str = ""
-    """The same in absolute numbers."""
+    """The absolute numbers."""
 
     @property
     def median(self) -> float:
@@ -52,12 +52,12 @@ class Row:
     def cells(self) -> list[str]:
         sign = "≥" if self.at_least else "≤"
         spread = f"{_number(min(self.ratios))} to {_number(max(self.ratios))}"
-        shown = f"**{_number(self.median)}**" if self.met else _number(self.median)
+        median = f"**{_number(self.median)}**" if self.met else _number(self.median)
         return [
             self.what,
             self.against,
             f"{sign} {self.goal:g}",
-            shown,
+            median,
             f"{spread} ({len(self.ratios)})",
             self.figures,
         ]
@@ -65,9 +65,9 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a topic has to say: lines of the table, and Markdown to go below it."""
+    """The results of a topic: lines of the table, and Markdown notes below it."""
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Comparison] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -75,25 +75,25 @@ HEADINGS = ["what", "against", "goal", "median", "min to max (pairs)", "figures"
 
 
 def table(headings: list[str], rows: list[list[str]]) -> str:
-    """Write a Markdown table."""
+    """Format a Markdown table."""
     lines = [headings, [":--"] * len(headings), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def in_turns(contenders: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Let each measure itself once unseen, then `repeats` times in turns: A B A B ..."""
+    """Measure every contender `repeats` times, alternating (A B A B ...), after one warm-up."""
     for measured in contenders.values():
         measured()
-    found: dict[str, list[float]] = {name: [] for name in contenders}
+    results: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repeats):
         for name, measured in contenders.items():
             gc.collect()
-            found[name].append(measured())
-    return found
+            results[name].append(measured())
+    return results
 
 
 def clocked(work: Work) -> Callable[[], float]:
-    """Let work return how many seconds it took."""
+    """Return a function that runs `work` and returns its duration in seconds."""
 
     def measured() -> float:
         began = time.perf_counter()
@@ -104,21 +104,24 @@ def clocked(work: Work) -> Callable[[], float]:
 
 
 def ratios(upper: list[float], lower: list[float]) -> list[float]:
-    """Divide pair by pair."""
-    return [one / max(other, LITTLE) for one, other in zip(upper, lower, strict=True)]
+    """Divide each number by its counterpart."""
+    return [
+        numerator / max(denominator, MIN_DIVISOR)
+        for numerator, denominator in zip(upper, lower, strict=True)
+    ]
 
 
 def in_child(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function of a module in a fresh process."""
+    """Call a module-level function in a fresh process."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as child:
         return child.submit(function, *args, **kwargs).result()
 
 
 def peak_of(work: Work) -> float:
-    """Return the MB by which resident memory rises above what it is now, at its peak (Linux)."""
+    """Return the peak increase of resident memory during `work` in MB (Linux)."""
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current value
     before = _resident()["VmRSS"]
     work()
     return (_resident()["VmHWM"] - before) / 1e6
@@ -134,14 +137,14 @@ def limit_threads() -> None:
 
 
 def show(report: Report) -> str:
-    """Write a report as Markdown."""
+    """Format a report as Markdown."""
     parts = [table(HEADINGS, [row.cells() for row in report.rows])] if report.rows else []
     return "\n\n".join([*parts, *report.notes])
 
 
-def alone(topic: Callable[[int], Report], about: str | None) -> None:
-    """Run one topic as a command and print what it found."""
-    parser = argparse.ArgumentParser(description=about)
+def main(topic: Callable[[int], Report], description: str | None) -> None:
+    """Run one topic as a command and print its report."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--repeats", type=int, default=REPEATS)
     limit_threads()
     print(show(topic(parser.parse_args().repeats)))

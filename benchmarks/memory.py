@@ -1,10 +1,10 @@
-"""Peak memory of extraction and distillation at two sizes of data.
+"""Peak memory of extraction, calibration and distillation at two sizes of data.
 
     python benchmarks/memory.py 20000 200000
 
-Each stage runs in a process of its own, over made-up instructions of ~60 tokens of which ~20 are
-supervised, with a tiny model and a fixed number of training steps: what grows is due to the data.
-Prints the peaks, what the index of the data takes by calculation, and the growth beyond it.
+Each stage runs in its own process, on random instructions of ~60 tokens, ~20 of them supervised,
+with a tiny model and a fixed number of training steps, so that any growth is due to the data.
+Prints the peaks, the calculated size of the data's index, and the growth beyond it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COMMAND = "import sys; from firstcli.cli import main; sys.exit(main())"
 
 
 def write_data(path: Path, count: int) -> None:
-    """Write instructions of few different words: a new tokenizer counts all words there are."""
+    """Write instructions with few distinct words, because training a tokenizer counts all words."""
     draw = random.Random(0)
     with path.open("w", encoding="utf-8") as file:
         for _ in range(count):
@@ -37,7 +37,7 @@ def write_data(path: Path, count: int) -> None:
 
 
 def recipe(data: Path, steps: int) -> dict[str, Any]:
-    """Return a recipe over the data whose training is as long whatever their size."""
+    """Return a recipe with a fixed number of training steps."""
     training = {"epochs": 1, "batch_size": 32, "learning_rate": 1e-3}
     return {
         "name": "memory",
@@ -51,7 +51,7 @@ def recipe(data: Path, steps: int) -> dict[str, Any]:
 
 
 def peak_of(*command: str) -> float:
-    """Run a command and return its process's peak resident memory in MB."""
+    """Run a command and return the peak resident memory of its process in MB."""
     code = (
         "import resource, subprocess, sys;"
         "code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode;"
@@ -65,10 +65,10 @@ def peak_of(*command: str) -> float:
 
 
 def index_of(count: int) -> float:
-    """Return the MB that the data's index takes in memory: borders, sides and digests of rows.
+    """Return the size of the data's index in memory in MB.
 
-    Samples: 8 bytes for their border and 8 for the side they are on. Token rows of two roles: 28
-    bytes each. Knowledge: 20 bytes for digest, place and offset. The sampler's permutation: 8.
+    Per sample: 8 bytes for its border and 8 for its part; 28 bytes for its tokens in each of two
+    roles; 20 bytes for digest, place and offset of its knowledge; 8 in the sampler's permutation.
     """
     return count * (8 + 8 + 2 * 28 + 20 + 8) / 1e6
 
@@ -92,8 +92,9 @@ def main() -> None:
     small, large = peaks[sizes[0]], peaks[sizes[-1]]
     index = index_of(sizes[-1]) - index_of(sizes[0])
     for stage in STAGES:
-        grown = large[stage] - small[stage]
-        print(f"{stage}: {grown:.1f} MB more, {grown - index:.1f} beyond {index:.1f} of index")
+        growth = large[stage] - small[stage]
+        beyond = f"{growth - index:.1f} MB beyond the index of {index:.1f} MB"
+        print(f"{stage}: {growth:.1f} MB more, {beyond}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The objective alone, forward and backward, against the same computed from dense logits.
+"""The objective alone, forward and backward, against the same objective from dense logits.
 
     python benchmarks/objective.py [--repeats 5]
 
-N = 1024 positions, d = 512, V = 64k, top 5 with tail. Memory is the rise of the resident peak of a
-fresh process over its hidden states, weight and targets.
+N = 1024 positions, d = 512, V = 64k, top 5 with tail. Memory is the increase of the resident
+peak of a fresh process over its hidden states, weight and targets.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor
 import measure
 from firstcli.models import readout
 from firstcli.training import fused_objectives
-from measure import Report, Row
+from measure import Comparison, Report
 
 N, D, V, K = 1024, 512, 64_000, 5
-CHUNKS = [64, 128, 256, 512]  # rows of logits in flight
+CHUNKS = [64, 128, 256, 512]  # rows of logits
 
 Objective = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -27,7 +27,7 @@ Objective = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 def fused_loss(
     hidden: Tensor, weight: Tensor, ids: Tensor, probabilities: Tensor, tail: Tensor
 ) -> Tensor:
-    """Compute it as training does."""
+    """Compute the loss as training does."""
     return fused_objectives.topk_tail(
         readout.Layer(hidden, weight, None), ids, probabilities, tail
     ).loss
@@ -36,7 +36,7 @@ def fused_loss(
 def dense_loss(
     hidden: Tensor, weight: Tensor, ids: Tensor, probabilities: Tensor, tail: Tensor
 ) -> Tensor:
-    """Compute the part that any dense implementation has: log_softmax and gather."""
+    """Compute what every dense implementation needs: log_softmax and gather."""
     log_q = torch.log_softmax(hidden @ weight.T, -1).gather(-1, ids)
     return -(probabilities * log_q).sum()
 
@@ -45,7 +45,7 @@ OBJECTIVES: dict[str, Objective] = {"fused": fused_loss, "dense": dense_loss}
 
 
 def make(objective: str, chunk: int | None = None) -> Callable[[], None]:
-    """Return forward and backward of one objective on random tensors."""
+    """Return a function that runs an objective forward and backward on random tensors."""
     measure.limit_threads()
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(N, D, generator=generator, requires_grad=True)
@@ -53,24 +53,24 @@ def make(objective: str, chunk: int | None = None) -> Callable[[], None]:
     ids = torch.rand(N, V // 8, generator=generator).topk(K).indices
     p = torch.softmax(torch.randn(N, K + 1, generator=generator), -1)
 
-    default = fused_objectives.ROWS["cpu"]
+    default = fused_objectives.CHUNK_ROWS["cpu"]
 
     def work() -> None:
-        fused_objectives.ROWS["cpu"] = chunk or default
+        fused_objectives.CHUNK_ROWS["cpu"] = chunk or default
         hidden.grad = weight.grad = None
         OBJECTIVES[objective](hidden, weight, ids, p[:, :K], p[:, K]).backward()
-        fused_objectives.ROWS["cpu"] = default
+        fused_objectives.CHUNK_ROWS["cpu"] = default
 
     return work
 
 
 def peak(objective: str, chunk: int | None = None) -> float:
-    """Measure the MB that one computation takes."""
+    """Measure the peak memory of one computation in MB."""
     return measure.peak_of(make(objective, chunk))
 
 
 def report(repeats: int) -> Report:
-    """Measure time in turns, memory in fresh processes, and the chunk size's effect."""
+    """Measure time, memory, and the effect of the chunk size."""
     chunked = {f"{chunk}": measure.clocked(make("fused", chunk)) for chunk in CHUNKS}
     contenders = {name: measure.clocked(make(name)) for name in OBJECTIVES} | chunked
     times = measure.in_turns(contenders, repeats)
@@ -87,14 +87,14 @@ def report(repeats: int) -> Report:
     ]
     return Report(
         [
-            Row(
+            Comparison(
                 f"{what}: time",
                 against,
                 measure.ratios(times["fused"], times["dense"]),
                 1.05,
                 figures=f"{_median(times['fused']):.2f} and {_median(times['dense']):.2f} s",
             ),
-            Row(
+            Comparison(
                 f"{what}: memory",
                 against,
                 measure.ratios(peaks["fused"], peaks["dense"]),
@@ -104,7 +104,7 @@ def report(repeats: int) -> Report:
         ],
         [
             "The objective by chunk size:",
-            measure.table(["rows", "MiB of logits", "time to dense", "extra MB"], chunks),
+            measure.table(["rows", "MiB of logits", "time relative to dense", "extra MB"], chunks),
         ],
     )
 
@@ -114,4 +114,4 @@ def _median(values: list[float]) -> float:
 
 
 if __name__ == "__main__":
-    measure.alone(report, __doc__)
+    measure.main(report, __doc__)

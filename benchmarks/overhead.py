@@ -1,4 +1,4 @@
-"""Time the whole pipeline against the bare loop, as whole processes, in turns.
+"""Time the pipeline against the bare loop, as alternating whole processes.
 
 python benchmarks/overhead.py recipes/quickstart.yaml [--set KEY=VALUE ...] [--repeat 3]
 """
@@ -22,7 +22,7 @@ def seconds(command: list[str]) -> float:
 
 
 def main() -> None:
-    """Print the median of each, its spread, and the ratio."""
+    """Print median and range of both, and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe")
     parser.add_argument("--set", action="append", default=[], dest="overrides")

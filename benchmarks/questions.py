@@ -1,9 +1,9 @@
-"""Evaluation of multiple-choice questions against one bare forward pass of their prompts.
+"""Evaluation of multiple-choice questions against a bare forward pass of their prompts.
 
     python benchmarks/questions.py [--repeats 5]
 
-The bare forward pass sees the same batches, already padded, and makes the logits of each prompt's
-last token only.
+The bare forward pass gets the same batches, already padded, and computes the logits of each
+prompt's last token only.
 """
 
 from __future__ import annotations
@@ -16,39 +16,39 @@ from torch import Tensor
 
 import measure
 import shapes
-from firstcli.data.encoding import EncodedQuestion
+from firstcli.data.encoding import Question
 from firstcli.models import inference, readout
 from firstcli.stages import evaluate
-from measure import Report, Row
+from measure import Comparison, Report
 
 SAMPLES = 256
 CANDIDATES = 5
 
 
 @torch.inference_mode()
-def ask(reader: readout.Reader, questions: Sequence[EncodedQuestion]) -> None:
-    """Do what `stages.evaluate` does."""
-    lengths = [len(one.input_ids) for one in questions]
+def evaluate_all(reader: readout.Reader, questions: Sequence[Question]) -> None:
+    """Process the questions as `stages.evaluate` does."""
+    lengths = [len(question.input_ids) for question in questions]
     for batch in inference.batches(lengths, evaluate.BATCH_TOKENS):
         evaluate.candidate_log_probs(reader, [questions[i] for i in batch])
 
 
 @torch.inference_mode()
 def forward(model: Any, batches: Sequence[tuple[inference.Padded, Tensor]]) -> None:
-    """Run the trunk, and the output layer on the last tokens."""
+    """Run the trunk, and the output layer at the last tokens."""
     for padded, last in batches:
         hidden = model.model(padded.input_ids, attention_mask=padded.attention_mask)[0]
         model.lm_head(hidden[torch.arange(len(last)), last])
 
 
-def compare(shape: shapes.Model, repeats: int) -> Row:
+def compare(shape: shapes.Model, repeats: int) -> Comparison:
     """Measure one model."""
     model = shape.make()
     prompts = [
         row.input_ids[: row.start] for row in shapes.QUESTION.rows(SAMPLES, shape.vocabulary)
     ]
     candidates = tuple(range(0, CANDIDATES * 100, 100))
-    questions = [EncodedQuestion(str(i), ids, candidates, 0, None) for i, ids in enumerate(prompts)]
+    questions = [Question(str(i), ids, candidates, 0, None) for i, ids in enumerate(prompts)]
     batches = []
     for batch in inference.batches([len(ids) for ids in prompts], evaluate.BATCH_TOKENS):
         chosen = [prompts[i] for i in batch]
@@ -56,18 +56,18 @@ def compare(shape: shapes.Model, repeats: int) -> Row:
     reader = readout.Reader(model)
     times = measure.in_turns(
         {
-            "first": measure.clocked(lambda: ask(reader, questions)),
+            "first": measure.clocked(lambda: evaluate_all(reader, questions)),
             "bare": measure.clocked(lambda: forward(model, batches)),
         },
         repeats,
     )
-    each = [f"{1e3 * sorted(found)[len(found) // 2] / SAMPLES:.3g}" for found in times.values()]
-    return Row(
+    each = [f"{1e3 * sorted(runs)[len(runs) // 2] / SAMPLES:.3g}" for runs in times.values()]
+    return Comparison(
         f"eval of {CANDIDATES}-way questions, {shape.name}",
         "bare forward pass of the prompts",
         measure.ratios(times["first"], times["bare"]),
         1.1,
-        figures=" and ".join(each) + " ms a question",
+        figures=" and ".join(each) + " ms per question",
     )
 
 
@@ -77,4 +77,4 @@ def report(repeats: int) -> Report:
 
 
 if __name__ == "__main__":
-    measure.alone(report, __doc__)
+    measure.main(report, __doc__)

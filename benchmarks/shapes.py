@@ -1,4 +1,4 @@
-"""What the benchmarks run on: models with random weights, and samples of random tokens."""
+"""Models with random weights and samples of random tokens for the benchmarks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Model:
     layers: int = 4
 
     def make(self) -> PreTrainedModel:
-        """Draw one."""
+        """Create the model with random weights."""
         torch.manual_seed(0)
         config = LlamaConfig(
             vocab_size=self.vocabulary,
@@ -51,14 +51,14 @@ MODELS = (SMALL, LARGE)
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """How long samples are: a prompt and a response, each of some length between two."""
+    """The ranges of prompt and response lengths of a kind of sample."""
 
     name: str
     prompt: tuple[int, int]
     response: tuple[int, int]
 
     def rows(self, count: int, vocabulary: int) -> list[EncodedSample]:
-        """Draw samples; all models know the same lengths."""
+        """Draw samples; their lengths do not depend on the vocabulary."""
         lengths, draw = np.random.default_rng(0), np.random.default_rng(1)
         rows = []
         for number in range(count):
@@ -78,19 +78,19 @@ def positions(rows: Sequence[EncodedSample]) -> int:
     return sum(len(row.targets) for row in rows)
 
 
-def teachings(rows: Sequence[EncodedSample], vocabulary: int) -> list[TopK]:
-    """Draw a made-up teacher's top k."""
+def random_knowledge(rows: Sequence[EncodedSample], vocabulary: int) -> list[TopK]:
+    """Draw the top k of a random teacher."""
     draw = np.random.default_rng(2)
-    found = []
+    known = []
     for row in rows:
         count = len(row.targets)
         p = -np.sort(-draw.dirichlet(np.ones(TOP_K + 1), count)[:, :TOP_K], axis=1)
         ids = np.argsort(draw.random((count, 64)), axis=1)[:, :TOP_K] * (vocabulary // 64)
         log_tail = np.log1p(-p.sum(axis=1))
-        found.append(
+        known.append(
             TopK(ids.astype(np.int32), np.log(p).astype(np.float32), log_tail.astype(np.float32))
         )
-    return found
+    return known
 
 
 def write_store(
@@ -107,8 +107,8 @@ def write_store(
         )
 
 
-def lessons(folder: Path, rows: Sequence[EncodedSample]) -> SoftTargetBuilder:
-    """Read a store as a student with a recalibrator does."""
+def soft_targets(folder: Path, rows: Sequence[EncodedSample]) -> SoftTargetBuilder:
+    """Build soft targets from a store, as for a student with a recalibrator."""
     arm = Arm.model_validate(
         {"recalibrator": {"name": "temperature-scaling", "options": {"temperature": 0.5}}}
     )

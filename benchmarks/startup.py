@@ -2,7 +2,7 @@
 
     python benchmarks/startup.py [--repeats 15]
 
-Whole processes of the same interpreter, in turns.
+Both run as whole processes of the same interpreter, alternately.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import measure
-from measure import Report, Row
+from measure import Comparison, Report
 
-REPEATS = 15  # at least
+MIN_REPEATS = 15
 
 HEAD = """from typing import Annotated
 import typer
@@ -26,7 +26,7 @@ app = typer.Typer(no_args_is_help=True)
 
 
 def empty_app() -> str:
-    """Write firstcli's command line without its bodies."""
+    """Return the source of firstcli's command line with empty bodies."""
     from typer.main import get_command
 
     from firstcli.cli import app
@@ -38,13 +38,14 @@ def empty_app() -> str:
 
 def _command(name: str, command: Any) -> str:
     lines = [f"@app.command({name!r}, help={command.help!r})", f"def {name}("]
-    for one in command.params:
-        if one.param_type_name == "argument":
-            lines.append(f"    {one.name}: Annotated[str, typer.Argument(help={one.help!r})],")
-        elif one.name != "help":
-            kind, default = ("bool", False) if one.is_flag else ("str", "")
-            option = f"typer.Option({one.opts[0]!r}, help={one.help!r})"
-            lines.append(f"    {one.name}: Annotated[{kind}, {option}] = {default!r},")
+    for parameter in command.params:
+        if parameter.param_type_name == "argument":
+            argument = f"typer.Argument(help={parameter.help!r})"
+            lines.append(f"    {parameter.name}: Annotated[str, {argument}],")
+        elif parameter.name != "help":
+            kind, default = ("bool", False) if parameter.is_flag else ("str", "")
+            option = f"typer.Option({parameter.opts[0]!r}, help={parameter.help!r})"
+            lines.append(f"    {parameter.name}: Annotated[{kind}, {option}] = {default!r},")
     return "\n".join([*lines, ") -> None: ..."])
 
 
@@ -62,12 +63,14 @@ def report(repeats: int) -> Report:
                 "first": measure.clocked(lambda: run("-m", "firstcli", "--help")),
                 "empty": measure.clocked(lambda: run(str(path), "--help")),
             },
-            max(repeats, REPEATS),
+            max(repeats, MIN_REPEATS),
         )
-    figures = " and ".join(f"{statistics.median(found):.3f}" for found in times.values())
-    found = measure.ratios(times["first"], times["empty"])
-    return Report([Row("`first --help`", "an empty Typer app", found, 1.3, figures=figures + " s")])
+    figures = " and ".join(f"{statistics.median(seconds):.3f}" for seconds in times.values())
+    ratios = measure.ratios(times["first"], times["empty"])
+    return Report(
+        [Comparison("`first --help`", "an empty Typer app", ratios, 1.3, figures=figures + " s")]
+    )
 
 
 if __name__ == "__main__":
-    measure.alone(report, __doc__)
+    measure.main(report, __doc__)

@@ -1,12 +1,12 @@
-"""A distillation step against a plain Trainer's, with hard labels and with dense teacher logits.
+"""A distillation step against a plain Trainer with hard labels and with dense teacher logits.
 
     python benchmarks/steps.py [--repeats 5]
 
-All train the same model on the same samples in the same batches, padded alike, with the same
-TrainingArguments: firstcli through `training.train` with lessons from a store on disk, the others
-through `transformers.Trainer`. A step is the time from the end of one to the end of the next; the
-first is left out. Memory is the rise of the resident peak of a fresh process over its loaded
-models, so that a live teacher's weights don't count.
+All contenders train the same model on the same samples in the same batches with the same padding
+and TrainingArguments: firstcli through `trainer.train` with soft targets from a store on disk, the
+others through `transformers.Trainer`. A step lasts from the end of one step to the end of the next;
+the first is not counted. Memory is the increase of the resident peak of a fresh process over its
+loaded models, so the weights of a live teacher do not count.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from firstcli.models import inference
 from firstcli.recipe.schema import Training
 from firstcli.runtime.console import Advance, Console
 from firstcli.training import arguments, sampling, trainer
-from measure import Report, Row
+from measure import Comparison, Report
 from shapes import INSTRUCTION, LARGE, QUESTION
 
-BATCH = {"questions": 16, "instructions": 4}  # few enough that all fits the time there is
-BATCH_FOR_MEMORY = 16  # in a small batch gradients and Adam's moments hide all else
+BATCH = {"questions": 16, "instructions": 4}  # small, to limit the duration
+BATCH_FOR_MEMORY = 16  # in small batches, gradients and Adam's moments dominate
 
 HARD, STORED, LIVE = "hard labels, Trainer", "stored dense logits", "live dense teacher"
 
 
 class Clock(Console):
-    """A console on which the end of each step is noted instead of shown."""
+    """A console that records the end of each step instead of showing it."""
 
     def __init__(self) -> None:
         super().__init__(quiet=True)
@@ -51,12 +51,12 @@ class Clock(Console):
 
     @contextmanager
     def progress(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
-        """Note the time whenever progress is made."""
+        """Record the time of every advance."""
         yield lambda _: self.ends.append(time.perf_counter())
 
 
 class Ends(TrainerCallback):
-    """The same for a plain Trainer."""
+    """Records the end of each step of a plain Trainer."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -67,7 +67,7 @@ class Ends(TrainerCallback):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A model, a kind of text, and what trains on them."""
+    """A model, a kind of text, and the size of the training."""
 
     model: shapes.Model
     text: shapes.Text
@@ -89,7 +89,7 @@ class Setting:
 
 
 Prepared = Callable[[], list[float]]
-"""Trains and returns when each step ended."""
+"""Trains and returns the end time of each step."""
 
 
 def distillation(setting: Setting, model: PreTrainedModel, folder: Path) -> Prepared:
@@ -97,14 +97,14 @@ def distillation(setting: Setting, model: PreTrainedModel, folder: Path) -> Prep
     rows = setting.rows()
     store = folder / "knowledge"
     store.mkdir(exist_ok=True)
-    known = shapes.teachings(rows, setting.model.vocabulary)
+    known = shapes.random_knowledge(rows, setting.model.vocabulary)
     shapes.write_store(store, rows, known, len(rows))
-    lessons = shapes.lessons(store, rows)
+    soft_targets = shapes.soft_targets(store, rows)
 
     def work() -> list[float]:
         clock = Clock()
         args = setting.arguments(folder)
-        trainer.train(model, rows, lessons, "topk-tail", args, clock, "benchmark")
+        trainer.train(model, rows, soft_targets, "topk-tail", args, clock, "benchmark")
         return clock.ends
 
     return work
@@ -117,7 +117,7 @@ def plain(
     trainer_class: type[Trainer] = Trainer,
     stored: Sequence[np.ndarray[Any, Any]] = (),
 ) -> Prepared:
-    """Prepare a Trainer on the batches that firstcli makes."""
+    """Prepare a plain Trainer on firstcli's batches."""
     rows = setting.rows()
     lengths = [len(row.input_ids) for row in rows]
     parts = sampling.MicroBatches(lengths, setting.batch, setting.batch, 1, 0, seed=0)
@@ -144,7 +144,7 @@ def plain(
 def labelled(
     rows: Sequence[EncodedSample], stored: Sequence[np.ndarray[Any, Any]], indices: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Collate as a plain Trainer likes it: labels that are -100 on prompt and padding."""
+    """Collate for a plain Trainer: labels are -100 on prompt and padding."""
     chosen = [rows[i] for i in indices]
     padded = inference.pad([row.input_ids for row in chosen])
     labels = torch.full_like(padded.input_ids, -100)
@@ -178,13 +178,13 @@ class DenseDistillation(Trainer):
         return divergence / num_items_in_batch
 
     def teacher_logits(self, inputs: dict[str, Any], chosen: Tensor) -> Tensor:
-        """Take what was stored."""
+        """Return the stored logits."""
         logits: Tensor = inputs.pop("teacher").float()
         return logits
 
 
 def with_teacher(teacher: PreTrainedModel) -> type[Trainer]:
-    """Let a teacher run beside the student instead."""
+    """Return a Trainer that runs the teacher next to the student."""
 
     class LiveDistillation(DenseDistillation):
         def teacher_logits(self, inputs: dict[str, Any], chosen: Tensor) -> Tensor:
@@ -196,20 +196,22 @@ def with_teacher(teacher: PreTrainedModel) -> type[Trainer]:
 
 
 def stored_logits(setting: Setting, folder: Path) -> list[np.ndarray[Any, Any]]:
-    """Write made-up logits (N, V) as float16, a file a sample, and map them into memory."""
+    """Write random float16 logits (N, V), one file per sample, and map them into memory."""
     draw = np.random.default_rng(3)
     longest = setting.text.response[1]
-    some = draw.standard_normal((longest, setting.model.vocabulary), np.float32).astype(np.float16)
-    found = []
+    logits = draw.standard_normal((longest, setting.model.vocabulary), np.float32).astype(
+        np.float16
+    )
+    mapped = []
     for number, row in enumerate(setting.rows()):
         path = folder / f"logits-{number}.npy"
-        np.save(path, some[: len(row.targets)])
-        found.append(np.load(path, mmap_mode="r"))
-    return found
+        np.save(path, logits[: len(row.targets)])
+        mapped.append(np.load(path, mmap_mode="r"))
+    return mapped
 
 
 def prepare(contender: str, setting: Setting, model: PreTrainedModel, folder: Path) -> Prepared:
-    """Prepare one of those that are compared."""
+    """Prepare one contender."""
     if contender == "first":
         return distillation(setting, model, folder)
     if contender == HARD:
@@ -221,20 +223,22 @@ def prepare(contender: str, setting: Setting, model: PreTrainedModel, folder: Pa
 
 
 def step_seconds(work: Prepared) -> float:
-    """Return the median step, the first left out."""
+    """Return the median duration of a step, without the first."""
     return float(np.median(np.diff(work())))
 
 
 def peak(contender: str, setting: Setting) -> float:
-    """Measure the MB that training takes beside what was loaded before."""
+    """Measure the peak memory of training in MB, beyond the loaded models."""
     measure.limit_threads()
     with tempfile.TemporaryDirectory() as name:
         work = prepare(contender, setting, setting.model.make(), Path(name))
         return measure.peak_of(work)
 
 
-def compare(setting: Setting, against: dict[str, tuple[float, float]], repeats: int) -> list[Row]:
-    """Compare one setting with others, each with its goals for time and memory."""
+def compare(
+    setting: Setting, against: dict[str, tuple[float, float]], repeats: int
+) -> list[Comparison]:
+    """Compare firstcli with other contenders, each with goals for time and memory."""
     names = ["first", *against]
     model = setting.model.make()
     with tempfile.TemporaryDirectory() as folder:
@@ -247,14 +251,14 @@ def compare(setting: Setting, against: dict[str, tuple[float, float]], repeats: 
     peaks = {name: measure.in_child(peak, name, filled) for name in names}
     rows = []
     for name, (time_goal, memory_goal) in against.items():
-        seconds = " and ".join(f"{np.median(times[one]):.3g}" for one in ("first", name))
+        seconds = " and ".join(f"{np.median(times[key]):.3g}" for key in ("first", name))
         megabytes = f"{peaks['first']:.0f} and {peaks[name]:.0f}"
-        found = measure.ratios(times["first"], times[name])
+        time_ratios = measure.ratios(times["first"], times[name])
         what = f"time of a step, {setting.name}"
-        rows.append(Row(what, name, found, time_goal, figures=f"{seconds} s"))
-        found = measure.ratios([peaks["first"]], [peaks[name]])
+        rows.append(Comparison(what, name, time_ratios, time_goal, figures=f"{seconds} s"))
+        memory_ratios = measure.ratios([peaks["first"]], [peaks[name]])
         what = f"memory of a step, {filled.name}"
-        rows.append(Row(what, name, found, memory_goal, figures=f"{megabytes} MB"))
+        rows.append(Comparison(what, name, memory_ratios, memory_goal, figures=f"{megabytes} MB"))
     return rows
 
 
@@ -263,10 +267,10 @@ def setting_of(model: shapes.Model, text: shapes.Text) -> Setting:
 
 
 def report(repeats: int) -> Report:
-    """Measure both models on both kinds of text, the large one against full vocabularies, too."""
+    """Measure both models on both kinds of text, the large one also against full vocabularies."""
     questions, instructions = {HARD: (0.9, 1.0)}, {HARD: (1.02, 1.0)}
     dense = {STORED: (0.6, 0.4), LIVE: (0.6, 0.4)}
-    rows: list[Row] = []
+    rows: list[Comparison] = []
     for shape in shapes.MODELS:
         rows += compare(setting_of(shape, QUESTION), questions, repeats)
         against = instructions | dense if shape is LARGE else instructions
@@ -275,4 +279,4 @@ def report(repeats: int) -> Report:
 
 
 if __name__ == "__main__":
-    measure.alone(report, __doc__)
+    measure.main(report, __doc__)

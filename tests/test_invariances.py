@@ -1,4 +1,4 @@
-"""What must not change a result, for a whole model: the rest stands in docs/invariances.md."""
+"""Invariances of a whole model; docs/invariances.md lists all invariances and their tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from firstcli.models import inference, readout
 from firstcli.stages.extract import top_k_of
 from firstcli.training import collate, fused_objectives, trainer
 from training import test_trainer as training_tests
-from training.test_trainer import V, case, some_rows
+from training.test_trainer import V, drawn_samples, soft_targets_for
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "invariances.md"
 
@@ -28,66 +28,67 @@ def step(
 ) -> tuple[float, Tensor]:
     """Return the loss and the gradient of one batch, through the installed objective."""
     trainer.install_objective(model, objective)
-    batch = collate.Collate(rows, case(objective, rows))(range(len(rows)))
+    batch = collate.Collate(rows, soft_targets_for(objective, rows))(range(len(rows)))
     del batch["samples"]
     output = model(**batch)
     loss = output["loss"] / output["positions"]
     gradients = torch.autograd.grad(loss, list(model.parameters()))
-    return float(loss.detach()), torch.cat([one.ravel().float() for one in gradients])
+    flat = [gradient.ravel().float() for gradient in gradients]
+    return float(loss.detach()), torch.cat(flat)
 
 
 @torch.inference_mode()
-def known(
+def extracted(
     model: LlamaForCausalLM, rows: Sequence[EncodedSample], tokens: int = 10_000
 ) -> list[TopK]:
     reader = readout.Reader(model)
-    found: dict[str, TopK] = {}
+    known: dict[str, TopK] = {}
     for batch in inference.batches([len(row.input_ids) for row in rows], tokens):
-        found |= top_k_of(reader, [rows[i] for i in batch], 5, V)
-    return [found[row.id] for row in rows]
+        known |= top_k_of(reader, [rows[i] for i in batch], 5, V)
+    return [known[row.id] for row in rows]
 
 
 @pytest.mark.parametrize("objective", training_tests.OBJECTIVES)
-def test_the_rows_in_flight_change_no_step(
+def test_the_chunk_size_does_not_change_a_step(
     make_llama: MakeLlama, monkeypatch: pytest.MonkeyPatch, objective: trainer.Objective
 ) -> None:
-    rows = some_rows(8)
+    rows = drawn_samples(8)
     loss, gradient = step(make_llama(V), rows, objective)
     for size in (1, 7, 64):
-        monkeypatch.setitem(fused_objectives.ROWS, "cpu", size)
-        other, found = step(make_llama(V), rows, objective)
-        assert other == pytest.approx(loss, rel=1e-6)
-        assert training_tests.distance(found, gradient) < 1e-6
+        monkeypatch.setitem(fused_objectives.CHUNK_ROWS, "cpu", size)
+        chunked_loss, chunked_gradient = step(make_llama(V), rows, objective)
+        assert chunked_loss == pytest.approx(loss, rel=1e-6)
+        assert training_tests.distance(chunked_gradient, gradient) < 1e-6
 
 
-def test_neither_rows_in_flight_nor_company_change_knowledge(
+def test_neither_chunk_size_nor_batch_composition_changes_knowledge(
     make_llama: MakeLlama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, rows = make_llama(V), some_rows(12)
-    alone = known(model, rows, tokens=1)
-    monkeypatch.setattr(readout, "READ_ROWS", 3)
-    for one, other in zip(known(model, rows), alone, strict=True):
-        assert one.token_ids.tolist() == other.token_ids.tolist()
-        assert abs(one.log_probs - other.log_probs).max() < 1e-5
-        assert abs(one.log_tail - other.log_tail).max() < 1e-5
+    model, rows = make_llama(V), drawn_samples(12)
+    alone = extracted(model, rows, tokens=1)
+    monkeypatch.setattr(readout, "CHUNK_ROWS", 3)
+    for batched, single in zip(extracted(model, rows), alone, strict=True):
+        assert batched.token_ids.tolist() == single.token_ids.tolist()
+        assert abs(batched.log_probs - single.log_probs).max() < 1e-5
+        assert abs(batched.log_tail - single.log_tail).max() < 1e-5
 
 
-def test_weights_stored_in_bfloat16_change_little(make_llama: MakeLlama) -> None:
-    """Eight bits of each weight are left: probabilities within 0.05, the loss within 2 %."""
-    rows = some_rows(16)
+def test_weights_stored_in_bfloat16_change_results_little(make_llama: MakeLlama) -> None:
+    """Each weight keeps eight bits: probabilities stay within 0.05, the loss within 2 %."""
+    rows = drawn_samples(16)
     whole = make_llama(V, initializer_range=0.1)
     half = make_llama(V, initializer_range=0.1)
     half.to(torch.bfloat16)  # type: ignore[arg-type]  # a decorator hides its signature
-    for one, other in zip(known(half, rows), known(whole, rows), strict=True):
-        same = one.token_ids == other.token_ids
-        off = abs(torch.tensor(one.log_probs).exp() - torch.tensor(other.log_probs).exp())
-        assert float(off[torch.tensor(same)].max()) < 0.05
-        tails = torch.tensor(one.log_tail).exp() - torch.tensor(other.log_tail).exp()
-        assert float(tails.abs().max()) < 0.05
+    for ours, exact in zip(extracted(half, rows), extracted(whole, rows), strict=True):
+        same = ours.token_ids == exact.token_ids
+        errors = torch.tensor(ours.log_probs).exp() - torch.tensor(exact.log_probs).exp()
+        assert float(errors[torch.tensor(same)].abs().max()) < 0.05
+        tail_errors = torch.tensor(ours.log_tail).exp() - torch.tensor(exact.log_tail).exp()
+        assert float(tail_errors.abs().max()) < 0.05
     loss, gradient = step(whole, rows, "topk-tail")
-    other_loss, found = step(half, rows, "topk-tail")
-    assert other_loss == pytest.approx(loss, rel=0.02)
-    assert training_tests.distance(found, gradient) < 0.1
+    half_loss, half_gradient = step(half, rows, "topk-tail")
+    assert half_loss == pytest.approx(loss, rel=0.02)
+    assert training_tests.distance(half_gradient, gradient) < 0.1
 
 
 def test_the_document_names_tests_that_exist() -> None:

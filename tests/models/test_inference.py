@@ -1,4 +1,4 @@
-"""Logits at chosen positions, padding and batches, for architectures that differ in their heads."""
+"""Logits at selected positions, padding and batches, for architectures with different heads."""
 
 from __future__ import annotations
 
@@ -76,15 +76,15 @@ def sequences(*lengths: int) -> list[np.ndarray[Any, np.dtype[np.int32]]]:
 
 
 def all_positions(lengths: list[int]) -> tuple[Tensor, Tensor]:
-    """Every position of every sequence, as (rows, columns)."""
+    """Return every position of every sequence, as (rows, columns)."""
     rows = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
     return rows, torch.cat([torch.arange(length) for length in lengths])
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @torch.no_grad()
-def test_logits_at_equals_the_models_own_logits_one_by_one(name: str) -> None:
-    """Ragged and padded, at chosen positions: as alone and whole, whatever the head does."""
+def test_logits_at_equals_the_logits_of_single_sequences(name: str) -> None:
+    """A padded batch at selected positions equals single sequences, for every kind of head."""
     model = build(ARCHITECTURES[name])
     texts = sequences(9, 3, 6, 1)
     lengths = [len(text) for text in texts]
@@ -98,15 +98,15 @@ def test_logits_at_equals_the_models_own_logits_one_by_one(name: str) -> None:
     assert got.dtype == torch.float32 and got.shape == (sum(lengths), V)
     torch.testing.assert_close(got, whole.float(), rtol=1e-4, atol=1e-5)
     chosen = torch.tensor([5, 0, 12])  # any positions, in any order
-    some = logits_at(padded.input_ids, padded.attention_mask, rows[chosen], columns[chosen])
-    torch.testing.assert_close(some, whole[chosen].float(), rtol=1e-4, atol=1e-5)
-    # Outside a call the model is as it was.
+    selected = logits_at(padded.input_ids, padded.attention_mask, rows[chosen], columns[chosen])
+    torch.testing.assert_close(selected, whole[chosen].float(), rtol=1e-4, atol=1e-5)
+    # The model is unchanged outside a call.
     again = model(input_ids=torch.tensor(texts[0][None], dtype=torch.long)).logits[0]
     torch.testing.assert_close(again, whole[: lengths[0]])
 
 
-def test_soft_capping_is_at_work() -> None:
-    """Otherwise the architecture with it would prove nothing."""
+def test_soft_capping_is_active() -> None:
+    """Otherwise its architecture would not test it."""
     model = build(ARCHITECTURES["gemma2"])
     [text] = sequences(9)
     logits = model(input_ids=torch.tensor(text[None], dtype=torch.long)).logits
@@ -126,12 +126,12 @@ def test_gradients_pass_through_logits_at(make_llama: MakeLlama) -> None:
     whole = model(input_ids=padded.input_ids, attention_mask=padded.attention_mask).logits
     expected = gradients(whole[rows, columns])
     got = gradients(readout.LogitsAt(model)(padded.input_ids, padded.attention_mask, rows, columns))
-    for one, other in zip(got, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    for gradient, expected_gradient in zip(got, expected, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
 
 
 @torch.no_grad()
-def test_half_precision_weights_still_give_float32_logits(make_llama: MakeLlama) -> None:
+def test_half_precision_weights_give_float32_logits(make_llama: MakeLlama) -> None:
     model = make_llama(V).to(torch.bfloat16)  # type: ignore[arg-type]  # a decorator hides it
     padded = inference.pad(sequences(4))
     rows, columns = torch.tensor([0]), torch.tensor([3])
@@ -139,7 +139,7 @@ def test_half_precision_weights_still_give_float32_logits(make_llama: MakeLlama)
     assert got.dtype == torch.float32
 
 
-class HeadOfItsOwn(nn.Module):
+class BypassedHead(nn.Module):
     """Multiplies by its head's weight instead of calling the head."""
 
     def __init__(self) -> None:
@@ -156,12 +156,12 @@ class HeadOfItsOwn(nn.Module):
 
 
 def test_an_architecture_that_bypasses_its_head_is_refused() -> None:
-    """Also where the shape of the logits happens to fit: 2 sequences of 4, 4 chosen positions."""
-    model: Any = HeadOfItsOwn()
+    """Also if the shape of the logits matches by chance: 2 sequences of 4, 4 positions."""
+    model: Any = BypassedHead()
     padded = inference.pad(sequences(4, 4))
     for count in (3, 4):
         rows = columns = torch.zeros(count, dtype=torch.long)
-        with pytest.raises(UserError, match="HeadOfItsOwn does not apply its output layer"):
+        with pytest.raises(UserError, match="BypassedHead does not apply its output layer"):
             readout.LogitsAt(model)(padded.input_ids, padded.attention_mask, rows, columns)
 
 
@@ -173,7 +173,7 @@ def test_a_model_without_a_head_is_refused(make_llama: MakeLlama) -> None:
 # Padding and batches.
 
 
-def test_padding_lies_on_the_right_and_is_masked() -> None:
+def test_padding_is_on_the_right_and_masked() -> None:
     padded = inference.pad([np.array([5, 6, 7], np.int32), np.array([8], np.int32)])
     assert padded.input_ids.tolist() == [[5, 6, 7], [8, 0, 0]]
     assert padded.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
@@ -181,20 +181,20 @@ def test_padding_lies_on_the_right_and_is_masked() -> None:
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120))
-def test_batches_hold_every_row_once_within_the_limit(lengths: list[int], tokens: int) -> None:
-    found = list(inference.batches(lengths, tokens))
-    assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
-    for batch in found:
+def test_batches_contain_every_sequence_once(lengths: list[int], tokens: int) -> None:
+    batches = list(inference.batches(lengths, tokens))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
         width = max(lengths[i] for i in batch)
         assert len(batch) == 1 or width * len(batch) <= tokens
-    flat = [lengths[i] for batch in found for i in batch]
+    flat = [lengths[i] for batch in batches for i in batch]
     assert flat == sorted(flat, reverse=True)
 
 
-# What configurations say.
+# Configurations.
 
 
-def test_sizes_are_read_off_the_model(make_llama: MakeLlama) -> None:
+def test_sizes_come_from_the_model(make_llama: MakeLlama) -> None:
     model = make_llama(V, max_position_embeddings=77)
     assert inference.vocabulary_size(model) == V
     assert inference.context_length(model) == 77
@@ -204,7 +204,7 @@ def test_sizes_are_read_off_the_model(make_llama: MakeLlama) -> None:
 
 def test_devices_and_dtypes() -> None:
     assert inference.device_of(_family("cpu")).type == "cpu"
-    with pytest.raises(UserError, match=r"model.options.device: 'warp' is no use"):
+    with pytest.raises(UserError, match=r"model.options.device: 'warp' is not usable"):
         inference.device_of(_family("warp"))
     cpu = torch.device("cpu")
     assert inference.inference_dtype(_family("cpu"), cpu) == "float32"

@@ -1,4 +1,4 @@
-"""Readouts in the output layer's place: as from whole logits, and nothing left behind."""
+"""Readouts equal those from all logits and leave the model unchanged."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from firstcli.models.readout import Layer, Logits
 from models.test_inference import (
     ARCHITECTURES,
     SHAPE,
-    HeadOfItsOwn,
+    BypassedHead,
     V,
     all_positions,
     build,
     sequences,
 )
 
-MORE = ARCHITECTURES | {
+WITH_SCALING = ARCHITECTURES | {
     "granite": GraniteConfig(**SHAPE, num_key_value_heads=1, logits_scaling=3.0),
     "cohere": CohereConfig(**SHAPE, num_key_value_heads=1, logit_scale=0.25),
 }
-PLAIN = {"gemma2", "granite", "cohere"}
+NEEDS_ALL_LOGITS = {"gemma2", "granite", "cohere"}
 
 
 def read(reader: readout.Reader, readout: readout.Readout) -> Tensor:
@@ -43,20 +43,21 @@ def whole(scores: readout.Scores) -> Tensor:
     return torch.cat([logits.clone() for _, logits in scores.chunks(5)])
 
 
-@pytest.mark.parametrize("name", MORE)
+@pytest.mark.parametrize("name", WITH_SCALING)
 @torch.no_grad()
-def test_every_architecture_reads_as_its_whole_logits(name: str) -> None:
-    """On whichever path: only heads that do more than multiply need all logits."""
-    model = build(MORE[name])
+def test_readouts_of_every_architecture_equal_those_from_all_logits(name: str) -> None:
+    """On either path: only heads that do more than multiply need all logits."""
+    model = build(WITH_SCALING[name])
     expected = torch.cat(
         [
             model(input_ids=torch.tensor(text[None], dtype=torch.long)).logits[0].float()
             for text in sequences(9, 3, 6, 1)
         ]
     )
-    said: list[str] = []
-    reader = readout.Reader(model, said.append)
-    assert (reader.obstacle is not None) == (len(said) == 1) == (name in PLAIN), said
+    messages: list[str] = []
+    reader = readout.Reader(model, messages.append)
+    assert (reader.obstacle is not None) == (name in NEEDS_ALL_LOGITS), messages
+    assert (len(messages) == 1) == (name in NEEDS_ALL_LOGITS)
     torch.testing.assert_close(read(reader, whole), expected, rtol=1e-4, atol=1e-5)
     ids, log_probs, log_tail = readout.unpack(
         read(reader, lambda scores: readout.top_k(scores, 5, V))
@@ -66,23 +67,23 @@ def test_every_architecture_reads_as_its_whole_logits(name: str) -> None:
     torch.testing.assert_close(log_probs.double(), p.topk(5).values, rtol=0, atol=1e-4)
     tail = p.scatter(-1, ids, -torch.inf).logsumexp(-1)
     torch.testing.assert_close(log_tail.double(), tail, rtol=0, atol=1e-4)
-    some = torch.tensor([[3, 7, 3]]).expand(len(p), -1)
-    got = read(reader, lambda scores: readout.log_probs(scores, some)).double()
-    torch.testing.assert_close(got, p.gather(-1, some), rtol=0, atol=1e-4)
+    tokens = torch.tensor([[3, 7, 3]]).expand(len(p), -1)
+    got = read(reader, lambda scores: readout.log_probs(scores, tokens)).double()
+    torch.testing.assert_close(got, p.gather(-1, tokens), rtol=0, atol=1e-4)
 
 
-def test_the_reason_is_said() -> None:
-    changes = "changes what its output layer returns"
+def test_the_obstacle_states_the_reason() -> None:
+    changes = "changes the result of its output layer"
     assert changes in str(readout.Reader(build(ARCHITECTURES["gemma2"])).obstacle)
-    model: Any = HeadOfItsOwn()
+    model: Any = BypassedHead()
     assert "does not apply its output layer" in str(readout.Reader(model).obstacle)
     replaced = build(ARCHITECTURES["llama"])
     head: Any = replaced.get_output_embeddings()
     head.forward = head.forward
-    assert "replaced by something else" in str(readout.Reader(replaced).obstacle)
+    assert "something else has replaced" in str(readout.Reader(replaced).obstacle)
 
 
-def test_looking_and_reading_leave_the_model_as_it_was(make_llama: MakeLlama) -> None:
+def test_trial_and_readout_leave_the_model_unchanged(make_llama: MakeLlama) -> None:
     model = make_llama(V, attention_dropout=0.5)
     model.train()
     model.model.norm.eval()  # modes may differ
@@ -97,7 +98,7 @@ def test_looking_and_reading_leave_the_model_as_it_was(make_llama: MakeLlama) ->
     with pytest.raises(KeyboardInterrupt):
         read(reader, fails)
     assert [module.training for module in model.modules()] == modes
-    assert all(one.grad is None and one.requires_grad for one in model.parameters())
+    assert all(value.grad is None and value.requires_grad for value in model.parameters())
     assert "forward" not in vars(model.lm_head)
 
 
@@ -112,10 +113,10 @@ def test_looking_and_reading_leave_the_model_as_it_was(make_llama: MakeLlama) ->
     levels=st.sampled_from([1, 3, 1000]),
     seed=st.integers(0, 2**31),
 )
-def test_top_k_whatever_the_blocks_with_ties_by_id(
+def test_top_k_for_all_block_sizes_with_ties_by_id(
     sizes: tuple[int, int], data: st.DataObject, block: int, rows: int, levels: int, seed: int
 ) -> None:
-    """Few levels make many ties: values as torch.topk's, ids as a stable sort's."""
+    """Few levels make many ties: values match torch.topk, ids match a stable sort."""
     n, vocabulary = sizes
     limit = data.draw(st.integers(1, vocabulary))
     k = data.draw(st.integers(1, limit))
@@ -124,7 +125,7 @@ def test_top_k_whatever_the_blocks_with_ties_by_id(
     logits = torch.where(logits == 0, -logits, logits)  # 0.0 and -0.0 are equal
     with (
         mock.patch.object(readout, "BLOCK", block),
-        mock.patch.object(readout, "READ_ROWS", rows),
+        mock.patch.object(readout, "CHUNK_ROWS", rows),
     ):
         ids, log_probs, log_tail = readout.unpack(readout.top_k(Logits(logits.clone()), k, limit))
     stable = logits[:, :limit].sort(dim=-1, descending=True, stable=True).indices[:, :k]
@@ -135,7 +136,7 @@ def test_top_k_whatever_the_blocks_with_ties_by_id(
     torch.testing.assert_close(log_tail.double(), tail, rtol=1e-5, atol=1e-5)
 
 
-def test_a_tail_too_small_for_one_minus_the_mass_keeps_its_value() -> None:
+def test_a_tail_too_small_for_one_minus_the_mass_is_exact() -> None:
     logits = torch.full((1, 300), -100.0)
     logits[0, 5], logits[0, 250] = 100.0, 99.0
     _, _, log_tail = readout.unpack(readout.top_k(Logits(logits.clone()), 2, 300))
@@ -144,7 +145,7 @@ def test_a_tail_too_small_for_one_minus_the_mass_keeps_its_value() -> None:
 
 
 @pytest.mark.parametrize("broken", [torch.nan, -torch.nan, torch.inf])
-def test_what_is_not_finite_is_not_hidden(broken: float) -> None:
+def test_non_finite_logits_are_not_hidden(broken: float) -> None:
     logits = torch.randn(2, 300, generator=torch.Generator().manual_seed(0))
     logits[1, 299] = broken
     _, log_probs, _ = readout.unpack(readout.top_k(Logits(logits), 5, 100))
@@ -153,11 +154,11 @@ def test_what_is_not_finite_is_not_hidden(broken: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_layer_is_read_as_it_computes(dtype: torch.dtype, bias: bool) -> None:
+def test_a_layer_and_its_logits_give_the_same_top_k(dtype: torch.dtype, bias: bool) -> None:
     torch.manual_seed(0)
     head = torch.nn.Linear(8, 300, bias=bias).to(dtype)
     hidden = torch.randn(7, 8, dtype=dtype)
     expected = Logits(head(hidden).detach().float())
-    with mock.patch.object(readout, "READ_ROWS", 2):
+    with mock.patch.object(readout, "CHUNK_ROWS", 2):
         got = readout.top_k(Layer(hidden, head.weight, head.bias), 5, 290)
     torch.testing.assert_close(got, readout.top_k(expected, 5, 290))

@@ -17,6 +17,22 @@ SoftTargetSource = Callable[[Sequence[EncodedSample]], SoftTargets]
 `soft_targets.SoftTargetBuilder`."""
 
 
+class SampleIndices(torch.utils.data.Dataset[int]):
+    """The indices of the training samples, for a loader whose `Collate` looks the samples up.
+
+    Unlike a range, it returns a negative `~index` unchanged.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
 class Collate:
     """Make a batch from the indices of B samples with N supervised positions in total.
 

@@ -35,7 +35,7 @@ from firstcli.runtime import distributed
 from firstcli.runtime.console import Advance, Console
 from firstcli.runtime.files import write_text
 from firstcli.training import fused_objectives, sampling
-from firstcli.training.collate import Collate, SoftTargetSource
+from firstcli.training.collate import Collate, SampleIndices, SoftTargetSource
 
 Objective = Literal["labels", "topk-tail", "topk-renormalized"]
 
@@ -259,7 +259,7 @@ def train(
     trainer = PositionTrainer(
         model=model,
         args=args,
-        train_dataset=cast(Any, range(len(samples))),  # `Collate` looks the samples up
+        train_dataset=SampleIndices(len(samples)),
         data_collator=Collate(samples, soft_targets),
         samples=samples,
     )

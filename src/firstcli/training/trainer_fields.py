@@ -51,7 +51,6 @@ HARMLESS = frozenset(
         "gradient_checkpointing_kwargs",
         "log_level",
         "log_level_replica",
-        "logging_dir",
         "logging_first_step",
         "logging_steps",
         "logging_strategy",
