@@ -27,11 +27,12 @@ import numpy as np
 import numpy.typing as npt
 
 from firstcli.data.encoding import encode_questions
-from firstcli.pipeline import execute
-from firstcli.pipeline.execute import Request, open_run
+from firstcli.pipeline.execute import execute
+from firstcli.pipeline.plan import Request, open_run
 from firstcli.plugins import load
 from firstcli.recalibration.builtin import normalized, softmax
 from firstcli.stages import inputs
+from firstcli.stages.extract import EXTRACT
 from firstcli.training import soft_targets
 from firstcli.training.soft_targets import Positions
 from firstcli.workspace.run import Run
@@ -200,7 +201,7 @@ def main() -> None:
     if chosen.recipe is None:
         parser.error("give a recipe, or --invented")
     request = Request(chosen.recipe, tuple(chosen.overrides), run_dir=chosen.run_dir, quiet=True)
-    execute.execute(request, "extract")
+    execute(request, EXTRACT)
     answers = validation_answers(open_run(request))
     fold = np.random.default_rng(0).permutation(len(answers.outcome)) % FOLDS
     scorer = Scorer(answers)

@@ -27,7 +27,7 @@ from firstcli.data.encoded import lengths_of
 from firstcli.data.encoding import EncodedSample
 from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference
-from firstcli.pipeline.execute import Request, open_run
+from firstcli.pipeline.plan import Request, open_run
 from firstcli.recipe.schema import Arm, Training, recalibrator_of, training_of
 from firstcli.stages import inputs
 from firstcli.training import objectives, sampling, soft_targets
@@ -112,7 +112,10 @@ def extract(model: Any, rows: Sequence[EncodedSample], top_k: int) -> soft_targe
         np.concatenate([topk.token_ids for topk in ordered]),
         np.concatenate([row.targets for row in rows]),
         np.concatenate(
-            [np.arange(row.start, len(row.input_ids)) == (row.decisive or -1) for row in rows]
+            [
+                np.arange(row.start, len(row.input_ids)) == (row.answer_position or -1)
+                for row in rows
+            ]
         ),
     )
 
@@ -128,7 +131,7 @@ def soft_target_source(
     if recalibrator.needs_fit:
         answers = validation.where(validation.is_answer)
         mass = soft_targets.target_mass(arm, answers)
-        recalibrator.fit(answers.topk, answers.is_label, mass)
+        recalibrator.fit(answers.topk, answers.is_label, mass, arm.mass or "teacher")
     mode = soft_targets.positions_mode(arm, rows)
     distribution = soft_targets.recalibrated(mode, recalibrator, train)
     soft = soft_targets.soft_targets_of(arm, train, distribution)

@@ -24,7 +24,7 @@ from firstcli.data.encoding import EncodedSample
 from firstcli.knowledge import store
 from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference, readout
-from firstcli.stages import extract
+from firstcli.stages import scoring
 from firstcli.training.collate import Collate
 from measure import Comparison, Report
 
@@ -38,9 +38,10 @@ def extract_shard(
 ) -> None:
     """Process a shard as `stages.extract` does."""
     known: dict[str, TopK] = {}
-    for batch in inference.batches([len(row.input_ids) for row in rows], extract.BATCH_TOKENS):
-        known |= extract.top_k_of(reader, [rows[i] for i in batch], shapes.TOP_K, limit)
-    store.write_shard(path, rows, [known[row.id] for row in rows], {**shapes.FACTS, "shards": 1})
+    for batch in inference.batches([len(row.input_ids) for row in rows], scoring.EXTRACTION_TOKENS):
+        known |= scoring.top_k_of(reader, [rows[i] for i in batch], shapes.TOP_K, limit)
+    format = store.StoreFormat(shapes.TOP_K, "standard", shards=1)
+    store.write_shard(path, rows, [known[row.id] for row in rows], format)
 
 
 @torch.inference_mode()
@@ -72,7 +73,7 @@ def compare(shape: shapes.Model, text: shapes.Text, repeats: int, folder: Path) 
     reader = readout.Reader(model)
     collate = Collate(rows, None)
     lengths = [len(row.input_ids) for row in rows]
-    batches = [collate(batch) for batch in inference.batches(lengths, extract.BATCH_TOKENS)]
+    batches = [collate(batch) for batch in inference.batches(lengths, scoring.EXTRACTION_TOKENS)]
     shard, lines = folder / "shard-00000.parquet", folder / "lines.jsonl"
     durations = measure.in_turns(
         {

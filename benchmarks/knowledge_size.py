@@ -23,8 +23,8 @@ from firstcli.knowledge import store
 from firstcli.knowledge.store import Precision
 from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference, readout
-from firstcli.pipeline.execute import Request, open_run
-from firstcli.stages import extract, inputs
+from firstcli.pipeline.plan import Request, open_run
+from firstcli.stages import inputs, scoring
 from firstcli.workspace.run import Run
 
 PRECISIONS: tuple[Precision, ...] = ("standard", "compact")
@@ -43,8 +43,8 @@ def exact_knowledge(run: Run, rows: Sequence[EncodedSample]) -> dict[str, TopK]:
     reader = readout.Reader(inputs.teacher(run))
     top_k, limit = run.recipe.knowledge.top_k, inputs.shared_vocabulary(run)
     known: dict[str, TopK] = {}
-    for batch in inference.batches([len(row.input_ids) for row in rows], extract.BATCH_TOKENS):
-        known |= extract.top_k_of(reader, [rows[i] for i in batch], top_k, limit)
+    for batch in inference.batches([len(row.input_ids) for row in rows], scoring.EXTRACTION_TOKENS):
+        known |= scoring.top_k_of(reader, [rows[i] for i in batch], top_k, limit)
     return known
 
 
@@ -55,13 +55,13 @@ def measure(
     precision: Precision,
 ) -> str:
     """Return a precision's line of the table."""
-    facts = {"top_k": top_k, "precision": precision, "shards": len(shards)}
+    format = store.StoreFormat(top_k, precision, shards=len(shards))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         began = time.perf_counter()
         for index, shard in enumerate(shards):
             path = store.shard_path(folder, index)
-            store.write_shard(path, shard, [exact[row.id] for row in shard], facts)
+            store.write_shard(path, shard, [exact[row.id] for row in shard], format)
         written = time.perf_counter()
         store.Knowledge(folder)
         opened = time.perf_counter()
@@ -98,7 +98,7 @@ def main() -> None:
         "| mean | mean KL | positions/s written | opened |"
     )
     print("|---|" + "---:|" * 8)
-    shards = extract.split_into_shards(rows)
+    shards = scoring.split_into_shards(rows)
     for precision in PRECISIONS:
         print(measure(shards, exact, run.recipe.knowledge.top_k, precision), flush=True)
 

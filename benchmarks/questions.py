@@ -16,9 +16,9 @@ from torch import Tensor
 
 import measure
 import shapes
-from firstcli.data.encoding import Question
+from firstcli.data.encoding import EncodedQuestion
 from firstcli.models import inference, readout
-from firstcli.stages import evaluate
+from firstcli.stages import scoring
 from measure import Comparison, Report
 
 SAMPLES = 256
@@ -26,11 +26,11 @@ CANDIDATES = 5
 
 
 @torch.inference_mode()
-def evaluate_all(reader: readout.Reader, questions: Sequence[Question]) -> None:
+def evaluate_all(reader: readout.Reader, questions: Sequence[EncodedQuestion]) -> None:
     """Process the questions as `stages.evaluate` does."""
     lengths = [len(question.input_ids) for question in questions]
-    for batch in inference.batches(lengths, evaluate.BATCH_TOKENS):
-        evaluate.candidate_log_probs(reader, [questions[i] for i in batch])
+    for batch in inference.batches(lengths, scoring.EVALUATION_TOKENS):
+        scoring.candidate_log_probs(reader, [questions[i] for i in batch])
 
 
 @torch.inference_mode()
@@ -48,9 +48,9 @@ def compare(shape: shapes.Model, repeats: int) -> Comparison:
         row.input_ids[: row.start] for row in shapes.QUESTION.rows(SAMPLES, shape.vocabulary)
     ]
     candidates = tuple(range(0, CANDIDATES * 100, 100))
-    questions = [Question(str(i), ids, candidates, 0, None) for i, ids in enumerate(prompts)]
+    questions = [EncodedQuestion(str(i), ids, candidates, 0, None) for i, ids in enumerate(prompts)]
     batches = []
-    for batch in inference.batches([len(ids) for ids in prompts], evaluate.BATCH_TOKENS):
+    for batch in inference.batches([len(ids) for ids in prompts], scoring.EVALUATION_TOKENS):
         chosen = [prompts[i] for i in batch]
         batches.append((inference.pad(chosen), torch.tensor([len(ids) - 1 for ids in chosen])))
     reader = readout.Reader(model)

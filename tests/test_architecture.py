@@ -81,7 +81,6 @@ def test_no_stage_is_named_by_a_string_outside_its_module() -> None:
         if module.split(".")[1] not in ("cli", "commands", "pipeline", "stages", "workspace"):
             continue
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Constant) and node.value in names:
-                if names[str(node.value)] != module:
-                    spelt.append(f"{path.relative_to(SOURCE)}:{node.lineno} {node.value!r}")
+            if isinstance(node, ast.Constant) and names.get(str(node.value), module) != module:
+                spelt.append(f"{path.relative_to(SOURCE)}:{node.lineno} {node.value!r}")
     assert spelt == []

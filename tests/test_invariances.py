@@ -15,7 +15,7 @@ from conftest import MakeLlama
 from firstcli.data.encoding import EncodedSample
 from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference, readout
-from firstcli.stages.extract import top_k_of
+from firstcli.stages.scoring import top_k_of
 from firstcli.training import collate, fused_objectives, trainer
 from training import test_trainer as training_tests
 from training.test_trainer import V, drawn_samples, soft_targets_for

@@ -177,14 +177,6 @@ class Task(PluginBase[OptionsT]):
     def splits(self) -> tuple[str, ...]:
         """Names of the splits that this task can load with these options; at least one."""
 
-    def sources(self, split: str) -> Sequence[Path] | None:
-        """Return the local files that a split is read from.
-
-        An empty sequence means that the options alone determine the samples; None means neither:
-        the split is then read on every command.
-        """
-        return None
-
     @abstractmethod
     def load(self, split: str) -> Split:
         """Return the samples of one of `splits`: at least one, in the same order at every load.

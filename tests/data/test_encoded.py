@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from firstcli.data.encoded import EncodedStore, counts_of, has_answer_positions, lengths_of
 from firstcli.data.encoding import EncodedSample
-from firstcli.stages.extract import split_into_shards
+from firstcli.stages.scoring import split_into_shards
 
 NOWHERE = Path("/no/such/folder")  # the spool is then in the system's temporary folder
 

@@ -16,7 +16,8 @@ import pytest
 
 from firstcli.knowledge import shards, store
 from firstcli.knowledge.top_k import TopK
-from firstcli.stages import extract
+from firstcli.stages import scoring
+from firstcli.stages.extract import EXTRACT
 from firstcli.workspace.artifacts import Artifact, Digests
 from support import command_line
 from support.command_line import Finished, first
@@ -211,11 +212,9 @@ def test_a_manifest_of_a_newer_version(finished: Finished, run: Path) -> None:
 def test_knowledge_that_a_newer_version_made_is_not_overwritten(
     finished: Finished, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from firstcli.pipeline import fingerprints
-
     options = (finished.recipe, "--run-dir", run)
     with monkeypatch.context() as patch:
-        patch.setitem(fingerprints.FORMATS, "extract", fingerprints.FORMATS["extract"] + 1)
+        patch.setattr(EXTRACT, "format", EXTRACT.format + 1)
         assert first("extract", *options).code == 0
     before = command_line.contents(run / "knowledge")
     said = ("knowledge/train: made by a newer firstcli", "update firstcli", "--force")
@@ -234,7 +233,7 @@ def test_a_damaged_manifest_does_not_let_all_be_redone_unasked(
     before = knowledge_of(run)
     for command in (("extract",), ("extract", "--repair"), ("distill",)):
         result = first(*command, finished.recipe, "--run-dir", run)
-        result.mistake("knowledge/train", "'manifest.json'", "--force` redoes all")
+        result.mistake("knowledge/train", "'manifest.json'", "--force` rebuilds everything")
     assert first("extract", finished.recipe, "--run-dir", run, "--force").code == 0
     assert knowledge_of(run) == before
 
@@ -309,12 +308,12 @@ def test_samples_are_verified_in_the_company_in_which_they_were(
     """In bfloat16 another batch moves probabilities by more than any precision's bound."""
     asked: list[frozenset[str]] = []
 
-    def noted(reader: Any, rows: Any, *args: Any, real: Any = extract.top_k_of) -> Any:
+    def noted(reader: Any, rows: Any, *args: Any, real: Any = scoring.top_k_of) -> Any:
         asked.append(frozenset(row.id for row in rows))
         return real(reader, rows, *args)
 
-    monkeypatch.setattr(extract, "top_k_of", noted)
-    monkeypatch.setattr(extract, "BATCH_TOKENS", 200)
+    monkeypatch.setattr(scoring, "top_k_of", noted)
+    monkeypatch.setattr(scoring, "EXTRACTION_TOKENS", 200)
     command = ("extract", finished.recipe, "--run-dir", run)
     assert first(*command, "--force").code == 0
     extracted = set(asked)

@@ -59,7 +59,7 @@ def test_extraction_goes_on_after_the_last_whole_shard(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from firstcli.knowledge import store
-    from firstcli.stages import extract
+    from firstcli.stages import scoring
 
     run = finished.copied_to(tmp_path)
     undisturbed = command_line.copy_run(run, tmp_path / "undisturbed")
@@ -81,14 +81,14 @@ def test_extraction_goes_on_after_the_last_whole_shard(
             first(*command, run)
     asked: list[int] = []
 
-    def noted(logits_at: Any, rows: Any, *args: Any, real: Any = extract.top_k_of) -> Any:
+    def noted(logits_at: Any, rows: Any, *args: Any, real: Any = scoring.top_k_of) -> Any:
         asked.append(len(rows) if args[0] == 5 else 0)  # not the ranks beyond the store's
         return real(logits_at, rows, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(extract, "top_k_of", noted)
+        patch.setattr(scoring, "top_k_of", noted)
         again = first(*command, run)
-    assert "extract train: going on after 40 finished samples" in again.out
+    assert "extract train: resuming after 40 finished samples" in again.out
     assert sum(asked) == 26 + 30  # what is left of the training part, and the validation part
     assert results(run) == results(undisturbed)
     assert not list(run.rglob("*.tmp"))

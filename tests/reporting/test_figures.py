@@ -15,8 +15,17 @@ from firstcli.metrics import accuracy_at, reliability_bins, summarize
 from firstcli.metrics.records import EvalRecords
 from firstcli.reporting import concentration, coverage, questions, ranks, reliability, studies
 from firstcli.reporting import temperature as temperatures
+from firstcli.reporting.data import FittedRecalibrator
 from firstcli.reporting.style import Drawing, Numbers, Panel, heading, looks, save, shortened
-from support.invented_report import CALIBRATION, CONCENTRATION, EVIL, answers, everything, report
+from support.invented_report import (
+    CALIBRATION,
+    CONCENTRATION,
+    EVIL,
+    answers,
+    curve,
+    everything,
+    report,
+)
 
 
 def some_records(seed: int = 0, n: int = 60) -> EvalRecords:
@@ -110,8 +119,9 @@ def test_the_search_shows_both_criteria_with_their_intervals() -> None:
     assert [panel.title for panel in drawing.panels] == ["first: ECE (selects T)", "first: NLL"]
     assert "T = 0.4 [0.36, 0.44]" in drawing.panels[0].description
     assert ("ECE", 0.4, 0.1) in drawing.numbers.rows
-    assert temperatures.search("third-party", {"state": {"anything": 1}}) is None
-    assert temperatures.search("fixed", {"state": {"temperature": 0.3}}) is None
+    assert temperatures.search("fixed", CALIBRATION._replace(curves={})) is None
+    other = temperatures.search("other", FittedRecalibrator((), {"loss": curve(0.4, 0.1)}, None))
+    assert other and other.panels[0].title == "other: loss"
 
 
 def test_lines_join_arms_that_differ_only_in_temperature_or_k() -> None:

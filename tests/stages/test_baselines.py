@@ -13,10 +13,9 @@ from scipy.special import log_softmax
 from firstcli.data import splits
 from firstcli.knowledge.store import Knowledge
 from firstcli.metrics.records import EvalRecords
-from firstcli.pipeline.execute import Request, open_run
-from firstcli.stages import inputs, posthoc
+from firstcli.pipeline.plan import Request, open_run
+from firstcli.stages import inputs, posthoc, units_of
 from firstcli.workspace.run import Run
-from firstcli.workspace.units import units_of
 from support import command_line
 from support.command_line import first
 
@@ -122,8 +121,8 @@ def test_its_temperature_is_fitted_on_what_the_model_says_where_it_decides(
     run = opened(done)
     unit = units_of(run.recipe, run.folder)["eval fine-tune@1+T"]
     rows = posthoc._rows(run, unit)
-    found = posthoc._asked(run, unit, rows)
-    topk, is_label = posthoc._decisive(rows, found)
+    found = posthoc._scored(run, unit, rows)
+    topk, is_label = posthoc._answer_positions(rows, found)
     assert topk.shape == (30, 6) == is_label.shape
     assert unit.model
     model = inputs.model(run, unit.model)
@@ -156,7 +155,7 @@ def test_no_row_is_scored_by_a_teacher_that_has_seen_it(done: tuple[Path, Path])
     assert len(stored) == len(rows)
     limit = inputs.shared_vocabulary(run)
     from firstcli.models import readout
-    from firstcli.stages.extract import top_k_of
+    from firstcli.stages.scoring import top_k_of
 
     for fold in (1, 2):
         reader = readout.Reader(inputs.teacher(run, fold))

@@ -16,7 +16,7 @@ from firstcli.api import Sample
 from firstcli.data.encoding import EncodedQuestion, encode_questions
 from firstcli.metrics.records import EvalRecords
 from firstcli.models import readout
-from firstcli.stages.evaluate import candidate_log_probs
+from firstcli.stages.scoring import candidate_log_probs
 
 PLACES = ("fire", "water", "the passage", "the dry green fire", "a wet place\n\n\nwith Yes", "no")
 

@@ -25,11 +25,10 @@ from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference, readout
 from firstcli.recipe.schema import Recipe
 from firstcli.runtime.console import Console
-from firstcli.stages import extract as stage
-from firstcli.stages import inputs
-from firstcli.stages.extract import split_into_shards, top_k_of
+from firstcli.stages import inputs, scoring, units_of
+from firstcli.stages.extract import EXTRACT
+from firstcli.stages.scoring import split_into_shards, top_k_of
 from firstcli.workspace.run import Run
-from firstcli.workspace.units import units_of
 
 TOP_K = 5
 
@@ -273,12 +272,13 @@ def test_the_stage_stores_every_sample_under_its_id(
 ) -> None:
     """Batches and shards of several lengths, against one position at a time."""
     monkeypatch.setattr(store, "SHARD_POSITIONS", 80)
-    monkeypatch.setattr(stage, "BATCH_TOKENS", 60)
+    monkeypatch.setattr(scoring, "EXTRACTION_TOKENS", 60)
     unit = units_of(run.recipe, run.folder)["extract train"]
-    facts = stage.work(run, unit, tmp_path)
+    facts = EXTRACT.work(run, unit, tmp_path)
+    assert facts
     opened = store.Knowledge(tmp_path)
     rows = inputs.training_rows(run, "teacher", "train")
-    assert len(opened) == facts["samples"] == len(rows) > 32
+    assert len(opened) == facts.samples == len(rows) > 32
     model = inputs.teacher(run)
     for one in rows:
         ids, tails = naive_top_k(model, one, TOP_K)
@@ -295,7 +295,7 @@ def test_a_killed_extraction_goes_on_and_ends_the_same(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()
-    facts = stage.work(run, unit, whole)
+    facts = EXTRACT.work(run, unit, whole)
     written: list[str] = []
     write_shard = store.write_shard
 
@@ -309,9 +309,9 @@ def test_a_killed_extraction_goes_on_and_ends_the_same(
     with monkeypatch.context() as dying:
         dying.setattr(store, "write_shard", dies_at_the_third)
         with pytest.raises(KeyboardInterrupt):
-            stage.work(run, unit, killed)
+            EXTRACT.work(run, unit, killed)
     first = store.shard_path(killed, 0).stat().st_mtime_ns
-    assert stage.work(run, unit, killed) == facts
+    assert EXTRACT.work(run, unit, killed) == facts
     assert store.shard_path(killed, 0).stat().st_mtime_ns == first  # not done again
     assert {path.name: path.read_bytes() for path in killed.iterdir()} == {
         path.name: path.read_bytes() for path in whole.iterdir()

@@ -57,7 +57,7 @@ def test_sizes_between_the_probed_ones_lie_between_their_times(
     monkeypatch.setattr(probe, "_seconds", lambda work, device: float(work() or 0) + asked[-1] / 10)
     found = probe._interpolated(sizes, lambda index: asked.append(int(sizes[index])), None)  # type: ignore[arg-type]
     np.testing.assert_allclose(found, sizes / 10)
-    assert len(set(asked)) == probe.PROBED < len(sizes)
+    assert len(set(asked)) == probe.PROBED_BATCHES < len(sizes)
 
 
 def test_the_table_has_a_sum(tmp_path: Path) -> None:

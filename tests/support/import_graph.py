@@ -1,6 +1,6 @@
 """The imports between the packages of firstcli, deferred ones included.
 
-    PYTHONPATH=tests python -m support.import_graph    # prints the graph
+PYTHONPATH=tests python -m support.import_graph    # prints the graph
 """
 
 from __future__ import annotations

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from firstcli.api import Sample
+from firstcli.api import Curve, Sample
 from firstcli.metrics.records import EvalRecords
+from firstcli.recalibration.diagnostics import RankCalibration
 from firstcli.recipe.schema import MetricsSettings
-from firstcli.reporting.data import ArmFacts, ReportData, TeacherPart
+from firstcli.reporting.data import ArmFacts, FittedRecalibrator, ReportData, TeacherPart
 
 EVIL = "<script>alert('x')</script>"
 
@@ -62,22 +63,17 @@ def sample(id: str, prompt: str) -> Sample:
     return Sample.question(prompt, (" yes", " no", " maybe"), 0, id=id)
 
 
-def curve(best: float, *temperatures: float) -> dict[str, Any]:
+def curve(best: float, *temperatures: float) -> Curve:
     """Return a criterion with its minimum at `best`."""
-    points = [[t, 0.1 + (t - best) ** 2] for t in sorted({best, *temperatures})]
-    return {"temperature": best, "interval": [0.9 * best, 1.1 * best], "curve": points}
+    points = tuple((t, 0.1 + (t - best) ** 2) for t in sorted({best, *temperatures}))
+    return Curve(points, best, (0.9 * best, 1.1 * best))
 
 
-CALIBRATION: dict[str, Any] = {
-    "recalibrator": "temperature-scaling",
-    "criterion": "ece",
-    "temperature": 0.4,
-    "state": {"criteria": {"ece": curve(0.4, 0.1, 1.0), "nll": curve(0.5, 0.1, 1.0)}},
-    "ranks": [
-        {"rank": 1, "confidence_before": 0.9, "confidence_after": 0.6, "frequency": 0.6, "n": 90},
-        {"rank": 2, "confidence_before": 0.1, "confidence_after": 0.3, "frequency": 0.3, "n": 90},
-    ],
-}
+CALIBRATION = FittedRecalibrator(
+    ranks=(RankCalibration(1, 0.9, 0.6, 0.6, 90), RankCalibration(2, 0.1, 0.3, 0.3, 90)),
+    curves={"ece": curve(0.4, 0.1, 1.0), "nll": curve(0.5, 0.1, 1.0)},
+    criterion="ece",
+)
 
 CONCENTRATION: dict[str, Any] = {
     "positions": 1234,

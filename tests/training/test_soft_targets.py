@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from firstcli.api import FloatArray
 
 E = 1e-6  # the paper's epsilon, appendix A.1
-FACTS = {"top_k": 2, "precision": "standard", "shards": 1, "teacher": "t", "split": "train"}
+FORMAT = store.StoreFormat(2, "standard", "train", shards=1, teacher="t")
 
 
 def arm(recalibrator: str = "none", /, options: dict[str, Any] | None = None, **fields: Any) -> Arm:
@@ -46,8 +46,8 @@ def recalibrator(of: Arm) -> Recalibrator[PluginOptions]:
 def rows() -> list[EncodedSample]:
     """Two questions: the answer position is the first of 2 targets, and the second of 3."""
     return [
-        EncodedSample("a", np.array([1, 2, 10, 9], np.int32), start=2, decisive=2),
-        EncodedSample("b", np.array([3, 4, 20, 11, 9], np.int32), start=2, decisive=3),
+        EncodedSample("a", np.array([1, 2, 10, 9], np.int32), start=2, answer_position=2),
+        EncodedSample("b", np.array([3, 4, 20, 11, 9], np.int32), start=2, answer_position=3),
     ]
 
 
@@ -81,7 +81,7 @@ def knowledge(tmp_path: Path, rows: list[EncodedSample]) -> Knowledge:
         )
         for row in rows
     ]
-    store.write_shard(store.shard_path(tmp_path, 0), rows[::-1], known[::-1], FACTS)
+    store.write_shard(store.shard_path(tmp_path, 0), rows[::-1], known[::-1], FORMAT)
     return Knowledge(tmp_path)
 
 
@@ -121,10 +121,10 @@ def test_positions_follow_the_order_of_the_samples(
 
 
 def test_instruction_tasks_recalibrate_all_positions(tmp_path: Path) -> None:
-    row = EncodedSample("a", np.array([1, 2, 3], np.int32), start=1, decisive=None)
+    row = EncodedSample("a", np.array([1, 2, 3], np.int32), start=1, answer_position=None)
     half, nothing = np.full((2, 2), -0.6931472, np.float32), np.full(2, -np.inf, np.float32)
     known = TopK(np.zeros((2, 2), np.int32), half, nothing)
-    store.write_shard(store.shard_path(tmp_path, 0), [row], [known], FACTS)
+    store.write_shard(store.shard_path(tmp_path, 0), [row], [known], FORMAT)
     positions = soft_targets.positions_of([row], Knowledge(tmp_path))
     assert not positions.is_answer.any()
     assert soft_targets.positions_mode(arm(), [row]) == "all"
@@ -242,7 +242,9 @@ def drawn_knowledge(
                 np.log1p(-p.sum(axis=1)).astype(np.float32),
             )
         )
-    store.write_shard(store.shard_path(folder, 0), rows, known, FACTS | {"top_k": k})
+    store.write_shard(
+        store.shard_path(folder, 0), rows, known, dataclasses.replace(FORMAT, top_k=k)
+    )
     return rows, Knowledge(folder)
 
 
@@ -326,7 +328,7 @@ def test_a_fitted_state_is_read_from_its_artifact(tmp_path: Path, positions: Pos
     fitted = arm("temperature-scaling")
     original = recalibrator(fitted)
     answers = positions.where(positions.is_answer)
-    original.fit(answers.topk, answers.is_label, answers.mass)
+    original.fit(answers.topk, answers.is_label, answers.mass, "teacher")
     artifact = tmp_path / "first.json"
     artifact.write_text(json.dumps({"state": original.state(), "rows": 2}))
     restored = soft_targets.recalibrator_for(fitted, artifact)

@@ -27,7 +27,7 @@ from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference, readout
 from firstcli.recipe.schema import Arm, Training, recalibrator_of
 from firstcli.runtime.console import Console
-from firstcli.stages.extract import top_k_of
+from firstcli.stages.scoring import top_k_of
 from firstcli.training import arguments, collate, objectives, sampling, trainer, trainer_fields
 from firstcli.training.soft_targets import SoftTargetBuilder, SoftTargets
 from firstcli.training.trainer import Objective
@@ -119,9 +119,9 @@ def distance(value: Tensor, reference: Tensor) -> float:
 
 def test_collate_flattens_over_row_and_column() -> None:
     rows = [
-        EncodedSample("a", np.array([1, 2, 3, 4], np.int32), start=2, decisive=2),
-        EncodedSample("b", np.array([5, 6, 7], np.int32), start=1, decisive=1),
-        EncodedSample("c", np.array([8, 9], np.int32), start=1, decisive=1),
+        EncodedSample("a", np.array([1, 2, 3, 4], np.int32), start=2, answer_position=2),
+        EncodedSample("b", np.array([5, 6, 7], np.int32), start=1, answer_position=1),
+        EncodedSample("c", np.array([8, 9], np.int32), start=1, answer_position=1),
     ]
     soft_targets = drawn_soft_targets(rows)
     batch = collate.Collate(rows, soft_targets)([2, 0])
@@ -157,7 +157,7 @@ def test_planted_tokens_reach_the_student_at_their_positions(
     teacher = make_llama(len(tokenizer))
     with torch.no_grad():
         known = top_k_of(readout.Reader(teacher), rows, K, len(tokenizer))
-    facts = {"top_k": K, "precision": "standard", "shards": 3}
+    format = store.StoreFormat(K, "standard", shards=3)
     for index, row in enumerate([rows[1], rows[2], rows[0]]):
         path = store.shard_path(tmp_path, index)
         topk = known[row.id]
@@ -166,7 +166,7 @@ def test_planted_tokens_reach_the_student_at_their_positions(
             np.roll(topk.log_probs, shift, axis=0),
             np.roll(topk.log_tail, shift),
         )
-        store.write_shard(path, [row], [shifted], facts)
+        store.write_shard(path, [row], [shifted], format)
     arm = Arm.model_validate({"recalibrator": {"name": "none"}})
     builder = SoftTargetBuilder(arm, recalibrator_of(arm), Knowledge(tmp_path), rows)
     batch = collate.Collate(rows, builder)([1, 0, 2])
@@ -563,8 +563,8 @@ def test_a_student_with_a_real_tokenizer_learns_from_its_teacher(
     with torch.no_grad():
         known = top_k_of(readout.Reader(teacher), rows, K, len(tokenizer))
     path = store.shard_path(tmp_path, 0)
-    facts = {"top_k": K, "precision": "standard", "shards": 1}
-    store.write_shard(path, rows, [known[row.id] for row in rows], facts)
+    format = store.StoreFormat(K, "standard", shards=1)
+    store.write_shard(path, rows, [known[row.id] for row in rows], format)
     arm = Arm.model_validate({"recalibrator": {"name": "none"}})
     soft_targets = SoftTargetBuilder(arm, recalibrator_of(arm), Knowledge(tmp_path), rows)
     student = make_llama(len(tokenizer), seed=1, initializer_range=0.2)

@@ -57,7 +57,7 @@ def test_a_finished_artifact_says_what_it_is(artifact: Artifact, digests: Digest
     made = make(artifact, digests)
     found = artifact.manifest(digests)
     assert found == made
-    assert found.fingerprint == fingerprint(READS) and found.reads == READS
+    assert found.fingerprint == fingerprint(READS) and found.inputs == READS
     assert found.files[name_of(artifact)]["size"] == 1
     assert result_of(artifact) == "1"
     assert not artifact.work.exists()
@@ -153,10 +153,10 @@ def test_a_kill_at_any_step_of_a_commit_loses_nothing(
         worked = (artifact.work / name_of(artifact)).exists()
         artifact.recover()
         found = artifact.manifest(digests)
-        outcomes.add(found.reads["seed"] if found else "redo")
+        outcomes.add(found.inputs["seed"] if found else "redo")
         if found:
-            assert result_of(artifact) == {"0": "old", "1": "new"}[found.reads["seed"]]
-        if worked and is_folder and not (found and found.reads == READS):
+            assert result_of(artifact) == {"0": "old", "1": "new"}[found.inputs["seed"]]
+        if worked and is_folder and not (found and found.inputs == READS):
             work = artifact.begin(fingerprint(READS))
             assert (work / name_of(artifact)).read_text() == "new"
         if is_folder and has_predecessor:

@@ -9,7 +9,11 @@ import pytest
 
 from firstcli.errors import UserError
 from firstcli.recipe.load import load_recipe
-from firstcli.workspace.units import Model, Unit, models_of, units_of, wanted, with_upstream
+from firstcli.stages import EVALUATE, units_of
+from firstcli.stages.base import Stage
+from firstcli.stages.distill import DISTILL
+from firstcli.stages.posthoc import POSTHOC
+from firstcli.workspace.units import Model, Unit, models_of, of_arms, with_upstream
 from support import command_line
 
 T = {"name": "logit-temperature"}
@@ -78,23 +82,26 @@ def test_without_an_arm_that_wants_them_there_are_no_folds(tmp_path: Path) -> No
 
 def test_a_temperature_needs_the_model_and_its_answers(tmp_path: Path) -> None:
     found = units(tmp_path, seeds=[5], knowledge={"folds": 2})
-    fitted = found["eval fine-tune@5+T"]
+    fitted = found["posthoc fine-tune@5+T"]
     assert fitted.needs == ("distill fine-tune@5",) and not fitted.evaluation
     assert fitted.artifact.path == tmp_path / "run" / "calibration" / "fine-tune@5+T.json"
     applied = found["eval shifted/fine-tune@5+T"]
-    assert applied.needs == ("eval shifted/fine-tune@5", "eval fine-tune@5+T")
+    assert applied.needs == ("eval shifted/fine-tune@5", "posthoc fine-tune@5+T")
     assert {unit.role for unit in (fitted, applied)} == {"student"}
 
 
 def test_an_arm_stands_for_all_its_models(tmp_path: Path) -> None:
     found = units(tmp_path, seeds=[5, 2], knowledge={"folds": 2})
-    keys = {unit.key for unit in wanted(found, "eval", ["fine-tune"])}
+
+    def keys(stage: Stage, arm: str) -> set[str]:
+        of_stage = [unit for unit in found.values() if unit.stage == stage.name]
+        return {unit.key for unit in of_arms(of_stage, [arm])}
+
     on = ("known-world", "shifted")
     models = ("fine-tune@5", "fine-tune@2", "fine-tune@5+T", "fine-tune@2+T")
     answers = {f"eval {evaluation}/{model}" for evaluation in on for model in models}
-    assert keys == answers | {"eval fine-tune@5+T", "eval fine-tune@2+T"}
-    assert {unit.key for unit in wanted(found, "eval", ["teacher"])} == {
-        f"eval {evaluation}/teacher" for evaluation in on
-    }
+    assert keys(EVALUATE, "fine-tune") == answers
+    assert keys(POSTHOC, "fine-tune") == {"posthoc fine-tune@5+T", "posthoc fine-tune@2+T"}
+    assert keys(EVALUATE, "teacher") == {f"eval {evaluation}/teacher" for evaluation in on}
     with pytest.raises(UserError, match="--arm first@5: no such arm"):
-        wanted(found, "distill", ["first@5"])
+        keys(DISTILL, "first@5")

@@ -180,6 +180,10 @@ class RecalibratorRef(PluginRef):
         return recalibrator
 
 
+POSTHOC_KEY = "posthoc"
+"""Recipe key of the temperature behind a model, in an arm or in `teacher`."""
+
+
 class PosthocRef(RecalibratorRef):
     """A recalibrator of a trained model: `logit-temperature`, fitted by NLL by default."""
 

@@ -12,8 +12,9 @@ from firstcli.metrics import EvalMetrics, summarize, uncertainty
 from firstcli.metrics.uncertainty import Difference, Estimate
 
 if TYPE_CHECKING:
-    from firstcli.api import JSON, FloatArray, Sample
+    from firstcli.api import JSON, Curve, FloatArray, Sample
     from firstcli.metrics.records import EvalRecords
+    from firstcli.recalibration.diagnostics import RankCalibration
     from firstcli.recipe.schema import MetricsSettings
 
 TEACHER = "teacher"  # reserved: no arm has this name
@@ -29,6 +30,16 @@ class TeacherPart(NamedTuple):
     confidence: float
     accuracy: float
     rows: int
+
+
+class FittedRecalibrator(NamedTuple):
+    """What a fitted recalibrator shows on its validation rows."""
+
+    ranks: Sequence[RankCalibration]
+    curves: Mapping[str, Curve]
+    """Criteria over the fitted parameter, by the criterion's name."""
+    criterion: str | None
+    """The criterion that selects the parameter."""
 
 
 class ArmFacts(NamedTuple):
@@ -80,8 +91,8 @@ class ReportData:
     """Duration of each unit of work, by its key."""
     seeds: Sequence[int] = ()
     """The recipe's seeds, if it names several."""
-    calibrations: Mapping[str, Mapping[str, JSON]] = field(default_factory=dict)
-    """Content of calibration/<name>.json, by row."""
+    calibrations: Mapping[str, FittedRecalibrator] = field(default_factory=dict)
+    """What was fitted, by row."""
     concentration: Mapping[str, JSON] | None = None
     """Content of concentration.json of the knowledge from which the students learn."""
     arms: Mapping[str, ArmFacts] = field(default_factory=dict)

@@ -68,9 +68,9 @@ def drawing(data: ReportData, evaluation: str) -> Drawing | None:
 def validation(data: ReportData) -> Drawing | None:
     """Return diagrams of the validation tokens before and after each recalibration."""
     profiles = {
-        f"{name}: {when}": [Rank(r["rank"], r[key], r["frequency"], r["n"]) for r in ranks]
-        for name, calibration in data.calibrations.items()
-        if (ranks := [r for r in calibration.get("ranks", ()) if r["n"]][:MAX_RANKS])
+        f"{name}: {when}": [Rank(r.rank, getattr(r, key), r.frequency, r.n) for r in ranks]
+        for name, fitted in data.calibrations.items()
+        if (ranks := [rank for rank in fitted.ranks if rank.n][:MAX_RANKS])
         for when, key in (("before", "confidence_before"), ("after", "confidence_after"))
     }
     return _drawing("ranks-validation", profiles) if profiles else None

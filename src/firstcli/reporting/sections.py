@@ -115,8 +115,8 @@ def _reliability(data: ReportData) -> Section:
 def _temperature(data: ReportData) -> Section:
     searched = tuple(
         (name, drawing)
-        for name, calibration in data.calibrations.items()
-        if (drawing := temperature.search(name, calibration))
+        for name, fitted in data.calibrations.items()
+        if (drawing := temperature.search(name, fitted))
     )
     studied = tuple(
         (f"Trust on {name}, arms with fixed temperatures", drawing)

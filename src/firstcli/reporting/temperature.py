@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
-from firstcli.reporting.data import ReportData
+from firstcli.reporting.data import FittedRecalibrator, ReportData
 from firstcli.reporting.style import (
     BAND,
     INK,
@@ -30,53 +30,47 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
 
-    from firstcli.api import JSON, FloatArray
+    from firstcli.api import Curve, FloatArray
     from firstcli.metrics.uncertainty import Estimate
 
 _CRITERIA = {"ece": "ECE", "nll": "NLL", "brier": "Brier"}
 _SIZE = (3.0, 2.7)
 
 
-def search(name: str, calibration: Mapping[str, JSON]) -> Drawing | None:
+def search(name: str, fitted: FittedRecalibrator) -> Drawing | None:
     """Return each criterion over T; None if the recalibrator did not search for a temperature."""
-    state = calibration.get("state", {})
-    criteria = state.get("criteria", {})
-    chosen = calibration.get("criterion")
-    known = [key for key in _CRITERIA if key in ("ece", "nll", chosen) and key in criteria]
-    if not known:
+    shown = ("ece", "nll", fitted.criterion)
+    curves = {key: curve for key, curve in fitted.curves.items() if key in shown} or fitted.curves
+    if not curves:
         return None
     panels, rows = [], []
-    for key in known:
-        criterion = criteria[key]
-        title = f"{name}: {_CRITERIA[key]}{' (selects T)' if key == chosen else ''}"
-        draw = partial(_draw_search, title, _CRITERIA[key], criterion)
-        panels.append(Panel(title, draw, _search_description(title, criterion)))
-        rows += [(_CRITERIA[key], t, value) for t, value in criterion["curve"]]
+    for key, curve in curves.items():
+        label = _CRITERIA.get(key, key)
+        title = f"{name}: {label}{' (selects T)' if key == fitted.criterion else ''}"
+        draw = partial(_draw_search, title, label, curve)
+        panels.append(Panel(title, draw, _search_description(title, curve)))
+        rows += [(label, t, value) for t, value in curve.points]
     numbers = Numbers(("criterion", "T", "value"), tuple(rows))
     return Drawing(f"temperature+{name}", tuple(panels), numbers, size=_SIZE)
 
 
-def _search_description(title: str, criterion: Mapping[str, JSON]) -> str:
-    best = min(value for _, value in criterion["curve"])
-    return (
-        f"Search for the temperature of {title}: minimum {best:.3f} at T = {_best_line(criterion)}."
-    )
+def _search_description(title: str, curve: Curve) -> str:
+    best = min(value for _, value in curve.points)
+    return f"Search for the temperature of {title}: minimum {best:.3f} at T = {_best_line(curve)}."
 
 
-def _best_line(criterion: Mapping[str, JSON]) -> str:
-    text = f"{criterion['temperature']:.3g}"
-    if interval := criterion.get("interval"):
-        text += " [{:.3g}, {:.3g}]".format(*interval)
-    return text
+def _best_line(curve: Curve) -> str:
+    text = f"{curve.best:.3g}"
+    return text + (" [{:.3g}, {:.3g}]".format(*curve.interval) if curve.interval else "")
 
 
-def _draw_search(title: str, label: str, criterion: Mapping[str, JSON], place: SubFigure) -> None:
-    heading(place, title, f"minimum at T = {_best_line(criterion)}")
+def _draw_search(title: str, label: str, curve: Curve, place: SubFigure) -> None:
+    heading(place, title, f"minimum at T = {_best_line(curve)}")
     main = axes(place, bottom=0.42, left=0.72)
-    temperatures, values = np.transpose(sorted(criterion["curve"]))
-    if criterion.get("interval"):
-        main.axvspan(*criterion["interval"], color=BAND, alpha=0.45, linewidth=0)
-    main.axvline(criterion["temperature"], color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
+    temperatures, values = np.transpose(curve.points)
+    if curve.interval:
+        main.axvspan(*curve.interval, color=BAND, alpha=0.45, linewidth=0)
+    main.axvline(curve.best, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
     main.plot(temperatures, values, color="#0072B2", marker="o", markersize=2)
     if temperatures[-1] > 20 * temperatures[0]:
         ticks = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)

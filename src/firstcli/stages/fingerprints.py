@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 from firstcli.recipe.references import POSTHOC_KEY
+
 """Recipe key of the temperature behind a model."""
 NOT_FOR_TRAINING = ("device", "dtype")
 """Model options that change no training: `dtype` is for inference."""

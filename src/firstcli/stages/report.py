@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from firstcli.metrics.records import EvalRecords
     from firstcli.recalibration.diagnostics import CalibrationArtifact
     from firstcli.recipe.schema import Arm, Recipe
-    from firstcli.reporting.data import ArmFacts, ReportData, TeacherPart
+    from firstcli.reporting.data import ArmFacts, FittedRecalibrator, ReportData, TeacherPart
     from firstcli.stages.checks import SharedCheck
     from firstcli.stages.train_model import TrainingFacts
     from firstcli.workspace.run import Run
@@ -122,7 +122,7 @@ def report_data(run: Run) -> ReportData:
         versions=next(iter(finished.values())).versions,
         seconds={key: manifest.seconds for key, manifest in finished.items()},
         seeds=recipe.seeds,
-        calibrations=dict(_calibrations(run)),
+        calibrations={row: _fitted(artifact) for row, artifact in _calibrations(run)},
         concentration=_concentration(run),
         arms={
             name: _arm_facts(run, name, arm)
@@ -163,6 +163,13 @@ def _calibrations(run: Run) -> Iterator[tuple[str, CalibrationArtifact]]:
         if key in run.manifests:
             name = first.name if first.posthoc else first.arm
             yield row, CalibrationArtifact.load(calibration_path(run.folder, name))
+
+
+def _fitted(artifact: CalibrationArtifact) -> FittedRecalibrator:
+    from firstcli.reporting.data import FittedRecalibrator
+
+    curves = artifact.restored().diagnostics().curves
+    return FittedRecalibrator(artifact.ranks, curves, artifact.facts.get("criterion"))
 
 
 def _concentration(run: Run) -> dict[str, Any] | None:

@@ -91,7 +91,7 @@ class Run:
         self.memory.save()
 
     def announce_libraries(self) -> None:
-        """Say that libraries are being loaded whose import takes seconds, if it is still to come."""
+        """Say that PyTorch is about to be imported, which takes seconds."""
         if "torch" not in sys.modules:
             self.console.say("loading PyTorch and transformers ...")
 
