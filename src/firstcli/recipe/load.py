@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from firstcli import plugins
 from firstcli.errors import UserError, did_you_mean
-from firstcli.recipe.messages import SECTIONS_WITH_OPTIONS, sentences
+from firstcli.recipe.messages import sentences
+from firstcli.recipe.references import PLUGIN_SECTIONS
 from firstcli.recipe.schema import DEFAULT_ARMS, Recipe
 from firstcli.recipe.yaml_nodes import Keys, Node, dotted, parse
 
@@ -22,14 +23,11 @@ MAX_BYTES = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class LoadedRecipe:
-    """A validated recipe and its source."""
+    """A validated recipe, and the same as plain values."""
 
     recipe: Recipe
     resolved: dict[str, Any]
     """The complete recipe as plain YAML values, with defaults and absolute local paths."""
-    path: Path
-    text: str
-    """The file as the user wrote it."""
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
@@ -43,16 +41,10 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
         recipe = Recipe.model_validate(root.plain())
     except ValidationError as error:
         raise UserError(*sentences(error, root)) from error
-    resolved = recipe.model_dump(mode="json", exclude_none=True)
-    return LoadedRecipe(recipe, resolved, path, read_text(path))
+    return LoadedRecipe(recipe, recipe.model_dump(mode="json", exclude_none=True))
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a recipe file.
-
-    Raises:
-        UserError: the file is missing, unreadable, too large, or not text.
-    """
+def _text_of(path: Path) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -86,7 +78,7 @@ def read_merged(path: Path, extended_by: tuple[Path, ...] = ()) -> Node:
     Raises:
         UserError: a file cannot be read or parsed, or `extends` is wrong.
     """
-    root = parse(read_text(path), str(path), path.absolute().parent)
+    root = parse(_text_of(path), str(path), path.absolute().parent)
     if root.value is None:
         raise UserError(f"{path}: empty; `first init` lists recipes to start from")
     if not isinstance(root.value, dict):
@@ -208,7 +200,7 @@ def schema() -> dict[str, Any]:
     """
     recipe = Recipe.model_json_schema()
     definitions = recipe["$defs"]
-    for title, section in SECTIONS_WITH_OPTIONS.items():
+    for title, section in PLUGIN_SECTIONS.items():
         names = sorted({plugin.name for plugin in plugins.registered(section.kind)})
         name = definitions[title]["properties"][section.key]
         # Offer the known names, but allow any: its plugin may be installed elsewhere.
