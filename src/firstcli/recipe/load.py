@@ -36,7 +36,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     Raises:
         UserError: one message per mistake.
     """
-    root = _overridden(_with_default_arms(read_merged(path)), overrides)
+    root = _overridden(_with_default_arms(_read_merged(path)), overrides)
     try:
         recipe = Recipe.model_validate(root.plain())
     except ValidationError as error:
@@ -65,18 +65,11 @@ def _text_of(path: Path) -> str:
         raise UserError(f"{path}:{line}: not UTF-8 text; save the recipe as UTF-8") from error
 
 
-def read_merged(path: Path, extended_by: tuple[Path, ...] = ()) -> Node:
+def _read_merged(path: Path, extended_by: tuple[Path, ...] = ()) -> Node:
     """Return the root node of a recipe file, merged over the recipe that it extends.
 
     Mappings are merged key by key; lists and scalars replace the inherited value. An empty value
     (`key:` or `key: null`) removes the inherited key, which restores its default.
-
-    Args:
-        path: the recipe file.
-        extended_by: the recipes through which this one was reached, to detect circles.
-
-    Raises:
-        UserError: a file cannot be read or parsed, or `extends` is wrong.
     """
     root = parse(_text_of(path), str(path), path.absolute().parent)
     if root.value is None:
@@ -99,7 +92,7 @@ def read_merged(path: Path, extended_by: tuple[Path, ...] = ()) -> Node:
     if not parent.is_file():
         raise UserError(f"{extends.place}: extends: no such file: {parent}")
     own = {key: child for key, child in root.value.items() if key != "extends"}
-    return _merged(read_merged(parent, chain), Node(own, str(path)))
+    return _merged(_read_merged(parent, chain), Node(own, str(path)))
 
 
 def _merged(inherited: Node | None, own: Node) -> Node:
@@ -145,14 +138,7 @@ def _with_override(root: Node, override: str) -> Node:
 
 
 def _replaced(node: Node | None, keys: Keys, parts: list[str], given: Node) -> Node:
-    """Return a copy of a node in which one descendant is replaced.
-
-    Args:
-        node: the node to copy; None for a key that does not exist yet.
-        keys: the key path of `node` in the recipe, for messages.
-        parts: the rest of the key path, from `node` to the descendant.
-        given: the new value.
-    """
+    """Return a copy of `node`, found at `keys`, with its descendant at `parts` replaced."""
     if not parts:
         return given
     if node is None or node.value is None:
