@@ -53,7 +53,6 @@ def errors(text: str, *overrides: str) -> list[str]:
 
 def test_a_recipe_loads(folder: Path) -> None:
     loaded = load(GOOD)
-    assert loaded.text == GOOD
     assert loaded.recipe.teacher is not None and loaded.recipe.teacher.finetune is not None
     assert loaded.recipe.teacher.finetune.learning_rate == 2e-5
     assert loaded.resolved["knowledge"] == {"top_k": 5, "precision": "standard"}
@@ -249,15 +248,15 @@ def test_numbers_as_people_write_them(folder: Path, written: str) -> None:
 
 @pytest.mark.parametrize("written", [".inf", ".nan", "-.inf", "1e999"])
 def test_numbers_are_finite(folder: Path, written: str) -> None:
-    (found,) = errors(GOOD.replace("2e-5", written))
-    assert found.startswith("x.yaml:6: teacher.finetune.learning_rate: found ")
+    (error,) = errors(GOOD.replace("2e-5", written))
+    assert error.startswith("x.yaml:6: teacher.finetune.learning_rate: found ")
 
 
 def test_dates_and_base_60_numbers_are_text(folder: Path) -> None:
     assert load(GOOD.replace("name: run", "name: 2024-01-01")).recipe.name == "2024-01-01"
-    (found,) = errors(GOOD, "seed=1:30")
+    (error,) = errors(GOOD, "seed=1:30")
     assert (
-        found == "--set: seed: found '1:30', expected a whole number of at least 0 and less than"
+        error == "--set: seed: found '1:30', expected a whole number of at least 0 and less than"
         " 4294967296"
     )
 

@@ -265,7 +265,7 @@ def test_concentration_is_measured_over_many_ranks(done: tuple[Path, Path]) -> N
 QUESTIONS = {"a": {"recalibrator": {"name": "none"}}}
 MISTAKES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"seeds": [1, 1]}, ("seeds: found [1, 1], expected seeds that all differ",)),
-    ({"arms": {"a": {"top_k": 6}}}, ("arms.a.top_k: 6 is more than the 5 of knowledge.top_k",)),
+    ({"arms": {"a": {"top_k": 6}}}, ("arms.a.top_k: 6 exceeds knowledge.top_k, which is 5",)),
     ({"arms": {"a": {"out_of_fold": True}}}, ("arms.a.out_of_fold", "set knowledge.folds")),
     (
         {"arms": {"a": {"learn": "labels", "out_of_fold": False}}},

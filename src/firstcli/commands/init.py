@@ -8,11 +8,7 @@ from firstcli.recipe.starters import starter, starters
 
 
 def text(name: str | None, *, schema: bool) -> str:
-    """Return what `first init` prints.
-
-    Args:
-        name: the starter to print; None lists all starters.
-        schema: print the JSON Schema instead.
+    """Return what `first init` prints: the starter `name`, or the list of all starters.
 
     Raises:
         UserError: no starter has that name.

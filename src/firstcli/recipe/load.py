@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from firstcli import plugins
 from firstcli.errors import UserError, did_you_mean
-from firstcli.recipe.messages import SECTIONS_WITH_OPTIONS, sentences
+from firstcli.recipe.messages import sentences
+from firstcli.recipe.references import PLUGIN_SECTIONS
 from firstcli.recipe.schema import DEFAULT_ARMS, Recipe
 from firstcli.recipe.yaml_nodes import Keys, Node, dotted, parse
 
@@ -22,14 +23,11 @@ MAX_BYTES = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class LoadedRecipe:
-    """A validated recipe and its source."""
+    """A validated recipe, and the same as plain values."""
 
     recipe: Recipe
     resolved: dict[str, Any]
     """The complete recipe as plain YAML values, with defaults and absolute local paths."""
-    path: Path
-    text: str
-    """The file as the user wrote it."""
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
@@ -38,21 +36,15 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     Raises:
         UserError: one message per mistake.
     """
-    root = _overridden(_with_default_arms(read_merged(path)), overrides)
+    root = _overridden(_with_default_arms(_read_merged(path)), overrides)
     try:
         recipe = Recipe.model_validate(root.plain())
     except ValidationError as error:
         raise UserError(*sentences(error, root)) from error
-    resolved = recipe.model_dump(mode="json", exclude_none=True)
-    return LoadedRecipe(recipe, resolved, path, read_text(path))
+    return LoadedRecipe(recipe, recipe.model_dump(mode="json", exclude_none=True))
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a recipe file.
-
-    Raises:
-        UserError: the file is missing, unreadable, too large, or not text.
-    """
+def _text_of(path: Path) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -73,20 +65,13 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}:{line}: not UTF-8 text; save the recipe as UTF-8") from error
 
 
-def read_merged(path: Path, extended_by: tuple[Path, ...] = ()) -> Node:
+def _read_merged(path: Path, extended_by: tuple[Path, ...] = ()) -> Node:
     """Return the root node of a recipe file, merged over the recipe that it extends.
 
     Mappings are merged key by key; lists and scalars replace the inherited value. An empty value
     (`key:` or `key: null`) removes the inherited key, which restores its default.
-
-    Args:
-        path: the recipe file.
-        extended_by: the recipes through which this one was reached, to detect circles.
-
-    Raises:
-        UserError: a file cannot be read or parsed, or `extends` is wrong.
     """
-    root = parse(read_text(path), str(path), path.absolute().parent)
+    root = parse(_text_of(path), str(path), path.absolute().parent)
     if root.value is None:
         raise UserError(f"{path}: empty; `first init` lists recipes to start from")
     if not isinstance(root.value, dict):
@@ -107,7 +92,7 @@ def read_merged(path: Path, extended_by: tuple[Path, ...] = ()) -> Node:
     if not parent.is_file():
         raise UserError(f"{extends.place}: extends: no such file: {parent}")
     own = {key: child for key, child in root.value.items() if key != "extends"}
-    return _merged(read_merged(parent, chain), Node(own, str(path)))
+    return _merged(_read_merged(parent, chain), Node(own, str(path)))
 
 
 def _merged(inherited: Node | None, own: Node) -> Node:
@@ -153,14 +138,7 @@ def _with_override(root: Node, override: str) -> Node:
 
 
 def _replaced(node: Node | None, keys: Keys, parts: list[str], given: Node) -> Node:
-    """Return a copy of a node in which one descendant is replaced.
-
-    Args:
-        node: the node to copy; None for a key that does not exist yet.
-        keys: the key path of `node` in the recipe, for messages.
-        parts: the rest of the key path, from `node` to the descendant.
-        given: the new value.
-    """
+    """Return a copy of `node`, found at `keys`, with its descendant at `parts` replaced."""
     if not parts:
         return given
     if node is None or node.value is None:
@@ -208,7 +186,7 @@ def schema() -> dict[str, Any]:
     """
     recipe = Recipe.model_json_schema()
     definitions = recipe["$defs"]
-    for title, section in SECTIONS_WITH_OPTIONS.items():
+    for title, section in PLUGIN_SECTIONS.items():
         names = sorted({plugin.name for plugin in plugins.registered(section.kind)})
         name = definitions[title]["properties"][section.key]
         # Offer the known names, but allow any: its plugin may be installed elsewhere.

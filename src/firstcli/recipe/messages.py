@@ -10,22 +10,12 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 
 from firstcli import plugins
 from firstcli.errors import UserError, did_you_mean
-from firstcli.recipe.references import (
-    ModelSection,
-    PluginSection,
-    PosthocRef,
-    RecalibratorRef,
-    TaskRef,
-)
+from firstcli.recipe.references import PLUGIN_SECTIONS
 from firstcli.recipe.schema import Recipe
 from firstcli.recipe.yaml_nodes import Keys, Node, dotted
 
 Schema = Mapping[str, Any]
 
-SECTIONS_WITH_OPTIONS: dict[str, type[PluginSection]] = {
-    section.__name__: section for section in (TaskRef, RecalibratorRef, PosthocRef, ModelSection)
-}
-"""Sections that name a plugin, by their title in the JSON schema."""
 _NOT_IN_SCHEMA = ("value_error", "assertion_error", "string_pattern_mismatch")
 
 
@@ -62,7 +52,7 @@ def _locate(loc: Keys, root: Node) -> tuple[Keys, Node | None, str, Schema]:
         child = node.child(key) if node else None
         if child is None and key not in schema.get("properties", {}):
             break
-        section = SECTIONS_WITH_OPTIONS.get(schema.get("title", ""))
+        section = PLUGIN_SECTIONS.get(schema.get("title", ""))
         name = node.child(section.key) if section and node else None
         schema = _inner(schema, key, definitions)
         if key == "options" and section and name:

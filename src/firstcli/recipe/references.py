@@ -237,3 +237,9 @@ class ModelSection(PluginSection):
         if revision is not None and info.data.get("checkpoint", "invalid") is None:
             raise mistake("has no meaning without a checkpoint; leave it out")
         return revision
+
+
+PLUGIN_SECTIONS: dict[str, type[PluginSection]] = {
+    section.__name__: section for section in (TaskRef, RecalibratorRef, PosthocRef, ModelSection)
+}
+"""Sections that name a plugin, by their title in the JSON schema."""
