@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -45,9 +45,11 @@ class Look(NamedTuple):
     filled: bool
 
     @property
-    def face(self) -> str:
-        """The colour inside a marker."""
-        return self.color if self.filled else "white"
+    def options(self) -> dict[str, Any]:
+        """The look as keyword arguments of matplotlib."""
+        face = self.color if self.filled else "white"
+        line = {"color": self.color, "linestyle": self.line}
+        return line | {"marker": self.marker, "markerfacecolor": face}
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,14 +248,7 @@ def key_height(count: int) -> float:
 def row_key(place: SubFigure, shown: Mapping[str, Look]) -> None:
     """Draw the key to the rows' lines below a panel."""
     handles = [
-        Line2D(
-            *([], []),
-            color=look.color,
-            linestyle=look.line,
-            marker=look.marker,
-            markerfacecolor=look.face,
-            label=shortened(row, 22 if len(shown) > 1 else 45),
-        )
+        Line2D([], [], **look.options, label=shortened(row, 22 if len(shown) > 1 else 45))
         for row, look in shown.items()
     ]
     place.legend(
