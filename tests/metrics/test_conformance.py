@@ -260,7 +260,7 @@ MODULES = {
 }  # fmt: skip
 
 ABOVE = "an edge belongs to the bin above it, [lo, hi)"
-PHANTOM = "a confidence of 1 has a bin of its own beside the last"
+PHANTOM = "a confidence of 1 has an extra bin after the last"
 HALF = "confidences of exactly 0 and 1 count half, as their mirror image is left out"
 GENERAL, EDGE, END = "between the edges", "on the edges", "0 and 1"
 

@@ -131,5 +131,5 @@ def draw_estimates(main: Axes, points: Sequence[tuple[float, Estimate]], look: s
     # a value is within its interval except for rounding
     below = [max(0.0, e.value - e.interval.low) for _, e in points]
     above = [max(0.0, e.interval.high - e.value) for _, e in points]
-    bars = {"elinewidth": 0.9, "capsize": 2, "ecolor": look.color if look.filled else style.SOFT}
-    main.errorbar(xs, values, yerr=[below, above], **bars, **look.options)
+    color, bounds = look.color if look.filled else style.SOFT, [below, above]
+    main.errorbar(xs, values, bounds, elinewidth=0.9, capsize=2, ecolor=color, **look.options)
