@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from matplotlib.ticker import PercentFormatter
-
 from firstcli.reporting import style
 
 if TYPE_CHECKING:
@@ -74,7 +72,7 @@ def _draw_mass(measured: Mapping[str, JSON], top_k: int, place: SubFigure) -> No
         )
     main.plot(ranks, measured["mean"], color=_LINE, label="mean")
     main.set(xlabel="most likely tokens kept, k", ylabel="their total probability")
-    main.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    style.percent(main.yaxis)
     main.set_ylim(min(0.95, *measured["low"]) - 0.02, 1.01)
     _over_k(main, max(ranks), top_k)
     main.legend(loc="lower right", fontsize=7.5, frameon=False, handlelength=1.8)

@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.ticker import PercentFormatter
 
 from firstcli.metrics import risk_coverage
 from firstcli.reporting import style
@@ -26,12 +25,10 @@ _SIZE = (3.5, 3.0)
 def curve(data: ReportData, evaluation: str, row: str) -> FloatArray | None:
     """Return the mean accuracy over the seeds at each of `COVERAGES`."""
     by_seed = []
-    for records in data.records_of(evaluation, row):
-        confidence = records.shown(data.settings.confidence)
-        if confidence is not None:
-            _, accuracy = risk_coverage(confidence, records.correct)
-            kept = np.ceil(COVERAGES * len(records) - 1e-9).astype(int)
-            by_seed.append(accuracy[np.maximum(kept, 1) - 1])
+    for records, confidence in data.shown(evaluation, row):
+        _, accuracy = risk_coverage(confidence, records.correct)
+        kept = np.ceil(COVERAGES * len(records) - 1e-9).astype(int)
+        by_seed.append(accuracy[np.maximum(kept, 1) - 1])
     return np.mean(by_seed, axis=0) if by_seed else None
 
 
@@ -77,7 +74,7 @@ def _draw(
         main.plot(COVERAGES, values, markevery=(5, 19), **look[row].options)
     main.set(xlim=(0, 1.01), xlabel="share of questions answered, most confident first")
     main.set_ylabel("accuracy of the answers")
-    main.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    main.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    style.percent(main.xaxis)
+    style.percent(main.yaxis)
     main.grid(True)
     style.row_key(place, {row: look[row] for row in curves})

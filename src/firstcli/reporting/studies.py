@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.ticker import PercentFormatter
 from scipy.stats import t
 
 from firstcli.metrics.calibration import Z95
@@ -103,7 +102,7 @@ def _draw_top_k(
         ]
         draw_estimates(main, points, look[kind])
     _over_k(main, sorted({data.arms[arm].top_k for arms in lines.values() for arm in arms}))
-    main.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    style.percent(main.yaxis)
     if metric is ECE:
         main.set_ylim(bottom=0)
     main.set_ylabel(metric.short)
@@ -151,7 +150,7 @@ def _over_k(main: Axes, ks: Sequence[int]) -> None:
 
 def unanswerable(data: ReportData, evaluation: str) -> style.Drawing | None:
     """Return each row's mean confidence where no candidate is right, and 1 / n."""
-    shown = {row: _shown(data, evaluation, row) for row in data.rows}
+    shown = {row: [c for _, c in data.shown(evaluation, row)] for row in data.rows}
     means = {row: _mean(confidences) for row, confidences in shown.items() if confidences}
     if not means:
         return None
@@ -168,13 +167,6 @@ def unanswerable(data: ReportData, evaluation: str) -> style.Drawing | None:
     )
     size = (3.5, 0.9 + 0.26 * len(means))
     return style.Drawing(f"unanswerable+{evaluation}", (panel,), numbers, size=size)
-
-
-def _shown(data: ReportData, evaluation: str, row: str) -> list[FloatArray]:
-    """Return a row's known confidences, one array per seed."""
-    kind = data.settings.confidence
-    by_seed = (records.shown(kind) for records in data.records_of(evaluation, row))
-    return [confidence for confidence in by_seed if confidence is not None]
 
 
 def _mean(confidences: Sequence[FloatArray]) -> tuple[float, float]:
@@ -203,5 +195,5 @@ def _draw_unanswerable(
     main.axvline(chance, color=style.INK, linewidth=0.9, linestyle=(0, (4, 3)))
     main.set(xlim=(0, 1), ylim=(len(means) - 0.5, -0.5), xlabel="mean confidence")
     main.set_yticks(range(len(means)), [style.shortened(row, 20) for row in means])
-    main.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    style.percent(main.xaxis)
     main.grid(True, axis="x")

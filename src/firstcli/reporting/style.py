@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import NullFormatter, PercentFormatter, ScalarFormatter
 
 from firstcli.reporting.data import PLUS_T, TEACHER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import SubFigure
 
 INK = "#222222"
@@ -217,6 +218,11 @@ def logarithmic(main: Axes, ticks: Sequence[float]) -> None:
     main.set_xticks(ticks)
     main.xaxis.set_major_formatter(ScalarFormatter())
     main.xaxis.set_minor_formatter(NullFormatter())
+
+
+def percent(axis: Axis) -> None:
+    """Label an axis of shares in percent."""
+    axis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
 def axes(

@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.ticker import PercentFormatter
 
 from firstcli.reporting import style
 from firstcli.reporting.data import ReportData
@@ -119,7 +118,7 @@ def _draw_fixed(
     for kind, points in lines.items():
         draw_estimates(main, [(t, estimate) for t, _, estimate in points], look[kind])
     main.set(xlabel="temperature T", ylabel="Trust")
-    main.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    style.percent(main.yaxis)
     main.grid(True)
     style.row_key(place, {kind: look[kind] for kind in lines})
 
