@@ -81,7 +81,7 @@ def test_equal_mass_of_equal_confidences_is_one_bin() -> None:
 @settings(max_examples=100)
 @given(rows=any_rows, bins=st.sampled_from([1, 2, 5, 10]))
 def test_relations_between_the_errors(rows: Rows, bins: int) -> None:
-    """The parts sum to the ECE, which exceeds neither the MCE nor the mean distance to the outcome."""
+    """The parts sum to the ECE, which is at most the MCE and the mean distance to the outcome."""
     confidence, correct = columns(rows)
     value = metrics.ece(confidence, correct, bins)
     parts = metrics.ece_parts(confidence, correct, bins)

@@ -332,7 +332,7 @@ def test_metrics_of_other_libraries(case: Case) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("power", [0.3, 1.0, 4.0])
-def test_smooth_ece_of_more_laws(seed: int, power: float) -> None:
+def test_smooth_ece_of_more_distributions(seed: int, power: float) -> None:
     random = np.random.default_rng(seed)
     confidence = random.beta(2, 1, 500)
     correct = random.random(500) < confidence**power

@@ -73,7 +73,7 @@ def read(path: Path, confidence: Confidence) -> EvalRecords:
             "of lm-evaluation-harness)"
         )
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: there is no such file")
     records = readers[path.suffix](path)
     if records.shown(confidence) is None:
         raise UserError(
