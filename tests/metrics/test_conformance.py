@@ -1,4 +1,4 @@
-"""Our metrics against those of other libraries: where they agree, and why not where they do not.
+"""Our metrics compared with those of other libraries, with reasons for all differences.
 
 scikit-learn, scipy and torchmetrics come with the test extras, the others with the extra `oracle`.
 `python tests/test_conformance.py` prints the table of `docs/metrics.md`.
@@ -25,7 +25,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Data:
-    """Predictions of one model."""
+    """The predictions of one model."""
 
     confidence: Floats
     correct: npt.NDArray[np.bool_]
@@ -38,7 +38,7 @@ class Data:
 
 
 def predictions(n: int = 1003, seed: int = 0) -> Data:
-    """Over-confident predictions of four candidates, between the edges of all bins."""
+    """Return over-confident predictions of four candidates, between the edges of all bins."""
     random = np.random.default_rng(seed)
     logits = random.normal(0, 1.5, (n, 4))
     world = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -48,7 +48,7 @@ def predictions(n: int = 1003, seed: int = 0) -> Data:
 
 
 def of(groups: list[tuple[float, int, int]]) -> Data:
-    """Confidences of a few values: (value, how many of them are right, how many are wrong)."""
+    """Return predictions of a few confidences: (value, number right, number wrong)."""
     confidence = np.concatenate([np.full(right + wrong, c) for c, right, wrong in groups])
     correct = np.concatenate([np.arange(right + wrong) < right for _, right, wrong in groups])
     both = np.stack([confidence, 1 - confidence], axis=1)
@@ -174,7 +174,7 @@ def relplot(name: str) -> Callable[[Data], float]:
 
 
 def guo_ece(d: Data) -> float:
-    """What the code beside Guo et al. 2017 computes: its first bin does not hold 0."""
+    """Return the ECE of the code of Guo et al. 2017, whose first bin does not contain 0."""
     total = 0.0
     for lo, hi in zip(np.linspace(0, 1, 11)[:-1], np.linspace(0, 1, 11)[1:], strict=True):
         inside = (d.confidence > lo) & (d.confidence <= hi)
@@ -231,7 +231,7 @@ def ours_wilson(d: Data) -> float:
 
 @dataclass(frozen=True)
 class Case:
-    """A metric beside that of a library; `differs` says why they are not the same."""
+    """A metric and its counterpart in a library; `differs` explains a difference."""
 
     metric: str
     library: str
@@ -260,7 +260,7 @@ MODULES = {
 }  # fmt: skip
 
 ABOVE = "an edge belongs to the bin above it, [lo, hi)"
-PHANTOM = "a confidence of 1 has a bin of its own beside the last"
+PHANTOM = "a confidence of 1 has an extra bin after the last"
 HALF = "confidences of exactly 0 and 1 count half, as their mirror image is left out"
 GENERAL, EDGE, END = "between the edges", "on the edges", "0 and 1"
 
@@ -332,7 +332,7 @@ def test_metrics_of_other_libraries(case: Case) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("power", [0.3, 1.0, 4.0])
-def test_smooth_ece_of_more_laws(seed: int, power: float) -> None:
+def test_smooth_ece_of_more_distributions(seed: int, power: float) -> None:
     random = np.random.default_rng(seed)
     confidence = random.beta(2, 1, 500)
     correct = random.random(500) < confidence**power

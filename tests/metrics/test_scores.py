@@ -1,4 +1,4 @@
-"""Proper scores, their parts and selective prediction against naive loops and at their edges."""
+"""Proper scores, their parts and selective prediction, compared with naive loops."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_parts_of_the_brier_score(rows: Rows) -> None:
     assert parts.miscalibration >= -1e-12 and parts.discrimination >= -1e-12
 
 
-def test_parts_of_a_perfect_and_of_a_constant_forecast() -> None:
+def test_parts_of_a_perfect_and_a_constant_forecast() -> None:
     correct = np.array([True, False, True, True])
     assert metrics.brier_parts(correct.astype(float), correct) == pytest.approx((0, 0.1875, 0.1875))
     assert metrics.brier_parts(np.full(4, 0.75), correct) == pytest.approx((0, 0, 0.1875))
@@ -76,7 +76,7 @@ def test_auroc_counts_pairs(rows: Rows) -> None:
 
 
 def naive_aurc(confidence: Floats, correct: Bools, orders: list[list[int]]) -> float:
-    """Average over orders of the questions that sort by confidence, ties in any order."""
+    """Return the mean over the orders, each sorted by confidence with its order of ties."""
     areas = []
     for order in orders:
         chosen = sorted(order, key=lambda i: -confidence[i])  # stable
@@ -133,7 +133,7 @@ def test_accuracy_at_coverage_keeps_whole_questions_rounded_up() -> None:
             metrics.accuracy_at(coverage, confidence, correct)
 
 
-def test_equal_confidences_cover_with_their_mean() -> None:
+def test_equal_confidences_count_with_their_mean_accuracy() -> None:
     correct = np.array([True, True, False, False])
     assert metrics.accuracy_at(0.25, np.full(4, 0.5), correct) == 0.5
     assert metrics.aurc(np.full(4, 0.5), correct) == 0.5

@@ -1,4 +1,4 @@
-"""Intervals and paired differences: a naive reference, symmetries, and that they cover."""
+"""Intervals and paired differences: a naive reference, symmetries and coverage."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def some(
     truth: bool = True,
     answerable: bool = True,
 ) -> EvalRecords:
-    """Questions whose answers follow a softmax, shown with its logits times `sharpness`."""
+    """Return records whose answers follow a softmax and whose logits are scaled by `sharpness`."""
     world = np.random.default_rng(seed)
     logits = world.normal(0, 1.5, (n, 4))
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -40,7 +40,7 @@ def some(
 
 
 def naive_bounds(records: EvalRecords, outcome: Floats, bins: int) -> tuple[Floats, Floats]:
-    """Return, resample by resample, both bounds of how the ECE rises, by loops over questions."""
+    """Return both bounds of the increase of the ECE in each resample, with naive loops."""
     n = len(records)
     order = sorted(range(n), key=lambda i: records.ids[i])
     c, y = records.confidence[order], outcome[order]
@@ -135,7 +135,7 @@ def test_a_model_cannot_be_distinguished_from_itself() -> None:
             assert gap.interval.low == pytest.approx(-gap.interval.high, abs=1e-12)
 
 
-def test_the_order_of_questions_has_no_influence() -> None:
+def test_the_order_of_questions_does_not_matter() -> None:
     ours, theirs = some(), some(sharpness=2)
     order = np.random.default_rng(1).permutation(len(ours))
     assert ours.truth is not None

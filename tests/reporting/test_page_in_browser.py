@@ -1,4 +1,4 @@
-"""The report's page in a real browser, on a phone and on a desk, by day and by night."""
+"""The report's page in a real browser, on a narrow and a wide screen, in light and dark mode."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
 WIDTHS = (390, 1280)
 
-# The page itself allows no script, so one around it looks into frames of the width of a screen.
+# The page allows no scripts, so a wrapper measures it in frames of the screens' widths.
 WRAPPER = """<!DOCTYPE html>
 <html><body>
 %s
@@ -29,7 +29,7 @@ WRAPPER = """<!DOCTYPE html>
 <script>
 function measured(frame) {
   const page = frame.contentDocument, root = page.documentElement, look = frame.contentWindow;
-  page.querySelectorAll("details").forEach(one => { one.open = true; });
+  page.querySelectorAll("details").forEach(details => { details.open = true; });
   const style = look.getComputedStyle(page.body);
   return {
     width: frame.clientWidth,
@@ -56,8 +56,8 @@ def page(invented_report: Path) -> Path:
     return invented_report / "index.html"
 
 
-def seen(page: Path, folder: Path, *options: str) -> list[dict[str, Any]]:
-    """Return what a browser makes of the page, a width each."""
+def rendered(page: Path, folder: Path, *options: str) -> list[dict[str, Any]]:
+    """Return measurements of the page as a browser renders it, one per width."""
     frames = "".join(
         f'<iframe src="{page.as_uri()}" style="width:{width}px;height:900px;border:0"></iframe>'
         for width in WIDTHS
@@ -68,7 +68,7 @@ def seen(page: Path, folder: Path, *options: str) -> list[dict[str, Any]]:
         *(str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
         *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
         *("--disable-sync", "--disable-dev-shm-usage", f"--user-data-dir={folder / 'profile'}"),
-        # a page of a file may not look into another file's otherwise
+        # by default, a page of a file may not read the page of another file
         *("--allow-file-access-from-files", "--virtual-time-budget=20000", *options),
         *("--dump-dom", wrapper.as_uri()),
     ]
@@ -80,18 +80,20 @@ def seen(page: Path, folder: Path, *options: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def by_day(page: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return seen(page, tmp_path_factory.mktemp("day"), "--blink-settings=preferredColorScheme=1")
+def light_mode(page: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return rendered(
+        page, tmp_path_factory.mktemp("light"), "--blink-settings=preferredColorScheme=1"
+    )
 
 
-def test_nothing_is_wider_than_the_screen(by_day: list[dict[str, Any]]) -> None:
-    assert [screen["width"] for screen in by_day] == list(WIDTHS)
-    for screen in by_day:
+def test_nothing_is_wider_than_the_screen(light_mode: list[dict[str, Any]]) -> None:
+    assert [screen["width"] for screen in light_mode] == list(WIDTHS)
+    for screen in light_mode:
         assert screen["needed"] <= screen["width"]
 
 
-def test_every_figure_is_seen(by_day: list[dict[str, Any]]) -> None:
-    for screen in by_day:
+def test_all_figures_are_visible(light_mode: list[dict[str, Any]]) -> None:
+    for screen in light_mode:
         assert len(screen["images"]) > 30
         for complete, width, height, shown, right in screen["images"]:
             assert complete and width > 0 and height > 0
@@ -99,8 +101,8 @@ def test_every_figure_is_seen(by_day: list[dict[str, Any]]) -> None:
         assert all(height > 40 for height in screen["heights"])
 
 
-def test_a_prompt_stays_text(by_day: list[dict[str, Any]]) -> None:
-    for screen in by_day:
+def test_a_prompt_is_shown_as_text(light_mode: list[dict[str, Any]]) -> None:
+    for screen in light_mode:
         assert screen["scripts"] == 0
         assert f"Is this a script? {EVIL}" in screen["text"]
 
@@ -114,11 +116,11 @@ def luminance(color: str) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def test_the_page_can_be_read_by_day_and_by_night(
-    page: Path, tmp_path: Path, by_day: list[dict[str, Any]]
+def test_the_page_is_legible_in_light_and_dark_mode(
+    page: Path, tmp_path: Path, light_mode: list[dict[str, Any]]
 ) -> None:
-    by_night = seen(page, tmp_path, "--blink-settings=preferredColorScheme=0")
-    for light, dark in zip(by_day, by_night, strict=True):
+    dark_mode = rendered(page, tmp_path, "--blink-settings=preferredColorScheme=0")
+    for light, dark in zip(light_mode, dark_mode, strict=True):
         assert luminance(light["paper"]) > 0.9 and luminance(dark["paper"]) < 0.05
         for screen in (light, dark):
             bright, dim = sorted(map(luminance, (screen["ink"], screen["paper"])), reverse=True)

@@ -13,7 +13,7 @@ from rich.table import Table
 from firstcli.errors import UserError, shortened
 from firstcli.metrics import FLOOR, METRICS, Confidence, EvalMetrics, lm_eval, summarize
 from firstcli.metrics.records import EvalRecords
-from firstcli.metrics.uncertainty import Difference, Estimate, differences, intervals
+from firstcli.metrics.uncertainty import Estimate, differences, intervals
 from firstcli.runtime.console import Console
 
 _NAMES = (
@@ -73,7 +73,7 @@ def read(path: Path, confidence: Confidence) -> EvalRecords:
             "of lm-evaluation-harness)"
         )
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: there is no such file")
     records = readers[path.suffix](path)
     if records.shown(confidence) is None:
         raise UserError(
@@ -91,7 +91,20 @@ def _pair(
     for file, records in ((path, ours), (versus, theirs)):
         if not records.answerable:
             raise UserError(f"{file}: no candidate is right, so --versus has nothing to compare")
-    return _shared(path, ours, versus, theirs)
+    ids = set(ours.ids) & set(theirs.ids)
+    if not ids:
+        raise UserError(f"{path} and {versus} have no question ids in common")
+    ours, theirs = ours.only(ids), theirs.only(ids)
+    index = {name: i for i, name in enumerate(theirs.ids)}
+    rows = [index[name] for name in ours.ids]
+    differ = (ours.answer != theirs.answer[rows]) | (ours.count != theirs.count[rows])
+    if differ.any():
+        names = [ours.ids[int(i)] for i in np.flatnonzero(differ)]
+        raise UserError(
+            f"{path} and {versus} have different candidates or right answers in {len(names)} of "
+            f"{len(ids)} common questions: {shortened(names)}"
+        )
+    return ours, theirs
 
 
 def _compare(
@@ -110,8 +123,10 @@ def _compare(
         table.add_column(heading, justify="right" if heading else "left")
     for name in _NAMES:
         if name in gaps:
-            values = (METRICS[name].text(side[name].value) for side in sides)
-            table.add_row(METRICS[name].title, *values, *_difference(gaps[name]))
+            gap, values = gaps[name], (METRICS[name].text(side[name].value) for side in sides)
+            shown = (f"{100 * gap.value:+.1f}", _interval(gap.interval))
+            verdict = "distinguishable" if gap.distinguishable else "not distinguishable"
+            table.add_row(METRICS[name].title, *values, *shown, verdict)
     console.show(table)
     return {
         "n": len(ours),
@@ -124,26 +139,6 @@ def _compare(
             for name, gap in gaps.items()
         },
     }
-
-
-def _shared(
-    path: Path, ours: EvalRecords, versus: Path, theirs: EvalRecords
-) -> tuple[EvalRecords, EvalRecords]:
-    """Return the common questions of both files in the same order."""
-    ids = set(ours.ids) & set(theirs.ids)
-    if not ids:
-        raise UserError(f"{path} and {versus} have no question ids in common")
-    ours, theirs = ours.only(ids), theirs.only(ids)
-    index = {name: i for i, name in enumerate(theirs.ids)}
-    rows = [index[name] for name in ours.ids]
-    differ = (ours.answer != theirs.answer[rows]) | (ours.count != theirs.count[rows])
-    if differ.any():
-        names = [ours.ids[int(i)] for i in np.flatnonzero(differ)]
-        raise UserError(
-            f"{path} and {versus} have different candidates or right answers in {len(names)} of "
-            f"{len(ids)} common questions: {shortened(names)}"
-        )
-    return ours, theirs
 
 
 def _table(
@@ -176,7 +171,7 @@ def _remarks(metrics: EvalMetrics, records: EvalRecords, bins: int) -> dict[str,
     if metrics.ece_null is not None and metrics.ece_p is not None:
         remarks["ece"] = (
             f"{metrics.bins_used} of {bins} bins used; a calibrated model would show "
-            f"{100 * metrics.ece_null:.1f}, at least this ECE with p = {metrics.ece_p:.3f}"
+            f"{100 * metrics.ece_null:.1f} and reach this ECE with p = {metrics.ece_p:.3f}"
         )
     if metrics.ties:
         remarks["accuracy"] = f"{metrics.ties} ties, resolved in favour of the first candidate"
@@ -192,8 +187,3 @@ def _remarks(metrics: EvalMetrics, records: EvalRecords, bins: int) -> dict[str,
 def _interval(interval: Sequence[float]) -> str:
     low, high = (100 * end for end in interval)
     return f"{low:.1f} to {high:.1f}"
-
-
-def _difference(gap: Difference) -> tuple[str, str, str]:
-    verdict = "distinguishable" if gap.distinguishable else "not distinguishable"
-    return f"{100 * gap.value:+.1f}", _interval(gap.interval), verdict

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from firstcli.api import BoolArray, FloatArray
 
 DRAWS = 1000  # simulated or resampled evaluations
+SEED = 0  # of simulations and resampling
 Z95 = 1.959963984540054  # normal quantile of a 95 % interval
 _GRID_CELLS = 2**13  # for smooth ECE; ten times finer than the errors it can resolve
 _CHUNK = 2**21  # random numbers held in memory, 16 MiB
@@ -177,24 +178,16 @@ def wilson(share: float, n: float) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def null_outcomes(
-    confidence: FloatArray, bins: int = 10, draws: int = DRAWS, seed: int = 0
-) -> FloatArray:
-    """Simulate how many questions of each bin a calibrated model gets right (D, B).
+def null_outcomes(confidence: FloatArray, bins: int = 10, draws: int = DRAWS) -> FloatArray:
+    """Simulate how many questions of each bin a calibrated model gets right, (D, B).
 
     Each prediction is right with a probability equal to its confidence (Bröcker and Smith 2007).
-
-    Args:
-        confidence: probability of each prediction, (N,).
-        bins: number of equal-width bins.
-        draws: number of simulations.
-        seed: seed of the simulations.
     """
     confidence = np.sort(unit(confidence, "confidence"))  # the order of questions has no effect
     counts = np.bincount(bin_index(confidence, bins), minlength=bins)
     filled = counts > 0
     starts = (np.cumsum(counts) - counts)[filled]
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(SEED)
     right = np.zeros((draws, bins))
     step = max(1, _CHUNK // len(confidence))
     for first in range(0, draws, step):
@@ -204,20 +197,11 @@ def null_outcomes(
     return right
 
 
-def ece_null(
-    confidence: FloatArray, bins: int = 10, draws: int = DRAWS, seed: int = 0
-) -> FloatArray:
-    """Simulate the ECE of a calibrated model with these confidences, one value per draw, (D,).
-
-    Args:
-        confidence: probability of each prediction, (N,).
-        bins: number of equal-width bins.
-        draws: number of simulations.
-        seed: seed of the simulations.
-    """
+def ece_null(confidence: FloatArray, bins: int = 10, draws: int = DRAWS) -> FloatArray:
+    """Simulate the ECE of a calibrated model with these confidences, one value per draw, (D,)."""
     confidence = np.sort(unit(confidence, "confidence"))
     expected = np.bincount(bin_index(confidence, bins), weights=confidence, minlength=bins)
-    right = null_outcomes(confidence, bins, draws, seed)
+    right = null_outcomes(confidence, bins, draws)
     return np.asarray(np.abs(right - expected).sum(axis=1) / len(confidence))
 
 

@@ -48,10 +48,7 @@ class _Line:
         return answer is not None and (self.acc is None or right == (self.acc > 0))
 
 
-_INTERPRETATIONS: tuple[Callable[[_Line], int | None], ...] = (
-    _Line.answer_by_index,
-    _Line.answer_by_text,
-)
+_READERS: tuple[Callable[[_Line], int | None], ...] = (_Line.answer_by_index, _Line.answer_by_text)
 
 
 def read(path: Path) -> EvalRecords:
@@ -166,18 +163,18 @@ def _has_unconditional(arguments: Sequence[tuple[str, str]]) -> bool:
 
 def _answers(path: Path, lines: Sequence[_Line]) -> list[int]:
     """Return the right choices under the interpretation of `target` that fits all lines."""
-    for interpret in _INTERPRETATIONS:
-        answers = [interpret(line) for line in lines]
+    for reader in _READERS:
+        answers = [reader(line) for line in lines]
         if all(line.agrees(answer) for line, answer in zip(lines, answers, strict=True)):
             return [answer for answer in answers if answer is not None]
     for line in lines:
-        if all(interpret(line) is None for interpret in _INTERPRETATIONS):
+        if all(reader(line) is None for reader in _READERS):
             raise UserError(
                 f"{path}:{line.number}: the target '{line.target}' is neither the index nor the "
                 f"text of one of the {len(line.log_likelihoods)} choices"
             )
     for line in lines:
-        if not any(line.agrees(interpret(line)) for interpret in _INTERPRETATIONS):
+        if not any(line.agrees(reader(line)) for reader in _READERS):
             raise UserError(
                 f"{path}:{line.number}: the logged acc = {line.acc:g} contradicts the target "
                 f"'{line.target}' and the log-likelihoods"

@@ -232,7 +232,7 @@ def _read(path: Path) -> pa.Table:
     import pyarrow.parquet as pq
 
     if not path.is_file():
-        raise UserError(f"{path}: no such file; {_REDO}")
+        raise UserError(f"{path}: there is no such file; {_REDO}")
     try:
         with pq.ParquetFile(path) as file:  # read_table would read `a=b/` in the path as a column
             table = file.read()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from firstcli.metrics.calibration import DRAWS, bin_index, wilson
+from firstcli.metrics.calibration import DRAWS, SEED, bin_index, wilson
 
 if TYPE_CHECKING:
     from firstcli.api import BoolArray, FloatArray
@@ -65,7 +65,6 @@ def intervals(
     confidence: Confidence,
     bins: int = 10,
     draws: int = DRAWS,
-    seed: int = 0,
 ) -> dict[str, Estimate]:
     """Return the estimates of `accuracy`, `ece`, `trust` and `ece_true`, where they are defined.
 
@@ -75,9 +74,8 @@ def intervals(
         confidence: the confidence that is evaluated.
         bins: number of equal-width bins.
         draws: number of resamples.
-        seed: seed of the resampling.
     """
-    spreads = _mean_spreads(records, confidence, bins, draws, seed)
+    spreads = _mean_spreads(records, confidence, bins, draws)
     limits = {"trust": (-1.0, 1.0)}
     estimates = {
         name: Estimate(spread.value, spread.interval(*limits.get(name, (0.0, 1.0))))
@@ -99,7 +97,6 @@ def differences(
     confidence: Confidence,
     bins: int = 10,
     draws: int = DRAWS,
-    seed: int = 0,
 ) -> dict[str, Difference]:
     """Return ours minus theirs for the metrics of `intervals` that both have.
 
@@ -112,11 +109,10 @@ def differences(
         confidence: the confidence that is evaluated.
         bins: number of equal-width bins.
         draws: number of resamples.
-        seed: seed of the resampling.
     """
     _check_same_questions([*ours, *theirs])
-    left = _mean_spreads(ours, confidence, bins, draws, seed)
-    right = _mean_spreads(theirs, confidence, bins, draws, seed)
+    left = _mean_spreads(ours, confidence, bins, draws)
+    right = _mean_spreads(theirs, confidence, bins, draws)
     gaps = {name: left[name] - right[name] for name in left if name in right}
     return {name: Difference(gap.value, gap.interval(-2.0, 2.0)) for name, gap in gaps.items()}
 
@@ -169,10 +165,10 @@ class _Spread:
 
 
 def _mean_spreads(
-    records: Sequence[EvalRecords], confidence: Confidence, bins: int, draws: int, seed: int
+    records: Sequence[EvalRecords], confidence: Confidence, bins: int, draws: int
 ) -> dict[str, _Spread]:
     _check_same_questions(records)
-    by_seed = [_spreads(r, confidence, bins, draws, seed) for r in records]
+    by_seed = [_spreads(r, confidence, bins, draws) for r in records]
     shared = [name for name in by_seed[0] if all(name in spreads for spreads in by_seed)]
     return {name: _mean([spreads[name] for spreads in by_seed]) for name in shared}
 
@@ -188,7 +184,7 @@ def _mean(spreads: Sequence[_Spread]) -> _Spread:
 
 @lru_cache(maxsize=128)  # a report compares each row with several baselines
 def _spreads(
-    records: EvalRecords, confidence: Confidence, bins: int, draws: int, seed: int
+    records: EvalRecords, confidence: Confidence, bins: int, draws: int
 ) -> dict[str, _Spread]:
     if not records.answerable:
         return {}
@@ -199,7 +195,7 @@ def _spreads(
         columns["ece"] = _gaps(shown, correct, bins)
         if (p_right := records.p_right) is not None:
             columns["ece_true"] = _gaps(shown, _sorted(records, p_right), bins)
-    shifts = _resampled(np.hstack(list(columns.values())), draws, seed)
+    shifts = _resampled(np.hstack(list(columns.values())), draws)
     first = shifts[:, 0]
     spreads = {"accuracy": _Spread(float(np.mean(correct)), first, first, len(records))}
     for i, name in enumerate(list(columns)[1:]):
@@ -234,13 +230,13 @@ def _ece_spread(question_gaps: FloatArray, noise: FloatArray) -> _Spread:
     return _Spread(float(np.abs(gaps).sum()), noise @ np.sign(gaps), most, n)
 
 
-def _resampled(columns: FloatArray, draws: int, seed: int) -> FloatArray:
+def _resampled(columns: FloatArray, draws: int) -> FloatArray:
     """Return the column means of resampled rows minus the column means of all rows, (D, K).
 
-    The same seed and number of rows give the same resamples.
+    The same number of rows gives the same resamples.
     """
     n = len(columns)
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(SEED)
     step = max(1, _CHUNK // n)
     means: list[FloatArray] = []
     for first in range(0, draws, step):

@@ -6,19 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from matplotlib.ticker import PercentFormatter
-
-from firstcli.reporting.style import (
-    BAND,
-    INK,
-    SOFT,
-    Drawing,
-    Numbers,
-    Panel,
-    axes,
-    heading,
-    logarithmic,
-)
+from firstcli.reporting import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +19,7 @@ _LINE = "#0072B2"
 _DISK = "#009E73"
 
 
-def drawing(measured: Mapping[str, JSON], top_k: int) -> Drawing:
+def drawing(measured: Mapping[str, JSON], top_k: int) -> style.Drawing:
     """Return cumulative probability by rank, and bytes per position by k.
 
     Args:
@@ -49,46 +37,50 @@ def drawing(measured: Mapping[str, JSON], top_k: int) -> Drawing:
     columns = ("k", "mean mass", "lowest", "5th percentile", "95th percentile", "highest", "bytes")
     kept = f"the top {top_k} hold {100 * mass[top_k]:.1f} percent" if top_k in mass else ""
     means = ", ".join(f"{100 * mass[r]:.1f} percent" for r in (1, 5, 100) if r in mass)
-    cumulative = Panel(
+    cumulative = style.Panel(
         "Cumulative probability",
         partial(_draw_mass, measured, top_k),
         "Mean cumulative probability of the teacher's 1, 5 and 100 most likely tokens: "
         f"{means}; {kept}.",
     )
     costs = ", ".join(f"{bytes_:.1f} for k = {k}" for k, bytes_ in sorted(size.items()))
-    disk = Panel(
+    disk = style.Panel(
         "Disk",
         partial(_draw_disk, size, top_k, str(measured.get("precision", "standard"))),
         f"Bytes per position on disk: {costs}.",
     )
-    return Drawing("concentration", (cumulative, disk), Numbers(columns, rows), size=_SIZE)
+    return style.Drawing(
+        "concentration", (cumulative, disk), style.Numbers(columns, rows), size=_SIZE
+    )
 
 
 def _draw_mass(measured: Mapping[str, JSON], top_k: int, place: SubFigure) -> None:
-    heading(place, "Cumulative probability", f"at {measured['positions']} training positions")
-    main = axes(place, left=0.62, bottom=0.42)
+    style.heading(place, "Cumulative probability", f"at {measured['positions']} training positions")
+    main = style.axes(place, left=0.62, bottom=0.42)
     ranks = measured["ranks"]
     main.fill_between(
         *(ranks, measured["p05"], measured["p95"]),
-        color=BAND,
+        color=style.BAND,
         alpha=0.5,
         linewidth=0,
         label="90 % of positions",
     )
     for key, label in (("low", "minimum and maximum"), ("high", None)):
         line = (0, (1, 1))
-        main.plot(ranks, measured[key], color=SOFT, linewidth=0.8, linestyle=line, label=label)
+        main.plot(
+            ranks, measured[key], color=style.SOFT, linewidth=0.8, linestyle=line, label=label
+        )
     main.plot(ranks, measured["mean"], color=_LINE, label="mean")
     main.set(xlabel="most likely tokens kept, k", ylabel="their total probability")
-    main.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    style.percent(main.yaxis)
     main.set_ylim(min(0.95, *measured["low"]) - 0.02, 1.01)
     _over_k(main, max(ranks), top_k)
     main.legend(loc="lower right", fontsize=7.5, frameon=False, handlelength=1.8)
 
 
 def _draw_disk(size: Mapping[int, float], top_k: int, precision: str, place: SubFigure) -> None:
-    heading(place, "Disk", f"precision: {precision}")
-    main = axes(place, bottom=0.42)
+    style.heading(place, "Disk", f"precision: {precision}")
+    main = style.axes(place, bottom=0.42)
     ks = sorted(size)
     main.plot(ks, [size[k] for k in ks], color=_DISK, marker="s")
     for k in ks:
@@ -105,6 +97,6 @@ def _draw_disk(size: Mapping[int, float], top_k: int, precision: str, place: Sub
 
 
 def _over_k(main: Axes, largest: int, top_k: int) -> None:
-    main.axvline(top_k, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
-    logarithmic(main, [k for k in (1, 2, 5, 10, 20, 50, 100) if k <= largest])
+    main.axvline(top_k, color=style.INK, linewidth=0.9, linestyle=(0, (4, 3)))
+    style.logarithmic(main, [k for k in (1, 2, 5, 10, 20, 50, 100) if k <= largest])
     main.grid(True)

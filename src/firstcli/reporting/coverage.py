@@ -7,21 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.ticker import PercentFormatter
 
 from firstcli.metrics import risk_coverage
+from firstcli.reporting import style
 from firstcli.reporting.data import ReportData
-from firstcli.reporting.style import (
-    Drawing,
-    Look,
-    Numbers,
-    Panel,
-    axes,
-    heading,
-    key_height,
-    looks,
-    row_key,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
@@ -36,16 +25,14 @@ _SIZE = (3.5, 3.0)
 def curve(data: ReportData, evaluation: str, row: str) -> FloatArray | None:
     """Return the mean accuracy over the seeds at each of `COVERAGES`."""
     by_seed = []
-    for records in data.records_of(evaluation, row):
-        confidence = records.shown(data.settings.confidence)
-        if confidence is not None:
-            _, accuracy = risk_coverage(confidence, records.correct)
-            kept = np.ceil(COVERAGES * len(records) - 1e-9).astype(int)
-            by_seed.append(accuracy[np.maximum(kept, 1) - 1])
+    for records, confidence in data.shown(evaluation, row):
+        _, accuracy = risk_coverage(confidence, records.correct)
+        kept = np.ceil(COVERAGES * len(records) - 1e-9).astype(int)
+        by_seed.append(accuracy[np.maximum(kept, 1) - 1])
     return np.mean(by_seed, axis=0) if by_seed else None
 
 
-def drawing(data: ReportData, evaluation: str) -> Drawing | None:
+def drawing(data: ReportData, evaluation: str) -> style.Drawing | None:
     """Return the curves of all rows in one panel; None if no confidence is known."""
     curves = {row: curve(data, evaluation, row) for row in data.rows}
     known = {row: values for row, values in curves.items() if values is not None}
@@ -56,14 +43,14 @@ def drawing(data: ReportData, evaluation: str) -> Drawing | None:
         (row, *(float(values[i]) for i in tabulated)) for row, values in known.items()
     ]
     columns = ("model", *(f"{100 * share:.0f} % answered" for share in _TABULATED))
-    panel = Panel(
+    panel = style.Panel(
         evaluation,
-        partial(_draw, evaluation, known, looks(data.rows)),
+        partial(_draw, evaluation, known, style.looks(data.rows)),
         _description(evaluation, known),
     )
-    size = (_SIZE[0], _SIZE[1] + key_height(len(known)))
-    return Drawing(
-        f"risk-coverage+{evaluation}", (panel,), Numbers(columns, tuple(rows)), size=size
+    size = (_SIZE[0], _SIZE[1] + style.key_height(len(known)))
+    return style.Drawing(
+        f"risk-coverage+{evaluation}", (panel,), style.Numbers(columns, tuple(rows)), size=size
     )
 
 
@@ -78,25 +65,16 @@ def _description(evaluation: str, curves: Mapping[str, FloatArray]) -> str:
 
 
 def _draw(
-    title: str, curves: Mapping[str, FloatArray], look: Mapping[str, Look], place: SubFigure
+    title: str, curves: Mapping[str, FloatArray], look: Mapping[str, style.Look], place: SubFigure
 ) -> None:
-    heading(place, title)
-    bottom = 0.45 + key_height(len(curves))
-    main = axes(place, left=0.62, right=0.25, top=0.32, bottom=bottom)
+    style.heading(place, title)
+    bottom = 0.45 + style.key_height(len(curves))
+    main = style.axes(place, left=0.62, right=0.25, top=0.32, bottom=bottom)
     for row, values in curves.items():
-        style = look[row]
-        main.plot(
-            COVERAGES,
-            values,
-            color=style.color,
-            linestyle=style.line,
-            marker=style.marker,
-            markevery=(5, 19),
-            markerfacecolor=style.face,
-        )
+        main.plot(COVERAGES, values, markevery=(5, 19), **look[row].options)
     main.set(xlim=(0, 1.01), xlabel="share of questions answered, most confident first")
     main.set_ylabel("accuracy of the answers")
-    main.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    main.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    style.percent(main.xaxis)
+    style.percent(main.yaxis)
     main.grid(True)
-    row_key(place, {row: look[row] for row in curves})
+    style.row_key(place, {row: look[row] for row in curves})

@@ -158,12 +158,13 @@ class ReportData:
         return {row: records[0] for row, records in by_row.items() if records}
 
     def shown_of(self, evaluation: str) -> dict[str, tuple[EvalRecords, FloatArray]]:
-        """Return `first_of` with the report's kind of confidence, where it is known."""
-        return {
-            row: (records, confidence)
-            for row, records in self.first_of(evaluation).items()
-            if (confidence := records.shown(self.settings.confidence)) is not None
-        }
+        """Return each row's records at its first seed and their confidence, where it is known."""
+        return {row: shown[0] for row in self.rows if (shown := self.shown(evaluation, row))}
+
+    def shown(self, evaluation: str, row: str) -> list[tuple[EvalRecords, FloatArray]]:
+        """Return the records of a row's models with their confidence, where it is known."""
+        pairs = [(r, r.shown(self.settings.confidence)) for r in self.records_of(evaluation, row)]
+        return [(records, confidence) for records, confidence in pairs if confidence is not None]
 
     def values(self, evaluation: str, row: str, key: str) -> list[float]:
         """Return a metric at each seed where it is defined."""

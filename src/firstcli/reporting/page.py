@@ -48,10 +48,12 @@ def write_report(folder: Path, data: ReportData) -> None:
     figures = folder / "figures"
     figures.mkdir()
     content = sections(data)
+    drawings = [drawing for section in content for _, drawing in section.drawings]
+    numbers = {_file_name(drawing.name): drawing.numbers for drawing in drawings}
     texts = {
         "table.md": to_markdown(data),
         "table.csv": to_csv(data),
-        "table.json": to_json(data, _numbers(content)),
+        "table.json": to_json(data, numbers),
         "index.html": _html(data, [_drawn(section, figures) for section in content]),
     }
     for name, text in texts.items():
@@ -66,11 +68,6 @@ def _drawn(section: Section, folder: Path) -> PageSection:
             pictures = [picture for picture in pictures if not picture.key]
         figures.append(PageFigure(heading, pictures, drawing.numbers))
     return PageSection(section, figures)
-
-
-def _numbers(content: list[Section]) -> dict[str, Numbers]:
-    drawings = [drawing for section in content for _, drawing in section.drawings]
-    return {_file_name(drawing.name): drawing.numbers for drawing in drawings}
 
 
 def _html(data: ReportData, shown: list[PageSection]) -> str:

@@ -7,24 +7,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.ticker import PercentFormatter
 from scipy.stats import t
 
 from firstcli.metrics.calibration import Z95
+from firstcli.reporting import style
 from firstcli.reporting.data import ReportData
-from firstcli.reporting.style import (
-    INK,
-    Drawing,
-    Numbers,
-    Panel,
-    axes,
-    heading,
-    key_height,
-    logarithmic,
-    looks,
-    row_key,
-    shortened,
-)
 from firstcli.reporting.table import ECE, PAPER
 from firstcli.reporting.temperature import draw_estimates
 
@@ -34,7 +21,6 @@ if TYPE_CHECKING:
 
     from firstcli.api import FloatArray
     from firstcli.metrics import Metric
-    from firstcli.reporting.style import Look
 
 _SIZE = (3.0, 2.6)
 
@@ -52,7 +38,7 @@ def top_k_lines(data: ReportData) -> dict[str, list[str]]:
     }
 
 
-def top_k(data: ReportData, evaluation: str) -> Drawing | None:
+def top_k(data: ReportData, evaluation: str) -> style.Drawing | None:
     """Return accuracy, ECE, Trust, mass and bytes over k; None if arms do not differ in k."""
     lines = {
         kind: [arm for arm in arms if "trust" in data.estimates(evaluation, arm)]
@@ -63,15 +49,15 @@ def top_k(data: ReportData, evaluation: str) -> Drawing | None:
         return None
     panels = [_top_k_panel(data, evaluation, lines, metric) for metric in PAPER]
     panels += _cost_panels(data, [arm for arms in lines.values() for arm in arms])
-    size = (_SIZE[0], _SIZE[1] + key_height(len(lines)))
-    return Drawing(
+    size = (_SIZE[0], _SIZE[1] + style.key_height(len(lines)))
+    return style.Drawing(
         f"top-k+{evaluation}", tuple(panels), _top_k_numbers(data, evaluation, lines), size=size
     )
 
 
 def _top_k_numbers(
     data: ReportData, evaluation: str, lines: Mapping[str, Sequence[str]]
-) -> Numbers:
+) -> style.Numbers:
     ends = [name for metric in PAPER for name in (metric.short, "low", "high")]
     costs = (data.concentration or {}).get("bytes", {})
     rows = []
@@ -81,12 +67,12 @@ def _top_k_numbers(
             shown = [estimates[metric.name] for metric in PAPER]
             values = [v for e in shown for v in (e.value, *e.interval)]
             rows.append((arm, facts.top_k, facts.mass, costs.get(str(facts.top_k)), *values))
-    return Numbers(("arm", "k", "P", "bytes per position", *ends), tuple(rows))
+    return style.Numbers(("arm", "k", "P", "bytes per position", *ends), tuple(rows))
 
 
 def _top_k_panel(
     data: ReportData, evaluation: str, lines: Mapping[str, Sequence[str]], metric: Metric
-) -> Panel:
+) -> style.Panel:
     title = f"{metric.short} on {evaluation}"
     estimates = {
         arm: data.estimates(evaluation, arm)[metric.name] for arms in lines.values() for arm in arms
@@ -95,7 +81,7 @@ def _top_k_panel(
         f"k = {data.arms[arm].top_k}: {100 * e.value:.1f}" for arm, e in estimates.items()
     )
     draw = partial(_draw_top_k, title, data, evaluation, lines, metric)
-    return Panel(title, draw, f"{title} by number of tokens kept, in percent: {values}.")
+    return style.Panel(title, draw, f"{title} by number of tokens kept, in percent: {values}.")
 
 
 def _draw_top_k(
@@ -106,9 +92,9 @@ def _draw_top_k(
     metric: Metric,
     place: SubFigure,
 ) -> None:
-    heading(place, title)
-    main = axes(place, left=0.6, top=0.32, bottom=0.45 + key_height(len(lines)))
-    look = looks(list(lines))
+    style.heading(place, title)
+    main = style.axes(place, left=0.6, top=0.32, bottom=0.45 + style.key_height(len(lines)))
+    look = style.looks(list(lines))
     for kind, arms in lines.items():
         points = [
             (float(data.arms[arm].top_k), data.estimates(evaluation, arm)[metric.name])
@@ -116,14 +102,14 @@ def _draw_top_k(
         ]
         draw_estimates(main, points, look[kind])
     _over_k(main, sorted({data.arms[arm].top_k for arms in lines.values() for arm in arms}))
-    main.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    style.percent(main.yaxis)
     if metric is ECE:
         main.set_ylim(bottom=0)
     main.set_ylabel(metric.short)
-    row_key(place, {kind: look[kind] for kind in lines})
+    style.row_key(place, {kind: look[kind] for kind in lines})
 
 
-def _cost_panels(data: ReportData, arms: Sequence[str]) -> list[Panel]:
+def _cost_panels(data: ReportData, arms: Sequence[str]) -> list[style.Panel]:
     """Return the cost and benefit of k: bytes on disk and the teacher's probability."""
     sizes = {int(k): size for k, size in (data.concentration or {}).get("bytes", {}).items()}
     ks = sorted({data.arms[arm].top_k for arm in arms})
@@ -137,16 +123,16 @@ def _cost_panels(data: ReportData, arms: Sequence[str]) -> list[Panel]:
         if points:
             shown = "; ".join(f"k = {k}: {text.format(value)}" for k, value in points)
             draw = partial(_draw_cost, title, points, text)
-            panels.append(Panel(title, draw, f"{title} by number of tokens kept: {shown}."))
+            panels.append(style.Panel(title, draw, f"{title} by number of tokens kept: {shown}."))
     return panels
 
 
 def _draw_cost(
     title: str, points: Sequence[tuple[int, float]], text: str, place: SubFigure
 ) -> None:
-    heading(place, title)
-    main = axes(place, left=0.6, top=0.32, bottom=0.62)
-    main.plot(*zip(*points, strict=True), color=INK, marker="s", markersize=3.5)
+    style.heading(place, title)
+    main = style.axes(place, left=0.6, top=0.32, bottom=0.62)
+    main.plot(*zip(*points, strict=True), color=style.INK, marker="s", markersize=3.5)
     for k, value in points:
         label = text.format(value)
         main.annotate(
@@ -157,37 +143,30 @@ def _draw_cost(
 
 
 def _over_k(main: Axes, ks: Sequence[int]) -> None:
-    logarithmic(main, ks)
+    style.logarithmic(main, ks)
     main.set_xlabel("tokens kept, k")
     main.grid(True)
 
 
-def unanswerable(data: ReportData, evaluation: str) -> Drawing | None:
+def unanswerable(data: ReportData, evaluation: str) -> style.Drawing | None:
     """Return each row's mean confidence where no candidate is right, and 1 / n."""
-    shown = {row: _shown(data, evaluation, row) for row in data.rows}
+    shown = {row: [c for _, c in data.shown(evaluation, row)] for row in data.rows}
     means = {row: _mean(confidences) for row, confidences in shown.items() if confidences}
     if not means:
         return None
     records = next(iter(data.first_of(evaluation).values()))
     chance = float(np.mean(1 / records.count))
     rows = tuple((row, mean, mean - half, mean + half) for row, (mean, half) in means.items())
-    numbers = Numbers(("model", "mean confidence", "low", "high"), (*rows, ("1 / n", chance)))
+    numbers = style.Numbers(("model", "mean confidence", "low", "high"), (*rows, ("1 / n", chance)))
     values = ", ".join(f"{row} {100 * mean:.1f} percent" for row, (mean, _) in means.items())
-    panel = Panel(
+    panel = style.Panel(
         evaluation,
-        partial(_draw_unanswerable, evaluation, means, chance, looks(data.rows)),
+        partial(_draw_unanswerable, evaluation, means, chance, style.looks(data.rows)),
         f"Mean confidence on {evaluation}, where no candidate is right and a calibrated model "
         f"would have {100 * chance:.1f} percent: {values}.",
     )
     size = (3.5, 0.9 + 0.26 * len(means))
-    return Drawing(f"unanswerable+{evaluation}", (panel,), numbers, size=size)
-
-
-def _shown(data: ReportData, evaluation: str, row: str) -> list[FloatArray]:
-    """Return a row's known confidences, one array per seed."""
-    kind = data.settings.confidence
-    by_seed = (records.shown(kind) for records in data.records_of(evaluation, row))
-    return [confidence for confidence in by_seed if confidence is not None]
+    return style.Drawing(f"unanswerable+{evaluation}", (panel,), numbers, size=size)
 
 
 def _mean(confidences: Sequence[FloatArray]) -> tuple[float, float]:
@@ -206,24 +185,15 @@ def _draw_unanswerable(
     title: str,
     means: Mapping[str, tuple[float, float]],
     chance: float,
-    look: Mapping[str, Look],
+    look: Mapping[str, style.Look],
     place: SubFigure,
 ) -> None:
-    heading(place, title, f"1 / n = {100 * chance:.1f} %")
-    main = axes(place, left=1.45, right=0.25, bottom=0.42)
+    style.heading(place, title, f"1 / n = {100 * chance:.1f} %")
+    main = style.axes(place, left=1.45, right=0.25, bottom=0.42)
     for y, (row, (mean, half)) in enumerate(means.items()):
-        style = look[row]
-        main.errorbar(
-            mean,
-            y,
-            xerr=half,
-            color=style.color,
-            marker=style.marker,
-            markerfacecolor=style.face,
-            capsize=2,
-        )
-    main.axvline(chance, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+        main.errorbar(mean, y, xerr=half, capsize=2, **look[row].options)
+    main.axvline(chance, color=style.INK, linewidth=0.9, linestyle=(0, (4, 3)))
     main.set(xlim=(0, 1), ylim=(len(means) - 0.5, -0.5), xlabel="mean confidence")
-    main.set_yticks(range(len(means)), [shortened(row, 20) for row in means])
-    main.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    main.set_yticks(range(len(means)), [style.shortened(row, 20) for row in means])
+    style.percent(main.xaxis)
     main.grid(True, axis="x")

@@ -7,17 +7,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import NullFormatter, PercentFormatter, ScalarFormatter
 
 from firstcli.reporting.data import PLUS_T, TEACHER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import SubFigure
 
 INK = "#222222"
@@ -45,9 +46,11 @@ class Look(NamedTuple):
     filled: bool
 
     @property
-    def face(self) -> str:
-        """The colour inside a marker."""
-        return self.color if self.filled else "white"
+    def options(self) -> dict[str, Any]:
+        """The look as keyword arguments of matplotlib."""
+        face = self.color if self.filled else "white"
+        line = {"color": self.color, "linestyle": self.line}
+        return line | {"marker": self.marker, "markerfacecolor": face}
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +220,11 @@ def logarithmic(main: Axes, ticks: Sequence[float]) -> None:
     main.xaxis.set_minor_formatter(NullFormatter())
 
 
+def percent(axis: Axis) -> None:
+    """Label an axis of shares in percent."""
+    axis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+
 def axes(
     place: SubFigure, *, left: float = 0.5, right: float = 0.17, top: float = 0.48, bottom: float
 ) -> Axes:
@@ -246,14 +254,7 @@ def key_height(count: int) -> float:
 def row_key(place: SubFigure, shown: Mapping[str, Look]) -> None:
     """Draw the key to the rows' lines below a panel."""
     handles = [
-        Line2D(
-            *([], []),
-            color=look.color,
-            linestyle=look.line,
-            marker=look.marker,
-            markerfacecolor=look.face,
-            label=shortened(row, 22 if len(shown) > 1 else 45),
-        )
+        Line2D([], [], **look.options, label=shortened(row, 22 if len(shown) > 1 else 45))
         for row, look in shown.items()
     ]
     place.legend(

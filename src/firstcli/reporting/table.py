@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from firstcli.metrics import METRICS, Metric
 from firstcli.metrics.summary import DASH, ROUNDING
@@ -37,17 +37,9 @@ COMPARED = ("ece", "accuracy", "trust", "ece_true")
 """Metrics with intervals, whose differences can therefore be assessed."""
 
 
-class _Columns(NamedTuple):
-    """The metrics of one column group."""
-
-    title: str
-    evaluation: str
-    metrics: tuple[Metric, ...]
-
-
 def paper_table(data: ReportData) -> Table:
     """Return the paper's Table 1 of a run: one row per model, one column group per evaluation."""
-    groups = [_columns(data, evaluation) for evaluation in data.judged]
+    groups = tuple(_paper_group(data, name) for name in data.judged)
     rows = [_row(data, row, groups, annotated=True) for row in data.rows]
     ours, theirs = _DELTAS
     if any(data.compared(evaluation, ours, theirs) for evaluation in data.judged):
@@ -55,7 +47,7 @@ def paper_table(data: ReportData) -> Table:
     seeds = "; ± standard deviation over seeds" if data.several_seeds else ""
     caption = f"{data.definition}; in percent, with 95 % intervals over questions{seeds}"
     legend = _legend(data, rows[-1].kind == "difference")
-    return _table(f"Results of {data.run}", caption, legend, groups, rows)
+    return Table(f"Results of {data.run}", caption, legend, groups, tuple(rows))
 
 
 def terminal_cells(data: ReportData) -> JSON:
@@ -67,18 +59,18 @@ def difference_tables(data: ReportData) -> list[Table]:
     """Return the differences between each student and each baseline of the recipe."""
     if len(data.students) < 2 or not data.judged:
         return []
-    groups = [_columns(data, name, compared_only=True) for name in data.judged]
+    groups = tuple(_paper_group(data, name, compared_only=True) for name in data.judged)
     return [
-        _table(
+        Table(
             f"Each student minus {theirs}",
             f"{data.definition}; percentage points, with paired 95 % intervals",
             "distinguishable from zero",
             groups,
-            [
+            tuple(
                 _difference_row(data, ours, theirs, groups, ours)
                 for ours in data.students
                 if ours != theirs
-            ],
+            ),
         )
         for theirs in BASELINES
         if theirs in data.rows
@@ -92,38 +84,25 @@ def full_tables(data: ReportData) -> list[Table]:
     tables = []
     for evaluation in data.evaluations:
         groups = _families(data, evaluation)
-        rows = [_row(data, row, groups, annotated=False) for row in data.rows]
-        title = f"All metrics on {evaluation}"
-        tables.append(_table(title, caption, _legend(data), groups, rows))
+        rows = tuple(_row(data, row, groups, annotated=False) for row in data.rows)
+        tables.append(Table(f"All metrics on {evaluation}", caption, _legend(data), groups, rows))
     return tables
 
 
-def _table(
-    title: str,
-    caption: str,
-    legend: str,
-    groups: Sequence[_Columns],
-    rows: Sequence[ReportRow],
-) -> Table:
-    headed = (Group(g.title, g.evaluation, tuple(m.heading for m in g.metrics)) for g in groups)
-    return Table(title, caption, legend, tuple(headed), tuple(rows))
-
-
-def _families(data: ReportData, evaluation: str) -> list[_Columns]:
+def _families(data: ReportData, evaluation: str) -> tuple[Group, ...]:
     """Return the column groups of a full table, without metrics that no row has."""
-    groups = [
-        _Columns(
-            title,
-            evaluation,
-            tuple(
-                METRICS[name]
-                for name in names
-                if any(data.values(evaluation, row, name) for row in data.rows)
-            ),
-        )
-        for title, names in FAMILIES.items()
+    known = [
+        name for name in METRICS if any(data.values(evaluation, row, name) for row in data.rows)
     ]
-    return [group for group in groups if group.metrics]
+    return tuple(
+        _group(title, evaluation, kept)
+        for title, names in FAMILIES.items()
+        if (kept := [name for name in names if name in known])
+    )
+
+
+def _group(title: str, evaluation: str, names: Sequence[str]) -> Group:
+    return Group(title, evaluation, tuple(names), tuple(METRICS[name].heading for name in names))
 
 
 def best_students(data: ReportData, evaluation: str, metric: Metric) -> frozenset[str]:
@@ -163,21 +142,21 @@ def _legend(data: ReportData, deltas: bool = False) -> str:
     return best + more if len(data.students) > 1 else ""
 
 
-def _columns(data: ReportData, evaluation: str, *, compared_only: bool = False) -> _Columns:
+def _paper_group(data: ReportData, evaluation: str, *, compared_only: bool = False) -> Group:
     """Return the paper's metrics, those of a known truth, and the number of questions."""
     models = [model for row in data.rows for model in data.models(evaluation, row)]
     values = [data.metrics[evaluation, model] for model in models]
     sizes = sorted({m.n for m in values})
     title = f"{evaluation} (n = {' or '.join(map(str, sizes)) or 0})"
     known = any(m.ece_true is not None for m in values)
-    metrics = (*PAPER, *KNOWN_TRUTH) if known else PAPER
-    kept = tuple(m for m in metrics if m.name in COMPARED) if compared_only else metrics
-    return _Columns(title, evaluation, kept)
+    names = [metric.name for metric in ((*PAPER, *KNOWN_TRUTH) if known else PAPER)]
+    kept = [name for name in names if name in COMPARED] if compared_only else names
+    return _group(title, evaluation, kept)
 
 
-def _row(data: ReportData, row: str, groups: Sequence[_Columns], *, annotated: bool) -> ReportRow:
+def _row(data: ReportData, row: str, groups: Sequence[Group], *, annotated: bool) -> ReportRow:
     cells = tuple(
-        tuple(_cell(data, group.evaluation, row, metric, annotated) for metric in group.metrics)
+        tuple(_cell(data, group.evaluation, row, METRICS[m], annotated) for m in group.metrics)
         for group in groups
     )
     return ReportRow(row, "student" if row in data.students else "teacher", cells)
@@ -218,12 +197,12 @@ def range_text(metric: Metric, interval: Interval, *, signed: bool = False) -> s
 
 
 def _difference_row(
-    data: ReportData, ours: str, theirs: str, groups: Sequence[_Columns], name: str
+    data: ReportData, ours: str, theirs: str, groups: Sequence[Group], name: str
 ) -> ReportRow:
     cells = tuple(
         tuple(
-            _difference_cell(data.compared(group.evaluation, ours, theirs), metric)
-            for metric in group.metrics
+            _difference_cell(data.compared(group.evaluation, ours, theirs), METRICS[m])
+            for m in group.metrics
         )
         for group in groups
     )

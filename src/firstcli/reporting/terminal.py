@@ -45,7 +45,12 @@ class Group:
 
     title: str
     evaluation: str
+    metrics: tuple[str, ...]
     headings: tuple[str, ...]
+
+    def select(self, columns: slice) -> Group:
+        """Return the group with some of its columns."""
+        return replace(self, metrics=self.metrics[columns], headings=self.headings[columns])
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +70,11 @@ class Table:
     @classmethod
     def from_json(cls, stored: Mapping[str, JSON]) -> Table:
         """Restore a table from the result of `to_json`."""
-        groups = [Group(**{**g, "headings": tuple(g["headings"])}) for g in stored["groups"]]
-        rows = [
+        groups = tuple(
+            Group(g["title"], g["evaluation"], tuple(g["metrics"]), tuple(g["headings"]))
+            for g in stored["groups"]
+        )
+        rows = tuple(
             ReportRow(
                 row["name"],
                 row["kind"],
@@ -76,8 +84,8 @@ class Table:
                 ),
             )
             for row in stored["rows"]
-        ]
-        return cls(**{**stored, "groups": tuple(groups), "rows": tuple(rows)})
+        )
+        return cls(stored["title"], stored["caption"], stored["legend"], groups, rows)
 
     def by_group(self) -> list[Table]:
         """Return one table per column group."""
@@ -92,7 +100,7 @@ class Table:
         return [part for part in parts if part.groups[0].headings]
 
     def _select(self, g: int, columns: slice) -> Table:
-        group = replace(self.groups[g], headings=self.groups[g].headings[columns])
+        group = self.groups[g].select(columns)
         rows = tuple(replace(row, groups=(row.groups[g][columns],)) for row in self.rows)
         return replace(self, groups=(group,), rows=rows)
 
