@@ -16,12 +16,13 @@ from transformers import AutoTokenizer
 
 from firstcli import plugins
 from firstcli.api import ModelRef, Sample
-from firstcli.data.encoding import encode_questions, encode_training
+from firstcli.data.encoding import encode_questions
 from firstcli.data.splits import content_digest
 from firstcli.families.scratch import Scratch, ScratchOptions
 from firstcli.tasks.known_world import ANSWERS, INVENTED, KnownWorld, KnownWorldOptions
 from firstcli.tasks.world_laws import ATTRIBUTES, PAIRS, Laws
 from firstcli.testing import check_task
+from support.encoding import encode_training
 
 SPLITS = ("train", "test", "shifted")
 EVERY_SPLIT = (*SPLITS, "unanswerable")
