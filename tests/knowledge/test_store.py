@@ -141,10 +141,10 @@ def test_samples_of_other_tokens_are_refused(tmp_path: Path) -> None:
     write(tmp_path, rows, 2)
     opened, row = Knowledge(tmp_path), rows[3]
     opened.check(rows)
-    others = row.input_ids.copy()
-    others[0] += 1
+    changed_ids = row.input_ids.copy()
+    changed_ids[0] += 1
     for changed in (
-        replace(row, input_ids=others),
+        replace(row, input_ids=changed_ids),
         replace(row, start=row.start + 1),
         replace(row, input_ids=row.input_ids[:-1]),
     ):

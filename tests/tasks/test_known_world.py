@@ -106,8 +106,8 @@ def test_unanswerable_questions_mean_nothing_in_this_world() -> None:
     assert all(not set(ATTRIBUTES[name]) & set(INVENTED[name]) for name in ATTRIBUTES)
     assert rows[:100] == samples("unanswerable", unanswerable=100)
     assert rows != samples("unanswerable", seed=1)
-    asked = {row.prompt for split in SPLITS for row in samples(split)}
-    assert not asked & {row.prompt for row in rows}
+    prompts = {row.prompt for split in SPLITS for row in samples(split)}
+    assert not prompts & {row.prompt for row in rows}
 
 
 def test_a_smaller_split_is_a_prefix_of_a_larger_one() -> None:
@@ -191,8 +191,10 @@ def test_answers_differ_in_their_first_token(vocabulary: int) -> None:
     text = [sample.prompt + sample.response for sample in train]
     tokenizer = Scratch(ScratchOptions(vocabulary=vocabulary)).tokenizer(ModelRef(None), text)
     sizes = {"test": 50, "shifted": 50, "unanswerable": 50}
-    asked = [samples(split, **sizes) for split in sizes]
-    for question in (one for some in asked for one in encode_questions(some, tokenizer, "test")):
+    evaluated = [samples(split, **sizes) for split in sizes]
+    for question in (
+        one for split in evaluated for one in encode_questions(split, tokenizer, "test")
+    ):
         assert len(set(question.candidate_ids)) == 5
         assert len(question.input_ids) <= 64  # the quick start's context
     rows, warnings = encode_training(train, tokenizer, "train")
