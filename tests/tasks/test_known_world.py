@@ -6,7 +6,7 @@ Run alone: pytest tests/test_known_world.py
 from __future__ import annotations
 
 import math
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -191,10 +191,8 @@ def test_answers_differ_in_their_first_token(vocabulary: int) -> None:
     text = [sample.prompt + sample.response for sample in train]
     tokenizer = Scratch(ScratchOptions(vocabulary=vocabulary)).tokenizer(ModelRef(None), text)
     sizes = {"test": 50, "shifted": 50, "unanswerable": 50}
-    evaluated = [samples(split, **sizes) for split in sizes]
-    for question in (
-        one for split in evaluated for one in encode_questions(split, tokenizer, "test")
-    ):
+    encoded = [encode_questions(samples(split, **sizes), tokenizer, "test") for split in sizes]
+    for question in chain(*encoded):
         assert len(set(question.candidate_ids)) == 5
         assert len(question.input_ids) <= 64  # the quick start's context
     rows, warnings = encode_training(train, tokenizer, "train")
