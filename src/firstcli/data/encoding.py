@@ -73,10 +73,7 @@ class _Affected:
 
 
 def each_encoded(
-    samples: Iterable[Sample],
-    tokenizer: PreTrainedTokenizerBase,
-    where: str,
-    warnings: list[str],
+    samples: Iterable[Sample], tokenizer: PreTrainedTokenizerBase, where: str, warnings: list[str]
 ) -> Iterator[EncodedSample]:
     """Encode samples for training, one by one.
 
@@ -266,11 +263,7 @@ def _candidate_problem(
 
 
 def _border_problem(
-    sample: Sample,
-    response: str,
-    prompt: Ids,
-    ids: Ids,
-    tokenizer: PreTrainedTokenizerBase,
+    sample: Sample, response: str, prompt: Ids, ids: Ids, tokenizer: PreTrainedTokenizerBase
 ) -> str:
     pairs = enumerate(zip(prompt, ids, strict=False))
     first = next((i for i, (alone, joint) in pairs if alone != joint), len(ids))
