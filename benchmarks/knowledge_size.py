@@ -20,7 +20,7 @@ import torch
 
 from firstcli.data.encoding import EncodedSample
 from firstcli.knowledge import store
-from firstcli.knowledge.store import Precision
+from firstcli.knowledge.codec import Precision
 from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference, readout
 from firstcli.pipeline.plan import Request, open_run

@@ -13,8 +13,9 @@ from tokenizers import processors
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from firstcli.api import Sample
-from firstcli.data.encoding import EncodedQuestion, EncodedSample, encode_questions, encode_training
+from firstcli.data.encoding import EncodedQuestion, EncodedSample, encode_questions
 from firstcli.errors import UserError
+from support.encoding import encode_training
 
 Tokenizer = PreTrainedTokenizerFast
 

@@ -97,8 +97,8 @@ def test_streaming_changes_no_id_split_or_count(
     train, validation = splits.cut_validation(stored, share)
     assert list(train) == [one for one, out in zip(named, sides, strict=True) if not out]
     assert list(validation) == list(itertools.compress(named, sides))
-    asked = [Sample(p, r) for p, r in others]
-    assert splits.overlap(stored, asked) == sum(
+    evaluated = [Sample(p, r) for p, r in others]
+    assert splits.overlap(stored, evaluated) == sum(
         p in {one.prompt for one in named} for p, _ in others
     )
 

@@ -22,13 +22,13 @@ def test_rows_in_any_order(tmp_path: Path) -> None:
         assert spool[index] == rows[index]
 
 
-def test_it_has_no_name_and_is_read_only_after_the_first_read(tmp_path: Path) -> None:
+def test_the_file_has_no_name_and_grows_after_a_read(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     spool.append(b"abc")
     assert spool[0] == b"abc"
     assert not list(tmp_path.iterdir())
-    with pytest.raises(RuntimeError, match="cannot append"):
-        spool.append(b"d")
+    spool.append(b"d")
+    assert (spool[1], spool[0]) == (b"d", b"abc")
 
 
 def test_a_missing_folder_is_replaced_by_the_temporary_one(tmp_path: Path) -> None:

@@ -75,7 +75,6 @@ def test_extraction_halves_batches_and_says_so(
 def assert_close(run: Path, undisturbed: Path) -> None:
     """Compare the knowledge of the training part, but for the rounding of other batches."""
     found, expected = (Knowledge(folder / "knowledge" / "train") for folder in (run, undisturbed))
-    assert found.positions == expected.positions
     assert (found._keys == expected._keys).all()
     records = [
         np.concatenate([np.frombuffer(one._spool[i], one._record) for i in range(len(one))])

@@ -16,7 +16,8 @@ import pytest
 from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError
 from firstcli.knowledge import shards, store
-from firstcli.knowledge.store import Knowledge, Precision, StoreFormat
+from firstcli.knowledge.codec import Precision
+from firstcli.knowledge.store import Knowledge, StoreFormat
 from firstcli.knowledge.top_k import TopK
 from support.paths import DOCS
 
@@ -80,7 +81,6 @@ def test_every_sample_gets_its_own_back(
     known = write(tmp_path, rows, shard_rows, precision=precision)
     opened = Knowledge(tmp_path)
     assert len(opened) == 11 and opened.top_k == K
-    assert opened.positions == sum(len(row.targets) for row in rows)
     shuffled = [rows[i] for i in np.random.default_rng(0).permutation(11)]
     opened.check(shuffled)
     for row, found in zip(shuffled, opened.all_of(shuffled), strict=True):
@@ -141,10 +141,10 @@ def test_samples_of_other_tokens_are_refused(tmp_path: Path) -> None:
     write(tmp_path, rows, 2)
     opened, row = Knowledge(tmp_path), rows[3]
     opened.check(rows)
-    others = row.input_ids.copy()
-    others[0] += 1
+    changed_ids = row.input_ids.copy()
+    changed_ids[0] += 1
     for changed in (
-        replace(row, input_ids=others),
+        replace(row, input_ids=changed_ids),
         replace(row, start=row.start + 1),
         replace(row, input_ids=row.input_ids[:-1]),
     ):
@@ -169,7 +169,7 @@ def test_other_samples_are_refused(tmp_path: Path) -> None:
 
 def test_the_answer_position_is_not_part_of_the_digest() -> None:
     row = some_row(0)
-    assert store.sample_digest(row) == store.sample_digest(replace(row, answer_position=2))
+    assert shards.sample_digest(row) == shards.sample_digest(replace(row, answer_position=2))
 
 
 @pytest.mark.parametrize(
@@ -219,10 +219,10 @@ def test_the_metadata_of_a_shard(tmp_path: Path) -> None:
         and facts.items()
         >= {
             **replace(FORMAT, shards=2).stated(),
-            "version": store.VERSION,
+            "version": shards.VERSION,
             "samples": 1,
             "positions": len(rows[3].targets),
-            **store.digests(rows[3:]),
+            **shards.digests(rows[3:]),
         }.items()
     )
     assert store.shard_facts(store.shard_path(tmp_path, 9)) is None
@@ -232,12 +232,12 @@ def test_the_metadata_of_a_shard(tmp_path: Path) -> None:
 def test_digests_distinguish_ids_and_tokens() -> None:
     """Also if the concatenated ids or tokens of several samples are equal."""
     row = some_row(0)
-    same, renamed = store.digests([row]), store.digests([replace(row, id="other")])
+    same, renamed = shards.digests([row]), shards.digests([replace(row, id="other")])
     assert same["sample_ids"] != renamed["sample_ids"]
     assert same["sample_tokens"] == renamed["sample_tokens"]
     ab, a_b = ([replace(row, id=id) for id in ids] for ids in (["a", "b", "cd"], ["a", "bc", "d"]))
-    assert store.digests(ab)["sample_ids"] != store.digests(a_b)["sample_ids"]
-    assert store.digests(ab) == store.digests(ab[::-1])
+    assert shards.digests(ab)["sample_ids"] != shards.digests(a_b)["sample_ids"]
+    assert shards.digests(ab) == shards.digests(ab[::-1])
 
 
 def test_a_summary_aggregates_the_shards(tmp_path: Path) -> None:

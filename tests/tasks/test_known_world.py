@@ -6,7 +6,7 @@ Run alone: pytest tests/test_known_world.py
 from __future__ import annotations
 
 import math
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from transformers import AutoTokenizer
 
 from firstcli import plugins
 from firstcli.api import ModelRef, Sample
-from firstcli.data.encoding import encode_questions, encode_training
+from firstcli.data.encoding import encode_questions
 from firstcli.data.splits import content_digest
 from firstcli.families.scratch import Scratch, ScratchOptions
 from firstcli.tasks.known_world import ANSWERS, INVENTED, KnownWorld, KnownWorldOptions
 from firstcli.tasks.world_laws import ATTRIBUTES, PAIRS, Laws
 from firstcli.testing import check_task
+from support.encoding import encode_training
 
 SPLITS = ("train", "test", "shifted")
 EVERY_SPLIT = (*SPLITS, "unanswerable")
@@ -105,8 +106,8 @@ def test_unanswerable_questions_mean_nothing_in_this_world() -> None:
     assert all(not set(ATTRIBUTES[name]) & set(INVENTED[name]) for name in ATTRIBUTES)
     assert rows[:100] == samples("unanswerable", unanswerable=100)
     assert rows != samples("unanswerable", seed=1)
-    asked = {row.prompt for split in SPLITS for row in samples(split)}
-    assert not asked & {row.prompt for row in rows}
+    prompts = {row.prompt for split in SPLITS for row in samples(split)}
+    assert not prompts & {row.prompt for row in rows}
 
 
 def test_a_smaller_split_is_a_prefix_of_a_larger_one() -> None:
@@ -190,8 +191,8 @@ def test_answers_differ_in_their_first_token(vocabulary: int) -> None:
     text = [sample.prompt + sample.response for sample in train]
     tokenizer = Scratch(ScratchOptions(vocabulary=vocabulary)).tokenizer(ModelRef(None), text)
     sizes = {"test": 50, "shifted": 50, "unanswerable": 50}
-    asked = [samples(split, **sizes) for split in sizes]
-    for question in (one for some in asked for one in encode_questions(some, tokenizer, "test")):
+    encoded = [encode_questions(samples(split, **sizes), tokenizer, "test") for split in sizes]
+    for question in chain(*encoded):
         assert len(set(question.candidate_ids)) == 5
         assert len(question.input_ids) <= 64  # the quick start's context
     rows, warnings = encode_training(train, tokenizer, "train")

@@ -194,32 +194,32 @@ def test_equal_choices_are_refused_where_they_are_ambiguous(tmp_path: Path) -> N
     assert "which occurs more than once" in complaint(tmp_path, {**row, "answer": "x"})
 
 
-def questions(choices: Sequence[str], *found: object) -> list[AnsweredRow]:
-    rows = [TableRow(f"f:{line}", {"answer": answer}) for line, answer in enumerate(found, 1)]
+def questions(choices: Sequence[str], *values: object) -> list[AnsweredRow]:
+    rows = [TableRow(f"f:{line}", {"answer": answer}) for line, answer in enumerate(values, 1)]
     return [AnsweredRow(row, choices, "answer") for row in rows]
 
 
 @pytest.mark.parametrize(
-    ("choices", "found", "expected"),
+    ("choices", "values", "expected"),
     [
         (["x", "y", "z"], [0, 2], [0, 2]),
         (["x", "y", "z"], ["0", " 2 "], [0, 2]),
         (["x", "y", "z"], ["a", "C"], [0, 2]),
         (["one", "two"], ["two", "one"], [1, 0]),
-        (["1", "2", "3"], ["3", "1"], [2, 0]),  # 3 is no index here, so all are texts
-        (["1", "2", "3"], [0, 1, 2], [0, 1, 2]),  # 0 is no text here, so all are indexes
+        (["1", "2", "3"], ["3", "1"], [2, 0]),  # 3 is not an index here, so all are texts
+        (["1", "2", "3"], [0, 1, 2], [0, 1, 2]),  # 0 is not a text here, so all are indices
         (["0", "1", "2"], [2, 1], [2, 1]),  # index and text agree
         (["A", "B"], ["B", "A"], [1, 0]),  # letter and text agree
     ],
 )
 def test_auto_chooses_the_reading_that_fits_all_answers(
-    choices: list[str], found: list[object], expected: list[int]
+    choices: list[str], values: list[object], expected: list[int]
 ) -> None:
-    assert resolve(questions(choices, *found), "auto") == expected
+    assert resolve(questions(choices, *values), "auto") == expected
 
 
 @pytest.mark.parametrize(
-    ("choices", "found", "expected"),
+    ("choices", "values", "expected"),
     [
         (
             ["1", "2", "3"],
@@ -242,10 +242,10 @@ def test_auto_chooses_the_reading_that_fits_all_answers(
     ],
 )
 def test_auto_refuses_ambiguous_answers(
-    choices: list[str], found: list[object], expected: str
+    choices: list[str], values: list[object], expected: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        resolve(questions(choices, *found), "auto")
+        resolve(questions(choices, *values), "auto")
     assert str(caught.value) == expected
 
 
@@ -255,9 +255,9 @@ def test_answer_as_resolves_the_ambiguity(kind: Reading, expected: int) -> None:
 
 
 def test_answer_as_refuses_other_readings() -> None:
-    for kind, found in (("index", "B"), ("letter", 1), ("text", "B")):
+    for kind, value in (("index", "B"), ("letter", 1), ("text", "B")):
         with pytest.raises(UserError, match="expected"):
-            resolve(questions(["x", "y"], found), kind)  # type: ignore[arg-type]
+            resolve(questions(["x", "y"], value), kind)  # type: ignore[arg-type]
 
 
 CHOICES = st.lists(st.text(ascii_letters + "0123456789", min_size=1, max_size=2), min_size=2)

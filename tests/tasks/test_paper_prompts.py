@@ -189,10 +189,10 @@ def test_loads_from_the_hub_by_name_and_commit(
 ) -> None:
     import datasets
 
-    asked: list[tuple[Any, ...]] = []
+    requests: list[tuple[Any, ...]] = []
 
     def load_dataset(repo: str, config: str | None, *, split: str, revision: str) -> Any:
-        asked.append((repo, config, split, revision))
+        requests.append((repo, config, split, revision))
         return datasets.Dataset.from_list([on_hub])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -201,10 +201,10 @@ def test_loads_from_the_hub_by_name_and_commit(
         assert list(task.load(split).samples) == [expected]
     source = kind.source
     names = [source.hub_splits[split] for split in task.splits]
-    assert asked == [(source.repo, source.config, name, source.revision) for name in names]
+    assert requests == [(source.repo, source.config, name, source.revision) for name in names]
     assert len(source.revision) == 40
     kind(PaperOptions(revision="main")).load("train")
-    assert asked[-1][3] == "main"
+    assert requests[-1][3] == "main"
 
 
 def hub_folder(folder: Path, kind: type[PaperTask], row: dict[str, Any]) -> Path:

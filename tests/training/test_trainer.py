@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFas
 
 from conftest import MakeLlama
 from firstcli.api import Sample
-from firstcli.data.encoding import EncodedSample, encode_training
+from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError
 from firstcli.knowledge import store
 from firstcli.knowledge.store import Knowledge
@@ -31,6 +31,7 @@ from firstcli.stages.scoring import top_k_of
 from firstcli.training import arguments, collate, objectives, sampling, trainer, trainer_fields
 from firstcli.training.soft_targets import SoftTargetBuilder, SoftTargets
 from firstcli.training.trainer import Objective
+from support.encoding import encode_training
 
 V, K = 40, 5
 CPU = torch.device("cpu")

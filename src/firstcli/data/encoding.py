@@ -72,24 +72,8 @@ class _Affected:
         return f"{self.count} samples, such as {shortened(self.first, 3, self.count)}"
 
 
-def encode_training(
-    samples: Iterable[Sample], tokenizer: PreTrainedTokenizerBase, where: str
-) -> tuple[list[EncodedSample], list[str]]:
-    """Encode samples for training; return them with warnings.
-
-    Raises:
-        UserError: in a question, a token crosses the border between prompt and response, two
-            candidates have the same token at the answer position, or no candidate is correct.
-    """
-    warnings: list[str] = []
-    return list(each_encoded(samples, tokenizer, where, warnings)), warnings
-
-
 def each_encoded(
-    samples: Iterable[Sample],
-    tokenizer: PreTrainedTokenizerBase,
-    where: str,
-    warnings: list[str],
+    samples: Iterable[Sample], tokenizer: PreTrainedTokenizerBase, where: str, warnings: list[str]
 ) -> Iterator[EncodedSample]:
     """Encode samples for training, one by one.
 
@@ -100,7 +84,9 @@ def each_encoded(
         warnings: the list to which warnings are appended after the last sample.
 
     Raises:
-        UserError: as `encode_training`, after the last sample.
+        UserError: after the last sample: in a question, a token crosses the border between prompt
+            and response, two candidates have the same token at the answer position, or no
+            candidate is correct.
     """
     problems: list[str] = []
     crossing, special = _Affected(), _Affected()
@@ -118,7 +104,7 @@ def each_encoded(
                 problems.append(choice)
                 continue
             answer_position = choice.position
-        elif not _is_prefix(prompt, ids):
+        elif ids[: len(prompt)] != prompt:
             crossing.add(str(sample.id))
         # In prompts, special tokens are intended: they come from chat templates.
         if contained := [token for token in special_tokens if token in sample.response]:
@@ -146,7 +132,7 @@ def encode_questions(
     """Encode samples for evaluation.
 
     Raises:
-        UserError: a border or candidates as in `encode_training`, a sample without candidates, or
+        UserError: a border or candidates as in `each_encoded`, a sample without candidates, or
             a mixture of questions with and without a correct candidate.
     """
     questions: list[EncodedQuestion] = []
@@ -231,10 +217,6 @@ def _with_eos(joint: Joint, tokenizer: PreTrainedTokenizerBase) -> Joint:
     return [*ids, int(tokenizer.eos_token_id)], [*offsets, (sys.maxsize, sys.maxsize)]
 
 
-def _is_prefix(prompt: Ids, ids: Ids) -> bool:
-    return ids[: len(prompt)] == prompt
-
-
 def _response_start(offsets: list[tuple[int, int]], border: int) -> int:
     """Return the first token that reaches beyond `border`; at least 1: token 0 has no context."""
     start = next((i for i, (_, end) in enumerate(offsets) if end > border), len(offsets))
@@ -253,20 +235,16 @@ def _choice(
 ) -> _Choice | str:
     """Return the answer position, or a sentence that says why there is none."""
     for candidate, ids in zip(sample.candidates, joints, strict=True):
-        if not _is_prefix(prompt, ids):
+        if ids[: len(prompt)] != prompt:
             return _border_problem(sample, candidate, prompt, ids, tokenizer)
-    choice = _first_difference(prompt, joints)
-    if choice.position == 0:
-        return f"sample '{sample.id}': no token precedes the candidates; give it a prompt"
-    return _candidate_problem(sample, choice.tokens, tokenizer) or choice
-
-
-def _first_difference(prompt: Ids, joints: list[Ids]) -> _Choice:
     position = len(prompt)
-    shortest = min(len(ids) for ids in joints)
-    while position < shortest - 1 and len({ids[position] for ids in joints}) == 1:
+    last = min(len(ids) for ids in joints) - 1
+    while position < last and len({ids[position] for ids in joints}) == 1:
         position += 1
-    return _Choice(position, tuple(ids[position] for ids in joints))
+    if position == 0:
+        return f"sample '{sample.id}': no token precedes the candidates; give it a prompt"
+    choice = _Choice(position, tuple(ids[position] for ids in joints))
+    return _candidate_problem(sample, choice.tokens, tokenizer) or choice
 
 
 def _candidate_problem(
@@ -285,11 +263,7 @@ def _candidate_problem(
 
 
 def _border_problem(
-    sample: Sample,
-    response: str,
-    prompt: Ids,
-    ids: Ids,
-    tokenizer: PreTrainedTokenizerBase,
+    sample: Sample, response: str, prompt: Ids, ids: Ids, tokenizer: PreTrainedTokenizerBase
 ) -> str:
     pairs = enumerate(zip(prompt, ids, strict=False))
     first = next((i for i, (alone, joint) in pairs if alone != joint), len(ids))

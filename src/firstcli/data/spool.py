@@ -16,7 +16,7 @@ from firstcli.errors import UserError
 
 
 class Spool:
-    """Rows of bytes: append them once, in order, then read them in any order.
+    """Rows of bytes that are appended in order and read in any order.
 
     Only where each row ends is kept in memory, 8 bytes per row.
     """
@@ -27,17 +27,15 @@ class Spool:
         self._place = place or Path(tempfile.gettempdir())
         self._file = tempfile.TemporaryFile(dir=place)  # noqa: SIM115
         self._borders = array("q", [0])  # row i is in bytes borders[i] to borders[i + 1]
-        self._complete = False
+        self._flushed = True
 
     def append(self, row: bytes) -> None:
         """Append a row.
 
         Raises:
             UserError: the disk is full.
-            RuntimeError: a row has already been read.
         """
-        if self._complete:
-            raise RuntimeError("cannot append to a spool that has been read")
+        self._flushed = False
         try:
             self._file.write(row)
         except OSError as error:
@@ -48,12 +46,12 @@ class Spool:
         return len(self._borders) - 1
 
     def __getitem__(self, index: int) -> bytes:
-        if not self._complete:
+        if not self._flushed:
             try:
                 self._file.flush()
             except OSError as error:
                 raise self._write_error(error) from error
-            self._complete = True
+            self._flushed = True
         start = self._borders[index]
         return os.pread(self._file.fileno(), self._borders[index + 1] - start, start)
 

@@ -21,34 +21,18 @@ from firstcli.errors import UserError, shortened
 from firstcli.knowledge.codec import Precision
 from firstcli.knowledge.shards import (
     REPAIR,
-    VERSION,
     Shard,
     StoreFormat,
-    digests,
+    digest,
     read_shard,
     sample_digest,
     shard_facts,
     shard_path,
-    tokens_digest,
     write_shard,
 )
 from firstcli.knowledge.top_k import TopK
 
-__all__ = [
-    "SHARD_POSITIONS",
-    "SHARD_TOKENS",
-    "VERSION",
-    "Knowledge",
-    "Precision",
-    "StoreFormat",
-    "bytes_per_position",
-    "digests",
-    "sample_digest",
-    "shard_facts",
-    "shard_path",
-    "summary",
-    "write_shard",
-]
+__all__ = ["Knowledge", "StoreFormat", "shard_facts", "shard_path", "summary", "write_shard"]
 
 SHARD_POSITIONS = 65_536  # so many that the size of a shard's metadata is negligible
 SHARD_TOKENS = 262_144  # an interrupted extraction repeats at most one shard
@@ -115,13 +99,13 @@ class Knowledge:
         for path in _shard_paths(folder):
             shard = read_shard(path)
             if not self.facts:
-                self.top_k = k = shard.format.top_k
+                self.top_k = k = StoreFormat.of(shard.facts).top_k
                 self._record = np.dtype(  # one position in the spool
                     [("ids", "<i4", (k,)), ("log_probs", "<f4", (k,)), ("log_tail", "<f4")]
                 )
             self.facts.append(shard.facts)
             for other in (expected, StoreFormat.of(self.facts[0])):
-                if other and (mismatch := shard.format.mismatch(other)):
+                if other and (mismatch := StoreFormat.of(shard.facts).mismatch(other)):
                     raise UserError(f"{path}: it was {mismatch}; run `first extract --force`")
             self._append(shard)
             keys.append(np.array([_key(id) for id in shard.ids], np.uint64))
@@ -133,10 +117,6 @@ class Knowledge:
 
     def __len__(self) -> int:
         return len(self._keys)
-
-    @property
-    def positions(self) -> int:
-        return sum(int(facts["positions"]) for facts in self.facts)
 
     def _append(self, shard: Shard) -> None:
         records = np.empty(len(shard.known.log_tail), self._record)
@@ -206,7 +186,7 @@ class Knowledge:
         start = 0
         for index, facts in enumerate(self.facts):
             end = start + facts["samples"]
-            if tokens_digest(tokens[start:end].tobytes()) != facts["sample_tokens"]:
+            if digest(tokens[start:end].tobytes()) != facts["sample_tokens"]:
                 path = shard_path(self.folder, index)
                 raise UserError(_other_tokens(f"{path}: samples"))
             start = end
@@ -225,11 +205,7 @@ def _key(id: str) -> int:
 
 
 def _shard_paths(folder: Path) -> list[Path]:
-    """Return the paths of all shards of an extraction.
-
-    Raises:
-        UserError: a shard is missing, there are none, or there are too many.
-    """
+    """Return the paths of all shards, after checking that there are neither fewer nor more."""
     present = sorted(folder.glob("shard-*.parquet"))
     if not present:
         raise UserError(f"{folder}: there is no knowledge; run `first extract`")

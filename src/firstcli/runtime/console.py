@@ -7,19 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich import progress as bars
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Task as ProgressTask
 from rich.text import Text
 
 from firstcli.runtime import distributed
@@ -96,15 +87,15 @@ class Console:
             yield self._plain_progress(what, total, unit, done)
             return
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TaskProgressColumn(),
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(),
+            bars.MofNCompleteColumn(),
+            bars.TaskProgressColumn(),
             _RateColumn(unit),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            bars.TimeElapsedColumn(),
+            bars.TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self._out, transient=True) as bar:
+        with bars.Progress(*columns, console=self._out, transient=True) as bar:
             task = bar.add_task(escape(what), total=total, completed=done)
             yield lambda count: bar.advance(task, count)
 
@@ -141,12 +132,12 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-class _RateColumn(TextColumn):
+class _RateColumn(bars.TextColumn):
     def __init__(self, unit: str) -> None:
         super().__init__("")
         self._unit = unit
 
-    def render(self, task: ProgressTask) -> Text:
+    def render(self, task: bars.Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text(
             "" if speed is None else f"{speed:.1f} {self._unit}/s", style="progress.data.speed"

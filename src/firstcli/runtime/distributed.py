@@ -158,12 +158,7 @@ def together() -> Iterator[None]:
 
 
 def _is_lost(error: RuntimeError) -> bool:
-    signs = (
-        "Connection closed by peer",
-        "Connection reset by peer",
-        "Broken pipe",
-        "remote process exit",
-    )
+    signs = ("closed by peer", "reset by peer", "Broken pipe", "remote process exit")
     return any(sign in str(error) for sign in signs)
 
 

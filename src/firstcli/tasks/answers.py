@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from string import ascii_lowercase, ascii_uppercase
 from typing import Literal
@@ -14,28 +14,18 @@ from firstcli.tasks.tables import TableRow, describe
 Reading = Literal["index", "letter", "text"]
 
 
-def by_index(answer: str, choices: Sequence[str]) -> int | None:
-    """Interpret an index that counts from 0."""
-    matched = re.fullmatch(r"[0-9]{1,2}", answer)
-    return int(answer) if matched and int(answer) < len(choices) else None
+READINGS: tuple[Reading, ...] = ("index", "letter", "text")
 
 
-def by_letter(answer: str, choices: Sequence[str]) -> int | None:
-    """Interpret an upper-case or lower-case letter."""
-    index = ascii_lowercase.find(answer.lower()) if len(answer) == 1 else -1
+def _chosen(answer: str, choices: Sequence[str], reading: Reading) -> int | None:
+    """Return the index of the choice that an answer names under a reading."""
+    if reading == "text":  # only if no other choice has that text
+        return choices.index(answer) if choices.count(answer) == 1 else None
+    if reading == "letter":
+        index = ascii_lowercase.find(answer.lower()) if len(answer) == 1 else -1
+    else:
+        index = int(answer) if re.fullmatch(r"[0-9]{1,2}", answer) else -1
     return index if 0 <= index < len(choices) else None
-
-
-def by_text(answer: str, choices: Sequence[str]) -> int | None:
-    """Interpret the text of a choice, unless several choices have that text."""
-    return choices.index(answer) if choices.count(answer) == 1 else None
-
-
-READINGS: dict[Reading, Callable[[str, Sequence[str]], int | None]] = {
-    "index": by_index,
-    "letter": by_letter,
-    "text": by_text,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +47,7 @@ class AnsweredRow:
 
     def meanings(self, readings: Iterable[Reading]) -> dict[Reading, int]:
         """Return the index of the choice under each reading that names one."""
-        indices = {kind: READINGS[kind](self.answer, self.choices) for kind in readings}
+        indices = {kind: _chosen(self.answer, self.choices, kind) for kind in readings}
         return {kind: index for kind, index in indices.items() if index is not None}
 
     def correct(self, readings: Sequence[Reading]) -> int:

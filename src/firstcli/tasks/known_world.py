@@ -99,17 +99,11 @@ class KnownWorld(Task[KnownWorldOptions]):
         return ("train", "test", "shifted", "unanswerable")
 
     def sources(self, split: str) -> Sequence[Path]:
-        """Return no files: the options alone determine the questions."""
-        return ()
+        return ()  # the options alone determine the questions
 
     def load(self, split: str) -> Split:
         """Return the questions of a split; a larger split begins with those of a smaller one."""
-        size = {
-            "train": self.options.train,
-            "test": self.options.test,
-            "shifted": self.options.shifted,
-            "unanswerable": self.options.unanswerable,
-        }[split]
+        size: int = getattr(self.options, split)
         if split == "unanswerable":
             return Split(islice(self._nonsense(), size))
         laws = Laws.drawn(self.options.seed, self.options.choices)

@@ -109,7 +109,6 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
         return tables.splits_at(self.options.path)
 
     def sources(self, split: str) -> Sequence[Path]:
-        """Return the file of the split."""
         return (tables.split_file(self.options.path, split),)
 
     def load(self, split: str) -> Split:

@@ -61,7 +61,6 @@ class PaperTask(Task[PaperOptions]):
         return self.source.splits(self.options.path)
 
     def sources(self, split: str) -> Sequence[Path] | None:
-        """Return the local file of the split; None if the data come from the hub."""
         path = self.options.path
         return None if path is None else (self.source.file(split, path),)
 
