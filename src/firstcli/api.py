@@ -91,7 +91,7 @@ OptionsT = TypeVar("OptionsT", bound=PluginOptions)
 
 
 class PluginBase(ABC, Generic[OptionsT]):
-    """What the three kinds of plugins share: they are built from their options."""
+    """The base of all three kinds of plugins: an object that is built from its options."""
 
     Options: ClassVar[type[PluginOptions]] = PluginOptions
     format: ClassVar[int] = 1
@@ -181,9 +181,8 @@ class Task(PluginBase[OptionsT]):
     def load(self, split: str) -> Split:
         """Return the samples of one of `splits`: at least one, in the same order at every load.
 
-        The first tokens in which candidates differ decide, so these must not be shared.
-        Either every question of a split has a right answer or none has; all questions of `train`
-        must have one.
+        Candidates are compared at the first token in which they differ, so no two may share it.
+        Either all questions of a split have a right answer or none has; those of `train` must.
 
         An OSError, such as a lost connection, may propagate: firstcli reports how many samples
         preceded it, and uses none of them.
@@ -233,8 +232,8 @@ class ModelFamily(PluginBase[OptionsT]):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        renamed = hasattr(cls, "trained_model")
-        _reject_old(cls, ["rename `trained_model` to `load_trained`"] * renamed)
+        if hasattr(cls, "trained_model"):
+            raise _outdated(cls, "rename `trained_model` to `load_trained`")
 
     @abstractmethod
     def tokenizer(self, ref: ModelRef, text: Iterable[str]) -> PreTrainedTokenizerBase:
@@ -355,7 +354,8 @@ class Recalibrator(PluginBase[OptionsT]):
             signature.bind("self", "topk", "is_label", "mass", "mass_mode")
         except TypeError:
             changes.append("let `fit` accept (topk, is_label, mass, mass_mode)")
-        _reject_old(cls, changes)
+        if changes:
+            raise _outdated(cls, *changes)
 
     @property
     def needs_fit(self) -> bool:
@@ -407,10 +407,8 @@ class Recalibrator(PluginBase[OptionsT]):
         return Diagnostics()
 
 
-def _reject_old(cls: type, changes: list[str]) -> None:
-    """Raise TypeError for a plugin class that does not match this version of the contract."""
-    if changes:
-        raise TypeError(
-            f"class {cls.__name__} was written for an earlier version of firstcli: "
-            f"{'; '.join(changes)}"
-        )
+def _outdated(cls: type, *changes: str) -> TypeError:
+    """Return the error for a plugin class of an earlier version of the contract."""
+    return TypeError(
+        f"class {cls.__name__} was written for an earlier version of firstcli: {'; '.join(changes)}"
+    )
