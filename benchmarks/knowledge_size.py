@@ -65,12 +65,12 @@ def measure(
         written = time.perf_counter()
         store.Knowledge(folder)
         opened = time.perf_counter()
-        facts = store.summary(folder)
-    rates = [facts["positions"] / seconds for seconds in (written - began, opened - written)]
+        summary = store.summary(folder)
+    rates = [summary["positions"] / seconds for seconds in (written - began, opened - written)]
     cells = [
         precision,
-        f"{facts['bytes_per_position']:.2f}",
-        *(f"{facts[name]:.2g}" for name in ERRORS),
+        f"{summary['bytes_per_position']:.2f}",
+        *(f"{summary[name]:.2g}" for name in ERRORS),
         *(f"{rate:,.0f}" for rate in rates),
     ]
     return f"| {' | '.join(cells)} |"

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.multiprocessing.spawn
+from torch.multiprocessing.spawn import start_processes
 
 PRELOADED = [  # the fork server does not know the folder of the tests
     "firstcli.training.trainer",
@@ -29,7 +29,7 @@ def run_in_two_processes(function: Callable[..., None], *arguments: Any) -> None
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    start: Any = torch.multiprocessing.spawn.start_processes
+    start: Any = start_processes
     start(_start, (port, function, arguments), nprocs=2, start_method="forkserver")
 
 
