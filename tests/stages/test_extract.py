@@ -17,10 +17,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from conftest import MakeLlama
 from firstcli.api import Sample
-from firstcli.data.encoding import EncodedSample, encode_training
+from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError
 from firstcli.knowledge import store
-from firstcli.knowledge.store import Precision
+from firstcli.knowledge.codec import Precision
 from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference, readout
 from firstcli.recipe.schema import Recipe
@@ -29,6 +29,7 @@ from firstcli.stages import inputs, scoring, units_of
 from firstcli.stages.extract import EXTRACT
 from firstcli.stages.scoring import split_into_shards, top_k_of
 from firstcli.workspace.run import Run
+from support.encoding import encode_training
 
 TOP_K = 5
 

@@ -7,24 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.ticker import PercentFormatter
 
+from firstcli.reporting import style
 from firstcli.reporting.data import FittedRecalibrator, ReportData
-from firstcli.reporting.style import (
-    BAND,
-    INK,
-    SOFT,
-    Drawing,
-    Look,
-    Numbers,
-    Panel,
-    axes,
-    heading,
-    key_height,
-    logarithmic,
-    looks,
-    row_key,
-)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +22,7 @@ _CRITERIA = {"ece": "ECE", "nll": "NLL", "brier": "Brier"}
 _SIZE = (3.0, 2.7)
 
 
-def search(name: str, fitted: FittedRecalibrator) -> Drawing | None:
+def search(name: str, fitted: FittedRecalibrator) -> style.Drawing | None:
     """Return each criterion over T; None if the recalibrator did not search for a temperature."""
     shown = ("ece", "nll", fitted.criterion)
     curves = {key: curve for key, curve in fitted.curves.items() if key in shown} or fitted.curves
@@ -48,10 +33,10 @@ def search(name: str, fitted: FittedRecalibrator) -> Drawing | None:
         label = _CRITERIA.get(key, key)
         title = f"{name}: {label}{' (selects T)' if key == fitted.criterion else ''}"
         draw = partial(_draw_search, title, label, curve)
-        panels.append(Panel(title, draw, _search_description(title, curve)))
+        panels.append(style.Panel(title, draw, _search_description(title, curve)))
         rows += [(label, t, value) for t, value in curve.points]
-    numbers = Numbers(("criterion", "T", "value"), tuple(rows))
-    return Drawing(f"temperature+{name}", tuple(panels), numbers, size=_SIZE)
+    numbers = style.Numbers(("criterion", "T", "value"), tuple(rows))
+    return style.Drawing(f"temperature+{name}", tuple(panels), numbers, size=_SIZE)
 
 
 def _search_description(title: str, curve: Curve) -> str:
@@ -65,16 +50,18 @@ def _best_line(curve: Curve) -> str:
 
 
 def _draw_search(title: str, label: str, curve: Curve, place: SubFigure) -> None:
-    heading(place, title, f"minimum at T = {_best_line(curve)}")
-    main = axes(place, bottom=0.42, left=0.72)
+    style.heading(place, title, f"minimum at T = {_best_line(curve)}")
+    main = style.axes(place, bottom=0.42, left=0.72)
     temperatures, values = np.transpose(curve.points)
     if curve.interval:
-        main.axvspan(*curve.interval, color=BAND, alpha=0.45, linewidth=0)
-    main.axvline(curve.best, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
+        main.axvspan(*curve.interval, color=style.BAND, alpha=0.45, linewidth=0)
+    main.axvline(curve.best, color=style.INK, linewidth=1.0, linestyle=(0, (4, 3)))
     main.plot(temperatures, values, color="#0072B2", marker="o", markersize=2)
     if temperatures[-1] > 20 * temperatures[0]:
         ticks = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
-        logarithmic(main, [t for t in ticks if temperatures[0] <= 1.01 * t <= temperatures[-1]])
+        style.logarithmic(
+            main, [t for t in ticks if temperatures[0] <= 1.01 * t <= temperatures[-1]]
+        )
     main.set(xlabel="temperature T", ylabel=label)
     # An ECE is bounded and jumps where a token changes its bin: show the whole curve.
     main.set_ylim(*((0, 1.05 * max(values)) if label == "ECE" else _span(values)))
@@ -89,7 +76,7 @@ def _span(values: FloatArray) -> tuple[float, float]:
     return float(best - margin), float(top + margin)
 
 
-def fixed(data: ReportData, evaluation: str) -> Drawing | None:
+def fixed(data: ReportData, evaluation: str) -> style.Drawing | None:
     """Return Trust over T for arms with fixed temperatures; None with fewer than two such arms."""
     lines: dict[str, list[tuple[float, str, Estimate]]] = {}
     for arm, facts in data.arms.items():
@@ -110,42 +97,32 @@ def fixed(data: ReportData, evaluation: str) -> Drawing | None:
         for t, _, estimate in points
     )
     description = f"Trust of the students on {evaluation} by temperature, in percent: {values}."
-    panel = Panel(evaluation, partial(_draw_fixed, evaluation, lines), description)
+    panel = style.Panel(evaluation, partial(_draw_fixed, evaluation, lines), description)
     name = f"trust-over-temperature+{evaluation}"
-    size = (3.5, 2.7 + key_height(len(lines)))
-    return Drawing(name, (panel,), Numbers(columns, rows), size=size)
+    size = (3.5, 2.7 + style.key_height(len(lines)))
+    return style.Drawing(name, (panel,), style.Numbers(columns, rows), size=size)
 
 
 def _draw_fixed(
     title: str, lines: Mapping[str, Sequence[tuple[float, str, Estimate]]], place: SubFigure
 ) -> None:
-    heading(place, title)
-    main = axes(place, left=0.6, top=0.32, bottom=0.45 + key_height(len(lines)))
-    look = looks(list(lines))
+    style.heading(place, title)
+    main = style.axes(place, left=0.6, top=0.32, bottom=0.45 + style.key_height(len(lines)))
+    look = style.looks(list(lines))
     for kind, points in lines.items():
         draw_estimates(main, [(t, estimate) for t, _, estimate in points], look[kind])
     main.set(xlabel="temperature T", ylabel="Trust")
-    main.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    style.percent(main.yaxis)
     main.grid(True)
-    row_key(place, {kind: look[kind] for kind in lines})
+    style.row_key(place, {kind: look[kind] for kind in lines})
 
 
-def draw_estimates(main: Axes, points: Sequence[tuple[float, Estimate]], look: Look) -> None:
+def draw_estimates(main: Axes, points: Sequence[tuple[float, Estimate]], look: style.Look) -> None:
     """Draw values with their intervals, joined by a line."""
     xs = [x for x, _ in points]
     values = [estimate.value for _, estimate in points]
     # a value is within its interval except for rounding
     below = [max(0.0, e.value - e.interval.low) for _, e in points]
     above = [max(0.0, e.interval.high - e.value) for _, e in points]
-    main.errorbar(
-        xs,
-        values,
-        yerr=[below, above],
-        color=look.color,
-        linestyle=look.line,
-        marker=look.marker,
-        markerfacecolor=look.face,
-        elinewidth=0.9,
-        capsize=2,
-        ecolor=look.color if look.filled else SOFT,
-    )
+    color, bounds = look.color if look.filled else style.SOFT, [below, above]
+    main.errorbar(xs, values, bounds, elinewidth=0.9, capsize=2, ecolor=color, **look.options)
