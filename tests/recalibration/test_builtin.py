@@ -105,20 +105,20 @@ def test_none_adds_epsilon_and_normalises() -> None:
 
 @pytest.mark.parametrize("delta", [0.0, 0.1, 0.5, 0.99])
 def test_label_smoothing_is_eq_3_on_shares(delta: float) -> None:
-    found = LabelSmoothing(LabelSmoothing.Options(delta=delta)).transform(TEACHER)
-    assert_rows(found, lambda p: reference_label_smoothing(p, delta))
+    target = LabelSmoothing(LabelSmoothing.Options(delta=delta)).transform(TEACHER)
+    assert_rows(target, lambda p: reference_label_smoothing(p, delta))
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.1, 0.3, 1.0, 50.0])
 def test_temperature_scaling_is_eq_4(temperature: float) -> None:
-    found = scale_probabilities(TEACHER, temperature)
-    assert_rows(found, lambda p: reference_eq4(p, temperature))
+    target = scale_probabilities(TEACHER, temperature)
+    assert_rows(target, lambda p: reference_eq4(p, temperature))
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0, 2.0, 10.0, 1000.0])
 def test_logit_temperature_is_a_power(temperature: float) -> None:
-    found = scale_logits(TEACHER, temperature)
-    assert_rows(found, lambda p: reference_power(p, temperature))
+    target = scale_logits(TEACHER, temperature)
+    assert_rows(target, lambda p: reference_power(p, temperature))
 
 
 def test_label_smoothing_can_swap_the_first_two() -> None:
@@ -198,15 +198,15 @@ def test_nll_and_brier_run_over_k_plus_1_outcomes(criterion: Literal["nll", "bri
     topk, is_label, mass, _ = overconfident_teacher(5, mass_mode="teacher")
     assert not is_label.any(axis=1).all()
     target = scale_logits(topk, 1.5)
-    found = criterion_value(criterion, target, is_label, mass, bins=10)
-    assert found == pytest.approx(reference_criterion(criterion, target, is_label, mass), rel=1e-12)
+    value = criterion_value(criterion, target, is_label, mass, bins=10)
+    assert value == pytest.approx(reference_criterion(criterion, target, is_label, mass), rel=1e-12)
 
 
 def test_ece_is_that_of_the_soft_targets() -> None:
     topk, is_label, mass, _ = overconfident_teacher(5, mass_mode="teacher")
     target = scale_probabilities(topk, 0.3)
-    found = criterion_value("ece", target, is_label, mass, bins=7)
-    assert found == ece(mass * target[:, 0], is_label[:, 0], bins=7)
+    value = criterion_value("ece", target, is_label, mass, bins=7)
+    assert value == ece(mass * target[:, 0], is_label[:, 0], bins=7)
 
 
 @pytest.mark.parametrize("cls", [TemperatureScaling, LogitTemperature])

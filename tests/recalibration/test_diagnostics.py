@@ -135,7 +135,7 @@ def test_facts_cannot_take_the_names_of_the_artifact() -> None:
 
 
 class Strange(NoRecalibration):
-    """A plugin with facts of its own, and a state that looks like that of a temperature."""
+    """A plugin with its own facts and a state that resembles that of a temperature."""
 
     def state(self) -> dict[str, JSON]:
         return {"interval": "none", "criteria": [1], "temperature": {}, "rows": "many"}

@@ -143,7 +143,7 @@ class LearningFromTheFirstRow(Sound):
 
 
 class MistakingAllOnesForMassOne(Sound):
-    """Divides by what the top k leaves outside, unless told otherwise."""
+    """Divide by the mass outside the top k, unless the mode is `one`."""
 
     def fit(
         self, topk: FloatArray, is_label: BoolArray, mass: FloatArray, mass_mode: MassMode
