@@ -138,7 +138,7 @@ def aurc(confidence: FloatArray, correct: BoolArray) -> float:
 
 
 def accuracy_at(coverage: float, confidence: FloatArray, correct: BoolArray) -> float:
-    """Return the accuracy of the most confident share of questions, rounded up to a question."""
+    """Return the accuracy of the most confident share of questions; their number is rounded up."""
     if not 0.0 < coverage <= 1.0:
         raise ValueError(f"coverage must be within (0, 1], not {coverage}")
     kept = math.ceil(coverage * len(confidence) - 1e-9)  # 0.9 * 10 must give 9
