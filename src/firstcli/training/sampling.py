@@ -50,19 +50,13 @@ def batches_of_epoch(
     return full + incomplete
 
 
-def share_of(
+def _share_of(
     batch: npt.NDArray[np.int64], micro_batch_size: int, processes: int, rank: int
 ) -> list[list[int]]:
     """Return one process's micro-batches of a batch; all processes get equally many.
 
     Micro-batches of similar length go to different processes, which then wait little for each
     other. A process without samples gets one as `~index`, whose positions do not count.
-
-    Args:
-        batch: indices of the samples, (B,), longest first.
-        micro_batch_size: samples per micro-batch.
-        processes: number of processes.
-        rank: this process's number, from 0.
     """
     parts = [
         batch[i : i + micro_batch_size].tolist() for i in range(0, len(batch), micro_batch_size)
@@ -105,7 +99,7 @@ class MicroBatches:
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in batches_of_epoch(self.lengths, self.batch_size, self.seed, self.epoch):
-            yield from share_of(batch, self.micro_batch_size, self.processes, self.rank)
+            yield from _share_of(batch, self.micro_batch_size, self.processes, self.rank)
 
 
 class EpochLoader(DataLoader[int]):
