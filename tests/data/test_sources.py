@@ -57,7 +57,7 @@ def test_the_error_is_named_and_the_same_command_succeeds_later(
         result = first(*command)
     result.mistake(
         f"train.task: split 'train' of task 'known-world' broke off after 5 rows ({message}); "
-        "nothing of it is used, run the same command again"
+        "none of them is used, run the same command again"
     )
     assert not list((tmp_path / "run").rglob("shard-*"))
     assert first(*command).code == 0
@@ -81,6 +81,6 @@ def test_a_bug_in_a_task_keeps_its_traceback(
 
 
 def test_a_slow_source_shows_its_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "PATIENCE", -1)
+    monkeypatch.setattr(run, "PROGRESS_SECONDS", -1)
     result = first("plan", command_line.write_recipe(tmp_path), "--run-dir", tmp_path / "run")
     assert "train.task: split 'train' of task 'known-world': 96 rows read so far" in result.out

@@ -235,7 +235,7 @@ def test_empty_splits(tmp_path: Path) -> None:
     command_line.write_rows(tmp_path / "texts" / "train.jsonl", texts)
     task = {"name": "instruction", "options": {"path": str(tmp_path / "texts")}}
     arms = {"fine-tune": {"learn": "labels"}}
-    plan(tmp_path, train={"task": task}, arms=arms).mistake("train.task", "no rows to use")
+    plan(tmp_path, train={"task": task}, arms=arms).mistake("train.task", "no samples to use")
 
 
 def test_a_validation_part_without_rows(tmp_path: Path) -> None:
@@ -345,14 +345,19 @@ def test_a_full_disk(
     filler = mounted / "filler"
     free = shutil.disk_usage(mounted).free
     filler.write_bytes(b"x" * (free - room))
-    monkeypatch.setattr("firstcli.stages.inputs._check_disk", lambda *_: None)
+    monkeypatch.setattr("firstcli.pipeline.plan.check_disk", lambda *_: None)
     command = ("distill", path, "--run-dir", mounted / "run")
     first(*command).mistake(str(mounted / "run"), "o space left on", "run the same")
     filler.unlink()
     subprocess.run(["mount", "-o", "remount,size=100m", str(mounted)], check=True)
     again = first(*command)
     assert again.code == 0, again.err
-    assert {p.name for p in mounted.rglob(".*")} <= {"run", ".lock", ".digests.json"}
+    assert {p.name for p in mounted.rglob(".*")} <= {
+        "run",
+        ".lock",
+        ".digests.json",
+        ".checks.json",
+    }
 
 
 def test_too_little_room_is_seen_beforehand(
@@ -362,7 +367,7 @@ def test_too_little_room_is_seen_beforehand(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     path = command_line.write_recipe(tmp_path)
     first("plan", path, "--run-dir", tmp_path / "run").mistake(
-        "501 kB are needed", "200 kB are free"
+        "314 kB are needed", "200 kB are free"
     )
     assert first("plan", finished.recipe, "--run-dir", finished.run).code == 0
 

@@ -64,7 +64,7 @@ def test_report_makes_every_artifact_from_nothing(finished: Finished) -> None:
 
 def test_no_work_folder_remains(finished: Finished) -> None:
     hidden = {path.name for path in finished.run.rglob(".*")}
-    assert hidden == {".lock", ".digests.json"}
+    assert hidden == {".lock", ".digests.json", ".checks.json"}
     assert not list(finished.run.rglob("checkpoint*"))
     assert not list(finished.run.rglob("*.tmp"))
 
@@ -176,7 +176,7 @@ def test_nothing_reruns(finished: Finished, work: list[str]) -> None:
         assert "will run" not in result.out
     assert work == []
     after = command_line.times(finished.run)
-    unimportant = (".lock", ".digests.json")
+    unimportant = (".lock", ".digests.json", ".checks.json")
     assert {k: v for k, v in before.items() if k not in unimportant} == {
         k: v for k, v in after.items() if k not in unimportant
     }
@@ -493,7 +493,7 @@ def test_plan_counts_what_overlaps_and_what_is_left_out(tmp_path: Path) -> None:
     command_line.write_rows(tmp_path / "texts" / "train.jsonl", texts)
     instruction = {"name": "instruction", "options": {"path": str(tmp_path / "texts")}}
     path = command_line.write_recipe(tmp_path, train={"task": instruction, "validation": 0.3})
-    assert "2 rows of split 'train' left out" in first("plan", path).err
+    assert "2 rows of split 'train' are left out" in first("plan", path).err
 
 
 def test_a_teacher_that_is_not_fine_tuned_here_is_warned_of(tmp_path: Path) -> None:

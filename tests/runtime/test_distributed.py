@@ -171,7 +171,7 @@ def test_one_process_dying_ends_the_other_and_a_rerun_resumes(
     assert not (run / "students" / "distill").exists()
     again = launch(tmp_path, *command, *steps)
     assert again.returncode == 0, again.stderr[-3000:]
-    resumed = "going on after" if die_at.startswith("shard") else "resuming after step"
+    resumed = "resuming after" if die_at.startswith("shard") else "resuming after step"
     assert resumed in again.stdout
     assert first(*command).code == 0
     assert "everything is up to date" in first(*command).out

@@ -119,7 +119,7 @@ def test_its_temperature_is_fitted_on_what_the_model_says_where_it_decides(
     import torch
 
     run = opened(done)
-    unit = units_of(run.recipe, run.folder)["eval fine-tune@1+T"]
+    unit = units_of(run.recipe, run.folder)["posthoc fine-tune@1+T"]
     rows = posthoc._rows(run, unit)
     found = posthoc._scored(run, unit, rows)
     topk, is_label = posthoc._answer_positions(rows, found)

@@ -15,7 +15,7 @@ from firstcli.api import JSON
 from firstcli.errors import UserError, shortened
 from firstcli.recipe.load import load_recipe
 from firstcli.runtime.console import Console, duration, size
-from firstcli.stages import STAGES, fingerprints, stage_of, units_of
+from firstcli.stages import fingerprints, stage_of, units_of
 from firstcli.stages.checks import SharedCheck, check_disk
 from firstcli.workspace.artifacts import Manifest, changes
 from firstcli.workspace.run import Run
@@ -75,11 +75,8 @@ def plan(request: Request) -> dict[str, JSON]:
     units = units_of(run.recipe, run.folder)
     chain = list(units.values())
     if request.arms:
-        targets: list[Unit] = []
-        for stage in STAGES:
-            if stage.has_arms:
-                targets += of_arms(stage.units(run.recipe, run.folder), request.arms)
-        chain = with_upstream(units, targets)
+        of_stages = [unit for unit in chain if stage_of(unit).has_arms]
+        chain = with_upstream(units, of_arms(of_stages, request.arms))
     statuses = {unit.key: status_of(run, unit) for unit in chain}
     sizes, problems = check_units(run, chain)
     rows = [PlanRow(unit, statuses[unit.key], sizes.get(unit.key, "")) for unit in chain]
