@@ -159,7 +159,7 @@ def check_units(run: Run, units: Sequence[Unit]) -> tuple[dict[str, str], list[s
     shared: dict[SharedCheck, bool] = {}
     for unit in units:
         is_pending = unit.key not in run.manifests
-        for check in stage_of(unit).shared_checks(run, unit):
+        for check in stage_of(unit).checks_of(run, unit):
             shared[check] = shared.get(check, False) or is_pending
     for check, is_pending in shared.items():
         try:

@@ -12,12 +12,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from firstcli.stages.checks import SharedCheck
 from firstcli.workspace.units import Unit
 
 if TYPE_CHECKING:
     from firstcli.api import JSON
     from firstcli.recipe.schema import Recipe
-    from firstcli.stages.checks import SharedCheck
     from firstcli.stages.probe import CostEstimate, Probe
     from firstcli.workspace.artifacts import Manifest
     from firstcli.workspace.run import Run
@@ -73,6 +73,8 @@ class Stage(ABC):
     """Whether a damaged artifact is rebuilt only on request, because it took long to make."""
     uses_models: ClassVar[bool] = True
     """Whether checks and work need PyTorch and transformers, whose import takes seconds."""
+    checks: ClassVar[tuple[SharedCheck, ...]] = ()
+    """Checks that units have in common with units of other stages."""
     options: ClassVar[tuple[Option, ...]] = ()
     """Further options of the command."""
 
@@ -93,9 +95,9 @@ class Stage(ABC):
         processes, the micro-batch and the device are left out, because they change no result.
         """
 
-    def shared_checks(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
-        """Return the checks that a unit has in common with units of other stages."""
-        return ()
+    def checks_of(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
+        """Return the shared checks that a unit needs."""
+        return self.checks
 
     def check(self, run: Run, unit: Unit) -> str:
         """Check everything that can be checked without weights; describe the unit's size.

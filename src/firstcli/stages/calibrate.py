@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from firstcli.errors import UserError
+from firstcli.stages import checks
 from firstcli.stages.base import Facts, Stage
 from firstcli.stages.extract import EXTRACT
 from firstcli.workspace.artifacts import Artifact, Manifest
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from firstcli.api import JSON
     from firstcli.recalibration.diagnostics import CalibrationArtifact
     from firstcli.recipe.schema import Recipe
-    from firstcli.stages.checks import SharedCheck
     from firstcli.workspace.run import Run
 
 
@@ -60,6 +60,7 @@ class Calibrate(Stage):
     name = "calibrate"
     help = "Fit each recalibrator on the held-out validation part."
     format = 2  # intervals, criteria, ranks
+    checks = (checks.SEEN_ROWS, checks.UNPINNED)
 
     def key(self, arm: str) -> str:
         return f"{self.name} {arm}"
@@ -81,11 +82,6 @@ class Calibrate(Stage):
         # The answer positions follow from the candidates, which the knowledge does not contain.
         samples = fingerprints.part_samples(run, "validation")
         return fingerprints.arm_fields(run.recipe, unit.arm, names) | samples
-
-    def shared_checks(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
-        from firstcli.stages import checks
-
-        return (checks.SEEN_ROWS, checks.UNPINNED)
 
     def check(self, run: Run, unit: Unit) -> str:
         arm = run.recipe.arms[unit.arm]

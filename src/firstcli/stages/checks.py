@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from firstcli.errors import UserError
-from firstcli.runtime.console import size
 
 if TYPE_CHECKING:
     from firstcli.workspace.run import Run
@@ -118,6 +117,8 @@ def check_disk(run: Run, needed: int) -> None:
     Raises:
         UserError: it has not.
     """
+    from firstcli.runtime.console import size
+
     folder = run.folder
     while not folder.exists():
         folder = folder.parent

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from firstcli.runtime import distributed
+from firstcli.stages import checks
 from firstcli.stages.base import Stage
 from firstcli.stages.calibrate import CALIBRATE
+from firstcli.stages.checks import SharedCheck
 from firstcli.stages.extract import EXTRACT
 from firstcli.workspace.artifacts import Artifact
 from firstcli.workspace.units import (
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from firstcli.api import JSON
     from firstcli.data.encoded import EncodedStore
     from firstcli.recipe.schema import Arm, Recipe, Training
-    from firstcli.stages.checks import SharedCheck
     from firstcli.stages.probe import CostEstimate, Probe
     from firstcli.stages.train_model import TrainingFacts
     from firstcli.training.soft_targets import SoftTargetBuilder
@@ -39,6 +40,7 @@ class Distill(Stage):
     format = 2  # batches of similar length
     shared = True
     has_arms = True
+    checks = (checks.OVERLAP, checks.UNPINNED)
 
     def key(self, model: Model) -> str:
         return f"{self.name} {model.trained}"
@@ -68,12 +70,9 @@ class Distill(Stage):
             inputs |= fingerprints.arm_fields(run.recipe, unit.arm, names)
         return inputs
 
-    def shared_checks(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
-        from firstcli.stages import checks
-
-        if run.recipe.arms[unit.arm].learn == "knowledge":
-            yield from (checks.TOKENIZERS, checks.TOP_K)
-        yield from (checks.OVERLAP, checks.UNPINNED)
+    def checks_of(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
+        learns_knowledge = run.recipe.arms[unit.arm].learn == "knowledge"
+        return (*(EXTRACT.checks if learns_knowledge else ()), *self.checks)
 
     def check(self, run: Run, unit: Unit) -> str:
         from firstcli.stages import inputs, train_model

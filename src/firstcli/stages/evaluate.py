@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from firstcli.runtime import distributed
-from firstcli.stages import posthoc
+from firstcli.stages import checks, posthoc
 from firstcli.stages.base import Facts, Stage
 from firstcli.stages.posthoc import POSTHOC
 from firstcli.workspace.artifacts import Artifact
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from firstcli.api import JSON
     from firstcli.metrics.records import EvalRecords
     from firstcli.recipe.schema import Recipe
-    from firstcli.stages.checks import SharedCheck
     from firstcli.stages.probe import CostEstimate, Probe
     from firstcli.workspace.run import Run
 
@@ -51,6 +50,7 @@ class Evaluate(Stage):
     format = 2  # read out at the output layer: different last bits
     shared = True
     has_arms = True
+    checks = (checks.OVERLAP, checks.UNPINNED)
 
     def key(self, evaluation: str, model: Model) -> str:
         return f"{self.name} {evaluation}/{model.name}"
@@ -82,11 +82,6 @@ class Evaluate(Stage):
             "evaluation samples": run.evaluation_content(unit.evaluation),
             "longest sample": fingerprints.longest_sample(run, unit),
         } | fingerprints.predictions(run, unit.role)
-
-    def shared_checks(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
-        from firstcli.stages import checks
-
-        return (checks.OVERLAP, checks.UNPINNED)
 
     def check(self, run: Run, unit: Unit) -> str:
         from firstcli.stages import inputs

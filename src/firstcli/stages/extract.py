@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from firstcli.errors import UserError
 from firstcli.runtime import distributed
+from firstcli.stages import checks
 from firstcli.stages.base import Facts, Option, Stage
 from firstcli.stages.finetune import FINETUNE
 from firstcli.workspace.artifacts import Artifact
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from firstcli.data.encoding import EncodedSample
     from firstcli.knowledge.top_k import TopK
     from firstcli.recipe.schema import Recipe
-    from firstcli.stages.checks import SharedCheck
     from firstcli.stages.probe import CostEstimate, Probe
     from firstcli.stages.scoring import ShardSamples, TeacherScorer
     from firstcli.workspace.run import Run
@@ -53,6 +53,7 @@ class Extract(Stage):
     format = 3  # the teacher's confidence in its top token, and concentration.json
     shared = True
     precious = True
+    checks = (checks.TOKENIZERS, checks.TOP_K, checks.OVERLAP, checks.UNPINNED)
     options = (
         Option("repair", "Extract only the shards that are damaged or missing.", False),
         Option(
@@ -90,11 +91,6 @@ class Extract(Stage):
         inputs["longest sample"] = fingerprints.longest_sample(run, unit)
         inputs["shared vocabulary"] = fingerprints.shared_vocabulary(run)
         return inputs
-
-    def shared_checks(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
-        from firstcli.stages import checks
-
-        return (checks.TOKENIZERS, checks.TOP_K, checks.OVERLAP, checks.UNPINNED)
 
     def check(self, run: Run, unit: Unit) -> str:
         from firstcli.runtime.console import size

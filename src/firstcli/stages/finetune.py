@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from firstcli.stages import checks
 from firstcli.stages.base import Stage
 from firstcli.workspace.artifacts import Artifact
 from firstcli.workspace.units import Unit, part_of
@@ -13,7 +14,6 @@ from firstcli.workspace.units import Unit, part_of
 if TYPE_CHECKING:
     from firstcli.data.encoded import EncodedStore
     from firstcli.recipe.schema import Recipe, Training
-    from firstcli.stages.checks import SharedCheck
     from firstcli.stages.probe import CostEstimate, Probe
     from firstcli.stages.train_model import TrainingFacts
     from firstcli.workspace.run import Run
@@ -26,6 +26,7 @@ class Finetune(Stage):
     help = "Fine-tune the teacher."
     format = 2  # batches of similar length
     shared = True
+    checks = (checks.OVERLAP, checks.UNPINNED)
 
     def key(self, fold: int | None = None) -> str:
         return self.name if fold is None else f"{self.name} fold {fold}"
@@ -57,11 +58,6 @@ class Finetune(Stage):
         if unit.fold:
             inputs["fold"] = f"{unit.fold} of {run.recipe.knowledge.folds}"
         return inputs
-
-    def shared_checks(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
-        from firstcli.stages import checks
-
-        return (checks.OVERLAP, checks.UNPINNED)
 
     def check(self, run: Run, unit: Unit) -> str:
         from firstcli.stages import train_model

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 
 from firstcli.errors import UserError
 from firstcli.runtime import distributed
+from firstcli.stages import checks
 from firstcli.stages.base import Stage
 from firstcli.stages.calibrate import CalibrationFacts, show_fitted
+from firstcli.stages.checks import SharedCheck
 from firstcli.stages.distill import DISTILL
 from firstcli.stages.finetune import FINETUNE
 from firstcli.workspace.artifacts import Artifact
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from firstcli.metrics.records import EvalRecords
     from firstcli.recipe.references import PosthocRef
     from firstcli.recipe.schema import Recipe
-    from firstcli.stages.checks import SharedCheck
     from firstcli.workspace.run import Run
 
 LEAST_CANDIDATE_MASS = 0.9
@@ -46,6 +47,7 @@ class Posthoc(Stage):
     format = 2
     shared = True
     has_arms = True
+    checks = (checks.OVERLAP, checks.UNPINNED)
 
     def key(self, model: Model) -> str:
         return f"{self.name} {model.name}"
@@ -75,12 +77,8 @@ class Posthoc(Stage):
         inputs |= fingerprints.part_samples(run, "validation")
         return inputs | fingerprints.predictions(run, unit.role)
 
-    def shared_checks(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
-        from firstcli.stages import checks
-
-        if unit.role == "teacher":
-            yield checks.SEEN_ROWS
-        yield from (checks.OVERLAP, checks.UNPINNED)
+    def checks_of(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
+        return (*self.checks, *((checks.SEEN_ROWS,) if unit.role == "teacher" else ()))
 
     def check(self, run: Run, unit: Unit) -> str:
         return f"a temperature on {len(_rows(run, unit))} validation samples"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from firstcli.stages import checks
 from firstcli.stages.base import Facts, Stage
 from firstcli.stages.calibrate import CALIBRATE
 from firstcli.stages.distill import DISTILL
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from firstcli.recalibration.diagnostics import CalibrationArtifact
     from firstcli.recipe.schema import Arm, Recipe
     from firstcli.reporting.data import ArmFacts, FittedRecalibrator, ReportData, TeacherPart
-    from firstcli.stages.checks import SharedCheck
     from firstcli.stages.train_model import TrainingFacts
     from firstcli.workspace.run import Run
 
@@ -54,6 +54,7 @@ class Report(Stage):
     help = "Do the whole job: the table, the figures and one HTML page."
     format = 3  # the table for the terminal is kept
     uses_models = False
+    checks = (checks.UNPINNED,)
 
     def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
         needs = [
@@ -71,11 +72,6 @@ class Report(Stage):
         inputs["arms"] = ", ".join(recipe.arms)  # in the order of the table
         inputs["evaluate"] = ", ".join(section.name for section in recipe.evaluate)
         return inputs | ({"seeds": list(recipe.seeds)} if recipe.seeds else {})
-
-    def shared_checks(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
-        from firstcli.stages import checks
-
-        return (checks.UNPINNED,)
 
     def work(self, run: Run, unit: Unit, folder: Path) -> ReportFacts:
         from firstcli.reporting.page import write_report
