@@ -27,28 +27,38 @@ def run(*command: str | Path) -> str:
     return finished.stdout
 
 
+PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+
+
 def python_with(plugin: str, folder: Path) -> Path:
-    """Return the interpreter of a new environment that holds nothing of its own but the plugin.
+    """Return the interpreter of a new environment that contains only one plugin of `plugins/`."""
+    python = new_python(folder)
+    install_wheel(python, PLUGINS / plugin, folder / "wheels")
+    return python
 
-    firstcli and the dependencies come from the environment that runs the tests, for a test
-    downloads nothing; the wheel is built with that environment's hatchling.
+
+def new_python(folder: Path) -> Path:
+    """Return the interpreter of a new, empty environment.
+
+    It borrows firstcli and the dependencies from the environment that runs the tests, because a
+    test downloads nothing.
     """
-    wheels = folder / "wheels"
-    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
-    build = ("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", wheels)
-    run(*pip, *build, PLUGINS / plugin)
-    (wheel,) = wheels.glob(f"{plugin.replace('-', '_')}-*-py3-none-any.whl")
-
     venv.create(folder / "venv", with_pip=False)
     scripts = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
     python = scripts / "python"
-    run(*pip, "--python", python, "install", "--no-deps", "--no-index", wheel)
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
     borrowed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     borrowed |= {str(Path(firstcli.__file__).parents[1])}
     lines = [f"import site; site.addsitedir({path!r})" for path in sorted(borrowed)]
     (Path(site) / "borrowed.pth").write_text("\n".join(lines), encoding="utf-8")
     return python
+
+
+def install_wheel(python: Path, project: Path, wheels: Path) -> None:
+    """Build a project's wheel with the tests' own hatchling, and install or upgrade it."""
+    run(*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", wheels, project)
+    newest = max(wheels.glob("*.whl"), key=lambda path: path.stat().st_mtime_ns)
+    run(*PIP, "--python", python, "install", "--upgrade", "--no-deps", "--no-index", newest)
 
 
 def run_own_tests(python: Path, plugin: str, folder: Path) -> str:

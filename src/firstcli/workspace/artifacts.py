@@ -76,7 +76,7 @@ def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
 
     def phrase(key: str) -> str:
         before, after = old.get(key), new.get(key)
-        if before is not None and after is not None and len(before) + len(after) < 60:
+        if before is not None and after is not None and len(before) + len(after) < 120:
             return f"{key} changed ({before} -> {after})"
         return f"{key} changed" if before and after else f"{key} {'removed' if before else 'added'}"
 
