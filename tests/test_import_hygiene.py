@@ -5,9 +5,14 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
+import pytest
+
 from firstcli.metrics.records import EvalRecords
 from firstcli.recipe import starters
 from support import command_line
+from support.command_line import Finished, first
+
+pytest_plugins = ["support.finished_runs"]
 
 HEAVY = ("torch", "transformers", "datasets", "numpy", "pydantic", "yaml", "entrypoints", "pyarrow")
 WITHOUT = """
@@ -86,6 +91,35 @@ def test_a_dry_run_of_a_new_run_needs_no_torch(tmp_path: Path) -> None:
     args = ("report", path, "--dry-run", "--run-dir", tmp_path / "run")
     result = without(("torch", "transformers", "datasets"), MAIN, *args)
     assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize("command", ["report", "plan"])
+def test_an_up_to_date_run_is_shown_without_torch(finished: Finished, command: str) -> None:
+    """Its checks are remembered by content, and the report's table is stored."""
+    libraries = ("torch", "transformers", "datasets", "scipy", "sklearn", "matplotlib", "pyarrow")
+    result = without(libraries, MAIN, command, finished.recipe, "--run-dir", finished.run)
+    assert result.code == 0, result.err
+    assert "reading split" not in result.out  # nor is the data read
+    assert "66 samples" in result.out if command == "plan" else "66 training samples" in result.out
+
+
+def test_a_changed_file_is_checked_again(tmp_path: Path) -> None:
+    """Remembered checks depend on the content of the data."""
+    rows = command_line.write_rows(tmp_path / "data" / "train.jsonl", command_line.sums(40))
+    command_line.write_rows(tmp_path / "data" / "test.jsonl", command_line.sums(9, 50))
+    task = command_line.of_files(tmp_path / "data")
+    arms = {"fine-tune": {"learn": "labels"}}
+    sections = {"train": {"task": task}, "evaluate": [{"task": task}], "teacher": None}
+    path = command_line.write_recipe(tmp_path, arms=arms, **sections)
+    command = ("plan", path, "--run-dir", tmp_path / "run")
+    assert first("report", *command[1:]).code == 0
+    assert first(*command).code == 0
+    assert "reading split" not in first(*command).out
+    command_line.write_rows(rows, [*command_line.sums(40), command_line.sums(1)[0] | {"id": "x"}])
+    again = first(*command)
+    assert "reading split 'train'" in again.out
+    assert "1 rows of split 'train' repeat" in again.err
+    assert "1 rows of split 'train' repeat" in first(*command).err
 
 
 def test_types_are_shipped() -> None:
