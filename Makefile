@@ -2,7 +2,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint fix bench overhead clean
+.PHONY: demo test test-slow lint fix bench overhead clean
 
 demo: $(VENV)/.installed  ## install, run the quick start, show its table
 	$(BIN)/first distill recipes/quickstart.yaml
@@ -11,18 +11,21 @@ demo: $(VENV)/.installed  ## install, run the quick start, show its table
 test: $(VENV)/.installed-test  ## install with the test extras, run the default tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
+test-slow: $(VENV)/.installed-test  ## the tests that `make test` leaves out
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist load -m slow
+
 lint: $(VENV)/.installed-dev  ## what CI checks besides the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed  ## speed and memory against goals, as a table; needs the machine for itself
+bench: $(VENV)/.installed  ## speed and memory against goals, as a table; needs an idle machine
 	$(BIN)/python benchmarks/bench.py
 
-overhead: $(VENV)/.installed  ## the pipeline against a bare loop, as whole processes in turns
+overhead: $(VENV)/.installed  ## the pipeline compared with a bare loop, as whole processes in turns
 	$(BIN)/python benchmarks/overhead.py recipes/quickstart.yaml
 
-fix: $(VENV)/.installed-dev  ## format, and mend what ruff can mend
+fix: $(VENV)/.installed-dev  ## format, and apply ruff's fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -6,6 +6,7 @@ A server that has imported everything forks them, so that each takes no longer t
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import multiprocessing
 import os
@@ -97,6 +98,7 @@ def _child(argv: list[str], log: Path, run: Path, step: int | None) -> None:
     from firstcli import cli
     from firstcli.knowledge import store
 
+    gc.freeze()  # otherwise every collection visits all imported modules
     torch.set_num_threads(1)
     store.SHARD_POSITIONS = SHARD_POSITIONS
     steps = _counted(str(run), step)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,14 +34,6 @@ from support.encoding import encode_training
 
 V, K = 40, 5
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _frozen_heap() -> Iterator[None]:
-    """Exempt all imported modules from the full garbage collection of every training (0.2 s)."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def drawn_samples(count: int, seed: int = 0) -> list[EncodedSample]:

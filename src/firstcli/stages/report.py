@@ -285,12 +285,9 @@ def _notes_on_calibration(run: Run) -> Iterator[tuple[str, str]]:
         if one_of_several:
             note += f"; seed {run.recipe.seeds[0]}, every seed has a different one"
         yield row, note
-    for model in {model.row: model for model in reversed(_students(run))}.values():
-        if swaps := _training_facts(run, model).rank_swaps:
-            yield (
-                model.row,
-                f"{100 * swaps:.1f} % of recalibrated positions changed their top token",
-            )
+    for row, (first, *_) in _rows(run).items():
+        if first.arm and not first.posthoc and (swaps := _training_facts(run, first).rank_swaps):
+            yield row, f"{100 * swaps:.1f} % of recalibrated positions changed their top token"
 
 
 _REMARKS = {
