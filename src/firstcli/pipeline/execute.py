@@ -59,29 +59,34 @@ def execute(request: Request, stage: Stage) -> dict[str, JSON]:
         _show(run, rows)
         return plan_result(run, rows)
 
-    def prepare() -> list[PlanRow]:
-        rows = _statuses(run, chain, forced, repairing=request)
-        _show(run, rows)
-        pending = [row.unit for row in rows if not row.status.current]
-        if problems := check_units(run, pending)[1]:
-            raise UserError(*problems)
-        if request.only:
-            _require_upstream(request, rows, targets)
-        _write_recipe(run)
-        return rows
-
     with _disk_errors_reported(run.folder), distributed.together(), ExitStack() as stack:
         if distributed.by_first(lambda: _only_reads(run, chain, request)):
             rows = distributed.by_first(lambda: _statuses(run, chain, forced))
             _show(run, rows)
         else:
             distributed.by_first(lambda: stack.enter_context(locked(run.folder)))
-            rows = distributed.by_first(prepare)
+            rows = distributed.by_first(lambda: _prepared(run, request, chain, targets))
             _bring_up_to_date(run, rows, forced)
         further = stage.finish(run, targets, request.stage_options)
     if not distributed.is_first():
         return {}
     return {**plan_result(run, rows), "result": stage.summary(run, targets), **further}
+
+
+def _prepared(
+    run: Run, request: Request, chain: Sequence[Unit], targets: Sequence[Unit]
+) -> list[PlanRow]:
+    """Show the plan and check what will run, before anything is written."""
+    forced = {unit.key for unit in targets} if request.force else set()
+    rows = _statuses(run, chain, forced, repairing=request)
+    _show(run, rows)
+    pending = [row.unit for row in rows if not row.status.current]
+    if problems := check_units(run, pending)[1]:
+        raise UserError(*problems)
+    if request.only:
+        _require_upstream(request, rows, targets)
+    _write_recipe(run)
+    return rows
 
 
 def _statuses(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,49 +14,21 @@ from firstcli.stages.train_model import TrainingFacts
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import part_of
 
-
-def model_card(run: Run, arm_name: str, settings: Training, seed: int, facts: TrainingFacts) -> str:
-    """Return the README.md of a student's folder.
-
-    Args:
-        run: the run.
-        arm_name: the student's arm.
-        settings: how the student was trained.
-        seed: the seed that it was trained with.
-        facts: what training came to.
-    """
-    recipe = run.recipe
-    arm = recipe.arms[arm_name]
-    student = (
-        _without_folders(recipe.student.model.checkpoint)
-        or f"new weights (family {recipe.student.model.family})"
-    )
-    about: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    about["tags"] = ["firstcli", "knowledge-distillation", "calibration"]
-    if recipe.student.model.checkpoint and run.reference("student").folder is None:
-        about["base_model"] = recipe.student.model.checkpoint
-    top_k = arm.top_k or recipe.knowledge.top_k
-    numbers = "\n".join(
-        f"| {name.replace('_', ' ')} | {value:.6g} |"
-        if isinstance(value, float)
-        else f"| {name.replace('_', ' ')} | {value} |"
-        for name, value in facts.as_json().items()
-    )
-    return f"""---
-{yaml.safe_dump(about, sort_keys=False).strip()}
+_CARD = """---
+{front_matter}
 ---
 
-# {recipe.name}: {arm_name}
+# {run}: {arm}
 
-This student was made by firstcli {__version__}, which implements
+This student was made by firstcli {version}, which implements
 FIRST, "Efficient Trustworthy Distillation" (arXiv 2408.12168).
 
-- **Arm**: `{arm_name}`, which learns {_source_of_targets(run, arm)}.
+- **Arm**: `{arm}`, which learns {source}.
 - **Student**: {student}.
-- **Data**: task `{recipe.train.task.name}`, {facts.samples} training samples;
-  {len(run.training.validation)} held out, on which no model was trained.
-- **Training**: {settings.epochs:g} epochs, {settings.batch_size} sequences per step, peak learning
-  rate {settings.learning_rate:g}, seed {seed}.
+- **Data**: task `{task}`, {samples} training samples;
+  {held_out} held out, on which no model was trained.
+- **Training**: {epochs:g} epochs, {batch_size} sequences per step, peak learning
+  rate {learning_rate:g}, seed {seed}.
 
 ## Training numbers
 
@@ -69,15 +42,60 @@ student's mass on the same tokens at the end of training. Accuracy, ECE and Trus
 ## Recipe
 
 ~~~yaml
-{yaml.safe_dump(_without_folders(run.resolved), sort_keys=False, allow_unicode=True).strip()}
+{recipe}
 ~~~
 
 ## This arm
 
 ~~~yaml
-{yaml.safe_dump(arm.model_dump(mode="json", exclude_none=True), sort_keys=False).strip()}
+{arm_settings}
 ~~~
 """
+
+
+def model_card(run: Run, arm_name: str, settings: Training, seed: int, facts: TrainingFacts) -> str:
+    """Return the README.md of a student's folder.
+
+    Args:
+        run: the run.
+        arm_name: the student's arm.
+        settings: how the student was trained.
+        seed: the seed that it was trained with.
+        facts: what training came to.
+    """
+    recipe, arm = run.recipe, run.recipe.arms[arm_name]
+    model = recipe.student.model
+    about: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    about["tags"] = ["firstcli", "knowledge-distillation", "calibration"]
+    if model.checkpoint and run.reference("student").folder is None:
+        about["base_model"] = model.checkpoint
+    return _CARD.format(
+        front_matter=_yaml(about),
+        run=recipe.name,
+        arm=arm_name,
+        version=__version__,
+        source=_source_of_targets(run, arm),
+        student=_without_folders(model.checkpoint) or f"new weights (family {model.family})",
+        task=recipe.train.task.name,
+        samples=facts.samples,
+        held_out=len(run.training.validation),
+        **settings.model_dump(include={"epochs", "batch_size", "learning_rate"}),
+        seed=seed,
+        numbers="\n".join(_number_rows(facts)),
+        top_k=arm.top_k or recipe.knowledge.top_k,
+        recipe=_yaml(_without_folders(run.resolved)),
+        arm_settings=_yaml(arm.model_dump(mode="json", exclude_none=True)),
+    )
+
+
+def _number_rows(facts: TrainingFacts) -> Iterator[str]:
+    for name, value in facts.as_json().items():
+        text = f"{value:.6g}" if isinstance(value, float) else value
+        yield f"| {name.replace('_', ' ')} | {text} |"
+
+
+def _yaml(value: object) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).strip()
 
 
 def _without_folders(value: Any) -> Any:

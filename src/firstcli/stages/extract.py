@@ -143,36 +143,12 @@ class Extract(Stage):
 
 
 def _extract(run: Run, unit: Unit, folder: Path) -> ExtractFacts | None:
-    from firstcli.data.encoded import has_answer_positions
     from firstcli.knowledge import concentration, store
-    from firstcli.stages import inputs, scoring
+    from firstcli.stages import scoring
 
-    rows = inputs.training_rows(run, "teacher", unit.part)
     shards = scoring.shards_of(run, unit)
-    format = store.StoreFormat(
-        **run.recipe.knowledge.stored(),
-        split=unit.part,
-        shards=len(shards),
-        teacher=distributed.by_first(lambda: _teacher_identity(run, unit)),
-        tokenizer=inputs.vocabulary_digest(run, "teacher"),
-    )
-    missing = distributed.by_first(lambda: _missing_shards(folder, len(shards)))
-    done = len(rows) - sum(len(shards[index].rows) for index in missing)
-    if done:
-        run.console.say(f"{unit.key}: resuming after {done} finished samples")
-    # Each process takes whole shards, whose content depends on the data alone.
-    ours = missing[distributed.rank() :: distributed.count()]
-    answers_only = has_answer_positions(rows)
     scorer = scoring.TeacherScorer(run, unit.key)
-    total = sum(len(shards[index].rows) for index in ours)
-    if ours:
-        with run.console.progress(unit.key, total, "samples") as advance:
-            for index in ours:
-                knowledge = scorer(shards[index], run.recipe.knowledge.top_k, advance)
-                samples = shards[index].rows
-                path, ordered = store.shard_path(folder, index), [knowledge[r.id] for r in samples]
-                top_1 = _top_1(samples, knowledge, answers_only)
-                store.write_shard(path, samples, ordered, format, top_1)
+    _write_shards(run, unit, folder, shards, scorer)
     halved = sum(distributed.gathered(scorer.halving.halved))
     if not distributed.is_first():
         return None
@@ -187,6 +163,37 @@ def _extract(run: Run, unit: Unit, folder: Path) -> ExtractFacts | None:
         concentration.save(folder / concentration.FILE_NAME, measured)
     summary = store.summary(folder) | store.teacher_top_1(folder)
     return ExtractFacts(**summary, batches_halved=halved or None)
+
+
+def _write_shards(
+    run: Run, unit: Unit, folder: Path, shards: Sequence[ShardSamples], scorer: TeacherScorer
+) -> None:
+    """Write the shards that an interrupted run has not finished; each process writes some."""
+    from firstcli.data.encoded import has_answer_positions
+    from firstcli.knowledge import store
+    from firstcli.stages import inputs
+
+    format = store.StoreFormat(
+        **run.recipe.knowledge.stored(),
+        split=unit.part,
+        shards=len(shards),
+        teacher=distributed.by_first(lambda: _teacher_identity(run, unit)),
+        tokenizer=inputs.vocabulary_digest(run, "teacher"),
+    )
+    missing = distributed.by_first(lambda: _missing_shards(folder, len(shards)))
+    samples_of = [len(shard.rows) for shard in shards]
+    if done := sum(samples_of) - sum(samples_of[index] for index in missing):
+        run.console.say(f"{unit.key}: resuming after {done} finished samples")
+    answers_only = has_answer_positions(inputs.training_rows(run, "teacher", unit.part))
+    # Each process takes whole shards, whose content depends on the data alone.
+    ours = missing[distributed.rank() :: distributed.count()]
+    total = sum(samples_of[index] for index in ours)
+    with run.console.progress(unit.key, total, "samples") as advance:
+        for index in ours:
+            rows = shards[index].rows
+            knowledge = scorer(shards[index], run.recipe.knowledge.top_k, advance)
+            path, ordered = store.shard_path(folder, index), [knowledge[row.id] for row in rows]
+            store.write_shard(path, rows, ordered, format, _top_1(rows, knowledge, answers_only))
 
 
 def _concentration(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,15 +104,13 @@ def report_data(run: Run) -> ReportData:
     from firstcli.reporting.data import ReportData
 
     recipe = run.recipe
-    records = load_records(run, EVALUATE.units(recipe, run.folder))
-    rows = _rows(run)
     finished = {key: manifest for key, manifest in run.manifests.items() if key != REPORT.name}
-    return ReportData(
+    data = ReportData(
         run=recipe.name,
         recipe=yaml.safe_dump(run.resolved, sort_keys=False, allow_unicode=True),
-        members={row: [model.name for model in models] for row, models in rows.items()},
+        members={row: [model.name for model in models] for row, models in _rows(run).items()},
         evaluations=[section.name for section in recipe.evaluate],
-        records=records,
+        records=load_records(run, EVALUATE.units(recipe, run.folder)),
         settings=recipe.metrics,
         notes=_notes(run),
         versions=next(iter(finished.values())).versions,
@@ -127,19 +125,9 @@ def report_data(run: Run) -> ReportData:
         },
         top_k=recipe.knowledge.top_k,
         teacher_parts=list(_teacher_parts(run)),
-        questions={
-            section.name: _questions(
-                run,
-                section.name,
-                {
-                    row: records[section.name, models[0].name]
-                    for row, models in rows.items()
-                    if (section.name, models[0].name) in records
-                },
-            )
-            for section in recipe.evaluate
-        },
     )
+    questions = {name: _questions(run, name, data.first_of(name)) for name in data.evaluations}
+    return replace(data, questions=questions)
 
 
 def _rows(run: Run) -> dict[str, list[Model]]:
