@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from firstcli.stages import STAGES
 from support.import_graph import LAYERS, arrows_upward, floors, import_graph, table
-from support.paths import SOURCE
+from support.paths import DOCS, SOURCE
 
 
 def test_every_package_has_its_layer() -> None:
@@ -39,6 +40,12 @@ def test_an_upward_import_and_a_circle_are_found(tmp_path: Path) -> None:
     assert arrows_upward(graph) == ["errors -> data"]
     with pytest.raises(CycleError):
         floors(graph)
+
+
+def test_the_picture_shows_every_package_and_stage() -> None:
+    picture = (DOCS / "figures" / "architecture.svg").read_text("utf-8")
+    names = set(import_graph()) - {"firstcli", "__main__"} | {stage.name for stage in STAGES}
+    assert [name for name in sorted(names) if f">{name}<" not in picture] == []
 
 
 def test_a_class_name_has_one_meaning() -> None:
@@ -72,8 +79,6 @@ def _is_private_or_a_command(node: ast.FunctionDef) -> bool:
 
 def test_no_stage_is_named_by_a_string_outside_its_module() -> None:
     """Only the module that declares a stage may spell its name."""
-    from firstcli.stages import STAGES
-
     names = {stage.name: type(stage).__module__ for stage in STAGES}
     spelt = []
     for path in sorted(SOURCE.rglob("*.py")):
