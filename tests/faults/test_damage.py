@@ -149,11 +149,11 @@ def written_otherwise(change: Callable[[Path, Any], None]) -> Iterator[None]:
     """Let one shard be written otherwise, under a manifest that takes it for what it should be."""
     real = store.write_shard
 
-    def write(path: Path, rows: Any, known: list[TopK], facts: Any) -> None:
+    def write(path: Path, rows: Any, known: list[TopK], *facts: Any) -> None:
         if path.name != HARMED or path.parent.name != ".train.partial":
-            real(path, rows, known, facts)
+            real(path, rows, known, *facts)
         else:
-            change(path, lambda other: real(path, rows, [other(one) for one in known], facts))
+            change(path, lambda other: real(path, rows, [other(one) for one in known], *facts))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "write_shard", write)
