@@ -109,7 +109,7 @@ def test_a_damaged_shard_is_named_and_just_that_is_redone(
         assert "damaged: 'shard-00001.parquet'" in first("plan", *options).out
     result = first("extract", *options, "--repair")
     assert result.code == 0, result.err
-    assert f"'{HARMED}': damaged or missing; to be redone" in result.out
+    assert f"'{HARMED}': damaged or missing; will be rebuilt" in result.out
     assert knowledge_of(run) == before
     now = identities(run)
     assert [name for name in whose if whose[name] != now[name]] == [f"train/{HARMED}"]

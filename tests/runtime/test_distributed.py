@@ -131,6 +131,7 @@ def test_two_processes_end_like_one(finished: Finished, tmp_path: Path) -> None:
     assert command_line.pending(finished.recipe, "--run-dir", two) == {"report"}
 
 
+@pytest.mark.slow
 def test_sharded_weights_change_nothing(finished: Finished, tmp_path: Path) -> None:
     """FSDP on two processes: the loss curve of one process, and a folder that can be loaded.
 
@@ -158,7 +159,7 @@ def test_sharded_weights_change_nothing(finished: Finished, tmp_path: Path) -> N
         assert float((one - other).detach().abs().max()) < 1e-4
 
 
-@pytest.mark.parametrize("die_at", ["shard 2", "step 3"])
+@pytest.mark.parametrize("die_at", ["shard 2", pytest.param("step 3", marks=pytest.mark.slow)])
 def test_one_process_dying_ends_the_other_and_a_rerun_resumes(
     finished: Finished, tmp_path: Path, die_at: str
 ) -> None:
