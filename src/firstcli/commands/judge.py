@@ -11,8 +11,8 @@ import numpy as np
 from rich.table import Table
 
 from firstcli.errors import UserError, shortened
-from firstcli.metrics import FLOOR, METRICS, Confidence, EvalMetrics, lm_eval, summarize
-from firstcli.metrics.records import EvalRecords
+from firstcli.metrics import FLOOR, METRICS, EvalMetrics, lm_eval, summarize
+from firstcli.metrics.records import Confidence, EvalRecords
 from firstcli.metrics.uncertainty import Estimate, differences, intervals
 from firstcli.runtime.console import Console
 
