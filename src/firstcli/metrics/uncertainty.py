@@ -104,8 +104,7 @@ def differences(
         draws: number of resamples.
     """
     _check_same_questions([*ours, *theirs])
-    left = _mean_spreads(ours, confidence, bins, draws)
-    right = _mean_spreads(theirs, confidence, bins, draws)
+    left, right = (_mean_spreads(models, confidence, bins, draws) for models in (ours, theirs))
     gaps = {name: left[name] - right[name] for name in left if name in right}
     return {name: Difference(gap.value, gap.interval(-2.0, 2.0)) for name, gap in gaps.items()}
 
@@ -240,7 +239,7 @@ def _accuracy(records: Sequence[EvalRecords]) -> Estimate:
     Over several seeds, the effective number of questions depends on how far the seeds agree (Kish
     1965).
     """
-    shares = np.mean([_sorted(r, r.correct) for r in records], axis=0)  # (N,) of the seeds
+    shares = np.mean([_sorted(r, r.correct) for r in records], axis=0)  # (N,), over the seeds
     mean, spread = float(np.mean(shares)), float(np.var(shares))
     n = len(shares) * (mean * (1 - mean) / spread if spread > 0 else 1.0)
     return Estimate(mean, Interval(*wilson(mean, n)))

@@ -231,7 +231,7 @@ def axes(
 
 
 def key_height(count: int) -> float:
-    """Return the height in inches of the key to so many rows."""
+    """Return the height in inches of a key with `count` entries."""
     return 0.17 * -(-count // _KEY_COLUMNS)
 
 
