@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from firstcli.metrics.calibration import ece_true
+from firstcli.metrics.calibration import ece
 from firstcli.metrics.records import EvalRecords
 from firstcli.metrics.uncertainty import differences, intervals
 
@@ -91,7 +91,7 @@ def population(model: Model, n: int = 2_000_000) -> dict[str, float]:
     """Approximate the metrics for infinitely many questions."""
     ease, own = np.random.default_rng(0).normal(size=(2, n))
     confidence, p_right = model.answer(ease, own)
-    error, accuracy = ece_true(confidence, p_right), float(np.mean(p_right))
+    error, accuracy = ece(confidence, p_right), float(np.mean(p_right))
     return {"accuracy": accuracy, "ece": error, "trust": accuracy - error}
 
 

@@ -84,10 +84,10 @@ def test_relations_between_the_errors(rows: Rows, bins: int) -> None:
     """The parts sum to the ECE, which is at most the MCE and the mean distance to the outcome."""
     confidence, correct = columns(rows)
     value = metrics.ece(confidence, correct, bins)
-    parts = metrics.ece_parts(confidence, correct, bins)
-    assert parts.over >= 0 and parts.under >= 0
-    assert parts.over + parts.under == pytest.approx(value, abs=1e-12)
-    assert parts.over - parts.under == pytest.approx(np.mean(confidence - correct), abs=1e-12)
+    over, under = metrics.ece_parts(confidence, correct, bins)
+    assert over >= 0 and under >= 0
+    assert over + under == pytest.approx(value, abs=1e-12)
+    assert over - under == pytest.approx(np.mean(confidence - correct), abs=1e-12)
     assert value - 1e-12 <= metrics.mce(confidence, correct, bins) <= 1
     distance = float(np.mean(np.abs(confidence - correct)))
     assert value <= distance + 1e-12

@@ -132,7 +132,7 @@ def test_scores_equal_naive_loops() -> None:
     mae = sum(abs(confidence[i] - p_right[i]) for i in rows) / len(rows)
     assert metrics.confidence_mae(confidence, p_right) == pytest.approx(mae, abs=1e-12)
     ece_true = naive_ece(confidence, p_right, 10)
-    assert metrics.ece_true(confidence, p_right) == pytest.approx(ece_true, abs=1e-12)
+    assert metrics.ece(confidence, p_right) == pytest.approx(ece_true, abs=1e-12)
     trust = sum(correct) / len(rows) - naive_ece(confidence, correct, 10)
     assert metrics.trust(confidence, correct) == pytest.approx(trust, abs=1e-12)
 
@@ -140,10 +140,10 @@ def test_scores_equal_naive_loops() -> None:
 def test_ece_true_has_no_label_noise() -> None:
     random = np.random.default_rng(2)
     p_right = random.uniform(0.3, 1, 300)
-    assert metrics.ece_true(p_right, p_right) == 0.0
+    assert metrics.ece(p_right, p_right) == 0.0
     assert metrics.ece(p_right, random.random(300) < p_right) > 0.01
     # the mean of the bin is calibrated, the single questions are not
-    assert metrics.ece_true(np.array([0.52, 0.58]), np.array([0.58, 0.52])) == pytest.approx(0)
+    assert metrics.ece(np.array([0.52, 0.58]), np.array([0.58, 0.52])) == pytest.approx(0)
     assert metrics.confidence_mae(np.array([0.52, 0.58]), np.array([0.58, 0.52])) > 0.05
 
 

@@ -217,7 +217,7 @@ def test_intervals_cover_the_ece_of_infinitely_many_questions(sharpness: float) 
     """A small version of `benchmarks/coverage.py`."""
     many = some(60_000, sharpness, seed=12345)
     assert many.p_right is not None
-    population = metrics.ece_true(many.confidence, many.p_right)
+    population = metrics.ece(many.confidence, many.p_right)
     hits = 0
     for seed in range(60):
         records = some(300, sharpness, seed, truth=False)

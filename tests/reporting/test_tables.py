@@ -22,7 +22,6 @@ from firstcli.reporting.table import (
     p_text,
     paper_table,
     range_text,
-    terminal_cells,
 )
 from firstcli.reporting.terminal import INDISTINCT, Cell, Table, TerminalTable
 from support import command_line
@@ -235,7 +234,7 @@ def test_the_terminal_shows_all_of_a_table_at_any_width(width: int) -> None:
 
 
 def stored(data: ReportData) -> str:
-    return json.dumps(terminal_cells(data))
+    return json.dumps(paper_table(data).to_json())
 
 
 @pytest.mark.parametrize("width", [60, 80, 160])

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import numpy as np
-from rich.table import Table
+from rich.table import Column, Table
 
 from firstcli.errors import UserError, shortened
-from firstcli.metrics import FLOOR, METRICS, Confidence, EvalMetrics, lm_eval, summarize
-from firstcli.metrics.records import EvalRecords
-from firstcli.metrics.uncertainty import Estimate, differences, intervals
+from firstcli.metrics import FLOOR, METRICS, EvalMetrics, lm_eval, summarize
+from firstcli.metrics.records import Confidence, EvalRecords
+from firstcli.metrics.uncertainty import Difference, Estimate, differences, intervals
 from firstcli.runtime.console import Console
 
 _NAMES = (
@@ -47,10 +47,23 @@ def show(
     kind = cast(Confidence, confidence)
     console = Console(json=json, quiet=quiet)
     records = read(path, kind)
+    # before anything is printed, because it may raise
     pair = None if versus is None else _pair(path, records, versus, kind)
     metrics = summarize(records, kind, bins)
     estimates = intervals([records], kind, bins)
-    console.show(_table(path, records, kind, bins, metrics, estimates))
+    caption = (
+        f"confidence: {kind}; {bins} bins (lo, hi] of equal width; prediction: the most likely "
+        "candidate; in percent, except scores; 95 % intervals over questions"
+    )
+    columns = _columns("", "value", "95 % interval", "")
+    table = Table(*columns, title=f"{path}: {metrics.n} questions", caption=caption)
+    remarks = _remarks(metrics, records, bins)
+    for name in _NAMES:
+        metric, value = METRICS[name], getattr(metrics, name)
+        if value is not None:
+            interval = _interval(estimates[name].interval) if name in estimates else ""
+            table.add_row(metric.title, metric.text(value), interval, remarks.get(name, ""))
+    console.show(table)
     result: dict[str, Any] = {
         "file": str(path),
         "scope": records.scope,
@@ -59,8 +72,13 @@ def show(
         "metrics": asdict(metrics),
         "intervals": {name: estimate.interval for name, estimate in estimates.items()},
     }
-    if pair is not None:
-        result["versus"] = {"file": str(versus), **_compare(console, *pair, versus, kind, bins)}
+    if versus and pair:
+        n, gaps = len(pair[0]), differences(pair[:1], pair[1:], kind, bins)
+        sides = [intervals([side], kind, bins) for side in pair]
+        console.show(_differences(gaps, sides, n, versus))
+        shown = ("value", "interval", "distinguishable")
+        values = {name: {key: getattr(gap, key) for key in shown} for name, gap in gaps.items()}
+        result["versus"] = {"file": str(versus), "n": n, "differences": values}
     return result
 
 
@@ -86,7 +104,7 @@ def read(path: Path, confidence: Confidence) -> EvalRecords:
 def _pair(
     path: Path, ours: EvalRecords, versus: Path, kind: Confidence
 ) -> tuple[EvalRecords, EvalRecords]:
-    """Return both files' records of their common questions; raise before anything is printed."""
+    """Return both files' records of their common questions."""
     theirs = read(versus, kind)
     for file, records in ((path, ours), (versus, theirs)):
         if not records.answerable:
@@ -107,63 +125,23 @@ def _pair(
     return ours, theirs
 
 
-def _compare(
-    console: Console,
-    ours: EvalRecords,
-    theirs: EvalRecords,
-    versus: Path | None,
-    kind: Confidence,
-    bins: int,
-) -> dict[str, Any]:
-    gaps = differences([ours], [theirs], kind, bins)
-    sides = intervals([ours], kind, bins), intervals([theirs], kind, bins)
-    title = f"{len(ours)} common questions, in percent"
-    table = Table(title=title, caption=f"other file: {versus}")
-    for heading in ("", "this file", "other file", "difference", "95 % interval", ""):
-        table.add_column(heading, justify="right" if heading else "left")
+def _differences(
+    gaps: Mapping[str, Difference], sides: Sequence[Mapping[str, Estimate]], n: int, versus: Path
+) -> Table:
+    columns = _columns("", "this file", "other file", "difference", "95 % interval", "")
+    title, caption = f"{n} common questions, in percent", f"other file: {versus}"
+    table = Table(*columns, title=title, caption=caption)
     for name in _NAMES:
         if name in gaps:
             gap, values = gaps[name], (METRICS[name].text(side[name].value) for side in sides)
             shown = (f"{100 * gap.value:+.1f}", _interval(gap.interval))
             verdict = "distinguishable" if gap.distinguishable else "not distinguishable"
             table.add_row(METRICS[name].title, *values, *shown, verdict)
-    console.show(table)
-    return {
-        "n": len(ours),
-        "differences": {
-            name: {
-                "value": gap.value,
-                "interval": gap.interval,
-                "distinguishable": gap.distinguishable,
-            }
-            for name, gap in gaps.items()
-        },
-    }
-
-
-def _table(
-    path: Path,
-    records: EvalRecords,
-    kind: Confidence,
-    bins: int,
-    metrics: EvalMetrics,
-    estimates: dict[str, Estimate],
-) -> Table:
-    title = f"{path}: {metrics.n} questions"
-    caption = (
-        f"confidence: {kind}; {bins} bins (lo, hi] of equal width; prediction: the most likely "
-        "candidate; in percent, except scores; 95 % intervals over questions"
-    )
-    table = Table(title=title, caption=caption)
-    for heading in ("", "value", "95 % interval", ""):
-        table.add_column(heading, justify="right" if heading else "left")
-    remarks = _remarks(metrics, records, bins)
-    for name in _NAMES:
-        metric, value = METRICS[name], getattr(metrics, name)
-        if value is not None:
-            interval = _interval(estimates[name].interval) if name in estimates else ""
-            table.add_row(metric.title, metric.text(value), interval, remarks.get(name, ""))
     return table
+
+
+def _columns(*headings: str) -> list[Column]:
+    return [Column(heading, justify="right" if heading else "left") for heading in headings]
 
 
 def _remarks(metrics: EvalMetrics, records: EvalRecords, bins: int) -> dict[str, str]:

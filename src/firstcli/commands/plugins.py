@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from firstcli import plugins
 from firstcli.errors import UserError
@@ -26,9 +26,8 @@ def show(*, check: bool, json: bool) -> dict[str, Any]:
         for kind in plugins.KINDS
         for plugin in plugins.registered(kind)
     ]
-    table = Table()
-    for heading in ("kind", "name", "package", "version", "state"):
-        table.add_column(heading, overflow="fold")
+    headings = ("kind", "name", "package", "version", "state")
+    table = Table(*(Column(heading, overflow="fold") for heading in headings))
     for row in rows:
         table.add_row(*row.values())
     Console(json=json).show(table)

@@ -8,14 +8,12 @@ C the largest number of candidates of a question, B bins, D draws.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from firstcli.api import BoolArray, FloatArray
+from firstcli.api import BoolArray, FloatArray
 
 DRAWS = 1000  # simulated or resampled evaluations
 SEED = 0  # of simulations and resampling
@@ -40,33 +38,21 @@ class ReliabilityBin(NamedTuple):
     band_high: float | None
 
 
-class Parts(NamedTuple):
-    """The over- and under-confident part of a calibration error, which is their sum."""
-
-    over: float
-    under: float
-
-
-def ece(confidence: FloatArray, correct: BoolArray, bins: int = 10) -> float:
+def ece(confidence: FloatArray, outcome: FloatArray | BoolArray, bins: int = 10) -> float:
     """Return the expected calibration error (Eq. 1 of the paper; Guo et al. 2017).
 
     Args:
         confidence: probability of each prediction, (N,), within [0, 1].
-        correct: whether each prediction is right, (N,).
+        outcome: whether each prediction is right, or the known probability that it is, (N,).
         bins: number of equal-width bins.
     """
-    return float(np.sum(np.abs(bin_gaps(confidence, correct, bins))))
+    return float(np.sum(np.abs(bin_gaps(confidence, outcome, bins))))
 
 
-def ece_true(confidence: FloatArray, p_right: FloatArray, bins: int = 10) -> float:
-    """Return the ECE against the known probabilities of being right, (N,), without label noise."""
-    return float(np.sum(np.abs(bin_gaps(confidence, p_right, bins))))
-
-
-def ece_parts(confidence: FloatArray, correct: BoolArray, bins: int = 10) -> Parts:
+def ece_parts(confidence: FloatArray, correct: BoolArray, bins: int = 10) -> tuple[float, float]:
     """Return the contributions of the over- and of the under-confident bins to the ECE."""
     gaps = bin_gaps(confidence, correct, bins)
-    return Parts(float(np.sum(gaps[gaps > 0])), float(-np.sum(gaps[gaps < 0])) + 0.0)
+    return float(np.sum(gaps[gaps > 0])), float(-np.sum(gaps[gaps < 0])) + 0.0
 
 
 def mce(confidence: FloatArray, correct: BoolArray, bins: int = 10) -> float:

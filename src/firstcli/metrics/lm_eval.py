@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,36 +19,31 @@ import numpy as np
 from firstcli.errors import UserError
 from firstcli.metrics.records import MASS_SLACK, EvalRecords, Scope
 
-_REQUIRED = ("doc_id", "target", "filtered_resps")
-
 
 @dataclass(frozen=True, slots=True)
 class _Line:
     """One logged question."""
 
-    number: int
+    place: str
     id: str
     log_likelihoods: tuple[float, ...]
     choices: tuple[str, ...]  # empty if the log has no texts
     target: str
     acc: float | None
 
-    def answer_by_index(self) -> int | None:
-        """Interpret the target as the index of the right choice."""
+    @property
+    def readings(self) -> tuple[int | None, int | None]:
+        """The right choice, if the target is its index, and if the target is its text."""
         index = int(self.target) if self.target.isdecimal() else -1
-        return index if 0 <= index < len(self.log_likelihoods) else None
-
-    def answer_by_text(self) -> int | None:
-        """Interpret the target as the right choice's text; the first match, as in the harness."""
-        return self.choices.index(self.target) if self.target in self.choices else None
+        by_index = index if 0 <= index < len(self.log_likelihoods) else None
+        # of equal texts the first, as in the harness
+        by_text = self.choices.index(self.target) if self.target in self.choices else None
+        return by_index, by_text
 
     def agrees(self, answer: int | None) -> bool:
         """Return whether an answer is valid and consistent with the logged accuracy."""
         right = int(np.argmax(self.log_likelihoods)) == answer
         return answer is not None and (self.acc is None or right == (self.acc > 0))
-
-
-_READERS: tuple[Callable[[_Line], int | None], ...] = (_Line.answer_by_index, _Line.answer_by_text)
 
 
 def read(path: Path) -> EvalRecords:
@@ -61,9 +56,7 @@ def read(path: Path) -> EvalRecords:
     Raises:
         UserError: a line is damaged or not a multiple-choice question; the message names it.
     """
-    lines = list(_lines(path))
-    if not lines:
-        raise UserError(f"{path}: contains no samples")
+    lines = _lines(path)
     rows = [line.log_likelihoods for line in lines]
     overlap = any(sum(map(math.exp, row)) > 1.0 + MASS_SLACK for row in rows)
     scope: Scope = "candidates" if overlap else "vocabulary"
@@ -74,8 +67,8 @@ def read(path: Path) -> EvalRecords:
         raise UserError(f"{path}: {error}") from error
 
 
-def _lines(path: Path) -> Iterator[_Line]:
-    """Yield the lines of one filter: `none` (unfiltered) if present, otherwise the first."""
+def _lines(path: Path) -> list[_Line]:
+    """Return the lines of one filter: `none` (unfiltered) if present, otherwise the first."""
     by_filter: dict[str, list[_Line]] = {}
     try:
         with path.open(encoding="utf-8") as file:
@@ -83,28 +76,29 @@ def _lines(path: Path) -> Iterator[_Line]:
                 if text.strip():
                     place = f"{path}:{number}"
                     sample = _sample(place, text)
-                    line = _line(place, number, sample)
-                    by_filter.setdefault(str(sample.get("filter", "none")), []).append(line)
+                    same_filter = by_filter.setdefault(str(sample.get("filter", "none")), [])
+                    same_filter.append(_line(place, sample))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
-    chosen = "none" if "none" in by_filter else next(iter(by_filter), "")
-    yield from by_filter.get(chosen, ())
+    if not by_filter:
+        raise UserError(f"{path}: contains no samples")
+    return by_filter.get("none") or next(iter(by_filter.values()))
 
 
 def _sample(place: str, text: str) -> dict[str, Any]:
     try:
-        sample = json.loads(text)
+        sample: dict[str, Any] = json.loads(text)
     except ValueError as error:
         raise UserError(f"{place}: is not valid JSON ({error})") from error
-    missing = [key for key in _REQUIRED if not isinstance(sample, dict) or key not in sample]
-    if missing:
-        raise UserError(
-            f"{place}: is not a sample of lm-evaluation-harness: the key `{missing[0]}` is missing"
-        )
-    return dict(sample)
+    for key in ("doc_id", "target", "filtered_resps"):
+        if not isinstance(sample, dict) or key not in sample:
+            raise UserError(
+                f"{place}: is not a sample of lm-evaluation-harness: the key `{key}` is missing"
+            )
+    return sample
 
 
-def _line(place: str, number: int, sample: dict[str, Any]) -> _Line:
+def _line(place: str, sample: dict[str, Any]) -> _Line:
     values = _log_likelihoods(place, sample["filtered_resps"])
     arguments = _arguments(sample.get("arguments"))
     if len(arguments) == len(values) and _has_unconditional(arguments):
@@ -120,7 +114,7 @@ def _line(place: str, number: int, sample: dict[str, Any]) -> _Line:
         )
     acc = sample.get("acc")
     return _Line(
-        number,
+        place,
         f"{sample['doc_id']}:{str(sample.get('doc_hash', ''))[:12]}".rstrip(":"),
         values,
         choices if len(choices) == len(values) else (),
@@ -163,20 +157,20 @@ def _has_unconditional(arguments: Sequence[tuple[str, str]]) -> bool:
 
 def _answers(path: Path, lines: Sequence[_Line]) -> list[int]:
     """Return the right choices under the interpretation of `target` that fits all lines."""
-    for reader in _READERS:
-        answers = [reader(line) for line in lines]
+    readings = [line.readings for line in lines]
+    for answers in zip(*readings, strict=True):
         if all(line.agrees(answer) for line, answer in zip(lines, answers, strict=True)):
             return [answer for answer in answers if answer is not None]
-    for line in lines:
-        if all(reader(line) is None for reader in _READERS):
+    for line, reading in zip(lines, readings, strict=True):
+        if reading == (None, None):
             raise UserError(
-                f"{path}:{line.number}: the target '{line.target}' is neither the index nor the "
+                f"{line.place}: the target '{line.target}' is neither the index nor the "
                 f"text of one of the {len(line.log_likelihoods)} choices"
             )
-    for line in lines:
-        if not any(line.agrees(reader(line)) for reader in _READERS):
+    for line, reading in zip(lines, readings, strict=True):
+        if not any(map(line.agrees, reading)):
             raise UserError(
-                f"{path}:{line.number}: the logged acc = {line.acc:g} contradicts the target "
+                f"{line.place}: the logged acc = {line.acc:g} contradicts the target "
                 f"'{line.target}' and the log-likelihoods"
             )
     raise UserError(f"{path}: some targets are indices of choices and others are texts")

@@ -25,17 +25,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from firstcli.api import BoolArray, FloatArray
 from firstcli.errors import UserError, shortened
 from firstcli.runtime.files import atomic_write
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from firstcli.api import BoolArray, FloatArray
-
-    ProbabilityRows = Sequence[Sequence[float] | FloatArray]
-
+ProbabilityRows = Sequence[Sequence[float] | FloatArray]
 Scope = Literal["vocabulary", "candidates"]
+Confidence = Literal["candidates", "full"]
 
 VERSION = 2
 _VERSION_KEY = "firstcli.records.version"
@@ -144,7 +143,7 @@ class EvalRecords:
         """The true probability that each prediction is right, (N,); None if unknown."""
         return None if self.truth is None else self.truth[np.arange(len(self)), self.prediction]
 
-    def shown(self, kind: Literal["candidates", "full"]) -> FloatArray | None:
+    def shown(self, kind: Confidence) -> FloatArray | None:
         """Return the confidence of the kind `metrics.confidence`, (N,); None if unknown."""
         return self.confidence if kind == "candidates" else self.confidence_full
 
@@ -164,9 +163,33 @@ class EvalRecords:
             path: the file, in an existing folder.
             metadata: written into the file's schema beside the format's version.
         """
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        table = self._table(metadata)
+        lists = pa.list_(pa.float64())
+        offsets = np.concatenate([[0], np.cumsum(self.count)]).astype(np.int32)
+        filled = np.arange(self.log_probs.shape[1]) < self.count[:, None]  # (N, C)
+
+        def ragged(padded: FloatArray) -> pa.ListArray:
+            return pa.ListArray.from_arrays(offsets, padded[filled])
+
+        def known(values: FloatArray | None) -> pa.Array:
+            return pa.nulls(len(self), pa.float64()) if values is None else pa.array(values)
+
+        columns = {
+            "id": pa.array(self.ids, pa.string()),
+            "answer": self.answer,
+            "log_probs": ragged(self.log_probs),
+            "truth": pa.nulls(len(self), lists) if self.truth is None else ragged(self.truth),
+            "prediction": self.prediction,
+            "correct": self.correct,
+            "confidence": self.confidence,
+            "confidence_full": known(self.confidence_full),
+            "candidate_mass": known(self.candidate_mass),
+            "tie": self.tie,
+        }
+        about = {**metadata, _VERSION_KEY: str(VERSION), _SCOPE_KEY: self.scope}
+        table = pa.table(columns, metadata=about)
         atomic_write(path, lambda file: pq.write_table(table, file, compression="zstd"))
 
     @classmethod
@@ -179,49 +202,21 @@ class EvalRecords:
         import pyarrow as pa
 
         table = _read(path)
+        scope = table.schema.metadata.get(_SCOPE_KEY.encode())  # missing in version 1
+        lists = pa.list_(pa.float64())
         try:
-            answers = table["answer"].cast(pa.int32()).to_pylist()
-            log_probs = table["log_probs"].cast(pa.list_(pa.float64())).to_pylist()
-            truth = table["truth"].cast(pa.list_(pa.float64())).to_pylist()
+            truth = table["truth"].cast(lists).to_pylist()
             return cls.from_log_probs(
                 ids=table["id"].cast(pa.string()).to_pylist(),
-                answers=answers,
-                log_probs=log_probs,
+                answers=table["answer"].cast(pa.int32()).to_pylist(),
+                log_probs=table["log_probs"].cast(lists).to_pylist(),
                 truth=None if table["truth"].null_count == len(table) else truth,
-                scope=_scope(table),
+                scope="candidates" if scope == b"candidates" else "vocabulary",
             )
         except pa.ArrowException as error:
             raise UserError(f"{path}: a column has the wrong type ({error}); {_REDO}") from error
         except UserError as error:
             raise UserError(f"{path}: {error}; {_REDO}") from error
-
-    def _table(self, metadata: Mapping[str, str]) -> pa.Table:
-        import pyarrow as pa
-
-        lists = pa.list_(pa.float64())
-        offsets = np.concatenate([[0], np.cumsum(self.count)]).astype(np.int32)
-        filled = np.arange(self.log_probs.shape[1]) < self.count[:, None]  # (N, C)
-
-        def ragged(padded: FloatArray) -> pa.ListArray:
-            return pa.ListArray.from_arrays(offsets, padded[filled])
-
-        def known(values: FloatArray | None) -> pa.Array:
-            return pa.nulls(len(self), pa.float64()) if values is None else pa.array(values)
-
-        return pa.table(
-            {
-                "id": pa.array(self.ids, pa.string()),
-                "answer": self.answer,
-                "log_probs": ragged(self.log_probs),
-                "truth": pa.nulls(len(self), lists) if self.truth is None else ragged(self.truth),
-                "prediction": self.prediction,
-                "correct": self.correct,
-                "confidence": self.confidence,
-                "confidence_full": known(self.confidence_full),
-                "candidate_mass": known(self.candidate_mass),
-                "tie": self.tie,
-            }
-        ).replace_schema_metadata({**metadata, _VERSION_KEY: str(VERSION), _SCOPE_KEY: self.scope})
 
 
 _REDO = "if a run wrote this file, write it again with `first eval --force`"
@@ -253,11 +248,6 @@ def _read(path: Path) -> pa.Table:
             f"{path}: column {shortened(missing + empty)} is missing or has empty cells; {_REDO}"
         )
     return table
-
-
-def _scope(table: pa.Table) -> Scope:
-    scope = (table.schema.metadata or {}).get(_SCOPE_KEY.encode())  # missing in version 1
-    return "candidates" if scope == b"candidates" else "vocabulary"
 
 
 def _padded(rows: ProbabilityRows, count: npt.NDArray[np.int32], fill: float) -> FloatArray:

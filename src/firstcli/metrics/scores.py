@@ -1,22 +1,18 @@
 """Scores other than calibration errors: proper scores and the ranking quality of confidence.
 
-All computation is in float64. Shapes: N questions, C the largest number of candidates of a
-question.
+All computation is in float64. Shapes: N questions, C the largest number of candidates.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from firstcli.metrics.calibration import pair, unit
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from firstcli.api import BoolArray, FloatArray
+from firstcli.api import BoolArray, FloatArray
+from firstcli.metrics.calibration import ece, pair, unit
 
 FLOOR = 1e-12  # smallest probability that `nll` takes the logarithm of
 
@@ -42,6 +38,11 @@ class Decomposition(NamedTuple):
 def accuracy(correct: BoolArray) -> float:
     """Return the share of right predictions of `correct`, (N,)."""
     return float(np.mean(unit(correct, "correct")))
+
+
+def trust(confidence: FloatArray, correct: BoolArray, bins: int = 10) -> float:
+    """Return accuracy minus ECE (Eq. 2 of the paper)."""
+    return accuracy(correct) - ece(confidence, correct, bins)
 
 
 def mean_confidence(confidence: FloatArray) -> float:

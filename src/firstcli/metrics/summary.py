@@ -6,96 +6,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from firstcli.metrics.calibration import (
-    Parts,
-    bin_index,
-    ece,
-    ece_classwise,
-    ece_mass,
-    ece_null,
-    ece_parts,
-    ece_smooth,
-    ece_true,
-    mce,
-)
-from firstcli.metrics.scores import (
-    NLL,
-    Decomposition,
-    accuracy,
-    accuracy_at,
-    aurc,
-    auroc,
-    brier,
-    brier_parts,
-    brier_top,
-    confidence_mae,
-    nll,
-)
-
-if TYPE_CHECKING:
-    from firstcli.api import BoolArray, FloatArray
-    from firstcli.metrics.records import EvalRecords
-
-Confidence = Literal["candidates", "full"]
+from firstcli.api import BoolArray, FloatArray
+from firstcli.metrics import calibration, scores
+from firstcli.metrics.records import Confidence, EvalRecords
 
 DASH = "–"  # in place of an undefined value
 ROUNDING = 1e-12  # smaller differences between metrics come from rounding
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvalMetrics:
-    """The metrics of one model on one evaluation, in the order of `METRICS`.
-
-    Shares are fractions, never percentages. Undefined metrics are None: most of them if no
-    candidate is right, those of the confidence if the records do not contain it.
-    """
-
-    n: int
-    accuracy: float | None = None
-    ece: float | None = None
-    trust: float | None = None
-    confidence: float | None = None
-    nll: float | None = None
-    brier: float | None = None
-    brier_top: float | None = None
-    candidate_mass: float | None = None
-    ties: int
-    nll_floored: int | None = None
-    bins_used: int | None = None
-    ece_true: float | None = None
-    confidence_mae: float | None = None
-    ece_null: float | None = None
-    """Mean ECE of a calibrated model with these confidences."""
-    ece_p: float | None = None
-    """How often such a model shows an ECE at least as large."""
-    ece_debiased: float | None = None
-    ece_mass: float | None = None
-    ece_classwise: float | None = None
-    ece_smooth: float | None = None
-    mce: float | None = None
-    over_confidence: float | None = None
-    under_confidence: float | None = None
-    brier_miscalibration: float | None = None
-    brier_discrimination: float | None = None
-    brier_uncertainty: float | None = None
-    auroc: float | None = None
-    aurc: float | None = None
-    accuracy_at_50: float | None = None
-    accuracy_at_80: float | None = None
-    accuracy_at_90: float | None = None
-    chance: float
-    """Mean of 1 / number of candidates."""
-
-
-def trust(confidence: FloatArray, correct: BoolArray, bins: int = 10) -> float:
-    """Return accuracy minus ECE (Eq. 2 of the paper)."""
-    return accuracy(correct) - ece(confidence, correct, bins)
 
 
 def p_value(value: float, null: FloatArray) -> float:
@@ -115,23 +37,19 @@ class _Scored:
 
     @cached_property
     def ece(self) -> float:
-        return ece(self.confidence, self.correct, self.bins)
-
-    @cached_property
-    def parts(self) -> Parts:
-        return ece_parts(self.confidence, self.correct, self.bins)
+        return calibration.ece(self.confidence, self.correct, self.bins)
 
     @cached_property
     def null(self) -> FloatArray:
-        return ece_null(self.confidence, self.bins)  # (D,)
+        return calibration.ece_null(self.confidence, self.bins)  # (D,)
 
-    @property
+    @cached_property
     def mean_null(self) -> float:
         return float(np.mean(self.null))
 
     @cached_property
-    def brier(self) -> Decomposition:
-        return brier_parts(self.confidence, self.correct)
+    def brier(self) -> scores.Decomposition:
+        return scores.brier_parts(self.confidence, self.correct)
 
 
 class _Evaluated:
@@ -150,12 +68,9 @@ class _Evaluated:
     def probabilities(self) -> FloatArray:
         return self.records.probabilities  # (N, C)
 
-    @cached_property
-    def nll(self) -> NLL:
-        return nll(self.probabilities, self.answer)
 
-
-_Function = Callable[[_Evaluated], float | None]
+_Value = float | None
+_Function = Callable[[_Evaluated], _Value]
 
 
 def _answered(function: Callable[[_Evaluated], float]) -> _Function:
@@ -218,61 +133,92 @@ class Metric:
         return f"+{text}" if signed and shown > 0 else text
 
 
+def _metric(
+    title: str,
+    short: str,
+    unit: Literal["share", "score", "p-value", "count"],
+    better: Literal["lower", "higher"] | None,
+    function: _Function,
+) -> Any:
+    """Declare a field of `EvalMetrics` with its entry in `METRICS`."""
+    return field(metadata={"metric": (title, short, unit, better, function)})
+
+
 # fmt: off
-_TABLE = (
-    Metric("n", "questions", "n", "count", None, lambda e: len(e.records)),
-    Metric("accuracy", "accuracy", "Acc", "share", "higher",
-           _answered(lambda e: accuracy(e.records.correct))),
-    Metric("ece", "ECE", "ECE", "share", "lower", _scored(lambda s: s.ece)),
-    Metric("trust", "Trust", "Trust", "share", "higher", _binned(trust)),
-    Metric("confidence", "mean confidence", "Conf.", "share", None, lambda e: _mean(e.confidence)),
-    Metric("nll", "NLL", "NLL", "score", "lower", _answered(lambda e: e.nll.value)),
-    Metric("brier", "Brier, multi-class", "Brier", "score", "lower",
-           _answered(lambda e: brier(e.probabilities, e.answer))),
-    Metric("brier_top", "Brier, top label", "Brier top", "score", "lower", _paired(brier_top)),
-    Metric("candidate_mass", "candidates' mass", "Mass", "share", None,
-           lambda e: _mean(e.records.candidate_mass)),
-    Metric("ties", "ties", "Ties", "count", None, lambda e: int(np.sum(e.records.tie))),
-    Metric("nll_floored", "floored probabilities", "Floored", "count", None,
-           _answered(lambda e: e.nll.floored)),
-    Metric("bins_used", "bins in use", "Bins", "count", None,
-           _scored(lambda s: len(np.unique(bin_index(s.confidence, s.bins))))),
-    Metric("ece_true", "ECE against the truth", "ECE true", "share", "lower",
-           _true(lambda s, p_right: ece_true(s.confidence, p_right, s.bins))),
-    Metric("confidence_mae", "confidence MAE against the truth", "Conf. MAE", "share", "lower",
-           _true(lambda s, p_right: confidence_mae(s.confidence, p_right))),
-    Metric("ece_null", "ECE, null", "Null", "share", None, _scored(lambda s: s.mean_null)),
-    Metric("ece_p", "ECE, p", "p", "p-value", None, _scored(lambda s: p_value(s.ece, s.null))),
-    Metric("ece_debiased", "ECE, debiased", "Debiased", "share", "lower",
-           _scored(lambda s: max(0.0, s.ece - s.mean_null))),
-    Metric("ece_mass", "ECE, equal-mass bins", "Equal mass", "share", "lower", _binned(ece_mass)),
-    Metric("ece_classwise", "ECE, classwise", "Classwise", "share", "lower",
-           _answered(lambda e: ece_classwise(e.probabilities, e.answer, e.records.count, e.bins))),
-    Metric("ece_smooth", "ECE, smooth", "Smooth", "share", "lower", _paired(ece_smooth)),
-    Metric("mce", "MCE", "Max.", "share", "lower", _binned(mce)),
-    Metric("over_confidence", "ECE, over-confident bins", "Over", "share", "lower",
-           _scored(lambda s: s.parts.over)),
-    Metric("under_confidence", "ECE, under-confident bins", "Under", "share", "lower",
-           _scored(lambda s: s.parts.under)),
-    Metric("brier_miscalibration", "Brier, miscalibration", "Miscal.", "score", "lower",
-           _scored(lambda s: s.brier.miscalibration)),
-    Metric("brier_discrimination", "Brier, discrimination", "Discr.", "score", "higher",
-           _scored(lambda s: s.brier.discrimination)),
-    Metric("brier_uncertainty", "Brier, uncertainty", "Uncert.", "score", None,
-           _scored(lambda s: s.brier.uncertainty)),
-    Metric("auroc", "AUROC of confidence", "AUROC", "score", "higher", _paired(auroc)),
-    Metric("aurc", "AURC", "AURC", "score", "lower", _paired(aurc)),
-    Metric("accuracy_at_50", "accuracy at 50 % coverage", "Acc at 50 %", "share", "higher",
-           _paired(partial(accuracy_at, 0.5))),
-    Metric("accuracy_at_80", "accuracy at 80 % coverage", "at 80 %", "share", "higher",
-           _paired(partial(accuracy_at, 0.8))),
-    Metric("accuracy_at_90", "accuracy at 90 % coverage", "at 90 %", "share", "higher",
-           _paired(partial(accuracy_at, 0.9))),
-    Metric("chance", "chance", "1 / n", "share", None,
-           lambda e: float(np.mean(1.0 / e.records.count))),
-)
+# ruff: noqa: RUF009 (`_metric` returns a field)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalMetrics:
+    """The metrics of one model on one evaluation.
+
+    Shares are fractions, never percentages. Undefined metrics are None: most of them if no
+    candidate is right, those of the confidence if the records do not contain it.
+    """
+
+    n: int = _metric("questions", "n", "count", None, lambda e: len(e.records))
+    accuracy: _Value = _metric("accuracy", "Acc", "share", "higher",
+        _answered(lambda e: scores.accuracy(e.records.correct)))
+    ece: _Value = _metric("ECE", "ECE", "share", "lower", _scored(lambda s: s.ece))
+    trust: _Value = _metric("Trust", "Trust", "share", "higher", _binned(scores.trust))
+    confidence: _Value = _metric("mean confidence", "Conf.", "share", None,
+        lambda e: _mean(e.confidence))
+    nll: _Value = _metric("NLL", "NLL", "score", "lower",
+        _answered(lambda e: scores.nll(e.probabilities, e.answer).value))
+    brier: _Value = _metric("Brier, multi-class", "Brier", "score", "lower",
+        _answered(lambda e: scores.brier(e.probabilities, e.answer)))
+    brier_top: _Value = _metric("Brier, top label", "Brier top", "score", "lower",
+        _paired(scores.brier_top))
+    candidate_mass: _Value = _metric("candidates' mass", "Mass", "share", None,
+        lambda e: _mean(e.records.candidate_mass))
+    ties: int = _metric("ties", "Ties", "count", None, lambda e: int(np.sum(e.records.tie)))
+    nll_floored: int | None = _metric("floored probabilities", "Floored", "count", None,
+        _answered(lambda e: scores.nll(e.probabilities, e.answer).floored))
+    bins_used: int | None = _metric("bins in use", "Bins", "count", None,
+        _scored(lambda s: len(np.unique(calibration.bin_index(s.confidence, s.bins)))))
+    ece_true: _Value = _metric("ECE against the truth", "ECE true", "share", "lower",
+        _true(lambda s, p_right: calibration.ece(s.confidence, p_right, s.bins)))
+    confidence_mae: _Value = _metric(
+        "confidence MAE against the truth", "Conf. MAE", "share", "lower",
+        _true(lambda s, p_right: scores.confidence_mae(s.confidence, p_right)))
+    ece_null: _Value = _metric("ECE, null", "Null", "share", None, _scored(lambda s: s.mean_null))
+    """Mean ECE of a calibrated model with these confidences."""
+    ece_p: _Value = _metric("ECE, p", "p", "p-value", None,
+        _scored(lambda s: p_value(s.ece, s.null)))
+    """How often such a model shows an ECE at least as large."""
+    ece_debiased: _Value = _metric("ECE, debiased", "Debiased", "share", "lower",
+        _scored(lambda s: max(0.0, s.ece - s.mean_null)))
+    ece_mass: _Value = _metric("ECE, equal-mass bins", "Equal mass", "share", "lower",
+        _binned(calibration.ece_mass))
+    ece_classwise: _Value = _metric("ECE, classwise", "Classwise", "share", "lower",
+        _answered(lambda e: calibration.ece_classwise(
+            e.probabilities, e.answer, e.records.count, e.bins)))
+    ece_smooth: _Value = _metric("ECE, smooth", "Smooth", "share", "lower",
+        _paired(calibration.ece_smooth))
+    mce: _Value = _metric("MCE", "Max.", "share", "lower", _binned(calibration.mce))
+    over_confidence: _Value = _metric("ECE, over-confident bins", "Over", "share", "lower",
+        _binned(lambda *args: calibration.ece_parts(*args)[0]))
+    under_confidence: _Value = _metric("ECE, under-confident bins", "Under", "share", "lower",
+        _binned(lambda *args: calibration.ece_parts(*args)[1]))
+    brier_miscalibration: _Value = _metric("Brier, miscalibration", "Miscal.", "score", "lower",
+        _scored(lambda s: s.brier.miscalibration))
+    brier_discrimination: _Value = _metric("Brier, discrimination", "Discr.", "score", "higher",
+        _scored(lambda s: s.brier.discrimination))
+    brier_uncertainty: _Value = _metric("Brier, uncertainty", "Uncert.", "score", None,
+        _scored(lambda s: s.brier.uncertainty))
+    auroc: _Value = _metric("AUROC of confidence", "AUROC", "score", "higher",
+        _paired(scores.auroc))
+    aurc: _Value = _metric("AURC", "AURC", "score", "lower", _paired(scores.aurc))
+    accuracy_at_50: _Value = _metric("accuracy at 50 % coverage", "Acc at 50 %", "share", "higher",
+        _paired(partial(scores.accuracy_at, 0.5)))
+    accuracy_at_80: _Value = _metric("accuracy at 80 % coverage", "at 80 %", "share", "higher",
+        _paired(partial(scores.accuracy_at, 0.8)))
+    accuracy_at_90: _Value = _metric("accuracy at 90 % coverage", "at 90 %", "share", "higher",
+        _paired(partial(scores.accuracy_at, 0.9)))
+    chance: float = _metric("chance", "1 / n", "share", None,
+        lambda e: float(np.mean(1.0 / e.records.count)))
+    """Mean of 1 / number of candidates."""
 # fmt: on
-METRICS = {metric.name: metric for metric in _TABLE}
+
+METRICS = {key.name: Metric(key.name, *key.metadata["metric"]) for key in fields(EvalMetrics)}
 """All metrics by name, in the order of the fields of `EvalMetrics`."""
 
 

@@ -14,16 +14,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from firstcli.api import BoolArray, FloatArray
 from firstcli.metrics.calibration import DRAWS, SEED, bin_index, wilson
-
-if TYPE_CHECKING:
-    from firstcli.api import BoolArray, FloatArray
-    from firstcli.metrics.records import EvalRecords
-    from firstcli.metrics.summary import Confidence
+from firstcli.metrics.records import Confidence, EvalRecords
 
 MIN_QUESTIONS = 20  # resampling fewer questions is not informative
 _CLEAR_ERRORS = 2.0  # standard errors from which the sign of a bin's gap is clear
@@ -61,10 +58,7 @@ class Difference:
 
 
 def intervals(
-    records: Sequence[EvalRecords],
-    confidence: Confidence,
-    bins: int = 10,
-    draws: int = DRAWS,
+    records: Sequence[EvalRecords], confidence: Confidence, bins: int = 10, draws: int = DRAWS
 ) -> dict[str, Estimate]:
     """Return the estimates of `accuracy`, `ece`, `trust` and `ece_true`, where they are defined.
 
@@ -82,8 +76,7 @@ def intervals(
         for name, spread in spreads.items()
     }
     if "accuracy" in estimates:
-        shares = np.mean([_sorted(r, r.correct) for r in records], axis=0)
-        estimates["accuracy"] = _accuracy(shares)
+        estimates["accuracy"] = _accuracy(records)
     if "trust" in estimates:  # ECE is never negative, so Trust cannot exceed accuracy
         trust, highest = estimates["trust"], estimates["accuracy"].interval.high
         interval = Interval(trust.interval.low, min(trust.interval.high, highest))
@@ -111,8 +104,7 @@ def differences(
         draws: number of resamples.
     """
     _check_same_questions([*ours, *theirs])
-    left = _mean_spreads(ours, confidence, bins, draws)
-    right = _mean_spreads(theirs, confidence, bins, draws)
+    left, right = (_mean_spreads(models, confidence, bins, draws) for models in (ours, theirs))
     gaps = {name: left[name] - right[name] for name in left if name in right}
     return {name: Difference(gap.value, gap.interval(-2.0, 2.0)) for name, gap in gaps.items()}
 
@@ -169,17 +161,14 @@ def _mean_spreads(
 ) -> dict[str, _Spread]:
     _check_same_questions(records)
     by_seed = [_spreads(r, confidence, bins, draws) for r in records]
-    shared = [name for name in by_seed[0] if all(name in spreads for spreads in by_seed)]
-    return {name: _mean([spreads[name] for spreads in by_seed]) for name in shared}
-
-
-def _mean(spreads: Sequence[_Spread]) -> _Spread:
-    return _Spread(
-        float(np.mean([spread.value for spread in spreads])),
-        np.mean([spread.least for spread in spreads], axis=0),
-        np.mean([spread.most for spread in spreads], axis=0),
-        spreads[0].questions,
-    )
+    means = {}
+    for name in by_seed[0]:
+        if all(name in spreads for spreads in by_seed):
+            value = float(np.mean([spreads[name].value for spreads in by_seed]))
+            least = np.mean([spreads[name].least for spreads in by_seed], axis=0)
+            most = np.mean([spreads[name].most for spreads in by_seed], axis=0)
+            means[name] = _Spread(value, least, most, len(records[0]))
+    return means
 
 
 @lru_cache(maxsize=128)  # a report compares each row with several baselines
@@ -216,12 +205,9 @@ def _gaps(confidence: FloatArray, outcome: FloatArray, bins: int) -> FloatArray:
 def _ece_spread(question_gaps: FloatArray, noise: FloatArray) -> _Spread:
     """Bound the increase of an ECE by resampling.
 
-    A resample adds noise to each bin's gap. If the gap is clear, its size grows as often as it
-    shrinks; if the bin may be calibrated, any noise makes the gap larger.
-
-    Args:
-        question_gaps: each question's gap, in the column of its bin, (N, B).
-        noise: change of the column means by each resample, (D, B).
+    A resample adds `noise`, (D, B), to the gap of each bin, the mean of a column of
+    `question_gaps`, (N, B). If the gap is clear, its size grows as often as it shrinks; if the bin
+    may be calibrated, any noise makes the gap larger.
     """
     n, gaps = len(question_gaps), question_gaps.mean(axis=0)  # (B,)
     error = np.sqrt(np.maximum((question_gaps**2).mean(axis=0) - gaps**2, 0.0) / n)
@@ -247,12 +233,13 @@ def _resampled(columns: FloatArray, draws: int) -> FloatArray:
     return np.asarray(np.concatenate(means) - columns.mean(axis=0))
 
 
-def _accuracy(shares: FloatArray) -> Estimate:
-    """Return the Wilson interval of the mean of shares, (N,): how often each question was right.
+def _accuracy(records: Sequence[EvalRecords]) -> Estimate:
+    """Return the mean accuracy with its Wilson interval.
 
     Over several seeds, the effective number of questions depends on how far the seeds agree (Kish
     1965).
     """
+    shares = np.mean([_sorted(r, r.correct) for r in records], axis=0)  # (N,), over the seeds
     mean, spread = float(np.mean(shares)), float(np.var(shares))
     n = len(shares) * (mean * (1 - mean) / spread if spread > 0 else 1.0)
     return Estimate(mean, Interval(*wilson(mean, n)))

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
+from matplotlib.axes import Axes
+from matplotlib.figure import SubFigure
+
+from firstcli.api import JSON
 from firstcli.reporting import style
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import SubFigure
-
-    from firstcli.api import JSON
-
-_SIZE = (3.4, 2.9)
 _LINE = "#0072B2"
 _DISK = "#009E73"
 
@@ -29,11 +26,11 @@ def drawing(measured: Mapping[str, JSON], top_k: int) -> style.Drawing:
     mass = dict(zip(measured["ranks"], measured["mean"], strict=True))
     size = {int(k): float(b) for k, b in measured["bytes"].items()}
     spreads = ("mean", "low", "p05", "p95", "high")
-    rows = tuple(
+    rows = [
         (rank, *(float(measured[key][i]) for key in spreads), size.get(rank))
         for i, rank in enumerate(measured["ranks"])
         if rank in size or rank <= 10
-    )
+    ]
     columns = ("k", "mean mass", "lowest", "5th percentile", "95th percentile", "highest", "bytes")
     kept = f"the top {top_k} hold {100 * mass[top_k]:.1f} percent" if top_k in mass else ""
     means = ", ".join(f"{100 * mass[r]:.1f} percent" for r in (1, 5, 100) if r in mass)
@@ -44,32 +41,21 @@ def drawing(measured: Mapping[str, JSON], top_k: int) -> style.Drawing:
         f"{means}; {kept}.",
     )
     costs = ", ".join(f"{bytes_:.1f} for k = {k}" for k, bytes_ in sorted(size.items()))
-    disk = style.Panel(
-        "Disk",
-        partial(_draw_disk, size, top_k, str(measured.get("precision", "standard"))),
-        f"Bytes per position on disk: {costs}.",
-    )
-    return style.Drawing(
-        "concentration", (cumulative, disk), style.Numbers(columns, rows), size=_SIZE
-    )
+    draw = partial(_draw_disk, size, top_k, str(measured.get("precision", "standard")))
+    disk = style.Panel("Disk", draw, f"Bytes per position on disk: {costs}.")
+    numbers = style.Numbers(columns, rows)
+    return style.Drawing("concentration", (cumulative, disk), numbers, size=(3.4, 2.9))
 
 
 def _draw_mass(measured: Mapping[str, JSON], top_k: int, place: SubFigure) -> None:
     style.heading(place, "Cumulative probability", f"at {measured['positions']} training positions")
     main = style.axes(place, left=0.62, bottom=0.42)
     ranks = measured["ranks"]
-    main.fill_between(
-        *(ranks, measured["p05"], measured["p95"]),
-        color=style.BAND,
-        alpha=0.5,
-        linewidth=0,
-        label="90 % of positions",
-    )
-    for key, label in (("low", "minimum and maximum"), ("high", None)):
-        line = (0, (1, 1))
-        main.plot(
-            ranks, measured[key], color=style.SOFT, linewidth=0.8, linestyle=line, label=label
-        )
+    band: dict[str, Any] = {"color": style.BAND, "alpha": 0.5, "linewidth": 0}
+    main.fill_between(ranks, measured["p05"], measured["p95"], label="90 % of positions", **band)
+    dotted: dict[str, Any] = {"color": style.SOFT, "linewidth": 0.8, "linestyle": (0, (1, 1))}
+    main.plot(ranks, measured["low"], label="minimum and maximum", **dotted)
+    main.plot(ranks, measured["high"], **dotted)
     main.plot(ranks, measured["mean"], color=_LINE, label="mean")
     main.set(xlabel="most likely tokens kept, k", ylabel="their total probability")
     style.percent(main.yaxis)
@@ -83,14 +69,7 @@ def _draw_disk(size: Mapping[int, float], top_k: int, precision: str, place: Sub
     main = style.axes(place, bottom=0.42)
     ks = sorted(size)
     main.plot(ks, [size[k] for k in ks], color=_DISK, marker="s")
-    for k in ks:
-        main.annotate(
-            *(f"{size[k]:.1f}", (k, size[k])),
-            xytext=(0, 5),
-            textcoords="offset points",
-            ha="center",
-            size=7,
-        )
+    style.label_points(main, sorted(size.items()), "{:.1f}")
     main.set(xlabel="most likely tokens kept, k", ylabel="bytes per position")
     main.set_ylim(0, 1.15 * max(size.values()))
     _over_k(main, max(ks), top_k)

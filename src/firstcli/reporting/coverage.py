@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.figure import SubFigure
 
+from firstcli.api import FloatArray
 from firstcli.metrics import risk_coverage
 from firstcli.reporting import style
 from firstcli.reporting.data import ReportData
 
-if TYPE_CHECKING:
-    from matplotlib.figure import SubFigure
-
-    from firstcli.api import FloatArray
-
 COVERAGES = np.arange(5, 101) / 100  # fewer questions are not informative
 _TABULATED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-_SIZE = (3.5, 3.0)
 
 
 def curve(data: ReportData, evaluation: str, row: str) -> FloatArray | None:
@@ -39,37 +34,25 @@ def drawing(data: ReportData, evaluation: str) -> style.Drawing | None:
     if not known:
         return None
     tabulated = [int(np.argmin(np.abs(COVERAGES - share))) for share in _TABULATED]
-    rows: list[tuple[str | float | None, ...]] = [
-        (row, *(float(values[i]) for i in tabulated)) for row, values in known.items()
-    ]
+    rows = [(row, *(float(values[i]) for i in tabulated)) for row, values in known.items()]
     columns = ("model", *(f"{100 * share:.0f} % answered" for share in _TABULATED))
-    panel = style.Panel(
-        evaluation,
-        partial(_draw, evaluation, known, style.looks(data.rows)),
-        _description(evaluation, known),
-    )
-    size = (_SIZE[0], _SIZE[1] + style.key_height(len(known)))
-    return style.Drawing(
-        f"risk-coverage+{evaluation}", (panel,), style.Numbers(columns, tuple(rows)), size=size
-    )
-
-
-def _description(evaluation: str, curves: Mapping[str, FloatArray]) -> str:
-    half = int(np.argmin(np.abs(COVERAGES - 0.5)))
+    half = tabulated[_TABULATED.index(0.5)]
     accuracies = "; ".join(
         f"{row} {100 * values[-1]:.1f} percent of all answers, {100 * values[half]:.1f} percent of "
         "the more confident half"
-        for row, values in curves.items()
+        for row, values in known.items()
     )
-    return f"Risk-coverage curves on {evaluation}, accuracy by model: {accuracies}."
+    description = f"Risk-coverage curves on {evaluation}, accuracy by model: {accuracies}."
+    look = {row: each for row, each in style.looks(data.rows).items() if row in known}
+    panel = style.Panel(evaluation, partial(_draw, evaluation, known, look), description)
+    name, size = f"risk-coverage+{evaluation}", (3.5, 3.0 + style.key_height(len(known)))
+    return style.Drawing(name, (panel,), style.Numbers(columns, rows), size=size)
 
 
 def _draw(
     title: str, curves: Mapping[str, FloatArray], look: Mapping[str, style.Look], place: SubFigure
 ) -> None:
-    style.heading(place, title)
-    bottom = 0.45 + style.key_height(len(curves))
-    main = style.axes(place, left=0.62, right=0.25, top=0.32, bottom=bottom)
+    main = style.keyed_axes(place, title, look, left=0.62, right=0.25)
     for row, values in curves.items():
         main.plot(COVERAGES, values, markevery=(5, 19), **look[row].options)
     main.set(xlim=(0, 1.01), xlabel="share of questions answered, most confident first")
@@ -77,4 +60,3 @@ def _draw(
     style.percent(main.xaxis)
     style.percent(main.yaxis)
     main.grid(True)
-    style.row_key(place, {row: look[row] for row in curves})

@@ -6,16 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from firstcli.api import JSON, Curve, FloatArray, Sample
 from firstcli.metrics import EvalMetrics, summarize, uncertainty
+from firstcli.metrics.records import EvalRecords
 from firstcli.metrics.uncertainty import Difference, Estimate
-
-if TYPE_CHECKING:
-    from firstcli.api import JSON, Curve, FloatArray, Sample
-    from firstcli.metrics.records import EvalRecords
-    from firstcli.recalibration.diagnostics import RankCalibration
-    from firstcli.recipe.schema import MetricsSettings
+from firstcli.recalibration.diagnostics import RankCalibration
+from firstcli.recipe.schema import MetricsSettings
 
 TEACHER = "teacher"  # reserved: no arm has this name
 PLUS_T = " + T"  # suffix of a row with a post-hoc temperature
@@ -102,6 +100,9 @@ class ReportData:
     teacher_parts: Sequence[TeacherPart] = ()
     questions: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
     """The questions to show, by evaluation."""
+    _compared: dict[tuple[str, str, str], dict[str, Compared]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @cached_property
     def metrics(self) -> dict[tuple[str, str], EvalMetrics]:
@@ -157,10 +158,6 @@ class ReportData:
         by_row = {row: self.records_of(evaluation, row) for row in self.members}
         return {row: records[0] for row, records in by_row.items() if records}
 
-    def shown_of(self, evaluation: str) -> dict[str, tuple[EvalRecords, FloatArray]]:
-        """Return each row's records at its first seed and their confidence, where it is known."""
-        return {row: shown[0] for row in self.rows if (shown := self.shown(evaluation, row))}
-
     def shown(self, evaluation: str, row: str) -> list[tuple[EvalRecords, FloatArray]]:
         """Return the records of a row's models with their confidence, where it is known."""
         pairs = [(r, r.shown(self.settings.confidence)) for r in self.records_of(evaluation, row)]
@@ -187,16 +184,17 @@ class ReportData:
 
     def estimates(self, evaluation: str, row: str) -> Mapping[str, Estimate]:
         """Return the metrics that have an interval, by name."""
-        key = (evaluation, row)
-        if key not in self._estimates:
-            records = self.records_of(evaluation, row)
-            answerable = bool(records) and self._answerable(evaluation)
-            self._estimates[key] = (
-                uncertainty.intervals(records, self.settings.confidence, self.settings.bins)
-                if answerable
-                else {}
-            )
-        return self._estimates[key]
+        return self._estimates.get((evaluation, row), {})
+
+    @cached_property
+    def _estimates(self) -> dict[tuple[str, str], dict[str, Estimate]]:
+        kind, bins = self.settings.confidence, self.settings.bins
+        return {
+            (evaluation, row): uncertainty.intervals(records, kind, bins)
+            for evaluation in self.judged
+            for row in self.rows
+            if (records := self.records_of(evaluation, row))
+        }
 
     def compared(self, evaluation: str, ours: str, theirs: str) -> Mapping[str, Compared]:
         """Return `ours` minus `theirs` by metric; empty unless both answered the same questions."""
@@ -206,26 +204,14 @@ class ReportData:
         return self._compared[key]
 
     def _compare(self, evaluation: str, ours: str, theirs: str) -> dict[str, Compared]:
-        if not {ours, theirs} <= self.members.keys() or not self._answerable(evaluation):
-            return {}
         mine, other = (self.records_of(evaluation, row) for row in (ours, theirs))
         same = len({r.ids for r in (*mine, *other)}) == 1
-        if not mine or len(mine) != len(other) or not same:
+        if not mine or len(mine) != len(other) or not same or not self._answerable(evaluation):
             return {}
         kind, bins = self.settings.confidence, self.settings.bins
-        return {
-            key: Compared(difference, self._over_seeds(evaluation, ours, theirs, key))
-            for key, difference in uncertainty.differences(mine, other, kind, bins).items()
-        }
-
-    def _over_seeds(self, evaluation: str, ours: str, theirs: str, key: str) -> Difference | None:
-        mine, other = (self.values(evaluation, row, key) for row in (ours, theirs))
-        return uncertainty.over_seeds(mine, other) if len(mine) > 1 else None
-
-    @cached_property
-    def _estimates(self) -> dict[tuple[str, str], Mapping[str, Estimate]]:
-        return {}
-
-    @cached_property
-    def _compared(self) -> dict[tuple[str, str, str], Mapping[str, Compared]]:
-        return {}
+        compared = {}
+        for key, difference in uncertainty.differences(mine, other, kind, bins).items():
+            values = [self.values(evaluation, row, key) for row in (ours, theirs)]
+            seeds = uncertainty.over_seeds(*values) if len(values[0]) > 1 else None
+            compared[key] = Compared(difference, seeds)
+        return compared

@@ -8,10 +8,11 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
+from firstcli.api import JSON
 from firstcli.metrics import METRICS, reliability_bins
 from firstcli.reporting.data import BASELINES, ReportData
+from firstcli.reporting.style import Numbers
 from firstcli.reporting.table import (
     COMPARED,
     best_keys,
@@ -20,10 +21,6 @@ from firstcli.reporting.table import (
     paper_table,
 )
 from firstcli.reporting.terminal import INDISTINCT, Cell, Table
-
-if TYPE_CHECKING:
-    from firstcli.api import JSON
-    from firstcli.reporting.style import Numbers
 
 FORMAT = 2  # of table.json
 
@@ -61,7 +58,11 @@ def to_csv(data: ReportData) -> str:
             if models := data.models(evaluation, row):
                 line: dict[str, JSON] = {"evaluation": evaluation, "model": row}
                 line |= {"seeds": len(models), "best": " ".join(best_keys(data, evaluation, row))}
-                writer.writerow(line | _csv_values(data, evaluation, row) | settings)
+                line |= {name: data.mean(evaluation, row, name) for name in METRICS}
+                for key, estimate in data.estimates(evaluation, row).items():
+                    line[f"{key}_low"], line[f"{key}_high"] = estimate.interval
+                    line[f"{key}_sd"] = data.spread(evaluation, row, key)
+                writer.writerow(line | settings)
     for evaluation, ours, theirs in _pairs(data):
         line = {"evaluation": evaluation, "model": ours, "minus": theirs}
         for key, compared in data.compared(evaluation, ours, theirs).items():
@@ -69,14 +70,6 @@ def to_csv(data: ReportData) -> str:
             line |= {key: compared.questions.value, f"{key}_low": low, f"{key}_high": high}
         writer.writerow(line | settings)
     return file.getvalue()
-
-
-def _csv_values(data: ReportData, evaluation: str, row: str) -> dict[str, JSON]:
-    values = {name: data.mean(evaluation, row, name) for name in METRICS}
-    for key, estimate in data.estimates(evaluation, row).items():
-        values[f"{key}_low"], values[f"{key}_high"] = estimate.interval
-        values[f"{key}_sd"] = data.spread(evaluation, row, key)
-    return values
 
 
 def to_json(data: ReportData, figures: Mapping[str, Numbers] | None = None) -> str:
@@ -94,10 +87,10 @@ def to_json(data: ReportData, figures: Mapping[str, Numbers] | None = None) -> s
         "unit": "fraction",
         "seeds": list(data.seeds),
         "rows": [
-            _json_row(data, evaluation, row)
+            _json_row(data, evaluation, row, models)
             for evaluation in data.evaluations
             for row in data.rows
-            if data.models(evaluation, row)
+            if (models := data.models(evaluation, row))
         ],
         "differences": [_json_difference(data, *pair) for pair in _pairs(data)],
         "notes": [{"label": label, "value": value} for label, value in data.notes],
@@ -107,8 +100,8 @@ def to_json(data: ReportData, figures: Mapping[str, Numbers] | None = None) -> s
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _json_row(data: ReportData, evaluation: str, row: str) -> dict[str, JSON]:
-    estimates, models = data.estimates(evaluation, row), data.models(evaluation, row)
+def _json_row(data: ReportData, evaluation: str, row: str, models: list[str]) -> dict[str, JSON]:
+    estimates = data.estimates(evaluation, row)
     return {
         "evaluation": evaluation,
         "model": row,

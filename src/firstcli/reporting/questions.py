@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from firstcli.api import FloatArray, Sample
+from firstcli.metrics.records import EvalRecords
 from firstcli.reporting.data import ReportData
-
-if TYPE_CHECKING:
-    from firstcli.api import FloatArray, Sample
-    from firstcli.metrics.records import EvalRecords
 
 COUNT = 6  # questions per evaluation
 _MAX_LENGTH = 700  # characters of a prompt; the middle of a longer one is omitted
@@ -31,8 +28,7 @@ class Answer(NamedTuple):
     """True probability of the given answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class DisputedQuestion:
+class DisputedQuestion(NamedTuple):
     """A question with the answers of all rows."""
 
     prompt: str
@@ -67,22 +63,16 @@ def questions(data: ReportData, evaluation: str) -> list[DisputedQuestion]:
     """Return the chosen questions as the page shows them."""
     by_row = data.first_of(evaluation)
     index = {row: {id: i for i, id in enumerate(r.ids)} for row, r in by_row.items()}
-    return [
-        DisputedQuestion(
-            prompt=cut(sample.prompt),
-            right="none of them" if _right_of(sample) is None else str(_right_of(sample)).strip(),
-            answers=tuple(
-                _answer(row, records, index[row][str(sample.id)], sample)
-                for row, records in by_row.items()
-                if sample.id in index[row]
-            ),
+    chosen = []
+    for sample in data.questions.get(evaluation, ()):
+        answers = tuple(
+            _answer(row, records, index[row][str(sample.id)], sample)
+            for row, records in by_row.items()
+            if sample.id in index[row]
         )
-        for sample in data.questions.get(evaluation, ())
-    ]
-
-
-def _right_of(sample: Sample) -> str | None:
-    return None if sample.answer is None else sample.candidates[sample.answer]
+        right = "none of them" if sample.answer is None else sample.candidates[sample.answer]
+        chosen.append(DisputedQuestion(cut(sample.prompt), right.strip(), answers))
+    return chosen
 
 
 def _answer(row: str, records: EvalRecords, i: int, sample: Sample) -> Answer:

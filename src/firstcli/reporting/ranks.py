@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from matplotlib.figure import SubFigure
 
 from firstcli.metrics.calibration import wilson
+from firstcli.metrics.records import EvalRecords
 from firstcli.reporting import gaps
 from firstcli.reporting.data import TEACHER, ReportData
 from firstcli.reporting.gaps import Gap
 from firstcli.reporting.style import Drawing, Numbers, Panel, axes, heading
 
-if TYPE_CHECKING:
-    from matplotlib.figure import SubFigure
-
-    from firstcli.metrics.records import EvalRecords
-
 SHOWN = (TEACHER, "fine-tune", "distill", "first")  # as in the paper; all rows if none exists
 MAX_RANKS = 5
-_SIZE = (3.0, 2.6)
 
 
 class Rank(NamedTuple):
@@ -33,8 +29,8 @@ class Rank(NamedTuple):
     n: int
 
 
-def profile(records: EvalRecords, ranks: int = MAX_RANKS) -> list[Rank]:
-    """Return the first ranks of the candidates, most likely first.
+def profile(records: EvalRecords) -> list[Rank]:
+    """Return the first `MAX_RANKS` ranks of the candidates, most likely first.
 
     A rank covers the questions with that many candidates. Equally likely candidates keep their
     order.
@@ -44,16 +40,10 @@ def profile(records: EvalRecords, ranks: int = MAX_RANKS) -> list[Rank]:
     ranked = np.take_along_axis(probabilities, order, axis=1)
     right = order == records.answer[:, None]
     result = []
-    for r in range(min(ranks, probabilities.shape[1])):
+    for r in range(min(MAX_RANKS, probabilities.shape[1])):
         present = records.count > r  # (N,)
-        result.append(
-            Rank(
-                rank=r + 1,
-                confidence=float(ranked[present, r].mean()),
-                frequency=float(right[present, r].mean()),
-                n=int(present.sum()),
-            )
-        )
+        confidence, frequency = (float(column[present, r].mean()) for column in (ranked, right))
+        result.append(Rank(r + 1, confidence, frequency, int(present.sum())))
     return result
 
 
@@ -84,8 +74,10 @@ def _drawing(name: str, profiles: Mapping[str, Sequence[Rank]]) -> Drawing:
         for title, ranks in profiles.items()
     )
     rows = tuple((title, *rank) for title, ranks in profiles.items() for rank in ranks)
-    key = Panel("key", _key, "Key to the bars, explained in the text above.")
-    return Drawing(name, panels, Numbers(("model", *Rank._fields), rows), key, _SIZE, 0.45)
+    draw_key = partial(gaps.key, accuracy="how often it is right")
+    key = Panel("key", draw_key, "Key to the bars, explained in the text above.")
+    numbers = Numbers(("model", *Rank._fields), rows)
+    return Drawing(name, panels, numbers, key, size=(3.0, 2.6), key_height=0.45)
 
 
 def _description(title: str, ranks: Sequence[Rank]) -> str:
@@ -105,12 +97,5 @@ def _draw(title: str, ranks: Sequence[Rank], top: float, place: SubFigure) -> No
     for r in ranks:
         ends = wilson(r.frequency, r.n)
         gaps.draw(main, Gap(r.rank - 0.36, 0.72, r.confidence, r.frequency, *ends))
-    main.set(
-        xlim=(0.4, max(MAX_RANKS, len(ranks)) + 0.6), ylim=(0, top), xticks=[r.rank for r in ranks]
-    )
-    main.set_xlabel("rank")
-    main.set_ylabel("share right")
-
-
-def _key(place: SubFigure) -> None:
-    gaps.key(place, "how often it is right", [])
+    main.set(xlim=(0.4, MAX_RANKS + 0.6), ylim=(0, top), xticks=[r.rank for r in ranks])
+    main.set(xlabel="rank", ylabel="share right")

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import SubFigure
 from scipy.stats import t
 
+from firstcli.api import FloatArray
+from firstcli.metrics import Metric
 from firstcli.metrics.calibration import Z95
+from firstcli.metrics.uncertainty import Estimate
 from firstcli.reporting import style
 from firstcli.reporting.data import ReportData
 from firstcli.reporting.table import ECE, PAPER
 from firstcli.reporting.temperature import draw_estimates
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import SubFigure
-
-    from firstcli.api import FloatArray
-    from firstcli.metrics import Metric
-
-_SIZE = (3.0, 2.6)
 
 
 def top_k_lines(data: ReportData) -> dict[str, list[str]]:
@@ -48,70 +43,55 @@ def top_k(data: ReportData, evaluation: str) -> style.Drawing | None:
     if not lines:
         return None
     panels = [_top_k_panel(data, evaluation, lines, metric) for metric in PAPER]
-    panels += _cost_panels(data, [arm for arms in lines.values() for arm in arms])
-    size = (_SIZE[0], _SIZE[1] + style.key_height(len(lines)))
-    return style.Drawing(
-        f"top-k+{evaluation}", tuple(panels), _top_k_numbers(data, evaluation, lines), size=size
-    )
-
-
-def _top_k_numbers(
-    data: ReportData, evaluation: str, lines: Mapping[str, Sequence[str]]
-) -> style.Numbers:
-    ends = [name for metric in PAPER for name in (metric.short, "low", "high")]
-    costs = (data.concentration or {}).get("bytes", {})
+    sizes = {int(k): size for k, size in (data.concentration or {}).get("bytes", {}).items()}
+    arms = [arm for line in lines.values() for arm in line]
+    panels += _cost_panels(data, arms, sizes)
     rows = []
-    for arms in lines.values():
-        for arm in arms:
-            facts, estimates = data.arms[arm], data.estimates(evaluation, arm)
-            shown = [estimates[metric.name] for metric in PAPER]
-            values = [v for e in shown for v in (e.value, *e.interval)]
-            rows.append((arm, facts.top_k, facts.mass, costs.get(str(facts.top_k)), *values))
-    return style.Numbers(("arm", "k", "P", "bytes per position", *ends), tuple(rows))
+    for arm in arms:
+        facts, estimates = data.arms[arm], data.estimates(evaluation, arm)
+        shown = [estimates[metric.name] for metric in PAPER]
+        values = [v for e in shown for v in (e.value, *e.interval)]
+        rows.append((arm, facts.top_k, facts.mass, sizes.get(facts.top_k), *values))
+    ends = [name for metric in PAPER for name in (metric.short, "low", "high")]
+    numbers = style.Numbers(("arm", "k", "P", "bytes per position", *ends), rows)
+    size = (3.0, 2.6 + style.key_height(len(lines)))
+    return style.Drawing(f"top-k+{evaluation}", tuple(panels), numbers, size=size)
 
 
 def _top_k_panel(
     data: ReportData, evaluation: str, lines: Mapping[str, Sequence[str]], metric: Metric
 ) -> style.Panel:
     title = f"{metric.short} on {evaluation}"
-    estimates = {
-        arm: data.estimates(evaluation, arm)[metric.name] for arms in lines.values() for arm in arms
+    points = {
+        kind: [(data.arms[a].top_k, data.estimates(evaluation, a)[metric.name]) for a in arms]
+        for kind, arms in lines.items()
     }
-    values = "; ".join(
-        f"k = {data.arms[arm].top_k}: {100 * e.value:.1f}" for arm, e in estimates.items()
-    )
-    draw = partial(_draw_top_k, title, data, evaluation, lines, metric)
+    values = "; ".join(f"k = {k}: {100 * e.value:.1f}" for line in points.values() for k, e in line)
+    draw = partial(_draw_top_k, title, points, metric)
     return style.Panel(title, draw, f"{title} by number of tokens kept, in percent: {values}.")
 
 
 def _draw_top_k(
     title: str,
-    data: ReportData,
-    evaluation: str,
-    lines: Mapping[str, Sequence[str]],
+    lines: Mapping[str, Sequence[tuple[int, Estimate]]],
     metric: Metric,
     place: SubFigure,
 ) -> None:
-    style.heading(place, title)
-    main = style.axes(place, left=0.6, top=0.32, bottom=0.45 + style.key_height(len(lines)))
     look = style.looks(list(lines))
-    for kind, arms in lines.items():
-        points = [
-            (float(data.arms[arm].top_k), data.estimates(evaluation, arm)[metric.name])
-            for arm in arms
-        ]
+    main = style.keyed_axes(place, title, look, left=0.6)
+    for kind, points in lines.items():
         draw_estimates(main, points, look[kind])
-    _over_k(main, sorted({data.arms[arm].top_k for arms in lines.values() for arm in arms}))
+    _over_k(main, sorted({k for points in lines.values() for k, _ in points}))
     style.percent(main.yaxis)
     if metric is ECE:
         main.set_ylim(bottom=0)
     main.set_ylabel(metric.short)
-    style.row_key(place, {kind: look[kind] for kind in lines})
 
 
-def _cost_panels(data: ReportData, arms: Sequence[str]) -> list[style.Panel]:
+def _cost_panels(
+    data: ReportData, arms: Sequence[str], sizes: Mapping[int, float]
+) -> list[style.Panel]:
     """Return the cost and benefit of k: bytes on disk and the teacher's probability."""
-    sizes = {int(k): size for k, size in (data.concentration or {}).get("bytes", {}).items()}
     ks = sorted({data.arms[arm].top_k for arm in arms})
     masses = {data.arms[arm].top_k: data.arms[arm].mass for arm in arms}
     panels = []
@@ -133,11 +113,7 @@ def _draw_cost(
     style.heading(place, title)
     main = style.axes(place, left=0.6, top=0.32, bottom=0.62)
     main.plot(*zip(*points, strict=True), color=style.INK, marker="s", markersize=3.5)
-    for k, value in points:
-        label = text.format(value)
-        main.annotate(
-            label, (k, value), xytext=(0, 5), textcoords="offset points", ha="center", size=7
-        )
+    style.label_points(main, points, text)
     main.margins(x=0.12, y=0.18)
     _over_k(main, [k for k, _ in points])
 

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
+import matplotlib.style
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter, PercentFormatter, ScalarFormatter
 
+from firstcli.api import JSON
 from firstcli.reporting.data import PLUS_T, TEACHER
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
-    from matplotlib.figure import SubFigure
 
 INK = "#222222"
 SOFT = "#5F6875"
@@ -35,6 +32,27 @@ _DASHES: tuple[Dash, ...] = ("-", (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 
 _DPI = 160
 _PER_ROW = 4
+_KEY_WIDTH = 3.3
+_KEY_COLUMNS = 3
+_SETTINGS = {
+    "font.size": 8.0,
+    "axes.linewidth": 0.7,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "hatch.linewidth": 0.7,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4.0,
+    "svg.fonttype": "none",  # text in the reader's font, half the size of outlines
+}
 
 
 class Look(NamedTuple):
@@ -68,7 +86,7 @@ class Numbers:
     """The numbers of a figure as a table; shares are fractions of 1."""
 
     columns: tuple[str, ...]
-    rows: tuple[tuple[str | int | float | None, ...], ...]
+    rows: Sequence[tuple[JSON, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +133,8 @@ def save(drawing: Drawing, folder: Path) -> list[Picture]:
 
     The same drawing gives the same bytes, whatever the user's matplotlib style.
     """
-    with _style(salt=drawing.name):
+    settings = _SETTINGS | {"svg.hashsalt": drawing.name}  # without it, ids are random
+    with matplotlib.style.context(settings, after_reset=True):
         whole = _whole(drawing)
         title = "; ".join(panel.title for panel in drawing.panels)
         (folder / f"{drawing.name}.svg").write_bytes(_svg(whole, title))
@@ -125,9 +144,6 @@ def save(drawing: Drawing, folder: Path) -> list[Picture]:
             key = _picture(drawing.key, (_KEY_WIDTH, drawing.key_height))
             pictures.insert(0, key._replace(key=True))
         return pictures
-
-
-_KEY_WIDTH = 3.3
 
 
 def _whole(drawing: Drawing) -> Figure:
@@ -159,35 +175,6 @@ def _svg(figure: Figure, title: str) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Creator": None, "Date": None, "Title": title})
     return file.getvalue()
-
-
-@contextmanager
-def _style(salt: str) -> Iterator[None]:
-    with mpl.rc_context():  # restores the settings of the process
-        mpl.rcdefaults()
-        mpl.rcParams.update(
-            {
-                "font.size": 8.0,
-                "axes.linewidth": 0.7,
-                "axes.edgecolor": SOFT,
-                "axes.labelcolor": INK,
-                "axes.spines.top": False,
-                "axes.spines.right": False,
-                "axes.axisbelow": True,
-                "grid.color": GRID,
-                "grid.linewidth": 0.7,
-                "xtick.color": SOFT,
-                "ytick.color": SOFT,
-                "xtick.labelcolor": INK,
-                "ytick.labelcolor": INK,
-                "hatch.linewidth": 0.7,
-                "lines.linewidth": 1.4,
-                "lines.markersize": 4.0,
-                "svg.fonttype": "none",  # text in the reader's font, half the size of outlines
-                "svg.hashsalt": salt,  # without it, ids are random
-            }
-        )
-        yield
 
 
 def inches(place: SubFigure) -> tuple[float, float]:
@@ -243,16 +230,14 @@ def axes(
     )
 
 
-_KEY_COLUMNS = 3
-
-
 def key_height(count: int) -> float:
-    """Return the height of `row_key` in inches."""
+    """Return the height in inches of a key with `count` entries."""
     return 0.17 * -(-count // _KEY_COLUMNS)
 
 
-def row_key(place: SubFigure, shown: Mapping[str, Look]) -> None:
-    """Draw the key to the rows' lines below a panel."""
+def keyed_axes(place: SubFigure, title: str, shown: Mapping[str, Look], **margins: float) -> Axes:
+    """Return axes below a title and above the key to the rows' lines."""
+    heading(place, title)
     handles = [
         Line2D([], [], **look.options, label=shortened(row, 22 if len(shown) > 1 else 45))
         for row, look in shown.items()
@@ -268,6 +253,14 @@ def row_key(place: SubFigure, shown: Mapping[str, Look]) -> None:
         columnspacing=1.0,
         labelspacing=0.35,
     )
+    return axes(place, top=0.32, bottom=0.45 + key_height(len(shown)), **margins)
+
+
+def label_points(main: Axes, points: Iterable[tuple[float, float]], text: str) -> None:
+    """Write the value of each point above it, in the format `text`."""
+    above: dict[str, Any] = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
+    for x, y in points:
+        main.annotate(text.format(y), (x, y), size=7, **above)
 
 
 def shortened(text: str, length: int) -> str:

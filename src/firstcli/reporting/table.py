@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from firstcli.metrics import METRICS, Metric
 from firstcli.metrics.summary import DASH, ROUNDING
+from firstcli.metrics.uncertainty import Interval
 from firstcli.reporting.data import BASELINES, Compared, ReportData
 from firstcli.reporting.terminal import INDISTINCT, Cell, Group, ReportRow, Table
-
-if TYPE_CHECKING:
-    from firstcli.api import JSON
-    from firstcli.metrics.uncertainty import Interval
 
 _DELTAS = ("first", "fine-tune")  # the paper's last row is the former minus the latter
 
@@ -50,11 +46,6 @@ def paper_table(data: ReportData) -> Table:
     return Table(f"Results of {data.run}", caption, legend, groups, tuple(rows))
 
 
-def terminal_cells(data: ReportData) -> JSON:
-    """Return Table 1 as JSON, which `TerminalTable(Table.from_json(...))` prints."""
-    return paper_table(data).to_json()
-
-
 def difference_tables(data: ReportData) -> list[Table]:
     """Return the differences between each student and each baseline of the recipe."""
     if len(data.students) < 2 or not data.judged:
@@ -83,22 +74,17 @@ def full_tables(data: ReportData) -> list[Table]:
     caption = f"{data.definition}; in percent, except scores and areas{mean}"
     tables = []
     for evaluation in data.evaluations:
-        groups = _families(data, evaluation)
+        known = {
+            name for name in METRICS if any(data.values(evaluation, row, name) for row in data.rows)
+        }
+        groups = tuple(
+            _group(title, evaluation, kept)
+            for title, names in FAMILIES.items()
+            if (kept := [name for name in names if name in known])
+        )
         rows = tuple(_row(data, row, groups, annotated=False) for row in data.rows)
         tables.append(Table(f"All metrics on {evaluation}", caption, _legend(data), groups, rows))
     return tables
-
-
-def _families(data: ReportData, evaluation: str) -> tuple[Group, ...]:
-    """Return the column groups of a full table, without metrics that no row has."""
-    known = [
-        name for name in METRICS if any(data.values(evaluation, row, name) for row in data.rows)
-    ]
-    return tuple(
-        _group(title, evaluation, kept)
-        for title, names in FAMILIES.items()
-        if (kept := [name for name in names if name in known])
-    )
 
 
 def _group(title: str, evaluation: str, names: Sequence[str]) -> Group:
@@ -110,30 +96,25 @@ def best_students(data: ReportData, evaluation: str, metric: Metric) -> frozense
 
     The result is empty with fewer than two students or for a metric without intervals.
     """
-    values = {
-        row: value
-        for row in data.students
-        if (value := data.mean(evaluation, row, metric.name)) is not None
-    }
+    means = {row: data.mean(evaluation, row, metric.name) for row in data.students}
+    values = {row: mean for row, mean in means.items() if mean is not None}
     if metric.name not in COMPARED or len(values) < 2:
         return frozenset()
     best = (min if metric.better == "lower" else max)(values, key=lambda row: values[row])
-    return frozenset(
-        row
-        for row, value in values.items()
-        if abs(value - values[best]) <= ROUNDING or _alike(data, evaluation, row, best, metric.name)
-    )
+
+    def alike(row: str) -> bool:
+        if abs(values[row] - values[best]) <= ROUNDING:
+            return True
+        compared = data.compared(evaluation, row, best).get(metric.name)
+        return compared is not None and not compared.distinguishable
+
+    return frozenset(filter(alike, values))
 
 
 def best_keys(data: ReportData, evaluation: str, row: str) -> list[str]:
     """Return the metrics in which no student is distinguishably better."""
     metrics = (*PAPER, *KNOWN_TRUTH)
     return [m.name for m in metrics if row in best_students(data, evaluation, m)]
-
-
-def _alike(data: ReportData, evaluation: str, row: str, best: str, key: str) -> bool:
-    compared = data.compared(evaluation, row, best).get(key)
-    return compared is not None and not compared.distinguishable
 
 
 def _legend(data: ReportData, deltas: bool = False) -> str:

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import SubFigure
 
+from firstcli.api import Curve, FloatArray
+from firstcli.metrics.uncertainty import Estimate
 from firstcli.reporting import style
 from firstcli.reporting.data import FittedRecalibrator, ReportData
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import SubFigure
-
-    from firstcli.api import Curve, FloatArray
-    from firstcli.metrics.uncertainty import Estimate
-
 _CRITERIA = {"ece": "ECE", "nll": "NLL", "brier": "Brier"}
-_SIZE = (3.0, 2.7)
 
 
 def search(name: str, fitted: FittedRecalibrator) -> style.Drawing | None:
@@ -32,25 +27,18 @@ def search(name: str, fitted: FittedRecalibrator) -> style.Drawing | None:
     for key, curve in curves.items():
         label = _CRITERIA.get(key, key)
         title = f"{name}: {label}{' (selects T)' if key == fitted.criterion else ''}"
-        draw = partial(_draw_search, title, label, curve)
-        panels.append(style.Panel(title, draw, _search_description(title, curve)))
+        interval = " [{:.3g}, {:.3g}]".format(*curve.interval) if curve.interval else ""
+        best, minimum = f"{curve.best:.3g}{interval}", min(value for _, value in curve.points)
+        text = f"Search for the temperature of {title}: minimum {minimum:.3f} at T = {best}."
+        draw = partial(_draw_search, title, f"minimum at T = {best}", label, curve)
+        panels.append(style.Panel(title, draw, text))
         rows += [(label, t, value) for t, value in curve.points]
-    numbers = style.Numbers(("criterion", "T", "value"), tuple(rows))
-    return style.Drawing(f"temperature+{name}", tuple(panels), numbers, size=_SIZE)
+    numbers = style.Numbers(("criterion", "T", "value"), rows)
+    return style.Drawing(f"temperature+{name}", tuple(panels), numbers, size=(3.0, 2.7))
 
 
-def _search_description(title: str, curve: Curve) -> str:
-    best = min(value for _, value in curve.points)
-    return f"Search for the temperature of {title}: minimum {best:.3f} at T = {_best_line(curve)}."
-
-
-def _best_line(curve: Curve) -> str:
-    text = f"{curve.best:.3g}"
-    return text + (" [{:.3g}, {:.3g}]".format(*curve.interval) if curve.interval else "")
-
-
-def _draw_search(title: str, label: str, curve: Curve, place: SubFigure) -> None:
-    style.heading(place, title, f"minimum at T = {_best_line(curve)}")
+def _draw_search(title: str, line: str, label: str, curve: Curve, place: SubFigure) -> None:
+    style.heading(place, title, line)
     main = style.axes(place, bottom=0.42, left=0.72)
     temperatures, values = np.transpose(curve.points)
     if curve.interval:
@@ -59,9 +47,8 @@ def _draw_search(title: str, label: str, curve: Curve, place: SubFigure) -> None
     main.plot(temperatures, values, color="#0072B2", marker="o", markersize=2)
     if temperatures[-1] > 20 * temperatures[0]:
         ticks = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
-        style.logarithmic(
-            main, [t for t in ticks if temperatures[0] <= 1.01 * t <= temperatures[-1]]
-        )
+        shown = [t for t in ticks if temperatures[0] <= 1.01 * t <= temperatures[-1]]
+        style.logarithmic(main, shown)
     main.set(xlabel="temperature T", ylabel=label)
     # An ECE is bounded and jumps where a token changes its bin: show the whole curve.
     main.set_ylim(*((0, 1.05 * max(values)) if label == "ECE" else _span(values)))
@@ -106,15 +93,13 @@ def fixed(data: ReportData, evaluation: str) -> style.Drawing | None:
 def _draw_fixed(
     title: str, lines: Mapping[str, Sequence[tuple[float, str, Estimate]]], place: SubFigure
 ) -> None:
-    style.heading(place, title)
-    main = style.axes(place, left=0.6, top=0.32, bottom=0.45 + style.key_height(len(lines)))
     look = style.looks(list(lines))
+    main = style.keyed_axes(place, title, look, left=0.6)
     for kind, points in lines.items():
         draw_estimates(main, [(t, estimate) for t, _, estimate in points], look[kind])
     main.set(xlabel="temperature T", ylabel="Trust")
     style.percent(main.yaxis)
     main.grid(True)
-    style.row_key(place, {kind: look[kind] for kind in lines})
 
 
 def draw_estimates(main: Axes, points: Sequence[tuple[float, Estimate]], look: style.Look) -> None:

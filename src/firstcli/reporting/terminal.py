@@ -48,10 +48,6 @@ class Group:
     metrics: tuple[str, ...]
     headings: tuple[str, ...]
 
-    def select(self, columns: slice) -> Group:
-        """Return the group with some of its columns."""
-        return replace(self, metrics=self.metrics[columns], headings=self.headings[columns])
-
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -74,16 +70,13 @@ class Table:
             Group(g["title"], g["evaluation"], tuple(g["metrics"]), tuple(g["headings"]))
             for g in stored["groups"]
         )
+
+        def cell(c: JSON) -> Cell:
+            return Cell(c["text"], c["marked"], c["interval"], tuple(c["aside"]))
+
         rows = tuple(
-            ReportRow(
-                row["name"],
-                row["kind"],
-                tuple(
-                    tuple(Cell(**{**cell, "aside": tuple(cell["aside"])}) for cell in cells)
-                    for cells in row["groups"]
-                ),
-            )
-            for row in stored["rows"]
+            ReportRow(r["name"], r["kind"], tuple(tuple(map(cell, cells)) for cells in r["groups"]))
+            for r in stored["rows"]
         )
         return cls(stored["title"], stored["caption"], stored["legend"], groups, rows)
 
@@ -100,16 +93,17 @@ class Table:
         return [part for part in parts if part.groups[0].headings]
 
     def _select(self, g: int, columns: slice) -> Table:
-        group = self.groups[g].select(columns)
+        group = self.groups[g]
+        kept = replace(group, metrics=group.metrics[columns], headings=group.headings[columns])
         rows = tuple(replace(row, groups=(row.groups[g][columns],)) for row in self.rows)
-        return replace(self, groups=(group,), rows=rows)
+        return replace(self, groups=(kept,), rows=rows)
 
 
+@dataclass(frozen=True, slots=True)
 class TerminalTable:
     """A rich renderable that never truncates a number: a table that is too wide is split."""
 
-    def __init__(self, table: Table) -> None:
-        self.table = table
+    table: Table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if not self.table.groups:  # no evaluation has right answers
