@@ -23,7 +23,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
 }
 MADE_BY = {"extract": "knowledge", "distill": "students", "eval": "eval", "report": "report"}
 OFTEN_SAVED = {"save_strategy": "steps", "save_steps": 2}
-OWN = (".lock", ".digests.json")  # say which process it was, and when files were written
+OWN = (".lock", ".digests.json", ".checks.json")  # the process, file times, the order of checks
 
 
 @pytest.fixture(scope="module")
