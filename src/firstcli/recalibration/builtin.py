@@ -8,29 +8,33 @@ Guo et al. 2017 (arXiv 1706.04599).
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from firstcli.api import JSON, Curve, Diagnostics, PluginOptions, Recalibrator
-from firstcli.errors import UserError
+from firstcli.api import (
+    JSON,
+    BoolArray,
+    Curve,
+    Diagnostics,
+    FitInputs,
+    FloatArray,
+    MassMode,
+    PluginOptions,
+    Recalibrator,
+    UserError,
+)
 from firstcli.metrics import FLOOR
-from firstcli.recalibration.criteria import Criterion, outcome_probability
+from firstcli.recalibration.criteria import Criterion, outcome_probability, scored_rows
 from firstcli.recalibration.temperature_search import (
     CriterionValues,
-    FitRows,
-    TemperatureFit,
     ValueAt,
     fit_temperatures,
     search_hundredths,
     search_log_spaced,
 )
-
-if TYPE_CHECKING:
-    from firstcli.api import BoolArray, FloatArray, MassMode
 
 EPSILON = 1e-6  # the paper's, appendix A.1
 MIN_STABLE_ROWS = 200  # with fewer rows, the spread of a fitted T is a tenth or more
@@ -38,8 +42,7 @@ MIN_STABLE_ROWS = 200  # with fewer rows, the spread of a fitted T is a tenth or
 
 def normalized(weights: FloatArray) -> FloatArray:
     """Divide each row by its sum."""
-    sums: FloatArray = weights.sum(axis=1, keepdims=True)  # (N, 1)
-    return weights / sums
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
 def softmax(scores: FloatArray, temperature: float) -> FloatArray:
@@ -125,24 +128,19 @@ class SingleTemperature(Recalibrator[TemperatureOptions]):
 
     Options = TemperatureOptions
     name: ClassVar[str]
+    scaled: ClassVar[staticmethod[[FloatArray, float], FloatArray]]
+    """Apply one temperature."""
+    search: ClassVar[staticmethod[[ValueAt, bool], CriterionValues]]
+    """Evaluate a criterion where its minimum may be."""
 
     def __init__(self, options: TemperatureOptions) -> None:
         super().__init__(options)
-        self._state: dict[str, JSON] = {}
-        if options.temperature is not None:
-            self._state = {"temperature": options.temperature}
+        fixed = options.temperature
+        self._state: dict[str, JSON] = {} if fixed is None else {"temperature": fixed}
 
     @property
     def needs_fit(self) -> bool:
         return self.options.temperature is None
-
-    @abstractmethod
-    def scaled(self, topk: FloatArray, temperature: float) -> FloatArray:
-        """Apply one temperature."""
-
-    @abstractmethod
-    def search(self, value_at: ValueAt, unimodal: bool) -> CriterionValues:
-        """Evaluate a criterion where its minimum may be."""
 
     def fit(
         self, topk: FloatArray, is_label: BoolArray, mass: FloatArray, mass_mode: MassMode
@@ -150,30 +148,25 @@ class SingleTemperature(Recalibrator[TemperatureOptions]):
         if not self.needs_fit:
             return
         # Probabilities stored in float32 can sum to 1 + 1e-7.
-        rows = FitRows(topk, is_label, np.minimum(mass, 1.0), mass_mode)
-        by_criterion = fit_temperatures(self.scaled, self.search, rows, self.options.bins)
-        if self.options.criterion not in by_criterion:
-            raise UserError(_cannot_fit(self.name, self.options.criterion, len(topk)))
-        self._state = self._fitted_state(by_criterion, rows)
-
-    def _fitted_state(
-        self, by_criterion: Mapping[Criterion, TemperatureFit], rows: FitRows
-    ) -> dict[str, JSON]:
+        rows = FitInputs(topk, is_label, np.minimum(mass, 1.0), mass_mode)
         criterion = self.options.criterion
-        chosen, used = by_criterion[criterion], rows.scored_by(criterion)
+        fits = fit_temperatures(self.scaled, self.search, rows, self.options.bins)
+        if criterion not in fits:
+            raise UserError(_cannot_fit(self.name, criterion, len(topk)))
+        chosen, used = fits[criterion], rows.rows(scored_rows(criterion, rows))
         target = self.scaled(used.topk, chosen.temperature)
         likelihood = outcome_probability(target, used.is_label, used.mass)
-        return {
+        self._state = {
             **chosen.state(),
             "criterion": criterion,
             "rows": chosen.rows,
-            "rows_left_out": len(rows.topk) - chosen.rows,
+            "rows_left_out": len(topk) - chosen.rows,
             "floored": int((likelihood < FLOOR).sum()) if criterion == "nll" else 0,
             "resamples": chosen.resamples,
             "at_grid_end": chosen.at_grid_end,
             "flat": chosen.flat,
             "few_rows": chosen.rows < MIN_STABLE_ROWS,
-            "criteria": {name: fit.state() for name, fit in by_criterion.items()},
+            "criteria": {name: fit.state() for name, fit in fits.items()},
         }
 
     def transform(self, topk: FloatArray) -> FloatArray:
@@ -236,24 +229,16 @@ class TemperatureScaling(SingleTemperature):
 
     Options = TemperatureScalingOptions
     name = "temperature-scaling"
-
-    def scaled(self, topk: FloatArray, temperature: float) -> FloatArray:
-        return scale_probabilities(topk, temperature)
-
-    def search(self, value_at: ValueAt, unimodal: bool) -> CriterionValues:
-        return search_hundredths(value_at)
+    scaled = staticmethod(scale_probabilities)
+    search = staticmethod(search_hundredths)
 
 
 class LogitTemperature(SingleTemperature):
     """`logit-temperature`: classic temperature scaling, from the k probabilities alone."""
 
     name = "logit-temperature"
-
-    def scaled(self, topk: FloatArray, temperature: float) -> FloatArray:
-        return scale_logits(topk, temperature)
-
-    def search(self, value_at: ValueAt, unimodal: bool) -> CriterionValues:
-        return search_log_spaced(value_at, unimodal)
+    scaled = staticmethod(scale_logits)
+    search = staticmethod(search_log_spaced)
 
 
 def _cannot_fit(name: str, criterion: Criterion, rows: int) -> str:

@@ -7,14 +7,13 @@ The outcome is one of the k tokens or "none of them". Shapes: `target` and `is_l
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
+from firstcli.api import BoolArray, FitInputs, FloatArray
 from firstcli.metrics import FLOOR, ece
-
-if TYPE_CHECKING:
-    from firstcli.api import BoolArray, FloatArray, MassMode
 
 Criterion = Literal["ece", "nll", "brier"]
 CRITERIA: tuple[Criterion, ...] = ("ece", "nll", "brier")
@@ -22,18 +21,17 @@ CRITERIA: tuple[Criterion, ...] = ("ece", "nll", "brier")
 
 def in_top_k(is_label: BoolArray) -> BoolArray:
     """Return whether the label is one of the k tokens, (N,)."""
-    inside: BoolArray = np.logical_or.reduce(is_label, axis=1)
-    return inside
+    return np.asarray(is_label.any(axis=1))
 
 
-def scored_rows(criterion: Criterion, is_label: BoolArray, mass_mode: MassMode) -> BoolArray:
-    """Return the rows that a criterion is computed over, (N,).
+def scored_rows(criterion: Criterion, rows: FitInputs) -> BoolArray:
+    """Return whether each row counts for a criterion, (N,).
 
     If the k tokens get all the mass, `nll` and `brier` skip rows whose label is not among them:
     no temperature could give that label any probability.
     """
-    inside = in_top_k(is_label)
-    return inside if criterion != "ece" and mass_mode == "one" else np.ones_like(inside)
+    inside = in_top_k(rows.is_label)
+    return inside if criterion != "ece" and rows.mass_mode == "one" else np.ones_like(inside)
 
 
 def outcome_probability(target: FloatArray, is_label: BoolArray, mass: FloatArray) -> FloatArray:
@@ -44,8 +42,7 @@ def outcome_probability(target: FloatArray, is_label: BoolArray, mass: FloatArra
 
 def log_losses(target: FloatArray, is_label: BoolArray, mass: FloatArray) -> FloatArray:
     """Return the negative log-likelihood of each row, (N,)."""
-    losses: FloatArray = -np.log(np.maximum(outcome_probability(target, is_label, mass), FLOOR))
-    return losses
+    return np.asarray(-np.log(np.maximum(outcome_probability(target, is_label, mass), FLOOR)))
 
 
 def brier_losses(target: FloatArray, is_label: BoolArray, mass: FloatArray) -> FloatArray:
@@ -53,6 +50,10 @@ def brier_losses(target: FloatArray, is_label: BoolArray, mass: FloatArray) -> F
     inside: FloatArray = ((mass[:, None] * target - is_label) ** 2).sum(axis=1)
     outside: FloatArray = (1 - mass - ~in_top_k(is_label)) ** 2
     return inside + outside
+
+
+Losses = Callable[[FloatArray, BoolArray, FloatArray], FloatArray]
+LOSSES: dict[Criterion, Losses] = {"nll": log_losses, "brier": brier_losses}
 
 
 def criterion_value(
@@ -69,5 +70,4 @@ def criterion_value(
     """
     if criterion == "ece":
         return ece(mass * target[:, 0], is_label[:, 0], bins=bins)
-    losses = log_losses if criterion == "nll" else brier_losses
-    return float(losses(target, is_label, mass).mean())
+    return float(LOSSES[criterion](target, is_label, mass).mean())

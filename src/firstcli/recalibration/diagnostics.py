@@ -6,14 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from firstcli import metrics, plugins
-
-if TYPE_CHECKING:
-    from firstcli.api import JSON, BoolArray, FloatArray, MassMode, Recalibrator
+from firstcli.api import JSON, BoolArray, FloatArray, MassMode, Recalibrator
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,16 +113,14 @@ class CalibrationArtifact:
         """Read a file that this or an earlier version wrote."""
         content = json.loads(path.read_text("utf-8"))
         ranks = tuple(RankCalibration(**rank) for rank in content.pop("ranks", ()))
-        names = {known.name for known in fields(cls)} & content.keys()
-        known = {name: content.pop(name) for name in names}
+        known = {key.name: content.pop(key.name) for key in fields(cls) if key.name in content}
         return cls(**known, ranks=ranks, facts=content)
 
     def to_json(self) -> dict[str, JSON]:
         """Return the content of the file; absent values have no key."""
         content = asdict(self)
         facts: dict[str, JSON] = content.pop("facts")
-        content["ranks"] = list(content["ranks"])
-        return facts | {key: value for key, value in content.items() if value not in (None, [])}
+        return facts | {key: value for key, value in content.items() if value not in (None, ())}
 
     def save(self, path: Path) -> None:
         """Write the file."""

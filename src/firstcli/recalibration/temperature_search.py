@@ -5,23 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+from firstcli.api import JSON, FitInputs, FloatArray
+from firstcli.metrics.calibration import bin_index
 from firstcli.recalibration.criteria import (
     CRITERIA,
+    LOSSES,
     Criterion,
-    brier_losses,
     criterion_value,
-    log_losses,
     scored_rows,
 )
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from firstcli.api import JSON, BoolArray, FloatArray, MassMode
 
 RESAMPLES = 200
 MAX_BLOCKS = 1000  # rows are resampled in at most this many blocks, which bounds the cost
@@ -29,27 +25,10 @@ MIN_ROWS_TO_RESAMPLE = 10  # resamples of fewer rows say nothing about other row
 SEED = 0
 
 CriterionValues = dict[float, float]  # temperature -> value of the criterion, ascending
-Scale = Callable[["FloatArray", float], "FloatArray"]
+Scale = Callable[[FloatArray, float], FloatArray]
 ValueAt = Callable[[float], float]
 Search = Callable[[ValueAt, bool], CriterionValues]
 """Evaluate a criterion where its minimum may be; the flag promises that there is only one."""
-
-
-class FitRows(NamedTuple):
-    """The rows that a temperature is fitted on."""
-
-    topk: FloatArray  # (N, k)
-    is_label: BoolArray  # (N, k)
-    mass: FloatArray  # (N,)
-    mass_mode: MassMode
-
-    def where(self, chosen: BoolArray | npt.NDArray[np.intp]) -> FitRows:
-        """Return the chosen rows, by mask or index."""
-        return FitRows(self.topk[chosen], self.is_label[chosen], self.mass[chosen], self.mass_mode)
-
-    def scored_by(self, criterion: Criterion) -> FitRows:
-        """Return the rows that a criterion is computed over."""
-        return self.where(scored_rows(criterion, self.is_label, self.mass_mode))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +63,7 @@ class TemperatureFit:
 
 
 def fit_temperatures(
-    scale: Scale, search: Search, rows: FitRows, bins: int
+    scale: Scale, search: Search, rows: FitInputs, bins: int
 ) -> dict[Criterion, TemperatureFit]:
     """Fit one temperature per criterion; a criterion without rows to score is left out.
 
@@ -97,25 +76,20 @@ def fit_temperatures(
     if not len(rows.topk):
         return {}
     resampled = Resampled(scale, rows, bins)
-    scored = {criterion: rows.scored_by(criterion) for criterion in CRITERIA}
+    scored = {criterion: rows.rows(scored_rows(criterion, rows)) for criterion in CRITERIA}
     return {
-        criterion: _fit_temperature(criterion, scale, search, used, bins, resampled)
+        criterion: _fit_temperature(criterion, search, used, resampled)
         for criterion, used in scored.items()
         if len(used.topk)
     }
 
 
 def _fit_temperature(
-    criterion: Criterion,
-    scale: Scale,
-    search: Search,
-    used: FitRows,
-    bins: int,
-    resampled: Resampled,
+    criterion: Criterion, search: Search, used: FitInputs, resampled: Resampled
 ) -> TemperatureFit:
     def value_at(temperature: float) -> float:
-        target = scale(used.topk, temperature)
-        return criterion_value(criterion, target, used.is_label, used.mass, bins)
+        target = resampled.scale(used.topk, temperature)
+        return criterion_value(criterion, target, used.is_label, used.mass, resampled.bins)
 
     curve = search(value_at, criterion == "nll")
     best = best_temperature(curve)
@@ -129,16 +103,10 @@ def _fit_temperature(
     interval = min(low, best), max(high, best)
     worst = max(curve, key=curve.__getitem__)
     rises = resampled.values(criterion, worst) - resampled.values(criterion, best)
-    is_wide = _covered_share(interval, ends) > 0.5
-    flat = is_wide or bool(np.quantile(rises, 0.025) <= 0)
+    covered = np.diff(np.log(interval)) / np.diff(np.log(ends))  # share of the searched range
+    flat = bool(covered > 0.5 or np.quantile(rises, 0.025) <= 0)
     spread = float(temperatures.std())
     return TemperatureFit(best, curve, len(used.topk), RESAMPLES, interval, spread, flat)
-
-
-def _covered_share(interval: tuple[float, float], searched: tuple[float, float]) -> float:
-    """Return the share of the searched range that an interval covers, on a log scale."""
-    (low, high), (lowest, highest) = np.log(interval), np.log(searched)
-    return float((high - low) / (highest - lowest))
 
 
 class Resampled:
@@ -149,14 +117,11 @@ class Resampled:
     resampled sum has the same variance as with single rows.
     """
 
-    def __init__(self, scale: Scale, rows: FitRows, bins: int) -> None:
+    def __init__(self, scale: Scale, rows: FitInputs, bins: int) -> None:
         """Assign all rows, in any order, to blocks and draw the resamples."""
+        self.scale, self.bins = scale, bins
         order = np.lexsort((*rows.topk.T, *rows.is_label.T, rows.mass))
-        self._rows = rows.where(order)
-        _, is_label, _, mode = self._rows
-        self._used = {name: scored_rows(name, is_label, mode) for name in CRITERIA}
-        self._scale, self._bins = scale, bins
-        self._edges = np.linspace(0.0, 1.0, bins + 1)[1:-1]  # bins (lo, hi], as in `metrics.ece`
+        self._rows = rows.rows(order)
         count, generator = len(order), np.random.default_rng(SEED)
         blocks = min(count, MAX_BLOCKS)
         self._block = generator.permutation(count) % blocks  # (N,)
@@ -172,11 +137,7 @@ class Resampled:
 
     def temperatures(self, criterion: Criterion, search: Search) -> FloatArray:
         """Return the temperature that minimises the criterion on each resample, (R,)."""
-
-        @cache
-        def values(temperature: float) -> list[float]:
-            result: list[float] = self.values(criterion, temperature).tolist()
-            return result
+        values = cache(lambda temperature: self.values(criterion, temperature).tolist())
 
         def best(resample: int) -> float:
             curve = search(lambda temperature: values(temperature)[resample], False)
@@ -186,21 +147,20 @@ class Resampled:
 
     def _all_values(self, temperature: float) -> dict[Criterion, FloatArray]:
         topk, is_label, mass, _ = self._rows
-        target = self._scale(topk, temperature)
+        target = self.scale(topk, temperature)
         confidence = mass * target[:, 0]
-        bin_of = np.searchsorted(self._edges, confidence, side="left")  # (N,)
-        gaps = self._sums(confidence - is_label[:, 0], bin_of, self._bins)  # (R, bins)
-        return {
-            "ece": np.abs(gaps).sum(axis=1) / len(topk),
-            "nll": self._mean("nll", log_losses(target, is_label, mass)),
-            "brier": self._mean("brier", brier_losses(target, is_label, mass)),
-        }
+        bin_of = bin_index(confidence, self.bins)
+        gaps = self._sums(confidence - is_label[:, 0], bin_of, self.bins)  # (R, bins)
+        values: dict[Criterion, FloatArray] = {"ece": np.abs(gaps).sum(axis=1) / len(topk)}
+        for criterion, losses in LOSSES.items():
+            used = scored_rows(criterion, self._rows)
+            sums = self._sums(losses(target, is_label, mass) * used)
+            values[criterion] = sums[:, 0] / max(int(used.sum()), 1)
+        return values
 
-    def _mean(self, criterion: Criterion, losses: FloatArray) -> FloatArray:
-        sums = self._sums(losses * self._used[criterion], np.zeros(len(losses), np.intp), 1)
-        return np.asarray(sums[:, 0] / max(int(self._used[criterion].sum()), 1))
-
-    def _sums(self, values: FloatArray, column: npt.NDArray[np.intp], columns: int) -> FloatArray:
+    def _sums(
+        self, values: FloatArray, column: npt.NDArray[np.intp] | int = 0, columns: int = 1
+    ) -> FloatArray:
         """Sum the values of each resample by column, (R, columns)."""
         blocks = self._times.shape[1]
         flat = np.bincount(self._block * columns + column, values, blocks * columns)
@@ -232,7 +192,7 @@ def vertex(curve: CriterionValues) -> float:
     return float(middle * np.exp(np.clip(shift, x, z)))
 
 
-def search_hundredths(value_at: ValueAt) -> CriterionValues:
+def search_hundredths(value_at: ValueAt, unimodal: bool = False) -> CriterionValues:
     """Search (0, 1] in steps of 0.10, then of 0.02 around the best (paper, section 5.5).
 
     T is counted in integer hundredths, so that 0.3 is always exactly 0.3.
@@ -264,8 +224,7 @@ def search_log_spaced(value_at: ValueAt, unimodal: bool) -> CriterionValues:
 
 @cache
 def _log_spaced(low: float, high: float) -> list[float]:
-    spaced: list[float] = np.geomspace(low, high, 40).tolist()
-    return spaced
+    return [float(temperature) for temperature in np.geomspace(low, high, 40)]
 
 
 def _minimum(value_at: ValueAt, low: float, high: float) -> float:

@@ -7,16 +7,21 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import numpy as np
 
-from firstcli.api import Curve, Diagnostics, MassMode, PluginOptions, Recalibrator
-from firstcli.errors import UserError
+from firstcli.api import (
+    Curve,
+    Diagnostics,
+    FitInputs,
+    FloatArray,
+    MassMode,
+    PluginOptions,
+    Recalibrator,
+    UserError,
+)
 from firstcli.testing.requirements import GivenOptions, options_of, require
-
-if TYPE_CHECKING:
-    from firstcli.api import BoolArray, FloatArray
 
 ROWS = 240
 TOLERANCE = 1e-9
@@ -28,21 +33,6 @@ FACT_TYPES: dict[str, Any] = {  # of the facts that reports know
     "temperatures": dict,
     "rows": int,
 }
-
-
-class FitInputs(NamedTuple):
-    """The arguments of `Recalibrator.fit`."""
-
-    topk: FloatArray  # (N, k)
-    is_label: BoolArray  # (N, k)
-    mass: FloatArray  # (N,)
-    mass_mode: MassMode
-
-    def rows(self, chosen: Any) -> FitInputs:
-        """Return the chosen rows, by mask, index or slice."""
-        return FitInputs(
-            self.topk[chosen], self.is_label[chosen], self.mass[chosen], self.mass_mode
-        )
 
 
 def check_recalibrator(
