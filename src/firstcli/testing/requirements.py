@@ -18,6 +18,4 @@ def require(condition: object, sentence: str) -> None:
 
 def options_of(cls: type[PluginBase[Any]], options: GivenOptions) -> PluginOptions:
     """Return validated options, as from a recipe."""
-    if isinstance(options, PluginOptions):
-        return options
     return cls.Options.model_validate(dict(options or {}))
