@@ -111,21 +111,19 @@ class PluginBase(ABC, Generic[OptionsT]):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sample of a task: a prompt, and the response to learn or the candidates to choose from.
-
-    `prompt` ends exactly where the response begins; a leading space belongs to the response.
-    """
+    """One sample of a task: a prompt, and the response to learn or the candidates to choose from."""
 
     prompt: str
+    """Not empty; ends exactly where the response begins: a leading space belongs to the response."""
     response: str
     id: str | None = None
     """The data's own id, unique in its split; with None, firstcli derives one from the content."""
     candidates: tuple[str, ...] = ()
-    """The complete responses to choose from: 2 to 26, all different; empty for instructions."""
+    """The complete responses to choose from: 2 to 26, all different, none empty."""
     answer: int | None = None
     """Index of the right candidate; None with candidates means that none is right."""
     truth: tuple[float, ...] | None = None
-    """The true probability of each candidate, where it is known; sums to 1."""
+    """The true probability of each candidate, if known; sums to 1 and needs an `answer`."""
 
     @classmethod
     def question(
@@ -166,12 +164,12 @@ class Task(PluginBase[OptionsT]):
     """A plugin of the group `firstcli.tasks`: the samples of each split."""
 
     has_candidates: ClassVar[bool] = True
-    """Whether models can be evaluated on samples; if False, these have prompt and response only."""
+    """Whether models can be evaluated on samples; if False, these have only prompt and response."""
 
     @property
     @abstractmethod
     def splits(self) -> tuple[str, ...]:
-        """Names of the splits that this task can load with these options; at least one."""
+        """Names of the splits that these options can load; at least one, all different."""
 
     @abstractmethod
     def load(self, split: str) -> Split:
@@ -183,7 +181,7 @@ class Task(PluginBase[OptionsT]):
         Raises:
             UserError: a file is missing or a row is malformed; names file, line and key. It may
                 also be raised while the samples are consumed.
-            OSError: such as a lost connection; firstcli then uses none of the samples.
+            OSError: a connection is lost, for example; firstcli then uses none of the samples.
         """
 
     def sources(self, split: str) -> Sequence[Path] | None:
@@ -353,10 +351,9 @@ class Recalibrator(PluginBase[OptionsT]):
     def fit(
         self, topk: FloatArray, is_label: BoolArray, mass: FloatArray, mass_mode: MassMode
     ) -> None:
-        """Learn from the validation part.
+        """Learn from the validation part, without modifying the arrays.
 
         The result must be deterministic and, up to rounding, independent of the order of the rows.
-        Do not modify the arrays.
 
         Args:
             topk: the teacher's probabilities, (N, k), from the softmax over the whole vocabulary.

@@ -20,13 +20,12 @@ from firstcli.recalibration.builtin import (
 )
 from firstcli.recalibration.criteria import CRITERIA, Criterion, criterion_value, in_top_k
 from firstcli.recalibration.temperature_search import (
-    FitInputs,
     Resampled,
     best_temperature,
     search_hundredths,
     vertex,
 )
-from firstcli.testing import overconfident_teacher
+from firstcli.testing import FitInputs, overconfident_teacher
 
 if TYPE_CHECKING:
     import numpy.typing as npt
