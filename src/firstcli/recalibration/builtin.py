@@ -9,6 +9,7 @@ Guo et al. 2017 (arXiv 1706.04599).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import ClassVar
 
 import numpy as np
@@ -37,6 +38,7 @@ from firstcli.recalibration.temperature_search import (
 )
 
 EPSILON = 1e-6  # the paper's, appendix A.1
+PER_CRITERION = ("temperature", "interval", "spread", "curve")  # what the state keeps
 MIN_STABLE_ROWS = 200  # with fewer rows, the spread of a fitted T is a tenth or more
 
 
@@ -49,14 +51,6 @@ def softmax(scores: FloatArray, temperature: float) -> FloatArray:
     """Return the softmax of each row divided by T; a score of -inf gets exactly 0."""
     below_top = scores - scores.max(axis=1, keepdims=True)  # before dividing: a tiny T overflows
     return normalized(np.exp(below_top / temperature))
-
-
-def smooth_labels(topk: FloatArray, delta: float) -> FloatArray:
-    """Move `delta` from the first token to the other tokens in equal parts (Eq. 3)."""
-    shares = normalized(topk)
-    smoothed = shares + delta / (topk.shape[1] - 1)
-    smoothed[:, 0] = shares[:, 0] - delta
-    return normalized(np.maximum(smoothed, EPSILON))
 
 
 def scale_probabilities(topk: FloatArray, temperature: float) -> FloatArray:
@@ -89,7 +83,7 @@ class LabelSmoothingOptions(PluginOptions):
 
 
 class LabelSmoothing(Recalibrator[LabelSmoothingOptions]):
-    """`label-smoothing`: move a constant share from the first token to the other tokens."""
+    """`label-smoothing`: move `delta` from the first token to the others in equal parts (Eq. 3)."""
 
     Options = LabelSmoothingOptions
     order_preserving = False  # the first token can fall below the second, as the paper notes
@@ -100,7 +94,10 @@ class LabelSmoothing(Recalibrator[LabelSmoothingOptions]):
                 "recalibrator 'label-smoothing' needs at least two tokens, but top_k is 1; raise "
                 "it or choose a different recalibrator"
             )
-        return smooth_labels(topk, self.options.delta)
+        shares, delta = normalized(topk), self.options.delta
+        smoothed = shares + delta / (topk.shape[1] - 1)
+        smoothed[:, 0] = shares[:, 0] - delta
+        return normalized(np.maximum(smoothed, EPSILON))
 
 
 class TemperatureOptions(PluginOptions):
@@ -152,21 +149,29 @@ class SingleTemperature(Recalibrator[TemperatureOptions]):
         criterion = self.options.criterion
         fits = fit_temperatures(self.scaled, self.search, rows, self.options.bins)
         if criterion not in fits:
-            raise UserError(_cannot_fit(self.name, criterion, len(topk)))
+            reason = (
+                f"none of the {len(topk)} labels of the validation part is in the teacher's top k, "
+                f"as criterion '{criterion}' requires with mass 'one'"
+                if len(topk)
+                else "the validation part has no rows"
+            )
+            raise UserError(
+                f"recalibrator '{self.name}' cannot be fitted: {reason}; raise train.validation, "
+                "or set its option 'temperature'"
+            )
         chosen, used = fits[criterion], rows.rows(scored_rows(criterion, rows))
         target = self.scaled(used.topk, chosen.temperature)
         likelihood = outcome_probability(target, used.is_label, used.mass)
         self._state = {
-            **chosen.state(),
+            **asdict(chosen),
             "criterion": criterion,
-            "rows": chosen.rows,
             "rows_left_out": len(topk) - chosen.rows,
             "floored": int((likelihood < FLOOR).sum()) if criterion == "nll" else 0,
-            "resamples": chosen.resamples,
-            "at_grid_end": chosen.at_grid_end,
-            "flat": chosen.flat,
             "few_rows": chosen.rows < MIN_STABLE_ROWS,
-            "criteria": {name: fit.state() for name, fit in fits.items()},
+            "criteria": {
+                name: {key: getattr(fit, key) for key in PER_CRITERION}
+                for name, fit in fits.items()
+            },
         }
 
     def transform(self, topk: FloatArray) -> FloatArray:
@@ -239,16 +244,3 @@ class LogitTemperature(SingleTemperature):
     name = "logit-temperature"
     scaled = staticmethod(scale_logits)
     search = staticmethod(search_log_spaced)
-
-
-def _cannot_fit(name: str, criterion: Criterion, rows: int) -> str:
-    reason = (
-        f"none of the {rows} labels of the validation part is in the teacher's top k, as criterion "
-        f"'{criterion}' requires with mass 'one'"
-        if rows
-        else "the validation part has no rows"
-    )
-    return (
-        f"recalibrator '{name}' cannot be fitted: {reason}; raise train.validation, or set its "
-        "option 'temperature'"
-    )

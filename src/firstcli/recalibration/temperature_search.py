@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import numpy.typing as npt
 
-from firstcli.api import JSON, FitInputs, FloatArray
+from firstcli.api import FitInputs, FloatArray
 from firstcli.metrics.calibration import bin_index
 from firstcli.recalibration.criteria import (
     CRITERIA,
@@ -36,30 +36,19 @@ class TemperatureFit:
     """The temperature that minimises a criterion, with its bootstrap interval."""
 
     temperature: float
-    curve: CriterionValues
+    curve: list[list[float]]
+    """[temperature, value of the criterion], by ascending temperature."""
+    at_grid_end: bool
+    """Whether an end of the searched range is as good."""
     rows: int
     resamples: int
     """Number of resamples; 0 if there are too few rows."""
-    interval: tuple[float, float]
+    interval: list[float]
     """95 % of the resampled temperatures, widened to contain the chosen one."""
     spread: float
     """Standard deviation of the resampled temperatures."""
     flat: bool
     """Whether the rows hardly determine the temperature."""
-
-    @property
-    def at_grid_end(self) -> bool:
-        ends = self.curve[min(self.curve)], self.curve[max(self.curve)]
-        return min(ends) <= self.curve[self.temperature]
-
-    def state(self) -> dict[str, JSON]:
-        """Return what the recalibrator's state keeps, as JSON."""
-        return {
-            "temperature": self.temperature,
-            "interval": list(self.interval),
-            "spread": self.spread,
-            "curve": [[temperature, value] for temperature, value in self.curve.items()],
-        }
 
 
 def fit_temperatures(
@@ -92,21 +81,20 @@ def _fit_temperature(
         return criterion_value(criterion, target, used.is_label, used.mass, resampled.bins)
 
     curve = search(value_at, criterion == "nll")
-    best = best_temperature(curve)
-    ends = min(curve), max(curve)
+    best, ends = best_temperature(curve), [min(curve), max(curve)]
+    at_end = min(curve[end] for end in ends) <= curve[best]
+    fit = partial(TemperatureFit, best, [*map(list, curve.items())], at_end, len(used.topk))
     if len(used.topk) < MIN_ROWS_TO_RESAMPLE:  # the spread is that of a uniform distribution
-        spread = (ends[1] - ends[0]) / 12**0.5
-        return TemperatureFit(best, curve, len(used.topk), 0, ends, spread, True)
+        return fit(0, ends, (ends[1] - ends[0]) / 12**0.5, flat=True)
     temperatures = resampled.temperatures(criterion, search)
     low = float(np.quantile(temperatures, 0.025, method="lower"))
     high = float(np.quantile(temperatures, 0.975, method="higher"))
-    interval = min(low, best), max(high, best)
+    interval = [min(low, best), max(high, best)]
     worst = max(curve, key=curve.__getitem__)
     rises = resampled.values(criterion, worst) - resampled.values(criterion, best)
     covered = np.diff(np.log(interval)) / np.diff(np.log(ends))  # share of the searched range
     flat = bool(covered > 0.5 or np.quantile(rises, 0.025) <= 0)
-    spread = float(temperatures.std())
-    return TemperatureFit(best, curve, len(used.topk), RESAMPLES, interval, spread, flat)
+    return fit(RESAMPLES, interval, float(temperatures.std()), flat)
 
 
 class Resampled:
@@ -199,11 +187,8 @@ def search_hundredths(value_at: ValueAt, unimodal: bool = False) -> CriterionVal
     """
     coarse = {count / 100: value_at(count / 100) for count in range(10, 101, 10)}
     best = round(100 * best_temperature(coarse))
-    fine = {
-        count / 100: value_at(count / 100)
-        for count in range(best - 10, best + 11, 2)
-        if 0 < count <= 100
-    }
+    around = range(max(best - 10, 2), min(best + 10, 100) + 1, 2)
+    fine = {count / 100: value_at(count / 100) for count in around}
     return dict(sorted((coarse | fine).items()))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict
 from itertools import product
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -112,7 +112,7 @@ def _check_on(cls: type[Recalibrator[Any]], options: PluginOptions, inputs: FitI
         else:
             problem = "needs a fit, but its transform works without one"
             raise AssertionError(f"{cls.__name__} {problem}")
-    fitted = _fitted(cls, options, inputs)
+    fitted = _fitted(cls(options), inputs)
     width = inputs.topk.shape[1]
     _check_distribution(fitted, inputs.topk, "ordinary rows")
     _check_distribution(fitted, _extreme_rows(width), "extreme rows")
@@ -123,7 +123,7 @@ def _check_on(cls: type[Recalibrator[Any]], options: PluginOptions, inputs: FitI
     _check_state(fitted, inputs)
     for case, unusual in _unusual_inputs(inputs):
         try:
-            fitted = _fitted(cls, options, unusual)
+            fitted = _fitted(cls(options), unusual)
         except UserError:
             continue  # it may reject such rows
         _check_distribution(fitted, unusual.topk, f"ordinary rows, fitted where {case}")
@@ -156,13 +156,13 @@ def _check_rows_are_independent(fitted: Recalibrator[Any], topk: FloatArray) -> 
 
 def _check_fit_is_determined(fitted: Recalibrator[Any], inputs: FitInputs) -> None:
     cls, options, name = type(fitted), fitted.options, f"{type(fitted).__name__}.fit"
-    again, target = _fitted(cls, options, inputs), fitted.transform(inputs.topk)
-    same = _state(fitted) == _state(again)
+    again, target = _fitted(cls(options), inputs), fitted.transform(inputs.topk)
+    same = _as_json(fitted, "state") == _as_json(again, "state")
     require(same, f"{name} is not deterministic: the same rows give a different state")
     same = np.array_equal(target, again.transform(inputs.topk))
     require(same, f"{name} is not deterministic: transform differs after the same rows")
     order = np.random.default_rng(0).permutation(len(target))
-    shuffled = _fitted(cls, options, inputs.rows(order)).transform(inputs.topk)
+    shuffled = _fitted(cls(options), inputs.rows(order)).transform(inputs.topk)
     same = _close(shuffled, target, ORDER_TOLERANCE)
     require(same, f"{name} depends on the order of the rows")
 
@@ -170,7 +170,7 @@ def _check_fit_is_determined(fitted: Recalibrator[Any], inputs: FitInputs) -> No
 def _check_diagnostics(fitted: Recalibrator[Any]) -> None:
     name, diagnostics = f"{type(fitted).__name__}.diagnostics", fitted.diagnostics()
     require(isinstance(diagnostics, Diagnostics), f"{name} does not return Diagnostics")
-    _diagnostics(fitted)
+    _as_json(fitted, "diagnostics")
     for fact in FACT_TYPES.keys() & diagnostics.facts.keys():
         value = diagnostics.facts[fact]
         require(isinstance(value, FACT_TYPES[fact]), f"{name}: {fact} cannot be {value!r}")
@@ -193,7 +193,7 @@ def _is_sound(curve: Curve) -> bool:
 
 
 def _check_state(fitted: Recalibrator[Any], inputs: FitInputs) -> None:
-    name, saved = type(fitted).__name__, _state(fitted)
+    name, saved = type(fitted).__name__, _as_json(fitted, "state")
     restored = type(fitted)(fitted.options)
     try:
         restored.restore(json.loads(saved))
@@ -202,18 +202,17 @@ def _check_state(fitted: Recalibrator[Any], inputs: FitInputs) -> None:
         raise AssertionError(f"{name} cannot be restored from its state: {error!r}") from error
     same = np.array_equal(target, fitted.transform(inputs.topk))
     require(same, f"{name}.transform differs after its state went through JSON")
-    require(_state(restored) == saved, f"{name}.state differs from the state that was restored")
-    same = _diagnostics(restored) == _diagnostics(fitted)
+    same = _as_json(restored, "state") == saved
+    require(same, f"{name}.state differs from the state that was restored")
+    same = _as_json(restored, "diagnostics") == _as_json(fitted, "diagnostics")
     require(same, f"{name}.diagnostics differs after its state went through JSON")
 
 
-def _fitted(
-    cls: type[Recalibrator[Any]], options: PluginOptions, inputs: FitInputs
-) -> Recalibrator[Any]:
-    recalibrator, passed = cls(options), deepcopy(inputs)
+def _fitted(recalibrator: Recalibrator[Any], inputs: FitInputs) -> Recalibrator[Any]:
+    method, passed = f"{type(recalibrator).__name__}.fit", deepcopy(inputs)
     recalibrator.fit(*passed)
     for name, after, before in zip(inputs._fields, passed, inputs, strict=True):
-        require(np.array_equal(after, before), f"{cls.__name__}.fit modifies its input '{name}'")
+        require(np.array_equal(after, before), f"{method} modifies its input '{name}'")
     return recalibrator
 
 
@@ -230,19 +229,12 @@ def _unusual_inputs(inputs: FitInputs) -> list[tuple[str, FitInputs]]:
     ]
 
 
-def _state(recalibrator: Recalibrator[Any]) -> str:
-    return _as_json(recalibrator.state(), f"{type(recalibrator).__name__}.state")
-
-
-def _diagnostics(recalibrator: Recalibrator[Any]) -> str:
-    name = f"{type(recalibrator).__name__}.diagnostics"
-    return _as_json(asdict(recalibrator.diagnostics()), name)
-
-
-def _as_json(content: object, name: str) -> str:
+def _as_json(recalibrator: Recalibrator[Any], method: Literal["state", "diagnostics"]) -> str:
+    content = recalibrator.state() if method == "state" else asdict(recalibrator.diagnostics())
     try:
         return json.dumps(content, allow_nan=False, sort_keys=True)
     except (TypeError, ValueError) as error:
+        name = f"{type(recalibrator).__name__}.{method}"
         raise AssertionError(f"{name} is not valid JSON: {error}") from error
 
 
