@@ -111,10 +111,10 @@ class PluginBase(ABC, Generic[OptionsT]):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sample of a task: a prompt, and the response to learn or the candidates to choose from."""
+    """One sample: a prompt, and the response to learn or the candidates to choose from."""
 
     prompt: str
-    """Not empty; ends exactly where the response begins: a leading space belongs to the response."""
+    """Not empty; ends where the response begins. A leading space belongs to the response."""
     response: str
     id: str | None = None
     """The data's own id, unique in its split; with None, firstcli derives one from the content."""
@@ -220,6 +220,10 @@ class ModelFamily(PluginBase[OptionsT]):
     """Whether a recipe must (True) or must not (False) give `checkpoint`."""
     needs_text: ClassVar[bool] = False
     """Whether the tokenizer is trained on the training task's text."""
+    device: str = "auto"
+    """Where models run: `auto`, or a name that `torch.device` accepts."""
+    inference_dtype: Literal["auto"] | Dtype = "auto"
+    """Type of the weights outside training; `auto` is bfloat16 on GPUs that support it."""
 
     @abstractmethod
     def tokenizer(self, ref: ModelRef, text: Iterable[str]) -> PreTrainedTokenizerBase:
@@ -254,16 +258,6 @@ class ModelFamily(PluginBase[OptionsT]):
         return AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
         )
-
-    @property
-    def device(self) -> str:
-        """Where models run: `auto`, or a name that `torch.device` accepts."""
-        return "auto"
-
-    @property
-    def inference_dtype(self) -> Literal["auto"] | Dtype:
-        """Type of the weights outside training; `auto` is bfloat16 on GPUs that support it."""
-        return "auto"
 
 
 class FitInputs(NamedTuple):

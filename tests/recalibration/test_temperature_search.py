@@ -15,13 +15,15 @@ from firstcli.recalibration.builtin import (
     SingleTemperature,
     TemperatureScaling,
     scale_logits,
-    scale_probabilities,
     softmax,
 )
-from firstcli.recalibration.criteria import CRITERIA, Criterion, criterion_value, in_top_k
 from firstcli.recalibration.temperature_search import (
+    CRITERIA,
+    Criterion,
     Resampled,
     best_temperature,
+    criterion_value,
+    in_top_k,
     search_hundredths,
     vertex,
 )
@@ -88,7 +90,7 @@ def test_resampled_values_are_those_of_the_resampled_rows(
 @pytest.mark.parametrize("mass_mode", ["teacher", "one"])
 def test_each_resample_goes_through_the_search_of_a_fit(mass_mode: MassMode) -> None:
     rows = FitInputs(*overconfident_teacher(5, mass_mode))
-    resampled = Resampled(scale_probabilities, rows, bins=10)
+    resampled = Resampled(softmax, rows, bins=10)
     for criterion in ("ece", "brier"):
         temperatures = resampled.temperatures(criterion, lambda f, _: search_hundredths(f))
         for temperature, resample in zip(temperatures[:15], each_resample(resampled), strict=False):

@@ -37,6 +37,10 @@ class CausalLM(ModelFamily[CausalLMOptions]):
 
     Options = CausalLMOptions
 
+    def __init__(self, options: CausalLMOptions) -> None:
+        super().__init__(options)
+        self.device, self.inference_dtype = options.device, options.dtype
+
     def tokenizer(self, ref: ModelRef, text: Iterable[str]) -> PreTrainedTokenizerBase:
         from transformers import AutoTokenizer
 
@@ -81,14 +85,6 @@ class CausalLM(ModelFamily[CausalLMOptions]):
     def load_trained(self, folder: Path, dtype: Dtype) -> PreTrainedModel:
         ref = ModelRef(str(folder))
         return self.model(ref, self.tokenizer(ref, ()), dtype, seed=0)
-
-    @property
-    def device(self) -> str:
-        return self.options.device
-
-    @property
-    def inference_dtype(self) -> Literal["auto"] | Dtype:
-        return self.options.dtype
 
     @contextmanager
     def _loading(self, ref: ModelRef, part: str) -> Iterator[dict[str, Any]]:

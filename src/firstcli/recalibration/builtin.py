@@ -27,9 +27,8 @@ from firstcli.api import (
     Recalibrator,
     UserError,
 )
-from firstcli.metrics import FLOOR
-from firstcli.recalibration.criteria import Criterion, outcome_probability, scored_rows
 from firstcli.recalibration.temperature_search import (
+    Criterion,
     CriterionValues,
     ValueAt,
     fit_temperatures,
@@ -51,11 +50,6 @@ def softmax(scores: FloatArray, temperature: float) -> FloatArray:
     """Return the softmax of each row divided by T; a score of -inf gets exactly 0."""
     below_top = scores - scores.max(axis=1, keepdims=True)  # before dividing: a tiny T overflows
     return normalized(np.exp(below_top / temperature))
-
-
-def scale_probabilities(topk: FloatArray, temperature: float) -> FloatArray:
-    """Return the softmax over the probabilities themselves (Eq. 4)."""
-    return softmax(topk, temperature)
 
 
 def scale_logits(topk: FloatArray, temperature: float) -> FloatArray:
@@ -159,15 +153,12 @@ class SingleTemperature(Recalibrator[TemperatureOptions]):
                 f"recalibrator '{self.name}' cannot be fitted: {reason}; raise train.validation, "
                 "or set its option 'temperature'"
             )
-        chosen, used = fits[criterion], rows.rows(scored_rows(criterion, rows))
-        target = self.scaled(used.topk, chosen.temperature)
-        likelihood = outcome_probability(target, used.is_label, used.mass)
+        used = fits[criterion].rows
         self._state = {
-            **asdict(chosen),
+            **asdict(fits[criterion]),
             "criterion": criterion,
-            "rows_left_out": len(topk) - chosen.rows,
-            "floored": int((likelihood < FLOOR).sum()) if criterion == "nll" else 0,
-            "few_rows": chosen.rows < MIN_STABLE_ROWS,
+            "rows_left_out": len(topk) - used,
+            "few_rows": used < MIN_STABLE_ROWS,
             "criteria": {
                 name: {key: getattr(fit, key) for key in PER_CRITERION}
                 for name, fit in fits.items()
@@ -230,11 +221,11 @@ def _warnings(state: Mapping[str, JSON]) -> tuple[str, ...]:
 
 
 class TemperatureScaling(SingleTemperature):
-    """`temperature-scaling`: the paper's softmax over probabilities."""
+    """`temperature-scaling`: the softmax over the probabilities themselves (Eq. 4)."""
 
     Options = TemperatureScalingOptions
     name = "temperature-scaling"
-    scaled = staticmethod(scale_probabilities)
+    scaled = staticmethod(softmax)
     search = staticmethod(search_hundredths)
 
 

@@ -67,13 +67,7 @@ def check_recalibrator(
 
 
 def overconfident_teacher(k: int, mass_mode: MassMode, seed: int = 0) -> FitInputs:
-    """Simulate an over-confident teacher and draw the labels.
-
-    Args:
-        k: number of tokens that are kept.
-        mass_mode: whether the k tokens get the teacher's mass or all of it.
-        seed: seed of teacher and labels.
-    """
+    """Simulate the k largest probabilities of an over-confident teacher, and draw the labels."""
     generator = np.random.default_rng(seed)
     logits = generator.normal(scale=2.0, size=(ROWS, 4 * k + 8))  # (N, vocabulary)
     labels = [generator.choice(row.size, p=row) for row in _softmax(logits, 1.0)]
