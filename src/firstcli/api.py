@@ -279,12 +279,9 @@ class FitInputs(NamedTuple):
 class Curve:
     """A criterion as a function of one parameter, evaluated on the validation part."""
 
-    points: tuple[tuple[float, float], ...]
-    """(parameter, criterion value), by ascending parameter."""
-    best: float
-    """The parameter that minimises the criterion; one of the points."""
-    interval: tuple[float, float] | None = None
-    """An interval for the best parameter; it contains `best`."""
+    points: tuple[tuple[float, float], ...]  # (parameter, criterion value), ascending parameters
+    best: float  # the parameter that minimises the criterion; one of the points
+    interval: tuple[float, float] | None = None  # of the best parameter; contains `best`
 
 
 RESERVED_FACTS = frozenset(

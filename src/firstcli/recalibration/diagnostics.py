@@ -19,12 +19,9 @@ class RankCalibration:
     """Confidence and frequency of the teacher's r-th token (the paper's Figure 3)."""
 
     rank: int
-    confidence_before: float
-    """Mean probability that the model gives to the token."""
-    confidence_after: float
-    """Mean probability of the soft target: mass times target."""
-    frequency: float
-    """Share of rows in which the token is the label."""
+    confidence_before: float  # mean probability that the model gives to the token
+    confidence_after: float  # mean probability of the soft target: mass times target
+    frequency: float  # share of rows in which the token is the label
     n: int
 
 
@@ -36,15 +33,11 @@ class CalibrationArtifact:
     rows that the recalibrator was fitted on. Files of earlier versions can lack `ranks`.
     """
 
-    recalibrator: str
-    """Name of the plugin."""
-    options: Mapping[str, JSON]
-    """Its options, as the recipe states them."""
+    recalibrator: str  # name of the plugin
+    options: Mapping[str, JSON]  # as the recipe states them
     positions: Literal["decisive", "all"]
-    mass: MassMode | None = None
-    """None for a temperature behind a model."""
-    rows: int
-    """Number of rows that the fit used."""
+    mass: MassMode | None = None  # None for a temperature behind a model
+    rows: int  # number of rows that the fit used
     accuracy: float
     confidence_before: float
     confidence_after: float

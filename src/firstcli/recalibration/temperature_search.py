@@ -92,21 +92,14 @@ class TemperatureFit:
     """The temperature that minimises a criterion, with its bootstrap interval."""
 
     temperature: float
-    curve: list[list[float]]
-    """[temperature, value of the criterion], by ascending temperature."""
-    at_grid_end: bool
-    """Whether an end of the searched range is as good."""
+    curve: list[list[float]]  # [temperature, value of the criterion], by ascending temperature
+    at_grid_end: bool  # whether an end of the searched range is as good
     rows: int
-    floored: int
-    """Number of outcomes whose probability the criterion `nll` raises to `FLOOR`."""
-    resamples: int
-    """Number of resamples; 0 if there are too few rows."""
-    interval: list[float]
-    """95 % of the resampled temperatures, widened to contain the chosen one."""
-    spread: float
-    """Standard deviation of the resampled temperatures."""
-    flat: bool
-    """Whether the rows hardly determine the temperature."""
+    floored: int  # number of outcomes whose probability the criterion `nll` raises to `FLOOR`
+    resamples: int  # 0 if there are too few rows
+    interval: list[float]  # 95 % of the resampled temperatures, widened to contain the chosen one
+    spread: float  # standard deviation of the resampled temperatures
+    flat: bool  # whether the rows hardly determine the temperature
 
 
 def fit_temperatures(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from firstcli.api import ModelFamily, ModelRef
-from firstcli.testing.requirements import GivenOptions, options_of, require
+from firstcli.api import JSON, ModelFamily, ModelRef, PluginOptions
+from firstcli.testing.requirements import require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,7 +18,7 @@ TEXT = ("Q: Is water wet?\nA: Yes.", "Q: Is fire cold?\nA: No.", "Q: Is grass gr
 
 def check_family(
     cls: type[ModelFamily[Any]],
-    options: GivenOptions = None,
+    options: PluginOptions | Mapping[str, JSON] | None = None,
     *,
     ref: ModelRef | None = None,
     text: Iterable[str] = TEXT,
@@ -38,7 +38,7 @@ def check_family(
 
     name, texts, ref = cls.__name__, list(text), ref or ModelRef(checkpoint=None)
     require(issubclass(cls, ModelFamily), f"{name} is not a firstcli.api.ModelFamily")
-    family = cls(options_of(cls, options))
+    family = cls(cls.Options.model_validate(dict(options or {})))
     tokenizer = family.tokenizer(ref, texts)
     _check_tokenizer(name, tokenizer, texts)
     model = family.model(ref, tokenizer, "float32", seed=1)

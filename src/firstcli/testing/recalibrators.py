@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
 from itertools import product
@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from firstcli.api import (
+    JSON,
     Curve,
     Diagnostics,
     FitInputs,
@@ -21,7 +22,7 @@ from firstcli.api import (
     Recalibrator,
     UserError,
 )
-from firstcli.testing.requirements import GivenOptions, options_of, require
+from firstcli.testing.requirements import require
 
 ROWS = 240
 TOLERANCE = 1e-9
@@ -37,7 +38,7 @@ FACT_TYPES: dict[str, Any] = {  # of the facts that reports know
 
 def check_recalibrator(
     cls: type[Recalibrator[Any]],
-    options: GivenOptions = None,
+    options: PluginOptions | Mapping[str, JSON] | None = None,
     *,
     k: Sequence[int] = (1, 2, 5),
     seed: int = 0,
@@ -57,7 +58,7 @@ def check_recalibrator(
         AssertionError: the class breaks the contract.
     """
     require(issubclass(cls, Recalibrator), f"{cls.__name__} is not a firstcli.api.Recalibrator")
-    settings = options_of(cls, options)
+    settings = cls.Options.model_validate(dict(options or {}))
     for width, mass_mode in product(k, get_args(MassMode)):
         try:
             _check_on(cls, settings, overconfident_teacher(width, mass_mode, seed))
