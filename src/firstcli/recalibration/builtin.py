@@ -1,7 +1,5 @@
-"""The built-in recalibrators.
+"""The built-in recalibrators; `topk` is (N, k), as `firstcli.api.Recalibrator` describes it.
 
-`topk` is always (N, k) float64: one position per row, from the most to the least likely token. The
-probabilities come from the softmax over the whole vocabulary, so a row sums to 1 or less.
 The formulas are those of the paper (arXiv 2408.12168), section 4.2 and appendix A.1, and of
 Guo et al. 2017 (arXiv 1706.04599).
 """
@@ -37,7 +35,7 @@ from firstcli.recalibration.temperature_search import (
 )
 
 EPSILON = 1e-6  # the paper's, appendix A.1
-PER_CRITERION = ("temperature", "interval", "spread", "curve")  # what the state keeps
+PER_CRITERION = ("temperature", "interval", "spread", "curve")  # kept in the state of a fit
 MIN_STABLE_ROWS = 200  # with fewer rows, the spread of a fitted T is a tenth or more
 
 
@@ -119,10 +117,8 @@ class SingleTemperature(Recalibrator[TemperatureOptions]):
 
     Options = TemperatureOptions
     name: ClassVar[str]
-    scaled: ClassVar[staticmethod[[FloatArray, float], FloatArray]]
-    """Apply one temperature."""
-    search: ClassVar[staticmethod[[ValueAt, bool], CriterionValues]]
-    """Evaluate a criterion where its minimum may be."""
+    scaled: ClassVar[staticmethod[[FloatArray, float], FloatArray]]  # applies a temperature
+    search: ClassVar[staticmethod[[ValueAt, bool], CriterionValues]]  # evaluates a criterion
 
     def __init__(self, options: TemperatureOptions) -> None:
         super().__init__(options)

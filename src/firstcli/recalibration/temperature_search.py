@@ -273,7 +273,6 @@ def _minimum(value_at: ValueAt, low: float, high: float) -> float:
     result = minimize_scalar(
         lambda log_temperature: value_at(float(np.exp(log_temperature))),
         bounds=(np.log(low), np.log(high)),
-        method="bounded",
         options={"xatol": 1e-10},
     )
     return float(np.exp(result.x))
