@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ __all__ = [
     "DataPath",
     "Diagnostics",
     "Dtype",
+    "FitInputs",
     "FloatArray",
     "MassMode",
     "ModelFamily",
@@ -45,8 +46,7 @@ __all__ = [
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
-JSON = Any
-"""A value that `json.dumps` accepts; an exact type would have to be recursive."""
+JSON = Any  # a value that `json.dumps` accepts; an exact type would have to be recursive
 Dtype = Literal["float32", "bfloat16", "float16"]
 MassMode = Literal["teacher", "one"]
 """Total probability that the student learns for the k tokens: the teacher's, or 1."""
@@ -88,6 +88,8 @@ DataPath = Annotated[Path, BeforeValidator(_resolve)]
 
 
 OptionsT = TypeVar("OptionsT", bound=PluginOptions)
+OUTDATED = "class {} was written for an earlier version of firstcli: {}"
+RENAMED = {"keeps_ranks": "order_preserving", "trained_model": "load_trained"}
 
 
 class PluginBase(ABC, Generic[OptionsT]):
@@ -95,33 +97,33 @@ class PluginBase(ABC, Generic[OptionsT]):
 
     Options: ClassVar[type[PluginOptions]] = PluginOptions
     format: ClassVar[int] = 1
-    """Raise it when the same options and data give a different result.
-
-    Built-ins are identified by it. For other packages it is part of the identity beside
-    distribution and version, which helps during development.
-    """
+    """Part of a plugin's identity: raise it when the same options and data give new results."""
 
     def __init__(self, options: OptionsT) -> None:
         self.options = options
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for old, new in RENAMED.items():
+            if hasattr(cls, old):
+                raise TypeError(OUTDATED.format(cls.__name__, f"rename `{old}` to `{new}`"))
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sample of a task: a prompt, and the response to learn or the candidates to choose from.
-
-    `prompt` ends exactly where the response begins; a leading space belongs to the response.
-    """
+    """One sample: a prompt, and the response to learn or the candidates to choose from."""
 
     prompt: str
+    """Not empty; ends where the response begins. A leading space belongs to the response."""
     response: str
     id: str | None = None
     """The data's own id, unique in its split; with None, firstcli derives one from the content."""
     candidates: tuple[str, ...] = ()
-    """The complete responses to choose from: 2 to 26, all different; empty for instructions."""
+    """The complete responses to choose from: 2 to 26, all different, none empty."""
     answer: int | None = None
     """Index of the right candidate; None with candidates means that none is right."""
     truth: tuple[float, ...] | None = None
-    """The true probability of each candidate, where it is known; sums to 1."""
+    """The true probability of each candidate, if known; sums to 1 and needs an `answer`."""
 
     @classmethod
     def question(
@@ -143,14 +145,9 @@ class Sample:
             id: the data's own id.
             truth: the true probability of each candidate, where it is known.
         """
-        return cls(
-            prompt=prompt,
-            response="" if answer is None else candidates[answer],
-            id=id,
-            candidates=tuple(candidates),
-            answer=answer,
-            truth=None if truth is None else tuple(truth),
-        )
+        response = "" if answer is None else candidates[answer]
+        probabilities = None if truth is None else tuple(truth)
+        return cls(prompt, response, id, tuple(candidates), answer, probabilities)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,15 +164,12 @@ class Task(PluginBase[OptionsT]):
     """A plugin of the group `firstcli.tasks`: the samples of each split."""
 
     has_candidates: ClassVar[bool] = True
-    """Whether samples have candidates, so that models can be evaluated on them.
-
-    If False, every sample has a response and neither candidates nor answer nor truth.
-    """
+    """Whether models can be evaluated on samples; if False, these have only prompt and response."""
 
     @property
     @abstractmethod
     def splits(self) -> tuple[str, ...]:
-        """Names of the splits that this task can load with these options; at least one."""
+        """Names of the splits that these options can load; at least one, all different."""
 
     @abstractmethod
     def load(self, split: str) -> Split:
@@ -184,20 +178,17 @@ class Task(PluginBase[OptionsT]):
         Candidates are compared at the first token in which they differ, so no two may share it.
         Either all questions of a split have a right answer or none has; those of `train` must.
 
-        An OSError, such as a lost connection, may propagate: firstcli reports how many samples
-        preceded it, and uses none of them.
-
         Raises:
             UserError: a file is missing or a row is malformed; names file, line and key. It may
                 also be raised while the samples are consumed.
+            OSError: a connection is lost, for example; firstcli then uses none of the samples.
         """
 
     def sources(self, split: str) -> Sequence[Path] | None:
         """Return the local files that a split is read from.
 
-        firstcli uses them to remember checks of data that has not changed. Return an empty
-        sequence where the options alone determine the samples, and None (the default) where
-        neither holds: the split is then read on every command.
+        Data whose files have not changed is not checked again. Return an empty sequence if the
+        options alone determine the samples; with None, every command reads the split.
         """
         return None
 
@@ -229,30 +220,22 @@ class ModelFamily(PluginBase[OptionsT]):
     """Whether a recipe must (True) or must not (False) give `checkpoint`."""
     needs_text: ClassVar[bool] = False
     """Whether the tokenizer is trained on the training task's text."""
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if hasattr(cls, "trained_model"):
-            raise _outdated(cls, "rename `trained_model` to `load_trained`")
+    device: str = "auto"
+    """Where models run: `auto`, or a name that `torch.device` accepts."""
+    inference_dtype: Literal["auto"] | Dtype = "auto"
+    """Type of the weights outside training; `auto` is bfloat16 on GPUs that support it."""
 
     @abstractmethod
     def tokenizer(self, ref: ModelRef, text: Iterable[str]) -> PreTrainedTokenizerBase:
-        """Return the tokenizer.
+        """Return a fast tokenizer whose offsets cover every character except white space.
 
-        It must be a fast tokenizer whose offsets cover every character except white space. An
-        end-of-sequence token is optional: without one, responses are learned without an end mark.
-
-        Args:
-            ref: the checkpoint.
-            text: prompts and responses of the training task.
+        `text` has the prompts and responses of the training task. Without an end-of-sequence token,
+        responses are learned without an end mark.
         """
 
     @abstractmethod
     def empty_model(self, ref: ModelRef, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-        """Return the model with its weights on the meta device, to count parameters.
-
-        Names and shapes of the parameters are those of `model`.
-        """
+        """Return `model` on the meta device: parameters have the same names and shapes."""
 
     @abstractmethod
     def model(
@@ -276,27 +259,29 @@ class ModelFamily(PluginBase[OptionsT]):
             folder, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
         )
 
-    @property
-    def device(self) -> str:
-        """Where models run: `auto`, or a name that `torch.device` accepts."""
-        return "auto"
 
-    @property
-    def inference_dtype(self) -> Literal["auto"] | Dtype:
-        """Type of the weights outside training; `auto` is bfloat16 on GPUs that support it."""
-        return "auto"
+class FitInputs(NamedTuple):
+    """The arguments of `Recalibrator.fit`; N positions, k tokens each."""
+
+    topk: FloatArray  # (N, k)
+    is_label: BoolArray  # (N, k)
+    mass: FloatArray  # (N,)
+    mass_mode: MassMode
+
+    def rows(self, chosen: Any) -> FitInputs:
+        """Return the chosen rows, by mask, index or slice."""
+        return self._replace(
+            topk=self.topk[chosen], is_label=self.is_label[chosen], mass=self.mass[chosen]
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
     """A criterion as a function of one parameter, evaluated on the validation part."""
 
-    points: tuple[tuple[float, float], ...]
-    """(parameter, criterion value), by ascending parameter."""
-    best: float
-    """The parameter that minimises the criterion; one of the points."""
-    interval: tuple[float, float] | None = None
-    """An interval for the best parameter; it contains `best`."""
+    points: tuple[tuple[float, float], ...]  # (parameter, criterion value), ascending parameters
+    best: float  # the parameter that minimises the criterion; one of the points
+    interval: tuple[float, float] | None = None  # of the best parameter; contains `best`
 
 
 RESERVED_FACTS = frozenset(
@@ -316,8 +301,7 @@ class Diagnostics:
     """Short facts for tables and `calibration/<arm>.json`; any name outside `RESERVED_FACTS`.
 
     Reports know `temperature`, its `interval` (two numbers), its `criterion` (the name of the curve
-    that it minimises), `temperatures` by criterion, and `rows`: the number of rows that the fit
-    used, if not all.
+    that it minimises), `temperatures` by criterion, and the number of `rows` used, if not all.
     """
     warnings: tuple[str, ...] = ()
     """What makes the fit doubtful and what to do: one line each, without the arm's name."""
@@ -344,18 +328,11 @@ class Recalibrator(PluginBase[OptionsT]):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        changes = []
-        if hasattr(cls, "keeps_ranks"):
-            changes.append("rename `keeps_ranks` to `order_preserving`")
-        signature = inspect.signature(cls.fit)
-        if "is_true" in signature.parameters:
-            changes.append("rename the parameter `is_true` of `fit` to `is_label`")
         try:
-            signature.bind("self", "topk", "is_label", "mass", "mass_mode")
-        except TypeError:
-            changes.append("let `fit` accept (topk, is_label, mass, mass_mode)")
-        if changes:
-            raise _outdated(cls, *changes)
+            inspect.signature(cls.fit).bind(cls, *FitInputs._fields)
+        except TypeError as error:
+            change = f"let `fit` accept ({', '.join(FitInputs._fields)})"
+            raise TypeError(OUTDATED.format(cls.__name__, change)) from error
 
     @property
     def needs_fit(self) -> bool:
@@ -365,10 +342,9 @@ class Recalibrator(PluginBase[OptionsT]):
     def fit(
         self, topk: FloatArray, is_label: BoolArray, mass: FloatArray, mass_mode: MassMode
     ) -> None:
-        """Learn from the validation part.
+        """Learn from the validation part, without modifying the arrays.
 
         The result must be deterministic and, up to rounding, independent of the order of the rows.
-        Do not modify the arrays.
 
         Args:
             topk: the teacher's probabilities, (N, k), from the softmax over the whole vocabulary.
@@ -400,15 +376,5 @@ class Recalibrator(PluginBase[OptionsT]):
         """Restore what `state` returned; `transform` then gives exactly the same result."""
 
     def diagnostics(self) -> Diagnostics:
-        """Return facts, warnings and curves for the reports, after `fit` or `restore`.
-
-        Derive them from the state, so that they are the same after `restore`.
-        """
+        """Describe the fit for reports; the same after `restore`, so derive it from the state."""
         return Diagnostics()
-
-
-def _outdated(cls: type, *changes: str) -> TypeError:
-    """Return the error for a plugin class of an earlier version of the contract."""
-    return TypeError(
-        f"class {cls.__name__} was written for an earlier version of firstcli: {'; '.join(changes)}"
-    )

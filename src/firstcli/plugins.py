@@ -1,6 +1,6 @@
 """The plugin registry: find plugins through entry points, load them by name, identify them.
 
-Installed distributions are scanned once per process and search path; classes are loaded once.
+Installed distributions are scanned once per process and search path.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import entrypoints
 
 from firstcli.errors import UserError, did_you_mean
 
 Kind = Literal["families", "tasks", "recalibrators"]
-KINDS: tuple[Kind, ...] = ("families", "tasks", "recalibrators")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 SINGULAR: dict[Kind, str] = {"families": "family", "tasks": "task", "recalibrators": "recalibrator"}
 
 
@@ -83,19 +83,14 @@ def load(kind: Kind, name: str) -> Any:
     Raises:
         UserError: the name is unknown or ambiguous, or the plugin cannot be imported.
     """
-    return _imported(find(kind, name), tuple(sys.path))
-
-
-@cache
-def _imported(plugin: Plugin, search_path: tuple[str, ...]) -> Any:
+    plugin = find(kind, name)
     module, _, attribute = plugin.target.partition(":")
     try:
-        return entrypoints.EntryPoint(plugin.name, module, attribute).load()
+        return entrypoints.EntryPoint(name, module, attribute).load()
     except (Exception, SystemExit) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
-            f"{SINGULAR[plugin.kind]} '{plugin.name}' from {plugin.origin} cannot be imported: "
-            f"{reason}"
+            f"{SINGULAR[kind]} '{name}' from {plugin.origin} cannot be imported: {reason}"
         ) from error
 
 

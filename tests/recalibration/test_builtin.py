@@ -25,10 +25,13 @@ from firstcli.recalibration.builtin import (
     SingleTemperature,
     TemperatureScaling,
     scale_logits,
-    scale_probabilities,
+    softmax,
 )
-from firstcli.recalibration.criteria import criterion_value
-from firstcli.recalibration.temperature_search import search_hundredths, search_log_spaced
+from firstcli.recalibration.temperature_search import (
+    criterion_value,
+    search_hundredths,
+    search_log_spaced,
+)
 from firstcli.testing import FitInputs, check_recalibrator, overconfident_teacher
 
 if TYPE_CHECKING:
@@ -111,7 +114,7 @@ def test_label_smoothing_is_eq_3_on_shares(delta: float) -> None:
 
 @pytest.mark.parametrize("temperature", [0.01, 0.1, 0.3, 1.0, 50.0])
 def test_temperature_scaling_is_eq_4(temperature: float) -> None:
-    target = scale_probabilities(TEACHER, temperature)
+    target = softmax(TEACHER, temperature)
     assert_rows(target, lambda p: reference_eq4(p, temperature))
 
 
@@ -128,18 +131,18 @@ def test_label_smoothing_can_swap_the_first_two() -> None:
 
 def test_eq_4_has_the_effects_of_section_5_5() -> None:
     overconfident = np.array([[0.97, 0.015, 0.008, 0.005, 0.002]])
-    large = scale_probabilities(overconfident, 1000.0)
+    large = softmax(overconfident, 1000.0)
     np.testing.assert_allclose(large, 0.2, atol=1e-3)
-    one = scale_probabilities(overconfident, 1.0)
+    one = softmax(overconfident, 1.0)
     assert one[0, 0] < 0.42  # the first is compressed dramatically
     assert (one[0, 1:] > overconfident[0, 1:]).all()  # and the other tokens enlarged
-    tenth = scale_probabilities(overconfident, 0.1)
+    tenth = softmax(overconfident, 0.1)
     assert tenth[0, 0] > overconfident[0, 0]  # more confident than before
 
 
 @given(teachers(), st.floats(0.02, 10))
 def test_temperatures_preserve_order_and_sum_to_1(topk: FloatArray, temperature: float) -> None:
-    for target in (scale_probabilities(topk, temperature), scale_logits(topk, temperature)):
+    for target in (softmax(topk, temperature), scale_logits(topk, temperature)):
         assert np.isfinite(target).all() and (target >= 0).all()
         np.testing.assert_allclose(target.sum(axis=1), 1, atol=1e-12)
         assert (np.diff(target, axis=1) <= 1e-12).all()
@@ -170,7 +173,7 @@ def test_label_smoothing_sums_to_1_and_leaves_no_zero(topk: FloatArray, delta: f
 def test_a_higher_temperature_is_never_more_confident(
     topk: FloatArray, temperature: float, factor: float
 ) -> None:
-    for scale in (scale_probabilities, scale_logits):
+    for scale in (softmax, scale_logits):
         cold, hot = scale(topk, temperature), scale(topk, factor * temperature)
         assert (hot[:, 0] <= cold[:, 0] + 1e-12).all()
 
@@ -204,7 +207,7 @@ def test_nll_and_brier_run_over_k_plus_1_outcomes(criterion: Literal["nll", "bri
 
 def test_ece_is_that_of_the_soft_targets() -> None:
     topk, is_label, mass, _ = overconfident_teacher(5, mass_mode="teacher")
-    target = scale_probabilities(topk, 0.3)
+    target = softmax(topk, 0.3)
     value = criterion_value("ece", target, is_label, mass, bins=7)
     assert value == ece(mass * target[:, 0], is_label[:, 0], bins=7)
 
@@ -333,13 +336,13 @@ def test_nll_finds_the_temperature_of_scikit_learn(classes: int) -> None:
 
     generator = np.random.default_rng(3)
     logits = generator.normal(scale=3.0, size=(800, classes))
-    honest = scale_probabilities(logits, 2.2)  # the softmax of logits / 2.2
+    honest = softmax(logits, 2.2)  # the softmax of logits / 2.2
     labels = np.array([generator.choice(classes, p=row) for row in honest])
     frozen = FrozenEstimator(GivenLogits().fit(logits, labels))
     calibrated = CalibratedClassifierCV(frozen, method="temperature").fit(logits, labels)
     expected = 1 / calibrated.calibrated_classifiers_[0].calibrators[0].beta_
 
-    claimed = scale_probabilities(logits, 1.0)
+    claimed = softmax(logits, 1.0)
     order = np.argsort(-claimed, axis=1)
     ranked = np.take_along_axis(claimed, order, axis=1)
     inputs = FitInputs(ranked, order == labels[:, None], np.ones(800), "one")
@@ -434,9 +437,7 @@ def test_a_given_temperature_needs_no_fit_and_survives_one() -> None:
     assert not recalibrator.needs_fit
     recalibrator.fit(*overconfident_teacher(5, mass_mode="teacher"))
     assert recalibrator.state() == {"temperature": 1.0}
-    np.testing.assert_array_equal(
-        recalibrator.transform(TEACHER), scale_probabilities(TEACHER, 1.0)
-    )
+    np.testing.assert_array_equal(recalibrator.transform(TEACHER), softmax(TEACHER, 1.0))
 
 
 @pytest.mark.parametrize(

@@ -15,18 +15,19 @@ from firstcli.recalibration.builtin import (
     SingleTemperature,
     TemperatureScaling,
     scale_logits,
-    scale_probabilities,
     softmax,
 )
-from firstcli.recalibration.criteria import CRITERIA, Criterion, criterion_value, in_top_k
 from firstcli.recalibration.temperature_search import (
-    FitRows,
+    CRITERIA,
+    Criterion,
     Resampled,
     best_temperature,
+    criterion_value,
+    in_top_k,
     search_hundredths,
     vertex,
 )
-from firstcli.testing import overconfident_teacher
+from firstcli.testing import FitInputs, overconfident_teacher
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 CLASSES = [TemperatureScaling, LogitTemperature]
 
 
-def teacher(count: int, seed: int = 0, heat: float = 2.0) -> FitRows:
+def teacher(count: int, seed: int = 0, heat: float = 2.0) -> FitInputs:
     """Simulate a teacher of five answers, all in the top k, with logits `heat` times too large."""
     generator = np.random.default_rng(seed)
     logits = generator.normal(scale=3.0, size=(count, 5))
@@ -44,28 +45,28 @@ def teacher(count: int, seed: int = 0, heat: float = 2.0) -> FitRows:
     answer = np.minimum(drawn.sum(axis=1), 4)
     order = np.argsort(-logits, axis=1)
     topk = np.take_along_axis(softmax(logits, 1.0), order, axis=1)
-    return FitRows(topk, order == answer[:, None], topk.sum(axis=1), "teacher")
+    return FitInputs(topk, order == answer[:, None], topk.sum(axis=1), "teacher")
 
 
-def fitted(cls: type[SingleTemperature], rows: FitRows, **options: object) -> SingleTemperature:
+def fitted(cls: type[SingleTemperature], rows: FitInputs, **options: object) -> SingleTemperature:
     recalibrator = cls(cls.Options.model_validate(options))
     recalibrator.fit(*rows)
     return recalibrator
 
 
-def state_of(cls: type[SingleTemperature], rows: FitRows, **options: object) -> dict[str, Any]:
+def state_of(cls: type[SingleTemperature], rows: FitInputs, **options: object) -> dict[str, Any]:
     return fitted(cls, rows, **options).state()
 
 
-def repeated(rows: FitRows, times: npt.NDArray[np.float64]) -> FitRows:
+def repeated(rows: FitInputs, times: npt.NDArray[np.float64]) -> FitInputs:
     """Return the rows of a resample one by one."""
-    return rows.where(np.repeat(np.arange(len(times)), times.astype(int)))
+    return rows.rows(np.repeat(np.arange(len(times)), times.astype(int)))
 
 
 # --- resamples ----------------------------------------------------------------------------------
 
 
-def each_resample(resampled: Resampled) -> list[FitRows]:
+def each_resample(resampled: Resampled) -> list[FitInputs]:
     return [
         repeated(resampled._rows, times[resampled._block]) for times in resampled._times.astype(int)
     ]
@@ -76,7 +77,7 @@ def each_resample(resampled: Resampled) -> list[FitRows]:
 def test_resampled_values_are_those_of_the_resampled_rows(
     criterion: Criterion, temperature: float
 ) -> None:
-    rows = FitRows(*overconfident_teacher(5, mass_mode="teacher"))
+    rows = FitInputs(*overconfident_teacher(5, mass_mode="teacher"))
     resampled = Resampled(scale_logits, rows, bins=7)
     values = resampled.values(criterion, temperature)
     for value, resample in zip(values[:20], each_resample(resampled), strict=False):
@@ -88,8 +89,8 @@ def test_resampled_values_are_those_of_the_resampled_rows(
 
 @pytest.mark.parametrize("mass_mode", ["teacher", "one"])
 def test_each_resample_goes_through_the_search_of_a_fit(mass_mode: MassMode) -> None:
-    rows = FitRows(*overconfident_teacher(5, mass_mode))
-    resampled = Resampled(scale_probabilities, rows, bins=10)
+    rows = FitInputs(*overconfident_teacher(5, mass_mode))
+    resampled = Resampled(softmax, rows, bins=10)
     for criterion in ("ece", "brier"):
         temperatures = resampled.temperatures(criterion, lambda f, _: search_hundredths(f))
         for temperature, resample in zip(temperatures[:15], each_resample(resampled), strict=False):
@@ -98,8 +99,8 @@ def test_each_resample_goes_through_the_search_of_a_fit(mass_mode: MassMode) -> 
 
 
 def test_with_mass_one_rows_outside_the_k_do_not_count() -> None:
-    rows = FitRows(*overconfident_teacher(5, mass_mode="one"))
-    inside = rows.where(in_top_k(rows.is_label))
+    rows = FitInputs(*overconfident_teacher(5, mass_mode="one"))
+    inside = rows.rows(in_top_k(rows.is_label))
     resampled = Resampled(scale_logits, rows, 10)
     resampled._times = np.ones((1, len(rows.topk)))
     for criterion in ("nll", "brier"):
@@ -147,7 +148,7 @@ def test_the_order_of_the_rows_changes_nothing(cls: type[SingleTemperature]) -> 
     rows = teacher(150)
     order = np.random.default_rng(1).permutation(150)
     once = state_of(cls, rows)
-    again = state_of(cls, rows.where(order))
+    again = state_of(cls, rows.rows(order))
     for key in ("temperature", "interval", "spread"):
         assert again[key] == pytest.approx(once[key], rel=1e-9)
 
@@ -171,7 +172,7 @@ def test_vertex_is_exact_for_a_parabola_over_log_t() -> None:
 def test_the_state_has_every_criterion_whichever_is_chosen(
     cls: type[SingleTemperature], mass_mode: MassMode
 ) -> None:
-    rows = FitRows(*overconfident_teacher(5, mass_mode))
+    rows = FitInputs(*overconfident_teacher(5, mass_mode))
     states = {criterion: state_of(cls, rows, criterion=criterion) for criterion in CRITERIA}
     for criterion, state in states.items():
         assert state["criteria"] == states["ece"]["criteria"]
@@ -195,7 +196,7 @@ def test_any_number_of_rows(cls: type[SingleTemperature], count: int) -> None:
 
 def test_a_criterion_without_rows_is_left_out() -> None:
     rows = teacher(30)
-    outside = FitRows(rows.topk, np.zeros_like(rows.is_label), np.ones(30), "one")
+    outside = FitInputs(rows.topk, np.zeros_like(rows.is_label), np.ones(30), "one")
     assert set(state_of(LogitTemperature, outside)["criteria"]) == {"ece"}
 
 
@@ -203,13 +204,13 @@ def test_a_criterion_without_rows_is_left_out() -> None:
 def test_flat_if_rows_hardly_determine_the_temperature(cls: type[SingleTemperature]) -> None:
     assert not state_of(cls, teacher(2000))["flat"]
     assert state_of(cls, teacher(12))["flat"]  # the interval covers most of the range
-    single = FitRows(
+    single = FitInputs(
         np.full((500, 1), 0.7), np.ones((500, 1), dtype=bool), np.full(500, 0.7), "teacher"
     )
     assert state_of(cls, single)["flat"]  # one token gets everything at every temperature
     even = np.tile([0.2, 0.2, 0.2, 0.2, 0.2], (500, 1))
     first = np.arange(500)[:, None] % 5 == np.arange(5)
-    assert state_of(cls, FitRows(even, first, np.ones(500), "one"))[
+    assert state_of(cls, FitInputs(even, first, np.ones(500), "one"))[
         "flat"
     ]  # equal tokens stay equal
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,27 +37,26 @@ class CausalLM(ModelFamily[CausalLMOptions]):
 
     Options = CausalLMOptions
 
+    def __init__(self, options: CausalLMOptions) -> None:
+        super().__init__(options)
+        self.device, self.inference_dtype = options.device, options.dtype
+
     def tokenizer(self, ref: ModelRef, text: Iterable[str]) -> PreTrainedTokenizerBase:
         from transformers import AutoTokenizer
 
-        tokenizer: PreTrainedTokenizerBase = self._load(
-            ref, "tokenizer", AutoTokenizer.from_pretrained
-        )
-        return tokenizer
+        with self._loading(ref, "tokenizer") as source:
+            return AutoTokenizer.from_pretrained(**source)
 
     def empty_model(self, ref: ModelRef, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        config = self._load(ref, "configuration", AutoConfig.from_pretrained)
-        with torch.device("meta"):
-            model: PreTrainedModel = self._load(
-                ref,
-                "model",
-                lambda _, **options: AutoModelForCausalLM.from_config(
-                    config, trust_remote_code=options["trust_remote_code"]
-                ),
-            )
+        trust = self.options.trust_remote_code
+        model: PreTrainedModel
+        with self._loading(ref, "configuration") as source:
+            config = AutoConfig.from_pretrained(**source)
+        with self._loading(ref, "model"), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
         return model
 
     def model(
@@ -66,15 +66,15 @@ class CausalLM(ModelFamily[CausalLMOptions]):
         from transformers import AutoModelForCausalLM
 
         model: PreTrainedModel
-        model, loading = self._load(
-            ref,
-            "model",
-            AutoModelForCausalLM.from_pretrained,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,  # never unpickle weights
-            attn_implementation=self.options.attn_implementation,
-            output_loading_info=True,
-        )
+        load: Any = AutoModelForCausalLM.from_pretrained  # returns a pair with output_loading_info
+        with self._loading(ref, "model") as source:
+            model, loading = load(
+                **source,
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,  # never unpickle weights
+                attn_implementation=self.options.attn_implementation,
+                output_loading_info=True,
+            )
         if missing := sorted(loading["missing_keys"]):  # transformers would initialise them
             raise UserError(
                 f"checkpoint {ref.checkpoint}: {len(missing)} weights are missing, such as "
@@ -86,16 +86,9 @@ class CausalLM(ModelFamily[CausalLMOptions]):
         ref = ModelRef(str(folder))
         return self.model(ref, self.tokenizer(ref, ()), dtype, seed=0)
 
-    @property
-    def device(self) -> str:
-        return self.options.device
-
-    @property
-    def inference_dtype(self) -> Literal["auto"] | Dtype:
-        return self.options.dtype
-
-    def _load(self, ref: ModelRef, part: str, load: Any, **options: Any) -> Any:
-        """Call `load`, such as a `from_pretrained`; its errors become UserErrors about `part`."""
+    @contextmanager
+    def _loading(self, ref: ModelRef, part: str) -> Iterator[dict[str, Any]]:
+        """Yield the arguments of `from_pretrained`; its errors become UserErrors about `part`."""
         from safetensors import SafetensorError
 
         if ref.folder is not None and not (ref.folder / "config.json").is_file():
@@ -104,12 +97,11 @@ class CausalLM(ModelFamily[CausalLMOptions]):
                 f"checkpoint {ref.folder}: {problem}; give a Hugging Face model folder or a hub id"
             )
         try:
-            return load(
-                ref.checkpoint,
-                revision=ref.revision,
-                trust_remote_code=self.options.trust_remote_code,
-                **options,
-            )
+            yield {
+                "pretrained_model_name_or_path": ref.checkpoint,
+                "revision": ref.revision,
+                "trust_remote_code": self.options.trust_remote_code,
+            }
         # transformers raises any of these for a faulty checkpoint.
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]

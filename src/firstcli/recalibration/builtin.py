@@ -1,64 +1,53 @@
-"""The built-in recalibrators.
+"""The built-in recalibrators; `topk` is (N, k), as `firstcli.api.Recalibrator` describes it.
 
-`topk` is always (N, k) float64: one position per row, from the most to the least likely token. The
-probabilities come from the softmax over the whole vocabulary, so a row sums to 1 or less.
 The formulas are those of the paper (arXiv 2408.12168), section 4.2 and appendix A.1, and of
 Guo et al. 2017 (arXiv 1706.04599).
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import asdict
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from firstcli.api import JSON, Curve, Diagnostics, PluginOptions, Recalibrator
-from firstcli.errors import UserError
-from firstcli.metrics import FLOOR
-from firstcli.recalibration.criteria import Criterion, outcome_probability
+from firstcli.api import (
+    JSON,
+    BoolArray,
+    Curve,
+    Diagnostics,
+    FitInputs,
+    FloatArray,
+    MassMode,
+    PluginOptions,
+    Recalibrator,
+    UserError,
+)
 from firstcli.recalibration.temperature_search import (
+    Criterion,
     CriterionValues,
-    FitRows,
-    TemperatureFit,
     ValueAt,
     fit_temperatures,
     search_hundredths,
     search_log_spaced,
 )
 
-if TYPE_CHECKING:
-    from firstcli.api import BoolArray, FloatArray, MassMode
-
 EPSILON = 1e-6  # the paper's, appendix A.1
+PER_CRITERION = ("temperature", "interval", "spread", "curve")  # kept in the state of a fit
 MIN_STABLE_ROWS = 200  # with fewer rows, the spread of a fitted T is a tenth or more
 
 
 def normalized(weights: FloatArray) -> FloatArray:
     """Divide each row by its sum."""
-    sums: FloatArray = weights.sum(axis=1, keepdims=True)  # (N, 1)
-    return weights / sums
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
 def softmax(scores: FloatArray, temperature: float) -> FloatArray:
     """Return the softmax of each row divided by T; a score of -inf gets exactly 0."""
     below_top = scores - scores.max(axis=1, keepdims=True)  # before dividing: a tiny T overflows
     return normalized(np.exp(below_top / temperature))
-
-
-def smooth_labels(topk: FloatArray, delta: float) -> FloatArray:
-    """Move `delta` from the first token to the other tokens in equal parts (Eq. 3)."""
-    shares = normalized(topk)
-    smoothed = shares + delta / (topk.shape[1] - 1)
-    smoothed[:, 0] = shares[:, 0] - delta
-    return normalized(np.maximum(smoothed, EPSILON))
-
-
-def scale_probabilities(topk: FloatArray, temperature: float) -> FloatArray:
-    """Return the softmax over the probabilities themselves (Eq. 4)."""
-    return softmax(topk, temperature)
 
 
 def scale_logits(topk: FloatArray, temperature: float) -> FloatArray:
@@ -86,7 +75,7 @@ class LabelSmoothingOptions(PluginOptions):
 
 
 class LabelSmoothing(Recalibrator[LabelSmoothingOptions]):
-    """`label-smoothing`: move a constant share from the first token to the other tokens."""
+    """`label-smoothing`: move `delta` from the first token to the others in equal parts (Eq. 3)."""
 
     Options = LabelSmoothingOptions
     order_preserving = False  # the first token can fall below the second, as the paper notes
@@ -97,7 +86,10 @@ class LabelSmoothing(Recalibrator[LabelSmoothingOptions]):
                 "recalibrator 'label-smoothing' needs at least two tokens, but top_k is 1; raise "
                 "it or choose a different recalibrator"
             )
-        return smooth_labels(topk, self.options.delta)
+        shares, delta = normalized(topk), self.options.delta
+        smoothed = shares + delta / (topk.shape[1] - 1)
+        smoothed[:, 0] = shares[:, 0] - delta
+        return normalized(np.maximum(smoothed, EPSILON))
 
 
 class TemperatureOptions(PluginOptions):
@@ -125,24 +117,17 @@ class SingleTemperature(Recalibrator[TemperatureOptions]):
 
     Options = TemperatureOptions
     name: ClassVar[str]
+    scaled: ClassVar[staticmethod[[FloatArray, float], FloatArray]]  # applies a temperature
+    search: ClassVar[staticmethod[[ValueAt, bool], CriterionValues]]  # evaluates a criterion
 
     def __init__(self, options: TemperatureOptions) -> None:
         super().__init__(options)
-        self._state: dict[str, JSON] = {}
-        if options.temperature is not None:
-            self._state = {"temperature": options.temperature}
+        fixed = options.temperature
+        self._state: dict[str, JSON] = {} if fixed is None else {"temperature": fixed}
 
     @property
     def needs_fit(self) -> bool:
         return self.options.temperature is None
-
-    @abstractmethod
-    def scaled(self, topk: FloatArray, temperature: float) -> FloatArray:
-        """Apply one temperature."""
-
-    @abstractmethod
-    def search(self, value_at: ValueAt, unimodal: bool) -> CriterionValues:
-        """Evaluate a criterion where its minimum may be."""
 
     def fit(
         self, topk: FloatArray, is_label: BoolArray, mass: FloatArray, mass_mode: MassMode
@@ -150,30 +135,30 @@ class SingleTemperature(Recalibrator[TemperatureOptions]):
         if not self.needs_fit:
             return
         # Probabilities stored in float32 can sum to 1 + 1e-7.
-        rows = FitRows(topk, is_label, np.minimum(mass, 1.0), mass_mode)
-        by_criterion = fit_temperatures(self.scaled, self.search, rows, self.options.bins)
-        if self.options.criterion not in by_criterion:
-            raise UserError(_cannot_fit(self.name, self.options.criterion, len(topk)))
-        self._state = self._fitted_state(by_criterion, rows)
-
-    def _fitted_state(
-        self, by_criterion: Mapping[Criterion, TemperatureFit], rows: FitRows
-    ) -> dict[str, JSON]:
+        rows = FitInputs(topk, is_label, np.minimum(mass, 1.0), mass_mode)
         criterion = self.options.criterion
-        chosen, used = by_criterion[criterion], rows.scored_by(criterion)
-        target = self.scaled(used.topk, chosen.temperature)
-        likelihood = outcome_probability(target, used.is_label, used.mass)
-        return {
-            **chosen.state(),
+        fits = fit_temperatures(self.scaled, self.search, rows, self.options.bins)
+        if criterion not in fits:
+            reason = (
+                f"none of the {len(topk)} labels of the validation part is in the teacher's top k, "
+                f"as criterion '{criterion}' requires with mass 'one'"
+                if len(topk)
+                else "the validation part has no rows"
+            )
+            raise UserError(
+                f"recalibrator '{self.name}' cannot be fitted: {reason}; raise train.validation, "
+                "or set its option 'temperature'"
+            )
+        used = fits[criterion].rows
+        self._state = {
+            **asdict(fits[criterion]),
             "criterion": criterion,
-            "rows": chosen.rows,
-            "rows_left_out": len(rows.topk) - chosen.rows,
-            "floored": int((likelihood < FLOOR).sum()) if criterion == "nll" else 0,
-            "resamples": chosen.resamples,
-            "at_grid_end": chosen.at_grid_end,
-            "flat": chosen.flat,
-            "few_rows": chosen.rows < MIN_STABLE_ROWS,
-            "criteria": {name: fit.state() for name, fit in by_criterion.items()},
+            "rows_left_out": len(topk) - used,
+            "few_rows": used < MIN_STABLE_ROWS,
+            "criteria": {
+                name: {key: getattr(fit, key) for key in PER_CRITERION}
+                for name, fit in fits.items()
+            },
         }
 
     def transform(self, topk: FloatArray) -> FloatArray:
@@ -232,38 +217,17 @@ def _warnings(state: Mapping[str, JSON]) -> tuple[str, ...]:
 
 
 class TemperatureScaling(SingleTemperature):
-    """`temperature-scaling`: the paper's softmax over probabilities."""
+    """`temperature-scaling`: the softmax over the probabilities themselves (Eq. 4)."""
 
     Options = TemperatureScalingOptions
     name = "temperature-scaling"
-
-    def scaled(self, topk: FloatArray, temperature: float) -> FloatArray:
-        return scale_probabilities(topk, temperature)
-
-    def search(self, value_at: ValueAt, unimodal: bool) -> CriterionValues:
-        return search_hundredths(value_at)
+    scaled = staticmethod(softmax)
+    search = staticmethod(search_hundredths)
 
 
 class LogitTemperature(SingleTemperature):
     """`logit-temperature`: classic temperature scaling, from the k probabilities alone."""
 
     name = "logit-temperature"
-
-    def scaled(self, topk: FloatArray, temperature: float) -> FloatArray:
-        return scale_logits(topk, temperature)
-
-    def search(self, value_at: ValueAt, unimodal: bool) -> CriterionValues:
-        return search_log_spaced(value_at, unimodal)
-
-
-def _cannot_fit(name: str, criterion: Criterion, rows: int) -> str:
-    reason = (
-        f"none of the {rows} labels of the validation part is in the teacher's top k, as criterion "
-        f"'{criterion}' requires with mass 'one'"
-        if rows
-        else "the validation part has no rows"
-    )
-    return (
-        f"recalibrator '{name}' cannot be fitted: {reason}; raise train.validation, or set its "
-        "option 'temperature'"
-    )
+    scaled = staticmethod(scale_logits)
+    search = staticmethod(search_log_spaced)

@@ -6,14 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from firstcli import metrics, plugins
-
-if TYPE_CHECKING:
-    from firstcli.api import JSON, BoolArray, FloatArray, MassMode, Recalibrator
+from firstcli.api import JSON, BoolArray, FloatArray, MassMode, Recalibrator
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +19,9 @@ class RankCalibration:
     """Confidence and frequency of the teacher's r-th token (the paper's Figure 3)."""
 
     rank: int
-    confidence_before: float
-    """Mean probability that the model gives to the token."""
-    confidence_after: float
-    """Mean probability of the soft target: mass times target."""
-    frequency: float
-    """Share of rows in which the token is the label."""
+    confidence_before: float  # mean probability that the model gives to the token
+    confidence_after: float  # mean probability of the soft target: mass times target
+    frequency: float  # share of rows in which the token is the label
     n: int
 
 
@@ -38,15 +33,11 @@ class CalibrationArtifact:
     rows that the recalibrator was fitted on. Files of earlier versions can lack `ranks`.
     """
 
-    recalibrator: str
-    """Name of the plugin."""
-    options: Mapping[str, JSON]
-    """Its options, as the recipe states them."""
+    recalibrator: str  # name of the plugin
+    options: Mapping[str, JSON]  # as the recipe states them
     positions: Literal["decisive", "all"]
-    mass: MassMode | None = None
-    """None for a temperature behind a model."""
-    rows: int
-    """Number of rows that the fit used."""
+    mass: MassMode | None = None  # None for a temperature behind a model
+    rows: int  # number of rows that the fit used
     accuracy: float
     confidence_before: float
     confidence_after: float
@@ -115,16 +106,14 @@ class CalibrationArtifact:
         """Read a file that this or an earlier version wrote."""
         content = json.loads(path.read_text("utf-8"))
         ranks = tuple(RankCalibration(**rank) for rank in content.pop("ranks", ()))
-        names = {known.name for known in fields(cls)} & content.keys()
-        known = {name: content.pop(name) for name in names}
+        known = {key.name: content.pop(key.name) for key in fields(cls) if key.name in content}
         return cls(**known, ranks=ranks, facts=content)
 
     def to_json(self) -> dict[str, JSON]:
         """Return the content of the file; absent values have no key."""
         content = asdict(self)
         facts: dict[str, JSON] = content.pop("facts")
-        content["ranks"] = list(content["ranks"])
-        return facts | {key: value for key, value in content.items() if value not in (None, [])}
+        return facts | {key: value for key, value in content.items() if value not in (None, ())}
 
     def save(self, path: Path) -> None:
         """Write the file."""

@@ -1,55 +1,90 @@
-"""The temperature that minimises a criterion, with its bootstrap interval."""
+"""The temperature that minimises a criterion, with its bootstrap interval.
+
+Criteria are the ECE, NLL and Brier score of the soft targets. A soft target gives `mass * target`
+to the k tokens and `1 - mass` to all other tokens together. The outcome is one of the k tokens or
+"none of them". Shapes: `target` and `is_label` are (N, k), `mass` is (N,).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cache, partial
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from firstcli.recalibration.criteria import (
-    CRITERIA,
-    Criterion,
-    brier_losses,
-    criterion_value,
-    log_losses,
-    scored_rows,
-)
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from firstcli.api import JSON, BoolArray, FloatArray, MassMode
+from firstcli.api import BoolArray, FitInputs, FloatArray
+from firstcli.metrics import FLOOR, ece
+from firstcli.metrics.calibration import bin_index
 
 RESAMPLES = 200
 MAX_BLOCKS = 1000  # rows are resampled in at most this many blocks, which bounds the cost
 MIN_ROWS_TO_RESAMPLE = 10  # resamples of fewer rows say nothing about other rows
 SEED = 0
 
+Criterion = Literal["ece", "nll", "brier"]
+CRITERIA: tuple[Criterion, ...] = ("ece", "nll", "brier")
 CriterionValues = dict[float, float]  # temperature -> value of the criterion, ascending
-Scale = Callable[["FloatArray", float], "FloatArray"]
+Scale = Callable[[FloatArray, float], FloatArray]
 ValueAt = Callable[[float], float]
 Search = Callable[[ValueAt, bool], CriterionValues]
 """Evaluate a criterion where its minimum may be; the flag promises that there is only one."""
 
 
-class FitRows(NamedTuple):
-    """The rows that a temperature is fitted on."""
+def in_top_k(is_label: BoolArray) -> BoolArray:
+    """Return whether the label is one of the k tokens, (N,)."""
+    return np.asarray(is_label.any(axis=1))
 
-    topk: FloatArray  # (N, k)
-    is_label: BoolArray  # (N, k)
-    mass: FloatArray  # (N,)
-    mass_mode: MassMode
 
-    def where(self, chosen: BoolArray | npt.NDArray[np.intp]) -> FitRows:
-        """Return the chosen rows, by mask or index."""
-        return FitRows(self.topk[chosen], self.is_label[chosen], self.mass[chosen], self.mass_mode)
+def scored_rows(criterion: Criterion, rows: FitInputs) -> BoolArray:
+    """Return whether each row counts for a criterion, (N,).
 
-    def scored_by(self, criterion: Criterion) -> FitRows:
-        """Return the rows that a criterion is computed over."""
-        return self.where(scored_rows(criterion, self.is_label, self.mass_mode))
+    If the k tokens get all the mass, `nll` and `brier` skip rows whose label is not among them:
+    no temperature could give that label any probability.
+    """
+    inside = in_top_k(rows.is_label)
+    return inside if criterion != "ece" and rows.mass_mode == "one" else np.ones_like(inside)
+
+
+def outcome_probability(target: FloatArray, is_label: BoolArray, mass: FloatArray) -> FloatArray:
+    """Return the soft target's probability of the outcome, (N,)."""
+    inside = (mass[:, None] * target * is_label).sum(axis=1)
+    return np.where(in_top_k(is_label), inside, 1 - mass)
+
+
+def log_losses(target: FloatArray, is_label: BoolArray, mass: FloatArray) -> FloatArray:
+    """Return the negative log-likelihood of each row, (N,)."""
+    return np.asarray(-np.log(np.maximum(outcome_probability(target, is_label, mass), FLOOR)))
+
+
+def brier_losses(target: FloatArray, is_label: BoolArray, mass: FloatArray) -> FloatArray:
+    """Return the squared distance between soft target and outcome of each row, (N,)."""
+    inside: FloatArray = ((mass[:, None] * target - is_label) ** 2).sum(axis=1)
+    outside: FloatArray = (1 - mass - ~in_top_k(is_label)) ** 2
+    return inside + outside
+
+
+Losses = Callable[[FloatArray, BoolArray, FloatArray], FloatArray]
+LOSSES: dict[Criterion, Losses] = {"nll": log_losses, "brier": brier_losses}
+
+
+def criterion_value(
+    criterion: Criterion, target: FloatArray, is_label: BoolArray, mass: FloatArray, bins: int
+) -> float:
+    """Compute a criterion over all rows given.
+
+    Args:
+        criterion: which one.
+        target: distribution over the k tokens, (N, k).
+        is_label: whether each of the k tokens is the label, (N, k).
+        mass: total probability of the k tokens, (N,).
+        bins: number of bins of the ECE.
+    """
+    if criterion == "ece":
+        return ece(mass * target[:, 0], is_label[:, 0], bins=bins)
+    return float(LOSSES[criterion](target, is_label, mass).mean())
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,34 +92,18 @@ class TemperatureFit:
     """The temperature that minimises a criterion, with its bootstrap interval."""
 
     temperature: float
-    curve: CriterionValues
+    curve: list[list[float]]  # [temperature, value of the criterion], by ascending temperature
+    at_grid_end: bool  # whether an end of the searched range is as good
     rows: int
-    resamples: int
-    """Number of resamples; 0 if there are too few rows."""
-    interval: tuple[float, float]
-    """95 % of the resampled temperatures, widened to contain the chosen one."""
-    spread: float
-    """Standard deviation of the resampled temperatures."""
-    flat: bool
-    """Whether the rows hardly determine the temperature."""
-
-    @property
-    def at_grid_end(self) -> bool:
-        ends = self.curve[min(self.curve)], self.curve[max(self.curve)]
-        return min(ends) <= self.curve[self.temperature]
-
-    def state(self) -> dict[str, JSON]:
-        """Return what the recalibrator's state keeps, as JSON."""
-        return {
-            "temperature": self.temperature,
-            "interval": list(self.interval),
-            "spread": self.spread,
-            "curve": [[temperature, value] for temperature, value in self.curve.items()],
-        }
+    floored: int  # number of outcomes whose probability the criterion `nll` raises to `FLOOR`
+    resamples: int  # 0 if there are too few rows
+    interval: list[float]  # 95 % of the resampled temperatures, widened to contain the chosen one
+    spread: float  # standard deviation of the resampled temperatures
+    flat: bool  # whether the rows hardly determine the temperature
 
 
 def fit_temperatures(
-    scale: Scale, search: Search, rows: FitRows, bins: int
+    scale: Scale, search: Search, rows: FitInputs, bins: int
 ) -> dict[Criterion, TemperatureFit]:
     """Fit one temperature per criterion; a criterion without rows to score is left out.
 
@@ -97,48 +116,39 @@ def fit_temperatures(
     if not len(rows.topk):
         return {}
     resampled = Resampled(scale, rows, bins)
-    scored = {criterion: rows.scored_by(criterion) for criterion in CRITERIA}
+    scored = {criterion: rows.rows(scored_rows(criterion, rows)) for criterion in CRITERIA}
     return {
-        criterion: _fit_temperature(criterion, scale, search, used, bins, resampled)
+        criterion: _fit_temperature(criterion, search, used, resampled)
         for criterion, used in scored.items()
         if len(used.topk)
     }
 
 
 def _fit_temperature(
-    criterion: Criterion,
-    scale: Scale,
-    search: Search,
-    used: FitRows,
-    bins: int,
-    resampled: Resampled,
+    criterion: Criterion, search: Search, used: FitInputs, resampled: Resampled
 ) -> TemperatureFit:
     def value_at(temperature: float) -> float:
-        target = scale(used.topk, temperature)
-        return criterion_value(criterion, target, used.is_label, used.mass, bins)
+        target = resampled.scale(used.topk, temperature)
+        return criterion_value(criterion, target, used.is_label, used.mass, resampled.bins)
 
     curve = search(value_at, criterion == "nll")
-    best = best_temperature(curve)
-    ends = min(curve), max(curve)
+    best, ends = best_temperature(curve), [min(curve), max(curve)]
+    at_end = min(curve[end] for end in ends) <= curve[best]
+    likelihood = outcome_probability(resampled.scale(used.topk, best), used.is_label, used.mass)
+    floored = int((likelihood < FLOOR).sum()) if criterion == "nll" else 0
+    points = [[temperature, value] for temperature, value in curve.items()]
+    fit = partial(TemperatureFit, best, points, at_end, len(used.topk), floored)
     if len(used.topk) < MIN_ROWS_TO_RESAMPLE:  # the spread is that of a uniform distribution
-        spread = (ends[1] - ends[0]) / 12**0.5
-        return TemperatureFit(best, curve, len(used.topk), 0, ends, spread, True)
+        return fit(0, ends, (ends[1] - ends[0]) / 12**0.5, flat=True)
     temperatures = resampled.temperatures(criterion, search)
     low = float(np.quantile(temperatures, 0.025, method="lower"))
     high = float(np.quantile(temperatures, 0.975, method="higher"))
-    interval = min(low, best), max(high, best)
+    interval = [min(low, best), max(high, best)]
     worst = max(curve, key=curve.__getitem__)
     rises = resampled.values(criterion, worst) - resampled.values(criterion, best)
-    is_wide = _covered_share(interval, ends) > 0.5
-    flat = is_wide or bool(np.quantile(rises, 0.025) <= 0)
-    spread = float(temperatures.std())
-    return TemperatureFit(best, curve, len(used.topk), RESAMPLES, interval, spread, flat)
-
-
-def _covered_share(interval: tuple[float, float], searched: tuple[float, float]) -> float:
-    """Return the share of the searched range that an interval covers, on a log scale."""
-    (low, high), (lowest, highest) = np.log(interval), np.log(searched)
-    return float((high - low) / (highest - lowest))
+    covered = np.diff(np.log(interval)) / np.diff(np.log(ends))  # share of the searched range
+    flat = bool(covered > 0.5 or np.quantile(rises, 0.025) <= 0)
+    return fit(RESAMPLES, interval, float(temperatures.std()), flat)
 
 
 class Resampled:
@@ -149,14 +159,11 @@ class Resampled:
     resampled sum has the same variance as with single rows.
     """
 
-    def __init__(self, scale: Scale, rows: FitRows, bins: int) -> None:
+    def __init__(self, scale: Scale, rows: FitInputs, bins: int) -> None:
         """Assign all rows, in any order, to blocks and draw the resamples."""
+        self.scale, self.bins = scale, bins
         order = np.lexsort((*rows.topk.T, *rows.is_label.T, rows.mass))
-        self._rows = rows.where(order)
-        _, is_label, _, mode = self._rows
-        self._used = {name: scored_rows(name, is_label, mode) for name in CRITERIA}
-        self._scale, self._bins = scale, bins
-        self._edges = np.linspace(0.0, 1.0, bins + 1)[1:-1]  # bins (lo, hi], as in `metrics.ece`
+        self._rows = rows.rows(order)
         count, generator = len(order), np.random.default_rng(SEED)
         blocks = min(count, MAX_BLOCKS)
         self._block = generator.permutation(count) % blocks  # (N,)
@@ -172,11 +179,7 @@ class Resampled:
 
     def temperatures(self, criterion: Criterion, search: Search) -> FloatArray:
         """Return the temperature that minimises the criterion on each resample, (R,)."""
-
-        @cache
-        def values(temperature: float) -> list[float]:
-            result: list[float] = self.values(criterion, temperature).tolist()
-            return result
+        values = cache(lambda temperature: self.values(criterion, temperature).tolist())
 
         def best(resample: int) -> float:
             curve = search(lambda temperature: values(temperature)[resample], False)
@@ -186,21 +189,20 @@ class Resampled:
 
     def _all_values(self, temperature: float) -> dict[Criterion, FloatArray]:
         topk, is_label, mass, _ = self._rows
-        target = self._scale(topk, temperature)
+        target = self.scale(topk, temperature)
         confidence = mass * target[:, 0]
-        bin_of = np.searchsorted(self._edges, confidence, side="left")  # (N,)
-        gaps = self._sums(confidence - is_label[:, 0], bin_of, self._bins)  # (R, bins)
-        return {
-            "ece": np.abs(gaps).sum(axis=1) / len(topk),
-            "nll": self._mean("nll", log_losses(target, is_label, mass)),
-            "brier": self._mean("brier", brier_losses(target, is_label, mass)),
-        }
+        bin_of = bin_index(confidence, self.bins)
+        gaps = self._sums(confidence - is_label[:, 0], bin_of, self.bins)  # (R, bins)
+        values: dict[Criterion, FloatArray] = {"ece": np.abs(gaps).sum(axis=1) / len(topk)}
+        for criterion, losses in LOSSES.items():
+            used = scored_rows(criterion, self._rows)
+            sums = self._sums(losses(target, is_label, mass) * used)
+            values[criterion] = sums[:, 0] / max(int(used.sum()), 1)
+        return values
 
-    def _mean(self, criterion: Criterion, losses: FloatArray) -> FloatArray:
-        sums = self._sums(losses * self._used[criterion], np.zeros(len(losses), np.intp), 1)
-        return np.asarray(sums[:, 0] / max(int(self._used[criterion].sum()), 1))
-
-    def _sums(self, values: FloatArray, column: npt.NDArray[np.intp], columns: int) -> FloatArray:
+    def _sums(
+        self, values: FloatArray, column: npt.NDArray[np.intp] | int = 0, columns: int = 1
+    ) -> FloatArray:
         """Sum the values of each resample by column, (R, columns)."""
         blocks = self._times.shape[1]
         flat = np.bincount(self._block * columns + column, values, blocks * columns)
@@ -232,18 +234,15 @@ def vertex(curve: CriterionValues) -> float:
     return float(middle * np.exp(np.clip(shift, x, z)))
 
 
-def search_hundredths(value_at: ValueAt) -> CriterionValues:
+def search_hundredths(value_at: ValueAt, unimodal: bool = False) -> CriterionValues:
     """Search (0, 1] in steps of 0.10, then of 0.02 around the best (paper, section 5.5).
 
     T is counted in integer hundredths, so that 0.3 is always exactly 0.3.
     """
     coarse = {count / 100: value_at(count / 100) for count in range(10, 101, 10)}
     best = round(100 * best_temperature(coarse))
-    fine = {
-        count / 100: value_at(count / 100)
-        for count in range(best - 10, best + 11, 2)
-        if 0 < count <= 100
-    }
+    around = range(max(best - 10, 2), min(best + 10, 100) + 1, 2)
+    fine = {count / 100: value_at(count / 100) for count in around}
     return dict(sorted((coarse | fine).items()))
 
 
@@ -264,8 +263,7 @@ def search_log_spaced(value_at: ValueAt, unimodal: bool) -> CriterionValues:
 
 @cache
 def _log_spaced(low: float, high: float) -> list[float]:
-    spaced: list[float] = np.geomspace(low, high, 40).tolist()
-    return spaced
+    return [float(temperature) for temperature in np.geomspace(low, high, 40)]
 
 
 def _minimum(value_at: ValueAt, low: float, high: float) -> float:
@@ -275,7 +273,6 @@ def _minimum(value_at: ValueAt, low: float, high: float) -> float:
     result = minimize_scalar(
         lambda log_temperature: value_at(float(np.exp(log_temperature))),
         bounds=(np.log(low), np.log(high)),
-        method="bounded",
         options={"xatol": 1e-10},
     )
     return float(np.exp(result.x))

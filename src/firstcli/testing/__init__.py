@@ -9,8 +9,9 @@ Each check returns nothing. It raises AssertionError with one sentence where the
 contract of `firstcli.api`. The checks do not depend on a test framework.
 """
 
+from firstcli.api import FitInputs
 from firstcli.testing.families import check_family
-from firstcli.testing.recalibrators import FitInputs, check_recalibrator, overconfident_teacher
+from firstcli.testing.recalibrators import check_recalibrator, overconfident_teacher
 from firstcli.testing.tasks import check_task
 
 __all__ = [

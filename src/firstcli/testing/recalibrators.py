@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from itertools import product
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from firstcli.api import Curve, Diagnostics, MassMode, PluginOptions, Recalibrator
-from firstcli.errors import UserError
-from firstcli.testing.requirements import GivenOptions, options_of, require
-
-if TYPE_CHECKING:
-    from firstcli.api import BoolArray, FloatArray
+from firstcli.api import (
+    JSON,
+    Curve,
+    Diagnostics,
+    FitInputs,
+    FloatArray,
+    MassMode,
+    PluginOptions,
+    Recalibrator,
+    UserError,
+)
+from firstcli.testing.requirements import require
 
 ROWS = 240
 TOLERANCE = 1e-9
@@ -30,24 +36,9 @@ FACT_TYPES: dict[str, Any] = {  # of the facts that reports know
 }
 
 
-class FitInputs(NamedTuple):
-    """The arguments of `Recalibrator.fit`."""
-
-    topk: FloatArray  # (N, k)
-    is_label: BoolArray  # (N, k)
-    mass: FloatArray  # (N,)
-    mass_mode: MassMode
-
-    def rows(self, chosen: Any) -> FitInputs:
-        """Return the chosen rows, by mask, index or slice."""
-        return FitInputs(
-            self.topk[chosen], self.is_label[chosen], self.mass[chosen], self.mass_mode
-        )
-
-
 def check_recalibrator(
     cls: type[Recalibrator[Any]],
-    options: GivenOptions = None,
+    options: PluginOptions | Mapping[str, JSON] | None = None,
     *,
     k: Sequence[int] = (1, 2, 5),
     seed: int = 0,
@@ -67,24 +58,17 @@ def check_recalibrator(
         AssertionError: the class breaks the contract.
     """
     require(issubclass(cls, Recalibrator), f"{cls.__name__} is not a firstcli.api.Recalibrator")
-    settings = options_of(cls, options)
-    for width in k:
-        for mass_mode in get_args(MassMode):
-            try:
-                _check_on(cls, settings, overconfident_teacher(width, mass_mode, seed))
-            except UserError as error:
-                if width > 1:
-                    raise AssertionError(f"{cls.__name__} rejects k = {width}: {error}") from error
+    settings = cls.Options.model_validate(dict(options or {}))
+    for width, mass_mode in product(k, get_args(MassMode)):
+        try:
+            _check_on(cls, settings, overconfident_teacher(width, mass_mode, seed))
+        except UserError as error:
+            if width > 1:
+                raise AssertionError(f"{cls.__name__} rejects k = {width}: {error}") from error
 
 
 def overconfident_teacher(k: int, mass_mode: MassMode, seed: int = 0) -> FitInputs:
-    """Simulate an over-confident teacher and draw the labels.
-
-    Args:
-        k: number of tokens that are kept.
-        mass_mode: whether the k tokens get the teacher's mass or all of it.
-        seed: seed of teacher and labels.
-    """
+    """Simulate the k largest probabilities of an over-confident teacher, and draw the labels."""
     generator = np.random.default_rng(seed)
     logits = generator.normal(scale=2.0, size=(ROWS, 4 * k + 8))  # (N, vocabulary)
     labels = [generator.choice(row.size, p=row) for row in _softmax(logits, 1.0)]
@@ -100,28 +84,33 @@ def _softmax(logits: FloatArray, temperature: float) -> FloatArray:
     return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
-def extreme_rows(k: int) -> FloatArray:
+def _extreme_rows(k: int) -> FloatArray:
     """Return extreme rows that a real teacher can produce; the first token is never at 0."""
     first, uniform = np.eye(1, k)[0], np.full(k, 1 / k)
-    return np.stack(
-        [
-            first,  # certain, all other tokens exactly 0
-            np.where(first == 1, 1 - 1e-12, 1e-13 / k),  # nearly certain
-            np.where(np.arange(k) < 2, 1 / min(k, 2), 0.0),  # a tie, all other tokens exactly 0
-            uniform,
-            uniform * 1e-4,  # nearly all mass outside the top k
-            uniform * 1e-45,  # the smallest subnormal of float32
-        ]
+    rows = (
+        first,  # certain, all other tokens exactly 0
+        np.where(first == 1, 1 - 1e-12, 1e-13 / k),  # nearly certain
+        np.where(np.arange(k) < 2, 1 / min(k, 2), 0.0),  # a tie, all other tokens exactly 0
+        uniform,
+        uniform * 1e-4,  # nearly all mass outside the top k
+        uniform * 1e-45,  # the smallest subnormal of float32
     )
+    return np.stack(rows)
 
 
 def _check_on(cls: type[Recalibrator[Any]], options: PluginOptions, inputs: FitInputs) -> None:
-    if cls(options).needs_fit:
-        _check_rejects_unfitted(cls(options), inputs.topk)
-    fitted = _fitted(cls, options, inputs)
+    if (unfitted := cls(options)).needs_fit:
+        try:
+            unfitted.transform(inputs.topk)
+        except Exception:
+            pass
+        else:
+            problem = "needs a fit, but its transform works without one"
+            raise AssertionError(f"{cls.__name__} {problem}")
+    fitted = _fitted(cls(options), inputs)
     width = inputs.topk.shape[1]
     _check_distribution(fitted, inputs.topk, "ordinary rows")
-    _check_distribution(fitted, extreme_rows(width), "extreme rows")
+    _check_distribution(fitted, _extreme_rows(width), "extreme rows")
     _check_distribution(fitted, np.empty((0, width)), "no rows")
     _check_rows_are_independent(fitted, inputs.topk)
     _check_fit_is_determined(fitted, inputs)
@@ -129,90 +118,60 @@ def _check_on(cls: type[Recalibrator[Any]], options: PluginOptions, inputs: FitI
     _check_state(fitted, inputs)
     for case, unusual in _unusual_inputs(inputs):
         try:
-            fitted = _fitted(cls, options, unusual)
+            fitted = _fitted(cls(options), unusual)
         except UserError:
             continue  # it may reject such rows
         _check_distribution(fitted, unusual.topk, f"ordinary rows, fitted where {case}")
         _check_diagnostics(fitted)
 
 
-def _check_rejects_unfitted(unfitted: Recalibrator[Any], topk: FloatArray) -> None:
-    try:
-        unfitted.transform(topk)
-    except Exception:
-        return
-    raise AssertionError(
-        f"{type(unfitted).__name__} needs a fit, but its transform works without one"
-    )
-
-
 def _check_distribution(fitted: Recalibrator[Any], topk: FloatArray, rows: str) -> None:
     name, before = f"{type(fitted).__name__}.transform", topk.copy()
     target = fitted.transform(topk)
     require(np.array_equal(topk, before), f"{name} modifies its input ({rows})")
-    require(
-        target.shape == topk.shape,
-        f"{name} turns shape {topk.shape} into {target.shape} ({rows})",
-    )
+    same_shape = target.shape == topk.shape
+    require(same_shape, f"{name} turns shape {topk.shape} into {target.shape} ({rows})")
     require(np.isfinite(target).all(), f"{name} returns NaN or infinity ({rows})")
     require((target >= 0).all(), f"{name} returns a negative probability ({rows})")
     require(_close(target.sum(axis=1), 1), f"{name} returns rows that do not sum to 1 ({rows})")
-    if fitted.order_preserving:
-        require(
-            (np.diff(target, axis=1) <= TOLERANCE).all(),
-            f"{name} changes the order within a row ({rows}): set order_preserving = False",
-        )
+    ordered = not fitted.order_preserving or (np.diff(target, axis=1) <= TOLERANCE).all()
+    problem = f"changes the order within a row ({rows}): set order_preserving = False"
+    require(ordered, f"{name} {problem}")
 
 
 def _check_rows_are_independent(fitted: Recalibrator[Any], topk: FloatArray) -> None:
     name = f"{type(fitted).__name__}.transform"
     whole = fitted.transform(topk)
     order = np.random.default_rng(0).permutation(len(topk))
-    parts = [fitted.transform(part) for part in (topk[:1], topk[1:7], topk[7:])]
-    require(
-        _close(fitted.transform(topk[order]), whole[order]),
-        f"{name} depends on the order of the rows",
-    )
-    require(
-        _close(np.concatenate(parts), whole),
-        f"{name} depends on how the rows are split into batches",
-    )
+    shuffled = fitted.transform(topk[order])
+    require(_close(shuffled, whole[order]), f"{name} depends on the order of the rows")
+    parts = np.concatenate([fitted.transform(part) for part in np.split(topk, [1, 7])])
+    require(_close(parts, whole), f"{name} depends on how the rows are split into batches")
 
 
 def _check_fit_is_determined(fitted: Recalibrator[Any], inputs: FitInputs) -> None:
-    cls, options = type(fitted), fitted.options
-    again, target = _fitted(cls, options, inputs), fitted.transform(inputs.topk)
-    require(
-        _as_json(fitted.state(), fitted) == _as_json(again.state(), again),
-        f"{cls.__name__}.fit is not deterministic: the same rows give a different state",
-    )
-    require(
-        np.array_equal(target, again.transform(inputs.topk)),
-        f"{cls.__name__}.fit is not deterministic: transform differs after the same rows",
-    )
-    shuffled = inputs.rows(np.random.default_rng(0).permutation(len(target)))
-    require(
-        _close(
-            _fitted(cls, options, shuffled).transform(inputs.topk),
-            target,
-            tolerance=ORDER_TOLERANCE,
-        ),
-        f"{cls.__name__}.fit depends on the order of the rows",
-    )
+    cls, options, name = type(fitted), fitted.options, f"{type(fitted).__name__}.fit"
+    again, target = _fitted(cls(options), inputs), fitted.transform(inputs.topk)
+    same = _as_json(fitted, "state") == _as_json(again, "state")
+    require(same, f"{name} is not deterministic: the same rows give a different state")
+    same = np.array_equal(target, again.transform(inputs.topk))
+    require(same, f"{name} is not deterministic: transform differs after the same rows")
+    order = np.random.default_rng(0).permutation(len(target))
+    shuffled = _fitted(cls(options), inputs.rows(order)).transform(inputs.topk)
+    same = _close(shuffled, target, ORDER_TOLERANCE)
+    require(same, f"{name} depends on the order of the rows")
 
 
 def _check_diagnostics(fitted: Recalibrator[Any]) -> None:
     name, diagnostics = f"{type(fitted).__name__}.diagnostics", fitted.diagnostics()
     require(isinstance(diagnostics, Diagnostics), f"{name} does not return Diagnostics")
-    _diagnostics_json(fitted)
+    _as_json(fitted, "diagnostics")
     for fact in FACT_TYPES.keys() & diagnostics.facts.keys():
         value = diagnostics.facts[fact]
         require(isinstance(value, FACT_TYPES[fact]), f"{name}: {fact} cannot be {value!r}")
     for warning in diagnostics.warnings:
-        require(
-            isinstance(warning, str) and warning.strip() and len(warning.splitlines()) == 1,
-            f"{name}: {warning!r} is not a warning of one line",
-        )
+        one_line = isinstance(warning, str) and warning.strip() and len(warning.splitlines()) == 1
+        require(one_line, f"{name}: {warning!r} is not a warning of one line")
     for criterion, curve in diagnostics.curves.items():
         require(_is_sound(curve), f"{name}: the curve '{criterion}' is malformed")
 
@@ -222,63 +181,51 @@ def _is_sound(curve: Curve) -> bool:
     low, high = curve.interval or (curve.best, curve.best)
     return (
         bool(np.isfinite([*curve.points, (low, high)]).all())
-        and all(left < right for left, right in pairwise(parameters))
+        and parameters == sorted(set(parameters))
         and curve.best in parameters
         and low <= curve.best <= high
     )
 
 
 def _check_state(fitted: Recalibrator[Any], inputs: FitInputs) -> None:
-    name, saved = type(fitted).__name__, _as_json(fitted.state(), fitted)
+    name, saved = type(fitted).__name__, _as_json(fitted, "state")
     restored = type(fitted)(fitted.options)
     try:
         restored.restore(json.loads(saved))
         target = restored.transform(inputs.topk)
     except Exception as error:
         raise AssertionError(f"{name} cannot be restored from its state: {error!r}") from error
-    require(
-        np.array_equal(target, fitted.transform(inputs.topk)),
-        f"{name}.transform differs after its state went through JSON",
-    )
-    require(
-        _as_json(restored.state(), restored) == saved,
-        f"{name}.state differs from the state that was restored",
-    )
-    require(
-        _diagnostics_json(restored) == _diagnostics_json(fitted),
-        f"{name}.diagnostics differs after its state went through JSON",
-    )
+    same = np.array_equal(target, fitted.transform(inputs.topk))
+    require(same, f"{name}.transform differs after its state went through JSON")
+    same = _as_json(restored, "state") == saved
+    require(same, f"{name}.state differs from the state that was restored")
+    same = _as_json(restored, "diagnostics") == _as_json(fitted, "diagnostics")
+    require(same, f"{name}.diagnostics differs after its state went through JSON")
 
 
-def _fitted(
-    cls: type[Recalibrator[Any]], options: PluginOptions, inputs: FitInputs
-) -> Recalibrator[Any]:
-    recalibrator, passed = cls(options), deepcopy(inputs)
+def _fitted(recalibrator: Recalibrator[Any], inputs: FitInputs) -> Recalibrator[Any]:
+    method, passed = f"{type(recalibrator).__name__}.fit", deepcopy(inputs)
     recalibrator.fit(*passed)
     for name, after, before in zip(inputs._fields, passed, inputs, strict=True):
-        require(np.array_equal(after, before), f"{cls.__name__}.fit modifies its input '{name}'")
+        require(np.array_equal(after, before), f"{method} modifies its input '{name}'")
     return recalibrator
 
 
 def _unusual_inputs(inputs: FitInputs) -> list[tuple[str, FitInputs]]:
     """Return inputs for which a careless fit divides by zero or mistakes the mass mode."""
-    first, second = np.zeros_like(inputs.is_label), np.zeros_like(inputs.is_label)
-    first[:, 0] = True
-    second[:, 1:2] = True
+    column = np.arange(inputs.topk.shape[1])  # (k,)
+    first, second, never = (np.tile(column == label, (ROWS, 1)) for label in (0, 1, -1))
     shares = inputs.topk / inputs.topk.sum(axis=1, keepdims=True)
     return [
         ("the label is always the first token", inputs._replace(is_label=first)),
         ("the label is always the second token", inputs._replace(is_label=second)),
-        ("the label is never in the top k", inputs._replace(is_label=np.zeros_like(first))),
+        ("the label is never in the top k", inputs._replace(is_label=never)),
         ("the top k holds all probability", inputs._replace(topk=shares, mass=np.ones(ROWS))),
     ]
 
 
-def _diagnostics_json(recalibrator: Recalibrator[Any]) -> str:
-    return _as_json(asdict(recalibrator.diagnostics()), recalibrator, "diagnostics")
-
-
-def _as_json(content: object, recalibrator: Recalibrator[Any], method: str = "state") -> str:
+def _as_json(recalibrator: Recalibrator[Any], method: Literal["state", "diagnostics"]) -> str:
+    content = recalibrator.state() if method == "state" else asdict(recalibrator.diagnostics())
     try:
         return json.dumps(content, allow_nan=False, sort_keys=True)
     except (TypeError, ValueError) as error:
