@@ -12,8 +12,6 @@ from firstcli.errors import UserError, did_you_mean, shortened
 from firstcli.tasks.tables import TableRow, describe
 
 Reading = Literal["index", "letter", "text"]
-
-
 READINGS: tuple[Reading, ...] = ("index", "letter", "text")
 
 
@@ -60,7 +58,10 @@ class AnsweredRow:
         if not meanings:
             raise _no_choice(self, readings)
         if len(set(meanings.values())) > 1:
-            raise _ambiguous(self, meanings)
+            senses = [f"as {kind} means '{self.choices[i]}'" for kind, i in meanings.items()]
+            raise self.mistake(
+                f"which {' but '.join(senses)}; set answer_as to {' or '.join(meanings)}"
+            )
         return next(iter(meanings.values()))
 
 
@@ -97,10 +98,3 @@ def _no_choice(row: AnsweredRow, readings: Sequence[Reading]) -> UserError:
     }
     hint = did_you_mean(row.answer, choices) if "text" in readings else ""
     return row.mistake(f"expected {' or '.join(expected[kind] for kind in readings)}{hint}")
-
-
-def _ambiguous(row: AnsweredRow, meanings: dict[Reading, int]) -> UserError:
-    senses = " but ".join(
-        f"as {kind} means '{row.choices[index]}'" for kind, index in meanings.items()
-    )
-    return row.mistake(f"which {senses}; set answer_as to {' or '.join(meanings)}")

@@ -132,7 +132,9 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
         if isinstance(column, str):
             name, texts = column, self._listed(row, column)
         else:
-            name, texts = ", ".join(column), _from_columns(row, column)
+            name, texts = ", ".join(column), [row.text(name).strip() for name in column]
+            while texts and not texts[-1]:  # the row has fewer choices than there are columns
+                texts.pop()
         problem = None
         if not 2 <= len(texts) <= MAX_CHOICES:
             problem = f"found {len(texts)} choices, expected 2 to {MAX_CHOICES}"
@@ -160,37 +162,18 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
     def _sample(self, row: TableRow, choices: Sequence[str], answer: int) -> Sample:
         options = self.options
         letters = ascii_uppercase if options.letters == "upper" else ascii_lowercase
-        lettered = list(zip(letters, choices, strict=False))
+        lettered = zip(letters, choices, strict=False)
+        lines = [options.choice.format(letter=letter, text=text) for letter, text in lettered]
         texts = choices if options.respond_with == "text" else letters[: len(choices)]
-        return Sample.question(
-            self._prompt(row, lettered),
-            [fill(options.response, {"answer": text}.__getitem__) for text in texts],
-            answer,
-            id=row.id(options.id_column),
-        )
-
-    def _prompt(self, row: TableRow, lettered: Sequence[tuple[str, str]]) -> str:
-        options = self.options
+        candidates = [options.response.format(answer=text) for text in texts]
 
         def text_of(name: str) -> str:
-            if name == "question":
-                return row.filled(options.question_column)
             if name == "choices":
-                return "\n".join(
-                    fill(options.choice, {"letter": letter, "text": text}.__getitem__)
-                    for letter, text in lettered
-                )
-            return row.text(name)
+                return "\n".join(lines)
+            return row.filled(options.question_column) if name == "question" else row.text(name)
 
         columns = [name for name in columns_of(options.prompt) if name != "choices"]
         if columns and "question" not in columns:
             row.require_any(columns)
-        return fill(options.prompt, text_of)
-
-
-def _from_columns(row: TableRow, columns: Sequence[str]) -> list[str]:
-    """Return one choice per column; empty cells at the end mean that the row has fewer choices."""
-    texts = [row.text(column).strip() for column in columns]
-    while texts and not texts[-1]:
-        texts.pop()
-    return texts
+        prompt = fill(options.prompt, text_of)
+        return Sample.question(prompt, candidates, answer, id=row.id(options.id_column))

@@ -198,18 +198,19 @@ def instructed(instruction: str, text: str, preface: str) -> str:
 
 def _lettered(row: TableRow, letters: str) -> Sample:
     """Return a question whose choices have letters; the model answers with a letter."""
-    stem, labels, texts = _stem_and_choices(row)
+    stem, labelled = _stem_and_choices(row)
+    labels = [label for label, _ in labelled]
     key = row.filled("answerKey")
     if key not in labels:
         raise row.mistake(f"answerKey: found '{key}', expected one of {', '.join(labels)}")
-    listed = [f"({letter}) {text}\n" for letter, text in zip(letters, texts, strict=False)]
+    listed = [f"({letter}) {text}\n" for letter, (_, text) in zip(letters, labelled, strict=False)]
     prompt = f"Q: {stem}\nAnswer Choices:\n{''.join(listed)}A: The answer is ("
     candidates = [f"{letter})." for letter in letters[: len(labels)]]
     return Sample.question(prompt, candidates, labels.index(key), id=row.id(None))
 
 
-def _stem_and_choices(row: TableRow) -> tuple[str, list[str], list[str]]:
-    """Return the question, and the labels and texts of its choices.
+def _stem_and_choices(row: TableRow) -> tuple[str, list[tuple[str, str]]]:
+    """Return the question and (label, text) of each choice.
 
     The official files contain `{"question": {"stem", "choices": [{"label", "text"}]}}`; the hub
     has the columns `question` or `question_stem`, and `choices` as `{"label": [...], "text":
@@ -221,8 +222,8 @@ def _stem_and_choices(row: TableRow) -> tuple[str, list[str], list[str]]:
     listed = [TableRow(row.where, choice) for choice in _choices(holder)]
     if not 2 <= len(listed) <= len(ascii_lowercase):
         raise row.mistake(f"found {len(listed)} choices, expected 2 to {len(ascii_lowercase)}")
-    labels, texts = ([choice.filled(key) for choice in listed] for key in ("label", "text"))
-    return holder.filled(names[0] if names else "stem"), labels, texts
+    pairs = [(choice.filled("label"), choice.filled("text")) for choice in listed]
+    return holder.filled(names[0] if names else "stem"), pairs
 
 
 def _choices(row: TableRow) -> list[dict[str, Any]]:

@@ -135,8 +135,8 @@ def read_rows(path: Path) -> Iterator[TableRow]:
     """Read a file row by row; its extension determines the format.
 
     Raises:
-        UserError: the file is missing, empty, not UTF-8 or malformed; names the line. Errors
-            within the file are raised when the iteration reaches them.
+        UserError: the file is missing, empty, not UTF-8 or malformed; names the line. It is
+            raised when the iteration reaches the mistake.
     """
     if path.is_dir():
         raise UserError(f"{path}: this is a folder, expected a file")
@@ -145,10 +145,6 @@ def read_rows(path: Path) -> Iterator[TableRow]:
         if not path.exists():
             raise UserError(f"{path}: there is no such file or folder")
         raise UserError(f"{path}: expected the path of a file that ends in {_ENDINGS}")
-    return _rows(path, reader)
-
-
-def _rows(path: Path, reader: Callable[[Path], Iterator[TableRow]]) -> Iterator[TableRow]:
     empty = True
     try:
         for row in reader(path):
