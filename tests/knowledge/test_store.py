@@ -83,7 +83,7 @@ def test_every_sample_gets_its_own_back(
     assert len(opened) == 11 and opened.top_k == K
     shuffled = [rows[i] for i in np.random.default_rng(0).permutation(11)]
     opened.check(shuffled)
-    for row, found in zip(shuffled, opened.all_of(shuffled), strict=True):
+    for row, found in zip(shuffled, map(opened.of, shuffled), strict=True):
         assert_within(found, known[row.id], precision)
         assert found.token_ids.shape == (len(row.targets), K)
         assert found.token_ids.dtype == np.int32

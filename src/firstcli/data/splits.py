@@ -35,7 +35,7 @@ def with_ids(samples: Sequence[Sample], where: str) -> Iterator[Sample]:
     for sample in samples:
         if sample.id is None:
             key = _key(sample)
-            if _short(key) in often:
+            if short_digest(key) in often:
                 seen[key] += 1
             id = key if seen[key] <= 1 else f"{key}-{seen[key]}"
             sample = replace(sample, id=id)
@@ -51,7 +51,7 @@ def _refuse_repeated_ids(samples: Sequence[Sample], where: str) -> None:
     if not often:
         return
     ids = (sample.id for sample in samples if sample.id is not None)
-    counts = Counter(id for id in ids if _short(str(id)) in often)
+    counts = Counter(id for id in ids if short_digest(str(id)) in often)
     if repeated := [id for id, count in counts.items() if count > 1]:
         raise UserError(
             f"{where}: {len(repeated)} sample ids occur more than once, such as "
@@ -105,14 +105,14 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _short(*parts: str) -> int:
+def short_digest(*parts: str) -> int:
     """Return an 8-byte digest: a million texts contain a collision once in 40 million tries."""
     text = "\0".join(parts).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
 def _digests(texts: Iterable[tuple[str, ...]]) -> Digests:
-    return np.frombuffer(array("Q", (_short(*parts) for parts in texts)), np.uint64)
+    return np.frombuffer(array("Q", (short_digest(*parts) for parts in texts)), np.uint64)
 
 
 def _repeated(digests: Digests) -> frozenset[int]:

@@ -50,7 +50,7 @@ def measure(
     log_probs = np.concatenate([known.log_probs for known in knowledge])  # (positions, R)
     masses = np.minimum(np.cumsum(np.exp(log_probs, dtype=float), 1), 1.0)  # may sum to 1 + 1e-7
     width = masses.shape[1]
-    low, p05, p95, high = np.quantile(masses, (0.0, 0.05, 0.95, 1.0), axis=0)
+    quantiles = zip(("low", "p05", "p95", "high"), (0.0, 0.05, 0.95, 1.0), strict=True)
     sizes = sorted({k for k in (*SIZES, top_k) if k <= width})
     return {
         "samples": len(rows),
@@ -58,10 +58,7 @@ def measure(
         "precision": precision,
         "ranks": list(range(1, width + 1)),
         "mean": masses.mean(axis=0).tolist(),
-        "low": low.tolist(),
-        "p05": p05.tolist(),
-        "p95": p95.tolist(),
-        "high": high.tolist(),
+        **{name: np.quantile(masses, share, axis=0).tolist() for name, share in quantiles},
         "bytes": {
             str(k): _bytes_per_position(rows, [known.first(k) for known in knowledge], precision)
             for k in sizes

@@ -189,8 +189,7 @@ def _extract(run: Run, unit: Unit, folder: Path) -> ExtractFacts | None:
     if unit.part != "validation" and not (folder / concentration.FILE_NAME).exists():
         measured = _concentration(run, scorer, shards)
         concentration.save(folder / concentration.FILE_NAME, measured)
-    summary = store.summary(folder) | store.teacher_top_1(folder)
-    return ExtractFacts(**summary, batches_halved=halved or None)
+    return ExtractFacts(**store.summary(folder), batches_halved=halved or None)
 
 
 def _concentration(

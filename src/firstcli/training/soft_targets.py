@@ -75,7 +75,7 @@ def positions_of(
     samples: Sequence[EncodedSample], knowledge: Knowledge, top_k: int | None = None
 ) -> Positions:
     """Look up the knowledge of every sample, in order; `top_k` limits the tokens per position."""
-    known = [topk.first(top_k or knowledge.top_k) for topk in knowledge.all_of(samples)]
+    known = [topk.first(top_k or knowledge.top_k) for topk in map(knowledge.of, samples)]
     is_answer = [
         np.arange(sample.start, len(sample.input_ids)) == (sample.answer_position or -1)
         for sample in samples
