@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firstcli.api import Sample
-from firstcli.data.samples import to_json
-from firstcli.data.sequences import Selected
+from firstcli.data.samples import Selected, to_json
 from firstcli.errors import UserError, shortened
 
 Digests = npt.NDArray[np.uint64]

@@ -96,14 +96,16 @@ class Knowledge:
             for other in (expected, StoreFormat.of(self.facts[0])):
                 if other and (mismatch := StoreFormat.of(shard.facts).mismatch(other)):
                     raise UserError(f"{path}: it was {mismatch}; run `first extract --force`")
-            records = np.rec.fromarrays(
-                [shard.known.token_ids, shard.known.log_probs, shard.known.log_tail],
-                _record(shard.known.token_ids.shape[1]),
+            known = shard.known
+            self.top_k = k = known.token_ids.shape[1]
+            self._record = np.dtype(  # one position in the spool
+                [("ids", "<i4", (k,)), ("log_probs", "<f4", (k,)), ("log_tail", "<f4")]
             )
+            columns = [known.token_ids, known.log_probs, known.log_tail]
+            records = np.rec.fromarrays(columns, self._record)
             for sample in np.split(records, shard.counts.cumsum()[:-1]):
                 self._spool.append(sample.tobytes())
-            keys.append(np.array([short_digest(id) for id in shard.ids], np.uint64))
-        self.top_k = StoreFormat.of(self.facts[0]).top_k
+            keys.append(np.fromiter(map(short_digest, shard.ids), np.uint64))
         key_of_row = np.concatenate(keys)
         self._rows = np.argsort(key_of_row).astype(np.int32)  # rows of the spool, sorted by key
         self._keys = key_of_row[self._rows]
@@ -130,7 +132,7 @@ class Knowledge:
             raise UserError(
                 f"{self.folder}: no knowledge of sample '{sample.id}'; run `first extract --force`"
             )
-        records = np.frombuffer(self._spool[row], _record(self.top_k))
+        records = np.frombuffer(self._spool[row], self._record)
         if len(records) != len(sample.targets):
             raise UserError(_other_tokens(f"{self.folder}: sample '{sample.id}'"))
         return TopK(records["ids"], records["log_probs"], records["log_tail"])
@@ -176,11 +178,6 @@ def _other_tokens(subject: str) -> str:
         f"{subject} had different tokens when the teacher scored them: the prompt, the text or its "
         "tokenization has changed since; run `first extract --force`"
     )
-
-
-def _record(k: int) -> np.dtype[np.void]:
-    """Return the type of one position in the spool."""
-    return np.dtype([("ids", "<i4", (k,)), ("log_probs", "<f4", (k,)), ("log_tail", "<f4")])
 
 
 def _shard_paths(folder: Path) -> list[Path]:

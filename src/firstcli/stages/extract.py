@@ -147,7 +147,7 @@ class Extract(Stage):
 
 
 def _extract(run: Run, unit: Unit, folder: Path) -> ExtractFacts | None:
-    from firstcli.data.encoded import has_answer_positions
+    from firstcli.data.encoded import has_answer_position
     from firstcli.knowledge import concentration, store
     from firstcli.stages import inputs, scoring
 
@@ -166,7 +166,7 @@ def _extract(run: Run, unit: Unit, folder: Path) -> ExtractFacts | None:
         run.console.say(f"{unit.key}: resuming after {done} finished samples")
     # Each process takes whole shards, whose content depends on the data alone.
     ours = missing[distributed.rank() :: distributed.count()]
-    answers_only = has_answer_positions(rows)
+    answers_only = bool(has_answer_position(rows).any())
     scorer = scoring.TeacherScorer(run, unit.key)
     total = sum(len(shards[index].rows) for index in ours)
     if ours:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from firstcli.data import splits
-from firstcli.data.encoded import EncodedStore, IntArray, counts_of
+from firstcli.data.encoded import EncodedStore, IntArray, counts_of, lengths_of
 from firstcli.data.encoding import (
     EncodedQuestion,
     EncodedSample,
@@ -124,7 +124,7 @@ def _training_rows(run: Run, role: Role, part: Part) -> EncodedStore:
         rows = EncodedStore(each_encoded(samples, role_tokenizer, where, warnings), run.folder)
     for warning in warnings:
         run.console.warn(warning)
-    kept = _fitting(run, role, rows.lengths, lambda index: rows[index].id, where)
+    kept = _fitting(run, role, lengths_of(rows), lambda index: rows[index].id, where)
     if not kept.any():
         raise UserError(f"{where}: no sample is left to use")
     return rows.where(kept)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firstcli.api import Recalibrator
-from firstcli.data.encoded import has_answer_positions
+from firstcli.data.encoded import has_answer_position
 from firstcli.data.encoding import EncodedSample
 from firstcli.knowledge.store import Knowledge
 from firstcli.recalibration.builtin import NoRecalibration
@@ -104,7 +104,7 @@ def positions_mode(arm: Arm, samples: Sequence[EncodedSample]) -> PositionsMode:
 
     Pass all samples, not those of one batch: a task may mix questions and instructions.
     """
-    return arm.recalibrate or ("decisive" if has_answer_positions(samples) else "all")
+    return arm.recalibrate or ("decisive" if has_answer_position(samples).any() else "all")
 
 
 def is_recalibrated(mode: PositionsMode, positions: Positions) -> BoolArray:
