@@ -23,7 +23,11 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
-def shortened(names: Sequence[str], limit: int = 5) -> str:
-    """Return the first names in quotes, and how many more there are."""
+def shortened(names: Sequence[str], limit: int = 5, count: int | None = None) -> str:
+    """Return the first names in quotes, and how many more there are.
+
+    `count` is the total number, in case `names` holds only the first of them.
+    """
+    count = len(names) if count is None else count
     shown = ", ".join(f"'{name}'" for name in names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+    return shown if count <= limit else f"{shown} and {count - limit} more"

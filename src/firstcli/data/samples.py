@@ -63,7 +63,10 @@ class Samples(LazySequence[Sample]):
         return len(self._spool)
 
     def _item(self, index: int) -> Sample:
-        return _from_json(self._spool[index])
+        fields = json.loads(self._spool[index])
+        id, prompt, response, candidates, answer, truth = fields
+        truth = None if truth is None else tuple(truth)
+        return Sample(prompt, response, id, tuple(candidates), answer, truth)
 
 
 def to_json(sample: Sample) -> bytes:
@@ -71,10 +74,3 @@ def to_json(sample: Sample) -> bytes:
     candidates, truth = sample.candidates, sample.truth
     fields = (sample.id, sample.prompt, sample.response, candidates, sample.answer, truth)
     return json.dumps(fields).encode()
-
-
-def _from_json(row: bytes) -> Sample:
-    id, prompt, response, candidates, answer, truth = json.loads(row.decode("ascii"))
-    return Sample(
-        prompt, response, id, tuple(candidates), answer, None if truth is None else tuple(truth)
-    )

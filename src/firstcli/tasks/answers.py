@@ -43,10 +43,25 @@ class AnsweredRow:
         value = describe(self.row.value(self.column))
         return self.row.mistake(f"column '{self.column}': found {value}, {complaint}")
 
-    def meanings(self, readings: Iterable[Reading]) -> dict[Reading, int]:
-        """Return the index of the choice under each reading that names one."""
+    def meanings(self, readings: Sequence[Reading]) -> dict[Reading, int]:
+        """Return the index of the choice under each reading that names one.
+
+        Raises:
+            UserError: no reading names a choice.
+        """
         indices = {kind: _chosen(self.answer, self.choices, kind) for kind in readings}
-        return {kind: index for kind, index in indices.items() if index is not None}
+        if meanings := {kind: index for kind, index in indices.items() if index is not None}:
+            return meanings
+        if "text" in readings and self.answer in self.choices:
+            raise self.mistake("which occurs more than once among the choices")
+        last = len(self.choices) - 1
+        expected = {
+            "index": f"an index from 0 to {last}",
+            "letter": f"a letter from A to {ascii_uppercase[last]}",
+            "text": f"one of the choices {shortened(self.choices, 10)}",
+        }
+        hint = did_you_mean(self.answer, self.choices) if "text" in readings else ""
+        raise self.mistake(f"expected {' or '.join(expected[kind] for kind in readings)}{hint}")
 
     def correct(self, readings: Sequence[Reading]) -> int:
         """Return the index of the correct choice, given the `readings_of` all rows.
@@ -55,8 +70,6 @@ class AnsweredRow:
             UserError: no reading names a choice, or the readings name different ones.
         """
         meanings = self.meanings(readings)
-        if not meanings:
-            raise _no_choice(self, readings)
         if len(set(meanings.values())) > 1:
             senses = [f"as {kind} means '{self.choices[i]}'" for kind, i in meanings.items()]
             raise self.mistake(
@@ -75,8 +88,6 @@ def readings_of(rows: Iterable[AnsweredRow], answer_as: Reading | Literal["auto"
     possible = set(readings)
     for row in rows:
         meanings = row.meanings(readings)
-        if not meanings:
-            raise _no_choice(row, readings)
         if not possible & meanings.keys():
             raise row.mistake(
                 f"which is not the {' or '.join(sorted(possible))} of a choice, as the previous "
@@ -84,17 +95,3 @@ def readings_of(rows: Iterable[AnsweredRow], answer_as: Reading | Literal["auto"
             )
         possible &= meanings.keys()
     return [kind for kind in readings if kind in possible]
-
-
-def _no_choice(row: AnsweredRow, readings: Sequence[Reading]) -> UserError:
-    choices = row.choices
-    if "text" in readings and row.answer in choices:
-        return row.mistake("which occurs more than once among the choices")
-    last = len(choices) - 1
-    expected = {
-        "index": f"an index from 0 to {last}",
-        "letter": f"a letter from A to {ascii_uppercase[last]}",
-        "text": f"one of the choices {shortened(choices, 10)}",
-    }
-    hint = did_you_mean(row.answer, choices) if "text" in readings else ""
-    return row.mistake(f"expected {' or '.join(expected[kind] for kind in readings)}{hint}")

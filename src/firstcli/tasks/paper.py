@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -218,22 +218,18 @@ def _stem_and_choices(row: TableRow) -> tuple[str, list[tuple[str, str]]]:
     """
     nested = row.values.get("question")
     holder = TableRow(row.where, nested) if isinstance(nested, dict) else row
-    names = [name for name in ("question_stem", "question") if name in holder.values]
-    listed = [TableRow(row.where, choice) for choice in _choices(holder)]
-    if not 2 <= len(listed) <= len(ascii_lowercase):
-        raise row.mistake(f"found {len(listed)} choices, expected 2 to {len(ascii_lowercase)}")
-    pairs = [(choice.filled("label"), choice.filled("text")) for choice in listed]
-    return holder.filled(names[0] if names else "stem"), pairs
-
-
-def _choices(row: TableRow) -> list[dict[str, Any]]:
-    choices = row.value("choices")
+    stem = next((key for key in ("question_stem", "question") if key in holder.values), "stem")
+    choices = holder.value("choices")
     try:
         if isinstance(choices, dict):  # one list per field
             rows = zip(*choices.values(), strict=True)
-            return [dict(zip(choices, values, strict=True)) for values in rows]
-        return [{**choice} for choice in choices]
+            choices = [dict(zip(choices, values, strict=True)) for values in rows]
+        listed = [TableRow(row.where, {**choice}) for choice in choices]
     except (TypeError, ValueError):
         raise row.mistake(
             f"column 'choices': found {describe(choices)}, expected a label and a text for each"
         ) from None
+    if not 2 <= len(listed) <= len(ascii_lowercase):
+        raise row.mistake(f"found {len(listed)} choices, expected 2 to {len(ascii_lowercase)}")
+    pairs = [(choice.filled("label"), choice.filled("text")) for choice in listed]
+    return holder.filled(stem), pairs

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -147,9 +148,14 @@ def read_rows(path: Path) -> Iterator[TableRow]:
         raise UserError(f"{path}: expected the path of a file that ends in {_ENDINGS}")
     empty = True
     try:
-        for row in reader(path):
+        for where, values in reader(path):
+            if not isinstance(values, dict):
+                raise UserError(
+                    f"{where}: found {describe(values)}, expected a row as an object that names "
+                    "its columns"
+                )
             empty = False
-            yield row
+            yield TableRow(where, values)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except OSError as error:
@@ -160,15 +166,19 @@ def read_rows(path: Path) -> Iterator[TableRow]:
         raise UserError(f"{path}: there are no rows in this file")
 
 
-def _jsonl(path: Path) -> Iterator[TableRow]:
+LocatedRows = Iterator[tuple[str, Any]]
+"""The values of each row, after its place in the file."""
+
+
+def _jsonl(path: Path) -> LocatedRows:
     # Only \n ends a line: a JSON string may contain other line separators, such as U+2028.
     with _open_text(path, newline="\n") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield _row(f"{path}:{number}", _parsed(path, line.removesuffix("\n"), number))
+                yield f"{path}:{number}", _parsed(path, line.removesuffix("\n"), number)
 
 
-def _json(path: Path) -> Iterator[TableRow]:
+def _json(path: Path) -> LocatedRows:
     with _open_text(path, newline="\n") as file:
         while (character := file.read(1)) and character in " \t\r\n":
             pass
@@ -184,10 +194,10 @@ def _json(path: Path) -> Iterator[TableRow]:
                 "is read line by line"
             ) from None
     for number, value in enumerate(values, 1):
-        yield _row(f"{path}, row {number}", value)
+        yield f"{path}, row {number}", value
 
 
-def _csv(path: Path) -> Iterator[TableRow]:
+def _csv(path: Path) -> LocatedRows:
     with _open_text(path, newline="") as file:
         lines = csv.reader(file, strict=True)
         header: list[str] = []
@@ -206,7 +216,7 @@ def _csv(path: Path) -> Iterator[TableRow]:
                         "columns; cells that contain commas or line breaks need quotes"
                     )
                 else:
-                    yield TableRow(where, dict(zip(header, cells, strict=True)))
+                    yield where, dict(zip(header, cells, strict=True))
         except csv.Error as error:
             raise UserError(f"{path}:{start}: not valid CSV: {error}") from error
 
@@ -218,7 +228,7 @@ def _header(where: str, names: list[str]) -> list[str]:
     return names
 
 
-def _parquet(path: Path) -> Iterator[TableRow]:
+def _parquet(path: Path) -> LocatedRows:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -227,18 +237,17 @@ def _parquet(path: Path) -> Iterator[TableRow]:
             # Without a buffer, the whole column of a row group would be read at once.
             parquet = pq.ParquetFile(file, buffer_size=1 << 20)
             _header(str(path), parquet.schema_arrow.names)
-            number = 0
-            for batch in parquet.iter_batches(batch_size=1024):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield TableRow(f"{path}, row {number}", values)
+            batches = parquet.iter_batches(batch_size=1024)
+            rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+            for number, values in enumerate(rows, 1):
+                yield f"{path}, row {number}", values
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: a text column is not UTF-8: {error}") from error
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{path}: not a readable Parquet file: {error}") from error
 
 
-_READERS: dict[str, Callable[[Path], Iterator[TableRow]]] = {
+_READERS: dict[str, Callable[[Path], LocatedRows]] = {
     ".jsonl": _jsonl,
     ".json": _json,
     ".csv": _csv,
@@ -277,11 +286,3 @@ def _parsed(path: Path, text: str, line: int = 1) -> Any:
         ) from error
     except (ValueError, RecursionError) as error:  # too many digits or nested brackets
         raise UserError(f"{path}:{line}: not valid JSON: {error}") from error
-
-
-def _row(where: str, value: object) -> TableRow:
-    if not isinstance(value, dict):
-        raise UserError(
-            f"{where}: found {describe(value)}, expected a row as an object that names its columns"
-        )
-    return TableRow(where, value)
