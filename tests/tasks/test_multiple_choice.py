@@ -15,8 +15,13 @@ from pydantic import ValidationError
 
 from firstcli.api import Sample
 from firstcli.errors import UserError
-from firstcli.tasks.answers import AnsweredRow, Reading, readings_of
-from firstcli.tasks.multiple_choice import MultipleChoice, MultipleChoiceOptions
+from firstcli.tasks.multiple_choice import (
+    AnsweredRow,
+    MultipleChoice,
+    MultipleChoiceOptions,
+    Reading,
+    readings_of,
+)
 from firstcli.tasks.tables import TableRow
 from firstcli.testing import check_task
 from support.paths import SHARED

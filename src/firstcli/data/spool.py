@@ -28,7 +28,6 @@ class Spool:
         self._place = place or Path(tempfile.gettempdir())
         self._file = tempfile.TemporaryFile(dir=place)  # noqa: SIM115
         self._borders = array("q", [0])  # row i is in bytes borders[i] to borders[i + 1]
-        self._flushed = True
 
     def append(self, row: bytes) -> None:
         """Append a row.
@@ -36,7 +35,6 @@ class Spool:
         Raises:
             UserError: the disk is full.
         """
-        self._flushed = False
         self._checked(lambda: self._file.write(row))
         self._borders.append(self._borders[-1] + len(row))
 
@@ -44,9 +42,7 @@ class Spool:
         return len(self._borders) - 1
 
     def __getitem__(self, index: int) -> bytes:
-        if not self._flushed:
-            self._checked(self._file.flush)
-            self._flushed = True
+        self._checked(self._file.flush)
         start = self._borders[index]
         return os.pread(self._file.fileno(), self._borders[index + 1] - start, start)
 

@@ -6,7 +6,6 @@ with the bytes on disk that a position would take for each k.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,6 @@ from firstcli.data.encoding import EncodedSample
 from firstcli.knowledge.codec import Precision
 from firstcli.knowledge.shards import StoreFormat, shard_path, write_shard
 from firstcli.knowledge.top_k import TopK
-from firstcli.runtime.files import write_text
 
 FILE_NAME = "concentration.json"
 RANKS = 100  # as in the paper's figure
@@ -64,11 +62,6 @@ def measure(
             for k in sizes
         },
     }
-
-
-def save(path: Path, content: dict[str, Any]) -> None:
-    """Write the file atomically."""
-    write_text(path, json.dumps(content) + "\n")
 
 
 def _bytes_per_position(

@@ -187,7 +187,13 @@ def read_shard(path: Path) -> Shard:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             facts = _facts(file.schema_arrow)
-            _check_version(path, facts)
+            if (version := facts["version"]) != VERSION:
+                newer = version > VERSION
+                age, remedy = ("newer", "upgrade firstcli, or ") if newer else ("older", "")
+                raise UserError(
+                    f"{path}: written by a {age} firstcli (format {version}, this one reads "
+                    f"{VERSION}); {remedy}run `first extract --force`"
+                )
             ids, counts, token_ids, steps = _columns(file.read())
         if _content(ids, counts, token_ids, steps) != facts["content"]:
             raise ValueError("its content was altered")
@@ -207,16 +213,6 @@ def is_sound(path: Path) -> bool:
     return True
 
 
-def _check_version(path: Path, facts: Mapping[str, Any]) -> None:
-    version = facts["version"]
-    if version != VERSION:
-        age, remedy = ("newer", "upgrade firstcli, or ") if version > VERSION else ("older", "")
-        raise UserError(
-            f"{path}: written by a {age} firstcli (format {version}, this one reads {VERSION}); "
-            f"{remedy}run `first extract --force`"
-        )
-
-
 def _columns(table: pa.Table) -> tuple[list[str], Counts, TokenIds, codec.Steps]:
     """Return ids and numbers of positions of S samples, token ids (N, k), and steps (N, k + 1)."""
     runs = pc.run_end_encode(table.column("id").combine_chunks())
@@ -227,9 +223,6 @@ def _columns(table: pa.Table) -> tuple[list[str], Counts, TokenIds, codec.Steps]
     width = len(packed) // (positions * top_k)
     token_ids = np.frombuffer(packed, f"<u{width}").reshape(positions, top_k)
     return runs.values.to_pylist(), counts, token_ids.astype(np.int32), steps
-
-
-# Digests.
 
 
 def digest(*parts: bytes) -> str:

@@ -52,7 +52,6 @@ def summary(folder: Path) -> dict[str, Any]:
     paths = sorted(folder.glob("shard-*.parquet"))
     shards = [facts for path in paths if (facts := shard_facts(path))]
     positions = sum(facts["positions"] for facts in shards)
-
     top_1 = [facts["teacher_top_1"] for facts in shards if "teacher_top_1" in facts]
     judged = sum(part["judged"] for part in top_1)
     means = ("mean_top_k_mass", "mean_probability_error", "mean_mass_error", "mean_kl")
@@ -153,16 +152,15 @@ class Knowledge:
                 continue
             known[row] = True
             tokens[row] = np.frombuffer(sample_digest(sample), np.uint8)
-        if unknown:
-            raise UserError(
-                f"{self.folder}: it contains knowledge of other samples: {len(unknown)} of "
-                f"{len(samples)}, such as {shortened(unknown, 3)}, are not in it; run "
-                "`first extract --force`"
+        if unknown or not known.all():
+            problem = (
+                f"{len(unknown)} of {len(samples)}, such as {shortened(unknown, 3)}, are not in it"
+                if unknown
+                else f"{(~known).sum()} of its {len(self)} are no longer in the data"
             )
-        if not known.all():
             raise UserError(
-                f"{self.folder}: it contains knowledge of other samples: {int((~known).sum())} of "
-                f"its {len(self)} are no longer in the data; run `first extract --force`"
+                f"{self.folder}: it contains knowledge of other samples: {problem}; run "
+                "`first extract --force`"
             )
         start = 0
         for index, facts in enumerate(self.facts):

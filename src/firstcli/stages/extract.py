@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from firstcli.errors import UserError
 from firstcli.runtime import distributed
+from firstcli.runtime.files import write_text
 from firstcli.stages.base import Facts, Option, Stage
 from firstcli.stages.finetune import FINETUNE
 from firstcli.workspace.artifacts import Artifact
@@ -188,7 +190,7 @@ def _extract(run: Run, unit: Unit, folder: Path) -> ExtractFacts | None:
         )
     if unit.part != "validation" and not (folder / concentration.FILE_NAME).exists():
         measured = _concentration(run, scorer, shards)
-        concentration.save(folder / concentration.FILE_NAME, measured)
+        write_text(folder / concentration.FILE_NAME, json.dumps(measured) + "\n")
     return ExtractFacts(**store.summary(folder), batches_halved=halved or None)
 
 

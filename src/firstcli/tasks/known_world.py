@@ -159,10 +159,7 @@ class KnownWorld(Task[KnownWorldOptions]):
 
     Options = KnownWorldOptions
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Two splits of the same world, a shifted one, and one of nonsense questions."""
-        return ("train", "test", "shifted", "unanswerable")
+    splits = ("train", "test", "shifted", "unanswerable")
 
     def sources(self, split: str) -> Sequence[Path]:
         return ()  # the options alone determine the questions

@@ -197,20 +197,7 @@ def instructed(instruction: str, text: str, preface: str) -> str:
 
 
 def _lettered(row: TableRow, letters: str) -> Sample:
-    """Return a question whose choices have letters; the model answers with a letter."""
-    stem, labelled = _stem_and_choices(row)
-    labels = [label for label, _ in labelled]
-    key = row.filled("answerKey")
-    if key not in labels:
-        raise row.mistake(f"answerKey: found '{key}', expected one of {', '.join(labels)}")
-    listed = [f"({letter}) {text}\n" for letter, (_, text) in zip(letters, labelled, strict=False)]
-    prompt = f"Q: {stem}\nAnswer Choices:\n{''.join(listed)}A: The answer is ("
-    candidates = [f"{letter})." for letter in letters[: len(labels)]]
-    return Sample.question(prompt, candidates, labels.index(key), id=row.id(None))
-
-
-def _stem_and_choices(row: TableRow) -> tuple[str, list[tuple[str, str]]]:
-    """Return the question and (label, text) of each choice.
+    """Return a question whose choices have letters; the model answers with a letter.
 
     The official files contain `{"question": {"stem", "choices": [{"label", "text"}]}}`; the hub
     has the columns `question` or `question_stem`, and `choices` as `{"label": [...], "text":
@@ -229,7 +216,14 @@ def _stem_and_choices(row: TableRow) -> tuple[str, list[tuple[str, str]]]:
         raise row.mistake(
             f"column 'choices': found {describe(choices)}, expected a label and a text for each"
         ) from None
-    if not 2 <= len(listed) <= len(ascii_lowercase):
-        raise row.mistake(f"found {len(listed)} choices, expected 2 to {len(ascii_lowercase)}")
+    if not 2 <= len(listed) <= len(letters):
+        raise row.mistake(f"found {len(listed)} choices, expected 2 to {len(letters)}")
     pairs = [(choice.filled("label"), choice.filled("text")) for choice in listed]
-    return holder.filled(stem), pairs
+    question, key = holder.filled(stem), row.filled("answerKey")
+    labels = [label for label, _ in pairs]
+    if key not in labels:
+        raise row.mistake(f"answerKey: found '{key}', expected one of {', '.join(labels)}")
+    lines = [f"({letter}) {text}\n" for letter, (_, text) in zip(letters, pairs, strict=False)]
+    prompt = f"Q: {question}\nAnswer Choices:\n{''.join(lines)}A: The answer is ("
+    candidates = [f"{letter})." for letter in letters[: len(labels)]]
+    return Sample.question(prompt, candidates, labels.index(key), id=row.id(None))

@@ -87,8 +87,6 @@ def describe(value: object) -> str:
 
 def splits_at(path: Path) -> tuple[str, ...]:
     """Return the splits of a folder, one per file; a single file serves as any usual split."""
-    if not path.is_dir():
-        return SPLITS
     files = _split_files(path)
     return (*(split for split in SPLITS if split in files), *sorted(files.keys() - {*SPLITS}))
 
@@ -97,10 +95,8 @@ def split_file(path: Path, split: str) -> Path:
     """Return the file of a split: the folder's file of that name, or `path` itself.
 
     Raises:
-        UserError: the folder has no such file.
+        UserError: there is no such file or split.
     """
-    if not path.is_dir():
-        return path
     files = _split_files(path)
     if split not in files:
         raise UserError(
@@ -112,6 +108,8 @@ def split_file(path: Path, split: str) -> Path:
 
 def _split_files(folder: Path) -> dict[str, Path]:
     """Map each split to its file; the file name without its extension names the split."""
+    if not folder.is_dir():
+        return dict.fromkeys(SPLITS, folder)
     files: dict[str, Path] = {}
     try:
         paths = sorted(folder.iterdir())
