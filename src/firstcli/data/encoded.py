@@ -6,6 +6,7 @@ A row of the spool is a sample's token ids, 4 bytes each, followed by the sample
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from firstcli.data.spool import Spool
 
 IntArray = npt.NDArray[np.int64]
 
-_INDEX = np.dtype([(name, "<i4") for name in ("number", "length", "start", "answer_position")])
+_INDEX = np.dtype([(name, "<i4") for name in ("length", "start", "answer_position")])
 
 
 class EncodedStore(LazySequence[EncodedSample]):
@@ -28,17 +29,15 @@ class EncodedStore(LazySequence[EncodedSample]):
         """Read all samples; the spool is in `folder` if that exists."""
         self._spool = Spool(folder)
         self._index = _index_of(self._spooled(rows))
+        self._indices = np.arange(len(self._index), dtype=np.int32)
 
     def _spooled(self, rows: Iterable[EncodedSample]) -> Iterator[EncodedSample]:
         for row in rows:
             self._spool.append(row.input_ids.tobytes() + row.id.encode("utf-8", "surrogatepass"))
             yield row
 
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def _item(self, index: int) -> EncodedSample:
-        number, length, start, answer_position = self._index[index].item()
+    def _item(self, number: int) -> EncodedSample:
+        length, start, answer_position = self._index[number].item()
         row = self._spool[number]
         return EncodedSample(
             row[4 * length :].decode("utf-8", "surrogatepass"),
@@ -49,22 +48,24 @@ class EncodedStore(LazySequence[EncodedSample]):
 
     def where(self, kept: npt.NDArray[np.bool_]) -> EncodedStore:
         """Return the samples for which `kept` (N,) is true; they share the spool."""
-        part = EncodedStore.__new__(EncodedStore)
-        part._spool, part._index = self._spool, self._index[kept]
+        part = copy(self)
+        part._indices = self._indices[kept]
         return part
 
     @property
     def numbers(self) -> IntArray:
         """Each sample's index before any call of `where`, (N,)."""
-        return np.asarray(self._index["number"], np.int64)
+        return self._indices.astype(np.int64)
 
 
 def _index_of(rows: Iterable[EncodedSample]) -> npt.NDArray[Any]:
     """Return one entry per sample; the answer position of an instruction is -1."""
     if isinstance(rows, EncodedStore):
-        return rows._index
-    answers = ((row, -1 if row.answer_position is None else row.answer_position) for row in rows)
-    entries = ((i, len(row.input_ids), row.start, at) for i, (row, at) in enumerate(answers))
+        return rows._index[rows._indices]
+    entries = (
+        (len(row.input_ids), row.start, -1 if row.answer_position is None else row.answer_position)
+        for row in rows
+    )
     return np.fromiter(entries, _INDEX)
 
 

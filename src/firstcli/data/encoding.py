@@ -163,7 +163,9 @@ def _encode(
             f"the tokenizer {type(tokenizer).__name__} provides no character offsets; use a "
             "checkpoint with a tokenizer.json"
         )
-    closing = _closing_tokens(tokenizer)
+    # A tokenizer may append tokens to every text; after a prompt they are wrong.
+    ends = tokenizer("a", return_offsets_mapping=True)["offset_mapping"]
+    closing = next((i for i, (start, end) in enumerate(reversed(ends)) if end > start), 0)
     eos = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     remaining = iter(samples)
     while chunk := list(islice(remaining, CHUNK)):
@@ -184,12 +186,6 @@ def _encode(
             prompt, _ = next(encoded)
             joints = islice(encoded, len(sample.candidates) or 1)
             yield sample, prompt, [(ids + eos, offsets) for ids, offsets in joints]
-
-
-def _closing_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Count the tokens that a tokenizer appends to every text; after a prompt they are wrong."""
-    offsets = tokenizer("a", return_offsets_mapping=True)["offset_mapping"]
-    return next((i for i, (start, end) in enumerate(reversed(offsets)) if end > start), 0)
 
 
 def _choice(

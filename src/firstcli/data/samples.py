@@ -20,9 +20,15 @@ T = TypeVar("T", covariant=True)
 class LazySequence(Sequence[T]):
     """A sequence that creates an item on each access; a slice of it holds only indices."""
 
+    _indices: npt.NDArray[np.integer]
+    """Numbers of the items, (N,)."""
+
     @abstractmethod
-    def _item(self, index: int) -> T:
-        """Return the item at a non-negative index."""
+    def _item(self, number: int) -> T:
+        """Create an item."""
+
+    def __len__(self) -> int:
+        return len(self._indices)
 
     @overload
     def __getitem__(self, index: int) -> T: ...
@@ -31,23 +37,18 @@ class LazySequence(Sequence[T]):
     def __getitem__(self, index: int | slice) -> T | Sequence[T]:
         if isinstance(index, slice):
             return Selected(self, np.arange(len(self))[index])
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} of {len(self)} items")
-        return self._item(index % len(self))
+        return self._item(int(self._indices[index]))
 
 
 class Selected(LazySequence[T]):
     """Some items of a sequence, in any order."""
 
-    def __init__(self, items: Sequence[T], indices: npt.NDArray[np.int64]) -> None:
+    def __init__(self, items: Sequence[T], indices: npt.NDArray[np.integer]) -> None:
         self._items = items
         self._indices = indices
 
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def _item(self, index: int) -> T:
-        return self._items[int(self._indices[index])]
+    def _item(self, number: int) -> T:
+        return self._items[number]
 
 
 class Samples(LazySequence[Sample]):
@@ -58,12 +59,10 @@ class Samples(LazySequence[Sample]):
         self._spool = Spool(folder)
         for sample in samples:
             self._spool.append(to_json(sample))
+        self._indices = np.arange(len(self._spool), dtype=np.int32)
 
-    def __len__(self) -> int:
-        return len(self._spool)
-
-    def _item(self, index: int) -> Sample:
-        fields = json.loads(self._spool[index])
+    def _item(self, number: int) -> Sample:
+        fields = json.loads(self._spool[number])
         id, prompt, response, candidates, answer, truth = fields
         truth = None if truth is None else tuple(truth)
         return Sample(prompt, response, id, tuple(candidates), answer, truth)

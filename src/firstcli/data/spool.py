@@ -17,17 +17,14 @@ from firstcli.errors import UserError
 
 
 class Spool:
-    """Rows of bytes that are appended in order and read in any order.
-
-    Only where each row ends is kept in memory, 8 bytes per row.
-    """
+    """Rows of bytes, appended in order and read in any order; memory holds 8 bytes per row."""
 
     def __init__(self, folder: Path) -> None:
         """Open the file in `folder`, or in the system's temporary folder if that is impossible."""
-        place = folder if os.access(folder, os.W_OK) else None
-        self._place = place or Path(tempfile.gettempdir())
-        self._file = tempfile.TemporaryFile(dir=place)  # noqa: SIM115
+        self._place = folder if os.access(folder, os.W_OK) else Path(tempfile.gettempdir())
+        self._file = tempfile.TemporaryFile(dir=self._place)  # noqa: SIM115
         self._borders = array("q", [0])  # row i is in bytes borders[i] to borders[i + 1]
+        self._flushed = True
 
     def append(self, row: bytes) -> None:
         """Append a row.
@@ -35,6 +32,7 @@ class Spool:
         Raises:
             UserError: the disk is full.
         """
+        self._flushed = False
         self._checked(lambda: self._file.write(row))
         self._borders.append(self._borders[-1] + len(row))
 
@@ -42,7 +40,9 @@ class Spool:
         return len(self._borders) - 1
 
     def __getitem__(self, index: int) -> bytes:
-        self._checked(self._file.flush)
+        if not self._flushed:
+            self._checked(self._file.flush)
+            self._flushed = True
         start = self._borders[index]
         return os.pread(self._file.fileno(), self._borders[index + 1] - start, start)
 

@@ -80,8 +80,7 @@ class StoreFormat:
 class Shard:
     """The decoded content of a shard."""
 
-    facts: dict[str, Any]
-    """The metadata."""
+    facts: dict[str, Any]  # the metadata
     ids: list[str]
     counts: Counts  # (samples,) positions of each sample
     known: TopK  # of all samples, concatenated

@@ -85,8 +85,7 @@ class Knowledge:
             UserError: a shard is missing, damaged, of a different format or not as expected.
         """
         self.folder = folder
-        self.facts: list[dict[str, Any]] = []
-        """The metadata of each shard."""
+        self.facts: list[dict[str, Any]] = []  # the metadata of each shard
         self._spool = Spool(folder)
         keys = []
         for path in _shard_paths(folder):

@@ -20,8 +20,7 @@ from firstcli.errors import UserError
 
 T = TypeVar("T")
 
-COMMUNICATION_TIMEOUT = timedelta(hours=12)
-"""How long a process waits for the other processes; a dead process is noticed at once."""
+COMMUNICATION_TIMEOUT = timedelta(hours=12)  # a dead process is noticed at once
 
 LOST = (
     "another process of this launch failed or was stopped (see its own message); finished work is "

@@ -182,7 +182,8 @@ class KnownWorld(Task[KnownWorldOptions]):
         while True:
             answer, truth = None, None
             if split == "unanswerable":
-                prompt = _nonsense(random)
+                words = {name: random.choice(values) for name, values in INVENTED.items()}
+                prompt = random.choice(WORDINGS).format(name=random.choice(NAMES), **words)
             else:
                 prompt, profile = _prompt(laws, split == "shifted", random)
                 truth = laws.truth(profile, options.noise)
@@ -193,11 +194,6 @@ class KnownWorld(Task[KnownWorldOptions]):
                 yield Sample.question(
                     prompt, candidates, answer, id=f"{split}-{number}", truth=truth
                 )
-
-
-def _nonsense(random: Random) -> str:
-    profile = {name: random.choice(words) for name, words in INVENTED.items()}
-    return random.choice(WORDINGS).format(name=random.choice(NAMES), **profile)
 
 
 def _prompt(laws: Laws, shifted: bool, random: Random) -> tuple[str, dict[str, str]]:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -31,7 +31,6 @@ from firstcli.tasks.templates import Template, columns_of, fill, of_names
 MAX_CHOICES = 26  # the number of letters
 
 Reading = Literal["index", "letter", "text"]
-READINGS: tuple[Reading, ...] = ("index", "letter", "text")
 
 
 def _chosen(answer: str, choices: Sequence[str], reading: Reading) -> int | None:
@@ -103,7 +102,7 @@ def readings_of(rows: Iterable[AnsweredRow], answer_as: Reading | Literal["auto"
     Raises:
         UserError: an answer names no choice, or no reading fits all answers.
     """
-    readings = list(READINGS) if answer_as == "auto" else [answer_as]
+    readings: list[Reading] = list(get_args(Reading)) if answer_as == "auto" else [answer_as]
     possible = set(readings)
     for row in rows:
         meanings = row.meanings(readings)

@@ -53,13 +53,10 @@ class PaperTask(Task[PaperOptions]):
     """Reads the rows of a published data set; subclasses turn a row into a sample."""
 
     Options = PaperOptions
-    repo: ClassVar[str]
-    """The data set's name on the hub."""
-    pinned: ClassVar[str]
-    """The commit that is loaded unless the options name a different one."""
+    repo: ClassVar[str]  # the data set's name on the hub
+    pinned: ClassVar[str]  # the commit that is loaded unless the options name a different one
     config: ClassVar[str | None] = None
-    hub_splits: ClassVar[Mapping[str, str]]
-    """Maps firstcli's split names to those of the hub."""
+    hub_splits: ClassVar[Mapping[str, str]]  # firstcli's name of a split -> the hub's
     files: ClassVar[Mapping[str, tuple[str, ...]]]
     """Maps a split to possible file names, relative to a folder; the first that exists is used."""
 
