@@ -43,7 +43,7 @@ def test_samples_and_index_equal_those_of_a_list(
         assert lengths_of(stored).tolist() == lengths_of(listed).tolist()
         assert counts_of(stored).tolist() == counts_of(listed).tolist()
         assert has_answer_position(stored).tolist() == has_answer_position(listed).tolist()
-    assert part.numbers.tolist() == np.flatnonzero(kept).tolist()
+    assert part.indices.tolist() == np.flatnonzero(kept).tolist()
 
 
 @settings(deadline=None)

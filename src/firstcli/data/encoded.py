@@ -29,7 +29,7 @@ class EncodedStore(LazySequence[EncodedSample]):
         """Read all samples; the spool is in `folder` if that exists."""
         self._spool = Spool(folder)
         self._index = _index_of(self._spooled(rows))
-        self._indices = np.arange(len(self._index), dtype=np.int32)
+        self.indices = np.arange(len(self._index), dtype=np.int32)
 
     def _spooled(self, rows: Iterable[EncodedSample]) -> Iterator[EncodedSample]:
         for row in rows:
@@ -47,21 +47,16 @@ class EncodedStore(LazySequence[EncodedSample]):
         )
 
     def where(self, kept: npt.NDArray[np.bool_]) -> EncodedStore:
-        """Return the samples for which `kept` (N,) is true; they share the spool."""
+        """Return the samples for which `kept` (N,) is true; they keep their `indices`."""
         part = copy(self)
-        part._indices = self._indices[kept]
+        part.indices = self.indices[kept]
         return part
-
-    @property
-    def numbers(self) -> IntArray:
-        """Each sample's index before any call of `where`, (N,)."""
-        return self._indices.astype(np.int64)
 
 
 def _index_of(rows: Iterable[EncodedSample]) -> npt.NDArray[Any]:
     """Return one entry per sample; the answer position of an instruction is -1."""
     if isinstance(rows, EncodedStore):
-        return rows._index[rows._indices]
+        return np.asarray(rows._index[rows.indices])
     entries = (
         (len(row.input_ids), row.start, -1 if row.answer_position is None else row.answer_position)
         for row in rows

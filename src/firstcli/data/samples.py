@@ -20,7 +20,7 @@ T = TypeVar("T", covariant=True)
 class LazySequence(Sequence[T]):
     """A sequence that creates an item on each access; a slice of it holds only indices."""
 
-    _indices: npt.NDArray[np.integer]
+    indices: npt.NDArray[np.integer]
     """Numbers of the items, (N,)."""
 
     @abstractmethod
@@ -28,7 +28,7 @@ class LazySequence(Sequence[T]):
         """Create an item."""
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self.indices)
 
     @overload
     def __getitem__(self, index: int) -> T: ...
@@ -37,7 +37,7 @@ class LazySequence(Sequence[T]):
     def __getitem__(self, index: int | slice) -> T | Sequence[T]:
         if isinstance(index, slice):
             return Selected(self, np.arange(len(self))[index])
-        return self._item(int(self._indices[index]))
+        return self._item(int(self.indices[index]))
 
 
 class Selected(LazySequence[T]):
@@ -45,7 +45,7 @@ class Selected(LazySequence[T]):
 
     def __init__(self, items: Sequence[T], indices: npt.NDArray[np.integer]) -> None:
         self._items = items
-        self._indices = indices
+        self.indices = indices
 
     def _item(self, number: int) -> T:
         return self._items[number]
@@ -59,7 +59,7 @@ class Samples(LazySequence[Sample]):
         self._spool = Spool(folder)
         for sample in samples:
             self._spool.append(to_json(sample))
-        self._indices = np.arange(len(self._spool), dtype=np.int32)
+        self.indices = np.arange(len(self._spool), dtype=np.int32)
 
     def _item(self, number: int) -> Sample:
         fields = json.loads(self._spool[number])

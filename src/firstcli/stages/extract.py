@@ -19,7 +19,7 @@ from firstcli.workspace.units import Part, Unit, needs_fit, part_of
 if TYPE_CHECKING:
     from firstcli.api import JSON
     from firstcli.data.encoding import EncodedSample
-    from firstcli.knowledge.top_k import TopK
+    from firstcli.knowledge.codec import TopK
     from firstcli.recipe.schema import Recipe
     from firstcli.stages.checks import SharedCheck
     from firstcli.stages.probe import CostEstimate, Probe
@@ -151,11 +151,12 @@ class Extract(Stage):
 def _extract(run: Run, unit: Unit, folder: Path) -> ExtractFacts | None:
     from firstcli.data.encoded import has_answer_position
     from firstcli.knowledge import concentration, store
+    from firstcli.knowledge.shards import StoreFormat, shard_path, write_shard
     from firstcli.stages import inputs, scoring
 
     rows = inputs.training_rows(run, "teacher", unit.part)
     shards = scoring.shards_of(run, unit)
-    format = store.StoreFormat(
+    format = StoreFormat(
         **run.recipe.knowledge.stored(),
         split=unit.part,
         shards=len(shards),
@@ -176,13 +177,13 @@ def _extract(run: Run, unit: Unit, folder: Path) -> ExtractFacts | None:
             for index in ours:
                 knowledge = scorer(shards[index], run.recipe.knowledge.top_k, advance)
                 samples = shards[index].rows
-                path, ordered = store.shard_path(folder, index), [knowledge[r.id] for r in samples]
+                path, ordered = shard_path(folder, index), [knowledge[r.id] for r in samples]
                 top_1 = _top_1(samples, knowledge, answers_only)
-                store.write_shard(path, samples, ordered, format, top_1)
+                write_shard(path, samples, ordered, format, top_1)
     halved = sum(distributed.gathered(scorer.halving.halved))
     if not distributed.is_first():
         return None
-    paths = [store.shard_path(folder, index) for index in range(len(shards))]
+    paths = [shard_path(folder, index) for index in range(len(shards))]
     if unseen := sum(not path.exists() for path in paths):
         raise UserError(
             f"{folder}: {unseen} shards that other processes wrote are not visible here; all "
@@ -245,10 +246,10 @@ def _top_1(
 
 def _missing_shards(folder: Path, count: int) -> list[int]:
     """Return the shards that an interrupted run has not finished."""
-    from firstcli.knowledge import store
+    from firstcli.knowledge.shards import shard_facts, shard_path
 
-    paths = [store.shard_path(folder, index) for index in range(count)]
-    return [index for index, path in enumerate(paths) if store.shard_facts(path) is None]
+    paths = [shard_path(folder, index) for index in range(count)]
+    return [index for index, path in enumerate(paths) if shard_facts(path) is None]
 
 
 def _teacher_identity(run: Run, unit: Unit) -> str:

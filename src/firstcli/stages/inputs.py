@@ -24,7 +24,8 @@ from firstcli.data.encoding import (
     encode_questions,
 )
 from firstcli.errors import UserError, shortened
-from firstcli.knowledge.store import Knowledge, StoreFormat
+from firstcli.knowledge.shards import StoreFormat
+from firstcli.knowledge.store import Knowledge
 from firstcli.models import inference
 from firstcli.workspace.run import Run, once_per_run
 from firstcli.workspace.units import Model, Part, Role
@@ -145,7 +146,7 @@ def rows_of_fold(run: Run, fold: int, *, seen: bool) -> EncodedStore:
         UserError: there are none.
     """
     rows = training_rows(run, "teacher", "train")
-    chosen = (folds(run)[rows.numbers] != fold) == seen
+    chosen = (folds(run)[rows.indices] != fold) == seen
     if not chosen.any():
         raise UserError(
             f"knowledge.folds: {run.recipe.knowledge.folds} folds of {len(rows)} training samples "

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from firstcli.api import JSON, BoolArray, FloatArray
     from firstcli.data.encoded import EncodedStore
     from firstcli.data.encoding import EncodedSample
-    from firstcli.knowledge.top_k import TopK
+    from firstcli.knowledge.codec import TopK
     from firstcli.metrics.records import EvalRecords
     from firstcli.recipe.references import PosthocRef
     from firstcli.recipe.schema import Recipe

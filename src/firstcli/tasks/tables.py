@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -146,7 +146,7 @@ def read_rows(path: Path) -> Iterator[TableRow]:
         raise UserError(f"{path}: expected the path of a file that ends in {_ENDINGS}")
     empty = True
     try:
-        for where, values in reader(path):
+        for where, values in reader(path):  # a row after its place in the file
             if not isinstance(values, dict):
                 raise UserError(
                     f"{where}: found {describe(values)}, expected a row as an object that names "
@@ -164,11 +164,7 @@ def read_rows(path: Path) -> Iterator[TableRow]:
         raise UserError(f"{path}: there are no rows in this file")
 
 
-LocatedRows = Iterator[tuple[str, Any]]
-"""The values of each row, after its place in the file."""
-
-
-def _jsonl(path: Path) -> LocatedRows:
+def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
     # Only \n ends a line: a JSON string may contain other line separators, such as U+2028.
     with _open_text(path, newline="\n") as lines:
         for number, line in enumerate(lines, 1):
@@ -176,7 +172,7 @@ def _jsonl(path: Path) -> LocatedRows:
                 yield f"{path}:{number}", _parsed(path, line.removesuffix("\n"), number)
 
 
-def _json(path: Path) -> LocatedRows:
+def _json(path: Path) -> Iterator[tuple[str, Any]]:
     with _open_text(path, newline="\n") as file:
         while (character := file.read(1)) and character in " \t\r\n":
             pass
@@ -195,7 +191,7 @@ def _json(path: Path) -> LocatedRows:
         yield f"{path}, row {number}", value
 
 
-def _csv(path: Path) -> LocatedRows:
+def _csv(path: Path) -> Iterator[tuple[str, Any]]:
     with _open_text(path, newline="") as file:
         lines = csv.reader(file, strict=True)
         header: list[str] = []
@@ -226,7 +222,7 @@ def _header(where: str, names: list[str]) -> list[str]:
     return names
 
 
-def _parquet(path: Path) -> LocatedRows:
+def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -245,12 +241,7 @@ def _parquet(path: Path) -> LocatedRows:
             raise UserError(f"{path}: not a readable Parquet file: {error}") from error
 
 
-_READERS: dict[str, Callable[[Path], LocatedRows]] = {
-    ".jsonl": _jsonl,
-    ".json": _json,
-    ".csv": _csv,
-    ".parquet": _parquet,
-}
+_READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
 _ENDINGS = ".jsonl, .json, .csv or .parquet"
 
 
