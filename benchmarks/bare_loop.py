@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from firstcli import metrics
 from firstcli.data.encoded import lengths_of
 from firstcli.data.encoding import EncodedSample
-from firstcli.knowledge.top_k import TopK
+from firstcli.knowledge.codec import TopK
 from firstcli.models import inference
 from firstcli.pipeline.plan import Request, open_run
 from firstcli.recipe.schema import Arm, Training, recalibrator_of, training_of

@@ -21,8 +21,8 @@ from torch import Tensor
 import measure
 import shapes
 from firstcli.data.encoding import EncodedSample
-from firstcli.knowledge import store
-from firstcli.knowledge.top_k import TopK
+from firstcli.knowledge import shards
+from firstcli.knowledge.codec import TopK
 from firstcli.models import inference, readout
 from firstcli.stages import scoring
 from firstcli.training.collate import Collate
@@ -40,8 +40,8 @@ def extract_shard(
     known: dict[str, TopK] = {}
     for batch in inference.batches([len(row.input_ids) for row in rows], scoring.EXTRACTION_TOKENS):
         known |= scoring.top_k_of(reader, [rows[i] for i in batch], shapes.TOP_K, limit)
-    format = store.StoreFormat(shapes.TOP_K, "standard", shards=1)
-    store.write_shard(path, rows, [known[row.id] for row in rows], format)
+    format = shards.StoreFormat(shapes.TOP_K, "standard", shards=1)
+    shards.write_shard(path, rows, [known[row.id] for row in rows], format)
 
 
 @torch.inference_mode()

@@ -19,9 +19,8 @@ import numpy as np
 import torch
 
 from firstcli.data.encoding import EncodedSample
-from firstcli.knowledge import store
-from firstcli.knowledge.codec import Precision
-from firstcli.knowledge.top_k import TopK
+from firstcli.knowledge import shards, store
+from firstcli.knowledge.codec import Precision, TopK
 from firstcli.models import inference, readout
 from firstcli.pipeline.plan import Request, open_run
 from firstcli.stages import inputs, scoring
@@ -49,19 +48,19 @@ def exact_knowledge(run: Run, rows: Sequence[EncodedSample]) -> dict[str, TopK]:
 
 
 def measure(
-    shards: Sequence[Sequence[EncodedSample]],
+    parts: Sequence[Sequence[EncodedSample]],
     exact: dict[str, TopK],
     top_k: int,
     precision: Precision,
 ) -> str:
     """Return a precision's line of the table."""
-    format = store.StoreFormat(top_k, precision, shards=len(shards))
+    format = shards.StoreFormat(top_k, precision, shards=len(parts))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         began = time.perf_counter()
-        for index, shard in enumerate(shards):
-            path = store.shard_path(folder, index)
-            store.write_shard(path, shard, [exact[row.id] for row in shard], format)
+        for index, shard in enumerate(parts):
+            path = shards.shard_path(folder, index)
+            shards.write_shard(path, shard, [exact[row.id] for row in shard], format)
         written = time.perf_counter()
         store.Knowledge(folder)
         opened = time.perf_counter()
@@ -98,9 +97,9 @@ def main() -> None:
         "| mean | mean KL | positions/s written | opened |"
     )
     print("|---|" + "---:|" * 8)
-    shards = scoring.split_into_shards(rows)
+    parts = scoring.split_into_shards(rows)
     for precision in PRECISIONS:
-        print(measure(shards, exact, run.recipe.knowledge.top_k, precision), flush=True)
+        print(measure(parts, exact, run.recipe.knowledge.top_k, precision), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from firstcli.data.encoding import EncodedSample
-from firstcli.knowledge import store
+from firstcli.knowledge import shards
+from firstcli.knowledge.codec import TopK
 from firstcli.knowledge.store import Knowledge
-from firstcli.knowledge.top_k import TopK
 from firstcli.recipe.schema import Arm, recalibrator_of
 from firstcli.training.soft_targets import SoftTargetBuilder
 
@@ -99,11 +99,11 @@ def write_store(
     """Write knowledge in shards of `size` samples."""
     starts = range(0, len(rows), size)
     for index, first in enumerate(starts):
-        store.write_shard(
-            store.shard_path(folder, index),
+        shards.write_shard(
+            shards.shard_path(folder, index),
             rows[first : first + size],
             known[first : first + size],
-            store.StoreFormat(TOP_K, "standard", shards=len(starts)),
+            shards.StoreFormat(TOP_K, "standard", shards=len(starts)),
         )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firstcli.data.encoded import EncodedStore, counts_of, has_answer_positions, lengths_of
+from firstcli.data.encoded import EncodedStore, counts_of, has_answer_position, lengths_of
 from firstcli.data.encoding import EncodedSample
 from firstcli.stages.scoring import split_into_shards
 
@@ -42,8 +42,8 @@ def test_samples_and_index_equal_those_of_a_list(
         assert all(row.input_ids.dtype == np.int32 for row in stored)
         assert lengths_of(stored).tolist() == lengths_of(listed).tolist()
         assert counts_of(stored).tolist() == counts_of(listed).tolist()
-        assert has_answer_positions(stored) == has_answer_positions(listed)
-    assert part.numbers.tolist() == np.flatnonzero(kept).tolist()
+        assert has_answer_position(stored).tolist() == has_answer_position(listed).tolist()
+    assert part.indices.tolist() == np.flatnonzero(kept).tolist()
 
 
 @settings(deadline=None)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from firstcli.knowledge import shards, store
-from firstcli.knowledge.top_k import TopK
+from firstcli.knowledge import shards
+from firstcli.knowledge.codec import TopK
 from firstcli.stages import scoring
 from firstcli.stages.extract import EXTRACT
 from firstcli.workspace.artifacts import Artifact, Digests
@@ -147,7 +147,7 @@ def test_several_shards_of_both_parts(finished: Finished, run: Path) -> None:
 @contextmanager
 def written_otherwise(change: Callable[[Path, Any], None]) -> Iterator[None]:
     """Let one shard be written otherwise, under a manifest that takes it for what it should be."""
-    real = store.write_shard
+    real = shards.write_shard
 
     def write(path: Path, rows: Any, known: list[TopK], *facts: Any) -> None:
         if path.name != HARMED or path.parent.name != ".train.partial":
@@ -156,7 +156,7 @@ def written_otherwise(change: Callable[[Path, Any], None]) -> Iterator[None]:
             change(path, lambda other: real(path, rows, [other(one) for one in known], *facts))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "write_shard", write)
+        patch.setattr(shards, "write_shard", write)
         yield
 
 
@@ -292,7 +292,7 @@ def test_a_repair_for_another_recipe_redoes_all_and_loses_nothing_before(
     truncate(run / "knowledge" / "train" / HARMED)
     command = ("extract", finished.recipe, "--run-dir", run, "--set", "knowledge.top_k=4")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(store, "write_shard", die)
+        patch.setattr(shards, "write_shard", die)
         first(*command, "--repair")
     assert len(list((run / "knowledge" / "train").glob("*.parquet"))) == 5
     assert first(*command, "--repair").code == 0

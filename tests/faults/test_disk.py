@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from firstcli.data import spool
-from firstcli.knowledge import store
+from firstcli.knowledge import shards, store
 from firstcli.metrics import records
 from firstcli.pipeline import execute
 from firstcli.training import trainer
@@ -78,7 +78,7 @@ POINTS: dict[str, tuple[Any, str, int]] = {
     "checkpoint": (trainer.PositionTrainer, "_save_checkpoint", 2),
     "model": (trainer, "write_log", 2),
     "commit": (artifacts.Artifact, "commit", 3),
-    "shard": (store, "write_shard", 3),
+    "shard": (shards, "write_shard", 3),
     "manifest": (artifacts, "write_json", 2),
     "records": (records.EvalRecords, "save", 2),
 }
@@ -262,7 +262,7 @@ def test_a_disk_that_becomes_read_only_while_it_is_written(
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(shard))
 
     with monkeypatch.context() as patch:
-        before_call(patch, store, "write_shard", 1, refuse)
+        before_call(patch, shards, "write_shard", 1, refuse)
         first(*command).mistake(str(run), "Read-only file system", "run the same command again")
     assert first(*command).code == 0
 
@@ -275,6 +275,6 @@ def test_a_quota_that_is_used_up(
 
     command = ("extract", finished.recipe, "--run-dir", tmp_path / "run")
     with monkeypatch.context() as patch:
-        before_call(patch, store, "write_shard", 1, refuse)
+        before_call(patch, shards, "write_shard", 1, refuse)
         first(*command).mistake("run", "no space left on the disk", "run the same command again")
     assert first(*command).code == 0

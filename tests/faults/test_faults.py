@@ -58,7 +58,7 @@ def test_training_that_ended_is_not_trained_on(
 def test_extraction_goes_on_after_the_last_whole_shard(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from firstcli.knowledge import store
+    from firstcli.knowledge import shards, store
     from firstcli.stages import scoring
 
     run = finished.copied_to(tmp_path)
@@ -68,7 +68,7 @@ def test_extraction_goes_on_after_the_last_whole_shard(
     assert first(*command, undisturbed).code == 0
     written: list[Path] = []
 
-    def twice(path: Path, *args: Any, real: Any = store.write_shard) -> None:
+    def twice(path: Path, *args: Any, real: Any = shards.write_shard) -> None:
         if len(written) == 2:
             path.with_name(f".{path.name}.tmp").write_text("half")
             raise Killed
@@ -76,7 +76,7 @@ def test_extraction_goes_on_after_the_last_whole_shard(
         written.append(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "write_shard", twice)
+        patch.setattr(shards, "write_shard", twice)
         with pytest.raises(Killed):
             first(*command, run)
     asked: list[int] = []

@@ -16,9 +16,9 @@ import pytest
 from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError
 from firstcli.knowledge import shards, store
-from firstcli.knowledge.codec import Precision
-from firstcli.knowledge.store import Knowledge, StoreFormat
-from firstcli.knowledge.top_k import TopK
+from firstcli.knowledge.codec import Precision, TopK
+from firstcli.knowledge.shards import StoreFormat
+from firstcli.knowledge.store import Knowledge
 from support.paths import DOCS
 
 K = 3
@@ -56,9 +56,9 @@ def write(
     known = {row.id: some_knowledge(row, number) for number, row in enumerate(rows)}
     cuts = [rows[first : first + shard_rows] for first in range(0, len(rows), shard_rows)]
     for index, shard in enumerate(cuts):
-        path = store.shard_path(folder, index)
+        path = shards.shard_path(folder, index)
         format = replace(FORMAT, shards=len(cuts), **changes)
-        store.write_shard(path, shard, [known[row.id] for row in shard], format)
+        shards.write_shard(path, shard, [known[row.id] for row in shard], format)
     return known
 
 
@@ -83,7 +83,7 @@ def test_every_sample_gets_its_own_back(
     assert len(opened) == 11 and opened.top_k == K
     shuffled = [rows[i] for i in np.random.default_rng(0).permutation(11)]
     opened.check(shuffled)
-    for row, found in zip(shuffled, opened.all_of(shuffled), strict=True):
+    for row, found in zip(shuffled, map(opened.of, shuffled), strict=True):
         assert_within(found, known[row.id], precision)
         assert found.token_ids.shape == (len(row.targets), K)
         assert found.token_ids.dtype == np.int32
@@ -93,7 +93,7 @@ def test_every_sample_gets_its_own_back(
 def test_content_and_metadata_of_the_format_are_pinned(tmp_path: Path) -> None:
     """Shards of earlier releases must stay readable and must not be written again."""
     write(tmp_path, some_rows(9), 9)
-    facts = store.shard_facts(store.shard_path(tmp_path, 0))
+    facts = shards.shard_facts(shards.shard_path(tmp_path, 0))
     assert facts and facts["content"] == "1c3daf74e54bb8eb0f86eadfd4d334d6"
     digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16)
     assert digest.hexdigest() == "6fcd46643ca4054f29921eb02ac03810"
@@ -103,7 +103,7 @@ def test_content_and_metadata_of_the_format_are_pinned(tmp_path: Path) -> None:
 def test_token_ids_of_any_vocabulary(tmp_path: Path, largest: int) -> None:
     row = EncodedSample("x", np.arange(4, dtype=np.int32), 2, None)
     known = replace(some_knowledge(row, 0), token_ids=np.array([[0, 1, largest]] * 2, np.int32))
-    store.write_shard(store.shard_path(tmp_path, 0), [row], [known], FORMAT)
+    shards.write_shard(shards.shard_path(tmp_path, 0), [row], [known], FORMAT)
     np.testing.assert_array_equal(Knowledge(tmp_path).of(row).token_ids, known.token_ids)
 
 
@@ -115,7 +115,7 @@ def test_extremes_survive(tmp_path: Path) -> None:
         np.array([[-1e-30, -69.0, -70.0], [-0.5, -1.2, -2.3365]], np.float32),
         np.array([-69.07755, -np.inf], np.float32),
     )
-    store.write_shard(store.shard_path(tmp_path, 0), [row], [known], FORMAT)
+    shards.write_shard(shards.shard_path(tmp_path, 0), [row], [known], FORMAT)
     found = Knowledge(tmp_path).of(row)
     np.testing.assert_allclose(found.log_tail, known.log_tail, atol=0.3)
     np.testing.assert_allclose(found.log_probs[0], known.log_probs[0], atol=0.3)
@@ -128,7 +128,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     rows = some_rows(9)
     known = {row.id: some_knowledge(row, number) for number, row in enumerate(rows)}
     for order, path in ((rows, tmp_path / "a"), (rows[::-1], tmp_path / "again" / "a")):
-        store.write_shard(path, order, [known[row.id] for row in order], FORMAT)
+        shards.write_shard(path, order, [known[row.id] for row in order], FORMAT)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "again" / "a").read_bytes()
 
 
@@ -194,9 +194,9 @@ def test_knowledge_made_otherwise_is_refused(
 
 def test_shards_of_two_extractions_are_refused(tmp_path: Path) -> None:
     write(tmp_path, some_rows(2), 1)
-    first = store.shard_path(tmp_path, 0).read_bytes()
+    first = shards.shard_path(tmp_path, 0).read_bytes()
     write(tmp_path, some_rows(2), 1, teacher="another")
-    store.shard_path(tmp_path, 0).write_bytes(first)
+    shards.shard_path(tmp_path, 0).write_bytes(first)
     with pytest.raises(UserError, match=r"shard-00001.*a different teacher"):
         Knowledge(tmp_path)
 
@@ -213,7 +213,7 @@ def test_a_sample_in_two_shards_is_refused(tmp_path: Path) -> None:
 def test_the_metadata_of_a_shard(tmp_path: Path) -> None:
     rows = some_rows(4)
     write(tmp_path, rows, 3)
-    facts = store.shard_facts(store.shard_path(tmp_path, 1))
+    facts = shards.shard_facts(shards.shard_path(tmp_path, 1))
     assert (
         facts
         and facts.items()
@@ -225,7 +225,7 @@ def test_the_metadata_of_a_shard(tmp_path: Path) -> None:
             **shards.digests(rows[3:]),
         }.items()
     )
-    assert store.shard_facts(store.shard_path(tmp_path, 9)) is None
+    assert shards.shard_facts(shards.shard_path(tmp_path, 9)) is None
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -262,18 +262,18 @@ def test_a_summary_aggregates_the_shards(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet at all"])
 def test_a_file_that_is_not_parquet_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = store.shard_path(tmp_path, 0)
+    path = shards.shard_path(tmp_path, 0)
     path.write_bytes(content)
-    assert store.shard_facts(path) is None
+    assert shards.shard_facts(path) is None
     with pytest.raises(UserError, match=r"shard-00000.*damaged; run `first extract --repair`"):
         Knowledge(tmp_path)
 
 
 def test_a_truncated_shard_is_refused(tmp_path: Path) -> None:
     write(tmp_path, some_rows(2), 1)
-    path = store.shard_path(tmp_path, 1)
+    path = shards.shard_path(tmp_path, 1)
     path.write_bytes(path.read_bytes()[:-20])
-    assert store.shard_facts(path) is None
+    assert shards.shard_facts(path) is None
     with pytest.raises(UserError, match=r"shard-00001.*damaged; run `first extract --repair`"):
         Knowledge(tmp_path)
 
@@ -282,7 +282,7 @@ def test_one_flipped_byte_is_seen_wherever_it_is(tmp_path: Path) -> None:
     """Unless it changes nothing that is read, such as the writer's name."""
     rows = some_rows(6)
     write(tmp_path, rows, 6)
-    path = store.shard_path(tmp_path, 0)
+    path = shards.shard_path(tmp_path, 0)
     whole, right = path.read_bytes(), shards.read_shard(path)
     seen = 0
     for at in range(0, len(whole), 7):
@@ -305,7 +305,7 @@ def test_one_flipped_byte_is_seen_wherever_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lost", [0, 1, 3])
 def test_a_missing_shard_is_named(tmp_path: Path, lost: int) -> None:
     write(tmp_path, some_rows(4), 1)
-    store.shard_path(tmp_path, lost).unlink()
+    shards.shard_path(tmp_path, lost).unlink()
     message = rf"1 of 4 shards.*missing: 'shard-0000{lost}.parquet'; run `first extract --repair`"
     with pytest.raises(UserError, match=message):
         Knowledge(tmp_path)
@@ -322,9 +322,9 @@ def test_no_knowledge_at_all_and_too_much(tmp_path: Path) -> None:
 
 def test_a_parquet_file_of_another_program_is_refused(tmp_path: Path) -> None:
     write(tmp_path, some_rows(1), 1)
-    path = store.shard_path(tmp_path, 0)
+    path = shards.shard_path(tmp_path, 0)
     pq.write_table(pq.read_table(path).replace_schema_metadata({}), path)
-    assert store.shard_facts(path) is None
+    assert shards.shard_facts(path) is None
     with pytest.raises(UserError, match=r"shard-00000.*damaged"):
         Knowledge(tmp_path)
 
@@ -365,7 +365,7 @@ def test_other_programs_read_it_as_documented(
 ) -> None:
     rows = some_rows(6)
     write(tmp_path, rows, 6, precision=precision)
-    path = store.shard_path(tmp_path, 0)
+    path = shards.shard_path(tmp_path, 0)
     frame = frame_of(name, path)
     grid = json.loads(pq.read_metadata(path).metadata[b"firstcli"])["grid"]
     # From here as in docs/knowledge.md.

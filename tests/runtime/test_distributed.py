@@ -26,14 +26,14 @@ pytest_plugins = ["support.finished_runs"]
 COMMAND = """
 import os, signal, sys
 from firstcli import cli
-from firstcli.knowledge import store
+from firstcli.knowledge import shards, store
 from firstcli.training import trainer
 
 store.SHARD_POSITIONS = 32
 point = os.environ.get("DIE_AT", "")
 if point and os.environ.get("RANK") == "1":
     owner, name = {
-        "shard": (store, "write_shard"), "step": (trainer._Progress, "on_step_end")
+        "shard": (shards, "write_shard"), "step": (trainer._Progress, "on_step_end")
     }[point.split()[0]]
     real, left = getattr(owner, name), int(point.split()[1])
 

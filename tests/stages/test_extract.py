@@ -19,9 +19,8 @@ from conftest import MakeLlama
 from firstcli.api import Sample
 from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError
-from firstcli.knowledge import store
-from firstcli.knowledge.codec import Precision
-from firstcli.knowledge.top_k import TopK
+from firstcli.knowledge import shards, store
+from firstcli.knowledge.codec import Precision, TopK
 from firstcli.models import inference, readout
 from firstcli.recipe.schema import Recipe
 from firstcli.runtime.console import Console
@@ -206,14 +205,14 @@ def test_output_that_is_not_finite_names_its_samples(make_llama: MakeLlama) -> N
 def test_shards_do_not_depend_on_the_order_of_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "SHARD_POSITIONS", 40)
     rows = random_rows(13, 50)
-    shards = [[one.id for one in shard] for shard in split_into_shards(rows)]
+    parts = [[one.id for one in shard] for shard in split_into_shards(rows)]
     counts = {one.id: len(one.targets) for one in rows}
-    sizes = [sum(counts[id] for id in shard) for shard in shards]
-    assert len(shards) > 2 and max(sizes) <= 40
+    sizes = [sum(counts[id] for id in shard) for shard in parts]
+    assert len(parts) > 2 and max(sizes) <= 40
     # None could have taken the next shard's first sample.
-    firsts = [counts[shard[0]] for shard in shards[1:]]
+    firsts = [counts[shard[0]] for shard in parts[1:]]
     assert all(size + more > 40 for size, more in zip(sizes, firsts, strict=False))
-    assert shards == [[one.id for one in shard] for shard in split_into_shards(rows[::-1])]
+    assert parts == [[one.id for one in shard] for shard in split_into_shards(rows[::-1])]
 
 
 @pytest.mark.parametrize("precision", ["standard", "compact"])
@@ -228,11 +227,11 @@ def test_a_store_gives_every_sample_its_own(
     monkeypatch.setattr(store, "SHARD_POSITIONS", shard_positions)
     rows = random_rows(10, 50)
     found = extract(make_llama(50), rows, tokens=64, limit=50)
-    shards = split_into_shards(rows)
-    format = store.StoreFormat(TOP_K, precision, shards=len(shards))
-    for index, shard in enumerate(shards):
-        path = store.shard_path(tmp_path, index)
-        store.write_shard(path, shard, [found[one.id] for one in shard], format)
+    parts = split_into_shards(rows)
+    format = shards.StoreFormat(TOP_K, precision, shards=len(parts))
+    for index, shard in enumerate(parts):
+        path = shards.shard_path(tmp_path, index)
+        shards.write_shard(path, shard, [found[one.id] for one in shard], format)
     opened = store.Knowledge(tmp_path)
     opened.check(rows)
     for one in rows[::-1]:
@@ -298,7 +297,7 @@ def test_a_killed_extraction_goes_on_and_ends_the_same(
     killed.mkdir()
     facts = EXTRACT.work(run, unit, whole)
     written: list[str] = []
-    write_shard = store.write_shard
+    write_shard = shards.write_shard
 
     def dies_at_the_third(path: Path, *args: Any) -> None:
         if len(written) == 2:
@@ -308,12 +307,12 @@ def test_a_killed_extraction_goes_on_and_ends_the_same(
         write_shard(path, *args)
 
     with monkeypatch.context() as dying:
-        dying.setattr(store, "write_shard", dies_at_the_third)
+        dying.setattr(shards, "write_shard", dies_at_the_third)
         with pytest.raises(KeyboardInterrupt):
             EXTRACT.work(run, unit, killed)
-    first = store.shard_path(killed, 0).stat().st_mtime_ns
+    first = shards.shard_path(killed, 0).stat().st_mtime_ns
     assert EXTRACT.work(run, unit, killed) == facts
-    assert store.shard_path(killed, 0).stat().st_mtime_ns == first  # not done again
+    assert shards.shard_path(killed, 0).stat().st_mtime_ns == first  # not done again
     assert {path.name: path.read_bytes() for path in killed.iterdir()} == {
         path.name: path.read_bytes() for path in whole.iterdir()
     }

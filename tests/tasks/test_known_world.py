@@ -19,8 +19,15 @@ from firstcli.api import ModelRef, Sample
 from firstcli.data.encoding import encode_questions
 from firstcli.data.splits import content_digest
 from firstcli.families.scratch import Scratch, ScratchOptions
-from firstcli.tasks.known_world import ANSWERS, INVENTED, KnownWorld, KnownWorldOptions
-from firstcli.tasks.world_laws import ATTRIBUTES, PAIRS, Laws
+from firstcli.tasks.known_world import (
+    ANSWERS,
+    ATTRIBUTES,
+    INVENTED,
+    PAIRS,
+    KnownWorld,
+    KnownWorldOptions,
+    Laws,
+)
 from firstcli.testing import check_task
 from support.encoding import encode_training
 
@@ -117,7 +124,7 @@ def test_a_smaller_split_is_a_prefix_of_a_larger_one() -> None:
 
 
 def test_the_seed_changes_laws_questions_and_answers() -> None:
-    assert Laws.drawn(1, 5).truth(MIDDLE, 0.4) != Laws.drawn(2, 5).truth(MIDDLE, 0.4)
+    assert Laws(1, 5).truth(MIDDLE, 0.4) != Laws(2, 5).truth(MIDDLE, 0.4)
     assert samples("test", test=20, seed=1) != samples("test", test=20, seed=2)
 
 
@@ -141,16 +148,16 @@ def test_answers_are_drawn_from_the_truth() -> None:
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_log_odds_depend_on_interactions(pair: tuple[str, str]) -> None:
-    assert interaction(Laws.drawn(0, 5), *pair) > 0.1
+    assert interaction(Laws(0, 5), *pair) > 0.1
 
 
 def test_attributes_that_do_not_interact_are_additive() -> None:
-    assert interaction(Laws.drawn(0, 5), "kind", "home") < 1e-9
+    assert interaction(Laws(0, 5), "kind", "home") < 1e-9
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_scores_have_the_promised_variance(seed: int) -> None:
-    laws = Laws.drawn(seed, 5)
+    laws = Laws(seed, 5)
     profiles = [
         dict(zip(ATTRIBUTES, values, strict=True)) for values in product(*ATTRIBUTES.values())
     ]
@@ -159,7 +166,7 @@ def test_scores_have_the_promised_variance(seed: int) -> None:
 
 
 def test_noise_makes_the_truth_uncertain() -> None:
-    laws = Laws.drawn(0, 5)
+    laws = Laws(0, 5)
     tops = [max(laws.truth(MIDDLE, noise)) for noise in (0.01, 0.2, 0.4, 1.0, 100.0)]
     assert tops == sorted(tops, reverse=True)
     assert tops[-1] == pytest.approx(0.2, abs=0.02)

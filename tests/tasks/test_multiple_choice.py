@@ -15,8 +15,13 @@ from pydantic import ValidationError
 
 from firstcli.api import Sample
 from firstcli.errors import UserError
-from firstcli.tasks.answers import AnsweredRow, Reading, readings_of
-from firstcli.tasks.multiple_choice import MultipleChoice, MultipleChoiceOptions
+from firstcli.tasks.multiple_choice import (
+    AnsweredRow,
+    MultipleChoice,
+    MultipleChoiceOptions,
+    Reading,
+    readings_of,
+)
 from firstcli.tasks.tables import TableRow
 from firstcli.testing import check_task
 from support.paths import SHARED
@@ -27,6 +32,13 @@ SKY = {"question": "What colour is the sky?", "choices": ["red", "blue"], "answe
 
 def task(path: Path, **options: Any) -> MultipleChoice:
     return MultipleChoice(MultipleChoiceOptions.model_validate({"path": str(path), **options}))
+
+
+def fits(rows: list[AnsweredRow], reading: Reading) -> bool:
+    try:
+        return bool(readings_of(rows, reading))
+    except UserError:
+        return False
 
 
 def resolve(rows: list[AnsweredRow], answer_as: Reading | Literal["auto"]) -> list[int]:
@@ -275,11 +287,7 @@ def test_auto_never_misreads_an_answer(data: st.DataObject) -> None:
     }
     for kind, written in ways.items():
         assert resolve(questions(choices, *written), kind) == right
-        readable = [
-            other
-            for other in ways
-            if all(question.meanings([other]) for question in questions(choices, *written))
-        ]
+        readable = [other for other in ways if fits(questions(choices, *written), other)]
         if readable == [kind]:
             assert resolve(questions(choices, *written), "auto") == right
         elif len({tuple(resolve(questions(choices, *written), o)) for o in readable}) > 1:

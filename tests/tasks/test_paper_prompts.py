@@ -199,10 +199,9 @@ def test_loads_from_the_hub_by_name_and_commit(
     task = kind(PaperOptions())
     for split in task.splits:
         assert list(task.load(split).samples) == [expected]
-    source = kind.source
-    names = [source.hub_splits[split] for split in task.splits]
-    assert requests == [(source.repo, source.config, name, source.revision) for name in names]
-    assert len(source.revision) == 40
+    names = [kind.hub_splits[split] for split in task.splits]
+    assert requests == [(kind.repo, kind.config, name, kind.pinned) for name in names]
+    assert len(kind.pinned) == 40
     kind(PaperOptions(revision="main")).load("train")
     assert requests[-1][3] == "main"
 
@@ -212,9 +211,9 @@ def hub_folder(folder: Path, kind: type[PaperTask], row: dict[str, Any]) -> Path
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    config = kind.source.config or "default"
+    config = kind.config or "default"
     (folder / config).mkdir(parents=True)
-    splits = sorted(set(kind.source.hub_splits.values()))
+    splits = sorted(set(kind.hub_splits.values()))
     for split in splits:
         file = folder / config / f"{split}-00000-of-00001.parquet"
         pq.write_table(pa.Table.from_pylist([row]), file)
@@ -233,13 +232,11 @@ def test_the_real_library_reads_the_hubs_layout(
     on_hub: dict[str, Any],
     expected: Sample,
 ) -> None:
-    import dataclasses
-
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = hub_folder(tmp_path / "repo", kind, on_hub)
-    monkeypatch.setattr(kind, "source", dataclasses.replace(kind.source, repo=str(folder)))
+    monkeypatch.setattr(kind, "repo", str(folder))
     task = kind(PaperOptions())
     check_task(task)
     for split in task.splits:

@@ -12,9 +12,9 @@ import pytest
 
 from firstcli.api import PluginOptions, Recalibrator
 from firstcli.data.encoding import EncodedSample
-from firstcli.knowledge import codec, store
+from firstcli.knowledge import codec, shards
+from firstcli.knowledge.codec import TopK
 from firstcli.knowledge.store import Knowledge
-from firstcli.knowledge.top_k import TopK
 from firstcli.recalibration.builtin import NoRecalibration
 from firstcli.recipe.schema import Arm, recalibrator_of
 from firstcli.training import soft_targets
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from firstcli.api import FloatArray
 
 E = 1e-6  # the paper's epsilon, appendix A.1
-FORMAT = store.StoreFormat(2, "standard", "train", shards=1, teacher="t")
+FORMAT = shards.StoreFormat(2, "standard", "train", shards=1, teacher="t")
 
 
 def arm(recalibrator: str = "none", /, options: dict[str, Any] | None = None, **fields: Any) -> Arm:
@@ -81,7 +81,7 @@ def knowledge(tmp_path: Path, rows: list[EncodedSample]) -> Knowledge:
         )
         for row in rows
     ]
-    store.write_shard(store.shard_path(tmp_path, 0), rows[::-1], known[::-1], FORMAT)
+    shards.write_shard(shards.shard_path(tmp_path, 0), rows[::-1], known[::-1], FORMAT)
     return Knowledge(tmp_path)
 
 
@@ -124,7 +124,7 @@ def test_instruction_tasks_recalibrate_all_positions(tmp_path: Path) -> None:
     row = EncodedSample("a", np.array([1, 2, 3], np.int32), start=1, answer_position=None)
     half, nothing = np.full((2, 2), -0.6931472, np.float32), np.full(2, -np.inf, np.float32)
     known = TopK(np.zeros((2, 2), np.int32), half, nothing)
-    store.write_shard(store.shard_path(tmp_path, 0), [row], [known], FORMAT)
+    shards.write_shard(shards.shard_path(tmp_path, 0), [row], [known], FORMAT)
     positions = soft_targets.positions_of([row], Knowledge(tmp_path))
     assert not positions.is_answer.any()
     assert soft_targets.positions_mode(arm(), [row]) == "all"
@@ -242,8 +242,8 @@ def drawn_knowledge(
                 np.log1p(-p.sum(axis=1)).astype(np.float32),
             )
         )
-    store.write_shard(
-        store.shard_path(folder, 0), rows, known, dataclasses.replace(FORMAT, top_k=k)
+    shards.write_shard(
+        shards.shard_path(folder, 0), rows, known, dataclasses.replace(FORMAT, top_k=k)
     )
     return rows, Knowledge(folder)
 

@@ -20,9 +20,9 @@ from conftest import MakeLlama
 from firstcli.api import Sample
 from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError
-from firstcli.knowledge import store
+from firstcli.knowledge import shards
+from firstcli.knowledge.codec import TopK
 from firstcli.knowledge.store import Knowledge
-from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference, readout
 from firstcli.recipe.schema import Arm, Training, recalibrator_of
 from firstcli.runtime.console import Console
@@ -149,16 +149,16 @@ def test_planted_tokens_reach_the_student_at_their_positions(
     teacher = make_llama(len(tokenizer))
     with torch.no_grad():
         known = top_k_of(readout.Reader(teacher), rows, K, len(tokenizer))
-    format = store.StoreFormat(K, "standard", shards=3)
+    format = shards.StoreFormat(K, "standard", shards=3)
     for index, row in enumerate([rows[1], rows[2], rows[0]]):
-        path = store.shard_path(tmp_path, index)
+        path = shards.shard_path(tmp_path, index)
         topk = known[row.id]
         shifted = TopK(
             np.roll(topk.token_ids, shift, axis=0),
             np.roll(topk.log_probs, shift, axis=0),
             np.roll(topk.log_tail, shift),
         )
-        store.write_shard(path, [row], [shifted], format)
+        shards.write_shard(path, [row], [shifted], format)
     arm = Arm.model_validate({"recalibrator": {"name": "none"}})
     builder = SoftTargetBuilder(arm, recalibrator_of(arm), Knowledge(tmp_path), rows)
     batch = collate.Collate(rows, builder)([1, 0, 2])
@@ -554,9 +554,9 @@ def test_a_student_with_a_real_tokenizer_learns_from_its_teacher(
     teacher = make_llama(len(tokenizer), initializer_range=0.2)
     with torch.no_grad():
         known = top_k_of(readout.Reader(teacher), rows, K, len(tokenizer))
-    path = store.shard_path(tmp_path, 0)
-    format = store.StoreFormat(K, "standard", shards=1)
-    store.write_shard(path, rows, [known[row.id] for row in rows], format)
+    path = shards.shard_path(tmp_path, 0)
+    format = shards.StoreFormat(K, "standard", shards=1)
+    shards.write_shard(path, rows, [known[row.id] for row in rows], format)
     arm = Arm.model_validate({"recalibrator": {"name": "none"}})
     soft_targets = SoftTargetBuilder(arm, recalibrator_of(arm), Knowledge(tmp_path), rows)
     student = make_llama(len(tokenizer), seed=1, initializer_range=0.2)

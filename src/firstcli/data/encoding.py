@@ -9,11 +9,10 @@ The answer position of a question is the first position at which its candidates'
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -56,22 +55,6 @@ class EncodedQuestion:
     truth: tuple[float, ...] | None
 
 
-@dataclass(slots=True)
-class _Affected:
-    """The samples that a warning is about: their number and the first ids."""
-
-    count: int = 0
-    first: list[str] = field(default_factory=list)
-
-    def add(self, id: str) -> None:
-        self.count += 1
-        if len(self.first) < 3:
-            self.first.append(id)
-
-    def __str__(self) -> str:
-        return f"{self.count} samples, such as {shortened(self.first, 3, self.count)}"
-
-
 def each_encoded(
     samples: Iterable[Sample], tokenizer: PreTrainedTokenizerBase, where: str, warnings: list[str]
 ) -> Iterator[EncodedSample]:
@@ -89,40 +72,47 @@ def each_encoded(
             candidate is correct.
     """
     problems: list[str] = []
-    crossing, special = _Affected(), _Affected()
+    crossing: list[str] = []
+    special: list[str] = []
     special_in_responses: dict[str, None] = {}  # an ordered set
     special_tokens = [token for token in tokenizer.all_special_tokens if token]
     for sample, prompt, joints in _encode(samples, tokenizer):
         ids, offsets = joints[sample.answer or 0]
         answer_position = None
         if sample.candidates:
-            if sample.answer is None:
-                problems.append(f"sample '{sample.id}': {_NOTHING_TO_LEARN}")
+            try:
+                if sample.answer is None:
+                    raise UserError(
+                        f"sample '{sample.id}': none of its candidates is correct, so there is "
+                        "nothing to learn from it; leave such questions out of the training split, "
+                        "or evaluate them in a separate split"
+                    )
+                answer_position, _ = _choice(sample, prompt, joints, tokenizer)
+            except UserError as error:
+                problems += error.messages
                 continue
-            choice = _choice(sample, prompt, [joint for joint, _ in joints], tokenizer)
-            if isinstance(choice, str):
-                problems.append(choice)
-                continue
-            answer_position = choice.position
         elif ids[: len(prompt)] != prompt:
-            crossing.add(str(sample.id))
+            crossing.append(str(sample.id))
         # In prompts, special tokens are intended: they come from chat templates.
         if contained := [token for token in special_tokens if token in sample.response]:
-            special.add(str(sample.id))
+            special.append(str(sample.id))
             special_in_responses |= dict.fromkeys(contained)
-        start = _response_start(offsets, len(sample.prompt))
+        # EOS, which has no offset, belongs to the response even if that is empty.
+        border = len(sample.prompt)
+        start = next((i for i, (_, end) in enumerate(offsets) if end > border), len(offsets))
+        start = max(start, 1)  # token 0 has no context
         yield EncodedSample(str(sample.id), np.asarray(ids, np.int32), start, answer_position)
     _raise(problems, where)
-    if crossing.count:
+    if crossing:
         warnings.append(
-            f"{where}: in {crossing}, a token crosses the border between prompt and response; it "
-            "is trained as part of the response"
+            f"{where}: in {len(crossing)} samples, such as {shortened(crossing, 3)}, a token "
+            "crosses the border between prompt and response; it is trained as part of the response"
         )
-    if special.count:
+    if special:
         warnings.append(
-            f"{where}: the responses of {special}, contain "
-            f"{shortened(list(special_in_responses))}, which the tokenizer encodes as a special "
-            "token"
+            f"{where}: the responses of {len(special)} samples, such as {shortened(special, 3)}, "
+            f"contain {shortened(list(special_in_responses))}, which the tokenizer encodes as a "
+            "special token"
         )
 
 
@@ -140,126 +130,93 @@ def encode_questions(
     for sample, prompt, joints in _encode(samples, tokenizer):
         if not sample.candidates:
             raise UserError(f"{where}: sample '{sample.id}' has no candidates to choose among")
-        ids = [joint for joint, _ in joints]
-        choice = _choice(sample, prompt, ids, tokenizer)
-        if isinstance(choice, str):
-            problems.append(choice)
+        try:
+            position, tokens = _choice(sample, prompt, joints, tokenizer)
+        except UserError as error:
+            problems += error.messages
             continue
-        shared = np.asarray(ids[0][: choice.position], np.int32)
+        shared = np.asarray(joints[0][0][:position], np.int32)
         questions.append(
-            EncodedQuestion(str(sample.id), shared, choice.tokens, sample.answer, sample.truth)
+            EncodedQuestion(str(sample.id), shared, tokens, sample.answer, sample.truth)
         )
     _raise(problems, where)
     without = [question.id for question in questions if question.answer is None]
     if 0 < len(without) < len(questions):
         raise UserError(
             f"{where}: {len(without)} of {len(questions)} questions, such as "
-            f"{shortened(without, 3, len(without))}, have no correct candidate; evaluate them in a "
+            f"{shortened(without, 3)}, have no correct candidate; evaluate them in a "
             "separate split"
         )
     return questions
 
 
-_NOTHING_TO_LEARN = (
-    "none of its candidates is correct, so there is nothing to learn from it; leave such questions "
-    "out of the training split, or evaluate them in a separate split"
-)
-
 Joint = tuple[Ids, list[tuple[int, int]]]
+"""Token ids of prompt and response, with EOS, and the character offsets of those before EOS."""
 
 
 def _encode(
     samples: Iterable[Sample], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[Sample, Ids, list[Joint]]]:
-    """Yield each sample with its prompt's ids and its responses' joint encodings, with EOS."""
+    """Yield each sample with its prompt's ids and its responses' joint encodings."""
     if not tokenizer.is_fast:
         raise UserError(
             f"the tokenizer {type(tokenizer).__name__} provides no character offsets; use a "
             "checkpoint with a tokenizer.json"
         )
+    # A tokenizer may append tokens to every text; after a prompt they are wrong.
+    ends = tokenizer("a", return_offsets_mapping=True)["offset_mapping"]
+    closing = next((i for i, (start, end) in enumerate(reversed(ends)) if end > start), 0)
+    eos = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     remaining = iter(samples)
     while chunk := list(islice(remaining, CHUNK)):
         texts: list[str] = []
         for sample in chunk:
             texts.append(sample.prompt)
             texts += [sample.prompt + text for text in sample.candidates or (sample.response,)]
-        encoded = iter(_encode_texts(texts, tokenizer))
+        # verbose=False: texts longer than the context are reported elsewhere.
+        # Special tokens in a text are encoded as such, as a server that receives the prompt does.
+        batch = tokenizer(
+            texts, return_offsets_mapping=True, return_attention_mask=False, verbose=False
+        )
+        encoded = (
+            (ids[: len(ids) - closing], offsets[: len(ids) - closing])
+            for ids, offsets in zip(batch["input_ids"], batch["offset_mapping"], strict=True)
+        )
         for sample in chunk:
             prompt, _ = next(encoded)
-            joints = [next(encoded) for _ in sample.candidates or (sample.response,)]
-            yield sample, prompt, [_with_eos(joint, tokenizer) for joint in joints]
-
-
-def _encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[Joint]:
-    # verbose=False: texts longer than the context are reported elsewhere.
-    # Special tokens in a text are encoded as such, as a server that receives the prompt does.
-    batch = tokenizer(
-        texts, return_offsets_mapping=True, return_attention_mask=False, verbose=False
-    )
-    closing = _closing_tokens(tokenizer)
-    return [
-        (ids[: len(ids) - closing], offsets[: len(ids) - closing])
-        for ids, offsets in zip(batch["input_ids"], batch["offset_mapping"], strict=True)
-    ]
-
-
-def _closing_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Count the tokens that a tokenizer appends to every text; after a prompt they are wrong."""
-    offsets = tokenizer("a", return_offsets_mapping=True)["offset_mapping"]
-    return next((i for i, (start, end) in enumerate(reversed(offsets)) if end > start), 0)
-
-
-def _with_eos(joint: Joint, tokenizer: PreTrainedTokenizerBase) -> Joint:
-    ids, offsets = joint
-    if tokenizer.eos_token_id is None:
-        return joint
-    # EOS belongs to the response, even if the response is empty and the offsets end before it.
-    return [*ids, int(tokenizer.eos_token_id)], [*offsets, (sys.maxsize, sys.maxsize)]
-
-
-def _response_start(offsets: list[tuple[int, int]], border: int) -> int:
-    """Return the first token that reaches beyond `border`; at least 1: token 0 has no context."""
-    start = next((i for i, (_, end) in enumerate(offsets) if end > border), len(offsets))
-    return max(start, 1)
-
-
-class _Choice(NamedTuple):
-    """The answer position, and each candidate's token there."""
-
-    position: int
-    tokens: tuple[int, ...]
+            joints = islice(encoded, len(sample.candidates) or 1)
+            yield sample, prompt, [(ids + eos, offsets) for ids, offsets in joints]
 
 
 def _choice(
-    sample: Sample, prompt: Ids, joints: list[Ids], tokenizer: PreTrainedTokenizerBase
-) -> _Choice | str:
-    """Return the answer position, or a sentence that says why there is none."""
-    for candidate, ids in zip(sample.candidates, joints, strict=True):
+    sample: Sample, prompt: Ids, joints: list[Joint], tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, tuple[int, ...]]:
+    """Return the answer position, and each candidate's token there.
+
+    Raises:
+        UserError: there is none; without the recipe's key.
+    """
+    encodings = [ids for ids, _ in joints]
+    for candidate, ids in zip(sample.candidates, encodings, strict=True):
         if ids[: len(prompt)] != prompt:
-            return _border_problem(sample, candidate, prompt, ids, tokenizer)
+            raise UserError(_border_problem(sample, candidate, prompt, ids, tokenizer))
     position = len(prompt)
-    last = min(len(ids) for ids in joints) - 1
-    while position < last and len({ids[position] for ids in joints}) == 1:
+    last = min(map(len, encodings)) - 1
+    while position < last and len({ids[position] for ids in encodings}) == 1:
         position += 1
     if position == 0:
-        return f"sample '{sample.id}': no token precedes the candidates; give it a prompt"
-    choice = _Choice(position, tuple(ids[position] for ids in joints))
-    return _candidate_problem(sample, choice.tokens, tokenizer) or choice
-
-
-def _candidate_problem(
-    sample: Sample, tokens: tuple[int, ...], tokenizer: PreTrainedTokenizerBase
-) -> str | None:
-    if len(set(tokens)) == len(tokens):
-        return None
-    shared = next(token for token in tokens if tokens.count(token) > 1)
-    texts = [text for text, token in zip(sample.candidates, tokens, strict=True) if token == shared]
-    piece = tokenizer.convert_ids_to_tokens(shared)
-    return (
-        f"sample '{sample.id}': the candidates {shortened(texts)} share the token {piece!r} "
-        f"({shared}) where they should differ; let them begin with different words, or let the "
-        "model answer with letters"
-    )
+        raise UserError(f"sample '{sample.id}': no token precedes the candidates; give it a prompt")
+    tokens = tuple(ids[position] for ids in encodings)
+    if len(set(tokens)) < len(tokens):
+        shared = next(token for token in tokens if tokens.count(token) > 1)
+        pairs = zip(sample.candidates, tokens, strict=True)
+        texts = [text for text, token in pairs if token == shared]
+        raise UserError(
+            f"sample '{sample.id}': the candidates {shortened(texts)} share the token "
+            f"{tokenizer.convert_ids_to_tokens(shared)!r} ({shared}) where they should differ; let "
+            "them begin with different words, or let the model answer with letters"
+        )
+    return position, tokens
 
 
 def _border_problem(
@@ -277,8 +234,7 @@ def _border_problem(
     )
 
 
-def _raise(problems: list[str], where: str, shown: int = 3) -> None:
-    if not problems:
-        return
-    more = f" ({len(problems)} such samples in all)" if len(problems) > shown else ""
-    raise UserError(*(f"{where}: {problem}{more}" for problem in problems[:shown]))
+def _raise(problems: list[str], where: str) -> None:
+    more = f" ({len(problems)} such samples in all)" if len(problems) > 3 else ""
+    if problems:
+        raise UserError(*(f"{where}: {problem}{more}" for problem in problems[:3]))

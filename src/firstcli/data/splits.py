@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -12,11 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from firstcli.api import Sample
-from firstcli.data.samples import to_json
-from firstcli.data.sequences import Selected
+from firstcli.data.samples import Selected, to_json
 from firstcli.errors import UserError, shortened
-
-Digests = npt.NDArray[np.uint64]
 
 
 def with_ids(samples: Sequence[Sample], where: str) -> Iterator[Sample]:
@@ -30,12 +26,12 @@ def with_ids(samples: Sequence[Sample], where: str) -> Iterator[Sample]:
     """
     _refuse_repeated_ids(samples, where)
     # Only keys that occur more than once are counted, to keep the counter small.
-    often = _repeated(_digests((_key(sample),) for sample in samples if sample.id is None))
+    often = _repeated(_key(sample) for sample in samples if sample.id is None)
     seen: Counter[str] = Counter()
     for sample in samples:
         if sample.id is None:
             key = _key(sample)
-            if _short(key) in often:
+            if short_digest(key) in often:
                 seen[key] += 1
             id = key if seen[key] <= 1 else f"{key}-{seen[key]}"
             sample = replace(sample, id=id)
@@ -47,11 +43,11 @@ def _key(sample: Sample) -> str:
 
 
 def _refuse_repeated_ids(samples: Sequence[Sample], where: str) -> None:
-    often = _repeated(_digests((str(sample.id),) for sample in samples if sample.id is not None))
+    often = _repeated(sample.id for sample in samples if sample.id is not None)
     if not often:
         return
     ids = (sample.id for sample in samples if sample.id is not None)
-    counts = Counter(id for id in ids if _short(str(id)) in often)
+    counts = Counter(id for id in ids if short_digest(id) in often)
     if repeated := [id for id, count in counts.items() if count > 1]:
         raise UserError(
             f"{where}: {len(repeated)} sample ids occur more than once, such as "
@@ -61,7 +57,7 @@ def _refuse_repeated_ids(samples: Sequence[Sample], where: str) -> None:
 
 def duplicate_rows(samples: Iterable[Sample]) -> int:
     """Count the samples that repeat the prompt and response of an earlier one."""
-    digests = _digests((sample.prompt, sample.response) for sample in samples)
+    digests = _digests(f"{sample.prompt}\0{sample.response}" for sample in samples)
     return len(digests) - len(np.unique(digests))
 
 
@@ -88,8 +84,8 @@ def fold_of(sample: Sample, folds: int) -> int:
 
 def overlap(training: Iterable[Sample], evaluation: Iterable[Sample]) -> int:
     """Count the evaluation samples whose prompt occurs in the training samples."""
-    trained = _digests((sample.prompt,) for sample in training)
-    evaluated = _digests((sample.prompt,) for sample in evaluation)
+    trained = _digests(sample.prompt for sample in training)
+    evaluated = _digests(sample.prompt for sample in evaluation)
     return int(np.isin(evaluated, trained).sum())
 
 
@@ -105,16 +101,17 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _short(*parts: str) -> int:
+def short_digest(text: str) -> int:
     """Return an 8-byte digest: a million texts contain a collision once in 40 million tries."""
-    text = "\0".join(parts).encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+    content = text.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
-def _digests(texts: Iterable[tuple[str, ...]]) -> Digests:
-    return np.frombuffer(array("Q", (_short(*parts) for parts in texts)), np.uint64)
+def _digests(texts: Iterable[str]) -> npt.NDArray[np.uint64]:
+    return np.fromiter(map(short_digest, texts), np.uint64)
 
 
-def _repeated(digests: Digests) -> frozenset[int]:
-    values, counts = np.unique(digests, return_counts=True)
+def _repeated(texts: Iterable[str]) -> frozenset[int]:
+    """Return the digests of the texts that occur more than once."""
+    values, counts = np.unique(_digests(texts), return_counts=True)
     return frozenset(values[counts > 1].tolist())

@@ -10,22 +10,19 @@ from __future__ import annotations
 import os
 import tempfile
 from array import array
+from collections.abc import Callable
 from pathlib import Path
 
 from firstcli.errors import UserError
 
 
 class Spool:
-    """Rows of bytes that are appended in order and read in any order.
-
-    Only where each row ends is kept in memory, 8 bytes per row.
-    """
+    """Rows of bytes, appended in order and read in any order; memory holds 8 bytes per row."""
 
     def __init__(self, folder: Path) -> None:
         """Open the file in `folder`, or in the system's temporary folder if that is impossible."""
-        place = folder if os.access(folder, os.W_OK) else None
-        self._place = place or Path(tempfile.gettempdir())
-        self._file = tempfile.TemporaryFile(dir=place)  # noqa: SIM115
+        self._place = folder if os.access(folder, os.W_OK) else Path(tempfile.gettempdir())
+        self._file = tempfile.TemporaryFile(dir=self._place)  # noqa: SIM115
         self._borders = array("q", [0])  # row i is in bytes borders[i] to borders[i + 1]
         self._flushed = True
 
@@ -36,10 +33,7 @@ class Spool:
             UserError: the disk is full.
         """
         self._flushed = False
-        try:
-            self._file.write(row)
-        except OSError as error:
-            raise self._write_error(error) from error
+        self._checked(lambda: self._file.write(row))
         self._borders.append(self._borders[-1] + len(row))
 
     def __len__(self) -> int:
@@ -47,16 +41,16 @@ class Spool:
 
     def __getitem__(self, index: int) -> bytes:
         if not self._flushed:
-            try:
-                self._file.flush()
-            except OSError as error:
-                raise self._write_error(error) from error
+            self._checked(self._file.flush)
             self._flushed = True
         start = self._borders[index]
         return os.pread(self._file.fileno(), self._borders[index + 1] - start, start)
 
-    def _write_error(self, error: OSError) -> UserError:
-        return UserError(
-            f"{self._place}: temporary data cannot be written there ({error.strerror}); make room "
-            "and run the same command again"
-        )
+    def _checked(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except OSError as error:
+            raise UserError(
+                f"{self._place}: temporary data cannot be written there ({error.strerror}); make "
+                "room and run the same command again"
+            ) from error

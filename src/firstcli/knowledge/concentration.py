@@ -6,7 +6,6 @@ with the bytes on disk that a position would take for each k.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +15,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from firstcli.data.encoding import EncodedSample
-from firstcli.knowledge.codec import Precision
+from firstcli.knowledge.codec import Precision, TopK
 from firstcli.knowledge.shards import StoreFormat, shard_path, write_shard
-from firstcli.knowledge.top_k import TopK
-from firstcli.runtime.files import write_text
 
 FILE_NAME = "concentration.json"
 RANKS = 100  # as in the paper's figure
@@ -50,7 +47,7 @@ def measure(
     log_probs = np.concatenate([known.log_probs for known in knowledge])  # (positions, R)
     masses = np.minimum(np.cumsum(np.exp(log_probs, dtype=float), 1), 1.0)  # may sum to 1 + 1e-7
     width = masses.shape[1]
-    low, p05, p95, high = np.quantile(masses, (0.0, 0.05, 0.95, 1.0), axis=0)
+    quantiles = zip(("low", "p05", "p95", "high"), (0.0, 0.05, 0.95, 1.0), strict=True)
     sizes = sorted({k for k in (*SIZES, top_k) if k <= width})
     return {
         "samples": len(rows),
@@ -58,20 +55,12 @@ def measure(
         "precision": precision,
         "ranks": list(range(1, width + 1)),
         "mean": masses.mean(axis=0).tolist(),
-        "low": low.tolist(),
-        "p05": p05.tolist(),
-        "p95": p95.tolist(),
-        "high": high.tolist(),
+        **{name: np.quantile(masses, share, axis=0).tolist() for name, share in quantiles},
         "bytes": {
             str(k): _bytes_per_position(rows, [known.first(k) for known in knowledge], precision)
             for k in sizes
         },
     }
-
-
-def save(path: Path, content: dict[str, Any]) -> None:
-    """Write the file atomically."""
-    write_text(path, json.dumps(content) + "\n")
 
 
 def _bytes_per_position(

@@ -7,32 +7,26 @@ keeps only an index of the samples in memory.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from firstcli.data.encoding import EncodedSample
+from firstcli.data.splits import short_digest
 from firstcli.data.spool import Spool
 from firstcli.errors import UserError, shortened
-from firstcli.knowledge.codec import Precision
+from firstcli.knowledge.codec import Precision, TopK
 from firstcli.knowledge.shards import (
     REPAIR,
-    Shard,
     StoreFormat,
     digest,
     read_shard,
     sample_digest,
     shard_facts,
     shard_path,
-    write_shard,
 )
-from firstcli.knowledge.top_k import TopK
-
-__all__ = ["Knowledge", "StoreFormat", "shard_facts", "shard_path", "summary", "write_shard"]
 
 SHARD_POSITIONS = 65_536  # so many that the size of a shard's metadata is negligible
 SHARD_TOKENS = 262_144  # an interrupted extraction repeats at most one shard
@@ -47,34 +41,29 @@ def bytes_per_position(top_k: int, precision: Precision) -> float:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """Aggregate the metadata of all shards of a finished extraction."""
+    """Aggregate the metadata of all shards of a finished extraction.
+
+    Confidence and accuracy are those of the teacher's most likely token.
+    """
     paths = sorted(folder.glob("shard-*.parquet"))
     shards = [facts for path in paths if (facts := shard_facts(path))]
     positions = sum(facts["positions"] for facts in shards)
-
-    def mean(name: str) -> float:
-        return float(sum(facts[name] * facts["positions"] for facts in shards) / positions)
-
+    top_1 = [facts["teacher_top_1"] for facts in shards if "teacher_top_1" in facts]
+    judged = sum(part["judged"] for part in top_1)
     means = ("mean_top_k_mass", "mean_probability_error", "mean_mass_error", "mean_kl")
     maxima = ("max_probability_error", "max_mass_error")
     return {
         "samples": sum(facts["samples"] for facts in shards),
         "positions": positions,
         "bytes_per_position": sum(path.stat().st_size for path in paths) / positions,
-        **{name: mean(name) for name in means},
+        **{
+            name: sum(facts[name] * facts["positions"] for facts in shards) / positions
+            for name in means
+        },
         **{name: max(facts[name] for facts in shards) for name in maxima},
-    }
-
-
-def teacher_top_1(folder: Path) -> dict[str, Any]:
-    """Return the mean confidence and the accuracy of the teacher's most likely token."""
-    paths = sorted(folder.glob("shard-*.parquet"))
-    sums = [facts["teacher_top_1"] for path in paths if (facts := shard_facts(path))]
-    count = sum(part["judged"] for part in sums)
-    return {
-        "judged": count,
-        "confidence": sum(part["confidence"] for part in sums) / max(count, 1),
-        "accuracy": sum(part["correct"] for part in sums) / max(count, 1),
+        "judged": judged,
+        "confidence": sum(part["confidence"] for part in top_1) / max(judged, 1),
+        "accuracy": sum(part["correct"] for part in top_1) / max(judged, 1),
     }
 
 
@@ -92,23 +81,25 @@ class Knowledge:
             UserError: a shard is missing, damaged, of a different format or not as expected.
         """
         self.folder = folder
-        self.facts: list[dict[str, Any]] = []
-        """The metadata of each shard."""
+        self.facts: list[dict[str, Any]] = []  # the metadata of each shard
         self._spool = Spool(folder)
         keys = []
         for path in _shard_paths(folder):
             shard = read_shard(path)
-            if not self.facts:
-                self.top_k = k = StoreFormat.of(shard.facts).top_k
-                self._record = np.dtype(  # one position in the spool
-                    [("ids", "<i4", (k,)), ("log_probs", "<f4", (k,)), ("log_tail", "<f4")]
-                )
             self.facts.append(shard.facts)
             for other in (expected, StoreFormat.of(self.facts[0])):
                 if other and (mismatch := StoreFormat.of(shard.facts).mismatch(other)):
                     raise UserError(f"{path}: it was {mismatch}; run `first extract --force`")
-            self._append(shard)
-            keys.append(np.array([_key(id) for id in shard.ids], np.uint64))
+            known = shard.known
+            self.top_k = k = known.token_ids.shape[1]
+            self._record = np.dtype(  # one position in the spool
+                [("ids", "<i4", (k,)), ("log_probs", "<f4", (k,)), ("log_tail", "<f4")]
+            )
+            columns = [known.token_ids, known.log_probs, known.log_tail]
+            records = np.rec.fromarrays(columns, self._record)
+            for sample in np.split(records, shard.counts.cumsum()[:-1]):
+                self._spool.append(sample.tobytes())
+            keys.append(np.fromiter(map(short_digest, shard.ids), np.uint64))
         key_of_row = np.concatenate(keys)
         self._rows = np.argsort(key_of_row).astype(np.int32)  # rows of the spool, sorted by key
         self._keys = key_of_row[self._rows]
@@ -118,18 +109,8 @@ class Knowledge:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def _append(self, shard: Shard) -> None:
-        records = np.empty(len(shard.known.log_tail), self._record)
-        records["ids"] = shard.known.token_ids
-        records["log_probs"] = shard.known.log_probs
-        records["log_tail"] = shard.known.log_tail
-        content = records.tobytes()
-        ends = (shard.counts.cumsum() * self._record.itemsize).tolist()
-        for start, end in zip([0, *ends], ends, strict=False):
-            self._spool.append(content[start:end])
-
     def _row(self, id: str) -> int | None:
-        key = np.uint64(_key(id))
+        key = np.uint64(short_digest(id))
         index = int(np.searchsorted(self._keys, key))
         exists = index < len(self._keys) and self._keys[index] == key
         return int(self._rows[index]) if exists else None
@@ -150,9 +131,6 @@ class Knowledge:
             raise UserError(_other_tokens(f"{self.folder}: sample '{sample.id}'"))
         return TopK(records["ids"], records["log_probs"], records["log_tail"])
 
-    def all_of(self, samples: Sequence[EncodedSample]) -> Iterator[TopK]:
-        return map(self.of, samples)
-
     def check(self, samples: Sequence[EncodedSample]) -> None:
         """Check that the knowledge belongs to the samples that will be trained on.
 
@@ -169,20 +147,16 @@ class Knowledge:
                 continue
             known[row] = True
             tokens[row] = np.frombuffer(sample_digest(sample), np.uint8)
-        if unknown:
+        if unknown or not known.all():
+            problem = (
+                f"{len(unknown)} of {len(samples)}, such as {shortened(unknown, 3)}, are not in it"
+                if unknown
+                else f"{(~known).sum()} of its {len(self)} are no longer in the data"
+            )
             raise UserError(
-                f"{self.folder}: it contains knowledge of other samples: {len(unknown)} of "
-                f"{len(samples)}, such as {shortened(unknown, 3)}, are not in it; run "
+                f"{self.folder}: it contains knowledge of other samples: {problem}; run "
                 "`first extract --force`"
             )
-        if not known.all():
-            raise UserError(
-                f"{self.folder}: it contains knowledge of other samples: {int((~known).sum())} of "
-                f"its {len(self)} are no longer in the data; run `first extract --force`"
-            )
-        self._check_tokens(tokens)
-
-    def _check_tokens(self, tokens: npt.NDArray[np.uint8]) -> None:
         start = 0
         for index, facts in enumerate(self.facts):
             end = start + facts["samples"]
@@ -197,11 +171,6 @@ def _other_tokens(subject: str) -> str:
         f"{subject} had different tokens when the teacher scored them: the prompt, the text or its "
         "tokenization has changed since; run `first extract --force`"
     )
-
-
-def _key(id: str) -> int:
-    """Shorten an id to 64 bits, so that an index of millions stays small."""
-    return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), "little")
 
 
 def _shard_paths(folder: Path) -> list[Path]:

@@ -24,16 +24,12 @@ class Console:
 
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
         silent = quiet or not distributed.is_first()
-        self._out = RichConsole(stderr=json, quiet=silent, highlight=False, soft_wrap=False)
+        self._out = RichConsole(stderr=json, quiet=silent, highlight=False)
         self._err = RichConsole(stderr=True, quiet=silent, highlight=False)
         self._warned: set[str] = set()
         self._collected: list[list[str]] = []  # one list per open `collect_warnings`
         if not self._out.is_terminal and "COLUMNS" not in os.environ:
             self._out.width = 160  # a file has no width; do not cut tables to 80 columns
-
-    @property
-    def is_terminal(self) -> bool:
-        return self._out.is_terminal
 
     def say(self, text: str) -> None:
         self._out.print(escape(text), soft_wrap=True)
@@ -65,7 +61,7 @@ class Console:
 
         On a terminal, at most one `status` or `progress` can be active.
         """
-        if not self.is_terminal or self._out.is_dumb_terminal:
+        if not self._out.is_terminal or self._out.is_dumb_terminal:
             self.say(text)
             yield
             return
@@ -83,7 +79,7 @@ class Console:
             unit: the plural of what is counted.
             done: number of units that were finished before.
         """
-        if not self.is_terminal:
+        if not self._out.is_terminal:
             yield self._plain_progress(what, total, unit, done)
             return
         columns = (
@@ -139,6 +135,5 @@ class _RateColumn(bars.TextColumn):
 
     def render(self, task: bars.Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(
-            "" if speed is None else f"{speed:.1f} {self._unit}/s", style="progress.data.speed"
-        )
+        text = "" if speed is None else f"{speed:.1f} {self._unit}/s"
+        return Text(text, style="progress.data.speed")

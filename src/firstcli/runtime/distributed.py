@@ -13,14 +13,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 from firstcli.errors import UserError
 
 T = TypeVar("T")
 
-COMMUNICATION_TIMEOUT = timedelta(hours=12)
-"""How long a process waits for the other processes; a dead process is noticed at once."""
+COMMUNICATION_TIMEOUT = timedelta(hours=12)  # a dead process is noticed at once
 
 LOST = (
     "another process of this launch failed or was stopped (see its own message); finished work is "
@@ -68,8 +68,7 @@ def by_first(make: Callable[[], T]) -> T:
 
 def wait() -> None:
     """Wait until all processes have called this function."""
-    if count() > 1:
-        gathered(None)
+    gathered(None)
 
 
 def gathered(value: T) -> list[T]:
@@ -91,35 +90,24 @@ def _broadcast(value: Any) -> Any:
     return holder[0]
 
 
-_GROUPS: list[Any] = []
-
-
+@cache
 def _group() -> Any:
     """Return a gloo group for Python objects, whichever backend exchanges the tensors."""
-    if not _GROUPS:
-        import torch
-
-        if not torch.distributed.is_initialized():
-            _join()
-        group = torch.distributed.new_group(backend="gloo", timeout=COMMUNICATION_TIMEOUT)
-        _GROUPS.append(group)
-    return _GROUPS[0]
-
-
-def _join() -> None:
     import torch
 
-    has_gpu = torch.cuda.is_available()
     try:
-        if has_gpu:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
-        torch.distributed.init_process_group(backend, timeout=COMMUNICATION_TIMEOUT)
+        if not torch.distributed.is_initialized():
+            has_gpu = torch.cuda.is_available()
+            if has_gpu:
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
+            torch.distributed.init_process_group(backend, timeout=COMMUNICATION_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"process {rank()} of {count()} cannot join the others: {_first_line(error)}; start "
             "them with `accelerate launch` or torchrun, with at most one per GPU on each machine"
         ) from error
+    return torch.distributed.new_group(backend="gloo", timeout=COMMUNICATION_TIMEOUT)
 
 
 def leave() -> None:
@@ -128,7 +116,7 @@ def leave() -> None:
 
     if torch.distributed.is_initialized():
         wait()
-        _GROUPS.clear()
+        _group.cache_clear()
         torch.distributed.destroy_process_group()
 
 

@@ -27,7 +27,7 @@ class SharedCheck:
 def _check_tokenizers(run: Run) -> None:
     import numpy as np
 
-    from firstcli.data.sequences import Selected
+    from firstcli.data.samples import Selected
     from firstcli.stages import inputs
 
     teacher, student = inputs.tokenizer(run, "teacher"), inputs.tokenizer(run, "student")
@@ -49,7 +49,7 @@ def _check_tokenizers(run: Run) -> None:
         theirs = inputs.training_rows(run, "student", part)
         # A sample that only one of them drops as too long shows as a different encoding.
         _, at, there = np.intersect1d(
-            ours.numbers, theirs.numbers, assume_unique=True, return_indices=True
+            ours.indices, theirs.indices, assume_unique=True, return_indices=True
         )
         for sample, other in zip(Selected(ours, at), Selected(theirs, there), strict=True):
             if not np.array_equal(sample.input_ids, other.input_ids):

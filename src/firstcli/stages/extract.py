@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from firstcli.errors import UserError
 from firstcli.runtime import distributed
+from firstcli.runtime.files import write_text
 from firstcli.stages import checks
 from firstcli.stages.base import Facts, Option, Stage
 from firstcli.stages.finetune import FINETUNE
@@ -18,7 +20,7 @@ from firstcli.workspace.units import Part, Unit, needs_fit, part_of
 if TYPE_CHECKING:
     from firstcli.api import JSON
     from firstcli.data.encoding import EncodedSample
-    from firstcli.knowledge.top_k import TopK
+    from firstcli.knowledge.codec import TopK
     from firstcli.recipe.schema import Recipe
     from firstcli.stages.probe import CostEstimate, Probe
     from firstcli.stages.scoring import ShardSamples, TeacherScorer
@@ -144,6 +146,7 @@ class Extract(Stage):
 
 def _extract(run: Run, unit: Unit, folder: Path) -> ExtractFacts | None:
     from firstcli.knowledge import concentration, store
+    from firstcli.knowledge.shards import shard_path
     from firstcli.stages import scoring
 
     shards = scoring.shards_of(run, unit)
@@ -152,7 +155,7 @@ def _extract(run: Run, unit: Unit, folder: Path) -> ExtractFacts | None:
     halved = sum(distributed.gathered(scorer.halving.halved))
     if not distributed.is_first():
         return None
-    paths = [store.shard_path(folder, index) for index in range(len(shards))]
+    paths = [shard_path(folder, index) for index in range(len(shards))]
     if unseen := sum(not path.exists() for path in paths):
         raise UserError(
             f"{folder}: {unseen} shards that other processes wrote are not visible here; all "
@@ -160,20 +163,19 @@ def _extract(run: Run, unit: Unit, folder: Path) -> ExtractFacts | None:
         )
     if unit.part != "validation" and not (folder / concentration.FILE_NAME).exists():
         measured = _concentration(run, scorer, shards)
-        concentration.save(folder / concentration.FILE_NAME, measured)
-    summary = store.summary(folder) | store.teacher_top_1(folder)
-    return ExtractFacts(**summary, batches_halved=halved or None)
+        write_text(folder / concentration.FILE_NAME, json.dumps(measured) + "\n")
+    return ExtractFacts(**store.summary(folder), batches_halved=halved or None)
 
 
 def _write_shards(
     run: Run, unit: Unit, folder: Path, shards: Sequence[ShardSamples], scorer: TeacherScorer
 ) -> None:
     """Write the shards that an interrupted run has not finished; each process writes some."""
-    from firstcli.data.encoded import has_answer_positions
-    from firstcli.knowledge import store
+    from firstcli.data.encoded import has_answer_position
+    from firstcli.knowledge.shards import StoreFormat, shard_path, write_shard
     from firstcli.stages import inputs
 
-    format = store.StoreFormat(
+    format = StoreFormat(
         **run.recipe.knowledge.stored(),
         split=unit.part,
         shards=len(shards),
@@ -184,7 +186,9 @@ def _write_shards(
     samples_of = [len(shard.rows) for shard in shards]
     if done := sum(samples_of) - sum(samples_of[index] for index in missing):
         run.console.say(f"{unit.key}: resuming after {done} finished samples")
-    answers_only = has_answer_positions(inputs.training_rows(run, "teacher", unit.part))
+    answers_only = bool(
+        has_answer_position(inputs.training_rows(run, "teacher", unit.part)).any()
+    )
     # Each process takes whole shards, whose content depends on the data alone.
     ours = missing[distributed.rank() :: distributed.count()]
     total = sum(samples_of[index] for index in ours)
@@ -192,8 +196,8 @@ def _write_shards(
         for index in ours:
             rows = shards[index].rows
             knowledge = scorer(shards[index], run.recipe.knowledge.top_k, advance)
-            path, ordered = store.shard_path(folder, index), [knowledge[row.id] for row in rows]
-            store.write_shard(path, rows, ordered, format, _top_1(rows, knowledge, answers_only))
+            path, ordered = shard_path(folder, index), [knowledge[row.id] for row in rows]
+            write_shard(path, rows, ordered, format, _top_1(rows, knowledge, answers_only))
 
 
 def _concentration(
@@ -247,10 +251,10 @@ def _top_1(
 
 def _missing_shards(folder: Path, count: int) -> list[int]:
     """Return the shards that an interrupted run has not finished."""
-    from firstcli.knowledge import store
+    from firstcli.knowledge.shards import shard_facts, shard_path
 
-    paths = [store.shard_path(folder, index) for index in range(count)]
-    return [index for index, path in enumerate(paths) if store.shard_facts(path) is None]
+    paths = [shard_path(folder, index) for index in range(count)]
+    return [index for index, path in enumerate(paths) if shard_facts(path) is None]
 
 
 def _teacher_identity(run: Run, unit: Unit) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from firstcli.data import splits
-from firstcli.data.encoded import EncodedStore, IntArray, counts_of
+from firstcli.data.encoded import EncodedStore, IntArray, counts_of, lengths_of
 from firstcli.data.encoding import (
     EncodedQuestion,
     EncodedSample,
@@ -24,7 +24,8 @@ from firstcli.data.encoding import (
     encode_questions,
 )
 from firstcli.errors import UserError, shortened
-from firstcli.knowledge.store import Knowledge, StoreFormat
+from firstcli.knowledge.shards import StoreFormat
+from firstcli.knowledge.store import Knowledge
 from firstcli.models import inference
 from firstcli.workspace.run import Run, once_per_run
 from firstcli.workspace.units import Model, Part, Role
@@ -124,7 +125,7 @@ def _training_rows(run: Run, role: Role, part: Part) -> EncodedStore:
         rows = EncodedStore(each_encoded(samples, role_tokenizer, where, warnings), run.folder)
     for warning in warnings:
         run.console.warn(warning)
-    kept = _fitting(run, role, rows.lengths, lambda index: rows[index].id, where)
+    kept = _fitting(run, role, lengths_of(rows), lambda index: rows[index].id, where)
     if not kept.any():
         raise UserError(f"{where}: no sample is left to use")
     return rows.where(kept)
@@ -145,7 +146,7 @@ def rows_of_fold(run: Run, fold: int, *, seen: bool) -> EncodedStore:
         UserError: there are none.
     """
     rows = training_rows(run, "teacher", "train")
-    chosen = (folds(run)[rows.numbers] != fold) == seen
+    chosen = (folds(run)[rows.indices] != fold) == seen
     if not chosen.any():
         raise UserError(
             f"knowledge.folds: {run.recipe.knowledge.folds} folds of {len(rows)} training samples "

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from firstcli.api import JSON, BoolArray, FloatArray
     from firstcli.data.encoded import EncodedStore
     from firstcli.data.encoding import EncodedSample
-    from firstcli.knowledge.top_k import TopK
+    from firstcli.knowledge.codec import TopK
     from firstcli.metrics.records import EvalRecords
     from firstcli.recipe.references import PosthocRef
     from firstcli.recipe.schema import Recipe
@@ -132,6 +132,7 @@ def _section(run: Run, unit: Unit) -> PosthocRef:
 
 
 def _rows(run: Run, unit: Unit) -> EncodedStore:
+    from firstcli.data.encoded import has_answer_position
     from firstcli.stages import inputs
 
     if not run.training.validation:
@@ -140,7 +141,7 @@ def _rows(run: Run, unit: Unit) -> EncodedStore:
             "to fit a temperature on; raise it"
         )
     rows = inputs.training_rows(run, unit.role, "validation")
-    rows = rows.where(rows.has_answer)
+    rows = rows.where(has_answer_position(rows))
     if not len(rows):
         raise UserError(f"{unit.key}: no validation row has an answer position")
     return rows
@@ -148,6 +149,7 @@ def _rows(run: Run, unit: Unit) -> EncodedStore:
 
 def _scored(run: Run, unit: Unit, rows: EncodedStore) -> dict[str, TopK]:
     """Return the model's top k at all supervised positions, by sample id."""
+    from firstcli.data.encoded import lengths_of
     from firstcli.models import readout
     from firstcli.models.batching import run_batched
     from firstcli.stages import inputs, scoring
@@ -161,7 +163,7 @@ def _scored(run: Run, unit: Unit, rows: EncodedStore) -> dict[str, TopK]:
         unit.key,
         "samples",
         rows,
-        rows.lengths,
+        lengths_of(rows),
         scoring.EXTRACTION_TOKENS,
         lambda batch: scoring.top_k_of(reader, batch, top_k, limit),
     )

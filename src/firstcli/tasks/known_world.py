@@ -14,7 +14,8 @@ correct, and the confidence of a well-calibrated model is no higher than 1 / `ch
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -22,7 +23,17 @@ from random import Random
 from pydantic import Field
 
 from firstcli.api import PluginOptions, Sample, Split, Task
-from firstcli.tasks.world_laws import ATTRIBUTES, Laws
+
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "kind": ("fox", "hare", "toad", "crane", "moth", "goat"),
+    "colour": ("red", "blue", "green", "grey", "black", "white"),
+    "home": ("marsh", "hills", "cave", "forest", "meadow", "river"),
+    "hour": ("dawn", "noon", "dusk", "midnight"),
+}
+PAIRS = (("kind", "hour"), ("colour", "home"))
+"""The attributes that interact."""
+INTERACTION = 0.6
+"""Share of a score's variance that is due to interactions."""
 
 # The initials differ, so the first tokens differ in every tokenizer, whether or not the leading
 # space is a separate token.
@@ -48,13 +59,68 @@ SHIFTED_ENDINGS = ("ba", "do", "fu", "gi", "ka", "lo", "mu", "ne", "po", "ri", "
 NAMES = [first + last for first in BEGINNINGS for last in ENDINGS]
 SHIFTED_NAMES = [first + last for first in SHIFTED_BEGINNINGS for last in SHIFTED_ENDINGS]
 
-
 INVENTED: dict[str, tuple[str, ...]] = {  # words that occur in no other split
     "kind": ("wug", "dax", "blicket", "zorn", "tulver", "fep"),
     "colour": ("grue", "bleen", "plim", "vostic", "jarn", "murl"),
     "home": ("quim", "drosk", "fendle", "yarrop", "vaun", "lirth"),
     "hour": ("brill", "tarno", "snodge", "wextide"),
 }
+
+
+class Laws:
+    """The laws of a world: how a creature's traits determine what it will do.
+
+    Every value of every attribute has a hidden trait. An answer's score is the sum of an additive
+    part over the attributes and of products of the traits of two attributes, so that the log-odds
+    of two answers depend on combinations: dusk has a different effect on a fox than on a moth.
+    """
+
+    def __init__(self, seed: int, answers: int) -> None:
+        """Draw the laws from a seed, for a number of answers."""
+        random = Random(f"known-world laws {seed}")
+        self.traits = {name: _traits(values, random) for name, values in ATTRIBUTES.items()}
+        homes = random.sample(ATTRIBUTES["home"], len(ATTRIBUTES["kind"]))
+        self.withheld = dict(zip(ATTRIBUTES["kind"], homes, strict=True))
+        """kind -> a home where creatures of that kind live only in the shifted split"""
+        each_main = math.sqrt((1 - INTERACTION) / len(ATTRIBUTES))
+        each_pair = math.sqrt(INTERACTION / len(PAIRS))
+        self.additive = {
+            name: {value: _direction(answers, each_main, random) for value in values}
+            for name, values in ATTRIBUTES.items()
+        }
+        """attribute -> value -> a score for each answer"""
+        self.directions = {pair: _direction(answers, each_pair, random) for pair in PAIRS}
+        """pair of attributes -> each answer's weight of the product of their traits"""
+
+    def scores(self, profile: Mapping[str, str]) -> list[float]:
+        """Return each answer's score for attribute -> value; its variance is about 1."""
+        parts = [self.additive[name][value] for name, value in profile.items()]
+        for (first, second), direction in self.directions.items():
+            product = self.traits[first][profile[first]] * self.traits[second][profile[second]]
+            parts.append([product * weight for weight in direction])
+        return [sum(column) for column in zip(*parts, strict=True)]
+
+    def truth(self, profile: Mapping[str, str], noise: float) -> tuple[float, ...]:
+        """Return the true probability of each answer: the softmax of the scores over `noise`."""
+        scores = self.scores(profile)
+        weights = [math.exp((score - max(scores)) / noise) for score in scores]
+        return tuple(weight / sum(weights) for weight in weights)
+
+
+def _traits(values: Sequence[str], random: Random) -> dict[str, float]:
+    """Assign evenly spaced traits of mean 0 and variance 1 to the values, in random order."""
+    count = len(values)
+    spread = math.sqrt((count**2 - 1) / 3)
+    steps = [(2 * step - count + 1) / spread for step in range(count)]
+    return dict(zip(values, random.sample(steps, count), strict=True))
+
+
+def _direction(answers: int, size: float, random: Random) -> list[float]:
+    """Draw a score for each answer, with mean 0 and standard deviation `size` over answers."""
+    draws = [random.gauss(0, 1) for _ in range(answers)]
+    mean = sum(draws) / answers
+    deviation = math.sqrt(sum((draw - mean) ** 2 for draw in draws) / answers)
+    return [size * (draw - mean) / deviation for draw in draws]
 
 
 class KnownWorldOptions(PluginOptions):
@@ -93,60 +159,41 @@ class KnownWorld(Task[KnownWorldOptions]):
 
     Options = KnownWorldOptions
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Two splits of the same world, a shifted one, and one of nonsense questions."""
-        return ("train", "test", "shifted", "unanswerable")
+    splits = ("train", "test", "shifted", "unanswerable")
 
     def sources(self, split: str) -> Sequence[Path]:
         return ()  # the options alone determine the questions
 
     def load(self, split: str) -> Split:
         """Return the questions of a split; a larger split begins with those of a smaller one."""
-        size: int = getattr(self.options, split)
-        if split == "unanswerable":
-            return Split(islice(self._nonsense(), size))
-        laws = Laws.drawn(self.options.seed, self.options.choices)
         # Training questions avoid the test questions, so that `test` does not depend on the size
         # of `train`. Shifted questions cannot coincide: their combinations are withheld.
-        taken = (
-            {sample.prompt for sample in self.load("test").samples} if split == "train" else set()
-        )
-        questions = self._questions(laws, split, taken)
-        return Split(islice(questions, size))
+        others = self.load("test").samples if split == "train" else ()
+        questions = self._questions(split, {sample.prompt for sample in others})
+        return Split(islice(questions, getattr(self.options, split)))
 
-    @property
-    def _candidates(self) -> list[str]:
-        return [f" {answer}" for answer in ANSWERS[: self.options.choices]]
-
-    def _nonsense(self) -> Iterator[Sample]:
-        """Yield endless distinct questions that have no correct answer."""
-        random = Random(f"known-world unanswerable {self.options.seed}")
-        taken: set[str] = set()
-        while True:
-            profile = {name: random.choice(words) for name, words in INVENTED.items()}
-            prompt = random.choice(WORDINGS).format(name=random.choice(NAMES), **profile)
-            if prompt not in taken:
-                taken.add(prompt)
-                yield Sample.question(
-                    prompt, self._candidates, None, id=f"unanswerable-{len(taken)}"
-                )
-
-    def _questions(self, laws: Laws, split: str, taken: set[str]) -> Iterator[Sample]:
+    def _questions(self, split: str, taken: set[str]) -> Iterator[Sample]:
         """Yield endless questions whose prompts are distinct and not in `taken`."""
-        random = Random(f"known-world {split} {self.options.seed}")
+        options = self.options
+        random = Random(f"known-world {split} {options.seed}")
+        laws = Laws(options.seed, options.choices)
+        candidates = [f" {answer}" for answer in ANSWERS[: options.choices]]
         number = 0
         while True:
-            prompt, profile = _prompt(laws, split == "shifted", random)
-            truth = laws.truth(profile, self.options.noise)
-            answer = random.choices(range(len(truth)), weights=truth)[0]
-            if prompt in taken:
-                continue
-            taken.add(prompt)
-            number += 1
-            yield Sample.question(
-                prompt, self._candidates, answer, id=f"{split}-{number}", truth=truth
-            )
+            answer, truth = None, None
+            if split == "unanswerable":
+                words = {name: random.choice(values) for name, values in INVENTED.items()}
+                prompt = random.choice(WORDINGS).format(name=random.choice(NAMES), **words)
+            else:
+                prompt, profile = _prompt(laws, split == "shifted", random)
+                truth = laws.truth(profile, options.noise)
+                answer = random.choices(range(len(truth)), weights=truth)[0]
+            if prompt not in taken:
+                taken.add(prompt)
+                number += 1
+                yield Sample.question(
+                    prompt, candidates, answer, id=f"{split}-{number}", truth=truth
+                )
 
 
 def _prompt(laws: Laws, shifted: bool, random: Random) -> tuple[str, dict[str, str]]:

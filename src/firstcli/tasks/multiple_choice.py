@@ -13,19 +13,106 @@ need only the option `path`. Texts with a label, `{"sentence": "what a film", "l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from firstcli.api import DataPath, PluginOptions, Sample, Split, Task
-from firstcli.tasks import answers, tables
-from firstcli.tasks.tables import TableRow
+from firstcli.errors import UserError, did_you_mean, shortened
+from firstcli.tasks import tables
+from firstcli.tasks.tables import TableRow, describe
 from firstcli.tasks.templates import Template, columns_of, fill, of_names
 
 MAX_CHOICES = 26  # the number of letters
+
+Reading = Literal["index", "letter", "text"]
+
+
+def _chosen(answer: str, choices: Sequence[str], reading: Reading) -> int | None:
+    """Return the index of the choice that an answer names under a reading."""
+    if reading == "text":  # only if no other choice has that text
+        return choices.index(answer) if choices.count(answer) == 1 else None
+    if reading == "letter":
+        index = ascii_lowercase.find(answer.lower()) if len(answer) == 1 else -1
+    else:
+        index = int(answer) if re.fullmatch(r"[0-9]{1,2}", answer) else -1
+    return index if 0 <= index < len(choices) else None
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredRow:
+    """A row with its choices, and the answer as it is in the data."""
+
+    row: TableRow
+    choices: Sequence[str]
+    column: str
+    """The column of the answer."""
+
+    @property
+    def answer(self) -> str:
+        return self.row.filled(self.column).strip()
+
+    def mistake(self, complaint: str) -> UserError:
+        value = describe(self.row.value(self.column))
+        return self.row.mistake(f"column '{self.column}': found {value}, {complaint}")
+
+    def meanings(self, readings: Sequence[Reading]) -> dict[Reading, int]:
+        """Return the index of the choice under each reading that names one.
+
+        Raises:
+            UserError: no reading names a choice.
+        """
+        indices = {kind: _chosen(self.answer, self.choices, kind) for kind in readings}
+        if meanings := {kind: index for kind, index in indices.items() if index is not None}:
+            return meanings
+        if "text" in readings and self.answer in self.choices:
+            raise self.mistake("which occurs more than once among the choices")
+        last = len(self.choices) - 1
+        expected = {
+            "index": f"an index from 0 to {last}",
+            "letter": f"a letter from A to {ascii_uppercase[last]}",
+            "text": f"one of the choices {shortened(self.choices, 10)}",
+        }
+        hint = did_you_mean(self.answer, self.choices) if "text" in readings else ""
+        raise self.mistake(f"expected {' or '.join(expected[kind] for kind in readings)}{hint}")
+
+    def correct(self, readings: Sequence[Reading]) -> int:
+        """Return the index of the correct choice, given the `readings_of` all rows.
+
+        Raises:
+            UserError: no reading names a choice, or the readings name different ones.
+        """
+        meanings = self.meanings(readings)
+        if len(set(meanings.values())) > 1:
+            senses = [f"as {kind} means '{self.choices[i]}'" for kind, i in meanings.items()]
+            raise self.mistake(
+                f"which {' but '.join(senses)}; set answer_as to {' or '.join(meanings)}"
+            )
+        return next(iter(meanings.values()))
+
+
+def readings_of(rows: Iterable[AnsweredRow], answer_as: Reading | Literal["auto"]) -> list[Reading]:
+    """Return the readings under which all answers name a choice; `auto` tries all three.
+
+    Raises:
+        UserError: an answer names no choice, or no reading fits all answers.
+    """
+    readings: list[Reading] = list(get_args(Reading)) if answer_as == "auto" else [answer_as]
+    possible = set(readings)
+    for row in rows:
+        meanings = row.meanings(readings)
+        if not possible & meanings.keys():
+            raise row.mistake(
+                f"which is not the {' or '.join(sorted(possible))} of a choice, as the previous "
+                "answers are; write all answers in the same way"
+            )
+        possible &= meanings.keys()
+    return [kind for kind in readings if kind in possible]
 
 
 class MultipleChoiceOptions(PluginOptions):
@@ -117,13 +204,13 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
 
     def _samples(self, split: str) -> Iterator[Sample]:
         # The file is read twice, because only all answers together show how to interpret them.
-        readings = answers.readings_of(self._rows(split), self.options.answer_as)
+        readings = readings_of(self._rows(split), self.options.answer_as)
         for row in self._rows(split):
             yield self._sample(row.row, row.choices, row.correct(readings))
 
-    def _rows(self, split: str) -> Iterator[answers.AnsweredRow]:
+    def _rows(self, split: str) -> Iterator[AnsweredRow]:
         for row in tables.read_rows(tables.split_file(self.options.path, split)):
-            yield answers.AnsweredRow(row, self._choices(row), self.options.answer_column)
+            yield AnsweredRow(row, self._choices(row), self.options.answer_column)
 
     def _choices(self, row: TableRow) -> list[str]:
         if self.options.choices:
@@ -132,7 +219,9 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
         if isinstance(column, str):
             name, texts = column, self._listed(row, column)
         else:
-            name, texts = ", ".join(column), _from_columns(row, column)
+            name, texts = ", ".join(column), [row.text(name).strip() for name in column]
+            while texts and not texts[-1]:  # the row has fewer choices than there are columns
+                texts.pop()
         problem = None
         if not 2 <= len(texts) <= MAX_CHOICES:
             problem = f"found {len(texts)} choices, expected 2 to {MAX_CHOICES}"
@@ -151,7 +240,7 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
             value = value.split(self.options.separator)
         if not isinstance(value, list):
             raise row.mistake(
-                f"column '{column}': found {tables.describe(value)}, expected a list of choices; "
+                f"column '{column}': found {describe(value)}, expected a list of choices; "
                 "if the choices are separated within a text, set `separator`; if each is in its "
                 "own column, list the columns in `choices_column`"
             )
@@ -160,37 +249,18 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
     def _sample(self, row: TableRow, choices: Sequence[str], answer: int) -> Sample:
         options = self.options
         letters = ascii_uppercase if options.letters == "upper" else ascii_lowercase
-        lettered = list(zip(letters, choices, strict=False))
+        lettered = zip(letters, choices, strict=False)
+        lines = [options.choice.format(letter=letter, text=text) for letter, text in lettered]
         texts = choices if options.respond_with == "text" else letters[: len(choices)]
-        return Sample.question(
-            self._prompt(row, lettered),
-            [fill(options.response, {"answer": text}.__getitem__) for text in texts],
-            answer,
-            id=row.id(options.id_column),
-        )
-
-    def _prompt(self, row: TableRow, lettered: Sequence[tuple[str, str]]) -> str:
-        options = self.options
+        candidates = [options.response.format(answer=text) for text in texts]
 
         def text_of(name: str) -> str:
-            if name == "question":
-                return row.filled(options.question_column)
             if name == "choices":
-                return "\n".join(
-                    fill(options.choice, {"letter": letter, "text": text}.__getitem__)
-                    for letter, text in lettered
-                )
-            return row.text(name)
+                return "\n".join(lines)
+            return row.filled(options.question_column) if name == "question" else row.text(name)
 
         columns = [name for name in columns_of(options.prompt) if name != "choices"]
         if columns and "question" not in columns:
             row.require_any(columns)
-        return fill(options.prompt, text_of)
-
-
-def _from_columns(row: TableRow, columns: Sequence[str]) -> list[str]:
-    """Return one choice per column; empty cells at the end mean that the row has fewer choices."""
-    texts = [row.text(column).strip() for column in columns]
-    while texts and not texts[-1]:
-        texts.pop()
-    return texts
+        prompt = fill(options.prompt, text_of)
+        return Sample.question(prompt, candidates, answer, id=row.id(options.id_column))

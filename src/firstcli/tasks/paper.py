@@ -7,17 +7,17 @@ lighteval's task tables for CommonsenseQA and OpenBookQA.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from firstcli.api import DataPath, PluginOptions, Sample, Split, Task
-from firstcli.tasks.hub import Source
+from firstcli.errors import UserError
 from firstcli.tasks.instruction import with_responses
-from firstcli.tasks.tables import TableRow, describe
+from firstcli.tasks.tables import TableRow, describe, read_rows
 
 TASK = (
     "Below is an instruction that describes a task. "
@@ -53,37 +53,75 @@ class PaperTask(Task[PaperOptions]):
     """Reads the rows of a published data set; subclasses turn a row into a sample."""
 
     Options = PaperOptions
-    source: ClassVar[Source]
+    repo: ClassVar[str]  # the data set's name on the hub
+    pinned: ClassVar[str]  # the commit that is loaded unless the options name a different one
+    config: ClassVar[str | None] = None
+    hub_splits: ClassVar[Mapping[str, str]]  # firstcli's name of a split -> the hub's
+    files: ClassVar[Mapping[str, tuple[str, ...]]]
+    """Maps a split to possible file names, relative to a folder; the first that exists is used."""
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that have labels and exist."""
-        return self.source.splits(self.options.path)
-
-    def sources(self, split: str) -> Sequence[Path] | None:
+        """The splits that have labels and exist; a single file serves as any split."""
         path = self.options.path
-        return None if path is None else (self.source.file(split, path),)
+        return tuple(self._files_in(path) if path and path.is_dir() else self.hub_splits)
+
+    def sources(self, split: str) -> tuple[Path] | None:
+        path = self.options.path
+        if not path or not path.is_dir():
+            return (path,) if path else None
+        files = self._files_in(path)
+        if split not in files:
+            raise UserError(f"{path}: the split '{split}' is missing: {self._names(split)}")
+        return (files[split],)
 
     def load(self, split: str) -> Split:
         """Return the samples in the order of the data set."""
-        rows = self.source.rows(split, self.options.path, self.options.revision)
+        sources = self.sources(split)
+        rows = read_rows(*sources) if sources else self._from_hub(split)
         return Split(map(self.sample, rows))
 
     @abstractmethod
     def sample(self, row: TableRow) -> Sample:
         """Return the sample of a row in the official format or the hub's format."""
 
+    def _files_in(self, folder: Path) -> dict[str, Path]:
+        files: dict[str, Path] = {}
+        for split, names in self.files.items():
+            if existing := [folder / name for name in names if (folder / name).is_file()]:
+                files[split] = existing[0]
+        if not files:
+            expected = "; ".join(map(self._names, self.files))
+            raise UserError(f"{folder}: none of the data set's files is in this folder: {expected}")
+        return files
+
+    def _names(self, split: str) -> str:
+        return f"{split} is {' or '.join(self.files[split])}"
+
+    def _from_hub(self, split: str) -> Iterator[TableRow]:
+        from datasets import load_dataset
+        from datasets.exceptions import DatasetsError
+
+        name, revision = self.hub_splits[split], self.options.revision or self.pinned
+        try:
+            data = load_dataset(self.repo, self.config, split=name, revision=revision)
+        except (DatasetsError, OSError, ValueError) as error:
+            raise UserError(
+                f"data set '{self.repo}' at revision '{revision}' cannot be loaded from the hub: "
+                f"{type(error).__name__}: {error}; without a connection, set the task's option "
+                "`path` to the folder with the data set's official files"
+            ) from error
+        where = f"{self.repo} ({name})"
+        return (TableRow(f"{where}, row {number}", values) for number, values in enumerate(data, 1))
+
 
 class CommonsenseQA(PaperTask):
     """CommonsenseQA; its test split has no labels, so its dev split is `test`."""
 
-    source = Source(
-        repo="tau/commonsense_qa",
-        revision="94630fe30dad47192a8546eb75f094926d47e155",
-        config=None,
-        hub_splits={"train": "train", "test": "validation"},
-        files={"train": ("train_rand_split.jsonl",), "test": ("dev_rand_split.jsonl",)},
-    )
+    repo = "tau/commonsense_qa"
+    pinned = "94630fe30dad47192a8546eb75f094926d47e155"
+    hub_splits: ClassVar = {"train": "train", "test": "validation"}
+    files: ClassVar = {"train": ("train_rand_split.jsonl",), "test": ("dev_rand_split.jsonl",)}
 
     def sample(self, row: TableRow) -> Sample:
         return _lettered(row, ascii_lowercase)
@@ -92,17 +130,15 @@ class CommonsenseQA(PaperTask):
 class OpenBookQA(PaperTask):
     """OpenBookQA: the questions, without the book of facts."""
 
-    source = Source(
-        repo="allenai/openbookqa",
-        revision="388097ea7776314e93a529163e0fea805b8a6454",
-        config="main",
-        hub_splits={"train": "train", "validation": "validation", "test": "test"},
-        files={
-            "train": ("train.jsonl", "Data/Main/train.jsonl"),
-            "validation": ("dev.jsonl", "Data/Main/dev.jsonl"),
-            "test": ("test.jsonl", "Data/Main/test.jsonl"),
-        },
-    )
+    repo = "allenai/openbookqa"
+    pinned = "388097ea7776314e93a529163e0fea805b8a6454"
+    config = "main"
+    hub_splits: ClassVar = {"train": "train", "validation": "validation", "test": "test"}
+    files: ClassVar = {
+        "train": ("train.jsonl", "Data/Main/train.jsonl"),
+        "validation": ("dev.jsonl", "Data/Main/dev.jsonl"),
+        "test": ("test.jsonl", "Data/Main/test.jsonl"),
+    }
 
     def sample(self, row: TableRow) -> Sample:
         return _lettered(row, ascii_uppercase)
@@ -111,13 +147,10 @@ class OpenBookQA(PaperTask):
 class BoolQ(PaperTask):
     """BoolQ; its test split has no labels, so its dev split is `test`."""
 
-    source = Source(
-        repo="google/boolq",
-        revision="35b264d03638db9f4ce671b711558bf7ff0f80d5",
-        config=None,
-        hub_splits={"train": "train", "test": "validation"},
-        files={"train": ("train.jsonl",), "test": ("dev.jsonl",)},
-    )
+    repo = "google/boolq"
+    pinned = "35b264d03638db9f4ce671b711558bf7ff0f80d5"
+    hub_splits: ClassVar = {"train": "train", "test": "validation"}
+    files: ClassVar = {"train": ("train.jsonl",), "test": ("dev.jsonl",)}
 
     def sample(self, row: TableRow) -> Sample:
         answer = row.value("answer")
@@ -136,13 +169,10 @@ class Alpaca(PaperTask):
     """Alpaca's 52 thousand instructions: one split, no candidates."""
 
     has_candidates = False
-    source = Source(
-        repo="tatsu-lab/alpaca",
-        revision="dce01c9b08f87459cf36a430d809084718273017",
-        config=None,
-        hub_splits={"train": "train"},
-        files={"train": ("alpaca_data.json", "alpaca.json")},
-    )
+    repo = "tatsu-lab/alpaca"
+    pinned = "dce01c9b08f87459cf36a430d809084718273017"
+    hub_splits: ClassVar = {"train": "train"}
+    files: ClassVar = {"train": ("alpaca_data.json", "alpaca.json")}
 
     def load(self, split: str) -> Split:
         """Return the rows that have an output; a few have none."""
@@ -164,20 +194,7 @@ def instructed(instruction: str, text: str, preface: str) -> str:
 
 
 def _lettered(row: TableRow, letters: str) -> Sample:
-    """Return a question whose choices have letters; the model answers with a letter."""
-    stem, labelled = _stem_and_choices(row)
-    labels = [label for label, _ in labelled]
-    key = row.filled("answerKey")
-    if key not in labels:
-        raise row.mistake(f"answerKey: found '{key}', expected one of {', '.join(labels)}")
-    listed = [f"({letter}) {text}\n" for letter, (_, text) in zip(letters, labelled, strict=False)]
-    prompt = f"Q: {stem}\nAnswer Choices:\n{''.join(listed)}A: The answer is ("
-    candidates = [f"{letter})." for letter in letters[: len(labels)]]
-    return Sample.question(prompt, candidates, labels.index(key), id=row.id(None))
-
-
-def _stem_and_choices(row: TableRow) -> tuple[str, list[tuple[str, str]]]:
-    """Return the question and (label, text) of each choice.
+    """Return a question whose choices have letters; the model answers with a letter.
 
     The official files contain `{"question": {"stem", "choices": [{"label", "text"}]}}`; the hub
     has the columns `question` or `question_stem`, and `choices` as `{"label": [...], "text":
@@ -185,22 +202,25 @@ def _stem_and_choices(row: TableRow) -> tuple[str, list[tuple[str, str]]]:
     """
     nested = row.values.get("question")
     holder = TableRow(row.where, nested) if isinstance(nested, dict) else row
-    names = [name for name in ("question_stem", "question") if name in holder.values]
-    listed = [TableRow(row.where, choice) for choice in _choices(holder)]
-    if not 2 <= len(listed) <= len(ascii_lowercase):
-        raise row.mistake(f"found {len(listed)} choices, expected 2 to {len(ascii_lowercase)}")
-    pairs = [(choice.filled("label"), choice.filled("text")) for choice in listed]
-    return holder.filled(names[0] if names else "stem"), pairs
-
-
-def _choices(row: TableRow) -> list[dict[str, Any]]:
-    choices = row.value("choices")
+    stem = next((key for key in ("question_stem", "question") if key in holder.values), "stem")
+    choices = holder.value("choices")
     try:
         if isinstance(choices, dict):  # one list per field
             rows = zip(*choices.values(), strict=True)
-            return [dict(zip(choices, values, strict=True)) for values in rows]
-        return [{**choice} for choice in choices]
+            choices = [dict(zip(choices, values, strict=True)) for values in rows]
+        listed = [TableRow(row.where, {**choice}) for choice in choices]
     except (TypeError, ValueError):
         raise row.mistake(
             f"column 'choices': found {describe(choices)}, expected a label and a text for each"
         ) from None
+    if not 2 <= len(listed) <= len(letters):
+        raise row.mistake(f"found {len(listed)} choices, expected 2 to {len(letters)}")
+    pairs = [(choice.filled("label"), choice.filled("text")) for choice in listed]
+    question, key = holder.filled(stem), row.filled("answerKey")
+    labels = [label for label, _ in pairs]
+    if key not in labels:
+        raise row.mistake(f"answerKey: found '{key}', expected one of {', '.join(labels)}")
+    lines = [f"({letter}) {text}\n" for letter, (_, text) in zip(letters, pairs, strict=False)]
+    prompt = f"Q: {question}\nAnswer Choices:\n{''.join(lines)}A: The answer is ("
+    candidates = [f"{letter})." for letter in letters[: len(labels)]]
+    return Sample.question(prompt, candidates, labels.index(key), id=row.id(None))

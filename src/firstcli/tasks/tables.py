@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -86,8 +87,6 @@ def describe(value: object) -> str:
 
 def splits_at(path: Path) -> tuple[str, ...]:
     """Return the splits of a folder, one per file; a single file serves as any usual split."""
-    if not path.is_dir():
-        return SPLITS
     files = _split_files(path)
     return (*(split for split in SPLITS if split in files), *sorted(files.keys() - {*SPLITS}))
 
@@ -96,10 +95,8 @@ def split_file(path: Path, split: str) -> Path:
     """Return the file of a split: the folder's file of that name, or `path` itself.
 
     Raises:
-        UserError: the folder has no such file.
+        UserError: there is no such file or split.
     """
-    if not path.is_dir():
-        return path
     files = _split_files(path)
     if split not in files:
         raise UserError(
@@ -111,6 +108,8 @@ def split_file(path: Path, split: str) -> Path:
 
 def _split_files(folder: Path) -> dict[str, Path]:
     """Map each split to its file; the file name without its extension names the split."""
+    if not folder.is_dir():
+        return dict.fromkeys(SPLITS, folder)
     files: dict[str, Path] = {}
     try:
         paths = sorted(folder.iterdir())
@@ -135,8 +134,8 @@ def read_rows(path: Path) -> Iterator[TableRow]:
     """Read a file row by row; its extension determines the format.
 
     Raises:
-        UserError: the file is missing, empty, not UTF-8 or malformed; names the line. Errors
-            within the file are raised when the iteration reaches them.
+        UserError: the file is missing, empty, not UTF-8 or malformed; names the line. It is
+            raised when the iteration reaches the mistake.
     """
     if path.is_dir():
         raise UserError(f"{path}: this is a folder, expected a file")
@@ -145,15 +144,16 @@ def read_rows(path: Path) -> Iterator[TableRow]:
         if not path.exists():
             raise UserError(f"{path}: there is no such file or folder")
         raise UserError(f"{path}: expected the path of a file that ends in {_ENDINGS}")
-    return _rows(path, reader)
-
-
-def _rows(path: Path, reader: Callable[[Path], Iterator[TableRow]]) -> Iterator[TableRow]:
     empty = True
     try:
-        for row in reader(path):
+        for where, values in reader(path):  # a row after its place in the file
+            if not isinstance(values, dict):
+                raise UserError(
+                    f"{where}: found {describe(values)}, expected a row as an object that names "
+                    "its columns"
+                )
             empty = False
-            yield row
+            yield TableRow(where, values)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except OSError as error:
@@ -164,15 +164,15 @@ def _rows(path: Path, reader: Callable[[Path], Iterator[TableRow]]) -> Iterator[
         raise UserError(f"{path}: there are no rows in this file")
 
 
-def _jsonl(path: Path) -> Iterator[TableRow]:
+def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
     # Only \n ends a line: a JSON string may contain other line separators, such as U+2028.
     with _open_text(path, newline="\n") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield _row(f"{path}:{number}", _parsed(path, line.removesuffix("\n"), number))
+                yield f"{path}:{number}", _parsed(path, line.removesuffix("\n"), number)
 
 
-def _json(path: Path) -> Iterator[TableRow]:
+def _json(path: Path) -> Iterator[tuple[str, Any]]:
     with _open_text(path, newline="\n") as file:
         while (character := file.read(1)) and character in " \t\r\n":
             pass
@@ -188,10 +188,10 @@ def _json(path: Path) -> Iterator[TableRow]:
                 "is read line by line"
             ) from None
     for number, value in enumerate(values, 1):
-        yield _row(f"{path}, row {number}", value)
+        yield f"{path}, row {number}", value
 
 
-def _csv(path: Path) -> Iterator[TableRow]:
+def _csv(path: Path) -> Iterator[tuple[str, Any]]:
     with _open_text(path, newline="") as file:
         lines = csv.reader(file, strict=True)
         header: list[str] = []
@@ -210,7 +210,7 @@ def _csv(path: Path) -> Iterator[TableRow]:
                         "columns; cells that contain commas or line breaks need quotes"
                     )
                 else:
-                    yield TableRow(where, dict(zip(header, cells, strict=True)))
+                    yield where, dict(zip(header, cells, strict=True))
         except csv.Error as error:
             raise UserError(f"{path}:{start}: not valid CSV: {error}") from error
 
@@ -222,7 +222,7 @@ def _header(where: str, names: list[str]) -> list[str]:
     return names
 
 
-def _parquet(path: Path) -> Iterator[TableRow]:
+def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -231,23 +231,17 @@ def _parquet(path: Path) -> Iterator[TableRow]:
             # Without a buffer, the whole column of a row group would be read at once.
             parquet = pq.ParquetFile(file, buffer_size=1 << 20)
             _header(str(path), parquet.schema_arrow.names)
-            number = 0
-            for batch in parquet.iter_batches(batch_size=1024):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield TableRow(f"{path}, row {number}", values)
+            batches = parquet.iter_batches(batch_size=1024)
+            rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+            for number, values in enumerate(rows, 1):
+                yield f"{path}, row {number}", values
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: a text column is not UTF-8: {error}") from error
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{path}: not a readable Parquet file: {error}") from error
 
 
-_READERS: dict[str, Callable[[Path], Iterator[TableRow]]] = {
-    ".jsonl": _jsonl,
-    ".json": _json,
-    ".csv": _csv,
-    ".parquet": _parquet,
-}
+_READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
 _ENDINGS = ".jsonl, .json, .csv or .parquet"
 
 
@@ -281,11 +275,3 @@ def _parsed(path: Path, text: str, line: int = 1) -> Any:
         ) from error
     except (ValueError, RecursionError) as error:  # too many digits or nested brackets
         raise UserError(f"{path}:{line}: not valid JSON: {error}") from error
-
-
-def _row(where: str, value: object) -> TableRow:
-    if not isinstance(value, dict):
-        raise UserError(
-            f"{where}: found {describe(value)}, expected a row as an object that names its columns"
-        )
-    return TableRow(where, value)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firstcli.api import Recalibrator
-from firstcli.data.encoded import has_answer_positions
+from firstcli.data.encoded import has_answer_position
 from firstcli.data.encoding import EncodedSample
 from firstcli.knowledge.store import Knowledge
 from firstcli.recalibration.builtin import NoRecalibration
@@ -75,7 +75,7 @@ def positions_of(
     samples: Sequence[EncodedSample], knowledge: Knowledge, top_k: int | None = None
 ) -> Positions:
     """Look up the knowledge of every sample, in order; `top_k` limits the tokens per position."""
-    known = [topk.first(top_k or knowledge.top_k) for topk in knowledge.all_of(samples)]
+    known = [topk.first(top_k or knowledge.top_k) for topk in map(knowledge.of, samples)]
     is_answer = [
         np.arange(sample.start, len(sample.input_ids)) == (sample.answer_position or -1)
         for sample in samples
@@ -104,7 +104,7 @@ def positions_mode(arm: Arm, samples: Sequence[EncodedSample]) -> PositionsMode:
 
     Pass all samples, not those of one batch: a task may mix questions and instructions.
     """
-    return arm.recalibrate or ("decisive" if has_answer_positions(samples) else "all")
+    return arm.recalibrate or ("decisive" if has_answer_position(samples).any() else "all")
 
 
 def is_recalibrated(mode: PositionsMode, positions: Positions) -> BoolArray:
