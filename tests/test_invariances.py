@@ -28,7 +28,7 @@ def step(
 ) -> tuple[float, Tensor]:
     """Return the loss and the gradient of one batch, through the installed objective."""
     trainer.install_objective(model, objective)
-    batch = collate.Collate(rows, soft_targets_for(objective, rows))(range(len(rows)))
+    batch = collate.TrainingBatches(rows, soft_targets_for(objective, rows))[range(len(rows))]
     del batch["samples"]
     output = model(**batch)
     loss = output["loss"] / output["positions"]

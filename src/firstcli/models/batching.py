@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -29,15 +30,15 @@ def free_memory() -> None:
     clear_device_cache(garbage_collection=True)
 
 
+@dataclass
 class HalvingBatches:
     """Run batches; one that does not fit is halved, and so are later ones of the same size."""
 
-    def __init__(self, warn: Callable[[str], None], title: str) -> None:
-        self._warn = warn
-        self._title = title
-        self._max_tokens: float = math.inf  # per batch, padding included
-        self.halved = 0
-        """How many batches were halved."""
+    warn: Callable[[str], None]
+    title: str
+    halved: int = 0
+    """How many batches were halved."""
+    _max_tokens: float = math.inf  # per batch, padding included
 
     def run(
         self, items: Sequence[Item], score: Callable[[Sequence[Item]], dict[str, Result]]
@@ -60,10 +61,10 @@ class HalvingBatches:
                         "memory, choose a smaller dtype, or leave out long samples"
                     ) from error
             # Outside the except block, the error no longer keeps the batch's tensors in memory.
-            self._max_tokens = min(self._max_tokens, tokens // 2)
+            self._max_tokens = tokens // 2
             free_memory()
-            self._warn(
-                f"{self._title}: out of memory on a batch of {len(items)} samples ({tokens} "
+            self.warn(
+                f"{self.title}: out of memory on a batch of {len(items)} samples ({tokens} "
                 "tokens); this batch and later ones of its size are halved"
             )
         self.halved += 1

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from firstcli.api import ModelFamily, PluginOptions
@@ -70,13 +71,9 @@ class Padded:
 
 def pad(sequences: Sequence[npt.NDArray[np.int32]]) -> Padded:
     """Stack sequences (L_i,) into one batch."""
-    length = max(map(len, sequences))
-    input_ids = np.zeros((len(sequences), length), np.int64)
-    mask = np.zeros((len(sequences), length), np.int64)
-    for i, sequence in enumerate(sequences):
-        input_ids[i, : len(sequence)] = sequence
-        mask[i, : len(sequence)] = 1
-    return Padded(torch.from_numpy(input_ids), torch.from_numpy(mask))
+    tensors = [torch.from_numpy(sequence.astype(np.int64)) for sequence in sequences]
+    mask = [torch.ones_like(tensor) for tensor in tensors]
+    return Padded(pad_sequence(tensors, batch_first=True), pad_sequence(mask, batch_first=True))
 
 
 def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:

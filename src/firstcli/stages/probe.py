@@ -97,11 +97,11 @@ class Probe:
         model.train()
         trainer.install_objective(model, "labels")
         optimizer = torch.optim.AdamW(model.parameters(), 1e-9)
-        make_batch = collate.Collate(rows, None)
+        batches = collate.TrainingBatches(rows, None)
         autocast = device.type == "cuda" and settings.dtype == "float32"
 
         def forward_and_backward(part: Sequence[int]) -> None:
-            batch = {name: value.to(device) for name, value in make_batch(part).items()}
+            batch = {name: value.to(device) for name, value in batches[part].items()}
             del batch["samples"]
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 loss = model(**batch)["loss"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from firstcli.data.encoding import EncodedSample
 from firstcli.models import inference
@@ -17,40 +19,25 @@ SoftTargetSource = Callable[[Sequence[EncodedSample]], SoftTargets]
 `soft_targets.SoftTargetBuilder`."""
 
 
-class SampleIndices(torch.utils.data.Dataset[int]):
-    """The indices of the training samples, for a loader whose `Collate` looks the samples up.
+@dataclass(frozen=True)
+class TrainingBatches(Dataset[dict[str, Tensor]]):
+    """The batch of B samples with N supervised positions in total, by the samples' indices.
 
-    Unlike a range, it returns a negative `~index` unchanged.
+    A single `~index` gives a batch with the sample's tokens but N = 0.
     """
 
-    def __init__(self, count: int) -> None:
-        self._count = count
+    samples: Sequence[EncodedSample]
+    soft_targets: SoftTargetSource | None
 
     def __len__(self) -> int:
-        return self._count
+        return len(self.samples)
 
-    def __getitem__(self, index: int) -> int:
-        return index
-
-
-class Collate:
-    """Make a batch from the indices of B samples with N supervised positions in total.
-
-    From a single `~index`, it makes a batch with the sample's tokens but N = 0.
-    """
-
-    def __init__(
-        self, samples: Sequence[EncodedSample], soft_targets: SoftTargetSource | None
-    ) -> None:
-        self._samples = samples
-        self._soft_targets = soft_targets
-
-    def __call__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+    def __getitem__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         if indices[0] < 0:
-            batch = self([~indices[0]])
+            batch = self[[~indices[0]]]
             by_sample = ("input_ids", "attention_mask", "samples")
             return {name: part if name in by_sample else part[:0] for name, part in batch.items()}
-        samples = [self._samples[i] for i in indices]
+        samples = [self.samples[i] for i in indices]
         padded = inference.pad([sample.input_ids for sample in samples])
         counts = torch.tensor([len(sample.targets) for sample in samples])
         # The token at position t is predicted from position t - 1.
@@ -64,10 +51,12 @@ class Collate:
             "targets": torch.from_numpy(targets).long(),  # (N,)
             "samples": torch.tensor(indices),  # (B,)
         }
-        if self._soft_targets is not None:
-            soft = self._soft_targets(samples)
+        if self.soft_targets is not None:
+            soft = self.soft_targets(samples)
             batch["token_ids"] = torch.from_numpy(soft.token_ids).long()  # (N, k)
             batch["probabilities"] = torch.from_numpy(soft.probabilities)  # (N, k)
             batch["tail"] = torch.from_numpy(soft.tail)  # (N,)
             batch["teacher_mass"] = torch.from_numpy(soft.teacher_mass)  # (N,)
         return batch
+
+    __getitems__ = __getitem__  # which a DataLoader with a batch sampler calls

@@ -10,17 +10,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-from torch.utils.data import DataLoader
+
+from firstcli.data.encoded import IntArray
 
 POOL_BATCHES = 128  # batches sorted together by length: padding below 5 %, otherwise random
 
-Lengths = npt.NDArray[np.int64]
 
-
-def batches_of_epoch(
-    lengths: Sequence[int] | Lengths, batch_size: int, seed: int, epoch: int
-) -> list[npt.NDArray[np.int64]]:
+def batches_of_epoch(lengths: IntArray, batch_size: int, seed: int, epoch: int) -> list[IntArray]:
     """Cut a random order of the samples into batches of similar length.
 
     Samples are shuffled, pooled by `POOL_BATCHES` batches, sorted by length within a pool, longest
@@ -33,55 +29,41 @@ def batches_of_epoch(
         seed: seed of the run.
         epoch: number of the epoch, from 0.
     """
-    sizes = np.asarray(lengths)
     generator = np.random.default_rng((seed, epoch))
-    order = generator.permutation(len(sizes))
+    order = generator.permutation(len(lengths))
     batches = []
     for first in range(0, len(order), POOL_BATCHES * batch_size):
         pool = order[first : first + POOL_BATCHES * batch_size]
-        pool = pool[np.argsort(-sizes[pool], kind="stable")]
+        pool = pool[np.argsort(-lengths[pool], kind="stable")]
         batches += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
     full = [batch for batch in batches if len(batch) == batch_size]
     incomplete = [batch for batch in batches if len(batch) < batch_size]
     full = [full[i] for i in generator.permutation(len(full))]
     if full:
-        longest = max(range(len(full)), key=lambda i: int(sizes[full[i][0]]))
+        longest = max(range(len(full)), key=lambda i: int(lengths[full[i][0]]))
         full.insert(0, full.pop(longest))
     return full + incomplete
 
 
-def _share_of(
-    batch: npt.NDArray[np.int64], micro_batch_size: int, processes: int, rank: int
-) -> list[list[int]]:
-    """Return one process's micro-batches of a batch; all processes get equally many.
-
-    Micro-batches of similar length go to different processes, which then wait little for each
-    other. A process without samples gets one as `~index`, whose positions do not count.
-    """
-    parts = [
-        batch[i : i + micro_batch_size].tolist() for i in range(0, len(batch), micro_batch_size)
-    ]
-    idle = [[~int(batch[-1])]] * (-len(parts) % processes)
-    return (parts + idle)[rank::processes]
-
-
-def padding_share(
-    lengths: Sequence[int] | Lengths, micro_batches: Iterable[Sequence[int]]
-) -> float:
+def padding_share(lengths: IntArray, micro_batches: Iterable[Sequence[int]]) -> float:
     """Return the share of padding among the tokens of all micro-batches."""
-    sizes = np.asarray(lengths)
     used = computed = 0
     for part in micro_batches:
-        used += int(sizes[part].sum())
-        computed += int(sizes[part].max()) * len(part)
+        used += int(lengths[part].sum())
+        computed += int(lengths[part].max()) * len(part)
     return 1 - used / computed
 
 
 @dataclass
 class MicroBatches:
-    """One process's micro-batches, epoch after epoch: a batch sampler."""
+    """One process's micro-batches, epoch after epoch: a batch sampler.
 
-    lengths: Sequence[int] | Lengths
+    Micro-batches of similar length go to different processes, which then wait little for each
+    other. Of each batch, all processes get equally many: a process without samples gets one as
+    `~index`, whose positions do not count.
+    """
+
+    lengths: IntArray
     batch_size: int
     micro_batch_size: int
     processes: int
@@ -98,13 +80,8 @@ class MicroBatches:
         return whole * (self.batch_size // parallel) + -(-rest // parallel)
 
     def __iter__(self) -> Iterator[list[int]]:
+        size = self.micro_batch_size
         for batch in batches_of_epoch(self.lengths, self.batch_size, self.seed, self.epoch):
-            yield from _share_of(batch, self.micro_batch_size, self.processes, self.rank)
-
-
-class EpochLoader(DataLoader[int]):
-    """A loader that passes the epoch's number on to its batch sampler."""
-
-    def set_epoch(self, epoch: int) -> None:
-        if isinstance(self.batch_sampler, MicroBatches):
-            self.batch_sampler.set_epoch(epoch)
+            parts = [batch[i : i + size].tolist() for i in range(0, len(batch), size)]
+            parts += [[~int(batch[-1])]] * (-len(parts) % self.processes)
+            yield from parts[self.rank :: self.processes]
