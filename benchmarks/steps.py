@@ -28,6 +28,7 @@ from transformers.trainer_callback import PrinterCallback
 
 import measure
 import shapes
+from firstcli.data.encoded import lengths_of
 from firstcli.data.encoding import EncodedSample
 from firstcli.models import inference
 from firstcli.recipe.schema import Training
@@ -119,8 +120,7 @@ def plain(
 ) -> Prepared:
     """Prepare a plain Trainer on firstcli's batches."""
     rows = setting.rows()
-    lengths = [len(row.input_ids) for row in rows]
-    parts = sampling.MicroBatches(lengths, setting.batch, setting.batch, 1, 0, seed=0)
+    parts = sampling.MicroBatches(lengths_of(rows), setting.batch, setting.batch, 1, 0, seed=0)
     order = [index for part in parts for index in part]
 
     def work() -> list[float]:

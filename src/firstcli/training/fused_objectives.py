@@ -149,18 +149,13 @@ def _sums_and_gradients(
 
 
 def _topk_tail_(
-    others: Tensor,
-    total: Tensor,
-    student: StudentView,
-    ids: Tensor,
-    probabilities: Tensor,
-    tail: Tensor,
+    others: Tensor, total: Tensor, student: StudentView, ids: Tensor, p: Tensor, tail: Tensor
 ) -> Tensor:
     """Turn exponentials (R, V) of the other tokens, which sum to `total`, into the gradient."""
-    mass = probabilities.sum(-1) + tail  # (R,)
+    mass = p.sum(-1) + tail  # (R,)
     outside = mass * student.log_rest.exp() - tail
     share = torch.where(total > 0, outside / total, 0.0)  # total is 0 without other tokens
-    return others.mul_(share[:, None]).scatter_(-1, ids, _in_k(student.log_q, probabilities, mass))
+    return others.mul_(share[:, None]).scatter_(-1, ids, _in_k(student.log_q, p, mass))
 
 
 def _in_k(log_q: Tensor, probabilities: Tensor, mass: Tensor) -> Tensor:
