@@ -10,20 +10,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from firstcli.api import Recalibrator
+from firstcli.api import BoolArray, FloatArray, PluginOptions, Recalibrator
 from firstcli.data.encoded import has_answer_positions
 from firstcli.data.encoding import EncodedSample
 from firstcli.knowledge.store import Knowledge
 from firstcli.recalibration.builtin import NoRecalibration
 from firstcli.recipe.schema import Arm
-
-if TYPE_CHECKING:
-    from firstcli.api import BoolArray, FloatArray, PluginOptions
 
 CHUNK_SAMPLES = 1024  # samples whose knowledge is in memory at a time during a full pass
 

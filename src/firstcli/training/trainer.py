@@ -40,8 +40,6 @@ from firstcli.training.collate import SoftTargetSource, TrainingBatches
 
 Objective = Literal["labels", "topk-tail", "topk-renormalized"]
 
-SUMMED_OUTPUTS = ("positions", "P", "Q")  # summed over positions between two logs
-
 COMPLETE_MARK = "complete"  # written last, so that an unfinished checkpoint is never resumed from
 
 
@@ -98,7 +96,7 @@ class PositionTrainer(Trainer):
             rank=self.args.process_index,
             seed=self.args.seed,
         )
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}  # the outputs since the last log, by name
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Load this process's micro-batches, without Accelerate's `prepare`.
@@ -106,7 +104,7 @@ class PositionTrainer(Trainer):
         That would shard them again, and fill an incomplete last batch with samples from the
         beginning, which would then count twice.
         """
-        loader: Any = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             self.train_dataset,
             batch_sampler=self.micro_batches,
             collate_fn=default_convert,
@@ -115,7 +113,7 @@ class PositionTrainer(Trainer):
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
-        loader.set_epoch = self.micro_batches.set_epoch  # the Trainer calls it
+        vars(loader)["set_epoch"] = self.micro_batches.set_epoch  # the Trainer calls it
         return loader
 
     def get_batch_samples(
@@ -146,13 +144,13 @@ class PositionTrainer(Trainer):
                 f"{self.state.max_steps}, in the batch of samples {shortened(ids, 3)}; the last "
                 "good checkpoint is kept, lower the learning rate or check these samples"
             )
-        for name in output.keys() & set(SUMMED_OUTPUTS):  # on the device, to avoid a sync
+        for name in output.keys() - {"loss"}:  # on the device, to avoid a sync
             self._sums[name] = self._sums.get(name, 0) + output[name].detach()
         return (loss, output) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the mean teacher mass P and student mass Q since the last log, over all processes."""
-        sums = [float(self._sums.get(name, 0)) for name in SUMMED_OUTPUTS]
+        sums = [float(self._sums.get(name, 0)) for name in ("positions", "P", "Q")]
         totals: Tensor = self.accelerator.reduce(torch.tensor(sums, device=self.args.device))
         count, teacher, student = totals.tolist()
         if count and "loss" in logs and teacher:
@@ -262,7 +260,10 @@ def train(
     done = _step_of(checkpoint) if checkpoint else 0
     if checkpoint:
         console.say(f"{title}: resuming after step {done}")
-    steps = _steps(trainer, len(samples))
+    steps_per_epoch = -(-len(samples) // trainer.micro_batches.batch_size)
+    steps = args.max_steps
+    if steps <= 0:
+        steps = math.ceil(steps_per_epoch * args.num_train_epochs)
     padding = sampling.padding_share(
         trainer.micro_batches.lengths, (part for part in trainer.micro_batches if part[0] >= 0)
     )
@@ -301,10 +302,3 @@ def write_log(path: Path, log: Sequence[dict[str, float]]) -> None:
 
 def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
-
-
-def _steps(trainer: PositionTrainer, samples: int) -> int:
-    args = trainer.args
-    if args.max_steps > 0:
-        return int(args.max_steps)
-    return math.ceil(-(-samples // trainer.micro_batches.batch_size) * args.num_train_epochs)
