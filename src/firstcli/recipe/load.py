@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,7 @@ from firstcli.recipe.yaml_nodes import Keys, Node, dotted, parse
 MAX_BYTES = 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedRecipe:
-    """A validated recipe, and the same as plain values."""
-
-    recipe: Recipe
-    resolved: dict[str, Any]
-    """The complete recipe as plain YAML values, with defaults and absolute local paths."""
-
-
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and those it extends, apply `key.path=value` overrides, and validate.
 
     Raises:
@@ -42,10 +32,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
         root = Node({**root.children, "arms": arms}, root.place)
     root = _overridden(root, overrides)
     try:
-        recipe = Recipe.model_validate(root.plain())
+        return Recipe.model_validate(root.plain())
     except ValidationError as error:
         raise UserError(*sentences(error, root)) from error
-    return LoadedRecipe(recipe, recipe.model_dump(mode="json", exclude_none=True))
 
 
 def _text_of(path: Path) -> str:

@@ -248,6 +248,10 @@ class Recipe(RecipeSection):
     trainer: dict[str, Any] = Field(default_factory=dict)
     """Any field of transformers.TrainingArguments that firstcli does not set itself."""
 
+    def resolved(self) -> dict[str, Any]:
+        """Return the recipe as plain YAML values, with defaults and absolute local paths."""
+        return self.model_dump(mode="json", exclude_none=True)
+
     @field_validator("evaluate", "seeds", "teacher", "knowledge", "arms")
     @classmethod
     def _fits_the_recipe(cls, section: Any, info: ValidationInfo) -> Any:
