@@ -30,8 +30,8 @@ from firstcli.models import inference
 from firstcli.pipeline.plan import Request, open_run
 from firstcli.recipe.schema import Arm, Training, training_of
 from firstcli.stages import inputs
-from firstcli.training import objectives, sampling, soft_targets
-from firstcli.training.collate import SoftTargetSource, TrainingBatches
+from firstcli.training import objectives, soft_targets
+from firstcli.training.batches import MicroBatches, SoftTargetSource, TrainingBatches
 from firstcli.training.soft_targets import SoftTargets
 from firstcli.workspace.run import Run
 
@@ -53,7 +53,7 @@ def fit(
     """Train in place with AdamW, a cosine schedule, 3 % warm-up, and gradients clipped at 1."""
     torch.manual_seed(seed)
     size = settings.batch_size
-    batches = sampling.MicroBatches(lengths_of(rows), size, size, processes=1, rank=0, seed=seed)
+    batches = MicroBatches(lengths_of(rows), size, size, processes=1, rank=0, seed=seed)
     loader: DataLoader[Any] = DataLoader(
         TrainingBatches(rows, soft_targets), batch_sampler=batches, collate_fn=default_convert
     )

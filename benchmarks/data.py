@@ -26,13 +26,13 @@ from firstcli.knowledge import store
 from firstcli.knowledge.store import Knowledge
 from firstcli.recipe.schema import Training
 from firstcli.runtime.console import Console
-from firstcli.training import arguments, collate, sampling, trainer
+from firstcli.training import arguments, batches, trainer
 from measure import Comparison, Report
 
 SAMPLES, SHARD, BATCH, STEPS = 1024, 256, 32, 6
 
 
-class Timed(collate.TrainingBatches):
+class Timed(batches.TrainingBatches):
     """`TrainingBatches` with a clock."""
 
     spans: list[tuple[float, float]] = []  # noqa: RUF012  # there is one instance
@@ -83,12 +83,12 @@ def padding() -> Comparison:
     """Compute the share of padding in an epoch, for five seeds."""
     lengths = alpaca_like(52_000)
     ours = [
-        sampling.padding_share(lengths, sampling.MicroBatches(lengths, 64, 32, 1, 0, seed))
+        batches.padding_share(lengths, batches.MicroBatches(lengths, 64, 32, 1, 0, seed))
         for seed in range(5)
     ]
     order = np.random.default_rng(0).permutation(len(lengths))
     random_batches = order.reshape(-1, 32).tolist()
-    at_random = sampling.padding_share(lengths, random_batches)
+    at_random = batches.padding_share(lengths, random_batches)
     return Comparison(
         "padding, Alpaca-like lengths, batches of 64 as 32 + 32",
         "all tokens computed on",

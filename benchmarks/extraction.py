@@ -25,7 +25,7 @@ from firstcli.knowledge import store
 from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference, readout
 from firstcli.stages import scoring
-from firstcli.training.collate import TrainingBatches
+from firstcli.training.batches import TrainingBatches
 from measure import Comparison, Report
 
 SAMPLES = {"questions": 256, "instructions": 32}

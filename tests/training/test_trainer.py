@@ -29,7 +29,7 @@ from firstcli.recalibration.builtin import NoRecalibration
 from firstcli.recipe.schema import Arm, Training
 from firstcli.runtime.console import Console
 from firstcli.stages.scoring import top_k_of
-from firstcli.training import arguments, collate, objectives, sampling, trainer, trainer_fields
+from firstcli.training import arguments, batches, objectives, trainer, trainer_fields
 from firstcli.training.soft_targets import SoftTargetBuilder, SoftTargets
 from firstcli.training.trainer import Objective
 from support.encoding import encode_training
@@ -97,7 +97,7 @@ def fit(
     rows: Sequence[EncodedSample],
     folder: Path,
     *,
-    soft_targets: collate.SoftTargetSource | None = None,
+    soft_targets: batches.SoftTargetSource | None = None,
     objective: Objective = "labels",
     fields: dict[str, Any] | None = None,
     console: Console | None = None,
@@ -127,7 +127,7 @@ def test_collate_flattens_over_row_and_column() -> None:
         EncodedSample("c", np.array([8, 9], np.int32), start=1, answer_position=1),
     ]
     soft_targets = drawn_soft_targets(rows)
-    batch = collate.TrainingBatches(rows, soft_targets)[[2, 0]]
+    batch = batches.TrainingBatches(rows, soft_targets)[[2, 0]]
     assert batch["input_ids"].tolist() == [[8, 9, 0, 0], [1, 2, 3, 4]]
     assert batch["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
     assert batch["rows"].tolist() == [0, 1, 1]
@@ -137,7 +137,7 @@ def test_collate_flattens_over_row_and_column() -> None:
     expected = np.concatenate([soft_targets[2].token_ids, soft_targets[0].token_ids])
     np.testing.assert_array_equal(batch["token_ids"].numpy(), expected)
     assert batch["probabilities"].shape == (3, K) and batch["tail"].shape == (3,)
-    assert "probabilities" not in collate.TrainingBatches(rows, None)[[0]]
+    assert "probabilities" not in batches.TrainingBatches(rows, None)[[0]]
 
 
 # Planted tokens: from the text to the loss.
@@ -171,7 +171,7 @@ def test_planted_tokens_reach_the_student_at_their_positions(
         )
         store.write_shard(path, [row], [shifted], format)
     builder = SoftTargetBuilder(Arm(), NONE, Knowledge(tmp_path), rows)
-    batch = collate.TrainingBatches(rows, builder)[[1, 0, 2]]
+    batch = batches.TrainingBatches(rows, builder)[[1, 0, 2]]
     del batch["samples"]
     student = make_llama(len(tokenizer))
     trainer.install_objective(student, "topk-tail")
@@ -269,7 +269,7 @@ def test_dense_logits_give_the_same_losses_and_gradients(
 ) -> None:
     """The path for models whose output layer is not a plain Linear."""
     rows = drawn_samples(8)
-    batch = collate.TrainingBatches(rows, soft_targets_for(objective, rows))[range(8)]
+    batch = batches.TrainingBatches(rows, soft_targets_for(objective, rows))[range(8)]
     del batch["samples"]
     results = []
     for obstacle in (None, "the test requires it"):
@@ -341,7 +341,7 @@ def test_an_incomplete_last_batch_averages_over_its_own_positions(
     def in_order(*_: object) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
         return [np.arange(8), np.arange(8, 11)]
 
-    monkeypatch.setattr(sampling, "batches_of_epoch", in_order)
+    monkeypatch.setattr(batches, "batches_of_epoch", in_order)
     rows, model = drawn_samples(11), make_llama(V)
     with torch.no_grad():
         expected = [float(naive_loss(model, part, None, "labels")) for part in (rows[:8], rows[8:])]
@@ -384,7 +384,7 @@ def test_a_trained_student_reaches_its_soft_targets(tmp_path: Path, make_llama: 
         learning_rate=2e-2,
         fields={"logging_steps": 50},
     )
-    batch = collate.TrainingBatches(rows, soft_targets)[range(4)]
+    batch = batches.TrainingBatches(rows, soft_targets)[range(4)]
     with torch.no_grad():
         logits = readout.Reader(model).logits_at(
             batch["input_ids"], batch["attention_mask"], batch["rows"], batch["columns"]
@@ -405,7 +405,7 @@ def test_training_restores_the_forward_of_the_model(tmp_path: Path, make_llama: 
 def test_masses_are_logged(tmp_path: Path, make_llama: MakeLlama) -> None:
     rows = drawn_samples(8)
     soft_targets = drawn_soft_targets(rows)
-    batch = collate.TrainingBatches(rows, soft_targets)[range(8)]
+    batch = batches.TrainingBatches(rows, soft_targets)[range(8)]
     model = make_llama(V)
     with torch.no_grad():
         logits = readout.Reader(model).logits_at(
@@ -675,8 +675,8 @@ def test_owned_trainer_fields_are_not_listed_as_harmless() -> None:
 
 def test_a_process_without_samples_gets_a_batch_without_positions() -> None:
     rows = drawn_samples(5)
-    batches = collate.TrainingBatches(rows, drawn_soft_targets(rows))
-    idle, batch = batches[[~4]], batches[[4]]
+    dataset = batches.TrainingBatches(rows, drawn_soft_targets(rows))
+    idle, batch = dataset[[~4]], dataset[[4]]
     for name in ("input_ids", "attention_mask", "samples"):
         assert torch.equal(idle[name], batch[name])
     for name in batch.keys() - {"input_ids", "attention_mask", "samples"}:

@@ -15,7 +15,7 @@ from firstcli.runtime.console import size
 from firstcli.stages import inputs
 from firstcli.stages.base import Facts
 from firstcli.training import arguments, trainer
-from firstcli.training.collate import SoftTargetSource
+from firstcli.training.batches import SoftTargetSource
 from firstcli.workspace.artifacts import CHECKPOINTS
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Role

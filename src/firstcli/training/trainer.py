@@ -35,8 +35,8 @@ from firstcli.models import readout
 from firstcli.runtime import distributed
 from firstcli.runtime.console import Advance, Console
 from firstcli.runtime.files import write_text
-from firstcli.training import fused_objectives, sampling
-from firstcli.training.collate import SoftTargetSource, TrainingBatches
+from firstcli.training import fused_objectives
+from firstcli.training.batches import MicroBatches, SoftTargetSource, TrainingBatches, padding_share
 
 Objective = Literal["labels", "topk-tail", "topk-renormalized"]
 
@@ -88,7 +88,7 @@ class PositionTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # the loss is scaled here, not by the Trainer
         self.loss_is_scaled_for_ga = True
         micro, processes = self.args.per_device_train_batch_size, self.args.world_size
-        self.micro_batches = sampling.MicroBatches(
+        self.micro_batches = MicroBatches(
             lengths=lengths_of(self.train_dataset.samples),
             batch_size=micro * self.args.gradient_accumulation_steps * processes,
             micro_batch_size=micro,
@@ -125,18 +125,11 @@ class PositionTrainer(Trainer):
         total: Tensor = self.accelerator.gather(count).sum()
         return batches, total
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **kwargs: Any) -> Any:
         indices = inputs.pop("samples")
         output = model(**inputs)
-        assert num_items_in_batch is not None
         # DDP averages gradients over processes, so the loss is multiplied by their number.
-        loss = output["loss"] * self.accelerator.num_processes / num_items_in_batch
+        loss = output["loss"] * self.accelerator.num_processes / kwargs["num_items_in_batch"]
         if not torch.isfinite(loss):
             ids = [self.train_dataset.samples[int(i)].id for i in indices]
             raise UserError(
@@ -146,7 +139,7 @@ class PositionTrainer(Trainer):
             )
         for name in output.keys() - {"loss"}:  # on the device, to avoid a sync
             self._sums[name] = self._sums.get(name, 0) + output[name].detach()
-        return (loss, output) if return_outputs else loss
+        return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the mean teacher mass P and student mass Q since the last log, over all processes."""
@@ -260,13 +253,12 @@ def train(
     done = _step_of(checkpoint) if checkpoint else 0
     if checkpoint:
         console.say(f"{title}: resuming after step {done}")
-    steps_per_epoch = -(-len(samples) // trainer.micro_batches.batch_size)
+    micro_batches = trainer.micro_batches
     steps = args.max_steps
     if steps <= 0:
-        steps = math.ceil(steps_per_epoch * args.num_train_epochs)
-    padding = sampling.padding_share(
-        trainer.micro_batches.lengths, (part for part in trainer.micro_batches if part[0] >= 0)
-    )
+        steps = math.ceil(-(-len(samples) // micro_batches.batch_size) * args.num_train_epochs)
+    own = (part for part in micro_batches if part[0] >= 0)
+    padding = padding_share(micro_batches.lengths, own)
     with console.progress(title, steps, "steps", done) as advance:
         trainer.add_callback(_Progress(advance, done))
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

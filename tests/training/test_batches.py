@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstcli.training.sampling import MicroBatches, batches_of_epoch, padding_share
+from firstcli.training.batches import MicroBatches, batches_of_epoch, padding_share
 
 
 @given(
