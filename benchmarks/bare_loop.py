@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_convert
 
 from firstcli import metrics
 from firstcli.data.encoded import lengths_of
@@ -28,10 +28,10 @@ from firstcli.data.encoding import EncodedSample
 from firstcli.knowledge.codec import TopK
 from firstcli.models import inference
 from firstcli.pipeline.plan import Request, open_run
-from firstcli.recipe.schema import Arm, Training, recalibrator_of, training_of
+from firstcli.recipe.schema import Arm, Training, training_of
 from firstcli.stages import inputs
-from firstcli.training import objectives, sampling, soft_targets
-from firstcli.training.collate import Collate, SampleIndices, SoftTargetSource
+from firstcli.training import objectives, soft_targets
+from firstcli.training.batches import MicroBatches, SoftTargetSource, TrainingBatches
 from firstcli.training.soft_targets import SoftTargets
 from firstcli.workspace.run import Run
 
@@ -53,9 +53,9 @@ def fit(
     """Train in place with AdamW, a cosine schedule, 3 % warm-up, and gradients clipped at 1."""
     torch.manual_seed(seed)
     size = settings.batch_size
-    batches = sampling.MicroBatches(lengths_of(rows), size, size, processes=1, rank=0, seed=seed)
-    loader = DataLoader(
-        SampleIndices(len(rows)), batch_sampler=batches, collate_fn=Collate(rows, soft_targets)
+    batches = MicroBatches(lengths_of(rows), size, size, processes=1, rank=0, seed=seed)
+    loader: DataLoader[Any] = DataLoader(
+        TrainingBatches(rows, soft_targets), batch_sampler=batches, collate_fn=default_convert
     )
     steps = math.ceil(len(loader) * settings.epochs)
     warm = math.ceil(0.03 * steps)
@@ -96,9 +96,9 @@ def fit(
 def extract(model: Any, rows: Sequence[EncodedSample], top_k: int) -> soft_targets.Positions:
     """Return the top k of every supervised position."""
     known: dict[int, TopK] = {}
-    collate = Collate(rows, None)
+    collated = TrainingBatches(rows, None)
     for chosen in inference.batches([len(row.input_ids) for row in rows], 4096):
-        log_probs = torch.log_softmax(logits_of(model, collate(chosen)), -1)
+        log_probs = torch.log_softmax(logits_of(model, collated[chosen]), -1)
         values, ids = log_probs.topk(top_k)
         tail = log_probs.scatter(-1, ids, -torch.inf).logsumexp(-1)
         ends = np.cumsum([len(rows[i].targets) for i in chosen])
@@ -127,7 +127,8 @@ def soft_target_source(
     validation: soft_targets.Positions,
 ) -> SoftTargetSource:
     """Fit the recalibrator on the validation part and apply it to the training part."""
-    recalibrator = recalibrator_of(arm)
+    assert arm.recalibrator
+    recalibrator = arm.recalibrator.build()
     if recalibrator.needs_fit:
         answers = validation.where(validation.is_answer)
         mass = soft_targets.target_mass(arm, answers)

@@ -3,8 +3,8 @@
     python benchmarks/data.py [--repeats 5]
 
 Waiting: a small model is distilled on instructions in batches of 32, from knowledge on disk. The
-training process makes its own batches, so all time in `Collate` is waiting time; the workers of the
-Trainer would hide it.
+training process makes its own batches, so all time in `TrainingBatches` is waiting time; the
+workers of the Trainer would hide it.
 """
 
 from __future__ import annotations
@@ -21,31 +21,25 @@ from torch import Tensor
 
 import measure
 import shapes
-from firstcli.data.encoded import EncodedStore
-from firstcli.data.encoding import EncodedSample
+from firstcli.data.encoded import EncodedStore, IntArray
 from firstcli.knowledge import store
 from firstcli.knowledge.store import Knowledge
 from firstcli.recipe.schema import Training
 from firstcli.runtime.console import Console
-from firstcli.training import arguments, collate, sampling, trainer
+from firstcli.training import arguments, batches, trainer
 from measure import Comparison, Report
 
 SAMPLES, SHARD, BATCH, STEPS = 1024, 256, 32, 6
 
 
-class Timed:
-    """`Collate` with a clock."""
+class Timed(batches.TrainingBatches):
+    """`TrainingBatches` with a clock."""
 
     spans: list[tuple[float, float]] = []  # noqa: RUF012  # there is one instance
 
-    def __init__(
-        self, rows: Sequence[EncodedSample], soft_targets: collate.SoftTargetSource | None
-    ) -> None:
-        self._collate = collate.Collate(rows, soft_targets)
-
-    def __call__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         began = time.perf_counter()
-        batch = self._collate(indices)
+        batch = self[indices]
         self.spans.append((began, time.perf_counter()))
         return batch
 
@@ -59,7 +53,7 @@ def waiting(folder: Path, repeats: int) -> Comparison:
     settings = Training(batch_size=BATCH, epochs=1, learning_rate=1e-5)
     fields = {"max_steps": STEPS, "save_strategy": "no", "logging_steps": 1000}
     device = torch.device("cpu")
-    vars(trainer)["Collate"] = Timed
+    vars(trainer)["TrainingBatches"] = Timed
     shares, waits = [], []
     for _ in range(repeats):
         Timed.spans.clear()
@@ -78,7 +72,7 @@ def waiting(folder: Path, repeats: int) -> Comparison:
     )
 
 
-def alpaca_like(count: int) -> sampling.Lengths:
+def alpaca_like(count: int) -> IntArray:
     """Draw lengths: prompts of 60 to 140 tokens, log-normal responses of ~50, at most 512."""
     draw = np.random.default_rng(0)
     response = draw.lognormal(np.log(50), 0.9, count).astype(np.int64) + 2
@@ -89,12 +83,12 @@ def padding() -> Comparison:
     """Compute the share of padding in an epoch, for five seeds."""
     lengths = alpaca_like(52_000)
     ours = [
-        sampling.padding_share(lengths, sampling.MicroBatches(lengths, 64, 32, 1, 0, seed))
+        batches.padding_share(lengths, batches.MicroBatches(lengths, 64, 32, 1, 0, seed))
         for seed in range(5)
     ]
     order = np.random.default_rng(0).permutation(len(lengths))
     random_batches = order.reshape(-1, 32).tolist()
-    at_random = sampling.padding_share(lengths, random_batches)
+    at_random = batches.padding_share(lengths, random_batches)
     return Comparison(
         "padding, Alpaca-like lengths, batches of 64 as 32 + 32",
         "all tokens computed on",

@@ -25,7 +25,7 @@ from firstcli.knowledge import shards
 from firstcli.knowledge.codec import TopK
 from firstcli.models import inference, readout
 from firstcli.stages import scoring
-from firstcli.training.collate import Collate
+from firstcli.training.batches import TrainingBatches
 from measure import Comparison, Report
 
 SAMPLES = {"questions": 256, "instructions": 32}
@@ -71,9 +71,9 @@ def compare(shape: shapes.Model, text: shapes.Text, repeats: int, folder: Path) 
     rows = text.rows(SAMPLES[text.name], shape.vocabulary)
     loop_rows = rows[: LOOP_SAMPLES[text.name]]
     reader = readout.Reader(model)
-    collate = Collate(rows, None)
+    collated = TrainingBatches(rows, None)
     lengths = [len(row.input_ids) for row in rows]
-    batches = [collate(batch) for batch in inference.batches(lengths, scoring.EXTRACTION_TOKENS)]
+    batches = [collated[batch] for batch in inference.batches(lengths, scoring.EXTRACTION_TOKENS)]
     shard, lines = folder / "shard-00000.parquet", folder / "lines.jsonl"
     durations = measure.in_turns(
         {

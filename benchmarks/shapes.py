@@ -14,7 +14,7 @@ from firstcli.data.encoding import EncodedSample
 from firstcli.knowledge import shards
 from firstcli.knowledge.codec import TopK
 from firstcli.knowledge.store import Knowledge
-from firstcli.recipe.schema import Arm, recalibrator_of
+from firstcli.recipe.schema import Arm
 from firstcli.training.soft_targets import SoftTargetBuilder
 
 TOP_K = 5
@@ -112,4 +112,5 @@ def soft_targets(folder: Path, rows: Sequence[EncodedSample]) -> SoftTargetBuild
     arm = Arm.model_validate(
         {"recalibrator": {"name": "temperature-scaling", "options": {"temperature": 0.5}}}
     )
-    return SoftTargetBuilder(arm, recalibrator_of(arm), Knowledge(folder), rows)
+    assert arm.recalibrator
+    return SoftTargetBuilder(arm, arm.recalibrator.build(), Knowledge(folder), rows)

@@ -28,11 +28,12 @@ from transformers.trainer_callback import PrinterCallback
 
 import measure
 import shapes
+from firstcli.data.encoded import lengths_of
 from firstcli.data.encoding import EncodedSample
 from firstcli.models import inference
 from firstcli.recipe.schema import Training
 from firstcli.runtime.console import Advance, Console
-from firstcli.training import arguments, sampling, trainer
+from firstcli.training import arguments, batches, trainer
 from measure import Comparison, Report
 from shapes import INSTRUCTION, LARGE, QUESTION
 
@@ -119,8 +120,7 @@ def plain(
 ) -> Prepared:
     """Prepare a plain Trainer on firstcli's batches."""
     rows = setting.rows()
-    lengths = [len(row.input_ids) for row in rows]
-    parts = sampling.MicroBatches(lengths, setting.batch, setting.batch, 1, 0, seed=0)
+    parts = batches.MicroBatches(lengths_of(rows), setting.batch, setting.batch, 1, 0, seed=0)
     order = [index for part in parts for index in part]
 
     def work() -> list[float]:

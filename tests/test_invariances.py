@@ -16,7 +16,7 @@ from firstcli.data.encoding import EncodedSample
 from firstcli.knowledge.codec import TopK
 from firstcli.models import inference, readout
 from firstcli.stages.scoring import top_k_of
-from firstcli.training import collate, fused_objectives, trainer
+from firstcli.training import batches, fused_objectives, trainer
 from training import test_trainer as training_tests
 from training.test_trainer import V, drawn_samples, soft_targets_for
 
@@ -28,7 +28,7 @@ def step(
 ) -> tuple[float, Tensor]:
     """Return the loss and the gradient of one batch, through the installed objective."""
     trainer.install_objective(model, objective)
-    batch = collate.Collate(rows, soft_targets_for(objective, rows))(range(len(rows)))
+    batch = batches.TrainingBatches(rows, soft_targets_for(objective, rows))[range(len(rows))]
     del batch["samples"]
     output = model(**batch)
     loss = output["loss"] / output["positions"]

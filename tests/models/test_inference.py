@@ -93,7 +93,7 @@ def test_logits_at_equals_the_logits_of_single_sequences(name: str) -> None:
     )
     padded = inference.pad(texts)
     rows, columns = all_positions(lengths)
-    logits_at = readout.LogitsAt(model)
+    logits_at = readout.Reader(model).logits_at
     got = logits_at(padded.input_ids, padded.attention_mask, rows, columns)
     assert got.dtype == torch.float32 and got.shape == (sum(lengths), V)
     torch.testing.assert_close(got, whole.float(), rtol=1e-4, atol=1e-5)
@@ -125,7 +125,9 @@ def test_gradients_pass_through_logits_at(make_llama: MakeLlama) -> None:
 
     whole = model(input_ids=padded.input_ids, attention_mask=padded.attention_mask).logits
     expected = gradients(whole[rows, columns])
-    got = gradients(readout.LogitsAt(model)(padded.input_ids, padded.attention_mask, rows, columns))
+    got = gradients(
+        readout.Reader(model).logits_at(padded.input_ids, padded.attention_mask, rows, columns)
+    )
     for gradient, expected_gradient in zip(got, expected, strict=True):
         torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
 
@@ -135,7 +137,7 @@ def test_half_precision_weights_give_float32_logits(make_llama: MakeLlama) -> No
     model = make_llama(V).to(torch.bfloat16)  # type: ignore[arg-type]  # a decorator hides it
     padded = inference.pad(sequences(4))
     rows, columns = torch.tensor([0]), torch.tensor([3])
-    got = readout.LogitsAt(model)(padded.input_ids, padded.attention_mask, rows, columns)
+    got = readout.Reader(model).logits_at(padded.input_ids, padded.attention_mask, rows, columns)
     assert got.dtype == torch.float32
 
 
@@ -162,12 +164,12 @@ def test_an_architecture_that_bypasses_its_head_is_refused() -> None:
     for count in (3, 4):
         rows = columns = torch.zeros(count, dtype=torch.long)
         with pytest.raises(UserError, match="BypassedHead does not apply its output layer"):
-            readout.LogitsAt(model)(padded.input_ids, padded.attention_mask, rows, columns)
+            readout.Reader(model).logits_at(padded.input_ids, padded.attention_mask, rows, columns)
 
 
 def test_a_model_without_a_head_is_refused(make_llama: MakeLlama) -> None:
     with pytest.raises(UserError, match="LlamaModel has no output layer"):
-        readout.LogitsAt(make_llama(V).model)
+        readout.Reader(make_llama(V).model)
 
 
 # Padding and batches.

@@ -13,7 +13,8 @@ import yaml
 
 from firstcli.errors import UserError
 from firstcli.plugins import registered
-from firstcli.recipe.load import LoadedRecipe, load_recipe, schema
+from firstcli.recipe.load import load_recipe, schema
+from firstcli.recipe.schema import Recipe
 from firstcli.recipe.yaml_nodes import parse
 from firstcli.tasks.known_world import KnownWorldOptions
 
@@ -40,7 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def load(text: str, *overrides: str) -> LoadedRecipe:
+def load(text: str, *overrides: str) -> Recipe:
     Path("x.yaml").write_text(text, encoding="utf-8")
     return load_recipe(Path("x.yaml"), overrides)
 
@@ -53,16 +54,16 @@ def errors(text: str, *overrides: str) -> list[str]:
 
 def test_a_recipe_loads(folder: Path) -> None:
     loaded = load(GOOD)
-    assert loaded.recipe.teacher is not None and loaded.recipe.teacher.finetune is not None
-    assert loaded.recipe.teacher.finetune.learning_rate == 2e-5
-    assert loaded.resolved["knowledge"] == {"top_k": 5, "precision": "standard"}
+    assert loaded.teacher is not None and loaded.teacher.finetune is not None
+    assert loaded.teacher.finetune.learning_rate == 2e-5
+    assert loaded.resolved()["knowledge"] == {"top_k": 5, "precision": "standard"}
 
 
 def test_a_resolved_recipe_loads_as_the_same_recipe(folder: Path) -> None:
     loaded = load(GOOD)
-    again = load(yaml.safe_dump(loaded.resolved))
-    assert again.recipe == loaded.recipe
-    assert again.resolved == loaded.resolved
+    again = load(yaml.safe_dump(loaded.resolved()))
+    assert again == loaded
+    assert again.resolved() == loaded.resolved()
 
 
 def test_every_mistake_is_a_sentence_with_file_line_and_key(folder: Path) -> None:
@@ -201,7 +202,7 @@ def test_earlier_mappings_take_precedence_in_merges_and_own_keys_over_all(folder
 def test_aliases_and_merge_keys_work(folder: Path) -> None:
     text = GOOD.replace("fine-tune: {learn", "fine-tune: &base {learn")
     text += "  copy: *base\n  other: {<<: *base, training: {epochs: 2}}\n"
-    arms = load(text).recipe.arms
+    arms = load(text).arms
     assert arms["copy"] == arms["fine-tune"]
     assert arms["other"].learn == "labels" and arms["other"].training is not None
 
@@ -223,7 +224,7 @@ def test_bytes_that_are_not_text(folder: Path, data: bytes, message: str) -> Non
 
 def test_a_byte_order_mark_is_allowed(folder: Path) -> None:
     Path("x.yaml").write_text(GOOD, encoding="utf-8-sig")
-    assert load_recipe(Path("x.yaml")).recipe.name == "run"
+    assert load_recipe(Path("x.yaml")).name == "run"
 
 
 def test_missing_files_and_folders(folder: Path) -> None:
@@ -241,7 +242,7 @@ def test_missing_files_and_folders(folder: Path) -> None:
 
 @pytest.mark.parametrize("written", ["2e-5", "2.0e-5", "2E-5", "0.00002", ".00002", "+2e-05"])
 def test_numbers_as_people_write_them(folder: Path, written: str) -> None:
-    recipe = load(GOOD.replace("2e-5", written)).recipe
+    recipe = load(GOOD.replace("2e-5", written))
     assert recipe.teacher is not None and recipe.teacher.finetune is not None
     assert recipe.teacher.finetune.learning_rate == 2e-5
 
@@ -253,7 +254,7 @@ def test_numbers_are_finite(folder: Path, written: str) -> None:
 
 
 def test_dates_and_base_60_numbers_are_text(folder: Path) -> None:
-    assert load(GOOD.replace("name: run", "name: 2024-01-01")).recipe.name == "2024-01-01"
+    assert load(GOOD.replace("name: run", "name: 2024-01-01")).name == "2024-01-01"
     (error,) = errors(GOOD, "seed=1:30")
     assert (
         error == "--set: seed: found '1:30', expected a whole number of at least 0 and less than"
@@ -274,7 +275,7 @@ def test_installed_distributions_are_scanned_once(
     scan = Mock(side_effect=entrypoints.iter_files_distros)
     monkeypatch.setattr(entrypoints, "iter_files_distros", scan)
     monkeypatch.syspath_prepend(str(folder))  # a search path that was not scanned yet
-    recipe = load(GOOD).recipe
+    recipe = load(GOOD)
     recipe.train.task.build()
     recipe.student.model.build()
     assert scan.call_count == 1
@@ -290,12 +291,11 @@ def test_extends_merges_and_relative_paths_keep_their_base(folder: Path) -> None
             "  model: {family: scratch}", "  model: {family: causal-lm, checkpoint: model}"
         )
     )
-    loaded = load(
+    recipe = load(
         "extends: shared/base.yaml\nname: child\nstudent:\n  training: {epochs: 9}\n"
         "arms:\n  fine-tune: null\n  more: {mass: one}\nteacher: {finetune: }\n"
         "evaluate: [{task: {name: known-world}, split: shifted}]\n"
     )
-    recipe = loaded.recipe
     assert recipe.name == "child"
     assert recipe.student.training.epochs == 9
     assert recipe.student.model.checkpoint == str(folder / "shared" / "model")
@@ -340,7 +340,7 @@ def test_set_changes_any_key(folder: Path) -> None:
         "arms.new={mass: one}",
         "metrics.bins=20",
         "teacher.finetune=",
-    ).recipe
+    )
     assert (recipe.seed, recipe.student.training.epochs, recipe.metrics.bins) == (7, 0.5, 20)
     assert recipe.evaluate[0].split == "shifted"
     assert list(recipe.arms) == ["fine-tune", "ls-0.1", "new"]
@@ -350,13 +350,13 @@ def test_set_changes_any_key(folder: Path) -> None:
 
 
 def test_set_removes_with_null_and_the_last_override_wins(folder: Path) -> None:
-    assert list(load(GOOD, "arms.fine-tune=null").recipe.arms) == ["ls-0.1"]
-    assert load(GOOD, "seed=1", "seed=2").recipe.seed == 2
+    assert list(load(GOOD, "arms.fine-tune=null").arms) == ["ls-0.1"]
+    assert load(GOOD, "seed=1", "seed=2").seed == 2
 
 
 def test_set_can_change_the_default_arm(folder: Path) -> None:
     text = GOOD[: GOOD.index("arms:")]
-    arm = load(text, "arms.first.mass=one").recipe.arms["first"]
+    arm = load(text, "arms.first.mass=one").arms["first"]
     assert arm.mass == "one"
     assert arm.recalibrator is not None and arm.recalibrator.name == "temperature-scaling"
 
@@ -366,7 +366,7 @@ def test_paths_in_set_start_from_the_current_folder(folder: Path) -> None:
     Path("model").mkdir()
     Path("sub/x.yaml").write_text(GOOD)
     change = "student.model={family: causal-lm, checkpoint: ./model}"
-    recipe = load_recipe(Path("sub/x.yaml"), [change]).recipe
+    recipe = load_recipe(Path("sub/x.yaml"), [change])
     assert recipe.student.model.checkpoint == str(folder / "model")
 
 

@@ -15,15 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from firstcli import plugins
 from firstcli.api import DataPath, PluginOptions, SourcedStr
 from firstcli.errors import UserError
-from firstcli.recipe.schema import (
-    Arm,
-    Recipe,
-    Training,
-    family_of,
-    recalibrator_of,
-    task_of,
-    training_of,
-)
+from firstcli.recipe.schema import Arm, Recipe, Training, training_of
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -264,7 +256,9 @@ def test_each_set_of_options_is_validated_once(monkeypatch: pytest.MonkeyPatch) 
     assert len(validated) == len(("train", "evaluate", "teacher", "student", "a", "b"))
     recipe.train.task.build()
     recipe.student.model.build()
-    recalibrator_of(recipe.arms["a"])
+    recalibrator = recipe.arms["a"].recalibrator
+    assert recalibrator
+    recalibrator.build()
     recipe.model_copy(update={"seed": 1}).model_dump(mode="json")
     assert len(validated) == 6
 
@@ -305,13 +299,12 @@ def test_recipes_are_immutable() -> None:
         recipe.seed = 2  # type: ignore[misc]
 
 
-def test_helpers_return_plugins() -> None:
+def test_references_build_plugins() -> None:
     recipe = Recipe.model_validate(raw())
-    assert isinstance(task_of(recipe.train.task), Fake)
-    assert isinstance(family_of(recipe.student.model), Scratch)
-    assert isinstance(recalibrator_of(recipe.arms["first"]), Fitted)
-    with pytest.raises(ValueError, match="has no recalibrator"):
-        recalibrator_of(Arm(learn="labels"))
+    recalibrator = recipe.arms["first"].recalibrator
+    assert isinstance(recipe.train.task.build(), Fake)
+    assert isinstance(recipe.student.model.build(), Scratch)
+    assert recalibrator and isinstance(recalibrator.build(), Fitted)
 
 
 def test_every_field_is_described() -> None:

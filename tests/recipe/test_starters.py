@@ -35,7 +35,7 @@ def sections(name: str) -> dict[str, str]:
 
 
 def resolved(name: str) -> Any:
-    return load_recipe(starter(name).path).resolved
+    return load_recipe(starter(name).path).resolved()
 
 
 def test_what_ships() -> None:
@@ -47,7 +47,7 @@ def test_starters_are_self_contained_and_load(name: str) -> None:
     each = starter(name)
     keys = list(yaml.safe_load(each.text))
     assert keys == [key for key in Recipe.model_fields if key in keys]  # no `extends`, in order
-    assert load_recipe(each.path).recipe.name == name.removeprefix("paper/")
+    assert load_recipe(each.path).name == name.removeprefix("paper/")
     assert each.description.endswith(".")
     assert each.text.endswith("\n") and not each.text.endswith("\n\n")
     assert max(map(len, each.text.splitlines())) <= 100
@@ -56,7 +56,7 @@ def test_starters_are_self_contained_and_load(name: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("data", DATA)
 def test_the_papers_settings(family: str, data: str) -> None:
-    recipe = load_recipe(starter(f"paper/{family}-{data}").path).recipe
+    recipe = load_recipe(starter(f"paper/{family}-{data}").path)
     assert recipe.teacher is not None and recipe.teacher.finetune is not None
     models = (recipe.teacher.model.checkpoint, recipe.student.model.checkpoint)
     assert models == FAMILIES[family]

@@ -16,7 +16,7 @@ from firstcli.knowledge import codec, shards
 from firstcli.knowledge.codec import TopK
 from firstcli.knowledge.store import Knowledge
 from firstcli.recalibration.builtin import NoRecalibration
-from firstcli.recipe.schema import Arm, recalibrator_of
+from firstcli.recipe.schema import Arm
 from firstcli.training import soft_targets
 from firstcli.training.soft_targets import (
     Positions,
@@ -39,7 +39,9 @@ def arm(recalibrator: str = "none", /, options: dict[str, Any] | None = None, **
 
 
 def recalibrator(of: Arm) -> Recalibrator[PluginOptions]:
-    return recalibrator_of(of)
+    assert of.recalibrator
+    built: Recalibrator[PluginOptions] = of.recalibrator.build()
+    return built
 
 
 @pytest.fixture

@@ -24,15 +24,17 @@ from firstcli.knowledge import shards
 from firstcli.knowledge.codec import TopK
 from firstcli.knowledge.store import Knowledge
 from firstcli.models import inference, readout
-from firstcli.recipe.schema import Arm, Training, recalibrator_of
+from firstcli.recalibration.builtin import NoRecalibration
+from firstcli.recipe.schema import Arm, Training
 from firstcli.runtime.console import Console
 from firstcli.stages.scoring import top_k_of
-from firstcli.training import arguments, collate, objectives, sampling, trainer, trainer_fields
+from firstcli.training import arguments, batches, objectives, trainer, trainer_fields
 from firstcli.training.soft_targets import SoftTargetBuilder, SoftTargets
 from firstcli.training.trainer import Objective
 from support.encoding import encode_training
 
 V, K = 40, 5
+NONE = NoRecalibration(NoRecalibration.Options())
 CPU = torch.device("cpu")
 
 
@@ -86,7 +88,7 @@ def fit(
     rows: Sequence[EncodedSample],
     folder: Path,
     *,
-    soft_targets: collate.SoftTargetSource | None = None,
+    soft_targets: batches.SoftTargetSource | None = None,
     objective: Objective = "labels",
     fields: dict[str, Any] | None = None,
     console: Console | None = None,
@@ -116,7 +118,7 @@ def test_collate_flattens_over_row_and_column() -> None:
         EncodedSample("c", np.array([8, 9], np.int32), start=1, answer_position=1),
     ]
     soft_targets = drawn_soft_targets(rows)
-    batch = collate.Collate(rows, soft_targets)([2, 0])
+    batch = batches.TrainingBatches(rows, soft_targets)[[2, 0]]
     assert batch["input_ids"].tolist() == [[8, 9, 0, 0], [1, 2, 3, 4]]
     assert batch["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
     assert batch["rows"].tolist() == [0, 1, 1]
@@ -126,7 +128,7 @@ def test_collate_flattens_over_row_and_column() -> None:
     expected = np.concatenate([soft_targets[2].token_ids, soft_targets[0].token_ids])
     np.testing.assert_array_equal(batch["token_ids"].numpy(), expected)
     assert batch["probabilities"].shape == (3, K) and batch["tail"].shape == (3,)
-    assert "probabilities" not in collate.Collate(rows, None)([0])
+    assert "probabilities" not in batches.TrainingBatches(rows, None)[[0]]
 
 
 # Planted tokens: from the text to the loss.
@@ -159,9 +161,8 @@ def test_planted_tokens_reach_the_student_at_their_positions(
             np.roll(topk.log_tail, shift),
         )
         shards.write_shard(path, [row], [shifted], format)
-    arm = Arm.model_validate({"recalibrator": {"name": "none"}})
-    builder = SoftTargetBuilder(arm, recalibrator_of(arm), Knowledge(tmp_path), rows)
-    batch = collate.Collate(rows, builder)([1, 0, 2])
+    builder = SoftTargetBuilder(Arm(), NONE, Knowledge(tmp_path), rows)
+    batch = batches.TrainingBatches(rows, builder)[[1, 0, 2]]
     del batch["samples"]
     student = make_llama(len(tokenizer))
     trainer.install_objective(student, "topk-tail")
@@ -259,7 +260,7 @@ def test_dense_logits_give_the_same_losses_and_gradients(
 ) -> None:
     """The path for models whose output layer is not a plain Linear."""
     rows = drawn_samples(8)
-    batch = collate.Collate(rows, soft_targets_for(objective, rows))(range(8))
+    batch = batches.TrainingBatches(rows, soft_targets_for(objective, rows))[range(8)]
     del batch["samples"]
     results = []
     for obstacle in (None, "the test requires it"):
@@ -331,7 +332,7 @@ def test_an_incomplete_last_batch_averages_over_its_own_positions(
     def in_order(*_: object) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
         return [np.arange(8), np.arange(8, 11)]
 
-    monkeypatch.setattr(sampling, "batches_of_epoch", in_order)
+    monkeypatch.setattr(batches, "batches_of_epoch", in_order)
     rows, model = drawn_samples(11), make_llama(V)
     with torch.no_grad():
         expected = [float(naive_loss(model, part, None, "labels")) for part in (rows[:8], rows[8:])]
@@ -374,9 +375,9 @@ def test_a_trained_student_reaches_its_soft_targets(tmp_path: Path, make_llama: 
         learning_rate=2e-2,
         fields={"logging_steps": 50},
     )
-    batch = collate.Collate(rows, soft_targets)(range(4))
+    batch = batches.TrainingBatches(rows, soft_targets)[range(4)]
     with torch.no_grad():
-        logits = readout.LogitsAt(model)(
+        logits = readout.Reader(model).logits_at(
             batch["input_ids"], batch["attention_mask"], batch["rows"], batch["columns"]
         )
     q = objectives.student_view(logits, batch["token_ids"]).log_q.exp()
@@ -395,10 +396,10 @@ def test_training_restores_the_forward_of_the_model(tmp_path: Path, make_llama: 
 def test_masses_are_logged(tmp_path: Path, make_llama: MakeLlama) -> None:
     rows = drawn_samples(8)
     soft_targets = drawn_soft_targets(rows)
-    batch = collate.Collate(rows, soft_targets)(range(8))
+    batch = batches.TrainingBatches(rows, soft_targets)[range(8)]
     model = make_llama(V)
     with torch.no_grad():
-        logits = readout.LogitsAt(model)(
+        logits = readout.Reader(model).logits_at(
             batch["input_ids"], batch["attention_mask"], batch["rows"], batch["columns"]
         )
     mass = logits.softmax(-1).gather(-1, batch["token_ids"]).sum(-1).mean()
@@ -557,8 +558,7 @@ def test_a_student_with_a_real_tokenizer_learns_from_its_teacher(
     path = shards.shard_path(tmp_path, 0)
     format = shards.StoreFormat(K, "standard", shards=1)
     shards.write_shard(path, rows, [known[row.id] for row in rows], format)
-    arm = Arm.model_validate({"recalibrator": {"name": "none"}})
-    soft_targets = SoftTargetBuilder(arm, recalibrator_of(arm), Knowledge(tmp_path), rows)
+    soft_targets = SoftTargetBuilder(Arm(), NONE, Knowledge(tmp_path), rows)
     student = make_llama(len(tokenizer), seed=1, initializer_range=0.2)
     outcome = fit(
         student,
@@ -666,10 +666,9 @@ def test_owned_trainer_fields_are_not_listed_as_harmless() -> None:
 
 def test_a_process_without_samples_gets_a_batch_without_positions() -> None:
     rows = drawn_samples(5)
-    collate_batch = collate.Collate(rows, drawn_soft_targets(rows))
-    idle, batch = collate_batch([~4]), collate_batch([4])
+    dataset = batches.TrainingBatches(rows, drawn_soft_targets(rows))
+    idle, batch = dataset[[~4]], dataset[[4]]
     for name in ("input_ids", "attention_mask", "samples"):
         assert torch.equal(idle[name], batch[name])
     for name in batch.keys() - {"input_ids", "attention_mask", "samples"}:
         assert idle[name].shape == (0, *batch[name].shape[1:])
-    assert collate.SampleIndices(5)[~4] == ~4

@@ -26,7 +26,7 @@ ARMS = {
 
 
 def units(folder: Path, **sections: Any) -> dict[str, Unit]:
-    recipe = load_recipe(command_line.write_recipe(folder, arms=ARMS, **sections)).recipe
+    recipe = load_recipe(command_line.write_recipe(folder, arms=ARMS, **sections))
     return units_of(recipe, folder / "run")
 
 
@@ -42,7 +42,7 @@ def test_models_come_in_the_order_of_the_tables(tmp_path: Path) -> None:
     path = command_line.write_recipe(
         tmp_path, arms=ARMS, teacher=teacher, seeds=[5, 2], knowledge={"folds": 2}
     )
-    names = [model.name for model in models_of(load_recipe(path).recipe)]
+    names = [model.name for model in models_of(load_recipe(path))]
     assert names[:2] == ["teacher", "teacher+T"]
     assert names[2:6] == ["fine-tune@5", "fine-tune@2", "fine-tune@5+T", "fine-tune@2+T"]
     assert names[6:] == ["first@5", "first@2", "seen@5", "seen@2"]
@@ -76,7 +76,7 @@ def test_without_an_arm_that_wants_them_there_are_no_folds(tmp_path: Path) -> No
     path = command_line.write_recipe(
         tmp_path, knowledge={"folds": 3}, arms={"seen": ARMS["seen"], "plain": {"learn": "labels"}}
     )
-    found = units_of(load_recipe(path).recipe, tmp_path)
+    found = units_of(load_recipe(path), tmp_path)
     assert not [key for key in found if "fold" in key]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,51 +72,6 @@ class Logits:
             yield chunk, self.values[chunk]
 
 
-class LogitsAt:
-    """Compute a model's logits at selected positions only, through the model's own forward.
-
-    A hook in front of the output layer keeps the hidden states at these positions and drops the
-    rest. Calling trunk and head separately would bypass the hooks of DDP and FSDP and whatever an
-    architecture does around its head (soft-capping, scaling).
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        head = model.get_output_embeddings()
-        if not isinstance(head, nn.Module):
-            raise UserError(
-                f"{type(model).__name__} has no output layer: it is not a causal language model"
-            )
-        self.model = model
-        self._forward = model.forward
-        self._selected: tuple[Tensor, Tensor] | None = None
-        head.register_forward_pre_hook(self._select)
-
-    def _select(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if self._selected is None:
-            return None
-        rows, columns = self._selected
-        return (inputs[0][rows, columns][None], *inputs[1:])  # (1, N, D)
-
-    def __call__(
-        self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, columns: Tensor
-    ) -> Tensor:
-        """Return float32 logits (N, V) after the tokens `input_ids[rows, columns]`."""
-        self._selected = (rows, columns)
-        try:
-            output = self._forward(
-                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-            )
-        finally:
-            self._selected = None
-        logits: Tensor = output.logits
-        if logits.shape[:2] != (1, len(rows)):
-            raise UserError(
-                f"{type(self.model).__name__} does not apply its output layer to unmodified hidden "
-                "states, so firstcli cannot read its predictions; choose another architecture"
-            )
-        return logits[0].float()
-
-
 Scores = Layer | Logits
 Readout = Callable[[Scores], Tensor]
 
@@ -123,17 +79,20 @@ Readout = Callable[[Scores], Tensor]
 class Reader:
     """Run a model and read its predictions at selected positions.
 
-    Args:
-        model: a causal language model.
-        notify: receives a message once if all logits have to be materialised.
+    Calling trunk and head separately would bypass the hooks of DDP and FSDP and whatever an
+    architecture does around its head (soft-capping, scaling), so the model's own forward runs.
     """
 
     def __init__(self, model: PreTrainedModel, notify: Callable[[str], None] | None = None) -> None:
+        """Try out whether the output layer can be replaced; `notify` learns why if it cannot."""
         self.model = model
-        self.obstacle = _obstacle(model)
-        self._head = model.get_output_embeddings()
         self._forward = model.forward
-        self._logits_at = LogitsAt(model) if self.obstacle else None
+        self._head = model.get_output_embeddings()
+        if not isinstance(self._head, nn.Module):
+            raise UserError(
+                f"{type(model).__name__} has no output layer: it is not a causal language model"
+            )
+        self.obstacle = _obstacle(model)
         if self.obstacle and notify:
             notify(f"{type(model).__name__}: needs memory for all logits, since {self.obstacle}")
 
@@ -154,19 +113,41 @@ class Reader:
             columns: token of each position, (N,).
             readout: maps the output layer's operands, or logits, at the N positions to a tensor.
         """
-        if self._logits_at:
-            return readout(Logits(self._logits_at(input_ids, attention_mask, rows, columns)))
+        if self.obstacle:
+            return readout(Logits(self.logits_at(input_ids, attention_mask, rows, columns)))
 
         def read(hidden: Tensor) -> Tensor:
             layer = Layer(hidden[rows, columns], self._head.weight, self._head.bias)
             return readout(layer)[None]
 
         with _replaced(self._head, read):
-            output = self._forward(
-                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+            return _logits(self._forward, input_ids, attention_mask)[0]
+
+    def logits_at(
+        self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, columns: Tensor
+    ) -> Tensor:
+        """Return float32 logits (N, V) of any model; a hook selects the head's inputs.
+
+        Args: as for a readout.
+        """
+
+        def select(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (inputs[0][rows, columns][None], *inputs[1:])  # (1, N, D)
+
+        with self._head.register_forward_pre_hook(select):
+            logits = _logits(self._forward, input_ids, attention_mask)
+        if logits.shape[:2] != (1, len(rows)):
+            raise UserError(
+                f"{type(self.model).__name__} does not apply its output layer to unmodified hidden "
+                "states, so firstcli cannot read its predictions; choose another architecture"
             )
-        result: Tensor = output.logits[0]
-        return result
+        return logits[0].float()
+
+
+def _logits(forward: Callable[..., Any], input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    output = forward(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    logits: Tensor = output.logits
+    return logits
 
 
 def _obstacle(model: PreTrainedModel) -> str | None:
@@ -186,10 +167,7 @@ def _obstacle(model: PreTrainedModel) -> str | None:
     token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
     try:
         with torch.no_grad(), _evaluating(model), _replaced(head, plant):
-            output = model.forward(
-                input_ids=token, attention_mask=torch.ones_like(token), use_cache=False
-            )
-        logits = output.logits
+            logits = _logits(model.forward, token, torch.ones_like(token))
     except Exception as error:  # only the trial failed: the unmodified model may work
         return f"a trial with a different output layer failed ({str(error).splitlines()[:1]})"
     if input_shapes != [(1, 1, head.in_features)]:

@@ -63,10 +63,10 @@ class PlanRow:
 
 def open_run(request: Request) -> Run:
     """Load the recipe and name its run folder; nothing is written yet."""
-    loaded = load_recipe(request.recipe, request.overrides)
-    folder = request.run_dir or Path("runs") / loaded.recipe.name
+    recipe = load_recipe(request.recipe, request.overrides)
+    folder = request.run_dir or Path("runs") / recipe.name
     console = Console(json=request.json, quiet=request.quiet)
-    return Run(loaded.recipe, loaded.resolved, folder, console)
+    return Run(recipe, recipe.resolved(), folder, console)
 
 
 def plan(request: Request) -> dict[str, JSON]:

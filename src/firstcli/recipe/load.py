@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +20,21 @@ from firstcli.recipe.yaml_nodes import Keys, Node, dotted, parse
 MAX_BYTES = 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedRecipe:
-    """A validated recipe, and the same as plain values."""
-
-    recipe: Recipe
-    resolved: dict[str, Any]
-    """The complete recipe as plain YAML values, with defaults and absolute local paths."""
-
-
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and those it extends, apply `key.path=value` overrides, and validate.
 
     Raises:
         UserError: one message per mistake.
     """
-    root = _overridden(_with_default_arms(_read_merged(path)), overrides)
+    root = _read_merged(path)
+    if "arms" not in root.children:  # written out, so that `--set arms.first...` can change them
+        arms = parse(json.dumps(DEFAULT_ARMS), root.place, Path.cwd(), root.place)
+        root = Node({**root.children, "arms": arms}, root.place)
+    root = _overridden(root, overrides)
     try:
-        recipe = Recipe.model_validate(root.plain())
+        return Recipe.model_validate(root.plain())
     except ValidationError as error:
         raise UserError(*sentences(error, root)) from error
-    return LoadedRecipe(recipe, recipe.model_dump(mode="json", exclude_none=True))
 
 
 def _text_of(path: Path) -> str:
@@ -107,34 +100,22 @@ def _merged(inherited: Node | None, own: Node) -> Node:
     return Node(children, own.place)
 
 
-def _with_default_arms(root: Node) -> Node:
-    """Write out the default arms, so that `--set arms.first...` can change them."""
-    if "arms" in root.children:
-        return root
-    arms = parse(json.dumps(DEFAULT_ARMS), root.place, Path.cwd(), root.place)
-    return Node({**root.children, "arms": arms}, root.place)
-
-
 def _overridden(root: Node, overrides: Sequence[str]) -> Node:
     mistakes: list[str] = []
     for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not path.strip():
+            example = "expected key.path=value, as in --set student.training.epochs=1"
+            mistakes.append(f"--set {override}: {example}")
+            continue
         try:
-            root = _with_override(root, override)
+            given = parse(text, f"--set {path}", Path.cwd(), "--set")
+            root = _replaced(root, (), path.strip().split("."), given)
         except UserError as error:
             mistakes += error.messages
     if mistakes:
         raise UserError(*mistakes)
     return root
-
-
-def _with_override(root: Node, override: str) -> Node:
-    path, equals, text = override.partition("=")
-    if not equals or not path.strip():
-        raise UserError(
-            f"--set {override}: expected key.path=value, as in --set student.training.epochs=1"
-        )
-    given = parse(text, f"--set {path}", Path.cwd(), "--set")
-    return _replaced(root, (), path.strip().split("."), given)
 
 
 def _replaced(node: Node | None, keys: Keys, parts: list[str], given: Node) -> Node:
@@ -144,7 +125,12 @@ def _replaced(node: Node | None, keys: Keys, parts: list[str], given: Node) -> N
     if node is None or node.value is None:
         node = Node({}, given.place)
     if isinstance(node.value, list):
-        index = _index(node.value, keys, parts[0])
+        if not parts[0].isdecimal() or int(parts[0]) >= len(node.value):
+            raise UserError(
+                f"--set {dotted((*keys, parts[0]))}: found '{parts[0]}', expected the index of one "
+                f"of the {len(node.value)} entries of {dotted(keys)}, counted from 0"
+            )
+        index = int(parts[0])
         child = _replaced(node.value[index], (*keys, index), parts[1:], given)
         return Node([*node.value[:index], child, *node.value[index + 1 :]], node.place)
     if not isinstance(node.value, dict):
@@ -159,15 +145,6 @@ def _replaced(node: Node | None, keys: Keys, parts: list[str], given: Node) -> N
         return Node({name: child for name, child in node.value.items() if name != key}, node.place)
     child = _replaced(node.value.get(key), (*keys, key), rest, given)
     return Node({**node.value, key: child}, node.place)
-
-
-def _index(entries: list[Node], keys: Keys, part: str) -> int:
-    if not part.isdecimal() or int(part) >= len(entries):
-        raise UserError(
-            f"--set {dotted((*keys, part))}: found '{part}', expected the index of one of the "
-            f"{len(entries)} entries of {dotted(keys)}, counted from 0"
-        )
-    return int(part)
 
 
 def _next_key(children: dict[str, Node], parts: list[str]) -> tuple[str, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,22 +17,21 @@ from firstcli.recipe.yaml_nodes import Keys, Node, dotted
 
 Schema = Mapping[str, Any]
 
-_NOT_IN_SCHEMA = ("value_error", "assertion_error", "string_pattern_mismatch")
-
 
 def sentences(error: ValidationError, root: Node) -> list[str]:
     """Return one sentence per mistake, in the order of the recipe's sections."""
     messages: dict[Keys, str] = {}
     all_details = error.errors(include_url=False)
     # Pydantic does not count invalid entries, so it also calls a list of them too short.
-    locations = [details["loc"] for details in all_details]
-    parents = {loc[:depth] for loc in locations for depth in range(len(loc))}
+    parents = {each["loc"][:depth] for each in all_details for depth in range(len(each["loc"]))}
     for details in all_details:
         if details["type"] == "too_short" and details["loc"] in parents:
             continue
         keys, node, place, schema = _locate(details["loc"], root)
         if details["type"] == "extra_forbidden":
-            complaint = _unknown_key(str(keys[-1]), _locate(keys[:-1], root)[3])
+            known = sorted(_locate(keys[:-1], root)[3].get("properties", {}))
+            hint = did_you_mean(str(keys[-1]), known)
+            complaint = f"unknown key{hint}; known: {', '.join(known) or 'none'}"
         else:
             complaint = _complaint(details, node, schema)
         # Each branch of a union has its own error; the first is enough.
@@ -56,17 +56,13 @@ def _locate(loc: Keys, root: Node) -> tuple[Keys, Node | None, str, Schema]:
         name = node.child(section.key) if section and node else None
         schema = _inner(schema, key, definitions)
         if key == "options" and section and name:
-            schema, definitions = _options_schema(section.kind, str(name.value), schema)
+            with suppress(UserError):  # reported as a mistake in the name
+                schema, definitions = _schema_of(
+                    plugins.load(section.kind, str(name.value)).Options
+                )
         node, keys = child, (*keys, key)
         place = child.place if child else place
     return keys, node, place, schema
-
-
-def _options_schema(kind: plugins.Kind, name: str, any_plugin: Schema) -> tuple[Schema, Schema]:
-    try:
-        return _schema_of(plugins.load(kind, name).Options)
-    except UserError:  # reported as a mistake in the name
-        return any_plugin, {}
 
 
 def _schema_of(model: Any) -> tuple[Schema, Schema]:
@@ -102,29 +98,25 @@ def _complaint(details: Any, node: Node | None, schema: Schema) -> str:
         return text
     if kind == "missing" and node is None:
         return f"missing, expected {expected or 'a value'}"
-    if kind in _NOT_IN_SCHEMA or not expected:
+    not_in_schema = ("value_error", "assertion_error", "string_pattern_mismatch")
+    if kind in not_in_schema or not expected:
         text = text.removeprefix("Value error, ").removeprefix("Assertion failed, ")
         return f"{text} (found {_found(node)})" if node else text
     return f"found {_found(node)}, expected {expected}{_hint(node, schema)}"
 
 
-def _unknown_key(key: str, section: Schema) -> str:
-    known = sorted(section.get("properties", {}))
-    return f"unknown key{did_you_mean(key, known)}; known: {', '.join(known) or 'none'}"
-
-
 def _found(node: Node | None) -> str:
-    value = node.value if node else None
-    if value is None:
+    if node is None or node.value is None:
         return "nothing"
+    value = node.value
     if isinstance(value, dict):
         return "a mapping" if value else "an empty mapping"
     if isinstance(value, list):
         return "a list" if value else "an empty list"
     if isinstance(value, bool):
         read_as = str(value).lower()
-        written = node.written if node else read_as
-        return written if written == read_as else f"{written} (which YAML reads as {read_as})"
+        hint = "" if node.written == read_as else f" (which YAML reads as {read_as})"
+        return node.written + hint
     text = repr(str(value)) if isinstance(value, str) else str(value)
     return text if len(text) <= 60 else f"{text[:56]}...{text[-1]}"
 

@@ -165,8 +165,7 @@ class TaskRef(PluginRef):
 
     def build(self) -> Task[Any]:
         """Return the task with its options."""
-        task: Task[Any] = self.plugin(self.options)
-        return task
+        return cast(Task[Any], self.plugin(self.options))
 
 
 class RecalibratorRef(PluginRef):
@@ -176,8 +175,7 @@ class RecalibratorRef(PluginRef):
 
     def build(self) -> Recalibrator[Any]:
         """Return a new, unfitted recalibrator with its options."""
-        recalibrator: Recalibrator[Any] = self.plugin(self.options)
-        return recalibrator
+        return cast(Recalibrator[Any], self.plugin(self.options))
 
 
 POSTHOC_KEY = "posthoc"
@@ -216,8 +214,7 @@ class ModelSection(PluginSection):
 
     def build(self) -> ModelFamily[Any]:
         """Return the model's family with its options."""
-        family: ModelFamily[Any] = self.plugin(self.options)
-        return family
+        return cast(ModelFamily[Any], self.plugin(self.options))
 
     @field_validator("checkpoint", mode="before")
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
@@ -15,7 +15,6 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails
 
-from firstcli.api import ModelFamily, Recalibrator, Task
 from firstcli.errors import UserError
 from firstcli.recipe.references import (
     ArmName,
@@ -29,10 +28,6 @@ from firstcli.recipe.references import (
 )
 
 DEFAULT_ARMS = {"first": {"recalibrator": {"name": "temperature-scaling"}}}
-
-
-def _divides(micro_batch_size: int | None, batch_size: int | None) -> bool:
-    return not micro_batch_size or not batch_size or batch_size % micro_batch_size == 0
 
 
 class Training(RecipeSection):
@@ -56,8 +51,9 @@ class Training(RecipeSection):
     @field_validator("micro_batch_size")
     @classmethod
     def _divides_the_batch(cls, micro: int | None, info: ValidationInfo) -> int | None:
-        if not _divides(micro, info.data.get("batch_size")):
-            raise mistake(f"{micro} does not divide batch_size {info.data['batch_size']}")
+        batch = info.data.get("batch_size")
+        if micro and batch and batch % micro:
+            raise mistake(f"{micro} does not divide batch_size {batch}")
         return micro
 
 
@@ -252,144 +248,102 @@ class Recipe(RecipeSection):
     trainer: dict[str, Any] = Field(default_factory=dict)
     """Any field of transformers.TrainingArguments that firstcli does not set itself."""
 
-    @field_validator("evaluate")
-    @classmethod
-    def _names_are_unique(cls, evaluations: tuple[Evaluation, ...]) -> tuple[Evaluation, ...]:
-        names = [evaluation.name.casefold() for evaluation in evaluations]
-        _raise_all(
-            ((i, "name"), f"two evaluations are named '{evaluations[i].name}'; rename one")
-            for i, name in enumerate(names)
-            if name in names[:i]
-        )
-        return evaluations
+    def resolved(self) -> dict[str, Any]:
+        """Return the recipe as plain YAML values, with defaults and absolute local paths."""
+        return self.model_dump(mode="json", exclude_none=True)
 
-    @field_validator("seeds")
+    @field_validator("evaluate", "seeds", "teacher", "knowledge", "arms")
     @classmethod
-    def _seeds_are_unique(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds):
-            raise mistake(f"found {list(seeds)}, expected seeds that all differ")
-        return seeds
-
-    @field_validator("teacher")
-    @classmethod
-    def _posthoc_can_be_fitted(cls, teacher: Teacher | None, info: ValidationInfo) -> Any:
-        if teacher and teacher.posthoc and (problem := _posthoc_problem(info.data.get("train"))):
-            _raise_all([(("posthoc",), problem)])
-        return teacher
-
-    @field_validator("knowledge")
-    @classmethod
-    def _folds_can_be_trained(cls, section: KnowledgeSection, info: ValidationInfo) -> Any:
-        teacher: Teacher | None = info.data.get("teacher")
-        if section.folds and teacher and teacher.finetune is None:
-            text = "each fold's teacher is fine-tuned, but there is no teacher.finetune; add it"
-            _raise_all([(("folds",), text)])
+    def _fits_the_recipe(cls, section: Any, info: ValidationInfo) -> Any:
+        conflicts = _conflicts(str(info.field_name), section, info.data)
+        details = [
+            InitErrorDetails(type=mistake(text), loc=keys, input=None) for keys, text in conflicts
+        ]
+        if details:
+            raise ValidationError.from_exception_data("recipe", details)
         return section
 
-    @field_validator("arms")
-    @classmethod
-    def _fit_the_recipe(cls, arms: dict[str, Arm], info: ValidationInfo) -> dict[str, Arm]:
-        folded = [name.casefold() for name in arms]
-        duplicates = (
-            ((name,), "differs from another arm's name in case only")
-            for i, name in enumerate(arms)
-            if folded[i] in folded[:i]
-        )
-        conflicts = (
-            ((name, *keys), text)
-            for name, arm in arms.items()
-            for keys, text in _conflicts(arm, info.data)
-        )
-        _raise_all((*duplicates, *conflicts))
-        return arms
+
+Conflicts = Iterator[tuple[tuple[int | str, ...], str]]
+"""Key path and message of each conflict."""
 
 
-def _raise_all(mistakes: Iterable[tuple[tuple[int | str, ...], str]]) -> None:
-    details = [InitErrorDetails(type=mistake(text), loc=loc, input=None) for loc, text in mistakes]
-    if details:
-        raise ValidationError.from_exception_data("recipe", details)
+def _conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
+    """Yield the conflicts of a section with itself and with the valid sections before it."""
+    if name == "evaluate":
+        names = [evaluation.name.casefold() for evaluation in section]
+        for i, evaluation in enumerate(section):
+            if names[i] in names[:i]:
+                yield (i, "name"), f"two evaluations are named '{evaluation.name}'; rename one"
+    if name == "seeds" and len(set(section)) < len(section):
+        yield (), f"found {list(section)}, expected seeds that all differ"
+    if name == "teacher" and section and section.posthoc:
+        yield from _posthoc_conflicts(valid.get("train"))
+    teacher: Teacher | None = valid.get("teacher")
+    if name == "knowledge" and section.folds and teacher and teacher.finetune is None:
+        text = "each fold's teacher is fine-tuned, but there is no teacher.finetune; add it"
+        yield ("folds",), text
+    if name == "arms":
+        names = [arm.casefold() for arm in section]
+        for i, (arm_name, arm) in enumerate(section.items()):
+            if names[i] in names[:i]:
+                yield (arm_name,), "differs from another arm's name in case only"
+            for keys, text in _arm_conflicts(arm, valid):
+                yield (arm_name, *keys), text
 
 
-def _conflicts(arm: Arm, sections: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield key path and message of every conflict of an arm with the recipe's valid sections."""
-    train: Train | None = sections.get("train")
-    student: Student | None = sections.get("student")
-    knowledge: KnowledgeSection | None = sections.get("knowledge")
-    if arm.learn == "knowledge" and sections.get("teacher", "invalid") is None:
+def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
+    train: Train | None = valid.get("train")
+    student: Student | None = valid.get("student")
+    knowledge: KnowledgeSection | None = valid.get("knowledge")
+    if arm.learn == "knowledge" and valid.get("teacher", "invalid") is None:
         yield (), "learns from a teacher, but the recipe has none; add 'teacher' or 'learn: labels'"
-    if problem := _recalibrator_problem(arm, train, knowledge):
-        yield ("recalibrator",), problem
+    if arm.recalibrator:
+        top_k = (arm.top_k or knowledge.top_k) if knowledge else None
+        yield from _recalibrator_conflicts(arm.recalibrator, train, top_k)
     if knowledge and arm.top_k and arm.top_k > knowledge.top_k:
         text = f"{arm.top_k} exceeds knowledge.top_k, which is {knowledge.top_k}; raise that"
         yield ("top_k",), text
     if knowledge and arm.out_of_fold and not knowledge.folds:
         yield ("out_of_fold",), "there are no folds; set knowledge.folds, for example to 5"
-    if arm.posthoc and (problem := _posthoc_problem(train)):
-        yield ("posthoc",), problem
+    if arm.posthoc:
+        yield from _posthoc_conflicts(train)
     if train and arm.recalibrate == "decisive" and not train.task.build().has_candidates:
         yield ("recalibrate",), f"task '{train.task.name}' has no candidates; expected 'all'"
     if student:
         training = training_of(student, arm)
-        if not _divides(training.micro_batch_size, training.batch_size):
-            yield (
-                ("training",),
-                f"micro_batch_size {training.micro_batch_size} does not divide batch_size "
-                f"{training.batch_size}",
-            )
+        micro, batch = training.micro_batch_size, training.batch_size
+        if micro and batch % micro:
+            yield ("training",), f"micro_batch_size {micro} does not divide batch_size {batch}"
 
 
-def _posthoc_problem(train: Train | None) -> str | None:
+def _posthoc_conflicts(train: Train | None) -> Conflicts:
     if train and train.validation == 0:
-        return "its temperature is fitted on held-out samples, but train.validation is 0; raise it"
-    if train and not train.task.build().has_candidates:
-        return f"task '{train.task.name}' has no candidates to decide between; leave it out"
-    return None
+        text = "its temperature is fitted on held-out samples, but train.validation is 0; raise it"
+        yield ("posthoc",), text
+    elif train and not train.task.build().has_candidates:
+        text = f"task '{train.task.name}' has no candidates to decide between; leave it out"
+        yield ("posthoc",), text
 
 
-def _recalibrator_problem(
-    arm: Arm, train: Train | None, knowledge: KnowledgeSection | None
-) -> str | None:
-    if arm.recalibrator is None:
-        return None
+def _recalibrator_conflicts(
+    ref: RecalibratorRef, train: Train | None, top_k: int | None
+) -> Conflicts:
     try:
-        recalibrator = arm.recalibrator.build()
-        if recalibrator.needs_fit:
-            if train and train.validation == 0:
-                name = arm.recalibrator.name
-                return f"'{name}' is fitted on held-out samples, but train.validation is 0"
-        elif knowledge:
+        recalibrator = ref.build()
+        if recalibrator.needs_fit and train and train.validation == 0:
+            raise UserError(
+                f"'{ref.name}' is fitted on held-out samples, but train.validation is 0"
+            )
+        if top_k and not recalibrator.needs_fit:
             import numpy as np  # here, because recipes without recalibrators load without it
 
-            width = arm.top_k or knowledge.top_k
-            recalibrator.transform(np.full((1, width), 1 / width))  # some need more than one token
+            recalibrator.transform(np.full((1, top_k), 1 / top_k))  # some need more than one token
     except UserError as error:
-        return str(error)
-    return None
+        yield ("recalibrator",), str(error)
 
 
 def training_of(student: Student, arm: Arm) -> Training:
     """Return the training settings of an arm: `student.training` with the arm's changes."""
     changes = arm.training.model_dump(exclude_none=True) if arm.training else {}
     return student.training.model_copy(update=changes)
-
-
-def task_of(ref: TaskRef) -> Task[Any]:
-    """Return the task with its options."""
-    return ref.build()
-
-
-def family_of(model: ModelSection) -> ModelFamily[Any]:
-    """Return the model's family with its options."""
-    return model.build()
-
-
-def recalibrator_of(arm: Arm) -> Recalibrator[Any]:
-    """Return a new, unfitted recalibrator for a knowledge arm."""
-    if arm.recalibrator is None:
-        raise ValueError("an arm that learns labels has no recalibrator")
-    return arm.recalibrator.build()
-
-
-def recalibrator_named(ref: RecalibratorRef) -> Recalibrator[Any]:
-    """Return a new, unfitted recalibrator with its options."""
-    return ref.build()

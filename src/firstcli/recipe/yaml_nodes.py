@@ -123,22 +123,19 @@ class _Builder:
     place: str | None
     count: int = 0
 
-    def built(self, node: yaml.Node, depth: int = 1) -> Node:
+    def built(self, node: yaml.Node, depth: int = 1, key: yaml.Node | None = None) -> Node:
         self.count += 1
         if depth > MAX_DEPTH:
             raise _refused(node, f"nested more than {MAX_DEPTH} levels deep, aliases expanded")
         if self.count > MAX_VALUES:
             raise _refused(node, f"more than {MAX_VALUES} values, aliases expanded")
-        place = self._place_of(node)
+        place = self.place or f"{self.source}:{(key or node).start_mark.line + 1}"
         if isinstance(node, yaml.MappingNode):
             return Node(self._mapping(node, depth), place)
         if isinstance(node, yaml.SequenceNode):
             return Node([self.built(child, depth + 1) for child in node.value], place)
         assert isinstance(node, yaml.ScalarNode)
         return Node(self._scalar(node), place, node.value)
-
-    def _place_of(self, node: yaml.Node) -> str:
-        return self.place or f"{self.source}:{node.start_mark.line + 1}"
 
     def _mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Node]:
         own: dict[str, Node] = {}
@@ -150,11 +147,11 @@ class _Builder:
                 first = lines[name]
                 raise _refused(key, f"the key '{name}' is given twice, first in line {first}")
             lines[name] = key.start_mark.line + 1
-            child = self.built(value, depth + 1)
+            child = self.built(value, depth + 1, key)
             if name == "<<" and key.style is None:
                 inherited = _inherited(value, child)
             else:
-                own[name] = Node(child.value, self._place_of(key), child.written)
+                own[name] = child
         return {**inherited, **own}
 
     def _key(self, key: yaml.Node) -> str:

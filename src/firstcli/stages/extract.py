@@ -186,9 +186,7 @@ def _write_shards(
     samples_of = [len(shard.rows) for shard in shards]
     if done := sum(samples_of) - sum(samples_of[index] for index in missing):
         run.console.say(f"{unit.key}: resuming after {done} finished samples")
-    answers_only = bool(
-        has_answer_position(inputs.training_rows(run, "teacher", unit.part)).any()
-    )
+    answers_only = bool(has_answer_position(inputs.training_rows(run, "teacher", unit.part)).any())
     # Each process takes whole shards, whose content depends on the data alone.
     ours = missing[distributed.rank() :: distributed.count()]
     total = sum(samples_of[index] for index in ours)

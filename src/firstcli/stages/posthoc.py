@@ -151,7 +151,7 @@ def _scored(run: Run, unit: Unit, rows: EncodedStore) -> dict[str, TopK]:
     """Return the model's top k at all supervised positions, by sample id."""
     from firstcli.data.encoded import lengths_of
     from firstcli.models import readout
-    from firstcli.models.batching import run_batched
+    from firstcli.models.inference import run_batched
     from firstcli.stages import inputs, scoring
 
     assert unit.model

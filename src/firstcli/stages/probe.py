@@ -19,10 +19,11 @@ import torch
 
 from firstcli.errors import UserError
 from firstcli.models import inference, readout
-from firstcli.models.batching import free_memory, is_out_of_memory
+from firstcli.models.inference import free_memory, is_out_of_memory
 from firstcli.recipe.schema import Training
 from firstcli.stages import inputs, scoring
-from firstcli.training import arguments, collate, sampling, trainer
+from firstcli.training import arguments, trainer
+from firstcli.training.batches import MicroBatches, TrainingBatches
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Role, Unit
 
@@ -88,7 +89,7 @@ class Probe:
                 f"{settings.batch_size} in parts of {micro}; choose a divisor"
             )
         lengths = np.array([len(row.input_ids) for row in rows])
-        share = sampling.MicroBatches(
+        share = MicroBatches(
             lengths, settings.batch_size, micro, self._processes, 0, run.recipe.seed
         )
         parts = [part for part in share if part[0] >= 0]
@@ -97,11 +98,11 @@ class Probe:
         model.train()
         trainer.install_objective(model, "labels")
         optimizer = torch.optim.AdamW(model.parameters(), 1e-9)
-        make_batch = collate.Collate(rows, None)
+        batches = TrainingBatches(rows, None)
         autocast = device.type == "cuda" and settings.dtype == "float32"
 
         def forward_and_backward(part: Sequence[int]) -> None:
-            batch = {name: value.to(device) for name, value in make_batch(part).items()}
+            batch = {name: value.to(device) for name, value in batches[part].items()}
             del batch["samples"]
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 loss = model(**batch)["loss"]

@@ -16,7 +16,7 @@ from firstcli.errors import UserError, shortened
 from firstcli.knowledge import store
 from firstcli.knowledge.codec import TopK
 from firstcli.models import inference, readout
-from firstcli.models.batching import HalvingBatches, free_memory
+from firstcli.models.inference import HalvingBatches, free_memory
 from firstcli.stages import inputs
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit

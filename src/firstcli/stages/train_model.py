@@ -8,14 +8,14 @@ from pathlib import Path
 from firstcli.data.encoded import EncodedStore
 from firstcli.errors import UserError
 from firstcli.models import inference
-from firstcli.models.batching import free_memory, is_out_of_memory
+from firstcli.models.inference import free_memory, is_out_of_memory
 from firstcli.recipe.schema import Training
 from firstcli.runtime import distributed
 from firstcli.runtime.console import size
 from firstcli.stages import inputs
 from firstcli.stages.base import Facts
 from firstcli.training import arguments, trainer
-from firstcli.training.collate import SoftTargetSource
+from firstcli.training.batches import SoftTargetSource
 from firstcli.workspace.artifacts import CHECKPOINTS
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Role

@@ -105,9 +105,7 @@ class _Summed(torch.autograd.Function):
             gradients, losses, masses = _sums_and_gradients(
                 layer, needed, token_ids, probabilities, tail
             )
-        ctx.dtypes = [
-            None if operand is None else operand.dtype for operand in (hidden, weight, bias)
-        ]
+        ctx.dtypes = (hidden.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype)
         ctx.save_for_backward(*gradients.kept(ctx.dtypes))
         student_mass = masses.sum()
         ctx.mark_non_differentiable(student_mass)
@@ -129,7 +127,8 @@ def _sums_and_gradients(
 ) -> tuple[_Gradients, Tensor, Tensor]:
     """Return gradients, losses (N,) and the student's masses (N,), computed chunk by chunk."""
     gradients = _Gradients(layer, needed)
-    losses, masses = gradients.zeros(len(probabilities)), gradients.zeros(len(probabilities))
+    losses = layer.hidden.new_zeros(len(probabilities), dtype=gradients.wide)
+    masses = torch.zeros_like(losses)
     chunk_rows = CHUNK_ROWS.get(probabilities.device.type, ACCELERATOR_CHUNK_ROWS)
     for chunk, logits in layer.chunks(chunk_rows):
         ids, p = token_ids[chunk], probabilities[chunk].to(logits.dtype)
@@ -149,18 +148,13 @@ def _sums_and_gradients(
 
 
 def _topk_tail_(
-    others: Tensor,
-    total: Tensor,
-    student: StudentView,
-    ids: Tensor,
-    probabilities: Tensor,
-    tail: Tensor,
+    others: Tensor, total: Tensor, student: StudentView, ids: Tensor, p: Tensor, tail: Tensor
 ) -> Tensor:
     """Turn exponentials (R, V) of the other tokens, which sum to `total`, into the gradient."""
-    mass = probabilities.sum(-1) + tail  # (R,)
+    mass = p.sum(-1) + tail  # (R,)
     outside = mass * student.log_rest.exp() - tail
     share = torch.where(total > 0, outside / total, 0.0)  # total is 0 without other tokens
-    return others.mul_(share[:, None]).scatter_(-1, ids, _in_k(student.log_q, probabilities, mass))
+    return others.mul_(share[:, None]).scatter_(-1, ids, _in_k(student.log_q, p, mass))
 
 
 def _in_k(log_q: Tensor, probabilities: Tensor, mass: Tensor) -> Tensor:
@@ -177,18 +171,15 @@ class _Gradients:
     def __init__(self, layer: Layer, needed: list[bool]) -> None:
         dtype = layer.weight.dtype
         self.any_needed = any(needed)
-        self._wide = torch.promote_types(dtype, torch.float32)
-        self._dtype = self._wide if dtype == torch.float16 else dtype
+        self.wide = torch.promote_types(dtype, torch.float32)
+        self._dtype = self.wide if dtype == torch.float16 else dtype
         self._inputs = layer.hidden.to(self._dtype)
         self._rows = layer.weight.to(self._dtype) if needed[0] else layer.weight
         operands = (layer.hidden, layer.weight, layer.bias)
         self.hidden, self.weight, self.bias = (
-            torch.zeros_like(operand, dtype=self._wide) if need and operand is not None else None
+            torch.zeros_like(operand, dtype=self.wide) if need and operand is not None else None
             for operand, need in zip(operands, needed, strict=True)
         )
-
-    def zeros(self, count: int) -> Tensor:
-        return self._inputs.new_zeros(count, dtype=self._wide)
 
     def add(self, chunk: slice, logits: Tensor) -> None:
         """Add the contribution of a chunk's gradient with respect to its logits, (R, V)."""
@@ -197,7 +188,7 @@ class _Gradients:
         narrow = logits.to(self._dtype)
         if self.hidden is not None:
             self.hidden[chunk] = narrow @ self._rows
-        if self.weight is not None and self._dtype == self._wide:
+        if self.weight is not None and self._dtype == self.wide:
             self.weight.addmm_(narrow.T, self._inputs[chunk])
         elif self.weight is not None:
             self.weight += narrow.T @ self._inputs[chunk]
@@ -205,20 +196,17 @@ class _Gradients:
     def add_sparse(self, chunk: slice, ids: Tensor, logits: Tensor) -> None:
         """Add the contribution of a gradient (R, k) with respect to the logits of `ids` (R, k)."""
         if self.bias is not None:
-            self.bias.index_add_(0, ids.flatten(), logits.flatten().to(self._wide))
+            self.bias.index_add_(0, ids.flatten(), logits.flatten().to(self.wide))
         for rank in range(ids.shape[-1]):  # (R, k, D) at once could be larger than the logits
             token, slope = ids[:, rank], logits[:, rank, None]
             if self.hidden is not None:
                 self.hidden[chunk] += slope * self._rows[token]
             if self.weight is not None:
-                self.weight.index_add_(0, token, (slope * self._inputs[chunk]).to(self._wide))
+                self.weight.index_add_(0, token, (slope * self._inputs[chunk]).to(self.wide))
 
-    def kept(self, dtypes: list[torch.dtype | None]) -> list[Tensor | None]:
+    def kept(self, dtypes: tuple[torch.dtype, ...]) -> list[Tensor | None]:
         """Return the gradients in the operands' dtypes; float16 is converted after scaling."""
-        gradients = (self.hidden, self.weight, self.bias)
         return [
-            gradient
-            if gradient is None or dtype is None or dtype == torch.float16
-            else gradient.to(dtype)
-            for gradient, dtype in zip(gradients, dtypes, strict=True)
+            gradient if gradient is None or dtype == torch.float16 else gradient.to(dtype)
+            for gradient, dtype in zip((self.hidden, self.weight, self.bias), dtypes, strict=True)
         ]

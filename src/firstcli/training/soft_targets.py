@@ -8,21 +8,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from firstcli.api import Recalibrator
+from firstcli.api import BoolArray, FloatArray, PluginOptions, Recalibrator
 from firstcli.data.encoded import has_answer_position
 from firstcli.data.encoding import EncodedSample
 from firstcli.knowledge.store import Knowledge
 from firstcli.recalibration.builtin import NoRecalibration
-from firstcli.recipe.schema import Arm, recalibrator_of
-
-if TYPE_CHECKING:
-    from firstcli.api import BoolArray, FloatArray, PluginOptions
+from firstcli.recipe.schema import Arm
 
 CHUNK_SAMPLES = 1024  # samples whose knowledge is in memory at a time during a full pass
 
@@ -125,8 +123,7 @@ def recalibrated(
     if mask.all():
         return recalibrator.transform(positions.topk)
     result = NoRecalibration(NoRecalibration.Options()).transform(positions.topk)
-    if mask.any():
-        result[mask] = recalibrator.transform(positions.topk[mask])
+    result[mask] = recalibrator.transform(positions.topk[mask])
     return result
 
 
@@ -143,46 +140,37 @@ def soft_targets_of(arm: Arm, positions: Positions, distribution: FloatArray) ->
     )
 
 
+@dataclass
 class SoftTargetBuilder:
     """Build the soft targets of an arm for batches of samples."""
 
-    def __init__(
-        self,
-        arm: Arm,
-        recalibrator: Recalibrator[PluginOptions],
-        knowledge: Knowledge,
-        samples: Sequence[EncodedSample],
-    ) -> None:
-        """Prepare to build soft targets.
+    arm: Arm
+    recalibrator: Recalibrator[PluginOptions]
+    """The arm's recalibrator, fitted."""
+    knowledge: Knowledge
+    samples: Sequence[EncodedSample]
+    """All training samples; batches are drawn from them."""
 
-        Args:
-            arm: the arm that is trained.
-            recalibrator: the arm's recalibrator, fitted.
-            knowledge: the knowledge of all samples.
-            samples: all training samples; batches are drawn from them.
-        """
-        self._arm = arm
-        self._mode = positions_mode(arm, samples)
-        self._recalibrator = recalibrator
-        self._knowledge = knowledge
-        self._samples = samples
+    @cached_property
+    def _mode(self) -> PositionsMode:
+        return positions_mode(self.arm, self.samples)
 
     def __call__(self, samples: Sequence[EncodedSample]) -> SoftTargets:
         """Return the soft targets of all supervised positions of a batch, in order."""
-        positions = positions_of(samples, self._knowledge, self._arm.top_k)
-        distribution = recalibrated(self._mode, self._recalibrator, positions)
-        return soft_targets_of(self._arm, positions, distribution)
+        positions = positions_of(samples, self.knowledge, self.arm.top_k)
+        distribution = recalibrated(self._mode, self.recalibrator, positions)
+        return soft_targets_of(self.arm, positions, distribution)
 
     def rank_swaps(self) -> float:
         """Return the share of recalibrated positions where the most likely token changes.
 
         Reads the knowledge of all samples, unless the recalibrator preserves the order of tokens.
         """
-        if self._recalibrator.order_preserving:
+        if self.recalibrator.order_preserving:
             return 0.0
         swapped = count = 0
-        for positions in recalibrated_chunks(self._arm, self._samples, self._knowledge):
-            target = self._recalibrator.transform(positions.topk)
+        for positions in recalibrated_chunks(self.arm, self.samples, self.knowledge):
+            target = self.recalibrator.transform(positions.topk)
             swapped += int((target[:, 1:] > target[:, :1]).any(axis=1).sum())
             count += len(target)
         return swapped / max(count, 1)
@@ -190,7 +178,8 @@ class SoftTargetBuilder:
 
 def recalibrator_for(arm: Arm, artifact: Path) -> Recalibrator[PluginOptions]:
     """Return an arm's recalibrator, with the state from its calibration artifact if it has one."""
-    recalibrator = recalibrator_of(arm)
+    assert arm.recalibrator  # a knowledge arm has one
+    recalibrator: Recalibrator[PluginOptions] = arm.recalibrator.build()
     if recalibrator.needs_fit:
         recalibrator.restore(json.loads(artifact.read_text("utf-8"))["state"])
     return recalibrator

@@ -14,11 +14,12 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader, default_convert
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
@@ -34,12 +35,10 @@ from firstcli.models import readout
 from firstcli.runtime import distributed
 from firstcli.runtime.console import Advance, Console
 from firstcli.runtime.files import write_text
-from firstcli.training import fused_objectives, sampling
-from firstcli.training.collate import Collate, SampleIndices, SoftTargetSource
+from firstcli.training import fused_objectives
+from firstcli.training.batches import MicroBatches, SoftTargetSource, TrainingBatches, padding_share
 
 Objective = Literal["labels", "topk-tail", "topk-renormalized"]
-
-SUMMED_OUTPUTS = ("positions", "P", "Q")  # summed over positions between two logs
 
 COMPLETE_MARK = "complete"  # written last, so that an unfinished checkpoint is never resumed from
 
@@ -47,7 +46,7 @@ COMPLETE_MARK = "complete"  # written last, so that an unfinished checkpoint is 
 def install_objective(
     model: PreTrainedModel, objective: Objective, notify: Callable[[str], None] | None = None
 ) -> None:
-    """Make the model's forward return the summed loss over a batch of `Collate`.
+    """Make the model's forward return the summed loss over a batch of `TrainingBatches`.
 
     It returns `loss` (summed over the N supervised positions), `positions` (N), and, with soft
     targets, the sums of `P` and `Q`. `notify` receives the reason if all logits are needed at once.
@@ -60,25 +59,20 @@ def install_objective(
         rows: Tensor,
         columns: Tensor,
         targets: Tensor,
-        token_ids: Tensor | None = None,
-        probabilities: Tensor | None = None,
-        tail: Tensor | None = None,
-        teacher_mass: Tensor | None = None,
+        **soft: Tensor,
     ) -> dict[str, Tensor]:
         def sums(scores: readout.Scores) -> Tensor:
             if objective == "labels":
                 return torch.stack(fused_objectives.labels(scores, targets))
-            assert token_ids is not None and probabilities is not None and tail is not None
+            known = (soft["token_ids"], soft["probabilities"])
             if objective == "topk-tail":
-                return torch.stack(
-                    fused_objectives.topk_tail(scores, token_ids, probabilities, tail)
-                )
-            return torch.stack(fused_objectives.topk_renormalized(scores, token_ids, probabilities))
+                return torch.stack(fused_objectives.topk_tail(scores, *known, soft["tail"]))
+            return torch.stack(fused_objectives.topk_renormalized(scores, *known))
 
         loss, student_mass = reader(input_ids, attention_mask, rows, columns, sums)
         output = {"loss": loss, "positions": torch.tensor(len(targets), device=loss.device)}
-        if teacher_mass is not None:
-            output |= {"P": teacher_mass.sum(), "Q": student_mass.detach()}
+        if soft:
+            output |= {"P": soft["teacher_mass"].sum(), "Q": student_mass.detach()}
         return output
 
     model.forward = forward
@@ -87,37 +81,40 @@ def install_objective(
 class PositionTrainer(Trainer):
     """A Trainer whose unit is the supervised position, not the micro-batch."""
 
-    def __init__(self, *args: Any, samples: Sequence[EncodedSample], **kwargs: Any) -> None:
+    train_dataset: TrainingBatches
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True  # the loss is scaled here, not by the Trainer
         self.loss_is_scaled_for_ga = True
-        self._samples = samples
         micro, processes = self.args.per_device_train_batch_size, self.args.world_size
-        self.micro_batches = sampling.MicroBatches(
-            lengths=lengths_of(samples),
+        self.micro_batches = MicroBatches(
+            lengths=lengths_of(self.train_dataset.samples),
             batch_size=micro * self.args.gradient_accumulation_steps * processes,
             micro_batch_size=micro,
             processes=processes,
             rank=self.args.process_index,
             seed=self.args.seed,
         )
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}  # the outputs since the last log, by name
 
-    def get_train_dataloader(self) -> sampling.EpochLoader:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         """Load this process's micro-batches, without Accelerate's `prepare`.
 
         That would shard them again, and fill an incomplete last batch with samples from the
         beginning, which would then count twice.
         """
-        return sampling.EpochLoader(
-            cast(Any, self.train_dataset),
+        loader: DataLoader[Any] = DataLoader(
+            self.train_dataset,
             batch_sampler=self.micro_batches,
-            collate_fn=self.data_collator,
+            collate_fn=default_convert,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
+        vars(loader)["set_epoch"] = self.micro_batches.set_epoch  # the Trainer calls it
+        return loader
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -128,32 +125,25 @@ class PositionTrainer(Trainer):
         total: Tensor = self.accelerator.gather(count).sum()
         return batches, total
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **kwargs: Any) -> Any:
         indices = inputs.pop("samples")
         output = model(**inputs)
-        assert num_items_in_batch is not None
         # DDP averages gradients over processes, so the loss is multiplied by their number.
-        loss = output["loss"] * self.accelerator.num_processes / num_items_in_batch
+        loss = output["loss"] * self.accelerator.num_processes / kwargs["num_items_in_batch"]
         if not torch.isfinite(loss):
-            ids = [self._samples[int(i)].id for i in indices]
+            ids = [self.train_dataset.samples[int(i)].id for i in indices]
             raise UserError(
                 f"the loss became {loss.item()} at step {self.state.global_step + 1} of "
                 f"{self.state.max_steps}, in the batch of samples {shortened(ids, 3)}; the last "
                 "good checkpoint is kept, lower the learning rate or check these samples"
             )
-        for name in output.keys() & set(SUMMED_OUTPUTS):  # on the device, to avoid a sync
+        for name in output.keys() - {"loss"}:  # on the device, to avoid a sync
             self._sums[name] = self._sums.get(name, 0) + output[name].detach()
-        return (loss, output) if return_outputs else loss
+        return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the mean teacher mass P and student mass Q since the last log, over all processes."""
-        sums = [float(self._sums.get(name, 0)) for name in SUMMED_OUTPUTS]
+        sums = [float(self._sums.get(name, 0)) for name in ("positions", "P", "Q")]
         totals: Tensor = self.accelerator.reduce(torch.tensor(sums, device=self.args.device))
         count, teacher, student = totals.tolist()
         if count and "loss" in logs and teacher:
@@ -198,14 +188,14 @@ def _is_finite(value: Tensor) -> bool:
     return bool(torch.isfinite(local).all())
 
 
+@dataclass
 class _Progress(TrainerCallback):
-    def __init__(self, advance: Advance, done: int) -> None:
-        self._advance = advance
-        self._done = done
+    advance: Advance
+    done: int
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._advance(state.global_step - self._done)
-        self._done = state.global_step
+        self.advance(state.global_step - self.done)
+        self.done = state.global_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,22 +246,19 @@ def train(
         UserError: the loss or the weights are no longer finite.
     """
     install_objective(model, objective, console.say)
-    trainer = PositionTrainer(
-        model=model,
-        args=args,
-        train_dataset=SampleIndices(len(samples)),
-        data_collator=Collate(samples, soft_targets),
-        samples=samples,
-    )
+    batches = TrainingBatches(samples, soft_targets)
+    trainer = PositionTrainer(model=model, args=args, train_dataset=batches)
     trainer.remove_callback(PrinterCallback)
     checkpoint = distributed.by_first(lambda: last_checkpoint(Path(str(args.output_dir))))
     done = _step_of(checkpoint) if checkpoint else 0
     if checkpoint:
         console.say(f"{title}: resuming after step {done}")
-    steps = _steps(trainer, len(samples))
-    padding = sampling.padding_share(
-        trainer.micro_batches.lengths, (part for part in trainer.micro_batches if part[0] >= 0)
-    )
+    micro_batches = trainer.micro_batches
+    steps = args.max_steps
+    if steps <= 0:
+        steps = math.ceil(-(-len(samples) // micro_batches.batch_size) * args.num_train_epochs)
+    own = (part for part in micro_batches if part[0] >= 0)
+    padding = padding_share(micro_batches.lengths, own)
     with console.progress(title, steps, "steps", done) as advance:
         trainer.add_callback(_Progress(advance, done))
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -307,10 +294,3 @@ def write_log(path: Path, log: Sequence[dict[str, float]]) -> None:
 
 def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
-
-
-def _steps(trainer: PositionTrainer, samples: int) -> int:
-    args = trainer.args
-    if args.max_steps > 0:
-        return int(args.max_steps)
-    return math.ceil(-(-samples // trainer.micro_batches.batch_size) * args.num_train_epochs)

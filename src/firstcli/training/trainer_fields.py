@@ -32,34 +32,14 @@ OWNED = {
 }
 """Fields that firstcli sets itself, and what to use instead."""
 
-HARMLESS = frozenset(
-    (
-        "dataloader_num_workers",
-        "dataloader_persistent_workers",
-        "dataloader_pin_memory",
-        "dataloader_prefetch_factor",
-        "ddp_backend",
-        "ddp_broadcast_buffers",
-        "ddp_bucket_cap_mb",
-        "ddp_find_unused_parameters",
-        "ddp_timeout",
-        "deepspeed",
-        "disable_tqdm",
-        "fsdp",
-        "fsdp_config",
-        "gradient_checkpointing",
-        "gradient_checkpointing_kwargs",
-        "log_level",
-        "log_level_replica",
-        "logging_first_step",
-        "logging_steps",
-        "logging_strategy",
-        "report_to",
-        "run_name",
-        "save_on_each_node",
-        "save_steps",
-        "save_strategy",
-        "torch_empty_cache_steps",
-    )
+HARMLESS = frozenset[str]().union(
+    ("dataloader_num_workers", "dataloader_persistent_workers"),
+    ("dataloader_pin_memory", "dataloader_prefetch_factor"),
+    ("ddp_backend", "ddp_broadcast_buffers", "ddp_bucket_cap_mb"),
+    ("ddp_find_unused_parameters", "ddp_timeout", "deepspeed", "fsdp", "fsdp_config"),
+    ("gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_empty_cache_steps"),
+    ("disable_tqdm", "log_level", "log_level_replica", "report_to", "run_name"),
+    ("logging_first_step", "logging_steps", "logging_strategy"),
+    ("save_on_each_node", "save_steps", "save_strategy"),
 )
 """Fields that do not change results, and therefore do not enter fingerprints."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstcli.training.sampling import MicroBatches, batches_of_epoch, padding_share
+from firstcli.training.batches import MicroBatches, batches_of_epoch, padding_share
 
 
 @given(
@@ -18,7 +18,7 @@ from firstcli.training.sampling import MicroBatches, batches_of_epoch, padding_s
 def test_an_epoch_contains_every_sample_once(
     lengths: list[int], batch_size: int, seed: int
 ) -> None:
-    batches = batches_of_epoch(lengths, batch_size, seed, 0)
+    batches = batches_of_epoch(np.array(lengths), batch_size, seed, 0)
     assert sorted(int(i) for batch in batches for i in batch) == list(range(len(lengths)))
     assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
     for batch in batches:
@@ -56,7 +56,7 @@ def test_sharing_a_step_does_not_change_its_samples(
 
 
 def test_the_order_depends_on_seed_and_epoch() -> None:
-    lengths = [5] * 40
+    lengths = np.full(40, 5)
 
     def order(seed: int, epoch: int) -> list[int]:
         return [int(i) for batch in batches_of_epoch(lengths, 8, seed, epoch) for i in batch]
@@ -75,5 +75,5 @@ def test_samples_of_similar_length_share_a_batch() -> None:
 
 
 def test_padding_share_counts_tokens() -> None:
-    assert padding_share([3, 1, 2], [[0, 1], [2]]) == pytest.approx(1 - 6 / 8)
-    assert padding_share([4, 4], [[0, 1]]) == 0
+    assert padding_share(np.array([3, 1, 2]), [[0, 1], [2]]) == pytest.approx(1 - 6 / 8)
+    assert padding_share(np.array([4, 4]), [[0, 1]]) == 0
