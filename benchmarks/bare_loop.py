@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from firstcli.training.batches import MicroBatches, SoftTargetSource, TrainingBatches
 from torch import Tensor
 from torch.utils.data import DataLoader, default_convert
 
@@ -31,7 +32,6 @@ from firstcli.pipeline.plan import Request, open_run
 from firstcli.recipe.schema import Arm, Training, training_of
 from firstcli.stages import inputs
 from firstcli.training import objectives, soft_targets
-from firstcli.training.batches import MicroBatches, SoftTargetSource, TrainingBatches
 from firstcli.training.soft_targets import SoftTargets
 from firstcli.workspace.run import Run
 
