@@ -19,19 +19,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from firstcli.training.batches import MicroBatches, SoftTargetSource, TrainingBatches
 from torch import Tensor
 from torch.utils.data import DataLoader, default_convert
 
 from firstcli import metrics
 from firstcli.data.encoded import lengths_of
 from firstcli.data.encoding import EncodedSample
-from firstcli.knowledge.codec import TopK
+from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference
 from firstcli.pipeline.plan import Request, open_run
 from firstcli.recipe.schema import Arm, Training, training_of
 from firstcli.stages import inputs
 from firstcli.training import objectives, soft_targets
+from firstcli.training.batches import MicroBatches, SoftTargetSource, TrainingBatches
 from firstcli.training.soft_targets import SoftTargets
 from firstcli.workspace.run import Run
 

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from firstcli.training.batches import TrainingBatches
 from torch import Tensor
 
 import measure
 import shapes
 from firstcli.data.encoding import EncodedSample
 from firstcli.knowledge import shards
-from firstcli.knowledge.codec import TopK
+from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference, readout
 from firstcli.stages import scoring
+from firstcli.training.batches import TrainingBatches
 from measure import Comparison, Report
 
 SAMPLES = {"questions": 256, "instructions": 32}

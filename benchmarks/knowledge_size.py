@@ -20,7 +20,8 @@ import torch
 
 from firstcli.data.encoding import EncodedSample
 from firstcli.knowledge import shards, store
-from firstcli.knowledge.codec import Precision, TopK
+from firstcli.knowledge.codec import Precision
+from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference, readout
 from firstcli.pipeline.plan import Request, open_run
 from firstcli.stages import inputs, scoring

@@ -12,8 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from firstcli.data.encoding import EncodedSample
 from firstcli.knowledge import shards
-from firstcli.knowledge.codec import TopK
 from firstcli.knowledge.store import Knowledge
+from firstcli.knowledge.top_k import TopK
 from firstcli.recipe.schema import Arm
 from firstcli.training.soft_targets import SoftTargetBuilder
 

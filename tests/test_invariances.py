@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 
 from conftest import MakeLlama
 from firstcli.data.encoding import EncodedSample
-from firstcli.knowledge.codec import TopK
+from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference, readout
 from firstcli.stages.scoring import top_k_of
 from firstcli.training import batches, fused_objectives, trainer

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from firstcli.api import Sample
 from firstcli.data import splits
-from firstcli.data.samples import Samples, Selected
+from firstcli.data.samples import Samples
+from firstcli.data.sequences import Selected
 from firstcli.tasks.known_world import KnownWorld, KnownWorldOptions
 from support import command_line
 

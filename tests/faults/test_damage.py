@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from firstcli.knowledge import shards
-from firstcli.knowledge.codec import TopK
+from firstcli.knowledge.top_k import TopK
 from firstcli.stages import scoring
 from firstcli.stages.extract import EXTRACT
 from firstcli.workspace.artifacts import Artifact, Digests

@@ -16,9 +16,10 @@ import pytest
 from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError
 from firstcli.knowledge import shards, store
-from firstcli.knowledge.codec import Precision, TopK
+from firstcli.knowledge.codec import Precision
 from firstcli.knowledge.shards import StoreFormat
 from firstcli.knowledge.store import Knowledge
+from firstcli.knowledge.top_k import TopK
 from support.paths import DOCS
 
 K = 3

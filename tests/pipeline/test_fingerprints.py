@@ -10,7 +10,7 @@ import pytest
 from pydantic import Field
 
 from firstcli.recalibration.builtin import TemperatureScaling, TemperatureScalingOptions
-from firstcli.recalibration.temperature_search import Criterion
+from firstcli.recalibration.criteria import Criterion
 from firstcli.workspace.artifacts import fingerprint
 from support import command_line
 from support.command_line import Finished, first

@@ -27,11 +27,8 @@ from firstcli.recalibration.builtin import (
     scale_logits,
     softmax,
 )
-from firstcli.recalibration.temperature_search import (
-    criterion_value,
-    search_hundredths,
-    search_log_spaced,
-)
+from firstcli.recalibration.criteria import criterion_value
+from firstcli.recalibration.temperature_search import search_hundredths, search_log_spaced
 from firstcli.testing import FitInputs, check_recalibrator, overconfident_teacher
 
 if TYPE_CHECKING:

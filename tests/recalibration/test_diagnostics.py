@@ -20,8 +20,8 @@ from firstcli.recalibration.builtin import (
     TemperatureScaling,
     scale_logits,
 )
+from firstcli.recalibration.criteria import CRITERIA
 from firstcli.recalibration.diagnostics import CalibrationArtifact
-from firstcli.recalibration.temperature_search import CRITERIA
 from firstcli.testing import FitInputs, overconfident_teacher
 
 if TYPE_CHECKING:

@@ -17,13 +17,10 @@ from firstcli.recalibration.builtin import (
     scale_logits,
     softmax,
 )
+from firstcli.recalibration.criteria import CRITERIA, Criterion, criterion_value, in_top_k
 from firstcli.recalibration.temperature_search import (
-    CRITERIA,
-    Criterion,
     Resampled,
     best_temperature,
-    criterion_value,
-    in_top_k,
     search_hundredths,
     vertex,
 )

@@ -20,7 +20,8 @@ from firstcli.api import Sample
 from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError
 from firstcli.knowledge import shards, store
-from firstcli.knowledge.codec import Precision, TopK
+from firstcli.knowledge.codec import Precision
+from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference, readout
 from firstcli.recipe.schema import Recipe
 from firstcli.runtime.console import Console

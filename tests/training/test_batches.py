@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from firstcli.training.batches import MicroBatches, batches_of_epoch, padding_share
 from hypothesis import given
 from hypothesis import strategies as st
+
+from firstcli.training.batches import MicroBatches, batches_of_epoch, padding_share
 
 
 @given(

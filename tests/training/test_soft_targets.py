@@ -13,8 +13,8 @@ import pytest
 from firstcli.api import PluginOptions, Recalibrator
 from firstcli.data.encoding import EncodedSample
 from firstcli.knowledge import codec, shards
-from firstcli.knowledge.codec import TopK
 from firstcli.knowledge.store import Knowledge
+from firstcli.knowledge.top_k import TopK
 from firstcli.recalibration.builtin import NoRecalibration
 from firstcli.recipe.schema import Arm
 from firstcli.training import soft_targets

@@ -21,8 +21,8 @@ from firstcli.api import Sample
 from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError
 from firstcli.knowledge import shards
-from firstcli.knowledge.codec import TopK
 from firstcli.knowledge.store import Knowledge
+from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference, readout
 from firstcli.recalibration.builtin import NoRecalibration
 from firstcli.recipe.schema import Arm, Training

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firstcli.data.encoding import EncodedSample
-from firstcli.data.samples import LazySequence
+from firstcli.data.sequences import LazySequence
 from firstcli.data.spool import Spool
 
 IntArray = npt.NDArray[np.int64]

@@ -1,54 +1,16 @@
-"""Sequences of samples: held in a spool, so that only an index is kept in memory, or selected."""
+"""The samples of a split, held in a spool: only an index is kept in memory."""
 
 from __future__ import annotations
 
 import json
-from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar, overload
 
 import numpy as np
-import numpy.typing as npt
 
 from firstcli.api import Sample
+from firstcli.data.sequences import LazySequence
 from firstcli.data.spool import Spool
-
-T = TypeVar("T", covariant=True)
-
-
-class LazySequence(Sequence[T]):
-    """A sequence that creates an item on each access; a slice of it holds only indices."""
-
-    indices: npt.NDArray[np.integer]
-    """Numbers of the items, (N,)."""
-
-    @abstractmethod
-    def _item(self, number: int) -> T:
-        """Create an item."""
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[T]: ...
-    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
-        if isinstance(index, slice):
-            return Selected(self, np.arange(len(self))[index])
-        return self._item(int(self.indices[index]))
-
-
-class Selected(LazySequence[T]):
-    """Some items of a sequence, in any order."""
-
-    def __init__(self, items: Sequence[T], indices: npt.NDArray[np.integer]) -> None:
-        self._items = items
-        self.indices = indices
-
-    def _item(self, number: int) -> T:
-        return self._items[number]
 
 
 class Samples(LazySequence[Sample]):

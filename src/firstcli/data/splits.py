@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from firstcli.api import Sample
-from firstcli.data.samples import Selected, to_json
+from firstcli.data.samples import to_json
+from firstcli.data.sequences import Selected
 from firstcli.errors import UserError, shortened
 
 

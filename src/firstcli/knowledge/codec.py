@@ -13,7 +13,6 @@ differences are small and never negative, so the order is preserved by construct
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,33 +59,6 @@ class Grid:
         below = self.linear * np.exp(np.minimum(level / self.linear - 1, 0.0))
         root = np.where(level >= self.linear, level, below) / self.levels
         return np.where(np.asarray(stored) == NOTHING, 0.0, root**2)
-
-
-@dataclass(frozen=True, slots=True)
-class TopK:
-    """A teacher's k most likely tokens at N supervised positions, most likely first."""
-
-    token_ids: npt.NDArray[np.int32]  # (N, k)
-    log_probs: npt.NDArray[np.float32]  # (N, k)
-    log_tail: npt.NDArray[np.float32]  # (N,) of all other tokens together
-
-    @classmethod
-    def concatenated(cls, parts: Sequence[TopK]) -> TopK:
-        """Join the positions of several samples."""
-        return cls(
-            np.concatenate([part.token_ids for part in parts]),
-            np.concatenate([part.log_probs for part in parts]),
-            np.concatenate([part.log_tail for part in parts]),
-        )
-
-    def first(self, k: int) -> TopK:
-        """Keep the k most likely tokens; the rest join the tail."""
-        if k >= self.log_probs.shape[1]:
-            return self
-        rest = np.exp(self.log_probs[:, k:], dtype=np.float64).sum(axis=1)
-        with np.errstate(divide="ignore"):
-            log_tail = np.logaddexp(self.log_tail, np.log(rest)).astype(np.float32)
-        return TopK(self.token_ids[:, :k], self.log_probs[:, :k], log_tail)
 
 
 GRIDS: dict[Precision, Grid] = {"standard": Grid(500, 4), "compact": Grid(110, 1)}

@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from firstcli.data.encoding import EncodedSample
-from firstcli.knowledge.codec import Precision, TopK
+from firstcli.knowledge.codec import Precision
 from firstcli.knowledge.shards import StoreFormat, shard_path, write_shard
+from firstcli.knowledge.top_k import TopK
 
 FILE_NAME = "concentration.json"
 RANKS = 100  # as in the paper's figure

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError
 from firstcli.knowledge import codec
+from firstcli.knowledge.top_k import TopK
 from firstcli.runtime.files import atomic_write
 
 Counts = npt.NDArray[np.int64]
@@ -82,7 +83,7 @@ class Shard:
     facts: dict[str, Any]  # the metadata
     ids: list[str]
     counts: Counts  # (samples,) positions of each sample
-    known: codec.TopK  # of all samples, concatenated
+    known: TopK  # of all samples, concatenated
 
 
 def shard_path(folder: Path, index: int) -> Path:
@@ -92,7 +93,7 @@ def shard_path(folder: Path, index: int) -> Path:
 def write_shard(
     path: Path,
     rows: Sequence[EncodedSample],
-    knowledge: Sequence[codec.TopK],
+    knowledge: Sequence[TopK],
     format: StoreFormat,
     teacher_top_1: Mapping[str, float] | None = None,
 ) -> None:
@@ -108,7 +109,7 @@ def write_shard(
     """
     order = sorted(range(len(rows)), key=lambda i: rows[i].id)
     rows, knowledge = [rows[i] for i in order], [knowledge[i] for i in order]
-    exact = codec.TopK.concatenated(knowledge)
+    exact = TopK.concatenated(knowledge)
     grid = format.grid
     steps = codec.encode(exact.log_probs, exact.log_tail, grid)
     table = _table(rows, exact.token_ids, steps)
@@ -198,7 +199,7 @@ def read_shard(path: Path) -> Shard:
     except _DAMAGE as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
         raise UserError(f"{path}: this shard of knowledge {reason}; {REPAIR}") from error
-    known = codec.TopK(token_ids, *codec.decode(steps, StoreFormat.of(facts).grid))
+    known = TopK(token_ids, *codec.decode(steps, StoreFormat.of(facts).grid))
     return Shard(facts, ids, counts, known)
 
 

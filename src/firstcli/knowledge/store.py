@@ -17,7 +17,7 @@ from firstcli.data.encoding import EncodedSample
 from firstcli.data.splits import short_digest
 from firstcli.data.spool import Spool
 from firstcli.errors import UserError, shortened
-from firstcli.knowledge.codec import Precision, TopK
+from firstcli.knowledge.codec import Precision
 from firstcli.knowledge.shards import (
     REPAIR,
     StoreFormat,
@@ -27,6 +27,7 @@ from firstcli.knowledge.shards import (
     shard_facts,
     shard_path,
 )
+from firstcli.knowledge.top_k import TopK
 
 SHARD_POSITIONS = 65_536  # so many that the size of a shard's metadata is negligible
 SHARD_TOKENS = 262_144  # an interrupted extraction repeats at most one shard

@@ -25,8 +25,8 @@ from firstcli.api import (
     Recalibrator,
     UserError,
 )
+from firstcli.recalibration.criteria import Criterion
 from firstcli.recalibration.temperature_search import (
-    Criterion,
     CriterionValues,
     ValueAt,
     fit_temperatures,

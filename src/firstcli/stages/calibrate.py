@@ -131,7 +131,7 @@ def show_fitted(run: Run, title: str, units: Mapping[str, Unit]) -> None:
     """Print the facts of fitted recalibrators, one row per arm or model."""
     from rich.table import Table
 
-    from firstcli.recalibration.temperature_search import CRITERIA
+    from firstcli.recalibration.criteria import CRITERIA
 
     table = Table(title=title)
     headings = ("fitted for", "recalibrator", "T", "by ECE", "by NLL", "by Brier")

@@ -27,7 +27,7 @@ class SharedCheck:
 def _check_tokenizers(run: Run) -> None:
     import numpy as np
 
-    from firstcli.data.samples import Selected
+    from firstcli.data.sequences import Selected
     from firstcli.stages import inputs
 
     teacher, student = inputs.tokenizer(run, "teacher"), inputs.tokenizer(run, "student")

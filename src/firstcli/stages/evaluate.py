@@ -135,7 +135,7 @@ def _answered(run: Run, unit: Unit) -> EvalRecords | None:
 
     from firstcli.metrics.records import EvalRecords
     from firstcli.models import readout
-    from firstcli.models.inference import run_batched
+    from firstcli.models.batching import run_batched
     from firstcli.stages import inputs, scoring
 
     assert unit.model

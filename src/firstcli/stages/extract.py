@@ -20,7 +20,7 @@ from firstcli.workspace.units import Part, Unit, needs_fit, part_of
 if TYPE_CHECKING:
     from firstcli.api import JSON
     from firstcli.data.encoding import EncodedSample
-    from firstcli.knowledge.codec import TopK
+    from firstcli.knowledge.top_k import TopK
     from firstcli.recipe.schema import Recipe
     from firstcli.stages.probe import CostEstimate, Probe
     from firstcli.stages.scoring import ShardSamples, TeacherScorer

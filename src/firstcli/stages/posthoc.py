@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from firstcli.api import JSON, BoolArray, FloatArray
     from firstcli.data.encoded import EncodedStore
     from firstcli.data.encoding import EncodedSample
-    from firstcli.knowledge.codec import TopK
+    from firstcli.knowledge.top_k import TopK
     from firstcli.metrics.records import EvalRecords
     from firstcli.recipe.references import PosthocRef
     from firstcli.recipe.schema import Recipe
@@ -151,7 +151,7 @@ def _scored(run: Run, unit: Unit, rows: EncodedStore) -> dict[str, TopK]:
     """Return the model's top k at all supervised positions, by sample id."""
     from firstcli.data.encoded import lengths_of
     from firstcli.models import readout
-    from firstcli.models.inference import run_batched
+    from firstcli.models.batching import run_batched
     from firstcli.stages import inputs, scoring
 
     assert unit.model

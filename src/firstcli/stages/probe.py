@@ -19,7 +19,7 @@ import torch
 
 from firstcli.errors import UserError
 from firstcli.models import inference, readout
-from firstcli.models.inference import free_memory, is_out_of_memory
+from firstcli.models.batching import free_memory, is_out_of_memory
 from firstcli.recipe.schema import Training
 from firstcli.stages import inputs, scoring
 from firstcli.training import arguments, trainer

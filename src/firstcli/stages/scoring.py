@@ -11,12 +11,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from firstcli.data.encoded import counts_of, lengths_of
 from firstcli.data.encoding import EncodedQuestion, EncodedSample
-from firstcli.data.samples import Selected
+from firstcli.data.sequences import Selected
 from firstcli.errors import UserError, shortened
 from firstcli.knowledge import store
-from firstcli.knowledge.codec import TopK
+from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference, readout
-from firstcli.models.inference import HalvingBatches, free_memory
+from firstcli.models.batching import HalvingBatches, free_memory
 from firstcli.stages import inputs
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit

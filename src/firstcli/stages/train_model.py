@@ -8,7 +8,7 @@ from pathlib import Path
 from firstcli.data.encoded import EncodedStore
 from firstcli.errors import UserError
 from firstcli.models import inference
-from firstcli.models.inference import free_memory, is_out_of_memory
+from firstcli.models.batching import free_memory, is_out_of_memory
 from firstcli.recipe.schema import Training
 from firstcli.runtime import distributed
 from firstcli.runtime.console import size

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from firstcli.errors import UserError
-from firstcli.knowledge.codec import BOUNDS, TopK
+from firstcli.knowledge.codec import BOUNDS
 from firstcli.knowledge.store import Knowledge
+from firstcli.knowledge.top_k import TopK
 from firstcli.stages import inputs, scoring
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit

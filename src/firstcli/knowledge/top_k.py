@@ -1,0 +1,36 @@
+"""The top-k log-probabilities of one or several samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """A teacher's k most likely tokens at N supervised positions, most likely first."""
+
+    token_ids: npt.NDArray[np.int32]  # (N, k)
+    log_probs: npt.NDArray[np.float32]  # (N, k)
+    log_tail: npt.NDArray[np.float32]  # (N,) of all other tokens together
+
+    @classmethod
+    def concatenated(cls, parts: Sequence[TopK]) -> TopK:
+        """Join the positions of several samples."""
+        return cls(
+            np.concatenate([part.token_ids for part in parts]),
+            np.concatenate([part.log_probs for part in parts]),
+            np.concatenate([part.log_tail for part in parts]),
+        )
+
+    def first(self, k: int) -> TopK:
+        """Keep the k most likely tokens; the rest join the tail."""
+        if k >= self.log_probs.shape[1]:
+            return self
+        rest = np.exp(self.log_probs[:, k:], dtype=np.float64).sum(axis=1)
+        with np.errstate(divide="ignore"):
+            log_tail = np.logaddexp(self.log_tail, np.log(rest)).astype(np.float32)
+        return TopK(self.token_ids[:, :k], self.log_probs[:, :k], log_tail)
