@@ -57,9 +57,8 @@ def _locate(loc: Keys, root: Node) -> tuple[Keys, Node | None, str, Schema]:
         schema = _inner(schema, key, definitions)
         if key == "options" and section and name:
             with suppress(UserError):  # reported as a mistake in the name
-                schema, definitions = _schema_of(
-                    plugins.load(section.kind, str(name.value)).Options
-                )
+                plugin = plugins.load(section.kind, str(name.value))
+                schema, definitions = _schema_of(plugin.Options)
         node, keys = child, (*keys, key)
         place = child.place if child else place
     return keys, node, place, schema
@@ -75,11 +74,8 @@ def _schema_of(model: Any) -> tuple[Schema, Schema]:
 
 def _inner(schema: Schema, key: str | int, definitions: Schema) -> Schema:
     """Return the schema of a key's value, resolving references and optional values."""
-    inner = (
-        schema.get("items", {})
-        if isinstance(key, int)
-        else schema.get("properties", {}).get(key) or schema.get("additionalProperties")
-    )
+    inner = schema.get("items") if isinstance(key, int) else schema.get("properties", {}).get(key)
+    inner = inner or schema.get("additionalProperties")
     while isinstance(inner, Mapping):
         choices = [choice for choice in inner.get("anyOf", ()) if choice.get("type") != "null"]
         if "$ref" in inner:
