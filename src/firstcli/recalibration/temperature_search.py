@@ -14,6 +14,7 @@ from firstcli.metrics import FLOOR
 from firstcli.metrics.calibration import bin_index
 from firstcli.recalibration.criteria import (
     CRITERIA,
+    LOSSES,
     Criterion,
     criterion_value,
     outcome_probability,
