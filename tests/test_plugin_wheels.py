@@ -33,7 +33,9 @@ print(topk[:, 0].mean() - is_label[:, 0].mean(), abs(after.mean() - is_label[:, 
 """
 
 
-@pytest.fixture(scope="module", params=GAPS)
+@pytest.fixture(
+    scope="module", params=["isotonic", pytest.param("adaptive", marks=pytest.mark.slow)]
+)
 def installed(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path]:
