@@ -147,7 +147,7 @@ def test_teacher_is_reserved() -> None:
 def test_names_are_unique_whatever_their_case() -> None:
     twice = [{"task": {"name": "questions"}}, {"task": {"name": "questions"}, "name": "Questions"}]
     assert "two evaluations are named" in mistakes(raw(evaluate=twice))["evaluate.1.name"]
-    assert "case only" in mistakes(raw(arms={"a": {}, "A": {}}))["arms.A"]
+    assert "only in case" in mistakes(raw(arms={"a": {}, "A": {}}))["arms.A"]
 
 
 def test_only_labels_arms_work_without_a_teacher() -> None:

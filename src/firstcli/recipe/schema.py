@@ -289,7 +289,7 @@ def _conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
             if names[i] in names[:i]:
                 yield (
                     (arm_name,),
-                    "differs from another arm's name only in upper and lower case; rename one",
+                    "differs from another arm's name only in case; rename one",
                 )
             for keys, text in _arm_conflicts(arm, valid):
                 yield (arm_name, *keys), text

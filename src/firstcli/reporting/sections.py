@@ -79,8 +79,8 @@ def sections(data: ReportData) -> list[Section]:
         Section(
             "temperature",
             "Temperature",
-            "Each criterion over the temperature, on the validation data. The dashed line marks the "
-            "minimum; the shaded range contains the minimum in 95 % of resamples. With a wide "
+            "Each criterion over the temperature, on the validation data. The dashed line marks "
+            "the minimum; the shaded range contains the minimum in 95 % of resamples. With a wide "
             "range or a flat curve, the data does not determine the temperature (Figure 6 of the "
             "paper).",
             _drawn(searched)

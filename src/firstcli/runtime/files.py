@@ -88,8 +88,8 @@ def locked(folder: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise UserError(
-            f"run folder {folder}: cannot be written ({error.strerror}); choose a different one with "
-            "--run-dir"
+            f"run folder {folder}: cannot be written ({error.strerror}); choose a different one "
+            "with --run-dir"
         ) from error
     try:
         path.write_text(str(os.getpid()), "utf-8")
