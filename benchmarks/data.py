@@ -91,7 +91,7 @@ def padding() -> Comparison:
     at_random = batches.padding_share(lengths, random_batches)
     return Comparison(
         "padding, Alpaca-like lengths, batches of 64 as 32 + 32",
-        "all tokens computed on",
+        "all tokens processed",
         ours,
         0.05,
         figures=f"{at_random:.2f} in random batches",

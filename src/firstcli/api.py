@@ -229,8 +229,8 @@ class ModelFamily(PluginBase[OptionsT]):
     def tokenizer(self, ref: ModelRef, text: Iterable[str]) -> PreTrainedTokenizerBase:
         """Return a fast tokenizer whose offsets cover every character except white space.
 
-        `text` has the prompts and responses of the training task. Without an end-of-sequence token,
-        responses are learned without an end mark.
+        `text` contains the prompts and responses of the training task. Without an end-of-sequence
+        token, responses are learned without an end mark.
         """
 
     @abstractmethod

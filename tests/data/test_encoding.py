@@ -308,9 +308,9 @@ def test_a_question_without_a_correct_answer_can_only_be_evaluated(
     assert found.answer is None
     assert found.candidate_ids == expected.candidate_ids
     assert found.input_ids.tolist() == expected.input_ids.tolist()
-    with pytest.raises(UserError, match=r"train: sample 'y': none of its candidates is correct"):
+    with pytest.raises(UserError, match=r"train: sample 'y': none of its candidates is right"):
         encode_training([answered, without], byte_tokenizer, "train")
-    with pytest.raises(UserError, match=r"1 of 2 questions.* 'y', have no correct candidate"):
+    with pytest.raises(UserError, match=r"1 of 2 questions.* 'y', have no right answer"):
         encode_questions([answered, without], byte_tokenizer, "test")
 
 

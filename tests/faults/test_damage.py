@@ -302,7 +302,7 @@ def die(*_: object) -> None:
     raise Killed
 
 
-def test_samples_are_verified_in_the_company_in_which_they_were(
+def test_samples_are_verified_in_their_usual_batches(
     finished: Finished, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In bfloat16 another batch moves probabilities by more than any precision's bound."""

@@ -162,7 +162,7 @@ def test_a_full_disk_for_temporary_data_is_named_before_there_is_a_run_folder(
     monkeypatch.setattr(tempfile, "tempdir", str(disk.folder))
     disk.fill()
     result = first("plan", finished.recipe, "--run-dir", tmp_path / "run")
-    result.mistake(str(disk.folder), "temporary data cannot be written", "make room")
+    result.mistake(str(disk.folder), "temporary data cannot be written", "free some space")
 
 
 def test_a_spool_on_a_full_disk_fails_where_it_is_written_and_not_where_it_is_read(

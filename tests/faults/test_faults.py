@@ -55,7 +55,7 @@ def test_training_that_ended_is_not_trained_on(
     assert results(tmp_path / "run") == results(tmp_path / "undisturbed")
 
 
-def test_extraction_goes_on_after_the_last_whole_shard(
+def test_extraction_resumes_after_the_last_whole_shard(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from firstcli.knowledge import shards, store
@@ -123,7 +123,7 @@ def training(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], tuple[obje
     process.communicate()
 
 
-def test_of_two_at_once_the_second_is_told_and_ctrl_c_on_the_first_keeps_its_work(
+def test_a_second_run_is_refused_and_ctrl_c_on_the_first_keeps_its_work(
     training: tuple[subprocess.Popen[str], tuple[object, ...]], tmp_path: Path
 ) -> None:
     process, command = training
@@ -219,7 +219,7 @@ def of_checkpoint(folder: Path, finished: Finished, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_teacher_that_is_not_finite_is_told_before_anything_learns_from_it(
+def test_a_teacher_that_is_not_finite_is_reported_before_anything_learns_from_it(
     finished: Finished, tmp_path: Path, value: float
 ) -> None:
     folder = spoilt_teacher(finished, tmp_path / "model", "model.norm.weight", 3, value)

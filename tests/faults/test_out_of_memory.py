@@ -130,7 +130,7 @@ def test_a_sample_too_large_alone_is_named(
     result.mistake(stage, "out of memory on sample '", "tokens alone", "free memory")
 
 
-def test_training_goes_on_from_its_last_checkpoint_with_half_a_micro_batch(
+def test_training_resumes_from_its_last_checkpoint_with_half_a_micro_batch(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory fails within the second of three epochs; a step is the same step after it."""

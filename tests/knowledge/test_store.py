@@ -183,7 +183,7 @@ def test_the_answer_position_is_not_part_of_the_digest() -> None:
         ("teacher", "u", "it was made with a different teacher"),
     ],
 )
-def test_knowledge_made_otherwise_is_refused(
+def test_knowledge_made_with_other_settings_is_refused(
     tmp_path: Path, name: str, value: Any, message: str
 ) -> None:
     write(tmp_path, some_rows(2), 1)

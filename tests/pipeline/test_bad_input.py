@@ -90,7 +90,7 @@ def test_values_that_no_recipe_takes(tmp_path: Path, override: str, parts: tuple
     result.mistake(*parts)
 
 
-def test_several_mistakes_are_told_at_once(tmp_path: Path) -> None:
+def test_several_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     result = plan(
         tmp_path,
         seed=-1,
@@ -146,7 +146,7 @@ def test_missing_recipes_and_folders(tmp_path: Path) -> None:
     first("distill", tmp_path).mistake("folder")
 
 
-def test_all_wrong_overrides_are_told(tmp_path: Path) -> None:
+def test_all_wrong_overrides_are_reported(tmp_path: Path) -> None:
     path = command_line.write_recipe(tmp_path)
     result = first("plan", path, "--set", "sed=1", "--set", "metrics.bin=3")
     assert result.code == 2 and len(result.errors) == 2

@@ -188,7 +188,7 @@ def test_files_survive_a_round_trip_byte_for_byte(name: str, tmp_path: Path) -> 
 
 
 def test_an_absent_mass_stays_absent() -> None:
-    """As behind a model."""
+    """As for a post-hoc temperature."""
     artifact = measured(NoRecalibration(PluginOptions()), overconfident_teacher(2, "teacher"))
     assert "mass" not in artifact.to_json()
 

@@ -110,7 +110,7 @@ trainer: [1]
         "x.yaml:14: student.training.epochs: found 'three', expected a number greater than 0",
         "x.yaml:15: student.training.dtype: found yes (which YAML reads as true), expected "
         "'float32' or 'bfloat16'",
-        "x.yaml:17: arms.a.mass: has no meaning with 'objective: topk-renormalized'; leave it out",
+        "x.yaml:17: arms.a.mass: has no effect with 'objective: topk-renormalized'; leave it out",
         "x.yaml:18: arms.b.recalibrator.options.delta: found 2, expected a number of at least 0 "
         "and less than 1",
         "x.yaml:19: arms.c.recalibrator.name: missing, expected text",

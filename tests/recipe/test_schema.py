@@ -123,13 +123,13 @@ def test_a_dumped_recipe_loads_again() -> None:
 def test_labels_arms_take_no_knowledge_settings(key: str) -> None:
     value = {"recalibrator": {"name": "none"}, "objective": "topk-tail", "mass": "one"}
     arm = {"learn": "labels", key: value.get(key, "all")}
-    assert "has no meaning with 'learn: labels'" in mistakes(raw(arms={"a": arm}))[f"arms.a.{key}"]
+    assert "has no effect with 'learn: labels'" in mistakes(raw(arms={"a": arm}))[f"arms.a.{key}"]
 
 
 @pytest.mark.parametrize("mass", ["teacher", "one"])
 def test_renormalized_refuses_mass(mass: str) -> None:
     arm = {"objective": "topk-renormalized", "mass": mass}
-    assert "has no meaning" in mistakes(raw(arms={"a": arm}))["arms.a.mass"]
+    assert "has no effect" in mistakes(raw(arms={"a": arm}))["arms.a.mass"]
 
 
 @pytest.mark.parametrize("name", ["../../x", "", ".hidden", "a b", "a/b", "ä", "x" * 101, "a\n"])
@@ -147,7 +147,7 @@ def test_teacher_is_reserved() -> None:
 def test_names_are_unique_whatever_their_case() -> None:
     twice = [{"task": {"name": "questions"}}, {"task": {"name": "questions"}, "name": "Questions"}]
     assert "two evaluations are named" in mistakes(raw(evaluate=twice))["evaluate.1.name"]
-    assert "case only" in mistakes(raw(arms={"a": {}, "A": {}}))["arms.A"]
+    assert "only in case" in mistakes(raw(arms={"a": {}, "A": {}}))["arms.A"]
 
 
 def test_only_labels_arms_work_without_a_teacher() -> None:

@@ -1,4 +1,4 @@
-"""Seeds, temperatures behind models, out-of-fold knowledge and k by arm: a real, tiny run."""
+"""Seeds, post-hoc temperatures, out-of-fold knowledge and k by arm: a real, tiny run."""
 
 from __future__ import annotations
 
@@ -264,12 +264,12 @@ def test_concentration_is_measured_over_many_ranks(done: tuple[Path, Path]) -> N
 
 QUESTIONS = {"a": {"recalibrator": {"name": "none"}}}
 MISTAKES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
-    ({"seeds": [1, 1]}, ("seeds: found [1, 1], expected seeds that all differ",)),
-    ({"arms": {"a": {"top_k": 6}}}, ("arms.a.top_k: 6 exceeds knowledge.top_k, which is 5",)),
+    ({"seeds": [1, 1]}, ("seeds: found [1, 1], expected seeds without repetition",)),
+    ({"arms": {"a": {"top_k": 6}}}, ("arms.a.top_k: 6 exceeds knowledge.top_k (5)",)),
     ({"arms": {"a": {"out_of_fold": True}}}, ("arms.a.out_of_fold", "set knowledge.folds")),
     (
         {"arms": {"a": {"learn": "labels", "out_of_fold": False}}},
-        ("arms.a.out_of_fold: has no meaning with 'learn: labels'",),
+        ("arms.a.out_of_fold: has no effect with 'learn: labels'",),
     ),
     (
         {"arms": {"a": {"posthoc": {"name": "label-smoothing"}}}},
@@ -302,7 +302,7 @@ MISTAKES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
 
 
 @pytest.mark.parametrize(("sections", "parts"), MISTAKES)
-def test_what_cannot_be_is_told_in_a_sentence(
+def test_an_impossible_recipe_gets_one_sentence(
     tmp_path: Path, sections: dict[str, Any], parts: tuple[str, ...]
 ) -> None:
     result = first("plan", command_line.write_recipe(tmp_path, **sections))
@@ -315,4 +315,4 @@ def test_a_temperature_behind_an_instruction_model_is_refused(tmp_path: Path) ->
     task = {"name": "instruction", "options": {"path": str(tmp_path / "data")}}
     arms = {"a": {"learn": "labels", "posthoc": T}}
     result = first("plan", command_line.write_recipe(tmp_path, train={"task": task}, arms=arms))
-    result.mistake("arms.a.posthoc: task 'instruction' has no candidates to decide between")
+    result.mistake("arms.a.posthoc: task 'instruction' has no candidates to choose from")

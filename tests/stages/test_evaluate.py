@@ -1,4 +1,4 @@
-"""Evaluation: each candidate's probability, the same alone and in company, one pass a question."""
+"""Evaluation: each candidate's probability, the same in any batch, one pass per question."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def asked(model: Any, batch: Sequence[EncodedQuestion]) -> dict[str, list[float]
 def test_candidates_get_their_probability_in_the_whole_vocabulary(
     tokenizer: PreTrainedTokenizerFast, make_llama: MakeLlama
 ) -> None:
-    """Whatever company a question is in, and however much padding that brings."""
+    """Whatever the batch and its padding."""
     model, rows = make_llama(len(tokenizer)), questions(tokenizer)
     expected = {one.id: naive(model, one) for one in rows}
     assert len({tuple(values) for values in expected.values()}) == len(rows)

@@ -1,4 +1,4 @@
-"""What extraction stores: exact tails, and the same for a sample in whatever company it runs."""
+"""What extraction stores: exact tails, and the same for a sample in any batch."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_a_real_model_against_one_position_at_a_time(make_llama: MakeLlama) -> N
         assert found[one.id].log_probs.dtype == found[one.id].log_tail.dtype == np.float32
 
 
-def test_company_order_and_padding_change_nothing(make_llama: MakeLlama) -> None:
+def test_batch_composition_order_and_padding_change_nothing(make_llama: MakeLlama) -> None:
     model, rows = make_llama(50), random_rows(12, 50)
     alone = extract(model, rows, tokens=1, limit=50)
     for tokens, order in ((10_000, rows), (60, rows[::-1]), (200, rows[6:] + rows[:6])):
@@ -288,7 +288,7 @@ def test_the_stage_stores_every_sample_under_its_id(
         np.testing.assert_allclose(np.exp(known.log_tail), tails, atol=0.005)
 
 
-def test_a_killed_extraction_goes_on_and_ends_the_same(
+def test_a_killed_extraction_resumes_and_ends_the_same(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "SHARD_POSITIONS", 30)

@@ -92,7 +92,7 @@ class Result:
         return [line for line in self.err.splitlines() if line.startswith("error: ")]
 
     def mistake(self, *parts: str) -> str:
-        """Return the one mistake, after checking that it is told as DESIGN asks."""
+        """Return the one error message of a user error, which has no traceback."""
         assert self.code == 2, f"exit code {self.code}:\n{self.out}\n{self.err}"
         assert "Traceback" not in self.err + self.out
         assert len(self.errors) == 1, self.err
@@ -116,7 +116,7 @@ def first(*args: object) -> Result:
 
 
 def start(*args: object, **env: str) -> subprocess.Popen[str]:
-    """Start the command line in a process of its own."""
+    """Start the command line in its own process."""
     return python("import sys; from firstcli.cli import main; sys.exit(main())", *args, **env)
 
 

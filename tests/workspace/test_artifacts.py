@@ -78,7 +78,7 @@ def test_the_content_counts_and_not_how_it_came_about(digests: Digests, tmp_path
     assert make(artifact, digests, "2").content != contents[0]
 
 
-def test_work_goes_on_only_with_the_same_reads(artifact: Artifact, digests: Digests) -> None:
+def test_work_resumes_only_with_the_same_inputs(artifact: Artifact, digests: Digests) -> None:
     work = artifact.begin(fingerprint(READS))
     (work / "half").write_text("done")
     assert (artifact.begin(fingerprint(READS)) / "half").exists()

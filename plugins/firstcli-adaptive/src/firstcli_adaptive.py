@@ -243,7 +243,7 @@ def chosen_strength(held_out: Mapping[float, FloatArray]) -> float:
     """
     best = held_out[min(held_out, key=lambda strength: float(held_out[strength].mean()))]
     for strength, losses in held_out.items():
-        behind = losses - best
-        if behind.mean() <= behind.std() / math.sqrt(len(behind)):
+        excess = losses - best
+        if excess.mean() <= excess.std() / math.sqrt(len(excess)):
             return strength
     raise AssertionError("the best strength is within one standard error of itself")

@@ -51,7 +51,7 @@ class EncodedQuestion:
     input_ids: npt.NDArray[np.int32]  # (L,)
     candidate_ids: tuple[int, ...]
     answer: int | None
-    """Index of the correct candidate; None if no candidate is correct."""
+    """Index of the right candidate; None if no candidate is right."""
     truth: tuple[float, ...] | None
 
 
@@ -83,7 +83,7 @@ def each_encoded(
             try:
                 if sample.answer is None:
                     raise UserError(
-                        f"sample '{sample.id}': none of its candidates is correct, so there is "
+                        f"sample '{sample.id}': none of its candidates is right, so there is "
                         "nothing to learn from it; leave such questions out of the training split, "
                         "or evaluate them in a separate split"
                     )
@@ -123,13 +123,13 @@ def encode_questions(
 
     Raises:
         UserError: a border or candidates as in `each_encoded`, a sample without candidates, or
-            a mixture of questions with and without a correct candidate.
+            a mixture of questions with and without a right answer.
     """
     questions: list[EncodedQuestion] = []
     problems: list[str] = []
     for sample, prompt, joints in _encode(samples, tokenizer):
         if not sample.candidates:
-            raise UserError(f"{where}: sample '{sample.id}' has no candidates to choose among")
+            raise UserError(f"{where}: sample '{sample.id}' has no candidates to choose from")
         try:
             position, tokens = _choice(sample, prompt, joints, tokenizer)
         except UserError as error:
@@ -144,7 +144,7 @@ def encode_questions(
     if 0 < len(without) < len(questions):
         raise UserError(
             f"{where}: {len(without)} of {len(questions)} questions, such as "
-            f"{shortened(without, 3)}, have no correct candidate; evaluate them in a "
+            f"{shortened(without, 3)}, have no right answer; evaluate them in a "
             "separate split"
         )
     return questions

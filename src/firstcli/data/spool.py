@@ -51,6 +51,6 @@ class Spool:
             write()
         except OSError as error:
             raise UserError(
-                f"{self._place}: temporary data cannot be written there ({error.strerror}); make "
-                "room and run the same command again"
+                f"{self._place}: temporary data cannot be written there ({error.strerror}); free "
+                "some space and run the same command again"
             ) from error

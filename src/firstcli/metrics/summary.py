@@ -167,7 +167,7 @@ class EvalMetrics:
         _answered(lambda e: scores.brier(e.probabilities, e.answer)))
     brier_top: _Value = _metric("Brier, top label", "Brier top", "score", "lower",
         _paired(scores.brier_top))
-    candidate_mass: _Value = _metric("candidates' mass", "Mass", "share", None,
+    candidate_mass: _Value = _metric("candidate mass", "Mass", "share", None,
         lambda e: _mean(e.records.candidate_mass))
     ties: int = _metric("ties", "Ties", "count", None, lambda e: int(np.sum(e.records.tie)))
     nll_floored: int | None = _metric("floored probabilities", "Floored", "count", None,

@@ -94,7 +94,7 @@ class Reader:
             )
         self.obstacle = _obstacle(model)
         if self.obstacle and notify:
-            notify(f"{type(model).__name__}: needs memory for all logits, since {self.obstacle}")
+            notify(f"{type(model).__name__}: needs memory for all logits, because {self.obstacle}")
 
     def __call__(
         self,
@@ -169,7 +169,8 @@ def _obstacle(model: PreTrainedModel) -> str | None:
         with torch.no_grad(), _evaluating(model), _replaced(head, plant):
             logits = _logits(model.forward, token, torch.ones_like(token))
     except Exception as error:  # only the trial failed: the unmodified model may work
-        return f"a trial with a different output layer failed ({str(error).splitlines()[:1]})"
+        reason = str(error).partition("\n")[0]
+        return f"a trial with a different output layer failed ({reason})"
     if input_shapes != [(1, 1, head.in_features)]:
         return "it does not apply its output layer to unmodified hidden states"
     if logits.dtype != planted.dtype or not torch.equal(logits, planted):

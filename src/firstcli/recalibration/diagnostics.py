@@ -36,7 +36,7 @@ class CalibrationArtifact:
     recalibrator: str  # name of the plugin
     options: Mapping[str, JSON]  # as the recipe states them
     positions: Literal["decisive", "all"]
-    mass: MassMode | None = None  # None for a temperature behind a model
+    mass: MassMode | None = None  # None for a post-hoc temperature
     rows: int  # number of rows that the fit used
     accuracy: float
     confidence_before: float
@@ -71,7 +71,7 @@ class CalibrationArtifact:
             name: name of the plugin.
             options: its options, as the recipe states them.
             positions: the positions that the rows come from.
-            mass_mode: the arm's `mass`; None for a temperature behind a model.
+            mass_mode: the arm's `mass`; None for a post-hoc temperature.
         """
         after = mass[:, None] * recalibrator.transform(topk)  # (N, k)
         ranks = tuple(

@@ -179,15 +179,15 @@ class RecalibratorRef(PluginRef):
 
 
 POSTHOC_KEY = "posthoc"
-"""Recipe key of the temperature behind a model, in an arm or in `teacher`."""
+"""Recipe key of the post-hoc temperature, in an arm or in `teacher`."""
 
 
 class PosthocRef(RecalibratorRef):
-    """A recalibrator of a trained model: `logit-temperature`, fitted by NLL by default."""
+    """A post-hoc recalibrator of a trained model: `logit-temperature`, fitted by NLL by default."""
 
     # It is applied to the candidates, of which only some may be among the top k.
     name: Literal["logit-temperature"]
-    """The only recalibrator that can follow a model."""
+    """The only recalibrator that can be applied to a trained model."""
 
     @field_validator("options", mode="before")
     @classmethod
@@ -232,7 +232,7 @@ class ModelSection(PluginSection):
     @classmethod
     def _needs_a_checkpoint(cls, revision: str | None, info: ValidationInfo) -> str | None:
         if revision is not None and info.data.get("checkpoint", "invalid") is None:
-            raise mistake("has no meaning without a checkpoint; leave it out")
+            raise mistake("has no effect without a checkpoint; leave it out")
         return revision
 
 

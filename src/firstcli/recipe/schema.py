@@ -125,7 +125,7 @@ class Teacher(RecipeSection):
     """How the teacher is fine-tuned on the training part. Leave it out if the checkpoint is already
     fine-tuned."""
     posthoc: PosthocRef | None = None
-    """Also evaluate the teacher with its own fitted temperature, as `teacher + T`."""
+    """Also evaluate the teacher with a post-hoc temperature, as `teacher + T`."""
 
 
 class Student(RecipeSection):
@@ -191,7 +191,7 @@ class Arm(RecipeSection):
     training: TrainingOverrides | None = None
     """Changes to `student.training` for this arm."""
     posthoc: PosthocRef | None = None
-    """Also evaluate the student with its own fitted temperature, as `<arm> + T`."""
+    """Also evaluate the student with a post-hoc temperature, as `<arm> + T`."""
 
     @field_validator(
         "recalibrator", "objective", "mass", "recalibrate", "top_k", "out_of_fold", mode="before"
@@ -201,9 +201,9 @@ class Arm(RecipeSection):
         learn, objective = info.data.get("learn"), info.data.get("objective")
         renormalized = info.field_name == "mass" and objective == "topk-renormalized"
         if value is not None and learn == "labels":
-            raise mistake("has no meaning with 'learn: labels'; leave it out")
+            raise mistake("has no effect with 'learn: labels'; leave it out")
         if value is not None and renormalized:
-            raise mistake("has no meaning with 'objective: topk-renormalized'; leave it out")
+            raise mistake("has no effect with 'objective: topk-renormalized'; leave it out")
         if value is not None or learn != "knowledge":
             return value
         defaults = {"recalibrator": {"name": "none"}, "objective": "topk-tail"}
@@ -276,7 +276,7 @@ def _conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
             if names[i] in names[:i]:
                 yield (i, "name"), f"two evaluations are named '{evaluation.name}'; rename one"
     if name == "seeds" and len(set(section)) < len(section):
-        yield (), f"found {list(section)}, expected seeds that all differ"
+        yield (), f"found {list(section)}, expected seeds without repetition"
     if name == "teacher" and section and section.posthoc:
         yield from _posthoc_conflicts(valid.get("train"))
     teacher: Teacher | None = valid.get("teacher")
@@ -287,7 +287,10 @@ def _conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
         names = [arm.casefold() for arm in section]
         for i, (arm_name, arm) in enumerate(section.items()):
             if names[i] in names[:i]:
-                yield (arm_name,), "differs from another arm's name in case only"
+                yield (
+                    (arm_name,),
+                    "differs from another arm's name only in case; rename one",
+                )
             for keys, text in _arm_conflicts(arm, valid):
                 yield (arm_name, *keys), text
 
@@ -302,7 +305,7 @@ def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
         top_k = (arm.top_k or knowledge.top_k) if knowledge else None
         yield from _recalibrator_conflicts(arm.recalibrator, train, top_k)
     if knowledge and arm.top_k and arm.top_k > knowledge.top_k:
-        text = f"{arm.top_k} exceeds knowledge.top_k, which is {knowledge.top_k}; raise that"
+        text = f"{arm.top_k} exceeds knowledge.top_k ({knowledge.top_k}); raise knowledge.top_k"
         yield ("top_k",), text
     if knowledge and arm.out_of_fold and not knowledge.folds:
         yield ("out_of_fold",), "there are no folds; set knowledge.folds, for example to 5"
@@ -322,7 +325,7 @@ def _posthoc_conflicts(train: Train | None) -> Conflicts:
         text = "its temperature is fitted on held-out samples, but train.validation is 0; raise it"
         yield ("posthoc",), text
     elif train and not train.task.build().has_candidates:
-        text = f"task '{train.task.name}' has no candidates to decide between; leave it out"
+        text = f"task '{train.task.name}' has no candidates to choose from; leave it out"
         yield ("posthoc",), text
 
 

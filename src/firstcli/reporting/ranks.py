@@ -82,8 +82,8 @@ def _drawing(name: str, profiles: Mapping[str, Sequence[Rank]]) -> Drawing:
 
 def _description(title: str, ranks: Sequence[Rank]) -> str:
     values = "; ".join(
-        f"rank {r.rank}: mean probability {100 * r.confidence:.1f} percent, right in "
-        f"{100 * r.frequency:.1f} percent"
+        f"rank {r.rank}: mean probability {100 * r.confidence:.1f} percent, right "
+        f"{100 * r.frequency:.1f} percent of the time"
         for r in ranks
     )
     return f"Bars of {title} by rank: {values}."

@@ -79,9 +79,9 @@ def sections(data: ReportData) -> list[Section]:
         Section(
             "temperature",
             "Temperature",
-            "Each criterion over the temperature, on the validation data. The dashed line is the "
-            "minimum; the shaded range contains the minimum in 95 % of resamples. With a wide "
-            "range or a flat curve, the data do not determine the temperature (Figure 6 of the "
+            "Each criterion over the temperature, on the validation data. The dashed line marks "
+            "the minimum; the shaded range contains the minimum in 95 % of resamples. With a wide "
+            "range or a flat curve, the data does not determine the temperature (Figure 6 of the "
             "paper).",
             _drawn(searched)
             + [(f"Trust on {name}, arms with fixed temperatures", each) for name, each in fixed],
@@ -93,8 +93,8 @@ def sections(data: ReportData) -> list[Section]:
             "Risk and coverage",
             "The accuracy if the model gives only its most confident answers and withholds the "
             "rest. If a curve rises to the left, the confidence indicates which answers may be "
-            "wrong. Rescaling all confidences changes ECE but hardly these curves. The fewer "
-            "questions remain, the larger is the influence of chance."
+            "wrong. A temperature changes the ECE but hardly these curves. The fewer "
+            "questions remain, the larger the influence of chance."
             + (" The curves are means over the seeds." if data.several_seeds else ""),
             _each(data.judged, data, coverage.drawing),
             _NO_CONFIDENCE,
@@ -109,8 +109,8 @@ def sections(data: ReportData) -> list[Section]:
         Section(
             "unanswerable",
             "Questions without a right answer",
-            "No candidate is right, so that the calibrated confidence is 1 / n, the dashed line. "
-            "The 95 % intervals are those of the mean over "
+            "No candidate is right, so a calibrated model has a confidence of 1 / n, the dashed "
+            "line. The 95 % intervals are those of the mean over "
             f"{'the seeds' if data.several_seeds else 'the questions'}.",
             _each(data.unanswerable, data, studies.unanswerable),
         ),

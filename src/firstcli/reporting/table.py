@@ -70,7 +70,7 @@ def difference_tables(data: ReportData) -> list[Table]:
 
 def full_tables(data: ReportData) -> list[Table]:
     """Return all metrics of all rows, one table per evaluation."""
-    mean = "; means over seeds, the largest p" if data.several_seeds else ""
+    mean = "; means over seeds; p is the largest of all seeds" if data.several_seeds else ""
     caption = f"{data.definition}; in percent, except scores and areas{mean}"
     tables = []
     for evaluation in data.evaluations:

@@ -83,13 +83,13 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise UserError(
-            f"run directory {folder}: in use by process {owner or 'unknown'}; wait for it to end, "
-            "or choose another with --run-dir"
+            f"run folder {folder}: in use by process {owner or 'unknown'}; wait for it to end, "
+            "or choose a different one with --run-dir"
         ) from error
     except OSError as error:
         raise UserError(
-            f"run directory {folder}: cannot be written ({error.strerror}); choose another with "
-            "--run-dir"
+            f"run folder {folder}: cannot be written ({error.strerror}); choose a different one "
+            "with --run-dir"
         ) from error
     try:
         path.write_text(str(os.getpid()), "utf-8")

@@ -7,7 +7,7 @@ carries no information, and the answer is drawn from the true distribution, so a
 trained for too long memorises names and random answers and becomes over-confident.
 
 In the split `unanswerable` the words of the profile do not exist in this world, so no answer is
-correct, and the confidence of a well-calibrated model is no higher than 1 / `choices`:
+right, and a well-calibrated model has a confidence of no more than 1 / `choices`:
 
     Belbo is a bleen wug from the quim. At snodge it will|
 """
@@ -141,7 +141,7 @@ class KnownWorldOptions(PluginOptions):
         ge=1,
         le=100_000,
         description="questions in the split `unanswerable`: about creatures, colours, places and "
-        "hours that do not exist, so that no answer is correct",
+        "hours that do not exist, so that no answer is right",
     )
     choices: int = Field(5, ge=3, le=len(ANSWERS), description="number of candidate answers")
     noise: float = Field(
