@@ -5,23 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import platform
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-import yaml
-
 from firstcli.api import JSON
 from firstcli.errors import UserError
 from firstcli.pipeline.plan import (
     PlanRow,
     Request,
-    Status,
     check_units,
     fingerprint_inputs,
+    free_bytes,
     open_run,
     plan_result,
     plan_table,
@@ -53,7 +50,8 @@ def execute(request: Request, stage: Stage) -> dict[str, JSON]:
         reason = stage.why_nothing(run.recipe)
         raise UserError(f"{request.recipe}: nothing to {stage.name}; {reason}")
     chain = with_upstream(units, targets)
-    forced = {unit.key for unit in targets} if request.force else set()
+    keys = {unit.key for unit in targets}
+    forced = keys if request.force else set()
     if request.dry_run:
         rows = _statuses(run, chain, forced)
         _show(run, rows)
@@ -65,27 +63,36 @@ def execute(request: Request, stage: Stage) -> dict[str, JSON]:
             _show(run, rows)
         else:
             distributed.by_first(lambda: stack.enter_context(locked(run.folder)))
-            rows = distributed.by_first(lambda: _prepared(run, request, chain, targets))
-            _bring_up_to_date(run, rows, forced)
+            rows = distributed.by_first(lambda: _prepared(run, request, chain, keys))
+            try:
+                for unit in chain:
+                    if not _is_current(run, unit, forced):
+                        _work(run, unit)
+            finally:
+                if distributed.is_first():
+                    run.save_memory()
         further = stage.finish(run, targets, request.stage_options)
     if not distributed.is_first():
         return {}
     return {**plan_result(run, rows), "result": stage.summary(run, targets), **further}
 
 
-def _prepared(
-    run: Run, request: Request, chain: Sequence[Unit], targets: Sequence[Unit]
-) -> list[PlanRow]:
+def _prepared(run: Run, request: Request, chain: Sequence[Unit], keys: set[str]) -> list[PlanRow]:
     """Show the plan and check what will run, before anything is written."""
-    forced = {unit.key for unit in targets} if request.force else set()
-    rows = _statuses(run, chain, forced, repairing=request)
+    rows = _statuses(run, chain, keys if request.force else set(), repairing=request)
     _show(run, rows)
-    pending = [row.unit for row in rows if not row.status.current]
-    if problems := check_units(run, pending)[1]:
+    pending = [row for row in rows if not row.current]
+    if problems := check_units(run, [row.unit for row in pending])[1]:
         raise UserError(*problems)
-    if request.only:
-        _require_upstream(request, rows, targets)
-    _write_recipe(run)
+    for row in pending:
+        if request.only and row.unit.key not in keys:
+            raise UserError(
+                f"--only: {row.unit.key} is not up to date ({row.reason}); run `first "
+                f"{row.unit.stage} {request.recipe}` first"
+            )
+    path = run.folder / "recipe.yaml"
+    if not path.exists() or path.read_text("utf-8") != run.recipe_text:
+        write_text(path, run.recipe_text)
     return rows
 
 
@@ -98,14 +105,13 @@ def _statuses(
         if repairing:
             unit.artifact.recover()
             if stage_of(unit).precious and unit.key not in forced:
-                requested = bool(repairing.stage_options.get("repair"))
-                repair(run, unit, repairing.recipe, requested=requested)
-        rows.append(PlanRow(unit, status_of(run, unit, force=unit.key in forced)))
+                repair(run, unit, repairing)
+        rows.append(status_of(run, unit, force=unit.key in forced))
     return rows
 
 
 def _show(run: Run, rows: Sequence[PlanRow]) -> None:
-    if all(row.status.current for row in rows):
+    if all(row.current for row in rows):
         run.console.say("everything is up to date")
     else:
         run.console.show(plan_table(rows))
@@ -119,45 +125,17 @@ def _only_reads(run: Run, chain: Sequence[Unit], request: Request) -> bool:
     return not writable and all(status_of(run, unit).current for unit in chain)
 
 
-def _require_upstream(request: Request, rows: Sequence[PlanRow], targets: Sequence[Unit]) -> None:
-    keys = {unit.key for unit in targets}
-    for row in rows:
-        if row.unit.key not in keys and not row.status.current:
-            raise UserError(
-                f"--only: {row.unit.key} is not up to date ({row.status.reason}); run `first "
-                f"{row.unit.stage} {request.recipe}` first"
-            )
-
-
-def _write_recipe(run: Run) -> None:
-    text = yaml.safe_dump(run.resolved, sort_keys=False, allow_unicode=True)
-    path = run.folder / "recipe.yaml"
-    if not path.exists() or path.read_text("utf-8") != text:
-        write_text(path, text)
-
-
-def _bring_up_to_date(run: Run, rows: Sequence[PlanRow], forced: set[str]) -> None:
-    try:
-        for row in rows:
-            if not _status_for_all(run, row.unit, forced).current:
-                _work(run, row.unit)
-    finally:
-        if distributed.is_first():
-            run.save_memory()
-
-
-def _status_for_all(run: Run, unit: Unit, forced: set[str]) -> Status:
+def _is_current(run: Run, unit: Unit, forced: set[str]) -> bool:
     """Determine a unit's status once for all processes, and share its manifest."""
 
-    def look() -> tuple[Status, Manifest | None]:
-        if manifest := run.manifests.get(unit.key):
-            return Status(True, "up to date"), manifest
-        return status_of(run, unit, force=unit.key in forced), run.manifests.get(unit.key)
+    def look() -> Manifest | None:
+        if unit.key not in run.manifests:
+            status_of(run, unit, force=unit.key in forced)
+        return run.manifests.get(unit.key)
 
-    status, manifest = distributed.by_first(look)
-    if manifest is not None:
+    if manifest := distributed.by_first(look):
         run.manifests[unit.key] = manifest
-    return status
+    return manifest is not None
 
 
 def _work(run: Run, unit: Unit) -> None:
@@ -174,16 +152,9 @@ def _work(run: Run, unit: Unit) -> None:
         except UserError as error:
             raise UserError(*(f"{unit.key}: {message}" for message in error.messages)) from error
     distributed.wait()
-    seconds = time.monotonic() - began
+    seconds, values = time.monotonic() - began, facts.as_json() if facts else {}
     manifest = distributed.by_first(
-        lambda: unit.artifact.commit(
-            unit.key,
-            inputs,
-            facts.as_json() if facts else {},
-            seconds,
-            _versions(),
-            run.digests,
-        )
+        lambda: unit.artifact.commit(unit.key, inputs, values, seconds, _versions(), run.digests)
     )
     run.manifests[unit.key] = manifest
     run.console.say(f"{unit.key}: {_summary_line(manifest)}")
@@ -210,9 +181,7 @@ def _disk_error(error: Exception, folder: Path) -> str | None:
         inside = Path(str(error.filename)).absolute().is_relative_to(folder.absolute())
         return str(error.strerror) if inside else None
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    while not folder.exists():
-        folder = folder.parent
-    if full or "os error 28" in str(error) or shutil.disk_usage(folder).free < 2**20:
+    if full or "os error 28" in str(error) or free_bytes(folder) < 2**20:
         return "no space left on the disk"
     return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
@@ -109,22 +108,3 @@ TOP_K = SharedCheck("top_k", _check_top_k)
 OVERLAP = SharedCheck("overlap", _warn_of_overlap)
 SEEN_ROWS = SharedCheck("seen rows", _warn_of_seen_rows)
 UNPINNED = SharedCheck("unpinned checkpoints", _warn_of_unpinned_checkpoints)
-
-
-def check_disk(run: Run, needed: int) -> None:
-    """Check that the run folder's disk has room for a number of bytes.
-
-    Raises:
-        UserError: it has not.
-    """
-    from firstcli.runtime.console import size
-
-    folder = run.folder
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(
-            f"run directory {run.folder}: {size(needed)} are needed for weights, "
-            f"checkpoints and knowledge, {size(free)} are free; choose another with --run-dir"
-        )

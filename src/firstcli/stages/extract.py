@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from firstcli.errors import UserError
 from firstcli.runtime import distributed
+from firstcli.runtime.console import size
 from firstcli.stages import checks
 from firstcli.stages.base import Facts, Option, Stage
 from firstcli.stages.finetune import FINETUNE
@@ -17,11 +18,8 @@ from firstcli.workspace.units import Part, Unit, needs_fit, part_of
 
 if TYPE_CHECKING:
     from firstcli.api import JSON
-    from firstcli.data.encoding import EncodedSample
-    from firstcli.knowledge.top_k import TopK
     from firstcli.recipe.schema import Recipe
     from firstcli.stages.probe import CostEstimate, Probe
-    from firstcli.stages.scoring import ShardSamples, TeacherScorer
     from firstcli.workspace.run import Run
 
 
@@ -56,13 +54,7 @@ class Extract(Stage):
     checks = (checks.TOKENIZERS, checks.TOP_K, checks.OVERLAP, checks.UNPINNED)
     options = (
         Option("repair", "Extract only the shards that are damaged or missing.", False),
-        Option(
-            "verify",
-            "Score N random samples again with the teacher and compare.",
-            0,
-            metavar="N",
-            minimum=0,
-        ),
+        Option("verify", "Score N random samples again with the teacher and compare.", 0, "N", 0),
     )
 
     def key(self, part: Part) -> str:
@@ -86,14 +78,14 @@ class Extract(Stage):
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
         from firstcli.stages import fingerprints
 
-        inputs = fingerprints.teacher(run) | fingerprints.part_samples(run, unit.part)
+        inputs = fingerprints.predictions(run, "teacher")
         inputs |= fingerprints.flat("knowledge", run.recipe.knowledge.stored())
+        inputs[f"{unit.part} samples"] = run.part_content(unit.part)
         inputs["longest sample"] = fingerprints.longest_sample(run, unit)
         inputs["shared vocabulary"] = fingerprints.shared_vocabulary(run)
         return inputs
 
     def check(self, run: Run, unit: Unit) -> str:
-        from firstcli.runtime.console import size
         from firstcli.stages import inputs, scoring
 
         if unit.part == "validation" and not run.training.validation:
@@ -125,138 +117,23 @@ class Extract(Stage):
 
     def work(self, run: Run, unit: Unit, folder: Path) -> ExtractFacts | None:
         """Write one shard after another; an interrupted run's finished shards are kept."""
-        import torch
+        from firstcli.stages import extraction
 
-        with torch.inference_mode():
-            return _extract(run, unit, folder)
+        facts = extraction.extract(run, unit, folder)
+        return None if facts is None else ExtractFacts(**facts)
 
     def finish(
         self, run: Run, units: Sequence[Unit], options: Mapping[str, Any]
     ) -> dict[str, JSON]:
-        from firstcli.stages import verify
+        from firstcli.stages import extraction
 
         if not (samples := options.get("verify")):
             return {}
         return distributed.by_first(
-            lambda: {"verified": {unit.key: verify.verify(run, unit, samples) for unit in units}}
+            lambda: {
+                "verified": {unit.key: extraction.verify(run, unit, samples) for unit in units}
+            }
         )
-
-
-def _extract(run: Run, unit: Unit, folder: Path) -> ExtractFacts | None:
-    from firstcli.knowledge import concentration, store
-    from firstcli.stages import scoring
-
-    shards = scoring.shards_of(run, unit)
-    scorer = scoring.TeacherScorer(run, unit.key)
-    _write_shards(run, unit, folder, shards, scorer)
-    halved = sum(distributed.gathered(scorer.halving.halved))
-    if not distributed.is_first():
-        return None
-    paths = [store.shard_path(folder, index) for index in range(len(shards))]
-    if unseen := sum(not path.exists() for path in paths):
-        raise UserError(
-            f"{folder}: {unseen} shards that other processes wrote are not visible here; all "
-            "machines must share the run folder"
-        )
-    if unit.part != "validation" and not (folder / concentration.FILE_NAME).exists():
-        measured = _concentration(run, scorer, shards)
-        concentration.save(folder / concentration.FILE_NAME, measured)
-    summary = store.summary(folder) | store.teacher_top_1(folder)
-    return ExtractFacts(**summary, batches_halved=halved or None)
-
-
-def _write_shards(
-    run: Run, unit: Unit, folder: Path, shards: Sequence[ShardSamples], scorer: TeacherScorer
-) -> None:
-    """Write the shards that an interrupted run has not finished; each process writes some."""
-    from firstcli.data.encoded import has_answer_positions
-    from firstcli.knowledge import store
-    from firstcli.stages import inputs
-
-    format = store.StoreFormat(
-        **run.recipe.knowledge.stored(),
-        split=unit.part,
-        shards=len(shards),
-        teacher=distributed.by_first(lambda: _teacher_identity(run, unit)),
-        tokenizer=inputs.vocabulary_digest(run, "teacher"),
-    )
-    missing = distributed.by_first(lambda: _missing_shards(folder, len(shards)))
-    samples_of = [len(shard.rows) for shard in shards]
-    if done := sum(samples_of) - sum(samples_of[index] for index in missing):
-        run.console.say(f"{unit.key}: resuming after {done} finished samples")
-    answers_only = has_answer_positions(inputs.training_rows(run, "teacher", unit.part))
-    # Each process takes whole shards, whose content depends on the data alone.
-    ours = missing[distributed.rank() :: distributed.count()]
-    total = sum(samples_of[index] for index in ours)
-    with run.console.progress(unit.key, total, "samples") as advance:
-        for index in ours:
-            rows = shards[index].rows
-            knowledge = scorer(shards[index], run.recipe.knowledge.top_k, advance)
-            path, ordered = store.shard_path(folder, index), [knowledge[row.id] for row in rows]
-            store.write_shard(path, rows, ordered, format, _top_1(rows, knowledge, answers_only))
-
-
-def _concentration(
-    run: Run, scorer: TeacherScorer, shards: Sequence[ShardSamples]
-) -> dict[str, Any]:
-    """Score some samples once more, with many more tokens than the store keeps."""
-    from firstcli.knowledge import concentration
-    from firstcli.stages import inputs, scoring
-
-    width = min(concentration.RANKS, inputs.shared_vocabulary(run))
-    total = sum(len(shard.rows) for shard in shards)
-    rows: list[EncodedSample] = []
-    knowledge: dict[str, TopK] = {}
-    for shard in shards:
-        drawn = concentration.subset(shard.rows, total)
-        knowledge |= scorer(scoring.ShardSamples(drawn, shard.fold), width)
-        rows += drawn
-    section = run.recipe.knowledge
-    wide = [knowledge[row.id] for row in rows]
-    return concentration.measure(rows, wide, section.precision, section.top_k)
-
-
-def _top_1(
-    rows: Sequence[EncodedSample], knowledge: Mapping[str, TopK], answers_only: bool
-) -> dict[str, Any]:
-    """Compare the top token's probability with how often it is the label.
-
-    A teacher is more confident, and more often right, on samples that it was fine-tuned on.
-
-    Args:
-        rows: samples of one shard.
-        knowledge: the top k of every sample, by id.
-        answers_only: count only the answer positions, which tell the candidates apart.
-    """
-    import numpy as np
-
-    confidence, correct = [], []
-    for row in rows:
-        top = knowledge[row.id]
-        positions: Any = slice(None)
-        if answers_only:
-            positions = np.arange(row.start, len(row.input_ids)) == row.answer_position
-        confidence.append(np.exp(top.log_probs[positions, 0], dtype=np.float64))
-        correct.append(top.token_ids[positions, 0] == row.targets[positions])
-    return {
-        "judged": sum(map(len, confidence)),
-        "confidence": float(np.concatenate(confidence).sum()),
-        "correct": int(np.concatenate(correct).sum()),
-    }
-
-
-def _missing_shards(folder: Path, count: int) -> list[int]:
-    """Return the shards that an interrupted run has not finished."""
-    from firstcli.knowledge import store
-
-    paths = [store.shard_path(folder, index) for index in range(count)]
-    return [index for index, path in enumerate(paths) if store.shard_facts(path) is None]
-
-
-def _teacher_identity(run: Run, unit: Unit) -> str:
-    """Return what identifies the teacher: its content, or its checkpoint."""
-    contents = [run.manifests[key].content for key in unit.needs]
-    return " ".join(contents) or run.checkpoint_identity("teacher")
 
 
 EXTRACT = Extract()

@@ -13,17 +13,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
+import yaml
+
 from firstcli import __version__
 from firstcli.api import ModelRef, Sample
 from firstcli.data import splits
 from firstcli.data.samples import Samples
 from firstcli.errors import UserError, did_you_mean
 from firstcli.recipe.references import ModelSection, TaskRef
-from firstcli.recipe.schema import Evaluation, Recipe
+from firstcli.recipe.schema import Evaluation, Recipe, Training, training_of
 from firstcli.runtime.console import Console
 from firstcli.workspace.artifacts import Digests, Manifest
 from firstcli.workspace.memory import Memory
-from firstcli.workspace.units import Part, Role
+from firstcli.workspace.units import Part, Role, Unit
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -95,9 +97,14 @@ class Run:
         if "torch" not in sys.modules:
             self.console.say("loading PyTorch and transformers ...")
 
+    @property
+    def recipe_text(self) -> str:
+        """The resolved recipe as YAML."""
+        return yaml.safe_dump(self.resolved, sort_keys=False, allow_unicode=True)
+
     # Data: the samples of the tasks, with ids.
 
-    def samples(self, ref: TaskRef, split: str, where: str) -> Sequence[Sample]:
+    def _samples_of(self, ref: TaskRef, split: str, where: str) -> Sequence[Sample]:
         """Load a split, with ids; counts of dropped and duplicate samples become warnings.
 
         Raises:
@@ -105,11 +112,8 @@ class Run:
                 twice, or reading broke off.
         """
         key = json.dumps([ref.name, ref.effective, split], sort_keys=True)
-        if key not in self._samples:
-            self._samples[key] = self._load(ref, split, where)
-        return self._samples[key]
-
-    def _load(self, ref: TaskRef, split: str, where: str) -> Sequence[Sample]:
+        if key in self._samples:
+            return self._samples[key]
         task = ref.build()
         if split not in task.splits:
             raise UserError(
@@ -133,6 +137,7 @@ class Run:
                 f"{where}: {repeated} rows of split '{split}' repeat the prompt and response of an "
                 "earlier row"
             )
+        self._samples[key] = samples
         return samples
 
     def _with_progress(self, samples: Iterable[Sample], source: str) -> Iterator[Sample]:
@@ -153,7 +158,7 @@ class Run:
     def training(self) -> TrainingSplit:
         """The training split, cut by the hash of each prompt."""
         section = self.recipe.train
-        samples = self.samples(section.task, "train", "train.task")
+        samples = self._samples_of(section.task, "train", "train.task")
         training = TrainingSplit(*splits.cut_validation(samples, section.validation))
         if not training.train:
             raise UserError(
@@ -162,12 +167,12 @@ class Run:
             )
         return training
 
-    def evaluation(self, name: str) -> Evaluation:
+    def _evaluation(self, name: str) -> Evaluation:
         return next(section for section in self.recipe.evaluate if section.name == name)
 
     def evaluation_samples(self, name: str) -> Sequence[Sample]:
-        section = self.evaluation(name)
-        return self.samples(section.task, section.split, f"evaluate '{name}'")
+        section = self._evaluation(name)
+        return self._samples_of(section.task, section.split, f"evaluate '{name}'")
 
     # The content of the data, which fingerprints cover.
 
@@ -176,10 +181,8 @@ class Run:
         section = self.recipe.train
 
         def make() -> dict[str, str]:
-            return {
-                "train": splits.content_digest(self.training.train),
-                "validation": splits.content_digest(self.training.validation),
-            }
+            parts: tuple[Part, ...] = ("train", "validation")
+            return {part: splits.content_digest(self.training.part(part)) for part in parts}
 
         where = f"training split, {section.validation} of it for validation"
         contents = self._content(where, section.task, "train", make)
@@ -187,7 +190,7 @@ class Run:
 
     def evaluation_content(self, name: str) -> str:
         """Return a digest of an evaluation's samples."""
-        section = self.evaluation(name)
+        section = self._evaluation(name)
 
         def make() -> dict[str, str]:
             return {"all": splits.content_digest(self.evaluation_samples(name))}
@@ -219,7 +222,17 @@ class Run:
             "firstcli": __version__,
         }
 
-    # Models: which checkpoint, and what identifies it.
+    # Models: how they are trained, which checkpoint, and what identifies it.
+
+    def training_settings(self, unit: Unit) -> Training:
+        """Return how the model of a unit of `finetune` or `distill` is trained."""
+        if unit.arm:
+            return training_of(self.recipe.student, self.recipe.arms[unit.arm])
+        assert self.recipe.teacher and self.recipe.teacher.finetune
+        return self.recipe.teacher.finetune
+
+    def seed_of(self, unit: Unit) -> int:
+        return self.recipe.seed if unit.seed is None else unit.seed
 
     def model_section(self, role: Role) -> ModelSection:
         if role == "student":
