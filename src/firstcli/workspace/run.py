@@ -85,7 +85,6 @@ class Run:
         self.loaded: dict[object, object] = {}
         """Results of `once_per_run` functions."""
         self._samples: dict[str, Sequence[Sample]] = {}
-        self._contents: dict[str, dict[str, str]] = {}
 
     def save_memory(self) -> None:
         """Write digests and remembered checks to the run folder."""
@@ -178,16 +177,20 @@ class Run:
 
     def part_content(self, part: Part) -> str:
         """Return a digest of one part of the training split."""
+        return self._part_contents["validation" if part == "validation" else "train"]
+
+    @cached_property
+    def _part_contents(self) -> dict[str, str]:
         section = self.recipe.train
 
         def make() -> dict[str, str]:
             parts: tuple[Part, ...] = ("train", "validation")
             return {part: splits.content_digest(self.training.part(part)) for part in parts}
 
-        where = f"training split, {section.validation} of it for validation"
-        contents = self._content(where, section.task, "train", make)
-        return contents["validation" if part == "validation" else "train"]
+        what = f"training split, {section.validation} of it for validation"
+        return self._content(what, section.task, "train", make)
 
+    @once_per_run
     def evaluation_content(self, name: str) -> str:
         """Return a digest of an evaluation's samples."""
         section = self._evaluation(name)
@@ -201,26 +204,18 @@ class Run:
         self, what: str, ref: TaskRef, split: str, make: Callable[[], dict[str, str]]
     ) -> dict[str, str]:
         """Return digests of a split, remembered as long as its source does not change."""
-        if what not in self._contents:
-            source = self._source(ref, split)
-            remembered = source and self.memory.recall(f"content of the {what}", source, make)
-            self._contents[what] = remembered or make()
-        return self._contents[what]
-
-    def _source(self, ref: TaskRef, split: str) -> dict[str, str] | None:
-        """Return what a split's samples depend on, or None if only reading it can tell."""
         task = ref.build()
-        if split not in task.splits or (files := task.sources(split)) is None:
-            return None
-        if not all(file.is_file() for file in files):
-            return None
-        return {
+        files = task.sources(split) if split in task.splits else None
+        if files is None or not all(file.is_file() for file in files):
+            return make()  # only reading the split can tell
+        source = {
             "task": ref.identity,
             "options": json.dumps(ref.effective, sort_keys=True),
             "split": split,
             "files": ", ".join(self.digests.of_file(file) for file in files),
             "firstcli": __version__,
         }
+        return self.memory.recall(f"content of the {what}", source, make)
 
     # Models: how they are trained, which checkpoint, and what identifies it.
 
