@@ -19,8 +19,9 @@ import typer
 from firstcli import __version__
 from firstcli.errors import UserError
 from firstcli.runtime import distributed
-from firstcli.stages import EVALUATE, STAGES
+from firstcli.stages import STAGES
 from firstcli.stages.base import Stage
+from firstcli.stages.evaluate import EVALUATE
 
 app = typer.Typer(
     name="first",
@@ -227,12 +228,8 @@ def _print(result: dict[str, Any], as_json: bool) -> None:
 
 def main() -> None:
     """Run the command line; exit codes: 0 done, 1 a bug, 2 a user error, 130 interrupted."""
-    sys.exit(_guarded(lambda: app(standalone_mode=True)))
-
-
-def _guarded(run: Callable[[], None]) -> int:
     try:
-        run()
+        app(standalone_mode=True)
     except SystemExit as stop:  # how typer ends; after Ctrl-C it prints nothing
         if stop.code == 130 and distributed.is_first():
             print("interrupted; finished work is kept, run the same command again", file=sys.stderr)
@@ -241,5 +238,4 @@ def _guarded(run: Callable[[], None]) -> int:
         if distributed.is_first():
             for message in error.messages:
                 print(f"error: {message}", file=sys.stderr)
-        return 2
-    return 0
+        sys.exit(2)

@@ -1,4 +1,7 @@
-"""Run: bring the units of a command up to date, one after another."""
+"""Run: bring the units of a command up to date, one after another.
+
+Damaged artifacts of precious stages are reported, and repaired only on request.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from firstcli.api import JSON
-from firstcli.errors import UserError
+from firstcli.errors import UserError, shortened
 from firstcli.pipeline.plan import (
     PlanRow,
     Request,
@@ -22,14 +25,14 @@ from firstcli.pipeline.plan import (
     open_run,
     plan_result,
     plan_table,
+    recorded_inputs,
     status_of,
 )
-from firstcli.pipeline.repair import repair
 from firstcli.runtime import distributed
 from firstcli.runtime.files import locked, write_text
 from firstcli.stages import stage_of, units_of
 from firstcli.stages.base import Stage
-from firstcli.workspace.artifacts import Manifest, fingerprint
+from firstcli.workspace.artifacts import Digests, Manifest, fingerprint
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit, of_arms, with_upstream
 
@@ -105,9 +108,49 @@ def _statuses(
         if repairing:
             unit.artifact.recover()
             if stage_of(unit).precious and unit.key not in forced:
-                repair(run, unit, repairing)
+                _repair(run, unit, repairing)
         rows.append(status_of(run, unit, force=unit.key in forced))
     return rows
+
+
+def _repair(run: Run, unit: Unit, request: Request) -> None:
+    """Find damaged files of a precious stage's artifact; on request, let the stage rebuild them.
+
+    Raises:
+        UserError: files are damaged or missing and no repair is requested, the manifest is
+            damaged, or a newer firstcli made the artifact.
+    """
+    requested = request.stage_options.get("repair")
+    artifact, stage = unit.artifact, stage_of(unit)
+    command = f"`first {stage.name} {request.recipe}"
+    manifest = artifact.written()
+    made_by = int(manifest.inputs["format"]) if manifest else 0
+    if manifest and made_by <= stage.format:
+        if any(key not in run.manifests for key in unit.needs):
+            return
+        inputs = fingerprint_inputs(run, unit)
+        if recorded_inputs(run, manifest, inputs) != inputs:
+            return  # it is rebuilt, and stays until its successor is complete
+    damaged = artifact.damage(Digests() if requested else run.digests)
+    if requested:
+        known = set(damaged)
+        damaged += [name for name in stage.unsound_files(artifact.path) if name not in known]
+    if not damaged:
+        if made_by > stage.format and artifact.manifest(run.digests):
+            raise UserError(
+                f"{artifact.path}: made by a newer firstcli (format {made_by}, this version makes "
+                f"{stage.format}); update firstcli, or rebuild it with {command} --force`"
+            )
+        return
+    problem = f"{artifact.path}: {shortened(damaged, 3)}: damaged or missing"
+    if artifact.manifest_path.name in damaged:  # nothing records what the files were made from
+        raise UserError(f"{problem}; {command} --force` rebuilds everything")
+    if not requested:
+        raise UserError(
+            f"{problem}; {command} --repair` rebuilds just these files, --force everything"
+        )
+    run.console.say(f"{problem}; will be rebuilt")
+    artifact.reopen(damaged)
 
 
 def _show(run: Run, rows: Sequence[PlanRow]) -> None:

@@ -14,7 +14,7 @@ from firstcli.stages import checks
 from firstcli.stages.base import Facts, Stage
 from firstcli.stages.extract import EXTRACT
 from firstcli.workspace.artifacts import Artifact
-from firstcli.workspace.units import Unit, calibration_path, needs_fit
+from firstcli.workspace.units import Model, Unit, calibration_path, needs_fit
 
 if TYPE_CHECKING:
     from firstcli.api import JSON
@@ -63,7 +63,7 @@ class Calibrate(Stage):
             if needs_fit(arm):
                 artifact = Artifact(calibration_path(folder, name), False)
                 needs = (EXTRACT.key("validation"),)
-                yield Unit(self.key(name), self.name, artifact, needs, arm=name)
+                yield Unit(self.key(name), self.name, artifact, needs, model=Model(name))
 
     def why_nothing(self, recipe: Recipe) -> str:
         return "no arm has a recalibrator that is fitted"

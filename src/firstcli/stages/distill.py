@@ -43,9 +43,7 @@ class Distill(TrainingStage):
             needs = [EXTRACT.key(part_of(recipe, arm))] if arm.learn == "knowledge" else []
             needs += [CALIBRATE.key(model.arm)] if needs_fit(arm) else []
             artifact = Artifact(folder / "students" / model.name, True)
-            yield Unit(
-                self.key(model), self.name, artifact, tuple(needs), arm=model.arm, model=model
-            )
+            yield Unit(self.key(model), self.name, artifact, tuple(needs), model=model)
 
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
         from firstcli.stages import fingerprints

@@ -68,7 +68,6 @@ class Evaluate(Stage):
                     self.name,
                     Artifact(records_path(folder, evaluation.name, model), False),
                     needs,
-                    arm=model.arm,
                     evaluation=evaluation.name,
                     model=model,
                 )
@@ -76,7 +75,7 @@ class Evaluate(Stage):
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
         from firstcli.stages import fingerprints
 
-        if unit.model and unit.model.posthoc:
+        if unit.model.posthoc:
             return {}
         return {
             "evaluation samples": run.evaluation_content(unit.evaluation),
@@ -89,12 +88,11 @@ class Evaluate(Stage):
         return f"{len(inputs.questions(run, unit.role, unit.evaluation))} questions"
 
     def probe(self, probe: Probe, unit: Unit) -> CostEstimate | None:
-        return None if unit.model and unit.model.posthoc else probe.evaluation(unit)
+        return None if unit.model.posthoc else probe.evaluation(unit)
 
     def work(self, run: Run, unit: Unit, folder: Path) -> EvalFacts | None:
         from firstcli import metrics
 
-        assert unit.model
         if not unit.model.posthoc:
             from firstcli.stages import scoring
 
@@ -135,9 +133,7 @@ def load_records(units: Iterable[Unit]) -> dict[tuple[str, str], EvalRecords]:
     from firstcli.metrics.records import EvalRecords
 
     return {
-        (unit.evaluation, unit.model.name): EvalRecords.load(unit.artifact.path)
-        for unit in units
-        if unit.model
+        (unit.evaluation, unit.model.name): EvalRecords.load(unit.artifact.path) for unit in units
     }
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import version
 from typing import Any
 
+from firstcli import __version__
 from firstcli.recipe.references import POSTHOC_KEY, ModelSection, PluginRef
 from firstcli.recipe.schema import Recipe
 from firstcli.training.trainer_fields import HARMLESS
-from firstcli.workspace.run import Run, library_versions, once_per_run
+from firstcli.workspace.run import Run, once_per_run
 from firstcli.workspace.units import Role, Unit
 
 NOT_FOR_TRAINING = ("device", "dtype")
@@ -51,7 +53,7 @@ def training(run: Run, unit: Unit) -> Inputs:
     settings = run.training_settings(unit).model_dump(exclude={"micro_batch_size"})
     trainer = {key: value for key, value in run.recipe.trainer.items() if key not in HARMLESS}
     return (
-        model(run, unit.role, unit.seed)
+        model(run, unit.role, unit.model.seed)
         | training_data(run)
         | flat("student.training" if unit.arm else "teacher.finetune", settings)
         | flat("trainer", trainer)
@@ -100,11 +102,9 @@ def longest_sample(run: Run, unit: Unit) -> str:
             kept = len(inputs.training_rows(run, unit.role, unit.part))
         return "any" if kept == total else f"{inputs.context(run, unit.role)} tokens"
 
-    content = tokenizer_content(run)
-    if unit.evaluation:
-        content["samples"] = run.evaluation_content(unit.evaluation)
-    else:
-        content["samples"] = run.part_content(unit.part)
+    evaluation = unit.evaluation
+    samples = run.evaluation_content(evaluation) if evaluation else run.part_content(unit.part)
+    content = tokenizer_content(run) | {"samples": samples}
     what = f"longest sample, {unit.role}, {unit.evaluation or unit.part}"
     return run.memory.recall(what, content, make)
 
@@ -122,6 +122,7 @@ def shared_vocabulary(run: Run) -> int:
     return run.memory.recall("shared vocabulary", tokenizer_content(run), make)
 
 
+@once_per_run
 def tokenizer_content(run: Run) -> dict[str, str]:
     """Return what the tokenizers and architectures of both roles depend on."""
     roles: list[Role] = ["teacher", "student"] if run.recipe.teacher else ["student"]
@@ -131,7 +132,8 @@ def tokenizer_content(run: Run) -> dict[str, str]:
         if run.model_section(role).checkpoint is None:
             inputs |= training_data(run)
     inputs.pop("seed", None)  # it draws weights, which change neither
-    return as_text(inputs) | library_versions(run)
+    inputs |= {name: version(name) for name in ("transformers", "tokenizers", "torch")}
+    return as_text(inputs) | {"firstcli": __version__}
 
 
 def all_content(run: Run) -> dict[str, str]:

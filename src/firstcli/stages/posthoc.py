@@ -59,7 +59,6 @@ class Posthoc(Stage):
                     Artifact(calibration_path(folder, model.name), False),
                     trained_by(recipe, model),
                     part="validation",
-                    arm=model.arm,
                     model=model,
                 )
 
@@ -142,7 +141,6 @@ def tempered_records(run: Run, unit: Unit) -> EvalRecords:
     from firstcli.metrics.records import EvalRecords
     from firstcli.recalibration.diagnostics import CalibrationArtifact
 
-    assert unit.model
     plain = replace(unit.model, posthoc=False)
     records = EvalRecords.load(records_path(run.folder, unit.evaluation, plain))
     artifact = CalibrationArtifact.load(calibration_path(run.folder, unit.model.name))

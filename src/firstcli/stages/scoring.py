@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -193,18 +194,12 @@ def answer_top_k(run: Run, unit: Unit, rows: EncodedStore) -> tuple[FloatArray, 
 
     Both have the shape (N, k).
     """
-    assert unit.model
     limit = inputs.vocabulary(run, unit.role)
     top_k = min(run.recipe.knowledge.top_k, limit)
     reader = readout.Reader(inputs.model(run, unit.model), run.console.say)
+    score = partial(top_k_of, reader, top_k=top_k, limit=limit)
     knowledge = run_batched(
-        run.console,
-        unit.key,
-        "samples",
-        rows,
-        rows.lengths,
-        EXTRACTION_TOKENS,
-        lambda batch: top_k_of(reader, batch, top_k, limit),
+        run.console, unit.key, "samples", rows, rows.lengths, EXTRACTION_TOKENS, score
     )
     topk, is_label = [], []
     for row in rows:
@@ -218,17 +213,13 @@ def answer_top_k(run: Run, unit: Unit, rows: EncodedStore) -> tuple[FloatArray, 
 @torch.inference_mode()
 def answered(run: Run, unit: Unit) -> EvalRecords:
     """Run a model over all questions of an evaluation."""
-    assert unit.model
     questions = inputs.questions(run, unit.role, unit.evaluation)
-    reader = readout.Reader(inputs.model(run, unit.model), run.console.say)
+    lengths = np.array([len(question.input_ids) for question in questions])
+    score = partial(
+        candidate_log_probs, readout.Reader(inputs.model(run, unit.model), run.console.say)
+    )
     log_probs = run_batched(
-        run.console,
-        unit.key,
-        "questions",
-        questions,
-        np.array([len(question.input_ids) for question in questions]),
-        EVALUATION_TOKENS,
-        lambda batch: candidate_log_probs(reader, batch),
+        run.console, unit.key, "questions", questions, lengths, EVALUATION_TOKENS, score
     )
     truths = [question.truth for question in questions]
     known = [truth for truth in truths if truth is not None]

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, wraps
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -227,7 +226,7 @@ class Run:
         return self.recipe.teacher.finetune
 
     def seed_of(self, unit: Unit) -> int:
-        return self.recipe.seed if unit.seed is None else unit.seed
+        return self.recipe.seed if unit.model.seed is None else unit.model.seed
 
     def model_section(self, role: Role) -> ModelSection:
         if role == "student":
@@ -248,14 +247,6 @@ class Run:
         if not ref.folder.is_dir():
             raise UserError(f"{role}.model.checkpoint: {ref.folder} is not a folder")
         return self.digests.of_checkpoint(ref.folder)
-
-
-@once_per_run
-def library_versions(run: Run) -> dict[str, str]:
-    """Return the versions of the packages that remembered checks depend on."""
-    return {"firstcli": __version__} | {
-        name: version(name) for name in ("transformers", "tokenizers", "torch")
-    }
 
 
 @contextmanager
