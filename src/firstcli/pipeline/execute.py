@@ -16,18 +16,7 @@ from pathlib import Path
 
 from firstcli.api import JSON
 from firstcli.errors import UserError, shortened
-from firstcli.pipeline.plan import (
-    PlanRow,
-    Request,
-    check_units,
-    fingerprint_inputs,
-    free_bytes,
-    open_run,
-    plan_result,
-    plan_table,
-    recorded_inputs,
-    status_of,
-)
+from firstcli.pipeline import plan
 from firstcli.runtime import distributed
 from firstcli.runtime.files import locked, write_text
 from firstcli.stages import stage_of, units_of
@@ -37,7 +26,7 @@ from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit, of_arms, with_upstream
 
 
-def execute(request: Request, stage: Stage) -> dict[str, JSON]:
+def execute(request: plan.Request, stage: Stage) -> dict[str, JSON]:
     """Bring a stage up to date and return its result as JSON values.
 
     With several processes, the first one decides what to do and all of them do it; the first one
@@ -46,19 +35,18 @@ def execute(request: Request, stage: Stage) -> dict[str, JSON]:
     Raises:
         UserError: the recipe or its data are wrong, or the work cannot be done.
     """
-    run = open_run(request)
+    run = plan.open_run(request)
     units = units_of(run.recipe, run.folder)
     targets = of_arms(stage.units(run.recipe, run.folder), request.arms)
     if not targets:
-        reason = stage.why_nothing(run.recipe)
-        raise UserError(f"{request.recipe}: nothing to {stage.name}; {reason}")
+        raise UserError(f"{request.recipe}: nothing to {stage.name}; {stage.why_nothing}")
     chain = with_upstream(units, targets)
     keys = {unit.key for unit in targets}
     forced = keys if request.force else set()
     if request.dry_run:
         rows = _statuses(run, chain, forced)
         _show(run, rows)
-        return plan_result(run, rows)
+        return plan.plan_result(run, rows)
 
     with _disk_errors_reported(run.folder), distributed.together(), ExitStack() as stack:
         if distributed.by_first(lambda: _only_reads(run, chain, request)):
@@ -77,15 +65,17 @@ def execute(request: Request, stage: Stage) -> dict[str, JSON]:
         further = stage.finish(run, targets, request.stage_options)
     if not distributed.is_first():
         return {}
-    return {**plan_result(run, rows), "result": stage.summary(run, targets), **further}
+    return {**plan.plan_result(run, rows), "result": stage.summary(run, targets), **further}
 
 
-def _prepared(run: Run, request: Request, chain: Sequence[Unit], keys: set[str]) -> list[PlanRow]:
+def _prepared(
+    run: Run, request: plan.Request, chain: Sequence[Unit], keys: set[str]
+) -> list[plan.PlanRow]:
     """Show the plan and check what will run, before anything is written."""
     rows = _statuses(run, chain, keys if request.force else set(), repairing=request)
     _show(run, rows)
     pending = [row for row in rows if not row.current]
-    if problems := check_units(run, [row.unit for row in pending])[1]:
+    if problems := plan.check_units(run, [row.unit for row in pending])[1]:
         raise UserError(*problems)
     for row in pending:
         if request.only and row.unit.key not in keys:
@@ -100,8 +90,8 @@ def _prepared(run: Run, request: Request, chain: Sequence[Unit], keys: set[str])
 
 
 def _statuses(
-    run: Run, chain: Sequence[Unit], forced: set[str], repairing: Request | None = None
-) -> list[PlanRow]:
+    run: Run, chain: Sequence[Unit], forced: set[str], repairing: plan.Request | None = None
+) -> list[plan.PlanRow]:
     """Determine the status of every unit; with `repairing`, finish what a killed run left."""
     rows = []
     for unit in chain:
@@ -109,11 +99,11 @@ def _statuses(
             unit.artifact.recover()
             if stage_of(unit).precious and unit.key not in forced:
                 _repair(run, unit, repairing)
-        rows.append(status_of(run, unit, force=unit.key in forced))
+        rows.append(plan.status_of(run, unit, force=unit.key in forced))
     return rows
 
 
-def _repair(run: Run, unit: Unit, request: Request) -> None:
+def _repair(run: Run, unit: Unit, request: plan.Request) -> None:
     """Find damaged files of a precious stage's artifact; on request, let the stage rebuild them.
 
     Raises:
@@ -128,8 +118,8 @@ def _repair(run: Run, unit: Unit, request: Request) -> None:
     if manifest and made_by <= stage.format:
         if any(key not in run.manifests for key in unit.needs):
             return
-        inputs = fingerprint_inputs(run, unit)
-        if recorded_inputs(run, manifest, inputs) != inputs:
+        inputs = plan.fingerprint_inputs(run, unit)
+        if plan.recorded_inputs(run, manifest, inputs) != inputs:
             return  # it is rebuilt, and stays until its successor is complete
     damaged = artifact.damage(Digests() if requested else run.digests)
     if requested:
@@ -153,19 +143,19 @@ def _repair(run: Run, unit: Unit, request: Request) -> None:
     artifact.reopen(damaged)
 
 
-def _show(run: Run, rows: Sequence[PlanRow]) -> None:
+def _show(run: Run, rows: Sequence[plan.PlanRow]) -> None:
     if all(row.current for row in rows):
         run.console.say("everything is up to date")
     else:
-        run.console.show(plan_table(rows))
+        run.console.show(plan.plan_table(rows))
 
 
-def _only_reads(run: Run, chain: Sequence[Unit], request: Request) -> bool:
+def _only_reads(run: Run, chain: Sequence[Unit], request: plan.Request) -> bool:
     """Return whether the run folder cannot be written but everything is up to date."""
     if request.force or request.stage_options.get("repair") or not run.folder.exists():
         return False
     writable = os.access(run.folder, os.W_OK)
-    return not writable and all(status_of(run, unit).current for unit in chain)
+    return not writable and all(plan.status_of(run, unit).current for unit in chain)
 
 
 def _is_current(run: Run, unit: Unit, forced: set[str]) -> bool:
@@ -173,7 +163,7 @@ def _is_current(run: Run, unit: Unit, forced: set[str]) -> bool:
 
     def look() -> Manifest | None:
         if unit.key not in run.manifests:
-            status_of(run, unit, force=unit.key in forced)
+            plan.status_of(run, unit, force=unit.key in forced)
         return run.manifests.get(unit.key)
 
     if manifest := distributed.by_first(look):
@@ -184,7 +174,7 @@ def _is_current(run: Run, unit: Unit, forced: set[str]) -> bool:
 def _work(run: Run, unit: Unit) -> None:
     """Do a unit's work and make its artifact; an interrupted run's work is resumed."""
     stage = stage_of(unit)
-    inputs = distributed.by_first(lambda: fingerprint_inputs(run, unit))
+    inputs = distributed.by_first(lambda: plan.fingerprint_inputs(run, unit))
     began = time.monotonic()
     run.console.say(f"{unit.key} ...")
     folder = distributed.by_first(lambda: unit.artifact.begin(fingerprint(inputs)))
@@ -224,7 +214,7 @@ def _disk_error(error: Exception, folder: Path) -> str | None:
         inside = Path(str(error.filename)).absolute().is_relative_to(folder.absolute())
         return str(error.strerror) if inside else None
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or "os error 28" in str(error) or free_bytes(folder) < 2**20:
+    if full or "os error 28" in str(error) or plan.free_bytes(folder) < 2**20:
         return "no space left on the disk"
     return None
 

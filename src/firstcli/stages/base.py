@@ -75,14 +75,12 @@ class Stage(ABC):
     """Checks that units have in common with units of other stages."""
     options: ClassVar[tuple[Option, ...]] = ()
     """Further options of the command."""
+    why_nothing: ClassVar[str] = "the recipe does not need it"
+    """Why a recipe has no unit of this stage."""
 
     @abstractmethod
     def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
         """Yield the units that a recipe needs, in an order in which they can run."""
-
-    def why_nothing(self, recipe: Recipe) -> str:
-        """Explain why a recipe has no unit of this stage."""
-        return "the recipe does not need it"
 
     @abstractmethod
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:

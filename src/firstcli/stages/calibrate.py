@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 from rich.table import Table
 
 from firstcli.errors import UserError
-from firstcli.stages import checks
+from firstcli.stages import checks, fingerprints
 from firstcli.stages.base import Facts, Stage
 from firstcli.stages.extract import EXTRACT
 from firstcli.workspace.artifacts import Artifact
@@ -54,6 +54,7 @@ class Calibrate(Stage):
     help = "Fit each recalibrator on the held-out validation part."
     format = 2  # intervals, criteria, ranks
     checks = (checks.SEEN_ROWS, checks.UNPINNED)
+    why_nothing = "no arm has a recalibrator that is fitted"
 
     def key(self, arm: str) -> str:
         return f"{self.name} {arm}"
@@ -65,12 +66,7 @@ class Calibrate(Stage):
                 needs = (EXTRACT.key("validation"),)
                 yield Unit(self.key(name), self.name, artifact, needs, model=Model(name))
 
-    def why_nothing(self, recipe: Recipe) -> str:
-        return "no arm has a recalibrator that is fitted"
-
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
-        from firstcli.stages import fingerprints
-
         names = ("recalibrator", "mass", "recalibrate", "top_k")
         inputs = fingerprints.arm_fields(run.recipe, unit.arm, names)
         # The answer positions follow from the candidates, which the knowledge does not contain.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,11 +71,8 @@ def _check_top_k(run: Run) -> None:
 
 
 def _warn_of_overlap(run: Run) -> None:
-    from firstcli.data import splits
-
     for evaluation in run.recipe.evaluate:
-        training = chain(run.training.train, run.training.validation)
-        if shared := splits.overlap(training, run.evaluation_samples(evaluation.name)):
+        if shared := run.overlap(evaluation.name):
             run.console.warn(
                 f"evaluate '{evaluation.name}': {shared} prompts also occur in the training split; "
                 "its numbers will be optimistic"

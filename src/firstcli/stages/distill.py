@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.table import Column, Table
 
 from firstcli.runtime import distributed
+from firstcli.stages import fingerprints
 from firstcli.stages.base import TrainingFacts
 from firstcli.stages.calibrate import CALIBRATE
 from firstcli.stages.checks import SharedCheck
@@ -46,8 +47,6 @@ class Distill(TrainingStage):
             yield Unit(self.key(model), self.name, artifact, tuple(needs), model=model)
 
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
-        from firstcli.stages import fingerprints
-
         inputs = super().fingerprint_inputs(run, unit)
         if run.recipe.arms[unit.arm].learn == "labels":
             return inputs
@@ -59,7 +58,6 @@ class Distill(TrainingStage):
         return (*(EXTRACT.checks if learns_knowledge else ()), *self.checks)
 
     def work(self, run: Run, unit: Unit, folder: Path) -> TrainingFacts:
-        """Train the student and save it with a model card."""
         from firstcli.stages import card, inputs, train_model
         from firstcli.training import soft_targets
 

@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Column, Table
 
 from firstcli.runtime import distributed
-from firstcli.stages import checks, posthoc
+from firstcli.stages import checks, fingerprints, posthoc
 from firstcli.stages.base import Facts, Stage
 from firstcli.stages.posthoc import POSTHOC
 from firstcli.workspace.artifacts import Artifact
@@ -73,8 +73,6 @@ class Evaluate(Stage):
                 )
 
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
-        from firstcli.stages import fingerprints
-
         if unit.model.posthoc:
             return {}
         return {

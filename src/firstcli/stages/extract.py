@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from firstcli.errors import UserError
 from firstcli.runtime import distributed
 from firstcli.runtime.console import size
-from firstcli.stages import checks
+from firstcli.stages import checks, fingerprints
 from firstcli.stages.base import Facts, Option, Stage
 from firstcli.stages.finetune import FINETUNE
 from firstcli.workspace.artifacts import Artifact
@@ -52,6 +52,7 @@ class Extract(Stage):
     shared = True
     precious = True
     checks = (checks.TOKENIZERS, checks.TOP_K, checks.OVERLAP, checks.UNPINNED)
+    why_nothing = "every arm learns labels"
     options = (
         Option("repair", "Extract only the shards that are damaged or missing.", False),
         Option("verify", "Score N random samples again with the teacher and compare.", 0, "N", 0),
@@ -72,12 +73,7 @@ class Extract(Stage):
             artifact = Artifact(folder / "knowledge" / part, True)
             yield Unit(self.key(part), self.name, artifact, needs, part=part)
 
-    def why_nothing(self, recipe: Recipe) -> str:
-        return "every arm learns labels"
-
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
-        from firstcli.stages import fingerprints
-
         inputs = fingerprints.predictions(run, "teacher")
         inputs |= fingerprints.flat("knowledge", run.recipe.knowledge.stored())
         inputs[f"{unit.part} samples"] = run.part_content(unit.part)
@@ -116,7 +112,6 @@ class Extract(Stage):
         return [path.name for path in paths if not is_sound(path)]
 
     def work(self, run: Run, unit: Unit, folder: Path) -> ExtractFacts | None:
-        """Write one shard after another; an interrupted run's finished shards are kept."""
         from firstcli.stages import extraction
 
         facts = extraction.extract(run, unit, folder)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from firstcli.stages import checks
+from firstcli.stages import checks, fingerprints
 from firstcli.stages.base import Stage, TrainingFacts
 from firstcli.workspace.artifacts import Artifact
 from firstcli.workspace.units import Unit, part_of
@@ -27,8 +27,6 @@ class TrainingStage(Stage):
     checks = (checks.OVERLAP, checks.UNPINNED)
 
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
-        from firstcli.stages import fingerprints
-
         return fingerprints.training(run, unit)
 
     def check(self, run: Run, unit: Unit) -> str:
@@ -57,6 +55,7 @@ class Finetune(TrainingStage):
     name = "finetune"
     help = "Fine-tune the teacher."
     format = 2  # batches of similar length
+    why_nothing = "the recipe has no teacher.finetune"
 
     def key(self, fold: int | None = None) -> str:
         return self.name if fold is None else f"{self.name} fold {fold}"
@@ -74,9 +73,6 @@ class Finetune(TrainingStage):
         for fold in _folds(recipe):
             artifact = Artifact(folder / "folds" / str(fold), True)
             yield Unit(self.key(fold), self.name, artifact, fold=fold)
-
-    def why_nothing(self, recipe: Recipe) -> str:
-        return "the recipe has no teacher.finetune"
 
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
         inputs = super().fingerprint_inputs(run, unit)

@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from firstcli import __version__
-from firstcli.recipe.references import POSTHOC_KEY, ModelSection, PluginRef
-from firstcli.recipe.schema import Recipe
 from firstcli.training.trainer_fields import HARMLESS
-from firstcli.workspace.run import Run, once_per_run
 from firstcli.workspace.units import Role, Unit
+
+if TYPE_CHECKING:
+    from firstcli.recipe.references import ModelSection, PluginRef
+    from firstcli.recipe.schema import Recipe
+    from firstcli.workspace.run import Run
 
 NOT_FOR_TRAINING = ("device", "dtype")
 """Model options that change no training: `dtype` is for inference."""
@@ -109,7 +111,6 @@ def longest_sample(run: Run, unit: Unit) -> str:
     return run.memory.recall(what, content, make)
 
 
-@once_per_run
 def shared_vocabulary(run: Run) -> int:
     """Return the number of token ids that teacher and student share."""
 
@@ -122,7 +123,6 @@ def shared_vocabulary(run: Run) -> int:
     return run.memory.recall("shared vocabulary", tokenizer_content(run), make)
 
 
-@once_per_run
 def tokenizer_content(run: Run) -> dict[str, str]:
     """Return what the tokenizers and architectures of both roles depend on."""
     roles: list[Role] = ["teacher", "student"] if run.recipe.teacher else ["student"]
@@ -157,6 +157,8 @@ def implied_inputs(recipe: Recipe) -> Iterator[tuple[str, object]]:
 
 
 def _references(recipe: Recipe) -> Iterator[tuple[str, PluginRef | ModelSection]]:
+    from firstcli.recipe.references import POSTHOC_KEY
+
     yield "student.model", recipe.student.model
     if recipe.teacher:
         yield "teacher.model", recipe.teacher.model

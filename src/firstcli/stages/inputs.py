@@ -222,9 +222,7 @@ def stored_knowledge(run: Run, part: Part, samples: EncodedStore) -> Knowledge:
         UserError: it is damaged, or belongs to another tokenizer, text, prompt, k or precision.
     """
     expected = StoreFormat(
-        **run.recipe.knowledge.stored(),
-        split=part,
-        tokenizer=vocabulary_digest(run, "teacher"),
+        **run.recipe.knowledge.stored(), split=part, tokenizer=vocabulary_digest(run, "teacher")
     )
     knowledge = Knowledge(run.folder / "knowledge" / part, expected)
     knowledge.check(samples)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from firstcli.errors import UserError
 from firstcli.runtime import distributed
-from firstcli.stages import checks
+from firstcli.stages import checks, fingerprints
 from firstcli.stages.base import Stage
 from firstcli.stages.calibrate import CalibrationFacts, show_fitted
 from firstcli.stages.checks import SharedCheck
@@ -46,6 +46,7 @@ class Posthoc(Stage):
     shared = True
     has_arms = True
     checks = (checks.OVERLAP, checks.UNPINNED)
+    why_nothing = "neither the teacher nor an arm has a posthoc"
 
     def key(self, model: Model) -> str:
         return f"{self.name} {model.name}"
@@ -62,12 +63,7 @@ class Posthoc(Stage):
                     model=model,
                 )
 
-    def why_nothing(self, recipe: Recipe) -> str:
-        return "neither the teacher nor an arm has a posthoc"
-
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
-        from firstcli.stages import fingerprints
-
         inputs = fingerprints.plugin("posthoc", _section(run, unit))
         inputs["top_k"] = run.recipe.knowledge.top_k
         inputs["longest sample"] = fingerprints.longest_sample(run, unit)
@@ -88,19 +84,12 @@ class Posthoc(Stage):
         if not distributed.is_first():
             return None
         ref = _section(run, unit)
-        recalibrator = ref.build()
-        mass = topk.sum(axis=1)
-        recalibrator.fit(topk, is_label, mass, "teacher")
-        for warning in recalibrator.diagnostics().warnings:
+        fitted, mass = ref.build(), topk.sum(axis=1)
+        fitted.fit(topk, is_label, mass, "teacher")
+        for warning in fitted.diagnostics().warnings:
             run.console.warn(f"{unit.subject}: {warning}")
         artifact = CalibrationArtifact.measure(
-            recalibrator,
-            topk,
-            is_label,
-            mass,
-            name=ref.name,
-            options=ref.given,
-            positions="decisive",
+            fitted, topk, is_label, mass, name=ref.name, options=ref.given, positions="decisive"
         )
         artifact.save(folder / f"{unit.subject}.json")
         return CalibrationFacts.of(artifact.short_facts())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from firstcli.runtime.console import size
-from firstcli.stages import checks
+from firstcli.stages import checks, fingerprints
 from firstcli.stages.base import Facts, Stage, TrainingFacts
 from firstcli.stages.calibrate import CALIBRATE
 from firstcli.stages.distill import DISTILL
@@ -69,8 +69,6 @@ class Report(Stage):
         yield Unit(self.name, self.name, Artifact(folder / "report", True), tuple(needs))
 
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
-        from firstcli.stages import fingerprints
-
         recipe = run.recipe
         inputs = fingerprints.flat("metrics", recipe.metrics.model_dump()) | {"name": recipe.name}
         inputs["arms"] = ", ".join(recipe.arms)  # in the order of the table
@@ -87,7 +85,6 @@ class Report(Stage):
         return ReportFacts(str(unit.artifact.path / PAGE), paper_table(data).to_json())
 
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
-        """Print Table 1 and the path of the page; return the table."""
         from firstcli.reporting.terminal import Table, TerminalTable
 
         (unit,) = units
@@ -209,8 +206,6 @@ def _knowledge(run: Run) -> Iterator[tuple[str, int, ExtractFacts]]:
 
 
 def _notes_on_data(run: Run) -> Iterator[tuple[str, str]]:
-    from firstcli.data import splits
-
     training = run.training
     students = [model for model in models_of(run.recipe) if model.arm and not model.posthoc]
     used = max(_training_facts(run, model).samples for model in students)
@@ -221,8 +216,7 @@ def _notes_on_data(run: Run) -> Iterator[tuple[str, str]]:
         f"{len(training.validation)} held out, on which no model was trained",
     )
     for section in run.recipe.evaluate:
-        trained = [*training.train, *training.validation]
-        if shared := splits.overlap(trained, run.evaluation_samples(section.name)):
+        if shared := run.overlap(section.name):
             yield section.name, f"{shared} of its prompts also occur in the training split"
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, wraps
+from itertools import chain
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -22,8 +23,8 @@ from firstcli.errors import UserError, did_you_mean
 from firstcli.recipe.references import ModelSection, TaskRef
 from firstcli.recipe.schema import Evaluation, Recipe, Training, training_of
 from firstcli.runtime.console import Console
-from firstcli.workspace.artifacts import Digests, Manifest
-from firstcli.workspace.memory import Memory
+from firstcli.runtime.files import suppress_read_only, write_json
+from firstcli.workspace.artifacts import Digests, Manifest, fingerprint
 from firstcli.workspace.units import Part, Role, Unit
 
 P = ParamSpec("P")
@@ -31,6 +32,8 @@ T = TypeVar("T")
 
 PROGRESS_SECONDS = 15
 """Seconds of reading between two progress messages."""
+MOST_ENTRIES = 1000
+"""Remembered checks that are kept; the oldest are dropped first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +47,7 @@ class TrainingSplit:
         return self.validation if part == "validation" else self.train
 
 
-def once_per_run(
-    function: Callable[Concatenate[Run, P], T],
-) -> Callable[Concatenate[Run, P], T]:
+def once_per_run(function: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run, P], T]:
     """Call a function once for a run and its other arguments, then return the same result."""
 
     @wraps(function)
@@ -57,6 +58,58 @@ def once_per_run(
         return cast(T, run.loaded[key])
 
     return remembered
+
+
+class Memory:
+    """Results of checks in the run folder, each under a digest of everything that it depends on.
+
+    Checks need tokenizers, data and sometimes a model's architecture. As long as none of these
+    change, their results are read from here, and an up-to-date run is shown without PyTorch.
+    """
+
+    def __init__(self, path: Path, console: Console) -> None:
+        self._path = path
+        self._console = console
+        self._changed = False
+        try:
+            self._entries: dict[str, Any] = dict(json.loads(path.read_text("utf-8")))
+        except (OSError, ValueError):
+            self._entries = {}
+
+    def recall(
+        self, what: str, content: Mapping[str, str], make: Callable[[], T], *, anew: bool = False
+    ) -> T:
+        """Return a remembered result together with its warnings, or make and remember it.
+
+        Args:
+            what: name of the result.
+            content: everything that the result depends on.
+            make: computes the result, a JSON value.
+            anew: compute the result even if it is remembered.
+
+        Raises:
+            UserError: `make` raised it; nothing is remembered then.
+        """
+        key = fingerprint({**content, "what": what})
+        if key not in self._entries or anew:
+            with self._console.collect_warnings() as warnings:
+                value = make()
+            entry = {"what": what, "value": value, "warnings": warnings}
+            self._changed |= self._entries.get(key) != entry
+            self._entries[key] = entry
+            return value
+        for warning in self._entries[key]["warnings"]:
+            self._console.warn(warning)
+        remembered: T = self._entries[key]["value"]
+        return remembered
+
+    def save(self) -> None:
+        """Write what was added, if the run folder exists and can be written."""
+        if self._changed and self._path.parent.is_dir():
+            kept = dict(list(self._entries.items())[-MOST_ENTRIES:])
+            with suppress_read_only():
+                write_json(self._path, kept)
+            self._changed = False
 
 
 class Run:
@@ -171,6 +224,11 @@ class Run:
     def evaluation_samples(self, name: str) -> Sequence[Sample]:
         section = self._evaluation(name)
         return self._samples_of(section.task, section.split, f"evaluate '{name}'")
+
+    def overlap(self, name: str) -> int:
+        """Count the prompts of an evaluation that also occur in the training split."""
+        trained = chain(self.training.train, self.training.validation)
+        return splits.overlap(trained, self.evaluation_samples(name))
 
     # The content of the data, which fingerprints cover.
 
