@@ -22,8 +22,6 @@ from firstcli.workspace.artifacts import Manifest, changes
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit, of_arms, with_upstream
 
-UP_TO_DATE = "up to date"
-
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -78,12 +76,8 @@ def plan(request: Request) -> dict[str, JSON]:
     run.save_memory()
     if problems:
         raise UserError(*problems)
-    if not request.probe:
-        return plan_result(run, rows)
-    return plan_result(run, rows) | {"probe": _probe(run, rows, request.processes)}
-
-
-# Status.
+    result = plan_result(run, rows)
+    return result | {"probe": _probe(run, rows, request.processes)} if request.probe else result
 
 
 def fingerprint_inputs(run: Run, unit: Unit) -> dict[str, str]:
@@ -110,7 +104,7 @@ def status_of(run: Run, unit: Unit, *, force: bool = False) -> PlanRow:
     recorded = recorded_inputs(run, manifest, inputs)
     if recorded == inputs:
         run.manifests[unit.key] = manifest
-        return PlanRow(unit, True, UP_TO_DATE)
+        return PlanRow(unit, True, "up to date")
     differences = changes(recorded, inputs)
     more = " ..." if len(differences) > 3 else ""
     return PlanRow(unit, False, "; ".join(differences[:3]) + more)
@@ -129,9 +123,6 @@ def recorded_inputs(run: Run, manifest: Manifest, inputs: Mapping[str, str]) -> 
             "defaults of options; they are assumed unchanged"
         )
     return manifest.inputs | {key: inputs[key] for key in missing}
-
-
-# Checks.
 
 
 def check_units(run: Run, units: Sequence[Unit]) -> tuple[dict[str, str], list[str]]:
@@ -193,9 +184,6 @@ def free_bytes(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
-
-
-# Output.
 
 
 def plan_table(rows: Sequence[PlanRow]) -> Table:

@@ -57,20 +57,14 @@ class Evaluate(Stage):
         return f"{self.name} {evaluation}/{model.name}"
 
     def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
-        for evaluation in recipe.evaluate:
+        for name in (section.name for section in recipe.evaluate):
             for model in models_of(recipe):
+                artifact = Artifact(records_path(folder, name, model), False)
                 needs = posthoc.trained_by(recipe, model)
                 if model.posthoc:  # the plain model's answers with different confidences
-                    plain = replace(model, posthoc=False)
-                    needs = (self.key(evaluation.name, plain), POSTHOC.key(model))
-                yield Unit(
-                    self.key(evaluation.name, model),
-                    self.name,
-                    Artifact(records_path(folder, evaluation.name, model), False),
-                    needs,
-                    evaluation=evaluation.name,
-                    model=model,
-                )
+                    needs = (self.key(name, replace(model, posthoc=False)), POSTHOC.key(model))
+                key = self.key(name, model)
+                yield Unit(key, self.name, artifact, needs, evaluation=name, model=model)
 
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
         if unit.model.posthoc:

@@ -1,7 +1,4 @@
-"""Stage `finetune`: fine-tune the teacher on the labels of the training part.
-
-It shares most with stage `distill`: see `TrainingStage`.
-"""
+"""Stage `finetune`: fine-tune the teacher on the labels; and what both training stages share."""
 
 from __future__ import annotations
 

@@ -54,14 +54,9 @@ class Posthoc(Stage):
     def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
         for model in models_of(recipe):
             if model.posthoc:
-                yield Unit(
-                    self.key(model),
-                    self.name,
-                    Artifact(calibration_path(folder, model.name), False),
-                    trained_by(recipe, model),
-                    part="validation",
-                    model=model,
-                )
+                key, needs = self.key(model), trained_by(recipe, model)
+                artifact = Artifact(calibration_path(folder, model.name), False)
+                yield Unit(key, self.name, artifact, needs, part="validation", model=model)
 
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
         inputs = fingerprints.plugin("posthoc", _section(run, unit))

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from firstcli.runtime.console import size
 from firstcli.stages import checks, fingerprints
@@ -61,12 +61,9 @@ class Report(Stage):
     checks = (checks.UNPINNED,)
 
     def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
-        needs = [
-            unit.key
-            for stage in (CALIBRATE, POSTHOC, EVALUATE)
-            for unit in stage.units(recipe, folder)
-        ]
-        yield Unit(self.name, self.name, Artifact(folder / "report", True), tuple(needs))
+        stages = (CALIBRATE, POSTHOC, EVALUATE)
+        needs = tuple(unit.key for stage in stages for unit in stage.units(recipe, folder))
+        yield Unit(self.name, self.name, Artifact(folder / "report", True), needs)
 
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
         recipe = run.recipe
@@ -160,15 +157,14 @@ def _calibrations(run: Run) -> Iterator[tuple[str, CalibrationArtifact]]:
             yield row, CalibrationArtifact.load(calibration_path(run.folder, name))
 
 
-def _concentration(run: Run) -> dict[str, Any] | None:
+def _concentration(run: Run) -> JSON:
     from firstcli.knowledge import concentration
 
     parts: tuple[Part, ...] = ("train", "out-of-fold")
     for part in parts:
         path = run.folder / "knowledge" / part / concentration.FILE_NAME
         if EXTRACT.key(part) in run.manifests and path.exists():
-            content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            return content
+            return json.loads(path.read_text("utf-8"))
     return None
 
 
