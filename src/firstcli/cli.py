@@ -216,7 +216,7 @@ for _stage in STAGES:
 
 
 def _announce(values: dict[str, Any]) -> None:
-    """Say at once what is being done, before imports that take seconds."""
+    """Report progress before imports that take seconds."""
     if distributed.is_first() and not values["quiet"]:
         typer.echo(f"reading {values['recipe']} ...", err=values["json"])
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationFacts(Facts):
-    """What a fitted recalibrator came to, on the rows that it was fitted on."""
+    """The results of a fitted recalibrator on the rows that it was fitted on."""
 
     recalibrator: str
     rows: int

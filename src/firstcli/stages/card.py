@@ -60,6 +60,8 @@ def model_card(run: Run, unit: Unit, facts: TrainingFacts) -> str:
     about["tags"] = ["firstcli", "knowledge-distillation", "calibration"]
     if model.checkpoint and run.reference("student").folder is None:
         about["base_model"] = model.checkpoint
+    values = facts.as_json().items()
+    numbers = [(name, f"{n:.6g}" if isinstance(n, float) else n) for name, n in values]
     return _CARD.format(
         front_matter=_yaml(about),
         run=recipe.name,
@@ -72,10 +74,7 @@ def model_card(run: Run, unit: Unit, facts: TrainingFacts) -> str:
         held_out=len(run.training.validation),
         **settings.model_dump(include={"epochs", "batch_size", "learning_rate"}),
         seed=run.seed_of(unit),
-        numbers="\n".join(
-            f"| {name.replace('_', ' ')} | {value:{'.6g' if isinstance(value, float) else ''}} |"
-            for name, value in facts.as_json().items()
-        ),
+        numbers="\n".join(f"| {name.replace('_', ' ')} | {text} |" for name, text in numbers),
         top_k=arm.top_k or recipe.knowledge.top_k,
         recipe=_yaml(_without_folders(run.resolved)),
         arm_settings=_yaml(arm.model_dump(mode="json", exclude_none=True)),

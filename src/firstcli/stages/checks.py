@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SharedCheck:
-    """A check that runs once for all units that ask for it."""
+    """A check that runs once for all units that need it."""
 
     name: str
     run: Callable[[Run], None]

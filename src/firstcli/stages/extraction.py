@@ -72,10 +72,8 @@ def _write_shards(
         for index in ours:
             rows = shards[index].rows
             knowledge = scorer(shards[index], run.recipe.knowledge.top_k, advance)
-            ordered, top_1 = (
-                [knowledge[row.id] for row in rows],
-                _top_1(rows, knowledge, answers_only),
-            )
+            ordered = [knowledge[row.id] for row in rows]
+            top_1 = _top_1(rows, knowledge, answers_only)
             store.write_shard(paths[index], rows, ordered, format, top_1)
 
 

@@ -66,7 +66,7 @@ class Unit:
     """The fold that a teacher is not fine-tuned on; None if it is trained on all samples."""
     evaluation: str = ""
     model: Model = Model()
-    """The model that the unit is about: by default the teacher."""
+    """The model that the unit trains, evaluates or calibrates; by default the teacher."""
 
     @property
     def arm(self) -> str:
