@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from firstcli.errors import UserError
 from firstcli.runtime import distributed
-from firstcli.runtime.console import size
 from firstcli.stages import checks, fingerprints
 from firstcli.stages.base import Facts, Option, Stage
 from firstcli.stages.finetune import FINETUNE
@@ -82,6 +81,7 @@ class Extract(Stage):
         return inputs
 
     def check(self, run: Run, unit: Unit) -> str:
+        from firstcli.runtime.console import size
         from firstcli.stages import inputs, scoring
 
         if unit.part == "validation" and not run.training.validation:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from firstcli.runtime.console import size
 from firstcli.stages import checks, fingerprints
 from firstcli.stages.base import Facts, Stage, TrainingFacts
 from firstcli.stages.calibrate import CALIBRATE
@@ -217,6 +216,8 @@ def _notes_on_data(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def _notes_on_knowledge(run: Run) -> Iterator[tuple[str, str]]:
+    from firstcli.runtime.console import size
+
     for title, weight, facts in _knowledge(run):
         yield (
             f"knowledge of {title} rows",
