@@ -9,6 +9,8 @@ import inspect
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,8 +19,9 @@ import typer
 from firstcli import __version__
 from firstcli.errors import UserError
 from firstcli.runtime import distributed
-from firstcli.stages import EVALUATE, STAGES
+from firstcli.stages import STAGES
 from firstcli.stages.base import Stage
+from firstcli.stages.evaluate import EVALUATE
 
 app = typer.Typer(
     name="first",
@@ -29,76 +32,45 @@ app = typer.Typer(
     help="Make a small language model that is accurate and knows when it may be wrong.",
 )
 
-RecipePath = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipe.yaml.")
-]
-OptionalRecipePath = Annotated[
-    Path | None, typer.Argument(metavar="RECIPE", help="A recipe; none with --from.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a recipe key; repeatable."),
-]
-Arms = Annotated[
-    list[str] | None, typer.Option("--arm", metavar="NAME", help="Only this arm; repeatable.")
-]
-RunDir = Annotated[
-    Path | None, typer.Option("--run-dir", metavar="DIR", help="Run folder; default runs/NAME.")
-]
-Only = Annotated[
-    bool, typer.Option("--only", help="Run this stage alone; fail if its inputs are stale.")
-]
-Force = Annotated[bool, typer.Option("--force", help="Run this stage again.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Stop after the plan.")]
-Json = Annotated[
-    bool, typer.Option("--json", help="Result as JSON on stdout, everything else on stderr.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
+Parameters = dict[str, tuple[Any, Any]]
+"""Type and typer's description of each parameter of a command; most are fields of `Request`."""
 
-STAGE_OPTIONS: dict[str, tuple[Any, Any]] = {  # parameter -> type, default
-    "recipe": (RecipePath, inspect.Parameter.empty),
-    "overrides": (Overrides, None),
-    "arms": (Arms, None),
-    "run_dir": (RunDir, None),
-    "only": (Only, False),
-    "force": (Force, False),
-    "dry_run": (DryRun, False),
-    "as_json": (Json, False),
-    "quiet": (Quiet, False),
+
+def _option(
+    name: str, kind: Any, default: Any, help: str, metavar: str | None = None, minimum: Any = None
+) -> tuple[Any, Any]:
+    return kind, typer.Option(default, f"--{name}", help=help, metavar=metavar, min=minimum)
+
+
+RECIPE: Parameters = {
+    "recipe": (Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipe.yaml.")),
+    "overrides": _option(
+        "set", list[str], [], "Override a recipe key; repeatable.", "KEY.PATH=VALUE"
+    ),
+    "arms": _option("arm", list[str], [], "Only this arm; repeatable.", "NAME"),
+    "run_dir": _option("run-dir", Path | None, None, "Run folder; default runs/NAME.", "DIR"),
 }
-JUDGE_OPTIONS: dict[str, tuple[Any, Any]] = {
-    "outputs": (
-        Annotated[
-            Path | None,
-            typer.Option(
-                "--from",
-                metavar="FILE",
-                help="Judge these outputs: records (.parquet) or lm-eval's samples (.jsonl).",
-            ),
-        ],
-        None,
-    ),
-    "versus": (
-        Annotated[
-            Path | None,
-            typer.Option("--versus", metavar="FILE", help="With --from: compare with this file."),
-        ],
-        None,
-    ),
-    "confidence": (
-        Annotated[
-            str | None,
-            typer.Option(metavar="KIND", help="With --from: candidates (default) or full."),
-        ],
-        None,
-    ),
-    "bins": (
-        Annotated[
-            int | None,
-            typer.Option(min=1, metavar="N", help="With --from: bins of the ECE; default 10."),
-        ],
-        None,
-    ),
+WORK: Parameters = {
+    "only": _option("only", bool, False, "Run this stage alone; fail if its inputs are stale."),
+    "force": _option("force", bool, False, "Run this stage again."),
+    "dry_run": _option("dry-run", bool, False, "Stop after the plan."),
+}
+PROBE: Parameters = {
+    "probe": _option("probe", bool, False, "Run a few batches and estimate time and memory."),
+    "processes": _option("processes", int, 1, "Estimate for N processes, as on N GPUs.", "N", 1),
+}
+_JSON_HELP = "Result as JSON on stdout, everything else on stderr."
+OUTPUT: Parameters = {
+    "json": _option("json", bool, False, _JSON_HELP),
+    "quiet": _option("quiet", bool, False, "Print errors only."),
+}
+_FROM_HELP = "Judge these outputs: records (.parquet) or lm-eval's samples (.jsonl)."
+_KIND_HELP = "With --from: candidates (default) or full."
+JUDGE: Parameters = {
+    "outputs": _option("from", Path | None, None, _FROM_HELP, "FILE"),
+    "versus": _option("versus", Path | None, None, "With --from: compare with this file.", "FILE"),
+    "confidence": _option("confidence", str | None, None, _KIND_HELP, "KIND"),
+    "bins": _option("bins", int | None, None, "With --from: bins of the ECE; default 10.", "N", 1),
 }
 
 
@@ -133,157 +105,120 @@ def init(
     typer.echo(text(starter, schema=schema), nl=False)
 
 
-@app.command()
-def plan(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    arms: Arms = None,
-    run_dir: RunDir = None,
-    probe: Annotated[
-        bool, typer.Option("--probe", help="Run a few batches and estimate time and memory.")
-    ] = False,
-    processes: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Estimate for N processes, as on N GPUs.")
-    ] = 1,
-    as_json: Json = False,
-    quiet: Quiet = False,
+def _add_command(
+    name: str, help: str, run: Callable[[dict[str, Any]], None], parameters: Parameters
 ) -> None:
-    """Show what would run, how large it is, and whether it can work at all."""
-    _announce(recipe, as_json=as_json, quiet=quiet)
-    from firstcli.pipeline.plan import Request
-    from firstcli.pipeline.plan import plan as make_plan
+    """Add a command whose parameters are given as data: typer reads them from the signature."""
 
-    request = Request(
-        recipe,
-        tuple(overrides or ()),
-        tuple(arms or ()),
-        run_dir,
-        probe=probe,
-        processes=processes,
-        json=as_json,
-        quiet=quiet,
+    def command(**values: Any) -> None:
+        run(values)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, keyword, default=default, annotation=kind)
+            for name, (kind, default) in parameters.items()
+        ]
     )
-    _print(make_plan(request), as_json)
+    command.__annotations__ = {name: kind for name, (kind, _) in parameters.items()}
+    app.command(name, help=help)(command)
 
 
-@app.command()
-def plugins(
-    check: Annotated[
-        bool, typer.Option("--check", help="Import each plugin and say why a broken one is broken.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """List every family, task and recalibrator with its package and version."""
-    from firstcli.commands import plugins as listing
+def _plan(values: dict[str, Any]) -> None:
+    _announce(values)
+    from firstcli.pipeline.plan import Request, plan
 
-    result = listing.show(check=check, json=as_json)
-    _print(result, as_json)
-    if check and (broken := listing.broken(result)):
+    _print(plan(Request(**values)), values["json"])
+
+
+def _plugins(values: dict[str, Any]) -> None:
+    from firstcli.commands import plugins
+
+    result = plugins.show(**values)
+    _print(result, values["json"])
+    if values["check"] and (broken := plugins.broken(result)):
         raise UserError(*broken)
+
+
+_PLAN_HELP = "Show what would run, how large it is, and whether it can work at all."
+_PLUGINS_HELP = "List every family, task and recalibrator with its package and version."
+_CHECK = _option("check", bool, False, "Import each plugin and say why a broken one is broken.")
+_add_command("plan", _PLAN_HELP, _plan, RECIPE | PROBE | OUTPUT)
+_add_command("plugins", _PLUGINS_HELP, _plugins, {"check": _CHECK, "json": OUTPUT["json"]})
 
 
 # The commands of the stages, made from the table.
 
 
 def add_stage(stage: Stage) -> None:
-    def command(**values: Any) -> None:
-        _run_stage(stage, values)
-
-    parameters = {
-        name: option for name, option in STAGE_OPTIONS.items() if name != "arms" or stage.has_arms
-    }
+    parameters = RECIPE | WORK | OUTPUT
+    if not stage.has_arms:
+        del parameters["arms"]
     for option in stage.options:
-        flag = typer.Option(
-            f"--{option.name}", help=option.help, metavar=option.metavar, min=option.minimum
-        )
-        parameters[option.name] = (Annotated[type(option.default), flag], option.default)
-    _add_command(stage, command, parameters)
-
-
-def add_evaluation(stage: Stage) -> None:
-    """Add the command that evaluates a recipe's models, or judges a file of any outputs."""
-
-    def command(outputs: Path | None, **values: Any) -> None:
-        judge_only = {"--versus": "versus", "--confidence": "confidence", "--bins": "bins"}
-        if outputs is not None:
-            _judge(outputs, values)
-            return
-        remedy = "a recipe has these settings under `metrics`, and `first report` compares its arms"
-        for flag, name in judge_only.items():
-            if values.pop(name):
-                raise UserError(f"first {stage.name}: {flag} belongs to --from FILE; {remedy}")
-        if values["recipe"] is None:
-            raise UserError(f"first {stage.name}: needs a RECIPE, or --from FILE to judge outputs")
-        _run_stage(stage, values)
-
-    recipe = {"recipe": (OptionalRecipePath, None)}
-    _add_command(stage, command, STAGE_OPTIONS | recipe | JUDGE_OPTIONS)
-
-
-def _add_command(
-    stage: Stage, command: Callable[..., None], parameters: dict[str, tuple[Any, Any]]
-) -> None:
-    """Add a command whose parameters are given as data: typer reads them from the signature."""
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    signature = [
-        inspect.Parameter(name, keyword, default=default, annotation=annotation)
-        for name, (annotation, default) in parameters.items()
-    ]
-    command.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
-    command.__annotations__ = {name: annotation for name, (annotation, _) in parameters.items()}
-    app.command(stage.name, help=stage.help)(command)
-
-
-for _stage in STAGES:
-    (add_evaluation if _stage is EVALUATE else add_stage)(_stage)
+        parameters[option.name] = _option(kind=type(option.default), **asdict(option))
+    _add_command(stage.name, stage.help, partial(_run_stage, stage), parameters)
 
 
 def _run_stage(stage: Stage, values: dict[str, Any]) -> None:
-    _announce(values["recipe"], as_json=values["as_json"], quiet=values["quiet"])
+    _announce(values)
     from firstcli.pipeline.execute import execute
     from firstcli.pipeline.plan import Request
 
-    request = Request(
-        recipe=values["recipe"],
-        overrides=tuple(values["overrides"] or ()),
-        arms=tuple(values.get("arms") or ()),
-        run_dir=values["run_dir"],
-        only=values["only"],
-        force=values["force"],
-        dry_run=values["dry_run"],
-        json=values["as_json"],
-        quiet=values["quiet"],
-        stage_options={option.name: values[option.name] for option in stage.options},
-    )
-    _print(execute(request, stage), values["as_json"])
+    further = {option.name: values.pop(option.name) for option in stage.options}
+    _print(execute(Request(**values, stage_options=further), stage), values["json"])
 
 
-def _judge(outputs: Path, values: dict[str, Any]) -> None:
+def _evaluate(values: dict[str, Any]) -> None:
+    """Evaluate a recipe's models, or judge a file of any outputs."""
+    judging = {name: values.pop(name) for name in JUDGE}
+    if judging["outputs"] is not None:
+        _judge(values, judging)
+        return
+    for name, value in judging.items():
+        if value:
+            raise UserError(
+                f"first {EVALUATE.name}: --{name} belongs to --from FILE; a recipe has these "
+                "settings under `metrics`, and `first report` compares its arms"
+            )
+    if values["recipe"] is None:
+        raise UserError(f"first {EVALUATE.name}: needs a RECIPE, or --from FILE to judge outputs")
+    _run_stage(EVALUATE, values)
+
+
+def _judge(values: dict[str, Any], judging: dict[str, Any]) -> None:
     from firstcli.commands import judge
 
-    recipe_only = {"RECIPE": "recipe", "--set": "overrides", "--arm": "arms"}
-    recipe_only |= {"--run-dir": "run_dir", "--only": "only", "--force": "force"}
-    for flag, name in (recipe_only | {"--dry-run": "dry_run"}).items():
+    for name, (_, option) in (RECIPE | WORK).items():
         if values[name]:
+            flag = option.param_decls[0] if option.param_decls else option.metavar
             raise UserError(
                 f"first {EVALUATE.name}: {flag} is for evaluating a recipe, and --from judges the "
                 "outputs in a file; use one of the two"
             )
     result = judge.show(
-        outputs,
-        values["versus"],
-        values["confidence"] or "candidates",
-        values["bins"] or 10,
-        json=values["as_json"],
+        judging["outputs"],
+        judging["versus"],
+        judging["confidence"] or "candidates",
+        judging["bins"] or 10,
+        json=values["json"],
         quiet=values["quiet"],
     )
-    _print(result, values["as_json"])
+    _print(result, values["json"])
 
 
-def _announce(recipe: Path, *, as_json: bool, quiet: bool) -> None:
-    """Say at once what is being done, before imports that take seconds."""
-    if distributed.is_first() and not quiet:
-        typer.echo(f"reading {recipe} ...", err=as_json)
+for _stage in STAGES:
+    if _stage is not EVALUATE:
+        add_stage(_stage)
+        continue
+    _recipe = typer.Argument(None, metavar="RECIPE", help="A recipe; none with --from.")
+    _parameters = RECIPE | {"recipe": (Path | None, _recipe)} | WORK | OUTPUT | JUDGE
+    _add_command(_stage.name, _stage.help, _evaluate, _parameters)
+
+
+def _announce(values: dict[str, Any]) -> None:
+    """Report progress before imports that take seconds."""
+    if distributed.is_first() and not values["quiet"]:
+        typer.echo(f"reading {values['recipe']} ...", err=values["json"])
 
 
 def _print(result: dict[str, Any], as_json: bool) -> None:
@@ -293,12 +228,8 @@ def _print(result: dict[str, Any], as_json: bool) -> None:
 
 def main() -> None:
     """Run the command line; exit codes: 0 done, 1 a bug, 2 a user error, 130 interrupted."""
-    sys.exit(_guarded(lambda: app(standalone_mode=True)))
-
-
-def _guarded(run: Callable[[], None]) -> int:
     try:
-        run()
+        app(standalone_mode=True)
     except SystemExit as stop:  # how typer ends; after Ctrl-C it prints nothing
         if stop.code == 130 and distributed.is_first():
             print("interrupted; finished work is kept, run the same command again", file=sys.stderr)
@@ -307,5 +238,4 @@ def _guarded(run: Callable[[], None]) -> int:
         if distributed.is_first():
             for message in error.messages:
                 print(f"error: {message}", file=sys.stderr)
-        return 2
-    return 0
+        sys.exit(2)

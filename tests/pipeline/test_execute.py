@@ -452,6 +452,7 @@ def test_a_dry_run_writes_nothing(finished: Finished, tmp_path: Path) -> None:
     assert result.code == 0
     assert "will run: not made yet" in result.out
     assert not nowhere.exists()
+    first("plan", finished.recipe, "--run-dir", finished.run)  # remembers digests and checks
     before = command_line.times(finished.run)
     again = ("--run-dir", finished.run, "--dry-run", "--set", "seed=9")
     assert first("report", finished.recipe, *again).code == 0

@@ -14,7 +14,7 @@ from firstcli.data import splits
 from firstcli.knowledge.store import Knowledge
 from firstcli.metrics.records import EvalRecords
 from firstcli.pipeline.plan import Request, open_run
-from firstcli.stages import inputs, posthoc, units_of
+from firstcli.stages import inputs, posthoc, scoring, units_of
 from firstcli.workspace.run import Run
 from support import command_line
 from support.command_line import first
@@ -121,8 +121,7 @@ def test_its_temperature_is_fitted_on_what_the_model_says_where_it_decides(
     run = opened(done)
     unit = units_of(run.recipe, run.folder)["posthoc fine-tune@1+T"]
     rows = posthoc._rows(run, unit)
-    found = posthoc._scored(run, unit, rows)
-    topk, is_label = posthoc._answer_positions(rows, found)
+    topk, is_label = scoring.answer_top_k(run, unit, rows)
     assert topk.shape == (30, 6) == is_label.shape
     assert unit.model
     model = inputs.model(run, unit.model)
@@ -155,12 +154,11 @@ def test_no_row_is_scored_by_a_teacher_that_has_seen_it(done: tuple[Path, Path])
     assert len(stored) == len(rows)
     limit = inputs.shared_vocabulary(run)
     from firstcli.models import readout
-    from firstcli.stages.scoring import top_k_of
 
     for fold in (1, 2):
         reader = readout.Reader(inputs.teacher(run, fold))
         for row in list(inputs.rows_of_fold(run, fold, seen=False))[:5]:
-            exact = top_k_of(reader, [row], 6, limit)[row.id]
+            exact = scoring.top_k_of(reader, [row], 6, limit)[row.id]
             known = stored.of(row)
             assert known.token_ids.tolist() == exact.token_ids.tolist()
             np.testing.assert_allclose(np.exp(known.log_probs), np.exp(exact.log_probs), atol=5e-3)

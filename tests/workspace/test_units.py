@@ -9,9 +9,10 @@ import pytest
 
 from firstcli.errors import UserError
 from firstcli.recipe.load import load_recipe
-from firstcli.stages import EVALUATE, units_of
+from firstcli.stages import units_of
 from firstcli.stages.base import Stage
 from firstcli.stages.distill import DISTILL
+from firstcli.stages.evaluate import EVALUATE
 from firstcli.stages.posthoc import POSTHOC
 from firstcli.workspace.units import Model, Unit, models_of, of_arms, with_upstream
 from support import command_line
@@ -55,7 +56,7 @@ def test_every_seed_trains_and_is_judged_but_calibration_is_shared(tmp_path: Pat
         "calibrate seen",
     }
     one = found["distill first@5"]
-    assert one.seed == 5 and one.artifact.path == tmp_path / "run" / "students" / "first@5"
+    assert one.model.seed == 5 and one.artifact.path == tmp_path / "run" / "students" / "first@5"
     assert one.needs == ("extract out-of-fold", "calibrate first")
     assert found["distill seen@2"].needs == ("extract train", "calibrate seen")
     assert found["distill fine-tune@2"].needs == ()

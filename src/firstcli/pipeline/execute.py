@@ -5,28 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import platform
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-import yaml
-
 from firstcli.api import JSON
 from firstcli.errors import UserError
-from firstcli.pipeline.plan import (
-    PlanRow,
-    Request,
-    Status,
-    check_units,
-    fingerprint_inputs,
-    open_run,
-    plan_result,
-    plan_table,
-    status_of,
-)
+from firstcli.pipeline import plan
 from firstcli.pipeline.repair import repair
 from firstcli.runtime import distributed
 from firstcli.runtime.files import locked, write_text
@@ -37,7 +24,7 @@ from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit, of_arms, with_upstream
 
 
-def execute(request: Request, stage: Stage) -> dict[str, JSON]:
+def execute(request: plan.Request, stage: Stage) -> dict[str, JSON]:
     """Bring a stage up to date and return its result as JSON values.
 
     With several processes, the first one decides what to do and all of them do it; the first one
@@ -46,18 +33,18 @@ def execute(request: Request, stage: Stage) -> dict[str, JSON]:
     Raises:
         UserError: the recipe or its data are wrong, or the work cannot be done.
     """
-    run = open_run(request)
+    run = plan.open_run(request)
     units = units_of(run.recipe, run.folder)
     targets = of_arms(stage.units(run.recipe, run.folder), request.arms)
     if not targets:
-        reason = stage.why_nothing(run.recipe)
-        raise UserError(f"{request.recipe}: nothing to {stage.name}; {reason}")
+        raise UserError(f"{request.recipe}: nothing to {stage.name}; {stage.why_nothing}")
     chain = with_upstream(units, targets)
-    forced = {unit.key for unit in targets} if request.force else set()
+    keys = {unit.key for unit in targets}
+    forced = keys if request.force else set()
     if request.dry_run:
         rows = _statuses(run, chain, forced)
         _show(run, rows)
-        return plan_result(run, rows)
+        return plan.plan_result(run, rows)
 
     with _disk_errors_reported(run.folder), distributed.together(), ExitStack() as stack:
         if distributed.by_first(lambda: _only_reads(run, chain, request)):
@@ -65,105 +52,87 @@ def execute(request: Request, stage: Stage) -> dict[str, JSON]:
             _show(run, rows)
         else:
             distributed.by_first(lambda: stack.enter_context(locked(run.folder)))
-            rows = distributed.by_first(lambda: _prepared(run, request, chain, targets))
-            _bring_up_to_date(run, rows, forced)
+            rows = distributed.by_first(lambda: _prepared(run, request, chain, keys))
+            try:
+                for unit in chain:
+                    if not _is_current(run, unit, forced):
+                        _work(run, unit)
+            finally:
+                if distributed.is_first():
+                    run.save_memory()
         further = stage.finish(run, targets, request.stage_options)
     if not distributed.is_first():
         return {}
-    return {**plan_result(run, rows), "result": stage.summary(run, targets), **further}
+    return {**plan.plan_result(run, rows), "result": stage.summary(run, targets), **further}
 
 
 def _prepared(
-    run: Run, request: Request, chain: Sequence[Unit], targets: Sequence[Unit]
-) -> list[PlanRow]:
+    run: Run, request: plan.Request, chain: Sequence[Unit], keys: set[str]
+) -> list[plan.PlanRow]:
     """Show the plan and check what will run, before anything is written."""
-    forced = {unit.key for unit in targets} if request.force else set()
-    rows = _statuses(run, chain, forced, repairing=request)
+    rows = _statuses(run, chain, keys if request.force else set(), repairing=request)
     _show(run, rows)
-    pending = [row.unit for row in rows if not row.status.current]
-    if problems := check_units(run, pending)[1]:
+    pending = [row for row in rows if not row.current]
+    if problems := plan.check_units(run, [row.unit for row in pending])[1]:
         raise UserError(*problems)
-    if request.only:
-        _require_upstream(request, rows, targets)
-    _write_recipe(run)
+    for row in pending:
+        if request.only and row.unit.key not in keys:
+            raise UserError(
+                f"--only: {row.unit.key} is not up to date ({row.reason}); run `first "
+                f"{row.unit.stage} {request.recipe}` first"
+            )
+    path = run.folder / "recipe.yaml"
+    if not path.exists() or path.read_text("utf-8") != run.recipe_text:
+        write_text(path, run.recipe_text)
     return rows
 
 
 def _statuses(
-    run: Run, chain: Sequence[Unit], forced: set[str], repairing: Request | None = None
-) -> list[PlanRow]:
+    run: Run, chain: Sequence[Unit], forced: set[str], repairing: plan.Request | None = None
+) -> list[plan.PlanRow]:
     """Determine the status of every unit; with `repairing`, finish what a killed run left."""
     rows = []
     for unit in chain:
         if repairing:
             unit.artifact.recover()
             if stage_of(unit).precious and unit.key not in forced:
-                requested = bool(repairing.stage_options.get("repair"))
-                repair(run, unit, repairing.recipe, requested=requested)
-        rows.append(PlanRow(unit, status_of(run, unit, force=unit.key in forced)))
+                repair(run, unit, repairing)
+        rows.append(plan.status_of(run, unit, force=unit.key in forced))
     return rows
 
 
-def _show(run: Run, rows: Sequence[PlanRow]) -> None:
-    if all(row.status.current for row in rows):
+def _show(run: Run, rows: Sequence[plan.PlanRow]) -> None:
+    if all(row.current for row in rows):
         run.console.say("everything is up to date")
     else:
-        run.console.show(plan_table(rows))
+        run.console.show(plan.plan_table(rows))
 
 
-def _only_reads(run: Run, chain: Sequence[Unit], request: Request) -> bool:
+def _only_reads(run: Run, chain: Sequence[Unit], request: plan.Request) -> bool:
     """Return whether the run folder cannot be written but everything is up to date."""
     if request.force or request.stage_options.get("repair") or not run.folder.exists():
         return False
     writable = os.access(run.folder, os.W_OK)
-    return not writable and all(status_of(run, unit).current for unit in chain)
+    return not writable and all(plan.status_of(run, unit).current for unit in chain)
 
 
-def _require_upstream(request: Request, rows: Sequence[PlanRow], targets: Sequence[Unit]) -> None:
-    keys = {unit.key for unit in targets}
-    for row in rows:
-        if row.unit.key not in keys and not row.status.current:
-            raise UserError(
-                f"--only: {row.unit.key} is not up to date ({row.status.reason}); run `first "
-                f"{row.unit.stage} {request.recipe}` first"
-            )
-
-
-def _write_recipe(run: Run) -> None:
-    text = yaml.safe_dump(run.resolved, sort_keys=False, allow_unicode=True)
-    path = run.folder / "recipe.yaml"
-    if not path.exists() or path.read_text("utf-8") != text:
-        write_text(path, text)
-
-
-def _bring_up_to_date(run: Run, rows: Sequence[PlanRow], forced: set[str]) -> None:
-    try:
-        for row in rows:
-            if not _status_for_all(run, row.unit, forced).current:
-                _work(run, row.unit)
-    finally:
-        if distributed.is_first():
-            run.save_memory()
-
-
-def _status_for_all(run: Run, unit: Unit, forced: set[str]) -> Status:
+def _is_current(run: Run, unit: Unit, forced: set[str]) -> bool:
     """Determine a unit's status once for all processes, and share its manifest."""
 
-    def look() -> tuple[Status, Manifest | None]:
-        if manifest := run.manifests.get(unit.key):
-            return Status(True, "up to date"), manifest
-        return status_of(run, unit, force=unit.key in forced), run.manifests.get(unit.key)
+    def look() -> Manifest | None:
+        if unit.key not in run.manifests:
+            plan.status_of(run, unit, force=unit.key in forced)
+        return run.manifests.get(unit.key)
 
-    status, manifest = distributed.by_first(look)
-    if manifest is not None:
+    if manifest := distributed.by_first(look):
         run.manifests[unit.key] = manifest
-    return status
+    return manifest is not None
 
 
 def _work(run: Run, unit: Unit) -> None:
     """Do a unit's work and make its artifact; an interrupted run's work is resumed."""
     stage = stage_of(unit)
-    inputs = distributed.by_first(lambda: fingerprint_inputs(run, unit))
+    inputs = distributed.by_first(lambda: plan.fingerprint_inputs(run, unit))
     began = time.monotonic()
     run.console.say(f"{unit.key} ...")
     folder = distributed.by_first(lambda: unit.artifact.begin(fingerprint(inputs)))
@@ -174,16 +143,9 @@ def _work(run: Run, unit: Unit) -> None:
         except UserError as error:
             raise UserError(*(f"{unit.key}: {message}" for message in error.messages)) from error
     distributed.wait()
-    seconds = time.monotonic() - began
+    seconds, values = time.monotonic() - began, facts.as_json() if facts else {}
     manifest = distributed.by_first(
-        lambda: unit.artifact.commit(
-            unit.key,
-            inputs,
-            facts.as_json() if facts else {},
-            seconds,
-            _versions(),
-            run.digests,
-        )
+        lambda: unit.artifact.commit(unit.key, inputs, values, seconds, _versions(), run.digests)
     )
     run.manifests[unit.key] = manifest
     run.console.say(f"{unit.key}: {_summary_line(manifest)}")
@@ -210,9 +172,7 @@ def _disk_error(error: Exception, folder: Path) -> str | None:
         inside = Path(str(error.filename)).absolute().is_relative_to(folder.absolute())
         return str(error.strerror) if inside else None
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    while not folder.exists():
-        folder = folder.parent
-    if full or "os error 28" in str(error) or shutil.disk_usage(folder).free < 2**20:
+    if full or "os error 28" in str(error) or plan.free_bytes(folder) < 2**20:
         return "no space left on the disk"
     return None
 

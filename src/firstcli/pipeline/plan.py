@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from firstcli.api import JSON
 from firstcli.errors import UserError, shortened
 from firstcli.recipe.load import load_recipe
 from firstcli.runtime.console import Console, duration, size
 from firstcli.stages import fingerprints, stage_of, units_of
-from firstcli.stages.checks import SharedCheck, check_disk
+from firstcli.stages.checks import SharedCheck
 from firstcli.workspace.artifacts import Manifest, changes
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit, of_arms, with_upstream
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +28,8 @@ class Request:
     """The options of a command."""
 
     recipe: Path
-    overrides: tuple[str, ...] = ()
-    arms: tuple[str, ...] = ()
+    overrides: Sequence[str] = ()
+    arms: Sequence[str] = ()
     run_dir: Path | None = None
     only: bool = False
     force: bool = False
@@ -44,19 +43,12 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
-    """Whether a unit is up to date, and if not, why it will run."""
-
-    current: bool
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class PlanRow:
-    """One row of the plan."""
+    """One row of the plan: whether a unit is up to date, and if not, why it will run."""
 
     unit: Unit
-    status: Status
+    current: bool
+    reason: str
     size: str = ""
     """The size of the unit's work, in words."""
 
@@ -77,19 +69,15 @@ def plan(request: Request) -> dict[str, JSON]:
     if request.arms:
         of_stages = [unit for unit in chain if stage_of(unit).has_arms]
         chain = with_upstream(units, of_arms(of_stages, request.arms))
-    statuses = {unit.key: status_of(run, unit) for unit in chain}
+    rows = [status_of(run, unit) for unit in chain]
     sizes, problems = check_units(run, chain)
-    rows = [PlanRow(unit, statuses[unit.key], sizes.get(unit.key, "")) for unit in chain]
+    rows = [replace(row, size=sizes.get(row.unit.key, "")) for row in rows]
     run.console.show(plan_table(rows))
     run.save_memory()
     if problems:
         raise UserError(*problems)
-    if not request.probe:
-        return plan_result(run, rows)
-    return plan_result(run, rows) | {"probe": _probe(run, rows, request.processes)}
-
-
-# Status.
+    result = plan_result(run, rows)
+    return result | {"probe": _probe(run, rows, request.processes)} if request.probe else result
 
 
 def fingerprint_inputs(run: Run, unit: Unit) -> dict[str, str]:
@@ -100,24 +88,26 @@ def fingerprint_inputs(run: Run, unit: Unit) -> dict[str, str]:
     return fingerprints.as_text(inputs | dict(stage.fingerprint_inputs(run, unit)))
 
 
-def status_of(run: Run, unit: Unit, *, force: bool = False) -> Status:
+def status_of(run: Run, unit: Unit, *, force: bool = False) -> PlanRow:
     """Determine whether a unit is up to date; a current unit's manifest is kept in the run."""
     manifest = unit.artifact.manifest(run.digests)
     if missing := [key for key in unit.needs if key not in run.manifests]:
         reason = f"after {missing[0]}"
-        return Status(False, reason if manifest is None else f"{reason}, if that changes it")
+        return PlanRow(unit, False, reason + (", if that changes it" if manifest else ""))
     if force:
-        return Status(False, "--force")
+        return PlanRow(unit, False, "--force")
     if manifest is None:
         damaged = unit.artifact.damage(run.digests)
-        return Status(False, f"damaged: {shortened(damaged, 3)}" if damaged else "not made yet")
+        reason = f"damaged: {shortened(damaged, 3)}" if damaged else "not made yet"
+        return PlanRow(unit, False, reason)
     inputs = fingerprint_inputs(run, unit)
     recorded = recorded_inputs(run, manifest, inputs)
     if recorded == inputs:
         run.manifests[unit.key] = manifest
-        return Status(True, "up to date")
+        return PlanRow(unit, True, "up to date")
     differences = changes(recorded, inputs)
-    return Status(False, "; ".join(differences[:3]) + (" ..." if len(differences) > 3 else ""))
+    more = " ..." if len(differences) > 3 else ""
+    return PlanRow(unit, False, "; ".join(differences[:3]) + more)
 
 
 def recorded_inputs(run: Run, manifest: Manifest, inputs: Mapping[str, str]) -> dict[str, str]:
@@ -135,84 +125,72 @@ def recorded_inputs(run: Run, manifest: Manifest, inputs: Mapping[str, str]) -> 
     return manifest.inputs | {key: inputs[key] for key in missing}
 
 
-def is_stale(run: Run, unit: Unit, manifest: Manifest) -> bool:
-    """Return whether a finished unit's inputs have changed, whatever the state of its files."""
-    if any(key not in run.manifests for key in unit.needs):
-        return True
-    inputs = fingerprint_inputs(run, unit)
-    return recorded_inputs(run, manifest, inputs) != inputs
-
-
-# Checks.
-
-
 def check_units(run: Run, units: Sequence[Unit]) -> tuple[dict[str, str], list[str]]:
     """Run every check that needs no weights; return each unit's size in words, and all mistakes.
 
     For units that are up to date, the results are remembered in the run folder.
     """
-    problems: list[str] = []
-    sizes: dict[str, str] = {}
-    content = _content(run) if units else None
-    if any(stage_of(unit).uses_models and unit.key not in run.manifests for unit in units):
+    pending = [unit for unit in units if unit.key not in run.manifests]
+    try:
+        content = fingerprints.all_content(run) if units else None
+    except UserError:  # the data cannot be read; the checks report it
+        content = None
+    if any(stage_of(unit).uses_models for unit in pending):
         run.announce_libraries()
-    shared: dict[SharedCheck, bool] = {}
+    shared: dict[SharedCheck, bool] = {}  # whether a pending unit needs it
     for unit in units:
-        is_pending = unit.key not in run.manifests
         for check in stage_of(unit).checks_of(run, unit):
-            shared[check] = shared.get(check, False) or is_pending
-    for check, is_pending in shared.items():
+            shared[check] = shared.get(check, False) or unit in pending
+    steps: list[tuple[str, Callable[[], Any], bool]] = [
+        *((check.name, partial(check.run, run), anew) for check, anew in shared.items()),
+        *((unit.key, partial(stage_of(unit).check, run, unit), unit in pending) for unit in units),
+    ]
+    results: dict[str, Any] = {}
+    problems: list[str] = []
+    for name, make, anew in steps:
         try:
-            make = partial(check.run, run)
-            _recall(run, content, f"check {check.name}", make, anew=is_pending)
-        except UserError as error:
-            problems += error.messages
-    for unit in units:
-        is_pending = unit.key not in run.manifests
-        try:
-            make_size = partial(stage_of(unit).check, run, unit)
-            sizes[unit.key] = _recall(run, content, f"check {unit.key}", make_size, anew=is_pending)
+            if content is None:
+                results[name] = make()
+            else:
+                results[name] = run.memory.recall(f"check {name}", content, make, anew=anew)
         except UserError as error:
             problems += error.messages
     if not problems:
-        problems += _disk_problems(run, [u for u in units if u.key not in run.manifests])
-    return sizes, list(dict.fromkeys(problems))
+        try:
+            check_disk(run, pending)
+        except UserError as error:
+            problems += error.messages
+    return results, list(dict.fromkeys(problems))
 
 
-def _content(run: Run) -> dict[str, str] | None:
-    """Return what the checks depend on, or None if the data cannot be read."""
-    try:
-        return fingerprints.all_content(run)
-    except UserError:
-        return None  # the checks report it
+def check_disk(run: Run, pending: Sequence[Unit]) -> None:
+    """Check that the run folder's disk has room for the work of units.
+
+    Raises:
+        UserError: it has not.
+    """
+    needed = sum(stage_of(unit).disk(run, unit) for unit in pending)
+    needed += max((stage_of(unit).disk_at_work(run, unit) for unit in pending), default=0)
+    free = free_bytes(run.folder)
+    if needed > free:
+        raise UserError(
+            f"run directory {run.folder}: {size(needed)} are needed for weights, "
+            f"checkpoints and knowledge, {size(free)} are free; choose another with --run-dir"
+        )
 
 
-def _recall(
-    run: Run, content: dict[str, str] | None, what: str, make: Callable[[], T], *, anew: bool
-) -> T:
-    return make() if content is None else run.memory.recall(what, content, make, anew=anew)
-
-
-def _disk_problems(run: Run, pending: Sequence[Unit]) -> list[str]:
-    try:
-        results = [(stage_of(unit), unit) for unit in pending]
-        needed = sum(stage.disk(run, unit) for stage, unit in results)
-        needed += max((stage.disk_at_work(run, unit) for stage, unit in results), default=0)
-        check_disk(run, needed)
-    except UserError as error:
-        return list(error.messages)
-    return []
-
-
-# Output.
+def free_bytes(folder: Path) -> int:
+    """Return the free bytes on the disk of a folder, which need not exist yet."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def plan_table(rows: Sequence[PlanRow]) -> Table:
-    table = Table(title=None)
-    for heading in ("stage", "what", "state", "estimate"):
-        table.add_column(heading, overflow="fold")
+    headings = ("stage", "what", "state", "estimate")
+    table = Table(*(Column(heading, overflow="fold") for heading in headings))
     for row in rows:
-        state = row.status.reason if row.status.current else f"will run: {row.status.reason}"
+        state = row.reason if row.current else f"will run: {row.reason}"
         table.add_row(row.unit.stage, row.unit.subject, state, row.size)
     return table
 
@@ -221,8 +199,8 @@ def plan_result(run: Run, rows: Sequence[PlanRow]) -> dict[str, JSON]:
     units = [
         {
             "unit": row.unit.key,
-            "up_to_date": row.status.current,
-            "reason": row.status.reason,
+            "up_to_date": row.current,
+            "reason": row.reason,
             "estimate": row.size,
         }
         for row in rows
@@ -234,26 +212,24 @@ def _probe(run: Run, rows: Sequence[PlanRow], processes: int) -> dict[str, JSON]
     """Run a few batches of each pending stage, and show what everything will take."""
     from firstcli.stages import probe
 
-    table = Table(title=f"with {processes} process{'es' if processes > 1 else ''} like this one")
-    for heading in ("stage", "what", "time", "memory each", "memory each, sharded", "disk"):
-        table.add_column(heading)
+    title = f"with {processes} process{'es' if processes > 1 else ''} like this one"
+    headings = ("stage", "what", "time", "memory each", "memory each, sharded", "disk")
+    table = Table(*headings, title=title)
     measure = probe.Probe(run, processes)
     result: dict[str, Any] = {}
-    for unit in (row.unit for row in rows if not row.status.current):
+    for unit in (row.unit for row in rows if not row.current):
         stage = stage_of(unit)
         if (estimate := measure.estimate(partial(stage.probe, measure, unit))) is None:
             continue
         on_disk = stage.disk(run, unit)
         if math.isnan(estimate.seconds):
             result[unit.key] = {"fits": False, "seconds": 0, "disk": on_disk}
-            table.add_row(
-                unit.stage, unit.subject, "?", "does not fit one device", "?", size(on_disk)
-            )
-            continue
-        result[unit.key] = {**asdict(estimate), "disk": on_disk}
-        sharded = "–" if estimate.sharded is None else size(estimate.sharded)
-        cells = (duration(estimate.seconds), size(estimate.memory), sharded, size(on_disk))
-        table.add_row(unit.stage, unit.subject, *cells)
+            cells = ("?", "does not fit one device", "?")
+        else:
+            result[unit.key] = {**asdict(estimate), "disk": on_disk}
+            sharded = "–" if estimate.sharded is None else size(estimate.sharded)
+            cells = (duration(estimate.seconds), size(estimate.memory), sharded)
+        table.add_row(unit.stage, unit.subject, *cells, size(on_disk))
     seconds, on_disk = (sum(row[name] for row in result.values()) for name in ("seconds", "disk"))
     table.add_section()
     table.add_row("all", "", duration(seconds), "", "", size(on_disk))

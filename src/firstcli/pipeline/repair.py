@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from firstcli.errors import UserError, shortened
-from firstcli.pipeline.plan import is_stale
+from firstcli.pipeline import plan
 from firstcli.stages import stage_of
 from firstcli.workspace.artifacts import Digests
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit
 
 
-def repair(run: Run, unit: Unit, recipe: Path, *, requested: bool) -> None:
-    """Find damaged files of an artifact; if a repair is requested, let the stage make them again.
-
-    Args:
-        run: the run.
-        unit: a unit of a precious stage.
-        recipe: path of the recipe, for messages.
-        requested: whether the user asked for a repair.
+def repair(run: Run, unit: Unit, request: plan.Request) -> None:
+    """Find damaged files of a precious stage's artifact; on request, let the stage rebuild them.
 
     Raises:
         UserError: files are damaged or missing and no repair is requested, the manifest is
             damaged, or a newer firstcli made the artifact.
     """
+    requested = request.stage_options.get("repair")
     artifact, stage = unit.artifact, stage_of(unit)
-    command = f"`first {stage.name} {recipe}"
+    command = f"`first {stage.name} {request.recipe}"
     manifest = artifact.written()
     made_by = int(manifest.inputs["format"]) if manifest else 0
-    if manifest and made_by <= stage.format and is_stale(run, unit, manifest):
-        return  # it is rebuilt, and stays until its successor is complete
+    if manifest and made_by <= stage.format:
+        if any(key not in run.manifests for key in unit.needs):
+            return
+        inputs = plan.fingerprint_inputs(run, unit)
+        if plan.recorded_inputs(run, manifest, inputs) != inputs:
+            return  # it is rebuilt, and stays until its successor is complete
     damaged = artifact.damage(Digests() if requested else run.digests)
     if requested:
         known = set(damaged)

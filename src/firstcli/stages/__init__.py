@@ -18,8 +18,6 @@ from firstcli.workspace.units import Unit
 if TYPE_CHECKING:
     from firstcli.recipe.schema import Recipe
 
-__all__ = ["EVALUATE", "STAGES", "stage_of", "units_of"]
-
 STAGES: list[Stage] = [FINETUNE, EXTRACT, CALIBRATE, DISTILL, POSTHOC, EVALUATE, REPORT]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from firstcli.api import JSON
     from firstcli.recipe.schema import Recipe
     from firstcli.stages.probe import CostEstimate, Probe
-    from firstcli.workspace.artifacts import Manifest
     from firstcli.workspace.run import Run
 
 
@@ -32,14 +31,13 @@ class Facts:
 
     def as_json(self) -> dict[str, JSON]:
         """Return the fields that have a value."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
-    def of(cls, manifest: Manifest) -> Self:
-        """Read the facts of a finished unit."""
+    def of(cls, facts: Mapping[str, JSON]) -> Self:
+        """Read the facts of a manifest."""
         known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in manifest.facts.items() if name in known})
+        return cls(**{name: value for name, value in facts.items() if name in known})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +75,12 @@ class Stage(ABC):
     """Checks that units have in common with units of other stages."""
     options: ClassVar[tuple[Option, ...]] = ()
     """Further options of the command."""
+    why_nothing: ClassVar[str] = "the recipe does not need it"
+    """Why a recipe has no unit of this stage."""
 
     @abstractmethod
     def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
         """Yield the units that a recipe needs, in an order in which they can run."""
-
-    def why_nothing(self, recipe: Recipe) -> str:
-        """Explain why a recipe has no unit of this stage."""
-        return "the recipe does not need it"
 
     @abstractmethod
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
@@ -140,3 +136,20 @@ class Stage(ABC):
     ) -> dict[str, JSON]:
         """Do what the command's own options ask for, after all units are up to date."""
         return {}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFacts(Facts):
+    """The size and the outcome of one model's training."""
+
+    samples: int
+    steps: int
+    positions: int
+    loss: float
+    padding: float
+    P: float | None = None
+    """The teacher's mean mass on its top k."""
+    Q: float | None = None
+    """The student's mean mass on the same tokens."""
+    rank_swaps: float | None = None
+    """Share of recalibrated positions whose top token changed, if any did."""

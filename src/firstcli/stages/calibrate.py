@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from rich.table import Table
+
 from firstcli.errors import UserError
-from firstcli.stages import checks
+from firstcli.stages import checks, fingerprints
 from firstcli.stages.base import Facts, Stage
 from firstcli.stages.extract import EXTRACT
-from firstcli.workspace.artifacts import Artifact, Manifest
-from firstcli.workspace.units import Unit, calibration_path, needs_fit
+from firstcli.workspace.artifacts import Artifact
+from firstcli.workspace.units import Model, Unit, calibration_path, needs_fit
 
 if TYPE_CHECKING:
     from firstcli.api import JSON
-    from firstcli.recalibration.diagnostics import CalibrationArtifact
     from firstcli.recipe.schema import Recipe
     from firstcli.workspace.run import Run
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationFacts(Facts):
-    """What a fitted recalibrator came to, on the rows that it was fitted on."""
+    """The results of a fitted recalibrator on the rows that it was fitted on."""
 
     recalibrator: str
     rows: int
@@ -36,22 +37,14 @@ class CalibrationFacts(Facts):
     """The recalibrator's own facts, such as `temperature`."""
 
     @classmethod
-    def of_artifact(cls, artifact: CalibrationArtifact) -> Self:
-        return cls._split(artifact.short_facts())
-
-    @classmethod
-    def of(cls, manifest: Manifest) -> Self:
-        return cls._split(manifest.facts)
-
-    @classmethod
-    def _split(cls, facts: Mapping[str, JSON]) -> Self:
-        own = {field.name for field in fields(cls)}
-        known = {name: value for name, value in facts.items() if name in own}
-        return cls(**known, plugin={k: v for k, v in facts.items() if k not in own})
+    def of(cls, facts: Mapping[str, JSON]) -> Self:
+        own = {name: facts[name] for field in fields(cls) if (name := field.name) in facts}
+        return cls(**own, plugin={k: v for k, v in facts.items() if k not in own})
 
     def as_json(self) -> dict[str, JSON]:
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "plugin"}
-        return own | dict(self.plugin)
+        own = asdict(self)
+        plugin: dict[str, JSON] = own.pop("plugin")
+        return own | plugin
 
 
 class Calibrate(Stage):
@@ -61,6 +54,7 @@ class Calibrate(Stage):
     help = "Fit each recalibrator on the held-out validation part."
     format = 2  # intervals, criteria, ranks
     checks = (checks.SEEN_ROWS, checks.UNPINNED)
+    why_nothing = "no arm has a recalibrator that is fitted"
 
     def key(self, arm: str) -> str:
         return f"{self.name} {arm}"
@@ -70,18 +64,13 @@ class Calibrate(Stage):
             if needs_fit(arm):
                 artifact = Artifact(calibration_path(folder, name), False)
                 needs = (EXTRACT.key("validation"),)
-                yield Unit(self.key(name), self.name, artifact, needs, arm=name)
-
-    def why_nothing(self, recipe: Recipe) -> str:
-        return "no arm has a recalibrator that is fitted"
+                yield Unit(self.key(name), self.name, artifact, needs, model=Model(name))
 
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
-        from firstcli.stages import fingerprints
-
         names = ("recalibrator", "mass", "recalibrate", "top_k")
+        inputs = fingerprints.arm_fields(run.recipe, unit.arm, names)
         # The answer positions follow from the candidates, which the knowledge does not contain.
-        samples = fingerprints.part_samples(run, "validation")
-        return fingerprints.arm_fields(run.recipe, unit.arm, names) | samples
+        return inputs | {"validation samples": run.part_content("validation")}
 
     def check(self, run: Run, unit: Unit) -> str:
         arm = run.recipe.arms[unit.arm]
@@ -118,30 +107,24 @@ class Calibrate(Stage):
             mass_mode=arm.mass,
         )
         artifact.save(folder / f"{unit.arm}.json")
-        return CalibrationFacts.of_artifact(artifact)
+        return CalibrationFacts.of(artifact.short_facts())
 
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
-        """Print one row per arm."""
         title = "recalibrators, on the validation rows that they were fitted on"
-        show_fitted(run, title, {unit.arm: unit for unit in units})
-        return {unit.arm: run.manifests[unit.key].facts for unit in units}
+        return show_fitted(run, title, units)
 
 
-def show_fitted(run: Run, title: str, units: Mapping[str, Unit]) -> None:
-    """Print the facts of fitted recalibrators, one row per arm or model."""
-    from rich.table import Table
-
+def show_fitted(run: Run, title: str, units: Sequence[Unit]) -> dict[str, JSON]:
+    """Print the facts of fitted recalibrators, one row per arm or model, and return them."""
     from firstcli.recalibration.criteria import CRITERIA
 
-    table = Table(title=title)
     headings = ("fitted for", "recalibrator", "T", "by ECE", "by NLL", "by Brier")
-    for heading in (*headings, "rows", "accuracy", "confidence", "ECE"):
-        table.add_column(heading)
-    for name, unit in units.items():
-        facts = CalibrationFacts.of(run.manifests[unit.key])
+    table = Table(*headings, "rows", "accuracy", "confidence", "ECE", title=title)
+    for unit in units:
+        facts = CalibrationFacts.of(run.manifests[unit.key].facts)
         temperatures = facts.plugin.get("temperatures", {})
         table.add_row(
-            name,
+            unit.subject,
             facts.recalibrator,
             _temperature(facts.plugin),
             *(_number(temperatures.get(criterion)) for criterion in CRITERIA),
@@ -151,6 +134,7 @@ def show_fitted(run: Run, title: str, units: Mapping[str, Unit]) -> None:
             f"{100 * facts.ece_before:.1f} -> {100 * facts.ece_after:.1f}",
         )
     run.console.show(table)
+    return {unit.subject: run.manifests[unit.key].facts for unit in units}
 
 
 def _temperature(facts: Mapping[str, JSON]) -> str:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from firstcli import __version__
-from firstcli.recipe.schema import Arm, Training
-from firstcli.stages.train_model import TrainingFacts
+from firstcli.recipe.schema import Arm
+from firstcli.stages.base import TrainingFacts
 from firstcli.workspace.run import Run
-from firstcli.workspace.units import part_of
+from firstcli.workspace.units import Unit, part_of
 
 _CARD = """---
 {front_matter}
@@ -53,26 +52,20 @@ student's mass on the same tokens at the end of training. Accuracy, ECE and Trus
 """
 
 
-def model_card(run: Run, arm_name: str, settings: Training, seed: int, facts: TrainingFacts) -> str:
-    """Return the README.md of a student's folder.
-
-    Args:
-        run: the run.
-        arm_name: the student's arm.
-        settings: how the student was trained.
-        seed: the seed that it was trained with.
-        facts: what training came to.
-    """
-    recipe, arm = run.recipe, run.recipe.arms[arm_name]
+def model_card(run: Run, unit: Unit, facts: TrainingFacts) -> str:
+    """Return the README.md of a student's folder."""
+    recipe, arm, settings = run.recipe, run.recipe.arms[unit.arm], run.training_settings(unit)
     model = recipe.student.model
     about: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     about["tags"] = ["firstcli", "knowledge-distillation", "calibration"]
     if model.checkpoint and run.reference("student").folder is None:
         about["base_model"] = model.checkpoint
+    values = facts.as_json().items()
+    numbers = [(name, f"{n:.6g}" if isinstance(n, float) else n) for name, n in values]
     return _CARD.format(
         front_matter=_yaml(about),
         run=recipe.name,
-        arm=arm_name,
+        arm=unit.arm,
         version=__version__,
         source=_source_of_targets(run, arm),
         student=_without_folders(model.checkpoint) or f"new weights (family {model.family})",
@@ -80,18 +73,12 @@ def model_card(run: Run, arm_name: str, settings: Training, seed: int, facts: Tr
         samples=facts.samples,
         held_out=len(run.training.validation),
         **settings.model_dump(include={"epochs", "batch_size", "learning_rate"}),
-        seed=seed,
-        numbers="\n".join(_number_rows(facts)),
+        seed=run.seed_of(unit),
+        numbers="\n".join(f"| {name.replace('_', ' ')} | {text} |" for name, text in numbers),
         top_k=arm.top_k or recipe.knowledge.top_k,
         recipe=_yaml(_without_folders(run.resolved)),
         arm_settings=_yaml(arm.model_dump(mode="json", exclude_none=True)),
     )
-
-
-def _number_rows(facts: TrainingFacts) -> Iterator[str]:
-    for name, value in facts.as_json().items():
-        text = f"{value:.6g}" if isinstance(value, float) else value
-        yield f"| {name.replace('_', ' ')} | {text} |"
 
 
 def _yaml(value: object) -> str:
@@ -111,14 +98,10 @@ def _source_of_targets(run: Run, arm: Arm) -> str:
     """Describe what an arm learns from."""
     if arm.recalibrator is None:
         return "the data's labels"
-    teacher = run.recipe.teacher
-    assert teacher
-    source = (
-        _without_folders(teacher.model.checkpoint) or f"a teacher of family {teacher.model.family}"
-    )
-    top_k = arm.top_k or run.recipe.knowledge.top_k
+    model = run.model_section("teacher")
+    source = _without_folders(model.checkpoint) or f"a teacher of family {model.family}"
     unseen = " that has not seen the sample" if part_of(run.recipe, arm) == "out-of-fold" else ""
     return (
-        f"the top {top_k} token probabilities of {source}{unseen}, recalibrated by "
-        f"`{arm.recalibrator.name}`"
+        f"the top {arm.top_k or run.recipe.knowledge.top_k} token probabilities of {source}{unseen}"
+        f", recalibrated by `{arm.recalibrator.name}`"
     )

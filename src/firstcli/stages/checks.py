@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SharedCheck:
-    """A check that runs once for all units that ask for it."""
+    """A check that runs once for all units that need it."""
 
     name: str
     run: Callable[[Run], None]
@@ -73,11 +71,8 @@ def _check_top_k(run: Run) -> None:
 
 
 def _warn_of_overlap(run: Run) -> None:
-    from firstcli.data import splits
-
     for evaluation in run.recipe.evaluate:
-        training = chain(run.training.train, run.training.validation)
-        if shared := splits.overlap(training, run.evaluation_samples(evaluation.name)):
+        if shared := run.overlap(evaluation.name):
             run.console.warn(
                 f"evaluate '{evaluation.name}': {shared} prompts also occur in the training split; "
                 "its numbers will be optimistic"
@@ -109,22 +104,3 @@ TOP_K = SharedCheck("top_k", _check_top_k)
 OVERLAP = SharedCheck("overlap", _warn_of_overlap)
 SEEN_ROWS = SharedCheck("seen rows", _warn_of_seen_rows)
 UNPINNED = SharedCheck("unpinned checkpoints", _warn_of_unpinned_checkpoints)
-
-
-def check_disk(run: Run, needed: int) -> None:
-    """Check that the run folder's disk has room for a number of bytes.
-
-    Raises:
-        UserError: it has not.
-    """
-    from firstcli.runtime.console import size
-
-    folder = run.folder
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(
-            f"run directory {run.folder}: {size(needed)} are needed for weights, "
-            f"checkpoints and knowledge, {size(free)} are free; choose another with --run-dir"
-        )

@@ -8,21 +8,18 @@ makes exactly those units stale that depend on it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from firstcli.recipe.references import ModelSection, PluginRef
-from firstcli.recipe.schema import Arm, Recipe, Training
+from firstcli import __version__
 from firstcli.training.trainer_fields import HARMLESS
-from firstcli.workspace.run import Run, library_versions, once_per_run
-from firstcli.workspace.units import Part, Role, Unit
+from firstcli.workspace.units import Role, Unit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from firstcli.recipe.references import ModelSection, PluginRef
+    from firstcli.recipe.schema import Recipe
+    from firstcli.workspace.run import Run
 
-from firstcli.recipe.references import POSTHOC_KEY
-
-"""Recipe key of the temperature behind a model."""
 NOT_FOR_TRAINING = ("device", "dtype")
 """Model options that change no training: `dtype` is for inference."""
 NOT_FOR_INFERENCE = ("device",)
@@ -41,25 +38,28 @@ def model(run: Run, role: Role, seed: int | None = None) -> Inputs:
     return inputs
 
 
-def inference(run: Run, role: Role) -> Inputs:
-    """Return what running a finished model depends on."""
-    return _options(f"{role}.model", run.model_section(role), NOT_FOR_INFERENCE)
-
-
-def teacher(run: Run) -> Inputs:
-    """Return what the teacher's predictions depend on, besides its fine-tuning."""
-    assert run.recipe.teacher
-    if run.recipe.teacher.finetune:
-        return inference(run, "teacher")
-    inputs = inference(run, "teacher") | model(run, "teacher")
-    if run.recipe.teacher.model.checkpoint is None:  # its tokenizer is made from the training text
-        inputs |= training_data(run)
+def predictions(run: Run, role: Role) -> Inputs:
+    """Return what a role's predictions depend on, besides its training."""
+    section, teacher = run.model_section(role), run.recipe.teacher
+    inputs = _options(f"{role}.model", section, NOT_FOR_INFERENCE)
+    if role == "teacher" and teacher and not teacher.finetune:
+        inputs |= model(run, role)
+        if section.checkpoint is None:  # its tokenizer is made from the training text
+            inputs |= training_data(run)
     return inputs
 
 
-def predictions(run: Run, role: Role) -> Inputs:
-    """Return what a role's predictions depend on, besides its training."""
-    return teacher(run) if role == "teacher" else inference(run, role)
+def training(run: Run, unit: Unit) -> Inputs:
+    """Return what a unit's training depends on, besides the soft targets."""
+    settings = run.training_settings(unit).model_dump(exclude={"micro_batch_size"})
+    trainer = {key: value for key, value in run.recipe.trainer.items() if key not in HARMLESS}
+    return (
+        model(run, unit.role, unit.model.seed)
+        | training_data(run)
+        | flat("student.training" if unit.arm else "teacher.finetune", settings)
+        | flat("trainer", trainer)
+        | {"longest sample": longest_sample(run, unit)}
+    )
 
 
 def training_data(run: Run) -> Inputs:
@@ -67,17 +67,9 @@ def training_data(run: Run) -> Inputs:
     return {f"{part} samples": run.part_content(part) for part in ("train", "validation")}
 
 
-def training_settings(prefix: str, training: Training) -> Inputs:
-    return flat(prefix, training.model_dump(exclude={"micro_batch_size"}))
-
-
-def trainer_fields(recipe: Recipe) -> Inputs:
-    return flat("trainer", {k: v for k, v in recipe.trainer.items() if k not in HARMLESS})
-
-
 def arm_fields(recipe: Recipe, name: str, fields: Iterable[str]) -> Inputs:
     """Return some fields of an arm, its recalibrator with effective options and identity."""
-    arm: Arm = recipe.arms[name]
+    arm = recipe.arms[name]
     inputs = flat(f"arms.{name}", arm.model_dump(include=set(fields) - {"recalibrator"}))
     if arm.recalibrator:
         inputs |= plugin(f"arms.{name}.recalibrator", arm.recalibrator)
@@ -111,16 +103,13 @@ def longest_sample(run: Run, unit: Unit) -> str:
             kept = len(inputs.training_rows(run, unit.role, unit.part))
         return "any" if kept == total else f"{inputs.context(run, unit.role)} tokens"
 
-    content = tokenizer_content(run)
-    if unit.evaluation:
-        content["samples"] = run.evaluation_content(unit.evaluation)
-    else:
-        content["samples"] = run.part_content(unit.part)
+    evaluation = unit.evaluation
+    samples = run.evaluation_content(evaluation) if evaluation else run.part_content(unit.part)
+    content = tokenizer_content(run) | {"samples": samples}
     what = f"longest sample, {unit.role}, {unit.evaluation or unit.part}"
     return run.memory.recall(what, content, make)
 
 
-@once_per_run
 def shared_vocabulary(run: Run) -> int:
     """Return the number of token ids that teacher and student share."""
 
@@ -135,6 +124,8 @@ def shared_vocabulary(run: Run) -> int:
 
 def tokenizer_content(run: Run) -> dict[str, str]:
     """Return what the tokenizers and architectures of both roles depend on."""
+    from importlib.metadata import version  # takes a tenth of the time that help takes
+
     roles: list[Role] = ["teacher", "student"] if run.recipe.teacher else ["student"]
     inputs: Inputs = {}
     for role in roles:
@@ -142,22 +133,17 @@ def tokenizer_content(run: Run) -> dict[str, str]:
         if run.model_section(role).checkpoint is None:
             inputs |= training_data(run)
     inputs.pop("seed", None)  # it draws weights, which change neither
-    return as_text(inputs) | library_versions(run)
+    inputs |= {name: version(name) for name in ("transformers", "tokenizers", "torch")}
+    return as_text(inputs) | {"firstcli": __version__}
 
 
 def all_content(run: Run) -> dict[str, str]:
     """Return everything that checks depend on: the recipe, its data, models and plugins."""
-    contents = {
-        section.name: run.evaluation_content(section.name) for section in run.recipe.evaluate
-    }
-    implied = {key: str(value) for key, value in implied_inputs(run.recipe)}
-    return (
-        tokenizer_content(run)
-        | as_text(training_data(run))
-        | {f"samples of {name}": content for name, content in contents.items()}
-        | implied
-        | {"recipe": json.dumps(run.resolved, sort_keys=True)}
-    )
+    inputs = training_data(run) | dict(implied_inputs(run.recipe))
+    for section in run.recipe.evaluate:
+        inputs[f"samples of {section.name}"] = run.evaluation_content(section.name)
+    recipe = json.dumps(run.resolved, sort_keys=True)
+    return tokenizer_content(run) | as_text(inputs) | {"recipe": recipe}
 
 
 def implied_inputs(recipe: Recipe) -> Iterator[tuple[str, object]]:
@@ -172,6 +158,8 @@ def implied_inputs(recipe: Recipe) -> Iterator[tuple[str, object]]:
 
 
 def _references(recipe: Recipe) -> Iterator[tuple[str, PluginRef | ModelSection]]:
+    from firstcli.recipe.references import POSTHOC_KEY
+
     yield "student.model", recipe.student.model
     if recipe.teacher:
         yield "teacher.model", recipe.teacher.model
@@ -187,18 +175,10 @@ def _references(recipe: Recipe) -> Iterator[tuple[str, PluginRef | ModelSection]
 def flat(prefix: str, value: object) -> Inputs:
     """Return a nested value as dotted keys; None is left out."""
     if isinstance(value, Mapping):
-        return {
-            name: leaf
-            for key, child in value.items()
-            for name, leaf in flat(f"{prefix}.{key}", child).items()
-        }
+        children = [flat(f"{prefix}.{key}", child) for key, child in value.items()]
+        return {name: leaf for child in children for name, leaf in child.items()}
     return {} if value is None else {prefix: value}
 
 
 def as_text(inputs: Mapping[str, Any]) -> dict[str, str]:
     return {key: str(value) for key, value in inputs.items()}
-
-
-def part_samples(run: Run, part: Part) -> Inputs:
-    """Return the digest of one part's samples."""
-    return {f"{part} samples": run.part_content(part)}

@@ -11,30 +11,20 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from firstcli.data import splits
 from firstcli.data.encoded import EncodedStore, IntArray, counts_of, lengths_of
-from firstcli.data.encoding import (
-    EncodedQuestion,
-    EncodedSample,
-    each_encoded,
-    encode_questions,
-)
+from firstcli.data.encoding import EncodedQuestion, EncodedSample, each_encoded, encode_questions
 from firstcli.errors import UserError, shortened
 from firstcli.knowledge.shards import StoreFormat
 from firstcli.knowledge.store import Knowledge
 from firstcli.models import inference
 from firstcli.workspace.run import Run, once_per_run
-from firstcli.workspace.units import Model, Part, Role
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from firstcli.api import Sample
+from firstcli.workspace.units import Model, Part, Role, Unit
 
 
 @once_per_run
@@ -48,15 +38,13 @@ def tokenizer(run: Run, role: Role) -> PreTrainedTokenizerBase:
     role_family = family(run, role)
     text: Iterable[str] = ()
     if role_family.needs_text:
-        text = _text(chain(run.training.train, run.training.validation))
+        text = (
+            sample.prompt + response
+            for sample in chain(run.training.train, run.training.validation)
+            for response in sample.candidates or (sample.response,)
+        )
     with run.console.status(f"loading the {role}'s tokenizer"):
         return role_family.tokenizer(run.reference(role), text)
-
-
-def _text(samples: Iterable[Sample]) -> Iterable[str]:
-    for sample in samples:
-        for response in sample.candidates or (sample.response,):
-            yield sample.prompt + response
 
 
 @once_per_run
@@ -106,17 +94,15 @@ def for_inference(run: Run, role: Role, folder: Path | None) -> PreTrainedModel:
     return model
 
 
+@once_per_run
 def training_rows(run: Run, role: Role, part: Part) -> EncodedStore:
     """Encode a part of the training split with a role's tokenizer.
 
     Raises:
         UserError: a sample cannot be encoded, or is too long and must not be dropped.
     """
-    return _training_rows(run, role, "train" if part == "out-of-fold" else part)
-
-
-@once_per_run
-def _training_rows(run: Run, role: Role, part: Part) -> EncodedStore:
+    if part == "out-of-fold":
+        return training_rows(run, role, "train")
     where = f"train.task ({part} part, {role}'s tokenizer)"
     warnings: list[str] = []
     samples = run.training.part(part)
@@ -153,6 +139,13 @@ def rows_of_fold(run: Run, fold: int, *, seen: bool) -> EncodedStore:
             f"leave fold {fold} without any; lower it"
         )
     return rows.where(chosen)
+
+
+def rows_of(run: Run, unit: Unit) -> EncodedStore:
+    """Return the samples that a unit's model is trained on."""
+    if unit.fold is None:
+        return training_rows(run, unit.role, "train")
+    return rows_of_fold(run, unit.fold, seen=True)
 
 
 @once_per_run
@@ -230,9 +223,7 @@ def stored_knowledge(run: Run, part: Part, samples: EncodedStore) -> Knowledge:
         UserError: it is damaged, or belongs to another tokenizer, text, prompt, k or precision.
     """
     expected = StoreFormat(
-        **run.recipe.knowledge.stored(),
-        split=part,
-        tokenizer=vocabulary_digest(run, "teacher"),
+        **run.recipe.knowledge.stored(), split=part, tokenizer=vocabulary_digest(run, "teacher")
     )
     knowledge = Knowledge(run.folder / "knowledge" / part, expected)
     knowledge.check(samples)

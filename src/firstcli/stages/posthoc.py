@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from firstcli.errors import UserError
 from firstcli.runtime import distributed
-from firstcli.stages import checks
+from firstcli.stages import checks, fingerprints
 from firstcli.stages.base import Stage
 from firstcli.stages.calibrate import CalibrationFacts, show_fitted
 from firstcli.stages.checks import SharedCheck
@@ -25,10 +25,8 @@ from firstcli.workspace.artifacts import Artifact
 from firstcli.workspace.units import Model, Unit, calibration_path, models_of, records_path
 
 if TYPE_CHECKING:
-    from firstcli.api import JSON, BoolArray, FloatArray
+    from firstcli.api import JSON, FloatArray
     from firstcli.data.encoded import EncodedStore
-    from firstcli.data.encoding import EncodedSample
-    from firstcli.knowledge.top_k import TopK
     from firstcli.metrics.records import EvalRecords
     from firstcli.recipe.references import PosthocRef
     from firstcli.recipe.schema import Recipe
@@ -48,6 +46,7 @@ class Posthoc(Stage):
     shared = True
     has_arms = True
     checks = (checks.OVERLAP, checks.UNPINNED)
+    why_nothing = "neither the teacher nor an arm has a posthoc"
 
     def key(self, model: Model) -> str:
         return f"{self.name} {model.name}"
@@ -55,26 +54,15 @@ class Posthoc(Stage):
     def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
         for model in models_of(recipe):
             if model.posthoc:
-                yield Unit(
-                    self.key(model),
-                    self.name,
-                    Artifact(calibration_path(folder, model.name), False),
-                    trained_by(recipe, model),
-                    part="validation",
-                    arm=model.arm,
-                    model=model,
-                )
-
-    def why_nothing(self, recipe: Recipe) -> str:
-        return "neither the teacher nor an arm has a posthoc"
+                key, needs = self.key(model), trained_by(recipe, model)
+                artifact = Artifact(calibration_path(folder, model.name), False)
+                yield Unit(key, self.name, artifact, needs, part="validation", model=model)
 
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
-        from firstcli.stages import fingerprints
-
         inputs = fingerprints.plugin("posthoc", _section(run, unit))
         inputs["top_k"] = run.recipe.knowledge.top_k
         inputs["longest sample"] = fingerprints.longest_sample(run, unit)
-        inputs |= fingerprints.part_samples(run, "validation")
+        inputs["validation samples"] = run.part_content("validation")
         return inputs | fingerprints.predictions(run, unit.role)
 
     def checks_of(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
@@ -84,40 +72,26 @@ class Posthoc(Stage):
         return f"a temperature on {len(_rows(run, unit))} validation samples"
 
     def work(self, run: Run, unit: Unit, folder: Path) -> CalibrationFacts | None:
-        import torch
-
         from firstcli.recalibration.diagnostics import CalibrationArtifact
+        from firstcli.stages import scoring
 
-        assert unit.model
-        rows = _rows(run, unit)
-        with torch.inference_mode():
-            knowledge = _scored(run, unit, rows)
+        topk, is_label = scoring.answer_top_k(run, unit, _rows(run, unit))
         if not distributed.is_first():
             return None
         ref = _section(run, unit)
-        recalibrator = ref.build()
-        topk, is_label = _answer_positions(rows, knowledge)
-        mass = topk.sum(axis=1)
-        recalibrator.fit(topk, is_label, mass, "teacher")
-        for warning in recalibrator.diagnostics().warnings:
-            run.console.warn(f"{unit.model.name}: {warning}")
+        fitted, mass = ref.build(), topk.sum(axis=1)
+        fitted.fit(topk, is_label, mass, "teacher")
+        for warning in fitted.diagnostics().warnings:
+            run.console.warn(f"{unit.subject}: {warning}")
         artifact = CalibrationArtifact.measure(
-            recalibrator,
-            topk,
-            is_label,
-            mass,
-            name=ref.name,
-            options=ref.given,
-            positions="decisive",
+            fitted, topk, is_label, mass, name=ref.name, options=ref.given, positions="decisive"
         )
-        artifact.save(folder / f"{unit.model.name}.json")
-        return CalibrationFacts.of_artifact(artifact)
+        artifact.save(folder / f"{unit.subject}.json")
+        return CalibrationFacts.of(artifact.short_facts())
 
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
-        """Print one row per model."""
         title = "temperatures behind models, on the validation rows that they were fitted on"
-        show_fitted(run, title, {unit.subject: unit for unit in units})
-        return {unit.subject: run.manifests[unit.key].facts for unit in units}
+        return show_fitted(run, title, units)
 
 
 def trained_by(recipe: Recipe, model: Model) -> tuple[str, ...]:
@@ -147,49 +121,11 @@ def _rows(run: Run, unit: Unit) -> EncodedStore:
     return rows
 
 
-def _scored(run: Run, unit: Unit, rows: EncodedStore) -> dict[str, TopK]:
-    """Return the model's top k at all supervised positions, by sample id."""
-    from firstcli.data.encoded import lengths_of
-    from firstcli.models import readout
-    from firstcli.models.batching import run_batched
-    from firstcli.stages import inputs, scoring
-
-    assert unit.model
-    limit = inputs.vocabulary(run, unit.role)
-    top_k = min(run.recipe.knowledge.top_k, limit)
-    reader = readout.Reader(inputs.model(run, unit.model), run.console.say)
-    return run_batched(
-        run.console,
-        unit.key,
-        "samples",
-        rows,
-        lengths_of(rows),
-        scoring.EXTRACTION_TOKENS,
-        lambda batch: scoring.top_k_of(reader, batch, top_k, limit),
-    )
-
-
-def _answer_positions(
-    rows: Sequence[EncodedSample], knowledge: Mapping[str, TopK]
-) -> tuple[FloatArray, BoolArray]:
-    """Return the probabilities at the answer positions, (N, k), and which token is the label."""
-    import numpy as np
-
-    topk, is_label = [], []
-    for row in rows:
-        assert row.answer_position is not None
-        top, position = knowledge[row.id], row.answer_position - row.start
-        topk.append(np.exp(top.log_probs[position], dtype=np.float64))
-        is_label.append(top.token_ids[position] == row.input_ids[row.answer_position])
-    return np.array(topk), np.array(is_label)
-
-
 def tempered_records(run: Run, unit: Unit) -> EvalRecords:
     """Return the records of the model without a temperature, with the temperature applied."""
     from firstcli.metrics.records import EvalRecords
     from firstcli.recalibration.diagnostics import CalibrationArtifact
 
-    assert unit.model
     plain = replace(unit.model, posthoc=False)
     records = EvalRecords.load(records_path(run.folder, unit.evaluation, plain))
     artifact = CalibrationArtifact.load(calibration_path(run.folder, unit.model.name))

@@ -17,15 +17,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from firstcli.data.encoded import lengths_of
+from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError
 from firstcli.models import inference, readout
-from firstcli.models.batching import free_memory, is_out_of_memory
-from firstcli.recipe.schema import Training
+from firstcli.models.batching import Item, free_memory, is_out_of_memory
 from firstcli.stages import inputs, scoring
 from firstcli.training import arguments, trainer
 from firstcli.training.batches import MicroBatches, TrainingBatches
 from firstcli.workspace.run import Run
-from firstcli.workspace.units import Role, Unit
+from firstcli.workspace.units import Unit
 
 PROBED_BATCHES = 6
 """Batches of different sizes that are measured."""
@@ -62,25 +63,17 @@ class Probe:
         free_memory()
         return CostEstimate(math.nan)
 
-    def training(self, role: Role, settings: Training, fold: int | None = None) -> CostEstimate:
-        """Estimate the training of a model.
-
-        Args:
-            role: teacher or student.
-            settings: how the model is trained.
-            fold: the fold that the teacher does not see; None for all samples.
-        """
-        key = ("training", role, settings.model_dump_json(), str(fold))
+    def training(self, unit: Unit) -> CostEstimate:
+        """Estimate the training of a model."""
+        settings = self.run.training_settings(unit)
+        key = ("training", unit.role, settings.model_dump_json(), str(unit.fold))
         if key not in self._measured:
-            self._measured[key] = self._measure_training(role, settings, fold)
+            self._measured[key] = self._measure_training(unit)
         return self._measured[key]
 
-    def _measure_training(self, role: Role, settings: Training, fold: int | None) -> CostEstimate:
-        run = self.run
-        if fold is None:
-            rows = inputs.training_rows(run, role, "train")
-        else:
-            rows = inputs.rows_of_fold(run, fold, seen=True)
+    def _measure_training(self, unit: Unit) -> CostEstimate:
+        run, role, settings = self.run, unit.role, self.run.training_settings(unit)
+        rows = inputs.rows_of(run, unit)
         device = inference.device_of(inputs.family(run, role))
         micro = arguments.micro_batch(settings, self._processes)
         if settings.batch_size % (micro * self._processes):
@@ -88,7 +81,7 @@ class Probe:
                 f"--processes {self._processes}: they cannot share the {role}'s batch_size "
                 f"{settings.batch_size} in parts of {micro}; choose a divisor"
             )
-        lengths = np.array([len(row.input_ids) for row in rows])
+        lengths = lengths_of(rows)
         share = MicroBatches(
             lengths, settings.batch_size, micro, self._processes, 0, run.recipe.seed
         )
@@ -101,20 +94,18 @@ class Probe:
         batches = TrainingBatches(rows, None)
         autocast = device.type == "cuda" and settings.dtype == "float32"
 
-        def forward_and_backward(part: Sequence[int]) -> None:
-            batch = {name: value.to(device) for name, value in batches[part].items()}
+        def forward_and_backward(index: int) -> None:
+            batch = {name: value.to(device) for name, value in batches[parts[index]].items()}
             del batch["samples"]
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 loss = model(**batch)["loss"]
             loss.backward()
 
         _reset_peak(device)
-        forward_and_backward(parts[0])  # the longest batch
+        forward_and_backward(0)  # the longest batch
         update = _seconds(optimizer.step, device)  # which creates Adam's moments
         tokens = np.array([lengths[part].max() * len(part) for part in parts])
-        seconds = _interpolated(
-            tokens, lambda index: forward_and_backward(parts[index]), device
-        ).sum()
+        seconds = _interpolated(tokens, forward_and_backward, device).sum()
         steps = -(-len(rows) // settings.batch_size)
         memory = _peak(device)
         # Four numbers per weight: itself, its gradient and Adam's two moments.
@@ -128,52 +119,53 @@ class Probe:
 
     def extraction(self, unit: Unit) -> CostEstimate:
         """Estimate the extraction of a part."""
-        run = self.run
-        top_k, limit = run.recipe.knowledge.top_k, inputs.shared_vocabulary(run)
-        reader, device = self._reader("teacher")
-        ranks, batches = [], []
-        for index, shard in enumerate(scoring.shards_of(run, unit)):
-            lengths = [len(row.input_ids) for row in shard.rows]
-            for batch in inference.batches(lengths, scoring.EXTRACTION_TOKENS):
+        top_k, limit = self.run.recipe.knowledge.top_k, inputs.shared_vocabulary(self.run)
+        ranks: list[int] = []
+        batches: list[Sequence[EncodedSample]] = []
+        for index, shard in enumerate(scoring.shards_of(self.run, unit)):
+            for batch in _batches(shard.rows, scoring.EXTRACTION_TOKENS):
                 ranks.append(index % self._processes)
-                batches.append([shard.rows[i] for i in batch])
-        _reset_peak(device)
-        with torch.inference_mode():
-            seconds = _interpolated(
-                np.array([sum(len(row.input_ids) for row in batch) for batch in batches]),
-                lambda index: scoring.top_k_of(reader, batches[index], top_k, limit),
-                device,
-            )
-        slowest = np.bincount(ranks, weights=seconds).max()
-        return CostEstimate(float(slowest), _peak(device))
+                batches.append(batch)
+        return self._scoring(
+            unit,
+            batches,
+            ranks,
+            lambda reader, batch: scoring.top_k_of(reader, batch, top_k, limit),
+        )
 
     def evaluation(self, unit: Unit) -> CostEstimate:
         """Estimate the evaluation of a model."""
         key = ("evaluation", unit.role, unit.evaluation)
-        if key in self._measured:
-            return self._measured[key]
-        questions = inputs.questions(self.run, unit.role, unit.evaluation)
-        reader, device = self._reader(unit.role)
-        lengths = [len(question.input_ids) for question in questions]
-        batches = [
-            [questions[i] for i in batch]
-            for batch in inference.batches(lengths, scoring.EVALUATION_TOKENS)
-        ]
-        _reset_peak(device)
-        with torch.inference_mode():
-            seconds = _interpolated(
-                np.array([sum(len(row.input_ids) for row in batch) for batch in batches]),
-                lambda index: scoring.candidate_log_probs(reader, batches[index]),
-                device,
-            )
-        slowest = max(seconds[rank :: self._processes].sum() for rank in range(self._processes))
-        self._measured[key] = CostEstimate(float(slowest), _peak(device))
+        if key not in self._measured:
+            questions = inputs.questions(self.run, unit.role, unit.evaluation)
+            batches = _batches(questions, scoring.EVALUATION_TOKENS)
+            ranks = [index % self._processes for index in range(len(batches))]
+            self._measured[key] = self._scoring(unit, batches, ranks, scoring.candidate_log_probs)
         return self._measured[key]
 
-    def _reader(self, role: Role) -> tuple[readout.Reader, torch.device]:
-        """Load the model with which a role starts, as large and as fast as the trained one."""
-        model = inputs.for_inference(self.run, role, None)
-        return readout.Reader(model, self.run.console.say), next(model.parameters()).device
+    def _scoring(
+        self,
+        unit: Unit,
+        batches: Sequence[Sequence[Item]],
+        ranks: Sequence[int],
+        score: Callable[[readout.Reader, Sequence[Item]], object],
+    ) -> CostEstimate:
+        """Measure batches without gradients, each of which the process with its rank scores."""
+        # The model before training is as large and as fast as the trained one.
+        model = inputs.for_inference(self.run, unit.role, None)
+        reader = readout.Reader(model, self.run.console.say)
+        device = next(model.parameters()).device
+        sizes = np.array([sum(len(item.input_ids) for item in batch) for batch in batches])
+        _reset_peak(device)
+        with torch.inference_mode():
+            seconds = _interpolated(sizes, lambda index: score(reader, batches[index]), device)
+        slowest = np.bincount(ranks, weights=seconds).max()
+        return CostEstimate(float(slowest), _peak(device))
+
+
+def _batches(items: Sequence[Item], tokens: int) -> list[Sequence[Item]]:
+    lengths = [len(item.input_ids) for item in items]
+    return [[items[i] for i in batch] for batch in inference.batches(lengths, tokens)]
 
 
 def _interpolated(
@@ -188,8 +180,7 @@ def _interpolated(
     """
     order = np.argsort(sizes, kind="stable")
     probed = order[np.unique(np.linspace(0, len(order) - 1, PROBED_BATCHES).round().astype(int))]
-    for index in probed[-1:]:
-        work(int(index))  # warm up: the first run allocates memory
+    work(int(probed[-1]))  # warm up: the first run allocates memory
     seconds = [
         np.mean([_seconds(lambda i=int(index): work(i), device) for _ in range(REPEATS)])  # type: ignore[misc]
         for index in probed

@@ -7,25 +7,23 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from firstcli.stages import checks
-from firstcli.stages.base import Facts, Stage
+from firstcli.stages import checks, fingerprints
+from firstcli.stages.base import Facts, Stage, TrainingFacts
 from firstcli.stages.calibrate import CALIBRATE
 from firstcli.stages.distill import DISTILL
 from firstcli.stages.evaluate import EVALUATE, load_records
 from firstcli.stages.extract import EXTRACT, ExtractFacts
 from firstcli.stages.posthoc import POSTHOC
-from firstcli.workspace.artifacts import Artifact, Manifest
+from firstcli.workspace.artifacts import Artifact
 from firstcli.workspace.units import Model, Part, Unit, calibration_path, models_of
 
 if TYPE_CHECKING:
-    from firstcli.api import JSON, Sample
-    from firstcli.metrics.records import EvalRecords
+    from firstcli.api import JSON
     from firstcli.recalibration.diagnostics import CalibrationArtifact
     from firstcli.recipe.schema import Arm, Recipe
-    from firstcli.reporting.data import ArmFacts, FittedRecalibrator, ReportData, TeacherPart
-    from firstcli.stages.train_model import TrainingFacts
+    from firstcli.reporting.data import ArmFacts, ReportData
     from firstcli.workspace.run import Run
 
 PAGE = "index.html"
@@ -34,6 +32,11 @@ _PARTS: dict[Part, str] = {
     "train": "training",
     "out-of-fold": "training (out of fold)",
     "validation": "validation",
+}
+_REMARKS = {
+    "at_grid_end": ", at the end of the searched range",
+    "flat": ", hardly better than other temperatures",
+    "few_rows": "; these are few rows",
 }
 
 
@@ -57,16 +60,11 @@ class Report(Stage):
     checks = (checks.UNPINNED,)
 
     def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
-        needs = [
-            unit.key
-            for stage in (CALIBRATE, POSTHOC, EVALUATE)
-            for unit in stage.units(recipe, folder)
-        ]
-        yield Unit(self.name, self.name, Artifact(folder / "report", True), tuple(needs))
+        stages = (CALIBRATE, POSTHOC, EVALUATE)
+        needs = tuple(unit.key for stage in stages for unit in stage.units(recipe, folder))
+        yield Unit(self.name, self.name, Artifact(folder / "report", True), needs)
 
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
-        from firstcli.stages import fingerprints
-
         recipe = run.recipe
         inputs = fingerprints.flat("metrics", recipe.metrics.model_dump()) | {"name": recipe.name}
         inputs["arms"] = ", ".join(recipe.arms)  # in the order of the table
@@ -83,12 +81,11 @@ class Report(Stage):
         return ReportFacts(str(unit.artifact.path / PAGE), paper_table(data).to_json())
 
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
-        """Print Table 1 and the path of the page; return the table."""
         from firstcli.reporting.terminal import Table, TerminalTable
 
         (unit,) = units
         table = json.loads((unit.artifact.path / "table.json").read_text("utf-8"))
-        facts = ReportFacts.of(run.manifests[unit.key])
+        facts = ReportFacts.of(run.manifests[unit.key].facts)
         run.console.show(TerminalTable(Table.from_json(facts.table)))
         for note in table["notes"]:
             run.console.say(f"{note['label']}: {note['value']}")
@@ -99,24 +96,28 @@ class Report(Stage):
 
 def report_data(run: Run) -> ReportData:
     """Collect what a report shows."""
-    import yaml
-
-    from firstcli.reporting.data import ReportData
+    from firstcli.reporting.data import FittedRecalibrator, ReportData, TeacherPart
+    from firstcli.reporting.questions import disputed
 
     recipe = run.recipe
     finished = {key: manifest for key, manifest in run.manifests.items() if key != REPORT.name}
     data = ReportData(
         run=recipe.name,
-        recipe=yaml.safe_dump(run.resolved, sort_keys=False, allow_unicode=True),
+        recipe=run.recipe_text,
         members={row: [model.name for model in models] for row, models in _rows(run).items()},
         evaluations=[section.name for section in recipe.evaluate],
-        records=load_records(run, EVALUATE.units(recipe, run.folder)),
+        records=load_records(EVALUATE.units(recipe, run.folder)),
         settings=recipe.metrics,
-        notes=_notes(run),
+        notes=[*_notes_on_data(run), *_notes_on_knowledge(run), *_notes_on_calibration(run)],
         versions=next(iter(finished.values())).versions,
         seconds={key: manifest.seconds for key, manifest in finished.items()},
         seeds=recipe.seeds,
-        calibrations={row: _fitted(artifact) for row, artifact in _calibrations(run)},
+        calibrations={
+            row: FittedRecalibrator(
+                fitted.ranks, fitted.restored().diagnostics().curves, fitted.facts.get("criterion")
+            )
+            for row, fitted in _calibrations(run)
+        },
         concentration=_concentration(run),
         arms={
             name: _arm_facts(run, name, arm)
@@ -124,9 +125,15 @@ def report_data(run: Run) -> ReportData:
             if arm.learn == "knowledge"
         },
         top_k=recipe.knowledge.top_k,
-        teacher_parts=list(_teacher_parts(run)),
+        teacher_parts=[
+            TeacherPart(title, facts.confidence, facts.accuracy, facts.judged)
+            for title, _, facts in _knowledge(run)
+        ],
     )
-    questions = {name: _questions(run, name, data.first_of(name)) for name in data.evaluations}
+    questions = {}
+    for name in data.evaluations:  # the questions on which the rows differ most
+        samples = {sample.id: sample for sample in run.evaluation_samples(name)}
+        questions[name] = [samples[id] for id in disputed(data.first_of(name))]
     return replace(data, questions=questions)
 
 
@@ -149,22 +156,14 @@ def _calibrations(run: Run) -> Iterator[tuple[str, CalibrationArtifact]]:
             yield row, CalibrationArtifact.load(calibration_path(run.folder, name))
 
 
-def _fitted(artifact: CalibrationArtifact) -> FittedRecalibrator:
-    from firstcli.reporting.data import FittedRecalibrator
-
-    curves = artifact.restored().diagnostics().curves
-    return FittedRecalibrator(artifact.ranks, curves, artifact.facts.get("criterion"))
-
-
-def _concentration(run: Run) -> dict[str, Any] | None:
+def _concentration(run: Run) -> JSON:
     from firstcli.knowledge import concentration
 
     parts: tuple[Part, ...] = ("train", "out-of-fold")
     for part in parts:
         path = run.folder / "knowledge" / part / concentration.FILE_NAME
         if EXTRACT.key(part) in run.manifests and path.exists():
-            content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            return content
+            return json.loads(path.read_text("utf-8"))
     return None
 
 
@@ -181,55 +180,30 @@ def _arm_facts(run: Run, name: str, arm: Arm) -> ArmFacts:
             kind.append(f"{key.replace('_', ' ')} {value}")
     changed = arm.training.model_dump(exclude_none=True) if arm.training else {}
     kind += [f"{key.replace('_', ' ')} {value}" for key, value in changed.items()]
-    first = next(model for model in models_of(run.recipe) if model.arm == name)
     return ArmFacts(
         kind=", ".join(kind),
         temperature=None if fixed is None else float(fixed),
         top_k=arm.top_k or run.recipe.knowledge.top_k,
-        mass=_training_facts(run, first).P,
+        mass=_training_facts(run, _rows(run)[name][0]).P,
     )
 
 
 def _training_facts(run: Run, model: Model) -> TrainingFacts:
-    from firstcli.stages.train_model import TrainingFacts
-
-    return TrainingFacts.of(run.manifests[DISTILL.key(model)])
+    return TrainingFacts.of(run.manifests[DISTILL.key(model)].facts)
 
 
-def _teacher_parts(run: Run) -> Iterator[TeacherPart]:
-    from firstcli.reporting.data import TeacherPart
-
-    for name, manifest in _knowledge(run):
-        facts = ExtractFacts.of(manifest)
-        yield TeacherPart(name, facts.confidence, facts.accuracy, facts.judged)
-
-
-def _knowledge(run: Run) -> Iterator[tuple[str, Manifest]]:
-    """Yield the title and manifest of every part that was extracted."""
-    for part, name in _PARTS.items():
+def _knowledge(run: Run) -> Iterator[tuple[str, int, ExtractFacts]]:
+    """Yield the title, bytes and facts of every part that was extracted."""
+    for part, title in _PARTS.items():
         if manifest := run.manifests.get(EXTRACT.key(part)):
-            yield name, manifest
-
-
-def _questions(run: Run, evaluation: str, answered: dict[str, EvalRecords]) -> list[Sample]:
-    """Return the questions on which the rows differ most."""
-    from firstcli.reporting.questions import disputed
-
-    ids = disputed(answered)
-    samples = {sample.id: sample for sample in run.evaluation_samples(evaluation)}
-    return [samples[id] for id in ids]
-
-
-def _notes(run: Run) -> list[tuple[str, str]]:
-    """Describe the data, the knowledge and what was fitted."""
-    return [*_notes_on_data(run), *_notes_on_knowledge(run), *_notes_on_calibration(run)]
+            weight = sum(file["size"] for file in manifest.files.values())
+            yield title, weight, ExtractFacts.of(manifest.facts)
 
 
 def _notes_on_data(run: Run) -> Iterator[tuple[str, str]]:
-    from firstcli.data import splits
-
     training = run.training
-    used = max(_training_facts(run, model).samples for model in _students(run))
+    students = [model for model in models_of(run.recipe) if model.arm and not model.posthoc]
+    used = max(_training_facts(run, model).samples for model in students)
     left_out = len(training.train) - used
     yield (
         "data",
@@ -237,23 +211,16 @@ def _notes_on_data(run: Run) -> Iterator[tuple[str, str]]:
         f"{len(training.validation)} held out, on which no model was trained",
     )
     for section in run.recipe.evaluate:
-        trained = [*training.train, *training.validation]
-        if shared := splits.overlap(trained, run.evaluation_samples(section.name)):
+        if shared := run.overlap(section.name):
             yield section.name, f"{shared} of its prompts also occur in the training split"
-
-
-def _students(run: Run) -> list[Model]:
-    return [model for model in models_of(run.recipe) if model.arm and not model.posthoc]
 
 
 def _notes_on_knowledge(run: Run) -> Iterator[tuple[str, str]]:
     from firstcli.runtime.console import size
 
-    for name, manifest in _knowledge(run):
-        facts = ExtractFacts.of(manifest)
-        weight = sum(file["size"] for file in manifest.files.values())
+    for title, weight, facts in _knowledge(run):
         yield (
-            f"knowledge of {name} rows",
+            f"knowledge of {title} rows",
             f"{facts.positions} positions in {size(weight)}, mean mass of the top "
             f"{run.recipe.knowledge.top_k}: {facts.mean_top_k_mass:.4f}, "
             f"{facts.bytes_per_position:.1f} bytes per position, probabilities off by "
@@ -269,20 +236,12 @@ def _notes_on_calibration(run: Run) -> Iterator[tuple[str, str]]:
         if interval := artifact.facts.get("interval"):
             note += " (95 % of resamplings: {:.3g} to {:.3g})".format(*interval)
         note += "".join(text for key, text in _REMARKS.items() if artifact.state.get(key))
-        one_of_several = row.endswith(" + T") and run.recipe.seeds and row != "teacher + T"
-        if one_of_several:
+        if run.recipe.seeds and row.endswith(" + T") and row != "teacher + T":
             note += f"; seed {run.recipe.seeds[0]}, every seed has a different one"
         yield row, note
     for row, (first, *_) in _rows(run).items():
         if first.arm and not first.posthoc and (swaps := _training_facts(run, first).rank_swaps):
             yield row, f"{100 * swaps:.1f} % of recalibrated positions changed their top token"
-
-
-_REMARKS = {
-    "at_grid_end": ", at the end of the searched range",
-    "flat": ", hardly better than other temperatures",
-    "few_rows": "; these are few rows",
-}
 
 
 REPORT = Report()

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from firstcli.data.encoded import counts_of, lengths_of
+from firstcli.api import BoolArray, FloatArray
+from firstcli.data.encoded import EncodedStore, counts_of, lengths_of
 from firstcli.data.encoding import EncodedQuestion, EncodedSample
 from firstcli.data.sequences import Selected
 from firstcli.errors import UserError, shortened
 from firstcli.knowledge import store
 from firstcli.knowledge.top_k import TopK
+from firstcli.metrics.records import EvalRecords
 from firstcli.models import inference, readout
-from firstcli.models.batching import HalvingBatches, free_memory
+from firstcli.models.batching import HalvingBatches, free_memory, run_batched
 from firstcli.stages import inputs
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit
@@ -183,3 +186,46 @@ def candidate_log_probs(
         question.id: values[: len(question.candidate_ids)]
         for question, values in zip(questions, log_probs, strict=True)
     }
+
+
+@torch.inference_mode()
+def answer_top_k(run: Run, unit: Unit, rows: EncodedStore) -> tuple[FloatArray, BoolArray]:
+    """Return a model's top probabilities at the answer positions, and which token is the label.
+
+    Both have the shape (N, k).
+    """
+    limit = inputs.vocabulary(run, unit.role)
+    top_k = min(run.recipe.knowledge.top_k, limit)
+    reader = readout.Reader(inputs.model(run, unit.model), run.console.say)
+    score = partial(top_k_of, reader, top_k=top_k, limit=limit)
+    knowledge = run_batched(
+        run.console, unit.key, "samples", rows, lengths_of(rows), EXTRACTION_TOKENS, score
+    )
+    topk, is_label = [], []
+    for row in rows:
+        assert row.answer_position is not None
+        top, position = knowledge[row.id], row.answer_position - row.start
+        topk.append(np.exp(top.log_probs[position], dtype=np.float64))
+        is_label.append(top.token_ids[position] == row.input_ids[row.answer_position])
+    return np.array(topk), np.array(is_label)
+
+
+@torch.inference_mode()
+def answered(run: Run, unit: Unit) -> EvalRecords:
+    """Run a model over all questions of an evaluation."""
+    questions = inputs.questions(run, unit.role, unit.evaluation)
+    lengths = np.array([len(question.input_ids) for question in questions])
+    score = partial(
+        candidate_log_probs, readout.Reader(inputs.model(run, unit.model), run.console.say)
+    )
+    log_probs = run_batched(
+        run.console, unit.key, "questions", questions, lengths, EVALUATION_TOKENS, score
+    )
+    truths = [question.truth for question in questions]
+    known = [truth for truth in truths if truth is not None]
+    return EvalRecords.from_log_probs(
+        ids=[question.id for question in questions],
+        answers=[-1 if question.answer is None else question.answer for question in questions],
+        log_probs=[log_probs[question.id] for question in questions],
+        truth=known if len(known) == len(truths) else None,
+    )

@@ -2,82 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 
-from firstcli.data.encoded import EncodedStore
 from firstcli.errors import UserError
 from firstcli.models import inference
 from firstcli.models.batching import free_memory, is_out_of_memory
-from firstcli.recipe.schema import Training
 from firstcli.runtime import distributed
 from firstcli.runtime.console import size
 from firstcli.stages import inputs
-from firstcli.stages.base import Facts
+from firstcli.stages.base import TrainingFacts
 from firstcli.training import arguments, trainer
 from firstcli.training.batches import SoftTargetSource
 from firstcli.workspace.artifacts import CHECKPOINTS
 from firstcli.workspace.run import Run
-from firstcli.workspace.units import Role
-
-WEIGHT_BYTES = 4
-"""Bytes per saved weight: models are saved in float32."""
-CHECKPOINT_BYTES = 24
-"""Bytes per weight of two checkpoints, each with the weight and Adam's two moments."""
+from firstcli.workspace.units import Unit
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingFacts(Facts):
-    """What training a model came to."""
-
-    samples: int
-    steps: int
-    positions: int
-    loss: float
-    padding: float
-    P: float | None = None
-    """The teacher's mean mass on its top k."""
-    Q: float | None = None
-    """The student's mean mass on the same tokens."""
-    rank_swaps: float | None = None
-    """Share of recalibrated positions whose top token changed, if any did."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingJob:
-    """One model to train."""
-
-    what: str
-    """Description for messages."""
-    role: Role
-    settings: Training
-    seed: int
-    rows: EncodedStore
-    objective: trainer.Objective
-    soft_targets: SoftTargetSource | None
-    """The probabilities to learn; None with the objective `labels`."""
-
-
-def check(run: Run, role: Role, settings: Training, rows: EncodedStore) -> str:
+def check(run: Run, unit: Unit) -> str:
     """Check the trainer's fields; describe the size of the training.
-
-    Args:
-        run: the run.
-        role: teacher or student.
-        settings: how the model is trained.
-        rows: the training samples.
 
     Raises:
         UserError: `trainer:` or the batch sizes are wrong.
     """
-    device = inference.device_of(inputs.family(run, role))
+    rows, settings = inputs.rows_of(run, unit), run.training_settings(unit)
+    device = inference.device_of(inputs.family(run, unit.role))
     arguments.arguments(run.folder, settings, run.recipe.trainer, run.recipe.seed, device)
     if settings.dtype == "bfloat16":
         run.console.warn(
-            f"the {role} trains bfloat16 weights, which lose updates as small as 2e-5 to rounding; "
-            "dtype: float32 with autocast is the safe choice"
+            f"the {unit.role} trains bfloat16 weights, which lose updates as small as 2e-5 to "
+            "rounding; dtype: float32 with autocast is the safe choice"
         )
-    parameters = inputs.weights(run, role)
+    parameters = inputs.weights(run, unit.role)
     # Weights, gradients and Adam's two moments; activations come on top.
     bytes_per_weight = 16 if settings.dtype == "float32" else 8
     return (
@@ -87,37 +42,40 @@ def check(run: Run, role: Role, settings: Training, rows: EncodedStore) -> str:
     )
 
 
-def disk(run: Run, role: Role) -> int:
-    """Return the bytes of a trained model's weights."""
-    return WEIGHT_BYTES * inputs.weights(run, role)
-
-
-def disk_at_work(run: Run, role: Role) -> int:
-    """Return the bytes of the checkpoints that exist while a model is trained."""
-    return CHECKPOINT_BYTES * inputs.weights(run, role)
-
-
-def train(run: Run, job: TrainingJob, folder: Path) -> TrainingFacts:
-    """Train a model and save it in a folder, with its log.
+def train(
+    run: Run,
+    unit: Unit,
+    folder: Path,
+    title: str,
+    objective: trainer.Objective = "labels",
+    soft_targets: SoftTargetSource | None = None,
+) -> TrainingFacts:
+    """Train a unit's model and save it in a folder, with its log.
 
     If a micro-batch does not fit into memory, training resumes from the last checkpoint with half
     of it, which changes no result.
 
+    Args:
+        run: the run.
+        unit: a unit of a training stage.
+        folder: the unit's work folder.
+        title: what is being done, for progress and messages.
+        objective: the loss to minimise.
+        soft_targets: the probabilities to learn; None with the objective `labels`.
+
     Raises:
         UserError: one sample does not fit into memory, or the loss is not finite.
     """
-    device = inference.device_of(inputs.family(run, job.role))
-    settings = job.settings
+    role, seed, settings = unit.role, run.seed_of(unit), run.training_settings(unit)
+    rows = inputs.rows_of(run, unit)
+    device = inference.device_of(inputs.family(run, role))
     while True:
-        args = arguments.arguments(
-            folder / CHECKPOINTS, settings, run.recipe.trainer, job.seed, device
-        )
+        checkpoints = folder / CHECKPOINTS
+        args = arguments.arguments(checkpoints, settings, run.recipe.trainer, seed, device)
         micro = args.per_device_train_batch_size
-        model = inputs.starting_model(run, job.role, settings.dtype, job.seed)
+        model = inputs.starting_model(run, role, settings.dtype, seed)
         try:
-            outcome = trainer.train(
-                model, job.rows, job.soft_targets, job.objective, args, run.console, job.what
-            )
+            outcome = trainer.train(model, rows, soft_targets, objective, args, run.console, title)
             break
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -133,20 +91,15 @@ def train(run: Run, job: TrainingJob, folder: Path) -> TrainingFacts:
         # Outside the except block the error no longer holds on to the trainer's tensors.
         del model
         free_memory()
-        run.console.warn(f"{job.what}: {problem}; resuming with {_half(micro)}")
+        run.console.warn(f"{title}: {problem}; resuming with {_half(micro)}")
         settings = settings.model_copy(update={"micro_batch_size": _half(micro)})
     if distributed.is_first():
         model.save_pretrained(folder, state_dict=outcome.weights)
-        inputs.tokenizer(run, job.role).save_pretrained(folder)
+        inputs.tokenizer(run, role).save_pretrained(folder)
         trainer.write_log(folder / "training_log.jsonl", outcome.log)
     del model
     free_memory()  # the next model needs the memory
     return TrainingFacts(**outcome.facts)
-
-
-def with_rank_swaps(facts: TrainingFacts, share: float) -> TrainingFacts:
-    """Add the share of changed top tokens, unless it is 0."""
-    return replace(facts, rank_swaps=share) if share else facts
 
 
 def _half(micro: int) -> int:

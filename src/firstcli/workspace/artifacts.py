@@ -108,13 +108,13 @@ class Digests:
     def of_checkpoint(self, folder: Path) -> str:
         """Return a digest of a model folder: weights, configuration and tokenizer."""
         kept = (".safetensors", ".json", ".model", ".txt", ".jinja", ".py")
-        names = sorted(
-            path.name
-            for path in folder.iterdir()
-            if path.suffix in kept and path.is_file() and path.name not in INCIDENTAL
+        return fingerprint(
+            {
+                path.name: self.of_file(path)
+                for path in folder.iterdir()
+                if path.suffix in kept and path.is_file() and path.name not in INCIDENTAL
+            }
         )
-        parts = {name: self.of_file(folder / name) for name in names}
-        return fingerprint(parts)
 
     def save(self) -> None:
         """Write the digests, if any was added."""
@@ -133,23 +133,22 @@ class Artifact:
 
     @property
     def manifest_path(self) -> Path:
-        return self.path / "manifest.json" if self.is_folder else self._sibling(".manifest.json")
+        if self.is_folder:
+            return self.path / "manifest.json"
+        return self.path.with_suffix(".manifest.json")
 
     @property
     def work(self) -> Path:
-        return self.path.parent / f".{self._stem}.partial"
-
-    @property
-    def _stem(self) -> str:
-        # Not Path.stem: an arm may be called `first.v2`.
-        return self.path.name if self.is_folder else self.path.name[: -len(self.path.suffix)]
-
-    def _sibling(self, ending: str) -> Path:
-        return self.path.parent / (self._stem + ending)
+        return self._hidden("partial")
 
     @property
     def _old(self) -> Path:
-        return self.path.parent / f".{self._stem}.old"
+        return self._hidden("old")
+
+    def _hidden(self, ending: str) -> Path:
+        # A folder's name may contain a dot that starts no suffix, such as an arm `first.v2`.
+        name = self.path.name if self.is_folder else self.path.stem
+        return self.path.parent / f".{name}.{ending}"
 
     def manifest(self, digests: Digests) -> Manifest | None:
         """Return the manifest of a finished and undamaged artifact, else None.
@@ -165,11 +164,11 @@ class Artifact:
 
         A disk error changes neither size nor time: only `Digests()` without memory detects it.
         """
-        manifest = self.written()
-        if manifest is None:  # a finished folder always contains its manifest
-            exists = self.path.exists() if self.is_folder else self.manifest_path.exists()
-            return [self.manifest_path.name] if exists else []
-        return self._damaged(manifest, digests)
+        if manifest := self.written():
+            return self._damaged(manifest, digests)
+        # A finished folder always contains its manifest.
+        exists = self.path.exists() if self.is_folder else self.manifest_path.exists()
+        return [self.manifest_path.name] if exists else []
 
     def written(self) -> Manifest | None:
         """Return the manifest as it was written, even if files have changed since."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, wraps
-from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+import yaml
 
 from firstcli import __version__
 from firstcli.api import ModelRef, Sample
@@ -19,17 +21,19 @@ from firstcli.data import splits
 from firstcli.data.samples import Samples
 from firstcli.errors import UserError, did_you_mean
 from firstcli.recipe.references import ModelSection, TaskRef
-from firstcli.recipe.schema import Evaluation, Recipe
+from firstcli.recipe.schema import Evaluation, Recipe, Training, training_of
 from firstcli.runtime.console import Console
-from firstcli.workspace.artifacts import Digests, Manifest
-from firstcli.workspace.memory import Memory
-from firstcli.workspace.units import Part, Role
+from firstcli.runtime.files import suppress_read_only, write_json
+from firstcli.workspace.artifacts import Digests, Manifest, fingerprint
+from firstcli.workspace.units import Part, Role, Unit
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 PROGRESS_SECONDS = 15
 """Seconds of reading between two progress messages."""
+MOST_ENTRIES = 1000
+"""Remembered checks that are kept; the oldest are dropped first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +47,7 @@ class TrainingSplit:
         return self.validation if part == "validation" else self.train
 
 
-def once_per_run(
-    function: Callable[Concatenate[Run, P], T],
-) -> Callable[Concatenate[Run, P], T]:
+def once_per_run(function: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run, P], T]:
     """Call a function once for a run and its other arguments, then return the same result."""
 
     @wraps(function)
@@ -56,6 +58,58 @@ def once_per_run(
         return cast(T, run.loaded[key])
 
     return remembered
+
+
+class Memory:
+    """Results of checks in the run folder, each under a digest of everything that it depends on.
+
+    Checks need tokenizers, data and sometimes a model's architecture. As long as none of these
+    change, their results are read from here, and an up-to-date run is shown without PyTorch.
+    """
+
+    def __init__(self, path: Path, console: Console) -> None:
+        self._path = path
+        self._console = console
+        self._changed = False
+        try:
+            self._entries: dict[str, Any] = dict(json.loads(path.read_text("utf-8")))
+        except (OSError, ValueError):
+            self._entries = {}
+
+    def recall(
+        self, what: str, content: Mapping[str, str], make: Callable[[], T], *, anew: bool = False
+    ) -> T:
+        """Return a remembered result together with its warnings, or make and remember it.
+
+        Args:
+            what: name of the result.
+            content: everything that the result depends on.
+            make: computes the result, a JSON value.
+            anew: compute the result even if it is remembered.
+
+        Raises:
+            UserError: `make` raised it; nothing is remembered then.
+        """
+        key = fingerprint({**content, "what": what})
+        if key not in self._entries or anew:
+            with self._console.collect_warnings() as warnings:
+                value = make()
+            entry = {"what": what, "value": value, "warnings": warnings}
+            self._changed |= self._entries.get(key) != entry
+            self._entries[key] = entry
+            return value
+        for warning in self._entries[key]["warnings"]:
+            self._console.warn(warning)
+        remembered: T = self._entries[key]["value"]
+        return remembered
+
+    def save(self) -> None:
+        """Write what was added, if the run folder exists and can be written."""
+        if self._changed and self._path.parent.is_dir():
+            kept = dict(list(self._entries.items())[-MOST_ENTRIES:])
+            with suppress_read_only():
+                write_json(self._path, kept)
+            self._changed = False
 
 
 class Run:
@@ -83,7 +137,6 @@ class Run:
         self.loaded: dict[object, object] = {}
         """Results of `once_per_run` functions."""
         self._samples: dict[str, Sequence[Sample]] = {}
-        self._contents: dict[str, dict[str, str]] = {}
 
     def save_memory(self) -> None:
         """Write digests and remembered checks to the run folder."""
@@ -95,9 +148,14 @@ class Run:
         if "torch" not in sys.modules:
             self.console.say("loading PyTorch and transformers ...")
 
+    @property
+    def recipe_text(self) -> str:
+        """The resolved recipe as YAML."""
+        return yaml.safe_dump(self.resolved, sort_keys=False, allow_unicode=True)
+
     # Data: the samples of the tasks, with ids.
 
-    def samples(self, ref: TaskRef, split: str, where: str) -> Sequence[Sample]:
+    def _samples_of(self, ref: TaskRef, split: str, where: str) -> Sequence[Sample]:
         """Load a split, with ids; counts of dropped and duplicate samples become warnings.
 
         Raises:
@@ -105,11 +163,8 @@ class Run:
                 twice, or reading broke off.
         """
         key = json.dumps([ref.name, ref.effective, split], sort_keys=True)
-        if key not in self._samples:
-            self._samples[key] = self._load(ref, split, where)
-        return self._samples[key]
-
-    def _load(self, ref: TaskRef, split: str, where: str) -> Sequence[Sample]:
+        if key in self._samples:
+            return self._samples[key]
         task = ref.build()
         if split not in task.splits:
             raise UserError(
@@ -133,6 +188,7 @@ class Run:
                 f"{where}: {repeated} rows of split '{split}' repeat the prompt and response of an "
                 "earlier row"
             )
+        self._samples[key] = samples
         return samples
 
     def _with_progress(self, samples: Iterable[Sample], source: str) -> Iterator[Sample]:
@@ -153,7 +209,7 @@ class Run:
     def training(self) -> TrainingSplit:
         """The training split, cut by the hash of each prompt."""
         section = self.recipe.train
-        samples = self.samples(section.task, "train", "train.task")
+        samples = self._samples_of(section.task, "train", "train.task")
         training = TrainingSplit(*splits.cut_validation(samples, section.validation))
         if not training.train:
             raise UserError(
@@ -162,32 +218,39 @@ class Run:
             )
         return training
 
-    def evaluation(self, name: str) -> Evaluation:
+    def _evaluation(self, name: str) -> Evaluation:
         return next(section for section in self.recipe.evaluate if section.name == name)
 
     def evaluation_samples(self, name: str) -> Sequence[Sample]:
-        section = self.evaluation(name)
-        return self.samples(section.task, section.split, f"evaluate '{name}'")
+        section = self._evaluation(name)
+        return self._samples_of(section.task, section.split, f"evaluate '{name}'")
+
+    def overlap(self, name: str) -> int:
+        """Count the prompts of an evaluation that also occur in the training split."""
+        trained = chain(self.training.train, self.training.validation)
+        return splits.overlap(trained, self.evaluation_samples(name))
 
     # The content of the data, which fingerprints cover.
 
     def part_content(self, part: Part) -> str:
         """Return a digest of one part of the training split."""
+        return self._part_contents["validation" if part == "validation" else "train"]
+
+    @cached_property
+    def _part_contents(self) -> dict[str, str]:
         section = self.recipe.train
 
         def make() -> dict[str, str]:
-            return {
-                "train": splits.content_digest(self.training.train),
-                "validation": splits.content_digest(self.training.validation),
-            }
+            parts: tuple[Part, ...] = ("train", "validation")
+            return {part: splits.content_digest(self.training.part(part)) for part in parts}
 
-        where = f"training split, {section.validation} of it for validation"
-        contents = self._content(where, section.task, "train", make)
-        return contents["validation" if part == "validation" else "train"]
+        what = f"training split, {section.validation} of it for validation"
+        return self._content(what, section.task, "train", make)
 
+    @once_per_run
     def evaluation_content(self, name: str) -> str:
         """Return a digest of an evaluation's samples."""
-        section = self.evaluation(name)
+        section = self._evaluation(name)
 
         def make() -> dict[str, str]:
             return {"all": splits.content_digest(self.evaluation_samples(name))}
@@ -198,28 +261,30 @@ class Run:
         self, what: str, ref: TaskRef, split: str, make: Callable[[], dict[str, str]]
     ) -> dict[str, str]:
         """Return digests of a split, remembered as long as its source does not change."""
-        if what not in self._contents:
-            source = self._source(ref, split)
-            remembered = source and self.memory.recall(f"content of the {what}", source, make)
-            self._contents[what] = remembered or make()
-        return self._contents[what]
-
-    def _source(self, ref: TaskRef, split: str) -> dict[str, str] | None:
-        """Return what a split's samples depend on, or None if only reading it can tell."""
         task = ref.build()
-        if split not in task.splits or (files := task.sources(split)) is None:
-            return None
-        if not all(file.is_file() for file in files):
-            return None
-        return {
+        files = task.sources(split) if split in task.splits else None
+        if files is None or not all(file.is_file() for file in files):
+            return make()  # only reading the split can tell
+        source = {
             "task": ref.identity,
             "options": json.dumps(ref.effective, sort_keys=True),
             "split": split,
             "files": ", ".join(self.digests.of_file(file) for file in files),
             "firstcli": __version__,
         }
+        return self.memory.recall(f"content of the {what}", source, make)
 
-    # Models: which checkpoint, and what identifies it.
+    # Models: how they are trained, which checkpoint, and what identifies it.
+
+    def training_settings(self, unit: Unit) -> Training:
+        """Return how the model of a unit of `finetune` or `distill` is trained."""
+        if unit.arm:
+            return training_of(self.recipe.student, self.recipe.arms[unit.arm])
+        assert self.recipe.teacher and self.recipe.teacher.finetune
+        return self.recipe.teacher.finetune
+
+    def seed_of(self, unit: Unit) -> int:
+        return self.recipe.seed if unit.model.seed is None else unit.model.seed
 
     def model_section(self, role: Role) -> ModelSection:
         if role == "student":
@@ -240,14 +305,6 @@ class Run:
         if not ref.folder.is_dir():
             raise UserError(f"{role}.model.checkpoint: {ref.folder} is not a folder")
         return self.digests.of_checkpoint(ref.folder)
-
-
-@once_per_run
-def library_versions(run: Run) -> dict[str, str]:
-    """Return the versions of the packages that remembered checks depend on."""
-    return {"firstcli": __version__} | {
-        name: version(name) for name in ("transformers", "tokenizers", "torch")
-    }
 
 
 @contextmanager

@@ -64,20 +64,18 @@ class Unit:
     part: Part = "train"
     fold: int | None = None
     """The fold that a teacher is not fine-tuned on; None if it is trained on all samples."""
-    arm: str = ""
     evaluation: str = ""
-    model: Model | None = None
-    """The model that is trained, evaluated or followed by a temperature."""
+    model: Model = Model()
+    """The model that the unit trains, evaluates or calibrates; by default the teacher."""
 
     @property
-    def seed(self) -> int | None:
-        """The seed that drives the unit; None for the recipe's `seed`."""
-        return self.model.seed if self.model else None
+    def arm(self) -> str:
+        return self.model.arm
 
     @property
     def role(self) -> Role:
         """The role whose tokenizer the unit uses."""
-        return "student" if self.model and self.model.arm else "teacher"
+        return "student" if self.arm else "teacher"
 
     @property
     def subject(self) -> str:
@@ -128,18 +126,14 @@ def of_arms(units: Iterable[Unit], arms: Sequence[str]) -> list[Unit]:
     units = list(units)
     if not arms:
         return units
-    known = {_arm_of(unit) for unit in units} - {""}
+    known = {unit.arm or "teacher" for unit in units}
     for arm in arms:
         if arm not in known:
             raise UserError(
                 f"--arm {arm}: no such arm{did_you_mean(arm, known)}; the recipe has "
                 f"{', '.join(sorted(known)) or 'none here'}"
             )
-    return [unit for unit in units if _arm_of(unit) in arms]
-
-
-def _arm_of(unit: Unit) -> str:
-    return unit.arm or ("teacher" if unit.model else "")
+    return [unit for unit in units if (unit.arm or "teacher") in arms]
 
 
 def with_upstream(units: dict[str, Unit], targets: Iterable[Unit]) -> list[Unit]:

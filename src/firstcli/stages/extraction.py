@@ -1,0 +1,170 @@
+"""The work of stage `extract`: write the shards, and score samples again to verify them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from firstcli.data.encoded import has_answer_position
+from firstcli.data.encoding import EncodedSample
+from firstcli.errors import UserError
+from firstcli.knowledge import concentration, shards, store
+from firstcli.knowledge.codec import BOUNDS
+from firstcli.knowledge.top_k import TopK
+from firstcli.runtime import distributed
+from firstcli.runtime.files import write_text
+from firstcli.stages import inputs, scoring
+from firstcli.stages.scoring import ShardSamples, TeacherScorer
+from firstcli.workspace.run import Run
+from firstcli.workspace.units import Unit
+
+
+@torch.inference_mode()
+def extract(run: Run, unit: Unit, folder: Path) -> dict[str, Any] | None:
+    """Write the shards; return the fields of `ExtractFacts`, in the first process only."""
+    sampled_shards = scoring.shards_of(run, unit)
+    scorer = TeacherScorer(run, unit.key)
+    _write_shards(run, unit, folder, sampled_shards, scorer)
+    halved = sum(distributed.gathered(scorer.halving.halved))
+    if not distributed.is_first():
+        return None
+    paths = [shards.shard_path(folder, index) for index in range(len(sampled_shards))]
+    if unseen := sum(not path.exists() for path in paths):
+        raise UserError(
+            f"{folder}: {unseen} shards that other processes wrote are not visible here; all "
+            "machines must share the run folder"
+        )
+    if unit.part != "validation" and not (folder / concentration.FILE_NAME).exists():
+        measured = _concentration(run, scorer, sampled_shards)
+        write_text(folder / concentration.FILE_NAME, json.dumps(measured) + "\n")
+    return store.summary(folder) | {"batches_halved": halved or None}
+
+
+def _write_shards(
+    run: Run,
+    unit: Unit,
+    folder: Path,
+    sampled_shards: Sequence[ShardSamples],
+    scorer: TeacherScorer,
+) -> None:
+    """Write the shards that an interrupted run has not finished; each process writes some."""
+    # What identifies the teacher: its content, or its checkpoint.
+    contents = " ".join(run.manifests[key].content for key in unit.needs)
+    format = shards.StoreFormat(
+        **run.recipe.knowledge.stored(),
+        split=unit.part,
+        shards=len(sampled_shards),
+        teacher=distributed.by_first(lambda: contents or run.checkpoint_identity("teacher")),
+        tokenizer=inputs.vocabulary_digest(run, "teacher"),
+    )
+    paths = [shards.shard_path(folder, index) for index in range(len(sampled_shards))]
+    missing = distributed.by_first(
+        lambda: [i for i, path in enumerate(paths) if shards.shard_facts(path) is None]
+    )
+    counts = [len(shard.rows) for shard in sampled_shards]
+    if done := sum(counts) - sum(counts[index] for index in missing):
+        run.console.say(f"{unit.key}: resuming after {done} finished samples")
+    answers_only = bool(has_answer_position(inputs.training_rows(run, "teacher", unit.part)).any())
+    # Each process takes whole shards, whose content depends on the data alone.
+    ours = missing[distributed.rank() :: distributed.count()]
+    total = sum(counts[index] for index in ours)
+    with run.console.progress(unit.key, total, "samples") as advance:
+        for index in ours:
+            rows = sampled_shards[index].rows
+            knowledge = scorer(sampled_shards[index], run.recipe.knowledge.top_k, advance)
+            ordered = [knowledge[row.id] for row in rows]
+            top_1 = _top_1(rows, knowledge, answers_only)
+            shards.write_shard(paths[index], rows, ordered, format, top_1)
+
+
+def _concentration(
+    run: Run, scorer: TeacherScorer, sampled_shards: Sequence[ShardSamples]
+) -> dict[str, Any]:
+    """Score some samples once more, with many more tokens than the store keeps."""
+    width = min(concentration.RANKS, inputs.shared_vocabulary(run))
+    total = sum(len(shard.rows) for shard in sampled_shards)
+    rows: list[EncodedSample] = []
+    knowledge: dict[str, TopK] = {}
+    for shard in sampled_shards:
+        drawn = concentration.subset(shard.rows, total)
+        knowledge |= scorer(ShardSamples(drawn, shard.fold), width)
+        rows += drawn
+    section = run.recipe.knowledge
+    wide = [knowledge[row.id] for row in rows]
+    return concentration.measure(rows, wide, section.precision, section.top_k)
+
+
+def _top_1(
+    rows: Sequence[EncodedSample], knowledge: Mapping[str, TopK], answers_only: bool
+) -> dict[str, Any]:
+    """Compare the top token's probability with how often it is the label.
+
+    A teacher is more confident, and more often right, on samples that it was fine-tuned on. With
+    `answers_only`, only the answer positions count, which tell the candidates apart.
+    """
+    confidence, correct = [], []
+    for row in rows:
+        top = knowledge[row.id]
+        positions: Any = slice(None)
+        if answers_only:
+            positions = np.arange(row.start, len(row.input_ids)) == row.answer_position
+        confidence.append(np.exp(top.log_probs[positions, 0], dtype=np.float64))
+        correct.append(top.token_ids[positions, 0] == row.targets[positions])
+    return {
+        "judged": sum(map(len, confidence)),
+        "confidence": float(np.concatenate(confidence).sum()),
+        "correct": int(np.concatenate(correct).sum()),
+    }
+
+
+@torch.inference_mode()
+def verify(run: Run, unit: Unit, samples: int) -> dict[str, Any]:
+    """Score random samples of a part again and return the largest differences.
+
+    Raises:
+        UserError: a probability differs by more than the store's precision allows.
+    """
+    rows = inputs.training_rows(run, "teacher", unit.part)
+    generator = np.random.default_rng(run.recipe.seed)
+    drawn = generator.choice(len(rows), min(samples, len(rows)), replace=False)
+    chosen = [rows[int(i)] for i in drawn]
+    ids, again = {row.id for row in chosen}, dict[str, TopK]()
+    scorer, top_k = TeacherScorer(run, unit.key), run.recipe.knowledge.top_k
+    for shard in scoring.shards_of(run, unit):
+        again |= scorer(shard, top_k, only=ids)
+    stored = store.Knowledge(unit.artifact.path)
+    bound = BOUNDS[run.recipe.knowledge.precision]
+    differences = {row.id: difference(stored.of(row), again[row.id]) for row in chosen}
+    worst = max(differences, key=lambda id: differences[id][0])
+    probability, mass = (float(max(column)) for column in zip(*differences.values(), strict=True))
+    run.console.say(
+        f"{unit.key}: {len(chosen)} samples, {inputs.positions(chosen)} positions scored again; "
+        f"largest difference of a probability {probability:.2g}, of the top-k mass {mass:.2g} "
+        f"(bound {bound:g})"
+    )
+    if probability > bound:
+        raise UserError(
+            f"{unit.artifact.path}: the teacher now gives sample '{worst}' a probability that "
+            f"differs by {probability:.2g} from the stored one, more than the {bound:g} of this "
+            "precision; check that the teacher and the device are those of the extraction, or run "
+            "`first extract --force`"
+        )
+    return {"samples": len(chosen), "probability": probability, "mass": mass, "bound": bound}
+
+
+def difference(stored: TopK, again: TopK) -> tuple[float, float]:
+    """Return the largest differences of a token's probability and of the top-k mass.
+
+    A stored token that is no longer among the k now has at most the k-th token's probability.
+    """
+    before, now = np.exp(stored.log_probs, dtype=float), np.exp(again.log_probs, dtype=float)
+    same = stored.token_ids[:, :, None] == again.token_ids[:, None, :]  # (N, k, k)
+    matched = np.where(same, now[:, None, :], 0.0).sum(-1)  # (N, k)
+    matched = np.where(same.any(-1), matched, np.minimum(before, now[:, -1:]))
+    masses = np.expm1(stored.log_tail, dtype=float) - np.expm1(again.log_tail, dtype=float)
+    return float(np.abs(before - matched).max()), float(np.abs(masses).max())
