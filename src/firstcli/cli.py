@@ -45,14 +45,14 @@ def _option(
 RECIPE: Parameters = {
     "recipe": (Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipe.yaml.")),
     "overrides": _option(
-        "set", list[str], [], "Override a recipe key; repeatable.", "KEY.PATH=VALUE"
+        "set", list[str], [], "Override a recipe key; can be repeated.", "KEY.PATH=VALUE"
     ),
-    "arms": _option("arm", list[str], [], "Only this arm; repeatable.", "NAME"),
+    "arms": _option("arm", list[str], [], "Only this arm; can be repeated.", "NAME"),
     "run_dir": _option("run-dir", Path | None, None, "Run folder; default runs/NAME.", "DIR"),
 }
 WORK: Parameters = {
     "only": _option("only", bool, False, "Run this stage alone; fail if its inputs are stale."),
-    "force": _option("force", bool, False, "Run this stage again."),
+    "force": _option("force", bool, False, "Rerun this stage even if it is up to date."),
     "dry_run": _option("dry-run", bool, False, "Stop after the plan."),
 }
 PROBE: Parameters = {
@@ -64,7 +64,7 @@ OUTPUT: Parameters = {
     "json": _option("json", bool, False, _JSON_HELP),
     "quiet": _option("quiet", bool, False, "Print errors only."),
 }
-_FROM_HELP = "Judge these outputs: records (.parquet) or lm-eval's samples (.jsonl)."
+_FROM_HELP = "Evaluate the outputs in this file: records (.parquet) or an lm-eval log (.jsonl)."
 _KIND_HELP = "With --from: candidates (default) or full."
 JUDGE: Parameters = {
     "outputs": _option("from", Path | None, None, _FROM_HELP, "FILE"),
@@ -93,7 +93,8 @@ def root(
 @app.command()
 def init(
     starter: Annotated[
-        str | None, typer.Argument(metavar="STARTER", help="Name of a starter; none lists all.")
+        str | None,
+        typer.Argument(metavar="STARTER", help="Name of a starter; omit it to list all."),
     ] = None,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of recipes, for editors.")
@@ -140,9 +141,9 @@ def _plugins(values: dict[str, Any]) -> None:
         raise UserError(*broken)
 
 
-_PLAN_HELP = "Show what would run, how large it is, and whether it can work at all."
+_PLAN_HELP = "Show what would run, how large it is, and whether it can work."
 _PLUGINS_HELP = "List every family, task and recalibrator with its package and version."
-_CHECK = _option("check", bool, False, "Import each plugin and say why a broken one is broken.")
+_CHECK = _option("check", bool, False, "Import each plugin and report errors.")
 _add_command("plan", _PLAN_HELP, _plan, RECIPE | PROBE | OUTPUT)
 _add_command("plugins", _PLUGINS_HELP, _plugins, {"check": _CHECK, "json": OUTPUT["json"]})
 
@@ -210,7 +211,7 @@ for _stage in STAGES:
     if _stage is not EVALUATE:
         add_stage(_stage)
         continue
-    _recipe = typer.Argument(None, metavar="RECIPE", help="A recipe; none with --from.")
+    _recipe = typer.Argument(None, metavar="RECIPE", help="A recipe; omit it with --from.")
     _parameters = RECIPE | {"recipe": (Path | None, _recipe)} | WORK | OUTPUT | JUDGE
     _add_command(_stage.name, _stage.help, _evaluate, _parameters)
 

@@ -205,7 +205,7 @@ def test_a_manifest_of_a_newer_version(finished: Finished, run: Path) -> None:
     path = edited(run, format=99)
     for command in (("extract",), ("extract", "--repair"), ("distill",), ("plan",)):
         result = first(*command, finished.recipe, "--run-dir", run)
-        result.mistake(str(path), "written by a newer firstcli (format 99", "update firstcli")
+        result.mistake(str(path), "written by a newer firstcli (format 99", "upgrade firstcli")
     assert knowledge_of(run) == before
 
 
@@ -217,7 +217,7 @@ def test_knowledge_that_a_newer_version_made_is_not_overwritten(
         patch.setattr(EXTRACT, "format", EXTRACT.format + 1)
         assert first("extract", *options).code == 0
     before = command_line.contents(run / "knowledge")
-    said = ("knowledge/train: made by a newer firstcli", "update firstcli", "--force")
+    said = ("knowledge/train: made by a newer firstcli", "upgrade firstcli", "--force")
     first("extract", *options).mistake(*said)
     first("distill", *options).mistake(*said)
     assert command_line.contents(run / "knowledge") == before

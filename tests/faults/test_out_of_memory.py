@@ -147,7 +147,7 @@ def test_training_resumes_from_its_last_checkpoint_with_half_a_micro_batch(
     assert result.code == 0, result.err
     assert memory.refused == 2  # 16, then 8 samples at a time
     for micro, half in ((16, 8), (8, 4)):
-        said = f"out of memory on {micro} samples at a time; resuming with {half}"
+        said = f"out of memory with {micro} samples at a time; resuming with {half}"
         assert f"distilling first: {said}" in result.err
     assert result.out.count("distilling first: resuming after step 5") == 2
     found, expected = (

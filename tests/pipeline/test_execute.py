@@ -232,7 +232,7 @@ def test_the_plan_says_what_changed(finished: Finished) -> None:
     result = first("report", finished.recipe, "--dry-run", "--json", *changed)
     reasons = {unit["unit"]: unit["reason"] for unit in result.json["units"]}
     assert reasons["distill first"] == "student.training.epochs changed (1.0 -> 2.0)"
-    assert reasons["eval shifted/first"] == "after distill first, if that changes it"
+    assert reasons["eval shifted/first"] == "after distill first, if its result changes"
     assert reasons["finetune"] == "up to date"
 
 
@@ -450,7 +450,7 @@ def test_a_dry_run_writes_nothing(finished: Finished, tmp_path: Path) -> None:
     nowhere = tmp_path / "run"
     result = first("report", finished.recipe, "--run-dir", nowhere, "--dry-run")
     assert result.code == 0
-    assert "will run: not made yet" in result.out
+    assert "will run: not run yet" in result.out
     assert not nowhere.exists()
     first("plan", finished.recipe, "--run-dir", finished.run)  # remembers digests and checks
     before = command_line.times(finished.run)
@@ -499,13 +499,13 @@ def test_plan_counts_what_overlaps_and_what_is_left_out(tmp_path: Path) -> None:
 
 def test_a_teacher_that_is_not_fine_tuned_here_is_warned_of(tmp_path: Path) -> None:
     path = command_line.write_recipe(tmp_path, teacher={"model": command_line.MODEL})
-    assert "it may have seen the validation rows" in first("plan", path).err
+    assert "may have seen the validation samples" in first("plan", path).err
     labels = {"fine-tune": {"learn": "labels"}}
     path = command_line.write_recipe(tmp_path, teacher={"model": command_line.MODEL}, arms=labels)
-    assert "it may have seen the validation rows" not in first("plan", path).err
+    assert "may have seen the validation samples" not in first("plan", path).err
     followed = {"model": command_line.MODEL, "posthoc": {"name": "logit-temperature"}}
     path = command_line.write_recipe(tmp_path, teacher=followed, arms=labels)
-    assert "it may have seen the validation rows" in first("plan", path).err
+    assert "may have seen the validation samples" in first("plan", path).err
 
 
 @pytest.mark.parametrize("arms", [{"distill": {}}, {"fine-tune": {"learn": "labels"}}])

@@ -64,5 +64,5 @@ def test_the_table_has_a_sum(tmp_path: Path) -> None:
     path = command_line.write_recipe(tmp_path)
     shown = first("plan", path, "--run-dir", tmp_path / "run", "--probe", "--processes", 4)
     assert shown.code == 0, shown.err
-    assert "with 4 processes like this one" in shown.out
-    assert "memory each, sharded" in shown.out and " all " in shown.out
+    assert "estimate for 4 processes" in shown.out
+    assert "sharded" in shown.out and " all " in shown.out

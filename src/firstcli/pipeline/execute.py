@@ -161,7 +161,7 @@ def _disk_errors_reported(folder: Path) -> Iterator[None]:
         if (reason := _disk_error(error, folder)) is None:
             raise
         raise UserError(
-            f"run directory {folder}: cannot be written: {reason}; finished work is kept, fix this "
+            f"run folder {folder}: cannot be written: {reason}; finished work is kept, fix this "
             "and run the same command again"
         ) from error
 
@@ -178,7 +178,8 @@ def _disk_error(error: Exception, folder: Path) -> str | None:
 
 
 def _summary_line(manifest: Manifest) -> str:
-    facts = [f"{name} {text}" for name, value in manifest.facts.items() if (text := _text(value))]
+    texts = {name.replace("_", " "): _text(value) for name, value in manifest.facts.items()}
+    facts = [f"{name} {text}" for name, text in texts.items() if text]
     return ", ".join([*facts, f"{manifest.seconds:.1f} s"])
 
 

@@ -93,12 +93,12 @@ def status_of(run: Run, unit: Unit, *, force: bool = False) -> PlanRow:
     manifest = unit.artifact.manifest(run.digests)
     if missing := [key for key in unit.needs if key not in run.manifests]:
         reason = f"after {missing[0]}"
-        return PlanRow(unit, False, reason + (", if that changes it" if manifest else ""))
+        return PlanRow(unit, False, reason + (", if its result changes" if manifest else ""))
     if force:
         return PlanRow(unit, False, "--force")
     if manifest is None:
         damaged = unit.artifact.damage(run.digests)
-        reason = f"damaged: {shortened(damaged, 3)}" if damaged else "not made yet"
+        reason = f"damaged: {shortened(damaged, 3)}" if damaged else "not run yet"
         return PlanRow(unit, False, reason)
     inputs = fingerprint_inputs(run, unit)
     recorded = recorded_inputs(run, manifest, inputs)
@@ -174,8 +174,8 @@ def check_disk(run: Run, pending: Sequence[Unit]) -> None:
     free = free_bytes(run.folder)
     if needed > free:
         raise UserError(
-            f"run directory {run.folder}: {size(needed)} are needed for weights, "
-            f"checkpoints and knowledge, {size(free)} are free; choose another with --run-dir"
+            f"run folder {run.folder}: weights, checkpoints and knowledge need {size(needed)}, but "
+            f"{size(free)} are free; choose a different --run-dir"
         )
 
 
@@ -212,8 +212,15 @@ def _probe(run: Run, rows: Sequence[PlanRow], processes: int) -> dict[str, JSON]
     """Run a few batches of each pending stage, and show what everything will take."""
     from firstcli.stages import probe
 
-    title = f"with {processes} process{'es' if processes > 1 else ''} like this one"
-    headings = ("stage", "what", "time", "memory each", "memory each, sharded", "disk")
+    title = f"estimate for {processes} process{'es' if processes > 1 else ''} on this machine"
+    headings = (
+        "stage",
+        "what",
+        "time",
+        "memory per process",
+        "sharded",
+        "disk",
+    )
     table = Table(*headings, title=title)
     measure = probe.Probe(run, processes)
     result: dict[str, Any] = {}
@@ -224,7 +231,7 @@ def _probe(run: Run, rows: Sequence[PlanRow], processes: int) -> dict[str, JSON]
         on_disk = stage.disk(run, unit)
         if math.isnan(estimate.seconds):
             result[unit.key] = {"fits": False, "seconds": 0, "disk": on_disk}
-            cells = ("?", "does not fit one device", "?")
+            cells = ("?", "does not fit on one device", "?")
         else:
             result[unit.key] = {**asdict(estimate), "disk": on_disk}
             sharded = "–" if estimate.sharded is None else size(estimate.sharded)

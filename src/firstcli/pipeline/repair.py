@@ -36,7 +36,7 @@ def repair(run: Run, unit: Unit, request: plan.Request) -> None:
         if made_by > stage.format and artifact.manifest(run.digests):
             raise UserError(
                 f"{artifact.path}: made by a newer firstcli (format {made_by}, this version makes "
-                f"{stage.format}); update firstcli, or rebuild it with {command} --force`"
+                f"{stage.format}); upgrade firstcli, or rebuild it with {command} --force`"
             )
         return
     problem = f"{artifact.path}: {shortened(damaged, 3)}: damaged or missing"
@@ -44,7 +44,7 @@ def repair(run: Run, unit: Unit, request: plan.Request) -> None:
         raise UserError(f"{problem}; {command} --force` rebuilds everything")
     if not requested:
         raise UserError(
-            f"{problem}; {command} --repair` rebuilds just these files, --force everything"
+            f"{problem}; {command} --repair` rebuilds only these files, --force rebuilds everything"
         )
     run.console.say(f"{problem}; will be rebuilt")
     artifact.reopen(damaged)

@@ -26,12 +26,12 @@ FIRST, "Efficient Trustworthy Distillation" (arXiv 2408.12168).
 - **Student**: {student}.
 - **Data**: task `{task}`, {samples} training samples;
   {held_out} held out, on which no model was trained.
-- **Training**: {epochs:g} epochs, {batch_size} sequences per step, peak learning
+- **Training**: {epochs}, {batch_size} sequences per step, peak learning
   rate {learning_rate:g}, seed {seed}.
 
 ## Training numbers
 
-| what | value |
+| quantity | value |
 |---|---|
 {numbers}
 
@@ -72,7 +72,8 @@ def model_card(run: Run, unit: Unit, facts: TrainingFacts) -> str:
         task=recipe.train.task.name,
         samples=facts.samples,
         held_out=len(run.training.validation),
-        **settings.model_dump(include={"epochs", "batch_size", "learning_rate"}),
+        **settings.model_dump(include={"batch_size", "learning_rate"}),
+        epochs=f"{settings.epochs:g} epoch{'s' * (settings.epochs != 1)}",
         seed=run.seed_of(unit),
         numbers="\n".join(f"| {name.replace('_', ' ')} | {text} |" for name, text in numbers),
         top_k=arm.top_k or recipe.knowledge.top_k,

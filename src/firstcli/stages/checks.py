@@ -82,8 +82,8 @@ def _warn_of_overlap(run: Run) -> None:
 def _warn_of_seen_rows(run: Run) -> None:
     if run.recipe.teacher and run.recipe.teacher.finetune is None:
         run.console.warn(
-            "teacher: it is not fine-tuned here, so it may have seen the validation rows, and a "
-            "recalibrator that is fitted on rows that the teacher has seen leaves it over-confident"
+            "teacher: it is not fine-tuned in this run and may have seen the validation samples; a "
+            "recalibrator fitted on samples that it has seen leaves it over-confident"
         )
 
 

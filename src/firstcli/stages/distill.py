@@ -29,7 +29,7 @@ class Distill(TrainingStage):
     """Trains one student per arm and seed."""
 
     name = "distill"
-    help = "Train the students, one per arm, and everything that they need first."
+    help = "Train the students, one per arm, after everything that they need."
     format = 2  # batches of similar length
     has_arms = True
 

@@ -47,7 +47,7 @@ class Evaluate(Stage):
     """Records the answers of every model on every evaluation."""
 
     name = "eval"
-    help = "Measure accuracy, ECE and Trust of teacher and students, or of any other outputs."
+    help = "Measure accuracy, ECE and Trust of teacher and students, or of the outputs in a file."
     format = 2  # read out at the output layer: different last bits
     shared = True
     has_arms = True

@@ -87,7 +87,7 @@ class Extract(Stage):
         if unit.part == "validation" and not run.training.validation:
             raise UserError(
                 f"train.validation: {run.recipe.train.validation} of the training split leaves no "
-                "row to fit a recalibrator on; raise it"
+                "sample to fit a recalibrator on; raise it"
             )
         rows = inputs.training_rows(run, "teacher", unit.part)
         scoring.shards_of(run, unit)

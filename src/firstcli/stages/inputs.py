@@ -156,7 +156,7 @@ def questions(run: Run, role: Role, evaluation: str) -> list[EncodedQuestion]:
     lengths = np.array([len(row.input_ids) for row in rows], np.int64)
     kept = _fitting(run, role, lengths, lambda index: rows[index].id, where)
     if not kept.any():
-        raise UserError(f"{where}: no question is left to ask")
+        raise UserError(f"{where}: no question is left")
     return [row for row, fits in zip(rows, kept, strict=True) if fits]
 
 
@@ -220,7 +220,7 @@ def stored_knowledge(run: Run, part: Part, samples: EncodedStore) -> Knowledge:
     """Open a part's knowledge and check that it belongs to the samples.
 
     Raises:
-        UserError: it is damaged, or belongs to another tokenizer, text, prompt, k or precision.
+        UserError: it is damaged, or belongs to a different tokenizer, text, prompt, k or precision.
     """
     expected = StoreFormat(
         **run.recipe.knowledge.stored(), split=part, tokenizer=vocabulary_digest(run, "teacher")

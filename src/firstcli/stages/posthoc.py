@@ -1,4 +1,4 @@
-"""Stage `posthoc`: fit the temperature behind a model (Guo et al. 2017).
+"""Stage `posthoc`: fit a model's post-hoc temperature (Guo et al. 2017).
 
 This is the baseline that needs no training. T is fitted to the model's top k at the answer
 position, on the validation part, which no model is trained on. At evaluation it divides the
@@ -41,7 +41,7 @@ class Posthoc(Stage):
     """Fits one temperature per model that is also evaluated with one."""
 
     name = "posthoc"
-    help = "Fit the temperature behind each model that is also evaluated with one."
+    help = "Fit the post-hoc temperature of each model that has one."
     format = 2
     shared = True
     has_arms = True
@@ -90,7 +90,7 @@ class Posthoc(Stage):
         return CalibrationFacts.of(artifact.short_facts())
 
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
-        title = "temperatures behind models, on the validation rows that they were fitted on"
+        title = "post-hoc temperatures, on the validation rows that they were fitted on"
         return show_fitted(run, title, units)
 
 
@@ -111,8 +111,8 @@ def _rows(run: Run, unit: Unit) -> EncodedStore:
 
     if not run.training.validation:
         raise UserError(
-            f"train.validation: {run.recipe.train.validation} of the training split leaves no row "
-            "to fit a temperature on; raise it"
+            f"train.validation: {run.recipe.train.validation} of the training split leaves no "
+            "sample to fit a temperature on; raise it"
         )
     rows = inputs.training_rows(run, unit.role, "validation")
     rows = rows.where(has_answer_position(rows))

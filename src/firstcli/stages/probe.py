@@ -38,7 +38,7 @@ class CostEstimate:
     """The estimated cost of a unit."""
 
     seconds: float
-    """NaN if the unit does not fit the device."""
+    """NaN if the unit does not fit on the device."""
     memory: int = 0
     """Peak bytes of each process: of GPU memory, or without a GPU of the whole process so far."""
     sharded: int | None = None

@@ -36,7 +36,7 @@ _PARTS: dict[Part, str] = {
 _REMARKS = {
     "at_grid_end": ", at the end of the searched range",
     "flat": ", hardly better than other temperatures",
-    "few_rows": "; these are few rows",
+    "few_rows": "; few rows",
 }
 
 
@@ -54,7 +54,7 @@ class Report(Stage):
     """Writes the report of all evaluations."""
 
     name = "report"
-    help = "Do the whole job: the table, the figures and one HTML page."
+    help = "Run everything and write the table, the figures and one HTML page."
     format = 3  # the table for the terminal is kept
     uses_models = False
     checks = (checks.UNPINNED,)
@@ -146,7 +146,7 @@ def _rows(run: Run) -> dict[str, list[Model]]:
 
 
 def _calibrations(run: Run) -> Iterator[tuple[str, CalibrationArtifact]]:
-    """Yield what was fitted, by row; for temperatures behind models, that of the first seed."""
+    """Yield what was fitted, by row; for post-hoc temperatures, that of the first seed."""
     from firstcli.recalibration.diagnostics import CalibrationArtifact
 
     for row, (first, *_) in _rows(run).items():
@@ -220,7 +220,7 @@ def _notes_on_knowledge(run: Run) -> Iterator[tuple[str, str]]:
 
     for title, weight, facts in _knowledge(run):
         yield (
-            f"knowledge of {title} rows",
+            f"knowledge of {title} samples",
             f"{facts.positions} positions in {size(weight)}, mean mass of the top "
             f"{run.recipe.knowledge.top_k}: {facts.mean_top_k_mass:.4f}, "
             f"{facts.bytes_per_position:.1f} bytes per position, probabilities off by "
@@ -234,10 +234,10 @@ def _notes_on_calibration(run: Run) -> Iterator[tuple[str, str]]:
         if "temperature" in artifact.facts and "criterion" in artifact.facts:
             note += f": T = {artifact.facts['temperature']:.4g} by {artifact.facts['criterion']}"
         if interval := artifact.facts.get("interval"):
-            note += " (95 % of resamplings: {:.3g} to {:.3g})".format(*interval)
+            note += " (95 % interval {:.3g} to {:.3g})".format(*interval)
         note += "".join(text for key, text in _REMARKS.items() if artifact.state.get(key))
         if run.recipe.seeds and row.endswith(" + T") and row != "teacher + T":
-            note += f"; seed {run.recipe.seeds[0]}, every seed has a different one"
+            note += f"; this is seed {run.recipe.seeds[0]}; every seed has its own T"
         yield row, note
     for row, (first, *_) in _rows(run).items():
         if first.arm and not first.posthoc and (swaps := _training_facts(run, first).rank_swaps):

@@ -36,9 +36,10 @@ def check(run: Run, unit: Unit) -> str:
     # Weights, gradients and Adam's two moments; activations come on top.
     bytes_per_weight = 16 if settings.dtype == "float32" else 8
     return (
-        f"{len(rows)} samples, {inputs.positions(rows)} positions, {settings.epochs:g} epochs; "
+        f"{len(rows)} samples, {inputs.positions(rows)} positions, "
+        f"{settings.epochs:g} epoch{'s' * (settings.epochs != 1)}; "
         f"{parameters / 1e6:.1f} M weights, {size(bytes_per_weight * parameters)} of memory for "
-        "them"
+        "them with gradients and Adam's moments"
     )
 
 
@@ -80,7 +81,7 @@ def train(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            problem = f"out of memory on {micro} samples at a time"
+            problem = f"out of memory with {micro} samples at a time"
             if micro == 1:
                 raise UserError(
                     f"{problem}; free memory, set trainer.gradient_checkpointing: true, or leave "
@@ -91,7 +92,7 @@ def train(
         # Outside the except block the error no longer holds on to the trainer's tensors.
         del model
         free_memory()
-        run.console.warn(f"{title}: {problem}; resuming with {_half(micro)}")
+        run.console.warn(f"{title}: {problem}; resuming with micro_batch_size {_half(micro)}")
         settings = settings.model_copy(update={"micro_batch_size": _half(micro)})
     if distributed.is_first():
         model.save_pretrained(folder, state_dict=outcome.weights)

@@ -177,8 +177,8 @@ class Artifact:
             if content.get("format", 1) > FORMAT:
                 raise UserError(
                     f"{self.manifest_path}: written by a newer firstcli (format "
-                    f"{content['format']}, this version reads up to {FORMAT}); update firstcli, or "
-                    "choose another --run-dir"
+                    f"{content['format']}, this version reads up to {FORMAT}); upgrade "
+                    "firstcli, or choose a different --run-dir"
                 )
             manifest = Manifest.from_json(content)
         except (OSError, ValueError, TypeError, AttributeError):

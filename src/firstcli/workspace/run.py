@@ -322,5 +322,5 @@ def _interruption_reported(source: str, count: int) -> Iterator[None]:
             raise
         raise UserError(
             f"{source} broke off after {count} rows ({type(error).__name__}: {error}); none of "
-            "them is used, run the same command again"
+            "them is used; run the same command again"
         ) from error
