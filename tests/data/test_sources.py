@@ -57,7 +57,7 @@ def test_the_error_is_named_and_the_same_command_succeeds_later(
         result = first(*command)
     result.mistake(
         f"train.task: split 'train' of task 'known-world' broke off after 5 rows ({message}); "
-        "none of them is used, run the same command again"
+        "none of them is used; run the same command again"
     )
     assert not list((tmp_path / "run").rglob("shard-*"))
     assert first(*command).code == 0

@@ -147,7 +147,7 @@ def test_training_resumes_from_its_last_checkpoint_with_half_a_micro_batch(
     assert result.code == 0, result.err
     assert memory.refused == 2  # 16, then 8 samples at a time
     for micro, half in ((16, 8), (8, 4)):
-        said = f"out of memory with {micro} samples at a time; resuming with {half}"
+        said = f"out of memory with micro_batch_size {micro}; resuming with micro_batch_size {half}"
         assert f"distilling first: {said}" in result.err
     assert result.out.count("distilling first: resuming after step 5") == 2
     found, expected = (
@@ -171,7 +171,7 @@ def test_training_that_does_not_fit_at_all_says_so(
     with monkeypatch.context() as patch:
         Memory(patch, 0, "cpu")
         result = first("distill", finished.recipe, "--run-dir", run, "--force")
-    result.mistake("distill fine-tune", "out of memory on 1 samples at a time", "free memory")
+    result.mistake("distill fine-tune", "out of memory with micro_batch_size 1", "free memory")
 
 
 def test_other_errors_are_no_lack_of_memory(
@@ -237,4 +237,4 @@ def test_one_of_several_processes_says_which_micro_batch_would_fit(
         patch.setattr(train_model, "distributed", several)
         Memory(patch, 8, "cuda")
         result = first("distill", finished.recipe, "--run-dir", run, "--force")
-    result.mistake("out of memory on 16 samples at a time; set micro_batch_size: 8")
+    result.mistake("out of memory with micro_batch_size 16; set micro_batch_size: 8")

@@ -240,7 +240,7 @@ def test_empty_splits(tmp_path: Path) -> None:
 
 def test_a_validation_part_without_rows(tmp_path: Path) -> None:
     first("plan", command_line.write_recipe(tmp_path), "--set", "train.validation=1e-9").mistake(
-        "train.validation", "no row"
+        "train.validation", "no sample"
     )
     first("plan", tmp_path / "recipe.yaml", "--set", "train.validation=0.9999999").mistake(
         "train.validation", "none to train on"
@@ -366,9 +366,7 @@ def test_too_little_room_is_seen_beforehand(
     usage = shutil.disk_usage(tmp_path)._replace(free=200_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     path = command_line.write_recipe(tmp_path)
-    first("plan", path, "--run-dir", tmp_path / "run").mistake(
-        "314 kB are needed", "200 kB are free"
-    )
+    first("plan", path, "--run-dir", tmp_path / "run").mistake("need 314 kB, but 200 kB are free")
     assert first("plan", finished.recipe, "--run-dir", finished.run).code == 0
 
 

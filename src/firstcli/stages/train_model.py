@@ -81,7 +81,7 @@ def train(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            problem = f"out of memory with {micro} samples at a time"
+            problem = f"out of memory with micro_batch_size {micro}"
             if micro == 1:
                 raise UserError(
                     f"{problem}; free memory, set trainer.gradient_checkpointing: true, or leave "
