@@ -238,6 +238,19 @@ def test_a_damaged_manifest_does_not_let_all_be_redone_unasked(
     assert knowledge_of(run) == before
 
 
+def test_a_repair_of_an_earlier_versions_run_keeps_what_is_sound(
+    finished: Finished, run: Path
+) -> None:
+    """Its manifests record fewer inputs, so their fingerprints differ from today's."""
+    command_line.as_format_1(run)
+    before = identities(run)
+    truncate(run / "knowledge" / "train" / HARMED)
+    result = first("extract", finished.recipe, "--run-dir", run, "--repair")
+    assert result.code == 0, result.err
+    after = identities(run)
+    assert {name for name in before if before[name] != after[name]} == {f"train/{HARMED}"}
+
+
 def test_a_repair_that_is_killed_keeps_what_is_sound(
     sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,11 +264,11 @@ def test_a_repair_that_is_killed_keeps_what_is_sound(
         with monkeypatch.context() as patch:
             killed = die_at(patch, at)
             with suppress(Killed):
-                artifact.reopen([HARMED])
+                artifact.reopen([HARMED], fingerprint)
         artifact.recover()
         if damaged := artifact.damage(digests):
             assert damaged == [HARMED]
-            artifact.reopen(damaged)
+            artifact.reopen(damaged, fingerprint)
         assert not folder.exists()
         work = artifact.begin(fingerprint)
         assert {path.name for path in work.glob("*")} == {

@@ -11,7 +11,6 @@ from pydantic import Field
 
 from firstcli.recalibration.builtin import TemperatureScaling, TemperatureScalingOptions
 from firstcli.recalibration.criteria import Criterion
-from firstcli.workspace.artifacts import fingerprint
 from support import command_line
 from support.command_line import Finished, first
 from support.wheels import install_wheel, new_python, run
@@ -66,26 +65,11 @@ def test_a_raised_format_makes_its_dependants_stale(
 # Runs of earlier versions.
 
 
-def as_format_1(run: Path) -> None:
-    """Remove from every manifest what firstcli 0.1 did not record."""
-    for path in [*run.rglob("manifest.json"), *run.rglob("*.manifest.json")]:
-        manifest = json.loads(path.read_text("utf-8"))
-        reads = {
-            key: value
-            for key, value in manifest["reads"].items()
-            if not key.startswith("plugin of ") and not key.endswith((".criterion", ".bins"))
-        }
-        if manifest["unit"] == "report":  # its bins are the recipe's
-            reads = manifest["reads"]
-        manifest |= {"reads": reads, "fingerprint": fingerprint(reads), "format": 1}
-        path.write_text(json.dumps(manifest), "utf-8")
-
-
 def test_a_run_of_an_earlier_version_stays_up_to_date_with_a_note(
     finished: Finished, tmp_path: Path
 ) -> None:
     copied = finished.copied_to(tmp_path)
-    as_format_1(copied)
+    command_line.as_format_1(copied)
     result = first("report", finished.recipe, "--run-dir", copied)
     assert "everything is up to date" in result.out
     assert result.err.count("recorded neither versions of plugins") == 1

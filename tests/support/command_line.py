@@ -19,6 +19,7 @@ import yaml
 
 from firstcli import cli
 from firstcli.stages import STAGES
+from firstcli.workspace.artifacts import fingerprint
 
 WORLD = {
     "name": "known-world",
@@ -196,3 +197,18 @@ class Finished:
     def copied_to(self, folder: Path) -> Path:
         """Copy the run folder, for a test that changes it."""
         return copy_run(self.run, folder / "run")
+
+
+def as_format_1(run: Path) -> None:
+    """Remove from every manifest what firstcli 0.1 did not record."""
+    for path in [*run.rglob("manifest.json"), *run.rglob("*.manifest.json")]:
+        manifest = json.loads(path.read_text("utf-8"))
+        reads = {
+            key: value
+            for key, value in manifest["reads"].items()
+            if not key.startswith("plugin of ") and not key.endswith((".criterion", ".bins"))
+        }
+        if manifest["unit"] == "report":  # its bins are the recipe's
+            reads = manifest["reads"]
+        manifest |= {"reads": reads, "fingerprint": fingerprint(reads), "format": 1}
+        path.write_text(json.dumps(manifest), "utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from firstcli.errors import UserError, shortened
 from firstcli.pipeline import plan
 from firstcli.stages import stage_of
-from firstcli.workspace.artifacts import Digests
+from firstcli.workspace.artifacts import Digests, fingerprint
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit
 
@@ -22,12 +22,14 @@ def repair(run: Run, unit: Unit, request: plan.Request) -> None:
     command = f"`first {stage.name} {request.recipe}"
     manifest = artifact.written()
     made_by = int(manifest.inputs["format"]) if manifest else 0
+    mark = manifest.fingerprint if manifest else ""
     if manifest and made_by <= stage.format:
         if any(key not in run.manifests for key in unit.needs):
             return
         inputs = plan.fingerprint_inputs(run, unit)
         if plan.recorded_inputs(run, manifest, inputs) != inputs:
             return  # it is rebuilt, and stays until its successor is complete
+        mark = fingerprint(inputs)  # a manifest of format 1 has fewer inputs
     damaged = artifact.damage(Digests() if requested else run.digests)
     if requested:
         known = set(damaged)
@@ -47,4 +49,4 @@ def repair(run: Run, unit: Unit, request: plan.Request) -> None:
             f"{problem}; {command} --repair` rebuilds only these files, --force rebuilds everything"
         )
     run.console.say(f"{problem}; will be rebuilt")
-    artifact.reopen(damaged)
+    artifact.reopen(damaged, mark)

@@ -60,7 +60,8 @@ def suppress_read_only() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.ENOENT):
+        refused = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)
+        if error.errno not in (*refused, errno.ENOSPC, errno.EDQUOT):
             raise
 
 
@@ -74,7 +75,7 @@ def locked(folder: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout  # takes as long to import as the rest of a dry run
 
     path = folder / ".lock"
-    lock = FileLock(path)
+    lock = FileLock(path, fallback_to_soft=False)  # a soft lock would outlive a kill
     owner = ""
     try:
         folder.mkdir(parents=True, exist_ok=True)

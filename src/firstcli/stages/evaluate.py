@@ -13,6 +13,7 @@ from rich.table import Column, Table
 from firstcli.runtime import distributed
 from firstcli.stages import checks, fingerprints, posthoc
 from firstcli.stages.base import Facts, Stage
+from firstcli.stages.checks import SharedCheck
 from firstcli.stages.posthoc import POSTHOC
 from firstcli.workspace.artifacts import Artifact
 from firstcli.workspace.units import Model, Unit, models_of, records_path
@@ -65,6 +66,9 @@ class Evaluate(Stage):
                     needs = (self.key(name, replace(model, posthoc=False)), POSTHOC.key(model))
                 key = self.key(name, model)
                 yield Unit(key, self.name, artifact, needs, evaluation=name, model=model)
+
+    def checks_of(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
+        return POSTHOC.checks_of(run, unit) if unit.model.posthoc else self.checks
 
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
         if unit.model.posthoc:

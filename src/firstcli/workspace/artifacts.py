@@ -196,17 +196,21 @@ class Artifact:
             or digests.of_file(path) != facts["sha256"]
         ]
 
-    def reopen(self, damaged: Iterable[str]) -> None:
-        """Turn a finished folder back into a work folder, without its damaged files."""
-        manifest = self.written()
-        assert manifest is not None and self.is_folder
+    def reopen(self, damaged: Iterable[str], fingerprint: str) -> None:
+        """Turn a finished folder back into a work folder, without its damaged files.
+
+        Args:
+            damaged: names of the damaged files.
+            fingerprint: that of the work which `begin` will resume.
+        """
+        assert self.is_folder
         shutil.rmtree(self.work, ignore_errors=True)
         for name in damaged:
             (self.path / name).unlink(missing_ok=True)
         # Until the manifest is deleted, `recover` undoes all this and the damage is found again.
         os.rename(self.path, self.work)
         sync(self.path.parent)
-        write_text(self.work / _MARK, manifest.fingerprint)
+        write_text(self.work / _MARK, fingerprint)
         (self.work / "manifest.json").unlink()
         sync(self.work)
 

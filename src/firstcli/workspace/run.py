@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from itertools import chain
@@ -71,10 +71,10 @@ class Memory:
         self._path = path
         self._console = console
         self._changed = False
-        try:
-            self._entries: dict[str, Any] = dict(json.loads(path.read_text("utf-8")))
-        except (OSError, ValueError):
-            self._entries = {}
+        self._entries: dict[str, Any] = {}
+        with suppress(OSError, ValueError):
+            if isinstance(entries := json.loads(path.read_text("utf-8")), dict):
+                self._entries = entries
 
     def recall(
         self, what: str, content: Mapping[str, str], make: Callable[[], T], *, anew: bool = False
