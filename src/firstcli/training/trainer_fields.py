@@ -38,7 +38,7 @@ HARMLESS = frozenset[str]().union(
     ("ddp_backend", "ddp_broadcast_buffers", "ddp_bucket_cap_mb"),
     ("ddp_find_unused_parameters", "ddp_timeout", "deepspeed", "fsdp", "fsdp_config"),
     ("gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_empty_cache_steps"),
-    ("disable_tqdm", "log_level", "log_level_replica", "logging_dir", "report_to", "run_name"),
+    ("disable_tqdm", "log_level", "log_level_replica", "report_to", "run_name"),
     ("logging_first_step", "logging_steps", "logging_strategy"),
     ("save_on_each_node", "save_steps", "save_strategy"),
 )
