@@ -103,7 +103,12 @@ def test_a_damaged_shard_is_named_and_just_that_is_redone(
     if harm == "one bit, same time":  # reading finds it: see the next test
         assert first("extract", *options).code == 0
     else:
-        said = ("knowledge/train", HARMED, f"`first extract {finished.recipe} --repair`", "--force")
+        said = (
+            "knowledge/train",
+            HARMED,
+            f"`first extract {finished.recipe} --run-dir {run} --repair`",
+            "--force",
+        )
         for stage in ("extract", "distill"):
             first(stage, *options).mistake(*said)
         assert "damaged: 'shard-00001.parquet'" in first("plan", *options).out

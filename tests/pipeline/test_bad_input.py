@@ -313,7 +313,9 @@ def test_a_run_directory_that_cannot_be_made(tmp_path: Path) -> None:
     path = command_line.write_recipe(tmp_path)
     result = first("distill", path, "--run-dir", tmp_path / "file" / "run")
     result.mistake(str(tmp_path / "file" / "run"), "cannot be written", "--run-dir")
-    first("distill", path, "--run-dir", tmp_path / "file").mistake("cannot be written")
+    assert first("plan", path, "--run-dir", tmp_path / "file" / "run").code == 0
+    for command in ("plan", "distill"):
+        first(command, path, "--run-dir", tmp_path / "file").mistake("file: is not a folder")
 
 
 @pytest.fixture

@@ -431,8 +431,10 @@ def test_checkpoints_count_by_content(pretrained: Finished, tmp_path: Path) -> N
 def test_only_runs_one_stage_and_names_what_is_missing(
     finished: Finished, tmp_path: Path, work: list[str]
 ) -> None:
-    missing = first("eval", finished.recipe, "--run-dir", tmp_path / "new", "--only")
-    missing.mistake("--only: finetune is not up to date", f"run `first finetune {finished.recipe}`")
+    new = ("--run-dir", tmp_path / "new")
+    missing = first("eval", finished.recipe, *new, "--only")
+    command = f"`first finetune {finished.recipe} --run-dir {new[1]}`"
+    missing.mistake("--only: finetune is not up to date", f"run {command} first")
     run = finished.copied_to(tmp_path)
     stale = ("--run-dir", run, "--set", "knowledge.top_k=4")
     first("distill", finished.recipe, "--only", *stale).mistake(

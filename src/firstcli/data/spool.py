@@ -21,7 +21,8 @@ class Spool:
 
     def __init__(self, folder: Path) -> None:
         """Open the file in `folder`, or in the system's temporary folder if that is impossible."""
-        self._place = folder if os.access(folder, os.W_OK) else Path(tempfile.gettempdir())
+        usable = folder.is_dir() and os.access(folder, os.W_OK)
+        self._place = folder if usable else Path(tempfile.gettempdir())
         self._file = tempfile.TemporaryFile(dir=self._place)  # noqa: SIM115
         self._borders = array("q", [0])  # row i is in bytes borders[i] to borders[i + 1]
         self._flushed = True

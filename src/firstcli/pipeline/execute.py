@@ -78,8 +78,8 @@ def _prepared(
     for row in pending:
         if request.only and row.unit.key not in keys:
             raise UserError(
-                f"--only: {row.unit.key} is not up to date ({row.reason}); run `first "
-                f"{row.unit.stage} {request.recipe}` first"
+                f"--only: {row.unit.key} is not up to date ({row.reason}); run "
+                f"`{request.command(row.unit.stage)}` first"
             )
     path = run.folder / "recipe.yaml"
     if not path.exists() or path.read_text("utf-8") != run.recipe_text:

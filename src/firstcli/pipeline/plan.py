@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -41,6 +42,13 @@ class Request:
     stage_options: Mapping[str, Any] = field(default_factory=dict)
     """The options that only the command's stage has."""
 
+    def command(self, stage: str) -> str:
+        """Return the command line of a stage for the same recipe and run folder."""
+        words = ["first", stage, str(self.recipe)]
+        words += ["--run-dir", str(self.run_dir)] if self.run_dir else []
+        words += [word for override in self.overrides for word in ("--set", override)]
+        return shlex.join(words)
+
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
@@ -57,6 +65,8 @@ def open_run(request: Request) -> Run:
     """Load the recipe and name its run folder; nothing is written yet."""
     recipe = load_recipe(request.recipe, request.overrides)
     folder = request.run_dir or Path("runs") / recipe.name
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"run folder {folder}: is not a folder; choose a different --run-dir")
     console = Console(json=request.json, quiet=request.quiet)
     return Run(recipe, recipe.resolved(), folder, console)
 

@@ -19,7 +19,7 @@ def repair(run: Run, unit: Unit, request: plan.Request) -> None:
     """
     requested = request.stage_options.get("repair")
     artifact, stage = unit.artifact, stage_of(unit)
-    command = f"`first {stage.name} {request.recipe}"
+    command = f"`{request.command(stage.name)}"
     manifest = artifact.written()
     made_by = int(manifest.inputs["format"]) if manifest else 0
     mark = manifest.fingerprint if manifest else ""
