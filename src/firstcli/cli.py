@@ -29,7 +29,6 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Make a small language model that is accurate and knows when it may be wrong.",
 )
 
 Parameters = dict[str, tuple[Any, Any]]
@@ -152,12 +151,16 @@ _add_command("plugins", _PLUGINS_HELP, _plugins, {"check": _CHECK, "json": OUTPU
 
 
 def add_stage(stage: Stage) -> None:
+    run: Callable[[dict[str, Any]], None] = partial(_run_stage, stage)
     parameters = RECIPE | WORK | OUTPUT
     if not stage.has_arms:
         del parameters["arms"]
     for option in stage.options:
         parameters[option.name] = _option(kind=type(option.default), **asdict(option))
-    _add_command(stage.name, stage.help, partial(_run_stage, stage), parameters)
+    if stage is EVALUATE:  # the one command that also works without a recipe
+        recipe = typer.Argument(None, metavar="RECIPE", help="A recipe; omit it with --from.")
+        run, parameters = _evaluate, parameters | {"recipe": (Path | None, recipe)} | JUDGE
+    _add_command(stage.name, stage.help, run, parameters)
 
 
 def _run_stage(stage: Stage, values: dict[str, Any]) -> None:
@@ -170,50 +173,32 @@ def _run_stage(stage: Stage, values: dict[str, Any]) -> None:
 
 
 def _evaluate(values: dict[str, Any]) -> None:
-    """Evaluate a recipe's models, or judge a file of any outputs."""
-    judging = {name: values.pop(name) for name in JUDGE}
-    if judging["outputs"] is not None:
-        _judge(values, judging)
+    """Evaluate a recipe's models, or judge the outputs in a file."""
+    if values["outputs"] is not None:
+        reason = "evaluating a recipe, and --from judges the outputs in a file; use one of the two"
+        values = _without(RECIPE | WORK, values, f"is for {reason}")
+        from firstcli.commands import judge
+
+        _print(judge.show(**values), values["json"])
         return
-    for name, value in judging.items():
-        if value:
-            raise UserError(
-                f"first {EVALUATE.name}: --{name} belongs to --from FILE; a recipe has these "
-                "settings under `metrics`, and `first report` compares its arms"
-            )
+    reason = "a recipe has these settings under `metrics`, and `first report` compares its arms"
+    values = _without(JUDGE, values, f"belongs to --from FILE; {reason}")
     if values["recipe"] is None:
         raise UserError(f"first {EVALUATE.name}: needs a RECIPE, or --from FILE to judge outputs")
     _run_stage(EVALUATE, values)
 
 
-def _judge(values: dict[str, Any], judging: dict[str, Any]) -> None:
-    from firstcli.commands import judge
-
-    for name, (_, option) in (RECIPE | WORK).items():
+def _without(parameters: Parameters, values: dict[str, Any], reason: str) -> dict[str, Any]:
+    """Return the values of all other parameters; raise UserError if one of these is given."""
+    for name, (_, option) in parameters.items():
         if values[name]:
             flag = option.param_decls[0] if option.param_decls else option.metavar
-            raise UserError(
-                f"first {EVALUATE.name}: {flag} is for evaluating a recipe, and --from judges the "
-                "outputs in a file; use one of the two"
-            )
-    result = judge.show(
-        judging["outputs"],
-        judging["versus"],
-        judging["confidence"] or "candidates",
-        judging["bins"] or 10,
-        json=values["json"],
-        quiet=values["quiet"],
-    )
-    _print(result, values["json"])
+            raise UserError(f"first {EVALUATE.name}: {flag} {reason}")
+    return {name: value for name, value in values.items() if name not in parameters}
 
 
 for _stage in STAGES:
-    if _stage is not EVALUATE:
-        add_stage(_stage)
-        continue
-    _recipe = typer.Argument(None, metavar="RECIPE", help="A recipe; omit it with --from.")
-    _parameters = RECIPE | {"recipe": (Path | None, _recipe)} | WORK | OUTPUT | JUDGE
-    _add_command(_stage.name, _stage.help, _evaluate, _parameters)
+    add_stage(_stage)
 
 
 def _announce(values: dict[str, Any]) -> None:

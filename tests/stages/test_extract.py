@@ -265,7 +265,7 @@ def run(tmp_path: Path) -> Run:
             "arms": {"distill": {}},
         }
     )
-    return Run(recipe, {}, tmp_path / "run", Console(quiet=True))
+    return Run(recipe, tmp_path / "run", Console(quiet=True))
 
 
 def test_the_stage_stores_every_sample_under_its_id(

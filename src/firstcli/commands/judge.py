@@ -27,28 +27,35 @@ _NAMES = (
 
 
 def show(
-    path: Path, versus: Path | None, confidence: str, bins: int, *, json: bool, quiet: bool
+    outputs: Path,
+    versus: Path | None,
+    confidence: str | None,
+    bins: int | None,
+    *,
+    json: bool,
+    quiet: bool,
 ) -> dict[str, Any]:
     """Print and return all metrics of a file and its differences from a second file.
 
     Args:
-        path: records of firstcli or a log of lm-evaluation-harness.
+        outputs: records of firstcli or a log of lm-evaluation-harness.
         versus: the file to compare with, if any.
-        confidence: `candidates` or `full`.
-        bins: number of bins of the calibration errors.
+        confidence: `candidates`, which is the default, or `full`.
+        bins: number of bins of the calibration errors; default 10.
         json: whether stdout is reserved for the result as JSON.
         quiet: whether to print nothing.
 
     Raises:
         UserError: an option or a file cannot be used.
     """
+    confidence, bins = confidence or "candidates", bins or 10
     if confidence not in get_args(Confidence):
         raise UserError(f"--confidence must be candidates or full, not '{confidence}'")
     kind = cast(Confidence, confidence)
     console = Console(json=json, quiet=quiet)
-    records = read(path, kind)
+    records = read(outputs, kind)
     # before anything is printed, because it may raise
-    pair = None if versus is None else _pair(path, records, versus, kind)
+    pair = None if versus is None else _pair(outputs, records, versus, kind)
     metrics = summarize(records, kind, bins)
     estimates = intervals([records], kind, bins)
     caption = (
@@ -56,7 +63,7 @@ def show(
         "candidate; in percent, except scores; 95 % intervals over questions"
     )
     columns = _columns("", "value", "95 % interval", "")
-    table = Table(*columns, title=f"{path}: {metrics.n} questions", caption=caption)
+    table = Table(*columns, title=f"{outputs}: {metrics.n} questions", caption=caption)
     remarks = _remarks(metrics, records, bins)
     for name in _NAMES:
         metric, value = METRICS[name], getattr(metrics, name)
@@ -65,7 +72,7 @@ def show(
             table.add_row(metric.title, metric.text(value), interval, remarks.get(name, ""))
     console.show(table)
     result: dict[str, Any] = {
-        "file": str(path),
+        "file": str(outputs),
         "scope": records.scope,
         "confidence_kind": kind,
         "bins": bins,

@@ -68,7 +68,7 @@ def open_run(request: Request) -> Run:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"run folder {folder}: is not a folder; choose a different --run-dir")
     console = Console(json=request.json, quiet=request.quiet)
-    return Run(recipe, recipe.resolved(), folder, console)
+    return Run(recipe, folder, console)
 
 
 def plan(request: Request) -> dict[str, JSON]:
@@ -223,14 +223,7 @@ def _probe(run: Run, rows: Sequence[PlanRow], processes: int) -> dict[str, JSON]
     from firstcli.stages import probe
 
     title = f"estimate for {processes} process{'es' if processes > 1 else ''} on this machine"
-    headings = (
-        "stage",
-        "what",
-        "time",
-        "memory per process",
-        "sharded",
-        "disk",
-    )
+    headings = ("stage", "what", "time", "memory per process", "sharded", "disk")
     table = Table(*headings, title=title)
     measure = probe.Probe(run, processes)
     result: dict[str, Any] = {}

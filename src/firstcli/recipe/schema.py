@@ -15,8 +15,10 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails
 
+from firstcli.api import MassMode
 from firstcli.errors import UserError
 from firstcli.recipe.references import (
+    POSTHOC_KEY,
     ArmName,
     FolderName,
     ModelSection,
@@ -176,7 +178,7 @@ class Arm(RecipeSection):
     )
     """The loss (paper, Eq. 5). `topk-tail` (default) uses the student's probabilities from the full
     softmax; `topk-renormalized` renormalises both sides over the k tokens."""
-    mass: Literal["teacher", "one"] | None = Field(default=None, validate_default=True)
+    mass: MassMode | None = Field(default=None, validate_default=True)
     """Target sum of the k probabilities: the teacher's sum (`teacher`, default), or 1 (`one`, the
     paper's choice)."""
     recalibrate: Literal["decisive", "all"] | None = None
@@ -287,10 +289,7 @@ def _conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
         names = [arm.casefold() for arm in section]
         for i, (arm_name, arm) in enumerate(section.items()):
             if names[i] in names[:i]:
-                yield (
-                    (arm_name,),
-                    "differs from another arm's name only in case; rename one",
-                )
+                yield (arm_name,), "differs from another arm's name only in case; rename one"
             for keys, text in _arm_conflicts(arm, valid):
                 yield (arm_name, *keys), text
 
@@ -323,10 +322,10 @@ def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
 def _posthoc_conflicts(train: Train | None) -> Conflicts:
     if train and train.validation == 0:
         text = "its temperature is fitted on held-out samples, but train.validation is 0; raise it"
-        yield ("posthoc",), text
+        yield (POSTHOC_KEY,), text
     elif train and not train.task.build().has_candidates:
         text = f"task '{train.task.name}' has no candidates to choose from; leave it out"
-        yield ("posthoc",), text
+        yield (POSTHOC_KEY,), text
 
 
 def _recalibrator_conflicts(

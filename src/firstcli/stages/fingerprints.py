@@ -106,7 +106,7 @@ def longest_sample(run: Run, unit: Unit) -> str:
     evaluation = unit.evaluation
     samples = run.evaluation_content(evaluation) if evaluation else run.part_content(unit.part)
     content = tokenizer_content(run) | {"samples": samples}
-    what = f"longest sample, {unit.role}, {unit.evaluation or unit.part}"
+    what = f"longest sample, {unit.role}, {evaluation or unit.part}"
     return run.memory.recall(what, content, make)
 
 

@@ -13,9 +13,9 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from firstcli.api import BoolArray
 from firstcli.data import splits
 from firstcli.data.encoded import EncodedStore, IntArray, counts_of, lengths_of
 from firstcli.data.encoding import EncodedQuestion, EncodedSample, each_encoded, encode_questions
@@ -118,7 +118,7 @@ def training_rows(run: Run, role: Role, part: Part) -> EncodedStore:
 
 
 @once_per_run
-def folds(run: Run) -> npt.NDArray[np.int64]:
+def folds(run: Run) -> IntArray:
     """Return the fold of every sample of the training part, before any is dropped, (N,)."""
     count = run.recipe.knowledge.folds
     assert count
@@ -175,7 +175,7 @@ def context(run: Run, role: Role) -> float:
 
 def _fitting(
     run: Run, role: Role, lengths: IntArray, id_of: Callable[[int], str], where: str
-) -> npt.NDArray[np.bool_]:
+) -> BoolArray:
     """Return which samples are not too long, (N,)."""
     longest = context(run, role)
     too_long = np.flatnonzero(lengths > longest)

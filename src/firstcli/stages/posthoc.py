@@ -59,7 +59,9 @@ class Posthoc(Stage):
                 yield Unit(key, self.name, artifact, needs, part="validation", model=model)
 
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
-        inputs = fingerprints.plugin("posthoc", _section(run, unit))
+        from firstcli.recipe.references import POSTHOC_KEY
+
+        inputs = fingerprints.plugin(POSTHOC_KEY, _section(run, unit))
         inputs["top_k"] = run.recipe.knowledge.top_k
         inputs["longest sample"] = fingerprints.longest_sample(run, unit)
         inputs["validation samples"] = run.part_content("validation")

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from firstcli.data.encoded import lengths_of
+from firstcli.api import FloatArray
+from firstcli.data.encoded import IntArray, lengths_of
 from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError
 from firstcli.models import inference, readout
@@ -169,8 +169,8 @@ def _batches(items: Sequence[Item], tokens: int) -> list[Sequence[Item]]:
 
 
 def _interpolated(
-    sizes: npt.NDArray[np.int64], work: Callable[[int], object], device: torch.device
-) -> npt.NDArray[np.float64]:
+    sizes: IntArray, work: Callable[[int], object], device: torch.device
+) -> FloatArray:
     """Measure some batches, from the smallest to the largest; interpolate all batches' seconds.
 
     Args:
@@ -185,7 +185,7 @@ def _interpolated(
         np.mean([_seconds(lambda i=int(index): work(i), device) for _ in range(REPEATS)])  # type: ignore[misc]
         for index in probed
     ]
-    interpolated: npt.NDArray[np.float64] = np.interp(sizes, sizes[probed], seconds)
+    interpolated: FloatArray = np.interp(sizes, sizes[probed], seconds)
     return interpolated
 
 

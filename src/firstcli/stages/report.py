@@ -113,10 +113,10 @@ def report_data(run: Run) -> ReportData:
         seconds={key: manifest.seconds for key, manifest in finished.items()},
         seeds=recipe.seeds,
         calibrations={
-            row: FittedRecalibrator(
+            model.row: FittedRecalibrator(
                 fitted.ranks, fitted.restored().diagnostics().curves, fitted.facts.get("criterion")
             )
-            for row, fitted in _calibrations(run)
+            for model, fitted in _calibrations(run)
         },
         concentration=_concentration(run),
         arms={
@@ -145,15 +145,15 @@ def _rows(run: Run) -> dict[str, list[Model]]:
     return rows
 
 
-def _calibrations(run: Run) -> Iterator[tuple[str, CalibrationArtifact]]:
-    """Yield what was fitted, by row; for post-hoc temperatures, that of the first seed."""
+def _calibrations(run: Run) -> Iterator[tuple[Model, CalibrationArtifact]]:
+    """Yield what was fitted, with each row's first model, whose post-hoc temperature it is."""
     from firstcli.recalibration.diagnostics import CalibrationArtifact
 
-    for row, (first, *_) in _rows(run).items():
+    for first, *_ in _rows(run).values():
         key = POSTHOC.key(first) if first.posthoc else CALIBRATE.key(first.arm)
         if key in run.manifests:
             name = first.name if first.posthoc else first.arm
-            yield row, CalibrationArtifact.load(calibration_path(run.folder, name))
+            yield first, CalibrationArtifact.load(calibration_path(run.folder, name))
 
 
 def _concentration(run: Run) -> JSON:
@@ -229,16 +229,16 @@ def _notes_on_knowledge(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def _notes_on_calibration(run: Run) -> Iterator[tuple[str, str]]:
-    for row, artifact in _calibrations(run):
+    for model, artifact in _calibrations(run):
         note = f"{artifact.recalibrator} on {artifact.rows} rows"
         if "temperature" in artifact.facts and "criterion" in artifact.facts:
             note += f": T = {artifact.facts['temperature']:.4g} by {artifact.facts['criterion']}"
         if interval := artifact.facts.get("interval"):
             note += " (95 % interval {:.3g} to {:.3g})".format(*interval)
         note += "".join(text for key, text in _REMARKS.items() if artifact.state.get(key))
-        if run.recipe.seeds and row.endswith(" + T") and row != "teacher + T":
-            note += f"; this is seed {run.recipe.seeds[0]}; every seed has its own T"
-        yield row, note
+        if model.posthoc and model.seed is not None:
+            note += f"; this is seed {model.seed}; every seed has its own T"
+        yield model.row, note
     for row, (first, *_) in _rows(run).items():
         if first.arm and not first.posthoc and (swaps := _training_facts(run, first).rank_swaps):
             yield row, f"{100 * swaps:.1f} % of recalibrated positions changed their top token"

@@ -21,7 +21,7 @@ from firstcli.metrics.records import EvalRecords
 from firstcli.models import inference, readout
 from firstcli.models.batching import HalvingBatches, free_memory, run_batched
 from firstcli.stages import inputs
-from firstcli.workspace.run import Run
+from firstcli.workspace.run import Run, once_per_run
 from firstcli.workspace.units import Unit
 
 EXTRACTION_TOKENS = 4096
@@ -39,6 +39,7 @@ class ShardSamples:
     """The fold whose teacher has not seen the samples; None for the teacher itself."""
 
 
+@once_per_run
 def shards_of(run: Run, unit: Unit) -> list[ShardSamples]:
     """Return the content of every shard of a part; it depends on the data alone."""
     if unit.part != "out-of-fold":

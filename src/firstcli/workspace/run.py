@@ -115,19 +115,15 @@ class Memory:
 class Run:
     """What the stages share: the recipe, the run folder, the console and the data."""
 
-    def __init__(
-        self, recipe: Recipe, resolved: dict[str, Any], folder: Path, console: Console
-    ) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, console: Console) -> None:
         """Open a run; nothing is read or written yet.
 
         Args:
             recipe: the validated recipe.
-            resolved: the recipe as plain YAML values, with defaults and absolute paths.
             folder: the run folder, which need not exist.
             console: prints progress and warnings.
         """
         self.recipe = recipe
-        self.resolved = resolved
         self.folder = folder
         self.console = console
         self.digests = Digests(folder / ".digests.json")
@@ -147,6 +143,11 @@ class Run:
         """Say that PyTorch is about to be imported, which takes seconds."""
         if "torch" not in sys.modules:
             self.console.say("loading PyTorch and transformers ...")
+
+    @cached_property
+    def resolved(self) -> dict[str, Any]:
+        """The recipe as plain YAML values, with defaults and absolute paths."""
+        return self.recipe.resolved()
 
     @property
     def recipe_text(self) -> str:
@@ -277,7 +278,7 @@ class Run:
     # Models: how they are trained, which checkpoint, and what identifies it.
 
     def training_settings(self, unit: Unit) -> Training:
-        """Return how the model of a unit of `finetune` or `distill` is trained."""
+        """Return the training settings of the model that a unit trains."""
         if unit.arm:
             return training_of(self.recipe.student, self.recipe.arms[unit.arm])
         assert self.recipe.teacher and self.recipe.teacher.finetune
