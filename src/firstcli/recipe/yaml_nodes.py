@@ -78,8 +78,8 @@ _WORDS = {
 } | {"": None}
 
 
-def _refused(at: Any, text: str) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=text, problem_mark=at.start_mark)
+def _refused(marked: Any, text: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=text, problem_mark=marked.start_mark)
 
 
 def parse(text: str, source: str, base: Path, place: str | None = None) -> Node:

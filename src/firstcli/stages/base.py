@@ -120,7 +120,7 @@ class Stage(ABC):
         """Write the unit's result into a work folder, which may hold the start of it.
 
         Returns:
-            The facts for the manifest; the first process's count.
+            The facts for the manifest; only those of the first process are kept.
         """
 
     def unsound_files(self, folder: Path) -> list[str]:

@@ -116,7 +116,7 @@ class Evaluate(Stage):
         }
         run.console.show(f"confidence: {settings.confidence}, {settings.bins} bins, in percent")
         for evaluation in dict.fromkeys(evaluation for evaluation, _ in summaries):
-            rows = {model: one for (name, model), one in summaries.items() if name == evaluation}
+            rows = {model: row for (name, model), row in summaries.items() if name == evaluation}
             run.console.show(_table(evaluation, rows))
         return {
             f"{evaluation}/{model}": asdict(summary)
