@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from firstcli.api import Dtype
 from firstcli.data import splits
 from firstcli.data.encoded import EncodedStore, IntArray, counts_of, lengths_of
 from firstcli.data.encoding import EncodedQuestion, EncodedSample, each_encoded, encode_questions
@@ -53,7 +54,7 @@ def empty_model(run: Run, role: Role) -> PreTrainedModel:
     return family(run, role).empty_model(run.reference(role), tokenizer(run, role))
 
 
-def starting_model(run: Run, role: Role, dtype: inference.Dtype, seed: int) -> PreTrainedModel:
+def starting_model(run: Run, role: Role, dtype: Dtype, seed: int) -> PreTrainedModel:
     """Load the weights with which training starts, on the CPU.
 
     Args:
