@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from firstcli.api import BoolArray, FloatArray
 from firstcli.data.encoding import encode_questions
 from firstcli.pipeline.execute import execute
 from firstcli.pipeline.plan import Request, open_run
@@ -36,9 +37,6 @@ from firstcli.stages.extract import EXTRACT
 from firstcli.training import soft_targets
 from firstcli.training.soft_targets import Positions
 from firstcli.workspace.run import Run
-
-FloatArray = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
 
 
 def equal_sharpness(topk: FloatArray) -> FloatArray:
@@ -102,7 +100,7 @@ def soft_targets_by(name: str, answers: Answers, fold: npt.NDArray[np.int64]) ->
     for number in range(FOLDS):
         held_out = fold == number
         recalibrator = cls(cls.Options.model_validate(options))
-        recalibrator.fit(topk[~held_out], is_label[~held_out], mass[~held_out])
+        recalibrator.fit(topk[~held_out], is_label[~held_out], mass[~held_out], "teacher")
         probabilities[held_out] = mass[held_out, None] * recalibrator.transform(topk[held_out])
     return probabilities
 
@@ -172,7 +170,7 @@ def gain(count: int, factors: tuple[float, float], seed: int) -> float:
         plugin, options, _ = CONTENDERS[name]
         cls = load("recalibrators", plugin)
         recalibrator = cls(cls.Options.model_validate(options))
-        recalibrator.fit(*fitted_on, fitted_on[0].sum(axis=1))
+        recalibrator.fit(*fitted_on, fitted_on[0].sum(axis=1), "teacher")
         nlls.append(-np.log((recalibrator.transform(topk) * is_label).sum(axis=1)).mean())
     return float(nlls[0] - nlls[1])
 

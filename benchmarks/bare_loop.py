@@ -105,19 +105,7 @@ def extract(model: Any, rows: Sequence[EncodedSample], top_k: int) -> soft_targe
         for i, end in zip(chosen, ends, strict=True):
             at = slice(end - len(rows[i].targets), end)
             known[i] = TopK(ids[at].int().numpy(), values[at].numpy(), tail[at].numpy())
-    ordered = [known[i] for i in range(len(rows))]
-    return soft_targets.Positions(
-        np.exp(np.concatenate([topk.log_probs for topk in ordered]).astype(np.float64)),
-        np.concatenate([topk.log_tail for topk in ordered]).astype(np.float64),
-        np.concatenate([topk.token_ids for topk in ordered]),
-        np.concatenate([row.targets for row in rows]),
-        np.concatenate(
-            [
-                np.arange(row.start, len(row.input_ids)) == (row.answer_position or -1)
-                for row in rows
-            ]
-        ),
-    )
+    return soft_targets.Positions.of(rows, [known[i] for i in range(len(rows))])
 
 
 def soft_target_source(

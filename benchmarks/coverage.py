@@ -14,13 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from firstcli.api import BoolArray, FloatArray
 from firstcli.metrics.calibration import ece
 from firstcli.metrics.records import EvalRecords
 from firstcli.metrics.uncertainty import differences, intervals
-
-Floats = npt.NDArray[np.float64]
 
 CANDIDATES = 4
 SIZES = (300, 1000, 3000)
@@ -34,7 +32,7 @@ class Model:
     skill: float
     sharpness: float  # ratio of the logits of confidence and correctness
 
-    def answer(self, ease: Floats, own: Floats) -> tuple[Floats, Floats]:
+    def answer(self, ease: FloatArray, own: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return the confidence in each answer and the probability that it is correct."""
         right = logistic(self.skill + 1.2 * ease + 0.5 * own)
         sharp = logistic(self.sharpness * np.log(right / (1 - right)))
@@ -42,7 +40,7 @@ class Model:
         return floor + (1 - floor) * sharp, floor + (1 - floor) * right
 
 
-def logistic(values: Floats) -> Floats:
+def logistic(values: FloatArray) -> FloatArray:
     return np.asarray(1 / (1 + np.exp(-values)))
 
 
@@ -71,13 +69,13 @@ def simulate(n: int, random: np.random.Generator) -> dict[str, EvalRecords]:
     return results
 
 
-def normal_cdf(values: Floats) -> Floats:
+def normal_cdf(values: FloatArray) -> FloatArray:
     from scipy.special import ndtr
 
     return np.asarray(ndtr(values))
 
 
-def records(confidence: Floats, right: npt.NDArray[np.bool_]) -> EvalRecords:
+def records(confidence: FloatArray, right: BoolArray) -> EvalRecords:
     """Build records with answer 0; the other candidates share the remaining probability."""
     predicted = np.where(right, 0, 1)
     rest = (1 - confidence) / (CANDIDATES - 1)

@@ -10,6 +10,7 @@ hidden states and the logits of the supervised positions in one product.
 from __future__ import annotations
 
 import json
+import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,7 +89,7 @@ def compare(shape: shapes.Model, text: shapes.Text, repeats: int, folder: Path) 
         name: [(loop_count if name == "lines" else count) / seconds for seconds in times]
         for name, times in durations.items()
     }
-    median = {name: f"{sorted(rate)[len(rate) // 2]:.0f}" for name, rate in rates.items()}
+    median = {name: f"{statistics.median(rate):.0f}" for name, rate in rates.items()}
     what = f"extraction, {shape.name}, {text.name}"
     figures = f"{median['first']} and {{}} positions/s"
     return [

@@ -3,8 +3,8 @@
     python benchmarks/knowledge_size.py recipe.yaml --samples 3000
 
 The teacher must exist: either a checkpoint that the recipe does not fine-tune, or the result of
-`first finetune`. It runs once; its knowledge is then written, measured and opened in
-each precision.
+`first finetune`. It runs once; its knowledge is then written, measured and opened in each
+precision.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ peak of a fresh process over its hidden states, weight and targets.
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ def report(repeats: int) -> Report:
         [
             str(chunk),
             f"{chunk * 4 * V / 2**20:.0f}",
-            f"{_median(measure.ratios(times[str(chunk)], times['dense'])):.3g}",
+            f"{median(measure.ratios(times[str(chunk)], times['dense'])):.3g}",
             f"{measure.in_child(peak, 'fused', chunk):.0f}",
         ]
         for chunk in CHUNKS
@@ -92,14 +93,14 @@ def report(repeats: int) -> Report:
                 against,
                 measure.ratios(times["fused"], times["dense"]),
                 1.05,
-                figures=f"{_median(times['fused']):.2f} and {_median(times['dense']):.2f} s",
+                figures=f"{median(times['fused']):.2f} and {median(times['dense']):.2f} s",
             ),
             Comparison(
                 f"{what}: memory",
                 against,
                 measure.ratios(peaks["fused"], peaks["dense"]),
                 0.38,
-                figures=f"{_median(peaks['fused']):.0f} and {_median(peaks['dense']):.0f} MB",
+                figures=f"{median(peaks['fused']):.0f} and {median(peaks['dense']):.0f} MB",
             ),
         ],
         [
@@ -107,10 +108,6 @@ def report(repeats: int) -> Report:
             measure.table(["rows", "MiB of logits", "time relative to dense", "extra MB"], chunks),
         ],
     )
-
-
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 if __name__ == "__main__":

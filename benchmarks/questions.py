@@ -8,6 +8,7 @@ prompt's last token only.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,7 +62,7 @@ def compare(shape: shapes.Model, repeats: int) -> Comparison:
         },
         repeats,
     )
-    each = [f"{1e3 * sorted(runs)[len(runs) // 2] / SAMPLES:.3g}" for runs in times.values()]
+    each = [f"{1e3 * statistics.median(runs) / SAMPLES:.3g}" for runs in times.values()]
     return Comparison(
         f"eval of {CANDIDATES}-way questions, {shape.name}",
         "bare forward pass of the prompts",

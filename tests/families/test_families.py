@@ -16,11 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from conftest import TEXT, MakeLlama
-from firstcli.api import ModelRef
+from firstcli.api import Dtype, ModelRef
 from firstcli.errors import UserError
 from firstcli.families.causal_lm import CausalLM, CausalLMOptions
 from firstcli.families.scratch import Scratch, ScratchOptions
-from firstcli.models.inference import Dtype
 from firstcli.testing.families import check_family
 
 NONE = ModelRef(None)

@@ -16,6 +16,7 @@ from firstcli.knowledge import codec, shards
 from firstcli.knowledge.store import Knowledge
 from firstcli.knowledge.top_k import TopK
 from firstcli.recalibration.builtin import NoRecalibration
+from firstcli.recalibration.diagnostics import PositionsMode
 from firstcli.recipe.schema import Arm
 from firstcli.training import soft_targets
 from firstcli.training.soft_targets import (
@@ -193,9 +194,7 @@ def test_temperature_scaling_acts_on_probabilities_as_stored(positions: Position
 # Mass.
 
 
-def soft_targets_at(
-    positions: Positions, of: Arm, mode: soft_targets.PositionsMode = "decisive"
-) -> SoftTargets:
+def soft_targets_at(positions: Positions, of: Arm, mode: PositionsMode = "decisive") -> SoftTargets:
     distribution = soft_targets.recalibrated(mode, recalibrator(of), positions)
     return soft_targets_of(of, positions, distribution)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from firstcli.errors import UserError, shortened
 from firstcli.metrics import FLOOR, METRICS, EvalMetrics, lm_eval, summarize
 from firstcli.metrics.records import Confidence, EvalRecords
-from firstcli.metrics.uncertainty import Difference, Estimate, differences, intervals
+from firstcli.metrics.uncertainty import differences, intervals
 from firstcli.runtime.console import Console
 
 _NAMES = (
@@ -56,36 +56,11 @@ def show(
     records = read(outputs, kind)
     # before anything is printed, because it may raise
     pair = None if versus is None else _pair(outputs, records, versus, kind)
-    metrics = summarize(records, kind, bins)
-    estimates = intervals([records], kind, bins)
-    caption = (
-        f"confidence: {kind}; {bins} bins (lo, hi] of equal width; prediction: the most likely "
-        "candidate; in percent, except scores; 95 % intervals over questions"
-    )
-    columns = _columns("", "value", "95 % interval", "")
-    table = Table(*columns, title=f"{outputs}: {metrics.n} questions", caption=caption)
-    remarks = _remarks(metrics, records, bins)
-    for name in _NAMES:
-        metric, value = METRICS[name], getattr(metrics, name)
-        if value is not None:
-            interval = _interval(estimates[name].interval) if name in estimates else ""
-            table.add_row(metric.title, metric.text(value), interval, remarks.get(name, ""))
+    table, result = _judged(outputs, records, kind, bins)
     console.show(table)
-    result: dict[str, Any] = {
-        "file": str(outputs),
-        "scope": records.scope,
-        "confidence_kind": kind,
-        "bins": bins,
-        "metrics": asdict(metrics),
-        "intervals": {name: estimate.interval for name, estimate in estimates.items()},
-    }
     if versus and pair:
-        n, gaps = len(pair[0]), differences(pair[:1], pair[1:], kind, bins)
-        sides = [intervals([side], kind, bins) for side in pair]
-        console.show(_differences(gaps, sides, n, versus))
-        shown = ("value", "interval", "distinguishable")
-        values = {name: {key: getattr(gap, key) for key in shown} for name, gap in gaps.items()}
-        result["versus"] = {"file": str(versus), "n": n, "differences": values}
+        table, result["versus"] = _compared(pair, versus, kind, bins)
+        console.show(table)
     return result
 
 
@@ -106,6 +81,54 @@ def read(path: Path, confidence: Confidence) -> EvalRecords:
             "vocabulary; use --confidence candidates"
         )
     return records
+
+
+def _judged(
+    path: Path, records: EvalRecords, kind: Confidence, bins: int
+) -> tuple[Table, dict[str, Any]]:
+    """Return the metrics of a file as a table and as JSON."""
+    metrics = summarize(records, kind, bins)
+    estimates = intervals([records], kind, bins)
+    caption = (
+        f"confidence: {kind}; {bins} bins (lo, hi] of equal width; prediction: the most likely "
+        "candidate; in percent, except scores; 95 % intervals over questions"
+    )
+    columns = _columns("", "value", "95 % interval", "")
+    table = Table(*columns, title=f"{path}: {metrics.n} questions", caption=caption)
+    remarks = _remarks(metrics, records, bins)
+    for name in _NAMES:
+        metric, value = METRICS[name], getattr(metrics, name)
+        if value is not None:
+            interval = _interval(estimates[name].interval) if name in estimates else ""
+            table.add_row(metric.title, metric.text(value), interval, remarks.get(name, ""))
+    return table, {
+        "file": str(path),
+        "scope": records.scope,
+        "confidence_kind": kind,
+        "bins": bins,
+        "metrics": asdict(metrics),
+        "intervals": {name: estimate.interval for name, estimate in estimates.items()},
+    }
+
+
+def _compared(
+    pair: tuple[EvalRecords, EvalRecords], versus: Path, kind: Confidence, bins: int
+) -> tuple[Table, dict[str, Any]]:
+    """Return the differences between two files as a table and as JSON."""
+    n, gaps = len(pair[0]), differences(pair[:1], pair[1:], kind, bins)
+    sides = [intervals([side], kind, bins) for side in pair]
+    columns = _columns("", "this file", "other file", "difference", "95 % interval", "")
+    title, caption = f"{n} common questions, in percent", f"other file: {versus}"
+    table = Table(*columns, title=title, caption=caption)
+    for name in _NAMES:
+        if name in gaps:
+            gap, values = gaps[name], (METRICS[name].text(side[name].value) for side in sides)
+            shown = (f"{100 * gap.value:+.1f}", _interval(gap.interval))
+            verdict = "distinguishable" if gap.distinguishable else "not distinguishable"
+            table.add_row(METRICS[name].title, *values, *shown, verdict)
+    facts = ("value", "interval", "distinguishable")
+    by_name = {name: {key: getattr(gap, key) for key in facts} for name, gap in gaps.items()}
+    return table, {"file": str(versus), "n": n, "differences": by_name}
 
 
 def _pair(
@@ -130,21 +153,6 @@ def _pair(
             f"{len(ids)} common questions: {shortened(names)}"
         )
     return ours, theirs
-
-
-def _differences(
-    gaps: Mapping[str, Difference], sides: Sequence[Mapping[str, Estimate]], n: int, versus: Path
-) -> Table:
-    columns = _columns("", "this file", "other file", "difference", "95 % interval", "")
-    title, caption = f"{n} common questions, in percent", f"other file: {versus}"
-    table = Table(*columns, title=title, caption=caption)
-    for name in _NAMES:
-        if name in gaps:
-            gap, values = gaps[name], (METRICS[name].text(side[name].value) for side in sides)
-            shown = (f"{100 * gap.value:+.1f}", _interval(gap.interval))
-            verdict = "distinguishable" if gap.distinguishable else "not distinguishable"
-            table.add_row(METRICS[name].title, *values, *shown, verdict)
-    return table
 
 
 def _columns(*headings: str) -> list[Column]:

@@ -81,12 +81,7 @@ def each_encoded(
         answer_position = None
         if sample.candidates:
             try:
-                if sample.answer is None:
-                    raise UserError(
-                        f"sample '{sample.id}': none of its candidates is right, so there is "
-                        "nothing to learn from it; leave such questions out of the training split, "
-                        "or evaluate them in a separate split"
-                    )
+                _check_learnable(sample)
                 answer_position, _ = _choice(sample, prompt, joints, tokenizer)
             except UserError as error:
                 problems += error.messages
@@ -97,10 +92,7 @@ def each_encoded(
         if contained := [token for token in special_tokens if token in sample.response]:
             special.append(str(sample.id))
             special_in_responses |= dict.fromkeys(contained)
-        # EOS, which has no offset, belongs to the response even if that is empty.
-        border = len(sample.prompt)
-        start = next((i for i, (_, end) in enumerate(offsets) if end > border), len(offsets))
-        start = max(start, 1)  # token 0 has no context
+        start = _first_supervised(len(sample.prompt), offsets)
         yield EncodedSample(str(sample.id), np.asarray(ids, np.int32), start, answer_position)
     _raise(problems, where)
     if crossing:
@@ -150,7 +142,8 @@ def encode_questions(
     return questions
 
 
-Joint = tuple[Ids, list[tuple[int, int]]]
+Offsets = list[tuple[int, int]]
+Joint = tuple[Ids, Offsets]
 """Token ids of prompt and response, with EOS, and the character offsets of those before EOS."""
 
 
@@ -186,6 +179,24 @@ def _encode(
             prompt, _ = next(encoded)
             joints = islice(encoded, len(sample.candidates) or 1)
             yield sample, prompt, [(ids + eos, offsets) for ids, offsets in joints]
+
+
+def _check_learnable(sample: Sample) -> None:
+    if sample.answer is None:
+        raise UserError(
+            f"sample '{sample.id}': none of its candidates is right, so there is nothing to learn "
+            "from it; leave such questions out of the training split, or evaluate them in a "
+            "separate split"
+        )
+
+
+def _first_supervised(border: int, offsets: Offsets) -> int:
+    """Return the index of the first token that reaches beyond the prompt's end, at least 1.
+
+    Token 0 has no context. EOS has no offset and belongs to the response, even if that is empty.
+    """
+    beyond = (i for i, (_, end) in enumerate(offsets) if end > border)
+    return max(next(beyond, len(offsets)), 1)
 
 
 def _choice(

@@ -96,20 +96,15 @@ class EvalRecords:
         answer = np.asarray(answers, dtype=np.int32)
         count = np.array([len(row) for row in log_probs], dtype=np.int32)
         _check_questions(ids, answer, count)
-
         padded = _padded(log_probs, count, -np.inf)
-        _refuse(ids, np.isnan(padded).any(axis=1), "NaN among the candidates' log-probabilities")
-        top = padded.max(axis=1)  # (N,)
-        _refuse(ids, np.isneginf(top), "candidates that all have probability zero")
-        mass = None
+        _check_log_probs(ids, padded)
         if scope == "candidates":
-            padded = _renormalised(padded)
-            top = padded.max(axis=1)
+            padded, mass = _renormalised(padded), None
         else:
             mass = np.exp(padded).sum(axis=1)
             over = mass > 1.0 + MASS_SLACK
             _refuse(ids, over, "candidates whose probabilities sum to more than 1")
-
+        top = padded.max(axis=1)  # (N,)
         prediction = padded.argmax(axis=1).astype(np.int32)
         return cls(
             ids=tuple(ids),
@@ -289,6 +284,12 @@ def _check_questions(
     _refuse(ids, (answer < -1) | (answer >= count), "an answer that is not one of the candidates")
     if answer.max() >= 0:
         _refuse(ids, answer < 0, "no right candidate, although other questions have one,")
+
+
+def _check_log_probs(ids: Sequence[str], padded: FloatArray) -> None:
+    _refuse(ids, np.isnan(padded).any(axis=1), "NaN among the candidates' log-probabilities")
+    nothing = np.isneginf(padded).all(axis=1)
+    _refuse(ids, nothing, "candidates that all have probability zero")
 
 
 def _refuse(ids: Sequence[str], invalid: BoolArray | np.bool_, reason: str) -> None:

@@ -21,10 +21,10 @@ import numpy as np
 from firstcli.api import BoolArray, FloatArray
 from firstcli.metrics.calibration import DRAWS, SEED, bin_index, wilson
 from firstcli.metrics.records import Confidence, EvalRecords
+from firstcli.metrics.summary import ROUNDING
 
 MIN_QUESTIONS = 20  # resampling fewer questions is not informative
 _CLEAR_ERRORS = 2.0  # standard errors from which the sign of a bin's gap is clear
-_ROUNDING = 1e-12  # smaller differences come from summing in a different order
 _CHUNK = 2**21  # resampled questions held in memory
 
 
@@ -54,7 +54,7 @@ class Difference:
     @property
     def distinguishable(self) -> bool:
         """Whether the interval excludes zero."""
-        return self.interval.low > _ROUNDING or self.interval.high < -_ROUNDING
+        return self.interval.low > ROUNDING or self.interval.high < -ROUNDING
 
 
 def intervals(

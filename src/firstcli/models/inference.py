@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +12,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from firstcli.api import ModelFamily, PluginOptions
+from firstcli.api import Dtype, ModelFamily, PluginOptions
 from firstcli.errors import UserError
 
 Family = ModelFamily[PluginOptions]
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 def device_of(family: Family) -> torch.device:

@@ -128,7 +128,7 @@ class Reader:
     ) -> Tensor:
         """Return float32 logits (N, V) of any model; a hook selects the head's inputs.
 
-        Args: as for a readout.
+        Args: as for `__call__`.
         """
 
         def select(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

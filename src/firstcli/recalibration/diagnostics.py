@@ -13,6 +13,9 @@ import numpy as np
 from firstcli import metrics, plugins
 from firstcli.api import JSON, BoolArray, FloatArray, MassMode, Recalibrator
 
+PositionsMode = Literal["decisive", "all"]
+"""Which positions are recalibrated: `decisive` is the recipe's word for answer positions."""
+
 
 @dataclass(frozen=True, slots=True)
 class RankCalibration:
@@ -35,7 +38,7 @@ class CalibrationArtifact:
 
     recalibrator: str  # name of the plugin
     options: Mapping[str, JSON]  # as the recipe states them
-    positions: Literal["decisive", "all"]
+    positions: PositionsMode
     mass: MassMode | None = None  # None for a post-hoc temperature
     rows: int  # number of rows that the fit used
     accuracy: float
@@ -58,7 +61,7 @@ class CalibrationArtifact:
         *,
         name: str,
         options: Mapping[str, JSON],
-        positions: Literal["decisive", "all"],
+        positions: PositionsMode,
         mass_mode: MassMode | None = None,
     ) -> CalibrationArtifact:
         """Measure a fitted recalibrator on the rows that it was fitted on.

@@ -32,13 +32,13 @@ def drawing(measured: Mapping[str, JSON], top_k: int) -> style.Drawing:
         if rank in size or rank <= 10
     ]
     columns = ("k", "mean mass", "lowest", "5th percentile", "95th percentile", "highest", "bytes")
-    kept = f"the top {top_k} hold {100 * mass[top_k]:.1f} percent" if top_k in mass else ""
+    kept = f"; the top {top_k} hold {100 * mass[top_k]:.1f} percent" if top_k in mass else ""
     means = ", ".join(f"{100 * mass[r]:.1f} percent" for r in (1, 5, 100) if r in mass)
     cumulative = style.Panel(
         "Cumulative probability",
         partial(_draw_mass, measured, top_k),
         "Mean cumulative probability of the teacher's 1, 5 and 100 most likely tokens: "
-        f"{means}; {kept}.",
+        f"{means}{kept}.",
     )
     costs = ", ".join(f"{bytes_:.1f} for k = {k}" for k, bytes_ in sorted(size.items()))
     draw = partial(_draw_disk, size, top_k, str(measured.get("precision", "standard")))

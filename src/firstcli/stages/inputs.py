@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from firstcli.api import BoolArray
+from firstcli.api import BoolArray, Dtype
 from firstcli.data import splits
 from firstcli.data.encoded import EncodedStore, IntArray, counts_of, lengths_of
 from firstcli.data.encoding import EncodedQuestion, EncodedSample, each_encoded, encode_questions
@@ -53,7 +53,7 @@ def empty_model(run: Run, role: Role) -> PreTrainedModel:
     return family(run, role).empty_model(run.reference(role), tokenizer(run, role))
 
 
-def starting_model(run: Run, role: Role, dtype: inference.Dtype, seed: int) -> PreTrainedModel:
+def starting_model(run: Run, role: Role, dtype: Dtype, seed: int) -> PreTrainedModel:
     """Load the weights with which training starts, on the CPU.
 
     Args:

@@ -85,7 +85,7 @@ def _softmax(logits: FloatArray, temperature: float) -> FloatArray:
 
 
 def _extreme_rows(k: int) -> FloatArray:
-    """Return extreme rows that a real teacher can produce; the first token is never at 0."""
+    """Return extreme rows that a real teacher can produce; the first probability is never 0."""
     first, uniform = np.eye(1, k)[0], np.full(k, 1 / k)
     rows = (
         first,  # certain, all other tokens exactly 0

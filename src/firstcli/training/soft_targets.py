@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +18,12 @@ from firstcli.api import BoolArray, FloatArray, PluginOptions, Recalibrator
 from firstcli.data.encoded import has_answer_position
 from firstcli.data.encoding import EncodedSample
 from firstcli.knowledge.store import Knowledge
+from firstcli.knowledge.top_k import TopK
 from firstcli.recalibration.builtin import NoRecalibration
+from firstcli.recalibration.diagnostics import PositionsMode
 from firstcli.recipe.schema import Arm
 
 CHUNK_SAMPLES = 1024  # samples whose knowledge is in memory at a time during a full pass
-
-PositionsMode = Literal["decisive", "all"]
-"""Which positions are recalibrated: `decisive` is the recipe's word for answer positions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +61,22 @@ class Positions:
         return Positions(*(getattr(self, field.name)[mask] for field in fields(self)))
 
     @classmethod
+    def of(cls, samples: Sequence[EncodedSample], known: Sequence[TopK]) -> Positions:
+        """Return all supervised positions of samples, given the knowledge of each sample."""
+        is_answer = [
+            np.arange(sample.start, len(sample.input_ids)) == (sample.answer_position or -1)
+            for sample in samples
+        ]
+        whole = TopK.concatenated(known)
+        return cls(
+            np.exp(whole.log_probs.astype(np.float64)),
+            whole.log_tail.astype(np.float64),
+            whole.token_ids,
+            np.concatenate([sample.targets for sample in samples]),
+            np.concatenate(is_answer),
+        )
+
+    @classmethod
     def joined(cls, parts: Sequence[Positions]) -> Positions:
         """Concatenate several sets of positions."""
         names = [field.name for field in fields(cls)]
@@ -74,17 +88,7 @@ def positions_of(
 ) -> Positions:
     """Look up the knowledge of every sample, in order; `top_k` limits the tokens per position."""
     known = [topk.first(top_k or knowledge.top_k) for topk in map(knowledge.of, samples)]
-    is_answer = [
-        np.arange(sample.start, len(sample.input_ids)) == (sample.answer_position or -1)
-        for sample in samples
-    ]
-    return Positions(
-        np.exp(np.concatenate([topk.log_probs for topk in known]).astype(np.float64)),
-        np.concatenate([topk.log_tail for topk in known]).astype(np.float64),
-        np.concatenate([topk.token_ids for topk in known]),
-        np.concatenate([sample.targets for sample in samples]),
-        np.concatenate(is_answer),
-    )
+    return Positions.of(samples, known)
 
 
 def recalibrated_chunks(
