@@ -150,7 +150,7 @@ def test_several_shards_of_both_parts(finished: Finished, run: Path) -> None:
 
 
 @contextmanager
-def written_otherwise(change: Callable[[Path, Any], None]) -> Iterator[None]:
+def changing_a_shard(change: Callable[[Path, Any], None]) -> Iterator[None]:
     """Write one shard differently, under a manifest that takes it for the right one."""
     real = shards.write_shard
 
@@ -174,7 +174,7 @@ def test_a_shard_that_was_damaged_before_its_manifest_was_written(
 
     before = knowledge_of(run)
     options = (finished.recipe, "--run-dir", run)
-    with written_otherwise(spoilt):
+    with changing_a_shard(spoilt):
         assert first("extract", *options, "--force").code == 0
     message = f"{run / 'knowledge' / 'train' / HARMED}: this shard of knowledge is damaged"
     first("distill", *options).mistake(message, "run `first extract --repair`")
@@ -191,7 +191,7 @@ def newer(path: Path, write: Any) -> None:
 def test_a_shard_of_a_newer_version(finished: Finished, run: Path) -> None:
     before = knowledge_of(run)
     options = (finished.recipe, "--run-dir", run)
-    with written_otherwise(newer):
+    with changing_a_shard(newer):
         assert first("extract", *options, "--force").code == 0
     first("distill", *options).mistake(HARMED, "written by a newer firstcli", "upgrade firstcli")
     assert first("extract", *options, "--repair").code == 0
@@ -377,7 +377,7 @@ def test_probabilities_of_a_different_teacher_are_detected(
         write(lambda known: moved(known, times * bound))
 
     options = ("--run-dir", run, "--set", f"knowledge.precision={precision}")
-    with written_otherwise(planted):
+    with changing_a_shard(planted):
         assert first("extract", finished.recipe, *options, "--force").code == 0
     assert first("extract", finished.recipe, *options).code == 0
     result = first("extract", finished.recipe, *options, "--verify", 1000, "--json")

@@ -94,7 +94,7 @@ def test_ids_that_the_student_lacks_count_as_tail() -> None:
 
 
 class Successor(nn.Module):
-    """A teacher that knows: after token t comes t + 1, with log-probabilities falling from there.
+    """A teacher that predicts t + 1 after token t, with falling log-probabilities around it.
 
     Its head is the identity, so that the logits at a position are a known function of its token.
     """

@@ -127,7 +127,7 @@ def test_a_harmed_manifest_is_none(artifact: Artifact, digests: Digests, text: s
 
 
 class Killed(BaseException):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
 @pytest.mark.parametrize("is_folder", [True, False])
