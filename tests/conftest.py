@@ -11,7 +11,7 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is first imported
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ.pop("COLUMNS", None)  # which pytest-xdist sets, and a table must not hang on
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, but tables must not depend on it
 
 import pytest
 import torch
@@ -30,6 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from firstcli.api import ModelRef
 from firstcli.families.scratch import Scratch, ScratchOptions
 from firstcli.runtime.console import Console
+from support.paths import SHARED
 
 torch.set_num_threads(1)  # deterministic, and kind to the other tests of a parallel run
 settings.register_profile("firstcli", deadline=None, derandomize=True, database=None)
@@ -150,7 +151,7 @@ def quiet() -> Console:
 @pytest.fixture(scope="session")
 def shared_models() -> Path:
     """The folder of real models and tokenizers beside the checkout, for tests marked `shared`."""
-    folder = Path(__file__).parents[2] / "shared" / "models"
+    folder = SHARED / "models"
     if not folder.is_dir():
         pytest.skip(f"no {folder}")
     return folder

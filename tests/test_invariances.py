@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,10 +16,11 @@ from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference, readout
 from firstcli.stages.scoring import top_k_of
 from firstcli.training import batches, fused_objectives, trainer
+from support.paths import DOCS, TESTS
 from training import test_trainer as training_tests
 from training.test_trainer import V, drawn_samples, soft_targets_for
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "invariances.md"
+DOCUMENT = DOCS / "invariances.md"
 
 
 def step(
@@ -95,5 +95,5 @@ def test_the_document_names_tests_that_exist() -> None:
     named = set(re.findall(r"`([\w/]+)::(test_\w+)`", DOCUMENT.read_text("utf-8")))
     assert len(named) > 20
     for file, name in named:
-        source = (Path(__file__).parent / f"{file}.py").read_text("utf-8")
+        source = (TESTS / f"{file}.py").read_text("utf-8")
         assert f"def {name}(" in source, f"{file}::{name}"

@@ -1,4 +1,4 @@
-"""Damaged knowledge: named in one sentence, and only what is damaged is made anew."""
+"""Damaged knowledge: named in one sentence, and only damaged shards are rebuilt."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Bytes = Mapping[str, bytes]
 
 @pytest.fixture(scope="module")
 def sharded(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder whose training part lies in several shards, and whose students learned it."""
+    """A run folder with several training shards, and students that learned from them."""
     run = finished.copied_to(tmp_path_factory.mktemp("sharded"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("firstcli.knowledge.store.SHARD_POSITIONS", 32)
@@ -54,7 +54,7 @@ def truncate(path: Path) -> None:
 
 
 def flip(path: Path) -> None:
-    """Flip one bit of what is stored, which lies before the footer; size and time stay."""
+    """Flip one bit of the data, before the footer; size and time stay the same."""
     stat, data = path.stat(), bytearray(path.read_bytes())
     data[len(data) // 4] ^= 1
     path.write_bytes(data)
@@ -77,7 +77,7 @@ def knowledge_of(run: Path) -> Bytes:
 
 
 def identities(run: Path) -> dict[str, tuple[int, int]]:
-    """Return which file each shard is, and when it was written."""
+    """Return the inode and the modification time of each shard."""
     found = {}
     for path in sorted((run / "knowledge").rglob("*.parquet")):
         stat = path.stat()
@@ -94,7 +94,7 @@ HARMS: Mapping[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_a_damaged_shard_is_named_and_just_that_is_redone(
+def test_only_the_damaged_shard_is_named_and_rebuilt(
     finished: Finished, run: Path, harm: str
 ) -> None:
     before, whose = knowledge_of(run), identities(run)
@@ -103,14 +103,14 @@ def test_a_damaged_shard_is_named_and_just_that_is_redone(
     if harm == "one bit, same time":  # reading finds it: see the next test
         assert first("extract", *options).code == 0
     else:
-        said = (
+        message = (
             "knowledge/train",
             HARMED,
             f"`first extract {finished.recipe} --run-dir {run} --repair`",
             "--force",
         )
         for stage in ("extract", "distill"):
-            first(stage, *options).mistake(*said)
+            first(stage, *options).mistake(*message)
         assert "damaged: 'shard-00001.parquet'" in first("plan", *options).out
     result = first("extract", *options, "--repair")
     assert result.code == 0, result.err
@@ -122,7 +122,7 @@ def test_a_damaged_shard_is_named_and_just_that_is_redone(
     assert "everything is up to date" in first("extract", *options, "--repair").out
 
 
-def test_a_bit_that_a_disk_flipped_is_seen_by_whoever_reads(finished: Finished, run: Path) -> None:
+def test_a_flipped_bit_is_detected_when_the_shard_is_read(finished: Finished, run: Path) -> None:
     path = run / "knowledge" / "train" / HARMED
     flip(path)
     command = ("distill", finished.recipe, "--run-dir", run, "--force")
@@ -150,8 +150,8 @@ def test_several_shards_of_both_parts(finished: Finished, run: Path) -> None:
 
 
 @contextmanager
-def written_otherwise(change: Callable[[Path, Any], None]) -> Iterator[None]:
-    """Let one shard be written otherwise, under a manifest that takes it for what it should be."""
+def changing_a_shard(change: Callable[[Path, Any], None]) -> Iterator[None]:
+    """Write one shard differently, under a manifest that takes it for the right one."""
     real = shards.write_shard
 
     def write(path: Path, rows: Any, known: list[TopK], *facts: Any) -> None:
@@ -174,10 +174,10 @@ def test_a_shard_that_was_damaged_before_its_manifest_was_written(
 
     before = knowledge_of(run)
     options = (finished.recipe, "--run-dir", run)
-    with written_otherwise(spoilt):
+    with changing_a_shard(spoilt):
         assert first("extract", *options, "--force").code == 0
-    said = f"{run / 'knowledge' / 'train' / HARMED}: this shard of knowledge is damaged"
-    first("distill", *options).mistake(said, "run `first extract --repair`")
+    message = f"{run / 'knowledge' / 'train' / HARMED}: this shard of knowledge is damaged"
+    first("distill", *options).mistake(message, "run `first extract --repair`")
     assert first("extract", *options, "--repair").code == 0
     assert knowledge_of(run) == before
 
@@ -191,7 +191,7 @@ def newer(path: Path, write: Any) -> None:
 def test_a_shard_of_a_newer_version(finished: Finished, run: Path) -> None:
     before = knowledge_of(run)
     options = (finished.recipe, "--run-dir", run)
-    with written_otherwise(newer):
+    with changing_a_shard(newer):
         assert first("extract", *options, "--force").code == 0
     first("distill", *options).mistake(HARMED, "written by a newer firstcli", "upgrade firstcli")
     assert first("extract", *options, "--repair").code == 0
@@ -222,9 +222,9 @@ def test_knowledge_that_a_newer_version_made_is_not_overwritten(
         patch.setattr(EXTRACT, "format", EXTRACT.format + 1)
         assert first("extract", *options).code == 0
     before = command_line.contents(run / "knowledge")
-    said = ("knowledge/train: made by a newer firstcli", "upgrade firstcli", "--force")
-    first("extract", *options).mistake(*said)
-    first("distill", *options).mistake(*said)
+    message = ("knowledge/train: made by a newer firstcli", "upgrade firstcli", "--force")
+    first("extract", *options).mistake(*message)
+    first("distill", *options).mistake(*message)
     assert command_line.contents(run / "knowledge") == before
     assert first("extract", *options, "--force").code == 0
 
@@ -283,17 +283,17 @@ def test_a_repair_that_is_killed_keeps_what_is_sound(
         }
         if not killed:
             return
-    raise AssertionError("it never ended")
+    pytest.fail("it never ended")
 
 
 # `--verify`.
 
 
 @pytest.mark.parametrize("options", [(), ("--repair",)])
-def test_without_its_manifest_nothing_is_redone_unasked(
+def test_without_its_manifest_nothing_is_rebuilt_without_force(
     finished: Finished, run: Path, options: tuple[str, ...]
 ) -> None:
-    """Nothing says what the shards were made from, nor whether they are sound."""
+    """Nothing records what the shards were made from, or whether they are sound."""
     (run / "knowledge" / "train" / "manifest.json").unlink()
     truncate(run / "knowledge" / "train" / HARMED)
     before = identities(run)
@@ -303,10 +303,10 @@ def test_without_its_manifest_nothing_is_redone_unasked(
     assert first(*command, "--force").code == 0
 
 
-def test_a_repair_for_another_recipe_redoes_all_and_loses_nothing_before(
+def test_a_repair_for_a_different_recipe_rebuilds_all_and_keeps_the_old_until_then(
     finished: Finished, run: Path
 ) -> None:
-    """The old shards stay until the new ones are complete, as whatever is stale does."""
+    """The old shards stay until the new ones are complete, like any stale artifact."""
     truncate(run / "knowledge" / "train" / HARMED)
     command = ("extract", finished.recipe, "--run-dir", run, "--set", "knowledge.top_k=4")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
@@ -323,25 +323,25 @@ def die(*_: object) -> None:
 def test_samples_are_verified_in_their_usual_batches(
     finished: Finished, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In bfloat16 another batch moves probabilities by more than any precision's bound."""
-    asked: list[frozenset[str]] = []
+    """In bfloat16 a different batch moves probabilities by more than any precision's bound."""
+    scored: list[frozenset[str]] = []
 
     def noted(reader: Any, rows: Any, *args: Any, real: Any = scoring.top_k_of) -> Any:
-        asked.append(frozenset(row.id for row in rows))
+        scored.append(frozenset(row.id for row in rows))
         return real(reader, rows, *args)
 
     monkeypatch.setattr(scoring, "top_k_of", noted)
     monkeypatch.setattr(scoring, "EXTRACTION_TOKENS", 200)
     command = ("extract", finished.recipe, "--run-dir", run)
     assert first(*command, "--force").code == 0
-    extracted = set(asked)
-    asked.clear()
+    extracted = set(scored)
+    scored.clear()
     assert first(*command, "--verify", 3).code == 0
-    assert asked and set(asked) <= extracted
-    assert any(len(ids) > 1 for ids in asked)
+    assert scored and set(scored) <= extracted
+    assert any(len(ids) > 1 for ids in scored)
 
 
-def test_sound_knowledge_is_verified_without_being_redone(
+def test_sound_knowledge_is_verified_without_being_rebuilt(
     finished: Finished, run: Path, work: list[str]
 ) -> None:
     before = command_line.times(run / "knowledge")
@@ -354,8 +354,8 @@ def test_sound_knowledge_is_verified_without_being_redone(
     for part in found.values():
         assert part["samples"] == 20
         assert part["probability"] <= part["bound"]
-    said = first("extract", finished.recipe, *options[:-1]).out
-    assert "extract train: 20 samples, 40 positions scored again; largest difference" in said
+    shown = first("extract", finished.recipe, *options[:-1]).out
+    assert "extract train: 20 samples, 40 positions scored again; largest difference" in shown
 
 
 def test_verifying_more_than_there_is_verifies_all(finished: Finished, run: Path) -> None:
@@ -365,10 +365,10 @@ def test_verifying_more_than_there_is_verifies_all(finished: Finished, run: Path
 
 @pytest.mark.parametrize("precision", ["standard", "compact"])
 @pytest.mark.parametrize("times", [0.4, 3.0])  # the bound of the precision
-def test_another_teacher_s_probabilities_are_found(
+def test_probabilities_of_a_different_teacher_are_detected(
     finished: Finished, run: Path, precision: str, times: float
 ) -> None:
-    """Everything about the shard is right but its probabilities."""
+    """Everything about the shard is right except its probabilities."""
     from firstcli.knowledge.codec import BOUNDS
 
     bound = BOUNDS[precision]  # type: ignore[index]
@@ -377,15 +377,15 @@ def test_another_teacher_s_probabilities_are_found(
         write(lambda known: moved(known, times * bound))
 
     options = ("--run-dir", run, "--set", f"knowledge.precision={precision}")
-    with written_otherwise(planted):
+    with changing_a_shard(planted):
         assert first("extract", finished.recipe, *options, "--force").code == 0
     assert first("extract", finished.recipe, *options).code == 0
     result = first("extract", finished.recipe, *options, "--verify", 1000, "--json")
     if times < 1:
         assert result.code == 0, result.err
         return
-    said = ("knowledge/train: the teacher now gives sample '", "differs by", f"the {bound:g} of")
-    result.mistake(*said, "`first extract --force`")
+    message = ("knowledge/train: the teacher now gives sample '", "differs by", f"the {bound:g} of")
+    result.mistake(*message, "`first extract --force`")
 
 
 def moved(known: TopK, by: float) -> TopK:

@@ -1,4 +1,4 @@
-"""Disks that are full or cannot be written, for real: a small tmpfs that the test mounts."""
+"""Full and read-only disks, for real: the tests mount a small tmpfs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MIB = 2**20
 
 
 class Disk:
-    """A small disk, and a file that takes what room there is."""
+    """A small disk, and a file that takes its free space."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -57,7 +57,7 @@ def _mount(*args: str) -> None:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    """A disk of 12 MiB; the test is skipped where nobody may mount one."""
+    """A disk of 12 MiB; the test is skipped if it may not mount one."""
     if os.name != "posix" or os.geteuid():
         pytest.skip("only root may mount a disk")
     folder = tmp_path / "disk"
@@ -95,7 +95,7 @@ def undisturbed(finished: Finished, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def results(run: Path) -> dict[str, bytes]:
-    """Return what counts of a run: models, knowledge, records, what was fitted."""
+    """Return the results of a run: models, knowledge, records, fitted recalibrators."""
     ends = (".safetensors", ".parquet", "tokenizer.json", "calibration/first.json")
     return {name: data for name, data in command_line.contents(run).items() if name.endswith(ends)}
 
@@ -131,8 +131,8 @@ def test_a_disk_that_fills_up(
     with monkeypatch.context() as patch:
         before_call(patch, *POINTS[point], disk.fill)
         result = first(*command)
-    said = result.mistake(str(run), "o space left on", "run the same command again")
-    assert len(said) < 300
+    message = result.mistake(str(run), "o space left on", "run the same command again")
+    assert len(message) < 300
     assert_nothing_half_made(run)
     disk.make_room()
     again = first(*command)
@@ -143,7 +143,7 @@ def test_a_disk_that_fills_up(
 
 
 def assert_nothing_half_made(run: Path) -> None:
-    """See that whatever has a manifest is what the manifest says."""
+    """Check that every artifact with a manifest matches it."""
     for path in run.rglob("*manifest.json"):
         if path.name == "manifest.json":
             artifact = artifacts.Artifact(path.parent, True)
@@ -232,7 +232,7 @@ def test_knowledge_is_verified_on_a_disk_that_cannot_be_written(
         ("distill", "--set", "student.training.epochs=2"),
     ],
 )
-def test_what_would_write_says_that_it_cannot(
+def test_commands_that_write_report_a_read_only_disk(
     finished: Finished, archive: Path, command: tuple[str, ...]
 ) -> None:
     before = command_line.times(archive)
@@ -253,7 +253,7 @@ def test_a_new_run_on_a_disk_that_cannot_be_written(finished: Finished, disk: Di
 def test_a_disk_that_becomes_read_only_while_it_is_written(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Linux does with a disk that fails; a mount is not remounted so while files are open."""
+    """As Linux does with a failing disk; a mount with open files cannot be remounted read-only."""
     run = tmp_path / "run"
     command = ("extract", finished.recipe, "--run-dir", run)
 

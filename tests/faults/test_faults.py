@@ -1,4 +1,4 @@
-"""Kills, Ctrl-C, clocks and NaN: the same command again finishes, and with the same result."""
+"""Kills, Ctrl-C, clocks and NaN: rerunning the command gives the same result."""
 
 from __future__ import annotations
 
@@ -17,18 +17,15 @@ import pytest
 
 from support import command_line
 from support.command_line import Finished, first
+from workspace.test_artifacts import Killed
 
 pytest_plugins = ["support.finished_runs"]
 
 
 def results(run: Path) -> dict[str, bytes]:
-    """Return what counts of a run: models, tokenizers, knowledge, what was fitted."""
+    """Return the results of a run: models, tokenizers, knowledge, fitted recalibrators."""
     ends = (".safetensors", ".parquet", "tokenizer.json", "calibration/first.json")
     return {name: data for name, data in command_line.contents(run).items() if name.endswith(ends)}
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
 
 
 def die(*_: object, **__: object) -> Any:
@@ -79,17 +76,17 @@ def test_extraction_resumes_after_the_last_whole_shard(
         patch.setattr(shards, "write_shard", twice)
         with pytest.raises(Killed):
             first(*command, run)
-    asked: list[int] = []
+    scored: list[int] = []
 
     def noted(logits_at: Any, rows: Any, *args: Any, real: Any = scoring.top_k_of) -> Any:
-        asked.append(len(rows) if args[0] == 5 else 0)  # not the ranks beyond the store's
+        scored.append(len(rows) if args[0] == 5 else 0)  # not the ranks beyond the store's
         return real(logits_at, rows, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(scoring, "top_k_of", noted)
         again = first(*command, run)
     assert "extract train: resuming after 40 finished samples" in again.out
-    assert sum(asked) == 26 + 30  # what is left of the training part, and the validation part
+    assert sum(scored) == 26 + 30  # the rest of the training part, and the validation part
     assert results(run) == results(undisturbed)
     assert not list(run.rglob("*.tmp"))
 
@@ -100,7 +97,7 @@ from firstcli.training import trainer
 from firstcli.cli import main
 fast = trainer._Progress.on_step_end
 def slow(self, args, state, control, **rest):
-    time.sleep(0.3)  # so that the signal meets a training, however busy the machine is
+    time.sleep(0.3)  # so that the signal arrives during training, however busy the machine is
     fast(self, args, state, control, **rest)
 trainer._Progress.on_step_end = slow
 sys.exit(main())
@@ -128,9 +125,9 @@ def test_a_second_run_is_refused_and_ctrl_c_on_the_first_keeps_its_work(
 ) -> None:
     process, command = training
     second = command_line.finish(command_line.start(*command))
-    said = second.mistake(str(tmp_path / "run"), f"in use by process {process.pid}", "wait for it")
-    assert "--run-dir" in said
-    assert first("plan", *command[1:]).code == 0  # who only looks need not wait
+    message = (f"in use by process {process.pid}", "wait for it", "--run-dir")
+    second.mistake(str(tmp_path / "run"), *message)
+    assert first("plan", *command[1:]).code == 0  # commands that only read need not wait
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     result = command_line.finish(process)
@@ -196,7 +193,7 @@ def test_a_clock_that_runs_backwards_while_work_is_done(
 
 
 def spoilt_teacher(finished: Finished, folder: Path, weight: str, row: int, value: float) -> Path:
-    """Make a checkpoint in which some weights are no numbers; its output layer is its own."""
+    """Make a checkpoint with weights that are not finite, and with an untied output layer."""
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(finished.run / "teacher", folder)
@@ -224,8 +221,8 @@ def test_a_teacher_that_is_not_finite_is_reported_before_anything_learns_from_it
 ) -> None:
     folder = spoilt_teacher(finished, tmp_path / "model", "model.norm.weight", 3, value)
     command = (of_checkpoint(folder, finished, tmp_path), "--run-dir", tmp_path / "run")
-    said = first("distill", *command).mistake("extract train", "the teacher's output is not finite")
-    assert "for 66 samples, such as 'train-" in said and "check its weights" in said
+    message = "the teacher's output is not finite for 66 samples, such as 'train-"
+    first("distill", *command).mistake("extract train", message, "check its weights")
     assert not (tmp_path / "run" / "knowledge" / "train").exists()
     assert not (tmp_path / "run" / "students").exists()
     first("eval", *command, "--arm", "teacher").mistake("eval known-world/teacher", "NaN")
@@ -235,7 +232,7 @@ def test_a_teacher_that_is_not_finite_is_reported_before_anything_learns_from_it
 def test_one_sample_among_many_that_is_not_finite_is_named(
     finished: Finished, tmp_path: Path, value: float
 ) -> None:
-    """The embedding of a token that occurs in this sample only is no number."""
+    """Only this sample contains the token whose embedding is not finite."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(finished.run / "teacher")
@@ -256,8 +253,8 @@ def test_one_sample_among_many_that_is_not_finite_is_named(
         arms={"distill": {}},
     )
     command = (path, "--run-dir", tmp_path / "run")
-    said = "the teacher's output is not finite for 1 samples, such as 'rare'"
-    first("extract", *command).mistake("extract train", said)
+    message = "the teacher's output is not finite for 1 samples, such as 'rare'"
+    first("extract", *command).mistake("extract train", message)
     first("eval", *command, "--arm", "teacher").mistake("1 of 41 questions: 'rare'")
 
 

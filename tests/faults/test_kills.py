@@ -1,4 +1,4 @@
-"""`kill -9` at random moments: the same command again ends as if nothing had been."""
+"""`kill -9` at random moments: rerunning the command ends as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def finished(recipe: Path) -> Path:
 
 
 def without(finished: Path, stage: str, run: Path) -> Path:
-    """Copy a run of which a stage is not done yet, and nothing after it."""
+    """Copy a run in which this stage and all later ones are not done yet."""
     if stage == "report":
         return run
     stages = list(COMMANDS)
@@ -64,7 +64,7 @@ def names(run: Path) -> set[str]:
 
 
 def facts(manifest: bytes) -> dict[str, Any]:
-    """Return what a manifest says but for times, and for the digest of the page that shows them."""
+    """Return a manifest without times, and without the digest of the page that shows them."""
     found = json.loads(manifest)
     if found["unit"] == "report":
         del found["content"], found["files"]["index.html"]
@@ -92,7 +92,7 @@ def assert_same(run: Path, undisturbed: Path) -> None:
 
 
 def moments(ended: Ended, count: int, seed: int) -> list[Moment]:
-    """Spread moments over an undisturbed run, by turns in CPU time and in steps on files."""
+    """Spread moments over an undisturbed run, alternately by CPU time and by steps on files."""
     draw = random.Random(seed)
     found = []
     for at in range(count):
@@ -106,7 +106,7 @@ def moments(ended: Ended, count: int, seed: int) -> list[Moment]:
 
 
 def undisturbed(recipe: Path, finished: Path, stage: str, run: Path) -> tuple[Ended, Path]:
-    """Do a stage under the name of the runs that will be killed; return where it lies then."""
+    """Run a stage under the name of the runs to be killed; return how it ended, and its folder."""
     name, *options = COMMANDS[stage]
     without(finished, stage, run)
     ended = killable.command((name, recipe, *options), run)
@@ -151,4 +151,4 @@ def test_a_kill_at_each_of_20_moments(
         assert_same(run, expected)
         shutil.rmtree(run)
     print(f"{stage}: {len(killed)} kills in {whole.steps} steps and {whole.seconds:.2f} s")
-    assert len(killed) >= 18  # a machine that is busy may have let some come to their end
+    assert len(killed) >= 18  # on a busy machine, some may have finished

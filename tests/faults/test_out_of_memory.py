@@ -1,4 +1,4 @@
-"""Batches that do not fit into memory are halved, which is said and changes no result."""
+"""Batches that do not fit into memory are halved; this is reported and changes no result."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ ERRORS: dict[str, Callable[[], Exception]] = {
 
 
 class Memory:
-    """Stands for a device that takes batches of so many samples only."""
+    """Simulates a device that only fits batches of `most` samples."""
 
     def __init__(self, patch: pytest.MonkeyPatch, most: int, error: str, after: int = 0) -> None:
         self.refused = 0
-        self.left = after  # so many calls fit, whatever their size
+        self.left = after  # this many calls fit, whatever their size
         self.accepted: list[int] = []
         real = readout.Reader.__call__
 
@@ -56,7 +56,7 @@ def manifest(run: Path, unit: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_extraction_halves_batches_and_says_so(
+def test_extraction_halves_batches_and_reports_it(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str
 ) -> None:
     run = finished.copied_to(tmp_path)
@@ -73,15 +73,15 @@ def test_extraction_halves_batches_and_says_so(
 
 
 def assert_close(run: Path, undisturbed: Path) -> None:
-    """Compare the knowledge of the training part, but for the rounding of other batches."""
+    """Compare the training part's knowledge, except for rounding that depends on batches."""
     found, expected = (Knowledge(folder / "knowledge" / "train") for folder in (run, undisturbed))
     assert (found._keys == expected._keys).all()
     records = [
         np.concatenate([np.frombuffer(one._spool[i], one._record) for i in range(len(one))])
         for one in (found, expected)
     ]
-    off = [np.abs(np.exp(one["log_probs"]) - np.exp(records[1]["log_probs"])) for one in records]
-    assert off[0].max() < 1e-3
+    ours, theirs = (np.exp(one["log_probs"]) for one in records)
+    assert np.abs(ours - theirs).max() < 1e-3
 
 
 def test_batches_of_a_size_that_failed_are_not_tried_again(
@@ -133,7 +133,7 @@ def test_a_sample_too_large_alone_is_named(
 def test_training_resumes_from_its_last_checkpoint_with_half_a_micro_batch(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory fails within the second of three epochs; a step is the same step after it."""
+    """Memory runs out in the second of three epochs; the steps stay the same."""
     from safetensors.torch import load_file
 
     run, whole = finished.copied_to(tmp_path), tmp_path / "whole"
@@ -147,8 +147,8 @@ def test_training_resumes_from_its_last_checkpoint_with_half_a_micro_batch(
     assert result.code == 0, result.err
     assert memory.refused == 2  # 16, then 8 samples at a time
     for micro, half in ((16, 8), (8, 4)):
-        said = f"out of memory with micro_batch_size {micro}; resuming with micro_batch_size {half}"
-        assert f"distilling first: {said}" in result.err
+        line = f"out of memory with micro_batch_size {micro}; resuming with micro_batch_size {half}"
+        assert f"distilling first: {line}" in result.err
     assert result.out.count("distilling first: resuming after step 5") == 2
     found, expected = (
         load_file(folder / "students" / "first" / "model.safetensors") for folder in (run, whole)
@@ -164,7 +164,7 @@ def test_training_resumes_from_its_last_checkpoint_with_half_a_micro_batch(
     assert losses == pytest.approx(expected_losses, rel=1e-2, abs=1e-6)
 
 
-def test_training_that_does_not_fit_at_all_says_so(
+def test_training_that_does_not_fit_at_all_is_reported(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = finished.copied_to(tmp_path)
@@ -174,7 +174,7 @@ def test_training_that_does_not_fit_at_all_says_so(
     result.mistake("distill fine-tune", "out of memory with micro_batch_size 1", "free memory")
 
 
-def test_other_errors_are_no_lack_of_memory(
+def test_other_errors_are_not_taken_for_a_lack_of_memory(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = finished.copied_to(tmp_path)
@@ -191,7 +191,7 @@ from firstcli import cli
 from firstcli.models import readout
 
 real = readout.Reader.__call__
-MORE = 12 << 20  # the whole batch takes more, a part of it does not
+MORE = 12 << 20  # not enough for the whole batch, but for a part of it
 
 
 def call(reader, *args):
@@ -210,7 +210,7 @@ sys.exit(cli.main())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory so")
 def test_memory_that_really_runs_out(tmp_path: Path) -> None:
-    """The system refuses memory to a model that is large enough to ask for it."""
+    """The system refuses memory to a model that is large enough to need it."""
     options: Any = command_line.MODEL["options"]
     large = {"family": "scratch", "options": {**options, "hidden_size": 512}}
     path = command_line.write_recipe(tmp_path, teacher={"model": large}, arms={"distill": {}})
@@ -225,10 +225,10 @@ def test_memory_that_really_runs_out(tmp_path: Path) -> None:
     assert_close(run, whole)
 
 
-def test_one_of_several_processes_says_which_micro_batch_would_fit(
+def test_one_of_several_processes_names_the_micro_batch_size_to_set(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It cannot halve its share alone, for the others wait for it."""
+    """It cannot halve its share alone, because the other processes wait for it."""
     from firstcli.stages import train_model
 
     run = finished.copied_to(tmp_path)

@@ -1,4 +1,4 @@
-"""What a power cut can leave: a name comes after what it stands for has reached the disk."""
+"""Power cuts: a file gets its name only after its content has reached the disk."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pytest
 from support import command_line
 from support.command_line import first
 
-State = tuple[int, int] | set[str]  # of a file when it was changed and its size; names in a folder
+State = tuple[int, int] | set[str]  # a file's modification time and size, or the names in a folder
 
 
 @dataclass
 class Disk:
-    """Notes what has reached the disk, and refuses names for what has not."""
+    """Notes what has reached the disk, and renames of what has not."""
 
     folder: Path
     durable: dict[int, State] = field(default_factory=dict)  # by inode
@@ -61,7 +61,7 @@ def _state(path: Path) -> State:
 
 
 def _holds(durable: State | None, now: State) -> bool:
-    """Compare with what is on the disk; that names have gone since does no harm."""
+    """Compare with what is on the disk; names deleted since then do not matter."""
     if isinstance(durable, set) and isinstance(now, set):
         return now <= durable
     return durable == now
@@ -71,7 +71,7 @@ def _holds(durable: State | None, now: State) -> bool:
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     """A run folder whose calls to fsync, sync and rename are watched."""
     if not Path("/proc/self/fd").is_dir():
-        pytest.skip("no /proc, which tells the file of a handle")
+        pytest.skip("no /proc, which names the file of a handle")
     disk = Disk(tmp_path / "run")
     fsync, sync, rename, replace = os.fsync, os.sync, os.rename, os.replace
 
@@ -110,7 +110,7 @@ def test_nothing_gets_its_name_before_it_is_on_the_disk(
 
 
 def _manifests_are_last(renamed: Sequence[Path], run: Path) -> bool:
-    """See that nothing of an artifact but its folder's own name comes after its manifest."""
+    """Check that only the artifact's own name comes after its manifest."""
     for unit in ("knowledge/train", "students/first", "teacher", "report"):
         work = (run / unit).with_name(f".{Path(unit).name}.partial")
         own = [path for path in renamed if path == run / unit or path.is_relative_to(work)]
@@ -121,7 +121,7 @@ def _manifests_are_last(renamed: Sequence[Path], run: Path) -> bool:
     return True
 
 
-def test_a_checkpoint_is_marked_when_it_is_on_the_disk_and_only_then_replaces_the_last(
+def test_a_checkpoint_replaces_the_last_only_when_it_is_on_the_disk(
     disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     marked: list[Path] = []

@@ -56,7 +56,7 @@ def of(groups: list[tuple[float, int, int]]) -> Data:
 
 
 BETWEEN = predictions()
-# As rounding and piecewise constant recalibrators make them: what an edge belongs to matters.
+# Rounding and piecewise constant recalibrators give such values: which bin has the edge matters.
 EDGES = of([(i / 20, i // 4 + 9 * (i // 2 % 2), 14 - 9 * (i // 2 % 2)) for i in range(1, 20)])
 ENDS = of([(0.0, 5, 1), (0.05, 0, 6), (0.35, 2, 4), (0.95, 9, 0), (1.0, 5, 5)])
 

@@ -30,6 +30,7 @@ from firstcli.recalibration.builtin import (
 from firstcli.recalibration.criteria import criterion_value
 from firstcli.recalibration.temperature_search import search_hundredths, search_log_spaced
 from firstcli.testing import FitInputs, check_recalibrator, overconfident_teacher
+from support.recalibration import fitted
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -62,9 +63,7 @@ def teachers(draw: st.DrawFn, smallest_k: int = 1) -> FloatArray:
 def fitted_temperature(
     cls: type[SingleTemperature], inputs: FitInputs, **options: object
 ) -> tuple[float, dict[str, Any]]:
-    recalibrator = cls(cls.Options.model_validate(options))
-    recalibrator.fit(*inputs)
-    state = recalibrator.state()
+    state = fitted(cls, inputs, **options).state()
     return state["temperature"], state
 
 

@@ -23,18 +23,13 @@ from firstcli.recalibration.builtin import (
 from firstcli.recalibration.criteria import CRITERIA
 from firstcli.recalibration.diagnostics import CalibrationArtifact
 from firstcli.testing import FitInputs, overconfident_teacher
+from support.recalibration import fitted
 
 if TYPE_CHECKING:
     from firstcli.api import JSON, MassMode
 
 ARTIFACTS = Path(__file__).parent / "artifacts"
 TEMPERATURES = [TemperatureScaling, LogitTemperature]
-
-
-def fitted(cls: type[SingleTemperature], inputs: FitInputs, **options: object) -> SingleTemperature:
-    recalibrator = cls(cls.Options.model_validate(options))
-    recalibrator.fit(*inputs)
-    return recalibrator
 
 
 def measured(recalibrator: Recalibrator[Any], inputs: FitInputs) -> CalibrationArtifact:

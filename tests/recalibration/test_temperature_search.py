@@ -25,6 +25,7 @@ from firstcli.recalibration.temperature_search import (
     vertex,
 )
 from firstcli.testing import FitInputs, overconfident_teacher
+from support.recalibration import fitted
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -45,18 +46,12 @@ def teacher(count: int, seed: int = 0, heat: float = 2.0) -> FitInputs:
     return FitInputs(topk, order == answer[:, None], topk.sum(axis=1), "teacher")
 
 
-def fitted(cls: type[SingleTemperature], rows: FitInputs, **options: object) -> SingleTemperature:
-    recalibrator = cls(cls.Options.model_validate(options))
-    recalibrator.fit(*rows)
-    return recalibrator
-
-
 def state_of(cls: type[SingleTemperature], rows: FitInputs, **options: object) -> dict[str, Any]:
     return fitted(cls, rows, **options).state()
 
 
 def repeated(rows: FitInputs, times: npt.NDArray[np.float64]) -> FitInputs:
-    """Return the rows of a resample one by one."""
+    """Return the rows of a resample, each as often as it was drawn."""
     return rows.rows(np.repeat(np.arange(len(times)), times.astype(int)))
 
 

@@ -84,7 +84,7 @@ def test_one_more_seed_redoes_no_other(done: tuple[Path, Path]) -> None:
     assert "distill first@3" in more and not command_line.pending(done[0], "--run-dir", done[1])
 
 
-# A model followed by its own temperature.
+# Post-hoc temperatures.
 
 
 def test_a_temperature_changes_confidence_and_no_answer(done: tuple[Path, Path]) -> None:
@@ -136,8 +136,8 @@ def test_its_temperature_is_fitted_on_what_the_model_says_where_it_decides(
 
 
 def test_questions_without_an_answer_are_judged_by_confidence(done: tuple[Path, Path]) -> None:
-    asked = records(done, "fine-tune@1+T", "unanswerable")
-    assert len(asked) == 20 and not asked.answerable
+    unanswerable = records(done, "fine-tune@1+T", "unanswerable")
+    assert len(unanswerable) == 20 and not unanswerable.answerable
 
 
 # Out-of-fold knowledge.
@@ -225,7 +225,7 @@ def test_students_of_fewer_tokens_are_taught_less_mass(done: tuple[Path, Path]) 
     assert [one["rank"] for one in fitted["ranks"]] == [1, 2]
 
 
-# What is reported of the teacher.
+# Facts about the teacher.
 
 
 def test_the_teacher_s_first_token_is_judged_where_it_decides(done: tuple[Path, Path]) -> None:
@@ -307,7 +307,7 @@ def test_an_impossible_recipe_gets_one_sentence(
     result.mistake("recipe.yaml:", *parts)
 
 
-def test_a_temperature_behind_an_instruction_model_is_refused(tmp_path: Path) -> None:
+def test_a_post_hoc_temperature_for_an_instruction_task_is_refused(tmp_path: Path) -> None:
     rows = [{"instruction": f"Say {i}", "output": str(i)} for i in range(8)]
     command_line.write_rows(tmp_path / "data" / "train.jsonl", rows)
     task = {"name": "instruction", "options": {"path": str(tmp_path / "data")}}

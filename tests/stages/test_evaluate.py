@@ -44,7 +44,7 @@ def naive(model: torch.nn.Module, question: EncodedQuestion) -> list[float]:
 
 
 @torch.no_grad()
-def asked(model: Any, batch: Sequence[EncodedQuestion]) -> dict[str, list[float]]:
+def evaluated(model: Any, batch: Sequence[EncodedQuestion]) -> dict[str, list[float]]:
     return candidate_log_probs(readout.Reader(model), batch)
 
 
@@ -56,7 +56,7 @@ def test_candidates_get_their_probability_in_the_whole_vocabulary(
     expected = {one.id: naive(model, one) for one in rows}
     assert len({tuple(values) for values in expected.values()}) == len(rows)
     for batch in (rows, rows[::-1], rows[2:4], *([one] for one in rows)):
-        found = asked(model, batch)
+        found = evaluated(model, batch)
         assert list(found) == [one.id for one in batch]
         for one in batch:
             np.testing.assert_allclose(found[one.id], expected[one.id], atol=2e-5)
@@ -90,7 +90,7 @@ def test_equal_candidates_are_a_tie_that_goes_to_the_first(
         model.lm_head.weight[rows[1].candidate_ids[1]] = model.lm_head.weight[
             rows[1].candidate_ids[0]
         ]
-    found = asked(model, rows)[rows[1].id]
+    found = evaluated(model, rows)[rows[1].id]
     assert found[0] == found[1] == found[2]
     records = EvalRecords.from_log_probs([rows[1].id], [rows[1].answer or 0], [found])
     assert records.prediction.tolist() == [0] and records.tie.tolist() == [True]
@@ -108,6 +108,6 @@ def test_real_tokenizers(name: str, shared_models: Path, make_llama: MakeLlama) 
     rows = encode_questions(samples, tokenizer, "test")
     assert tokenizer.convert_ids_to_tokens(list(rows[0].candidate_ids)) == ["a", "b", "c"]
     model = make_llama(len(tokenizer))
-    found = asked(model, rows)
+    found = evaluated(model, rows)
     for one in rows:
         np.testing.assert_allclose(found[one.id], naive(model, one), atol=2e-5)

@@ -1,4 +1,4 @@
-"""What extraction stores: exact tails, and the same for a sample in any batch."""
+"""Extraction: exact tails, and the same knowledge for a sample in any batch."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from support.encoding import encode_training
 TOP_K = 5
 
 
-def row(id: str, ids: Sequence[int], start: int, decisive: int | None = None) -> EncodedSample:
-    return EncodedSample(id, np.array(ids, np.int32), start, decisive)
+def row(id: str, ids: Sequence[int], start: int, answer: int | None = None) -> EncodedSample:
+    return EncodedSample(id, np.array(ids, np.int32), start, answer)
 
 
 def random_rows(count: int, vocabulary: int, seed: int = 0) -> list[EncodedSample]:
@@ -94,7 +94,7 @@ def test_ids_that_the_student_lacks_count_as_tail() -> None:
 
 
 class Successor(nn.Module):
-    """A teacher that knows: after token t comes t + 1, with log-probabilities falling from there.
+    """A teacher that predicts t + 1 after token t, with falling log-probabilities around it.
 
     Its head is the identity, so that the logits at a position are a known function of its token.
     """
@@ -239,7 +239,7 @@ def test_a_store_gives_every_sample_its_own(
         assert_within_bounds(opened.of(one), found[one.id], precision)
 
 
-# The stage itself: a teacher of new weights, killed and taken up again.
+# The whole stage: a teacher with new weights, killed and resumed.
 
 
 @pytest.fixture
@@ -322,7 +322,7 @@ def test_a_killed_extraction_resumes_and_ends_the_same(
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ["gpt2", "mistral"])
 def test_real_tokenizers(name: str, shared_models: Path, make_llama: MakeLlama) -> None:
-    """Candidates as the paper asks for them, on a small random model of the whole vocabulary."""
+    """The paper's candidates, on a small random model with the whole vocabulary."""
     tokenizer = AutoTokenizer.from_pretrained(shared_models / "tokenizers" / name)
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     prompt = "Q: Where?\n(a) here\n(b) over there\nA: The answer is ("

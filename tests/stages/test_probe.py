@@ -1,4 +1,4 @@
-"""`first plan --probe`: estimates follow from how many batches there are and what one takes."""
+"""`first plan --probe`: estimates are the number of batches times the cost of one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def estimates(tmp_path: Path, *args: object) -> Any:
 
 
 @pytest.mark.usefixtures("second_a_batch")
-def test_time_is_that_of_the_batches_there_are(tmp_path: Path) -> None:
+def test_time_is_that_of_all_batches(tmp_path: Path) -> None:
     """66 samples in 5 batches of 16, two of which two processes share as 3 micro-batches of 8."""
     found = estimates(tmp_path)
     assert found["finetune"]["seconds"] == 5 + 5
@@ -53,11 +53,11 @@ def test_sizes_between_the_probed_ones_lie_between_their_times(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sizes = np.array([10, 400, 30, 90, 200, 60, 50, 70, 300])
-    asked: list[int] = []
-    monkeypatch.setattr(probe, "_seconds", lambda work, device: float(work() or 0) + asked[-1] / 10)
-    found = probe._interpolated(sizes, lambda index: asked.append(int(sizes[index])), None)  # type: ignore[arg-type]
+    timed: list[int] = []
+    monkeypatch.setattr(probe, "_seconds", lambda work, device: float(work() or 0) + timed[-1] / 10)
+    found = probe._interpolated(sizes, lambda index: timed.append(int(sizes[index])), None)  # type: ignore[arg-type]
     np.testing.assert_allclose(found, sizes / 10)
-    assert len(set(asked)) == probe.PROBED_BATCHES < len(sizes)
+    assert len(set(timed)) == probe.PROBED_BATCHES < len(sizes)
 
 
 def test_the_table_has_a_sum(tmp_path: Path) -> None:

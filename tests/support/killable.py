@@ -1,4 +1,4 @@
-"""Commands in processes of their own that start at once, to be killed at a chosen moment.
+"""Commands in separate processes that start at once, to be killed at a chosen moment.
 
 A server that has imported everything forks them, so that each takes no longer than its work.
 """
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SHARD_POSITIONS = 32  # several shards of so little data
+SHARD_POSITIONS = 32  # small enough for several shards
 PRELOADED = [
     "firstcli.stages.scoring",
     "firstcli.stages.train_model",

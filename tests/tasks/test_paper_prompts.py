@@ -161,14 +161,9 @@ def one_row(kind: type[PaperTask], tmp_path: Path, row: object) -> Sample:
     return sample
 
 
-@pytest.mark.parametrize(("kind", "published", "on_hub", "expected"), CASES)
-def test_prompt_and_response_to_the_character(
-    tmp_path: Path,
-    kind: type[PaperTask],
-    published: dict[str, Any],
-    on_hub: dict[str, Any],
-    expected: Sample,
-) -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_prompt_and_response_to_the_character(tmp_path: Path, case: Case) -> None:
+    kind, published, on_hub, expected = case
     assert one_row(kind, tmp_path, published) == expected
     assert one_row(kind, tmp_path, on_hub) == expected
 
@@ -179,16 +174,11 @@ def test_boolq_answers_no_and_has_one_question_mark(tmp_path: Path) -> None:
     assert "question: is it so? Your answer" in sample.prompt
 
 
-@pytest.mark.parametrize(("kind", "published", "on_hub", "expected"), CASES)
-def test_loads_from_the_hub_by_name_and_commit(
-    monkeypatch: pytest.MonkeyPatch,
-    kind: type[PaperTask],
-    published: dict[str, Any],
-    on_hub: dict[str, Any],
-    expected: Sample,
-) -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_loads_from_the_hub_by_name_and_commit(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
     import datasets
 
+    kind, _, on_hub, expected = case
     requests: list[tuple[Any, ...]] = []
 
     def load_dataset(repo: str, config: str | None, *, split: str, revision: str) -> Any:
@@ -223,17 +213,13 @@ def hub_folder(folder: Path, kind: type[PaperTask], row: dict[str, Any]) -> Path
     return folder
 
 
-@pytest.mark.parametrize(("kind", "published", "on_hub", "expected"), CASES[:4])
+@pytest.mark.parametrize("case", CASES[:4])
 def test_the_real_library_reads_the_hubs_layout(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    kind: type[PaperTask],
-    published: dict[str, Any],
-    on_hub: dict[str, Any],
-    expected: Sample,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: Case
 ) -> None:
     import datasets
 
+    kind, _, on_hub, expected = case
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = hub_folder(tmp_path / "repo", kind, on_hub)
     monkeypatch.setattr(kind, "repo", str(folder))
@@ -265,14 +251,9 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize(("kind", "published", "on_hub", "expected"), CASES[:4])
-def test_a_folder_with_the_official_files(
-    tmp_path: Path,
-    kind: type[PaperTask],
-    published: dict[str, Any],
-    on_hub: dict[str, Any],
-    expected: Sample,
-) -> None:
+@pytest.mark.parametrize("case", CASES[:4])
+def test_a_folder_with_the_official_files(tmp_path: Path, case: Case) -> None:
+    kind, published, _, _ = case
     with pytest.raises(UserError, match="none of the data set's files is in this folder: train is"):
         _ = at(kind, tmp_path).splits
     for name in FILES[kind].values():

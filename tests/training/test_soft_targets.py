@@ -169,7 +169,7 @@ def plain(top: float, second: float) -> list[float]:
 def test_only_the_selected_positions_are_recalibrated(
     rows: list[EncodedSample], positions: Positions, recalibrate: str | None, mask: list[bool]
 ) -> None:
-    """All other positions get `none`: a bracket or EOS must not be taught with less confidence."""
+    """All other positions get `none`: brackets and EOS must keep their confidence."""
     smoothing = arm("label-smoothing", {"delta": 0.1}, recalibrate=recalibrate)
     mode = soft_targets.positions_mode(smoothing, rows)
     assert soft_targets.is_recalibrated(mode, positions).tolist() == mask

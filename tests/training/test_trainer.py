@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -360,6 +360,13 @@ def test_the_order_within_a_batch_changes_nothing(tmp_path: Path, make_llama: Ma
     assert distance(results[1], results[0]) < 1e-6
 
 
+@torch.no_grad()
+def logits_of(model: LlamaForCausalLM, batch: Mapping[str, Tensor]) -> Tensor:
+    return readout.Reader(model).logits_at(
+        batch["input_ids"], batch["attention_mask"], batch["rows"], batch["columns"]
+    )
+
+
 def test_a_trained_student_reaches_its_soft_targets(tmp_path: Path, make_llama: MakeLlama) -> None:
     """Training converges to the fixed point of the objective: q = p^, Q = M."""
     rows = drawn_samples(4)
@@ -376,10 +383,7 @@ def test_a_trained_student_reaches_its_soft_targets(tmp_path: Path, make_llama: 
         fields={"logging_steps": 50},
     )
     batch = batches.TrainingBatches(rows, soft_targets)[range(4)]
-    with torch.no_grad():
-        logits = readout.Reader(model).logits_at(
-            batch["input_ids"], batch["attention_mask"], batch["rows"], batch["columns"]
-        )
+    logits = logits_of(model, batch)
     q = objectives.student_view(logits, batch["token_ids"]).log_q.exp()
     torch.testing.assert_close(q, batch["probabilities"], rtol=0, atol=0.03)
     assert outcome.log[-1]["Q"] == pytest.approx(0.8, abs=0.01)
@@ -398,10 +402,7 @@ def test_masses_are_logged(tmp_path: Path, make_llama: MakeLlama) -> None:
     soft_targets = drawn_soft_targets(rows)
     batch = batches.TrainingBatches(rows, soft_targets)[range(8)]
     model = make_llama(V)
-    with torch.no_grad():
-        logits = readout.Reader(model).logits_at(
-            batch["input_ids"], batch["attention_mask"], batch["rows"], batch["columns"]
-        )
+    logits = logits_of(model, batch)
     mass = logits.softmax(-1).gather(-1, batch["token_ids"]).sum(-1).mean()
     outcome = fit(
         model,

@@ -127,7 +127,7 @@ def test_a_harmed_manifest_is_none(artifact: Artifact, digests: Digests, text: s
 
 
 class Killed(BaseException):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
 @pytest.mark.parametrize("is_folder", [True, False])
@@ -222,7 +222,7 @@ def test_checkpoints_are_no_part_of_an_artifact_and_live_until_it_is_whole(
     assert {path.name for path in artifact.path.iterdir()} == {"model.safetensors", "manifest.json"}
 
 
-# Reads.
+# Fingerprint inputs.
 
 
 def test_a_fingerprint_ignores_order_and_nothing_else() -> None:

@@ -1,4 +1,4 @@
-"""Units of work of recipes with seeds, folds and models followed by their temperature."""
+"""Units of recipes with seeds, folds and post-hoc temperatures."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_every_seed_trains_and_is_judged_but_calibration_is_shared(tmp_path: Pat
     assert found["eval shifted/first@5"].needs == ("distill first@5",)
 
 
-def test_folds_have_teachers_of_their_own(tmp_path: Path) -> None:
+def test_every_fold_has_its_own_teacher(tmp_path: Path) -> None:
     found = units(tmp_path, knowledge={"folds": 3})
     folds = tuple(f"finetune fold {fold}" for fold in (1, 2, 3))
     assert found["extract out-of-fold"].needs == folds
@@ -73,7 +73,7 @@ def test_folds_have_teachers_of_their_own(tmp_path: Path) -> None:
     assert {unit.key for unit in everything} == {"distill fine-tune"}
 
 
-def test_without_an_arm_that_wants_them_there_are_no_folds(tmp_path: Path) -> None:
+def test_without_an_out_of_fold_arm_there_are_no_folds(tmp_path: Path) -> None:
     path = command_line.write_recipe(
         tmp_path, knowledge={"folds": 3}, arms={"seen": ARMS["seen"], "plain": {"learn": "labels"}}
     )
