@@ -159,7 +159,8 @@ def test_sharded_weights_change_nothing(finished: Finished, tmp_path: Path) -> N
         assert float((one - other).detach().abs().max()) < 1e-4
 
 
-@pytest.mark.parametrize("die_at", ["shard 2", pytest.param("step 3", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("die_at", ["shard 2", "step 3"])
 def test_one_process_dying_ends_the_other_and_a_rerun_resumes(
     finished: Finished, tmp_path: Path, die_at: str
 ) -> None:
@@ -178,6 +179,7 @@ def test_one_process_dying_ends_the_other_and_a_rerun_resumes(
     assert "everything is up to date" in first(*command).out
 
 
+@pytest.mark.slow
 def test_a_mistake_is_printed_once(finished: Finished, tmp_path: Path) -> None:
     """In the recipe, which all processes read, and in the plan, which only the first makes."""
     for overrides in (["seed=x"], ["train.validation=0", "knowledge.top_k=4"]):
