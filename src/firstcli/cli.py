@@ -18,7 +18,7 @@ import typer
 
 from firstcli import __version__
 from firstcli.errors import UserError
-from firstcli.runtime import distributed
+from firstcli.runtime import distributed, streams
 from firstcli.stages import STAGES
 from firstcli.stages.base import Stage
 from firstcli.stages.evaluate import EVALUATE
@@ -214,6 +214,7 @@ def _print(result: dict[str, Any], as_json: bool) -> None:
 
 def main() -> None:
     """Run the command line; exit codes: 0 done, 1 a bug, 2 a user error, 130 interrupted."""
+    streams.make_tolerant()
     try:
         app(standalone_mode=True)
     except SystemExit as stop:  # how typer ends; after Ctrl-C it prints nothing

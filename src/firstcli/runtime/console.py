@@ -16,6 +16,7 @@ from rich.text import Text
 from firstcli.runtime import distributed
 
 Advance = Callable[[int], None]
+MIN_WIDTH = 40  # columns; a narrower terminal wraps lines, so that tables lose no digits
 PROGRESS_INTERVAL = 15  # seconds between two lines of progress without a terminal
 
 
@@ -30,6 +31,13 @@ class Console:
         self._collected: list[list[str]] = []  # one list per open `collect_warnings`
         if not self._out.is_terminal and "COLUMNS" not in os.environ:
             self._out.width = 160  # a file has no width; do not cut tables to 80 columns
+        if self._out.width < MIN_WIDTH:
+            self._out.width = MIN_WIDTH
+
+    @property
+    def _is_live(self) -> bool:
+        """Whether lines can be drawn anew, as spinners and bars require."""
+        return self._out.is_terminal and not self._out.is_dumb_terminal
 
     def say(self, text: str) -> None:
         self._out.print(escape(text), soft_wrap=True)
@@ -61,12 +69,13 @@ class Console:
 
         On a terminal, at most one `status` or `progress` can be active.
         """
-        if not self._out.is_terminal or self._out.is_dumb_terminal:
+        if not self._is_live:
             self.say(text)
             yield
             return
         with self._out.status(escape(text)) as status:
-            status.update(spinner="dots")  # draws now, not when the refresh thread gets its turn
+            spinner = "line" if self._out.options.ascii_only else "dots"
+            status.update(spinner=spinner)  # draws now, not when the refresh thread gets its turn
             yield
 
     @contextmanager
@@ -79,7 +88,7 @@ class Console:
             unit: the plural of what is counted.
             done: number of units that were finished before.
         """
-        if not self._out.is_terminal:
+        if not self._is_live:
             yield self._plain_progress(what, total, unit, done)
             return
         columns = (
