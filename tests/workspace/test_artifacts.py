@@ -344,3 +344,62 @@ def test_a_manifest_records_what_it_was_made_with(finished: Finished) -> None:
         "micro_batch_size" in key or "/" in str(manifest["reads"][key])
         for key in (manifest["reads"])
     )
+
+
+@pytest.fixture
+def linked(tmp_path: Path, digests: Digests) -> Artifact:
+    """A finished folder that its user has moved to a different disk, with a link in its place."""
+    artifact = Artifact(tmp_path / "students" / "first", True)
+    make(artifact, digests, "1")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    artifact.path.rename(disk / "moved")
+    artifact.path.symlink_to(disk / "moved")
+    return artifact
+
+
+def test_a_linked_artifact_can_be_made_again_and_again(linked: Artifact, digests: Digests) -> None:
+    for text in "2345":
+        make(linked, digests, text, change=text)
+        assert result_of(linked) == text and linked.manifest(digests)
+        assert linked.path.is_symlink()  # it stays on the disk on which it was put
+        assert [path.name for path in linked.path.resolve().parent.iterdir()] == ["moved"]
+        assert [path.name for path in linked.path.parent.iterdir()] == ["first"]
+
+
+def test_a_killed_commit_of_a_linked_artifact_is_finished(
+    linked: Artifact, digests: Digests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(source: Path, target: Path) -> None:
+        rename(source, target)
+        raise KeyboardInterrupt
+
+    rename = os.rename
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make(linked, digests, "2", change="2")
+    linked.recover()
+    assert result_of(linked) == "2" and linked.manifest(digests)
+
+
+def test_a_linked_artifact_is_repaired_in_its_place(linked: Artifact, digests: Digests) -> None:
+    linked.reopen([], fingerprint(READS))
+    make(linked, digests, "2")
+    assert result_of(linked) == "2" and linked.path.is_symlink()
+
+
+def test_a_link_that_an_older_version_left_behind_is_no_obstacle(
+    artifact: Artifact, digests: Digests, tmp_path: Path
+) -> None:
+    make(artifact, digests, "1")
+    (artifact.path.parent / ".first.v2.old").symlink_to(tmp_path)
+    make(artifact, digests, "2", change="2")
+    assert result_of(artifact) == "2"
+    assert digests.of_file(artifact.manifest_path)  # what the link pointed to is untouched
+
+
+def test_a_link_to_an_absent_disk_is_an_error(linked: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "disk").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="first: a symbolic link to .*moved, which does not exist"):
+        linked.recover()

@@ -138,6 +138,15 @@ class Artifact:
         return self.path.with_suffix(".manifest.json")
 
     @property
+    def _place(self) -> Path:
+        """The path, or the target of a symbolic link to a folder.
+
+        Work happens next to the target, because a user has moved the artifact there for its space,
+        and a folder cannot be renamed onto a link.
+        """
+        return self.path.resolve() if self.is_folder and self.path.is_symlink() else self.path
+
+    @property
     def work(self) -> Path:
         return self._hidden("partial")
 
@@ -147,8 +156,9 @@ class Artifact:
 
     def _hidden(self, ending: str) -> Path:
         # A folder's name may contain a dot that starts no suffix, such as an arm `first.v2`.
-        name = self.path.name if self.is_folder else self.path.stem
-        return self.path.parent / f".{name}.{ending}"
+        place = self._place
+        name = place.name if self.is_folder else place.stem
+        return place.parent / f".{name}.{ending}"
 
     def manifest(self, digests: Digests) -> Manifest | None:
         """Return the manifest of a finished and undamaged artifact, else None.
@@ -208,8 +218,8 @@ class Artifact:
         for name in damaged:
             (self.path / name).unlink(missing_ok=True)
         # Until the manifest is deleted, `recover` undoes all this and the damage is found again.
-        os.rename(self.path, self.work)
-        sync(self.path.parent)
+        os.rename(self._place, self.work)
+        sync(self.work.parent)
         write_text(self.work / _MARK, fingerprint)
         (self.work / "manifest.json").unlink()
         sync(self.work)
@@ -287,13 +297,27 @@ class Artifact:
 
         A work folder with a manifest is complete; until then nothing that a run resumes from is
         deleted.
+
+        Raises:
+            UserError: the artifact is a symbolic link to something that does not exist.
         """
         if self.is_folder and (self.work / "manifest.json").exists():
             shutil.rmtree(self.work / CHECKPOINTS, ignore_errors=True)
             (self.work / _MARK).unlink(missing_ok=True)
-            if self.path.exists():
-                shutil.rmtree(self._old, ignore_errors=True)
-                os.rename(self.path, self._old)
-            os.rename(self.work, self.path)
-            sync(self.path.parent)
+            place, work = self._place, self.work
+            if place.exists():
+                self._delete_old()
+                os.rename(place, self._old)
+            os.rename(work, place)
+            sync(place.parent)
+        self._delete_old()
+        if self.path.is_symlink() and not self.path.exists():
+            raise UserError(
+                f"{self.path}: a symbolic link to {self._place}, which does not exist; mount the "
+                "disk, or delete the link"
+            )
+
+    def _delete_old(self) -> None:
+        if self._old.is_symlink():  # firstcli 0.1 moved the link instead of the linked folder
+            self._old.unlink()
         shutil.rmtree(self._old, ignore_errors=True)
