@@ -87,12 +87,13 @@ class Probe:
         )
         parts = [part for part in share if part[0] >= 0]
         model = inputs.starting_model(run, role, settings.dtype, run.recipe.seed)
+        inference.make_current(device)
         model.to(device)  # type: ignore[arg-type]  # a decorator hides its signature
         model.train()
         trainer.install_objective(model, "labels")
         optimizer = torch.optim.AdamW(model.parameters(), 1e-9)
         batches = TrainingBatches(rows, None)
-        autocast = device.type == "cuda" and settings.dtype == "float32"
+        autocast = inference.has_bfloat16(device) and settings.dtype == "float32"
 
         def forward_and_backward(index: int) -> None:
             batch = {name: value.to(device) for name, value in batches[parts[index]].items()}

@@ -245,6 +245,9 @@ def train(
     Raises:
         UserError: the loss or the weights are no longer finite.
     """
+    if not is_sharded(args):  # its own launcher moves the shards
+        # The trial of the output layer must run where training does: some kernels need a GPU.
+        model.to(args.device)  # type: ignore[arg-type]  # a decorator hides its signature
     install_objective(model, objective, console.say)
     batches = TrainingBatches(samples, soft_targets)
     trainer = PositionTrainer(model=model, args=args, train_dataset=batches)
@@ -274,6 +277,13 @@ def train(
         padding=padding,
         weights=trainer.gathered_weights(),
     )
+
+
+def is_sharded(args: TrainingArguments) -> bool:
+    """Return whether processes share the weights, so that no device holds the whole model."""
+    launched = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    by_launcher = any(os.environ.get(name, "false").lower() in ("true", "1") for name in launched)
+    return bool(args.fsdp or args.deepspeed or by_launcher)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
