@@ -17,7 +17,6 @@ from firstcli.workspace.artifacts import CHECKPOINTS
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit
 
-
 FULL_ADAM = ("adamw_torch", "adamw_torch_fused")
 """Optimizers that keep two moments per weight in the dtype of the weights."""
 
