@@ -272,7 +272,8 @@ def _summed_in_float32(head: nn.Module) -> Iterator[None]:
             return nn.functional.linear(hidden, head.weight, head.bias)
         apply: Any = _Product.apply
         logits: Tensor = apply(layer.hidden, layer.weight, layer.bias)
-        return logits.unflatten(0, hidden.shape[:-1])
+        whole: Tensor = logits.unflatten(0, hidden.shape[:-1])
+        return whole
 
     with _replaced(head, product):
         yield

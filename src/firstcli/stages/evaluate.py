@@ -49,7 +49,7 @@ class Evaluate(Stage):
 
     name = "eval"
     help = "Measure accuracy, ECE and Trust of teacher and students, or of the outputs in a file."
-    format = 2  # read out at the output layer: different last bits
+    format = 3  # float32 logits of half-precision products
     shared = True
     has_arms = True
     checks = (checks.OVERLAP, checks.UNPINNED)

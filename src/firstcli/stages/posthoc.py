@@ -42,7 +42,7 @@ class Posthoc(Stage):
 
     name = "posthoc"
     help = "Fit the post-hoc temperature of each model that has one."
-    format = 2
+    format = 3  # float32 logits of half-precision products
     shared = True
     has_arms = True
     checks = (checks.OVERLAP, checks.UNPINNED)

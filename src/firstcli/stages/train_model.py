@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from transformers import TrainingArguments
+
 from firstcli.errors import UserError
 from firstcli.models import inference, memory
 from firstcli.models.batching import free_memory, is_out_of_memory
@@ -37,7 +39,7 @@ def check(run: Run, unit: Unit) -> str:
             "rounding; dtype: float32 with autocast is the safe choice"
         )
     parameters = inputs.weights(run, unit.role)
-    needed = _memory(run, unit, args.optim.value)
+    needed = _memory(run, unit, args)
     if not trainer.is_sharded(args):
         memory.require_capacity(needed, device)
     return (
@@ -48,13 +50,13 @@ def check(run: Run, unit: Unit) -> str:
     )
 
 
-def _memory(run: Run, unit: Unit, optimizer: str) -> int:
+def _memory(run: Run, unit: Unit, args: TrainingArguments) -> int:
     """Return the bytes that weights, gradients and the optimizer's state take.
 
     AdamW keeps two moments per weight; the state of other optimizers is unknown and left out, as
     activations are.
     """
-    copies = 4 if optimizer in FULL_ADAM else 2
+    copies = 4 if args.optim in FULL_ADAM else 2
     width = 4 if run.training_settings(unit).dtype == "float32" else 2
     return copies * width * inputs.weights(run, unit.role)
 
@@ -94,7 +96,7 @@ def train(
         micro = args.per_device_train_batch_size
         model = inputs.starting_model(run, role, settings.dtype, seed)
         if not allocated and not trainer.is_sharded(args):
-            memory.allocate(model, _memory(run, unit, args.optim.value), args.device)
+            memory.allocate(model, _memory(run, unit, args), args.device)
             allocated = True
         try:
             outcome = trainer.train(model, rows, soft_targets, objective, args, run.console, title)
@@ -105,7 +107,7 @@ def train(
             problem = f"out of memory with micro_batch_size {micro}"
             if micro == 1:
                 raise UserError(
-                    f"{problem}; free memory, set trainer.gradient_checkpointing: true, or leave "
+                    f"{problem}; free memory, set trainer.activation_checkpointing: true, or leave "
                     "out long samples"
                 ) from error
             if distributed.count() > 1:  # one of several processes cannot halve its share alone

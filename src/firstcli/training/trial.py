@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments, get_scheduler
-from transformers.integrations import get_reporting_integration_callbacks
-from transformers.trainer_utils import SaveStrategy
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from transformers.trainer_utils import SaveStrategy, SchedulerType
+from transformers.training_args import OptimizerNames
 
 from firstcli.errors import UserError
 
@@ -33,9 +34,11 @@ def check(args: TrainingArguments) -> None:
             "does not do; use epoch, steps or no"
         )
     _try(problems, "report_to", args.report_to, lambda: _build_trackers(args))
-    optimizer = _try(problems, "optim", args.optim.value, lambda: _build_optimizer(args))
+    optimizer = _try(
+        problems, "optim", OptimizerNames(args.optim).value, lambda: _build_optimizer(args)
+    )
     if optimizer is not None:
-        name = args.lr_scheduler_type.value
+        name = SchedulerType(args.lr_scheduler_type).value
         _try(problems, "lr_scheduler_type", name, lambda: _build_schedule(args, optimizer))
     if problems:
         raise UserError(*problems)
@@ -74,10 +77,11 @@ def _build_optimizer(args: TrainingArguments) -> torch.optim.Optimizer:
 
 
 def _build_schedule(args: TrainingArguments, optimizer: torch.optim.Optimizer) -> None:
+    options: Any = args.lr_scheduler_kwargs
     get_scheduler(
         args.lr_scheduler_type,
         optimizer,
         num_warmup_steps=args.get_warmup_steps(STEPS),
         num_training_steps=STEPS,
-        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        scheduler_specific_kwargs=options,
     )
