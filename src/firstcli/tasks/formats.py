@@ -153,13 +153,14 @@ def _csv(file: DataFile, note: Note) -> Rows:
     csv.field_size_limit(LONGEST_CELL)
     with file.text("") as text:
         sample = list(islice(text, SNIFFED_LINES))
-        separator = _stated_separator(sample)
-        start = 2 if separator else 1
-        separator = separator or _sniffed_separator(sample, "\t" if file.ending == ".tsv" else ",")
-        if separator != ("\t" if file.ending == ".tsv" else ",") or start == 2:
+        usual = "\t" if file.ending == ".tsv" else ","
+        stated = _stated_separator(sample)
+        separator = stated or _sniffed_separator(file.path, sample, usual)
+        if stated or separator != usual:
             note(f"its cells are separated by {SEPARATORS.get(separator, repr(separator))}")
-        lines = csv.reader(chain(sample[start - 1 :], text), delimiter=separator, strict=True)
-        yield from _records(file.path, lines, start - 1)
+        skipped = 1 if stated else 0
+        lines = csv.reader(chain(sample[skipped:], text), delimiter=separator, strict=True)
+        yield from _records(file.path, lines, skipped)
 
 
 def _records(path: Path, lines: Any, skipped: int) -> Rows:
@@ -191,21 +192,31 @@ def _stated_separator(lines: list[str]) -> str | None:
     return stated[1] if stated else None
 
 
-def _sniffed_separator(lines: list[str], usual: str) -> str:
-    """Return the separator that gives the most columns, if possible equally many in all records.
+def _sniffed_separator(path: Path, lines: list[str], usual: str) -> str:
+    """Return the separator that cuts the header and the records into equally many cells.
 
-    `csv.Sniffer` guesses from character counts and takes letters or commas within texts for
-    separators; a header and equally long records are stronger evidence.
+    If none does, return the one that gives the header the most cells: the mistake is then located.
+    `csv.Sniffer` is not used because it counts characters, also those within texts.
+
+    Raises:
+        UserError: two separators are possible.
     """
-
-    def columns(separator: str) -> tuple[bool, int, bool]:
+    widths: dict[str, int] = {}
+    fitting: list[str] = []
+    for separator in sorted(SEPARATORS, key=lambda other: other != usual):
         records = [len(cells) for cells in csv.reader(lines, delimiter=separator) if cells]
         if len(lines) == SNIFFED_LINES and len(records) > 1:
             records.pop()  # the sample may end within a cell
-        width = records[0] if records else 0
-        return width > 1 and set(records) == {width}, width, separator == usual
-
-    return max(SEPARATORS, key=columns)
+        widths[separator] = records[0] if records else 0
+        if widths[separator] > 1 and len(set(records)) == 1:
+            fitting.append(separator)
+    if len(fitting) > 1:
+        either = " or ".join(SEPARATORS[separator] for separator in fitting)
+        raise UserError(
+            f"{path}: {either} can separate the cells; state which one in a new first line, such "
+            f"as sep={fitting[0]}"
+        )
+    return fitting[0] if fitting else max(widths, key=lambda separator: widths[separator])
 
 
 def _header(where: str, names: list[str]) -> list[str]:
