@@ -87,7 +87,7 @@ def test_the_mistakes_of_compressed_files(tmp_path: Path, ending: str) -> None:
 
 def test_an_archive_holds_one_file(tmp_path: Path) -> None:
     path = packed(tmp_path / "a.zip", b"x", inner="notes.txt")
-    assert "found 'notes.txt', expected a file in .jsonl" in refused(path)
+    assert "found 'notes.txt' in this archive, expected a file that ends in" in refused(path)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("b.jsonl", TWO)
     assert "found 2 files in this archive ('notes.txt', 'b.jsonl'), expected one" in refused(path)
@@ -98,6 +98,13 @@ def test_compressed_parquet(tmp_path: Path, ending: str) -> None:
     pq.write_table(pa.table({"a": [1]}), tmp_path / "plain")
     content = (tmp_path / "plain").read_bytes()
     assert rows(packed(tmp_path / f"a.parquet{ending}", content, "a.parquet")) == [{"a": 1}]
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".csv", ".jsonl", ".jsonl.gz"])
+def test_a_pointer_file_of_a_clone_is_named(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"train{ending}"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    assert refused(path).startswith("FILE: this is a pointer of Git LFS, not the data; run 'git lf")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +171,7 @@ def test_two_possible_separators_are_refused(tmp_path: Path) -> None:
     )
 
 
-COLUMNS = {"q": ["x", "y"], "a": [1, 2]}
+COLUMNS: dict[str, list[Any]] = {"q": ["x", "y"], "a": [1, 2]}
 ROWS = [{"q": "x", "a": 1}, {"q": "y", "a": 2}]
 
 
@@ -223,7 +230,7 @@ def test_indented_json_under_a_name_of_json_lines(tmp_path: Path, blank: str) ->
     path.write_text('{\n "q": 1\n}\n{\n "q" 2\n}\n')
     assert refused(path).startswith("FILE:5: not valid JSON at column 6")
     path.write_text('{ "q": 1,\n "a": 2 }\n')
-    assert refused(path).endswith("each line of a .jsonl file holds one complete row")
+    assert refused(path).endswith("each line must hold one complete row")
 
 
 @pytest.mark.parametrize("value", [b"7", 7.0, float("nan"), None, "", True, ["x"], {"x": 1}])

@@ -25,6 +25,7 @@ from firstcli.tasks.json_rows import Note, Rows
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zip": "zip"}
 LONGEST_CELL = 2**31 - 1  # the csv module's default is 131,072 characters
 SNIFFED_LINES = 100
+GIT_LFS = b"version https://git-lfs"
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
@@ -84,7 +85,16 @@ class DataFile:
             with _unzipped(self.path) as (name, _):
                 ending = Path(name).suffix.lower()
             if ending not in _READERS:
-                raise UserError(f"{self.path}: found '{name}', expected a file in {ENDINGS}")
+                raise UserError(
+                    f"{self.path}: found '{name}' in this archive, expected a file that ends in "
+                    f"{ENDINGS}"
+                )
+        with self.path.open("rb") as content:
+            if content.read(len(GIT_LFS)) == GIT_LFS:
+                raise UserError(
+                    f"{self.path}: this is a pointer of Git LFS, not the data; run 'git lfs pull' "
+                    "in its folder, or download the file"
+                )
         try:
             yield from _READERS[ending](self, note)
         except UnicodeDecodeError as error:

@@ -69,7 +69,7 @@ def _is_object(line: str) -> bool:
 def _lines(path: Path, lines: Iterable[str], first: int) -> Rows:
     for number, line in enumerate(lines, first):
         if line.strip():
-            with _mistakes_located(path, number):
+            with _mistakes_located(path, number, at_end="; each line must hold one complete row"):
                 value = json.loads(line.removesuffix("\n"))
             yield f"{path}:{number}", value
 
@@ -103,15 +103,21 @@ def _values(path: Path, text: str) -> Iterator[tuple[int, Any]]:
 
 
 @contextmanager
-def _mistakes_located(path: Path, line: int) -> Iterator[None]:
-    """Name the place of a mistake in a text that begins in this line of the file."""
+def _mistakes_located(path: Path, line: int, at_end: str = "") -> Iterator[None]:
+    """Name the place of a mistake in a text that begins in this line of the file.
+
+    Args:
+        path: the file.
+        line: the line of the text's first character.
+        at_end: what to add if the text ends too early.
+    """
     try:
         yield
     except json.JSONDecodeError as error:
-        at_end = error.pos >= len(error.doc.rstrip()) and path.suffix.lower() != ".json"
+        hint = at_end if error.pos >= len(error.doc.rstrip()) else ""
         raise UserError(
-            f"{path}:{line + error.lineno - 1}: not valid JSON at column {error.colno}: {error.msg}"
-            + ("; each line of a .jsonl file holds one complete row" if at_end else "")
+            f"{path}:{line + error.lineno - 1}: not valid JSON at column {error.colno}: "
+            f"{error.msg}{hint}"
         ) from error
     except (ValueError, RecursionError) as error:  # too many digits or nested brackets
         raise UserError(f"{path}:{line}: not valid JSON: {error}") from error
