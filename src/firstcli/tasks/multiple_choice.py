@@ -22,9 +22,9 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from firstcli.api import DataPath, PluginOptions, Sample, Split, Task
+from firstcli.api import DataPaths, PluginOptions, Sample, Split, Task
 from firstcli.errors import UserError, did_you_mean, shortened
-from firstcli.tasks import tables
+from firstcli.tasks import layout, tables
 from firstcli.tasks.tables import TableRow, describe
 from firstcli.tasks.templates import Template, columns_of, fill, of_names
 
@@ -118,10 +118,12 @@ def readings_of(rows: Iterable[AnsweredRow], answer_as: Reading | Literal["auto"
 class MultipleChoiceOptions(PluginOptions):
     """The location of the data, the meaning of their columns, and the format of the prompt."""
 
-    path: DataPath = Field(
-        description="a .jsonl, .json, .csv or .parquet file, used for every split, or a folder "
-        "with one file per split, such as train.csv, dev.csv and test.csv; a .json array is read "
-        "into memory whole, so use .jsonl for large data"
+    path: DataPaths = Field(
+        description="a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, also as .gz, .zst or "
+        ".zip, used for every split; a list of files or a glob such as data/*.jsonl, read as one; "
+        "or a folder with one file per split, such as train.csv and dev.csv, a clone from the hub, "
+        "or what `save_to_disk` wrote; .json is read into memory whole, so use .jsonl for large "
+        "data",
     )
     question_column: str = Field("question", description="column of the question")
     choices: list[str] | None = Field(
@@ -192,24 +194,25 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """One split per file of the folder, or train, validation and test for a single file."""
-        return tables.splits_at(self.options.path)
+        """The splits of a folder, or train, validation and test for files."""
+        return layout.splits_at(self.options.path)
 
     def sources(self, split: str) -> Sequence[Path]:
-        return (tables.split_file(self.options.path, split),)
+        return layout.split_files(self.options.path, split)
 
     def load(self, split: str) -> Split:
         """Return the questions in the order of the file."""
-        return Split(self._samples(split))
+        notes: list[str] = []
+        return Split(self._samples(split, notes), notes=notes)
 
-    def _samples(self, split: str) -> Iterator[Sample]:
+    def _samples(self, split: str, notes: list[str]) -> Iterator[Sample]:
         # The file is read twice, because only all answers together show how to interpret them.
-        readings = readings_of(self._rows(split), self.options.answer_as)
-        for row in self._rows(split):
+        readings = readings_of(self._rows(split, notes), self.options.answer_as)
+        for row in self._rows(split, notes):
             yield self._sample(row.row, row.choices, row.correct(readings))
 
-    def _rows(self, split: str) -> Iterator[AnsweredRow]:
-        for row in tables.read_rows(tables.split_file(self.options.path, split)):
+    def _rows(self, split: str, notes: list[str]) -> Iterator[AnsweredRow]:
+        for row in tables.read_rows(self.sources(split), notes):
             yield AnsweredRow(row, self._choices(row), self.options.answer_column)
 
     def _choices(self, row: TableRow) -> list[str]:

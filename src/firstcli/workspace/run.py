@@ -179,6 +179,8 @@ class Run:
             given = Samples(self._with_progress(loaded.samples, source), self.folder)
             if not given:
                 raise UserError(f"{source} has no samples to use")
+            for note in loaded.notes:
+                self.console.warn(f"{where}: {note}")
             for reason, count in loaded.dropped.items():
                 self.console.warn(
                     f"{where}: {count} rows of split '{split}' are left out: {reason}"
