@@ -293,7 +293,7 @@ def without(row: dict[str, Any], key: str) -> dict[str, Any]:
     ("kind", "row", "expected"),
     [
         (CommonsenseQA, without(SCHOOL, "answerKey"), "no column 'answerKey'"),
-        (CommonsenseQA, SCHOOL | {"answerKey": "F"}, "found \"F\", expected one of the labels"),
+        (CommonsenseQA, SCHOOL | {"answerKey": "F"}, 'found "F", expected one of the labels'),
         (CommonsenseQA, SCHOOL | {"answerKey": ""}, "column 'answerKey' is empty"),
         (CommonsenseQA, SCHOOL | {"question": {"stem": "x"}}, "no column 'choices'"),
         (CommonsenseQA, SCHOOL | {"question": {"stem": "x", "choices": []}}, "found 0 choices"),

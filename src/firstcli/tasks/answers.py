@@ -29,12 +29,12 @@ _TRUTH = {"true": True, "yes": True, "false": False, "no": False}
 
 def _number(value: object) -> Decimal | None:
     """Return the number that a value is or spells; true and false are none."""
-    if isinstance(value, bool):
+    if isinstance(value, str):
+        return Decimal(value) if _NUMBER.fullmatch(value) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
         return None
-    if isinstance(value, int | float | Decimal):
-        number = Decimal(repr(value) if isinstance(value, float) else value)
-        return number if number.is_finite() else None
-    return Decimal(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else None
+    number = Decimal(repr(value) if isinstance(value, float) else value)
+    return number if number.is_finite() else None
 
 
 def _truth(value: object) -> bool | None:
@@ -88,10 +88,10 @@ class Answer:
         if reading in ("text", "label"):
             return _named(value, texts if reading == "text" else self.choices.labels)
         if reading == "boolean":
-            spoken = [_TRUTH.get(text.casefold()) for text in texts]
             truth = _truth(value)
+            spoken = [] if truth is None else [_TRUTH.get(text.casefold()) for text in texts]
             clear = spoken.count(True) == spoken.count(False) == 1
-            return spoken.index(truth) if clear and truth is not None else None
+            return spoken.index(truth) if clear else None
         if reading == "letter":
             letter = isinstance(value, str) and len(value) == 1
             index = ascii_lowercase.find(value.lower()) if letter else -1
@@ -256,9 +256,8 @@ class Evidence:
         meanings = answer.meanings(fitting)
         senses = [f"as {kind} means '{answer.choices.texts[i]}'" for kind, i in meanings.items()]
         raise answer.mistake(
-            f"which {' but '.join(senses)}, and all {self.answers} answers of the data fit "
-            f"{'both' if len(fitting) == 2 else 'these'} readings; set answer_as to "
-            f"{' or '.join(meanings)}"
+            f"which {' but '.join(senses)}; no other answer in the data decides, so set answer_as "
+            f"to {' or '.join(meanings)}"
         )
 
     def _contradiction(self) -> UserError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,9 +44,7 @@ def in_columns(row: TableRow, columns: Sequence[str]) -> Choices:
     return _checked(row, ", ".join(columns), Choices(texts, columns[: len(texts)]))
 
 
-def in_cell(
-    row: TableRow, column: str, separator: str | None = None, advice: str = ""
-) -> Choices:
+def in_cell(row: TableRow, column: str, separator: str | None = None, advice: str = "") -> Choices:
     """Return the choices that one column contains.
 
     The forms are a list of texts, `{"text": [...], "label": [...]}`, a list of `{"label": "A",
@@ -94,19 +92,19 @@ Fields = tuple[list[Any], list[Any]]
 
 def _fields(value: object) -> Fields | None:
     """Return texts and labels, or None if the value has none of the known forms."""
-    if isinstance(value, Mapping):
-        return _fields_of_mapping(value)
+    if isinstance(value, dict):
+        return _fields_of_object(value)
     if not isinstance(value, list):
         return None
-    if not any(isinstance(choice, Mapping) for choice in value):
+    if not any(isinstance(choice, dict) for choice in value):
         return value, []
     for label, text in _FIELDS:
-        if all(isinstance(choice, Mapping) and text in choice for choice in value):
+        if all(isinstance(choice, dict) and text in choice for choice in value):
             return [choice[text] for choice in value], [choice.get(label) for choice in value]
     return None
 
 
-def _fields_of_mapping(value: Mapping[str, Any]) -> Fields | None:
+def _fields_of_object(value: dict[str, Any]) -> Fields | None:
     for label, text in _FIELDS:
         if text in value:  # one list per field
             texts, labels = value[text], value.get(label) or []
@@ -122,8 +120,9 @@ def _checked(row: TableRow, name: str, choices: Choices) -> Choices:
     problem = None
     if not 2 <= len(texts) <= MAX_CHOICES:
         problem = f"found {len(texts)} choices, expected 2 to {MAX_CHOICES}"
-    elif blank := [number for number, text in enumerate(texts, 1) if not text.strip()]:
-        problem = f"choice {blank[0]} of {len(texts)} is empty"
+    elif not all(map(str.strip, texts)):
+        number = next(number for number, text in enumerate(texts, 1) if not text.strip())
+        problem = f"choice {number} of {len(texts)} is empty"
     elif len(labels) not in (0, len(texts)):
         problem = f"found {len(texts)} choices, but {len(labels)} labels"
     elif len(set(labels)) < len(labels):

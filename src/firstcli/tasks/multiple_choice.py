@@ -195,13 +195,14 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
         if (error := self._evidence(split)[1]) is not None:
             raise error
         evidence = Evidence()
-        for name in dict.fromkeys((*self.splits, split)):
+        # A single file serves as every split, but counts once.
+        for name in {self._sources(name): name for name in self.splits}.values():
             evidence = evidence.followed_by(self._evidence(name)[0])
         return evidence.readings()
 
     def _evidence(self, split: str) -> tuple[Evidence, UserError | None]:
         """Return what a split's answers show, and the split's first mistake; remembered."""
-        key = (self.options.model_dump_json(), split, *map(_stamp, self._sources(split)))
+        key = (self.options.model_dump_json(), *map(_stamp, self._sources(split)))
         if key not in _EVIDENCE:
             evidence, first = Evidence(), None
             try:
@@ -250,11 +251,11 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
             found = choices.in_cell(row, column, self.options.separator, _ADVICE).stripped()
         else:
             found = choices.in_columns(row, column).stripped()
-        repeated = [text for text in found.texts if found.texts.count(text) > 1]
-        if repeated and self.options.respond_with == "text":
+        if self.options.respond_with == "text" and len({*found.texts}) < len(found.texts):
+            repeated = next(text for text in found.texts if found.texts.count(text) > 1)
             name = column if isinstance(column, str) else ", ".join(column)
             raise row.mistake(
-                f"column '{name}': '{repeated[0]}' occurs more than once among the choices"
+                f"column '{name}': '{repeated}' occurs more than once among the choices"
             )
         return found
 
