@@ -92,8 +92,8 @@ DECIDE = "; no other answer in the data decides, so set answer_as to "
             ["1", "2", "3", "4"],
             ["2"],
             (),
-            "f:1: found \"2\", which as index-from-0 means '3' but as index-from-1 means '2' but as "
-            f"text means '2'{DECIDE}index-from-0 or index-from-1 or text",
+            "f:1: found \"2\", which as index-from-0 means '3' but as index-from-1 means '2' but "
+            f"as text means '2'{DECIDE}index-from-0 or index-from-1 or text",
         ),
         (
             ["B", "A"],

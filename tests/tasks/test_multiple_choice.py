@@ -184,6 +184,163 @@ def test_equal_choices_are_refused_where_they_are_ambiguous(tmp_path: Path) -> N
     assert "which occurs more than once" in complaint(tmp_path, {**row, "answer": "x"})
 
 
+# Readings are decided by all splits.
+
+
+def written(folder: Path, **splits: list[Any]) -> Path:
+    """Write a file per split, whose questions have three choices and these answers."""
+    for split, answers in splits.items():
+        rows = [{"question": "q", "choices": ["x", "y", "z"], "answer": a} for a in answers]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def correct(folder: Path, split: str, **options: Any) -> list[int | None]:
+    return [sample.answer for sample in task(folder, **options).load(split).samples]
+
+
+def test_one_split_decides_for_the_others(tmp_path: Path) -> None:
+    folder = written(tmp_path, train=[1, 2, 0], test=[1, 2])
+    assert correct(folder, "test") == [1, 2]
+    written(tmp_path, train=[1, 2, 3])  # the same file of test questions is read differently
+    assert correct(folder, "test") == [0, 1]
+
+
+def test_splits_that_nothing_decides_are_refused_alike(tmp_path: Path) -> None:
+    folder = written(tmp_path, train=[2, 1], test=[1])
+    messages = set()
+    for split in ("train", "test"):
+        with pytest.raises(UserError) as caught:
+            correct(folder, split)
+        messages.add(str(caught.value))
+    assert messages == {
+        f"{folder / 'train.jsonl'}:1: column 'answer': found 2, which as index-from-0 means 'z' "
+        "but as index-from-1 means 'y'; no other answer in the data decides, so set answer_as to "
+        "index-from-0 or index-from-1"
+    }
+    assert correct(folder, "train", answer_as="index-from-1") == [1, 0]
+    assert correct(folder, "train", answer_as="index") == [2, 1]  # the name until version 0.2
+
+
+def test_splits_with_different_readings_are_refused(tmp_path: Path) -> None:
+    folder = written(tmp_path, train=[0, 1], test=[1, 3])
+    for split in ("train", "test"):
+        with pytest.raises(UserError) as caught:
+            correct(folder, split)
+        assert str(caught.value) == (
+            f"{folder / 'test.jsonl'}:2: column 'answer': found 3, which can be read as "
+            f"index-from-1, but {folder / 'train.jsonl'}:1: column 'answer' has 0, which can be "
+            "read as index-from-0; write all answers in the same way, or give each file its own "
+            "`path` and `answer_as`"
+        )
+    assert correct(folder, "train", answer_as="index-from-0") == [0, 1]
+
+
+def test_a_test_split_without_answers_does_not_matter(tmp_path: Path) -> None:
+    folder = written(tmp_path, train=["A", "B"], test=[-1, None, ""])
+    (folder / "extra.jsonl").write_text('{"other": 1}\n{broken')
+    assert correct(folder, "train") == [0, 1]
+    with pytest.raises(UserError, match="found -1, expected an index from 0 to 2 or an index from"):
+        correct(folder, "test")
+    with pytest.raises(UserError, match=r"extra\.jsonl:1: there is no column"):
+        correct(folder, "extra")
+
+
+def test_the_files_of_all_splits_are_sources(tmp_path: Path) -> None:
+    folder = written(tmp_path, train=[0], test=[1])
+    train, test = folder / "train.jsonl", folder / "test.jsonl"
+    assert task(folder).sources("test") == (test, train)
+    assert task(folder, answer_as="letter").sources("test") == (test,)
+
+
+# Answers in a file beside the data.
+
+
+def social(folder: Path, rows: int, lines: str, name: str = "train") -> MultipleChoice:
+    """Write questions and their answers as PIQA and Social IQa publish them."""
+    row = json.dumps({"goal": "g", "sol1": "x", "sol2": "y"})
+    (folder / f"{name}.jsonl").write_text(f"{row}\n" * rows)
+    (folder / f"{name}-labels.lst").write_text(lines)
+    return task(
+        folder,
+        question_column="goal",
+        choices_column=["sol1", "sol2"],
+        answer_file="{name}-labels.lst",
+    )
+
+
+def test_answers_in_a_file_beside_the_data(tmp_path: Path) -> None:
+    social(tmp_path, 2, "0\n1\n")
+    chosen = social(tmp_path, 3, "1\n1\n0", "valid")
+    check_task(social(tmp_path, 2, "0\n1\n\n"))
+    (tmp_path / "tests.jsonl").write_text("{}\n")  # published without answers
+    assert [sample.answer for sample in chosen.load("validation").samples] == [1, 1, 0]
+    names = [path.name for path in chosen.sources("train")]
+    assert names == [
+        *("train.jsonl", "train-labels.lst", "valid.jsonl", "valid-labels.lst", "tests.jsonl")
+    ]
+    with pytest.raises(UserError, match=r"tests-labels\.lst: there is no such file; answer_file"):
+        list(chosen.load("tests").samples)
+
+
+@pytest.mark.parametrize(
+    ("rows", "lines", "expected"),
+    [
+        (2, "0\n", "FOLDER/train-labels.lst: expected one line per row of train.jsonl, but train"),
+        (1, "0\n1\n", "but train.jsonl ends after 1 and train-labels.lst does not"),
+        (3, "0\n\n1\n", "FOLDER/train-labels.lst:2 is empty"),
+        (2, "0\n7\n", 'FOLDER/train-labels.lst:2: found "7", expected an index from 0 to 1'),
+    ],
+)
+def test_lines_that_do_not_fit_the_rows(
+    tmp_path: Path, rows: int, lines: str, expected: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        list(social(tmp_path, rows, lines).load("train").samples)
+    assert expected in str(caught.value).replace(str(tmp_path), "FOLDER")
+
+
+def test_fields_within_a_column(tmp_path: Path) -> None:
+    row = {
+        "question": {"stem": "2 + 2?", "choices": [{"label": "A", "text": "3"}, {"text": "4"}]},
+        "gold": {"key": {"letter": "B"}},
+        "gold.key": "a column of this name comes first",
+    }
+    row["question"]["choices"][1]["label"] = "B"  # type: ignore[index]
+    options = {"question_column": "question.stem", "choices_column": "question.choices"}
+    nested = loaded(tmp_path, row, answer_column="gold.key.letter", **options)
+    assert nested[0].prompt.startswith("2 + 2?\nA. 3\nB. 4") and nested[0].answer == 1
+    found = complaint(tmp_path, row, answer_column="gold.keys.letter", **options)
+    assert found == ("FILE:1: column 'gold': there is no column 'keys.letter'; the row has 'key'")
+    template = "{question.stem}{choices}"
+    assert loaded(tmp_path, row, answer_column="gold.key.letter", prompt=template, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            {"prompt": "{question} Answer:"},
+            "add {choices} to `prompt`, or set respond_with to text",
+        ),
+        ({"choice": "- {text}"}, "let `choice` contain {letter} and {text}"),
+        ({"choice": "{letter}"}, "let `choice` contain {letter} and {text}"),
+        ({"prompt": "{question} {A}", "choices_column": ["A", "B"]}, "add {choices}"),
+        ({"prompt": "{question} {A} {B}", "choices_column": ["A", "B"]}, None),
+        ({"prompt": "{question}", "respond_with": "text"}, None),
+    ],
+)
+def test_letters_that_the_prompt_does_not_explain_are_refused(
+    options: dict[str, Any], expected: str | None
+) -> None:
+    if expected is None:
+        MultipleChoiceOptions.model_validate({"path": "x.csv", **options})
+        return
+    with pytest.raises(ValidationError) as caught:
+        MultipleChoiceOptions.model_validate({"path": "x.csv", **options})
+    assert expected in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -203,6 +360,9 @@ def test_equal_choices_are_refused_where_they_are_ambiguous(tmp_path: Path) -> N
         ({"choice": "{answer}"}, "unknown {answer}, expected {letter} or {text}"),
         ({"answer_as": "number"}, "'index-from-1', 'letter', 'label', 'text' or 'boolean'"),
         ({"colour": "x"}, "Extra inputs"),
+        ({"answer_file": "../labels.lst"}, "expected the name of a file"),
+        ({"answer_file": "{split}.lst"}, "only {name} has a meaning"),
+        ({"answer_file": "a.lst", "answer_column": "x"}, "`answer_file` contains the answers"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], expected: str | None) -> None:

@@ -2,8 +2,8 @@
 
 Data sets write answers as an index from 0 or from 1, a letter, the choice's label or text, or true
 and false. One answer often fits several readings: 1 is the second choice, the first, or the choice
-`1`. So all answers of all splits are collected first (`Evidence`). A reading is used only if it fits
-all of them, and only if no other reading that fits them all gives a different choice.
+`1`. So all answers of all splits are collected first (`Evidence`). A reading is used only if it
+fits all of them, and only if no other reading that fits them all gives a different choice.
 """
 
 from __future__ import annotations
@@ -268,6 +268,6 @@ class Evidence:
         there = first.meanings(READINGS)
         return last.mistake(
             f"which can be read as {' or '.join(here)}, but {first.place} has "
-            f"{describe(first.value)}, which can be read as {' or '.join(there)}; write all answers "
-            "in the same way, or give each file its own `path` and `answer_as`"
+            f"{describe(first.value)}, which can be read as {' or '.join(there)}; write all "
+            "answers in the same way, or give each file its own `path` and `answer_as`"
         )

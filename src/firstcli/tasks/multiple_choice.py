@@ -19,7 +19,7 @@ from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from firstcli.api import DataPath, PluginOptions, Sample, Split, Task
 from firstcli.errors import UserError
@@ -128,6 +128,14 @@ class MultipleChoiceOptions(PluginOptions):
         if name and ({*columns_of(name)} - {"name"} or Path(name).name != name):
             raise ValueError("expected the name of a file, in which only {name} has a meaning")
         return name
+
+    @model_validator(mode="after")
+    def _one_source_of_answers(self) -> MultipleChoiceOptions:
+        if self.answer_file and "answer_column" in self.model_fields_set:
+            raise ValueError(
+                "answer_column has no effect, since `answer_file` contains the answers; remove one"
+            )
+        return self
 
     @field_validator("answer_as", mode="before")
     @classmethod
