@@ -506,11 +506,17 @@ def test_plan_counts_what_overlaps_and_what_is_left_out(tmp_path: Path) -> None:
     result = first("plan", path)
     assert "evaluate 'multiple-choice': 31 prompts also occur in the training split" in result.err
     assert "1 rows of split 'train' repeat the prompt and response" in result.err
-    texts = [{"prompt": f"Say {i}.", "response": "" if i < 2 else str(i)} for i in range(40)]
-    command_line.write_rows(tmp_path / "texts" / "train.jsonl", texts)
-    instruction = {"name": "instruction", "options": {"path": str(tmp_path / "texts")}}
+    (tmp_path / "texts").mkdir()
+    for number in range(2):
+        lines = [f"Say {i}.;{i or ''}" for i in range(20 * number, 20 * number + 20)]
+        file = tmp_path / "texts" / f"{number}.csv"
+        file.write_text("\n".join(["prompt;response", *lines]))
+    files = [str(tmp_path / "texts" / "0.csv"), str(tmp_path / "texts" / "[1-9].csv")]
+    instruction = {"name": "instruction", "options": {"path": files}}
     path = command_line.write_recipe(tmp_path, train={"task": instruction, "validation": 0.3})
-    assert "2 rows of split 'train' are left out" in first("plan", path).err
+    shown = first("plan", path).err
+    assert "1 rows of split 'train' are left out" in shown
+    assert f"train.task: {file}: its cells are separated by semicolons" in shown
 
 
 def test_a_teacher_that_is_not_fine_tuned_here_is_warned_of(tmp_path: Path) -> None:

@@ -203,6 +203,11 @@ def hub_folder(folder: Path, kind: type[PaperTask], row: dict[str, Any]) -> Path
 
     config = kind.config or "default"
     (folder / config).mkdir(parents=True)
+    if kind.config:  # OpenBookQA has a second configuration
+        (folder / "additional").mkdir()
+        pq.write_table(
+            pa.table({"fact": ["x"]}), folder / "additional/train-00000-of-00001.parquet"
+        )
     splits = sorted(set(kind.hub_splits.values()))
     for split in splits:
         file = folder / config / f"{split}-00000-of-00001.parquet"
@@ -271,6 +276,44 @@ def test_a_folder_with_the_official_files(tmp_path: Path, case: Case) -> None:
         assert "test" not in at(kind, tmp_path).splits
         with pytest.raises(UserError, match="the split 'test' is missing: test is"):
             list(at(kind, tmp_path).load("test").samples)
+
+
+@pytest.mark.parametrize("case", CASES[:4])
+@pytest.mark.parametrize("saved", [False, True], ids=["cloned", "saved to disk"])
+def test_a_local_copy_of_the_hubs_folder(tmp_path: Path, case: Case, saved: bool) -> None:
+    import datasets
+
+    kind, _, on_hub, expected = case
+    folder = hub_folder(tmp_path / "repo", kind, on_hub)
+    if saved:
+        datasets.disable_progress_bars()
+        names = sorted({*kind.hub_splits.values(), "test"})
+        part = datasets.Dataset.from_list([on_hub])
+        folder = tmp_path / "saved"
+        datasets.DatasetDict(dict.fromkeys(names, part)).save_to_disk(str(folder))
+    task = at(kind, folder)
+    check_task(task)
+    assert task.splits == tuple(kind.hub_splits)
+    for split in task.splits:
+        assert list(task.load(split).samples) == [expected]
+
+
+def test_the_hubs_validation_split_is_our_test_split_and_shards_are_joined(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def write(name: str, row: dict[str, Any]) -> None:
+        (tmp_path / "data").mkdir(exist_ok=True)
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / "data" / name)
+
+    row = flat(SCHOOL, "question")
+    write("train-00000-of-00002.parquet", row | {"id": "1"})
+    write("train-00001-of-00002.parquet", row | {"id": "2"})
+    write("validation-00000-of-00001.parquet", row | {"id": "3"})
+    write("test-00000-of-00001.parquet", row | {"id": "4", "answerKey": ""})  # without labels
+    task = at(CommonsenseQA, tmp_path)
+    found = {split: [sample.id for sample in task.load(split).samples] for split in task.splits}
+    assert found == {"train": ["1", "2"], "test": ["3"]}
 
 
 def test_data_from_the_hub_have_no_local_source() -> None:

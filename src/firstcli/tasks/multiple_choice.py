@@ -21,9 +21,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from firstcli.api import DataPath, PluginOptions, Sample, Split, Task
+from firstcli.api import DataPaths, PluginOptions, Sample, Split, Task
 from firstcli.errors import UserError
-from firstcli.tasks import choices, tables
+from firstcli.tasks import choices, layout, tables
 from firstcli.tasks.answers import Answer, Evidence, Reading, answer_of
 from firstcli.tasks.choices import MAX_CHOICES, Choices
 from firstcli.tasks.tables import TableRow
@@ -42,10 +42,12 @@ _EVIDENCE: dict[object, tuple[Evidence, UserError | None]] = {}
 class MultipleChoiceOptions(PluginOptions):
     """The location of the data, the meaning of their columns, and the format of the prompt."""
 
-    path: DataPath = Field(
-        description="a .jsonl, .json, .csv or .parquet file, used for every split, or a folder "
-        "with one file per split, such as train.csv, dev.csv and test.csv; a .json array is read "
-        "into memory whole, so use .jsonl for large data"
+    path: DataPaths = Field(
+        description="a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, also as .gz, .zst or "
+        ".zip, used for every split; a list of files or a glob such as data/*.jsonl, read as one; "
+        "or a folder with one file per split, such as train.csv and dev.csv, a clone from the hub, "
+        "or what `save_to_disk` wrote; .json is read into memory whole, so use .jsonl for large "
+        "data",
     )
     question_column: str = Field(
         "question", description="column of the question; question.stem is a field within a column"
@@ -170,8 +172,8 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """One split per file of the folder, or train, validation and test for a single file."""
-        return tables.splits_at(self.options.path)
+        """The splits of a folder, or train, validation and test for files."""
+        return layout.splits_at(self.options.path)
 
     def sources(self, split: str) -> Sequence[Path]:
         """The split's files; with `auto`, those of all splits, which decide on the reading."""
@@ -183,11 +185,12 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
 
     def load(self, split: str) -> Split:
         """Return the questions in the order of the file."""
-        return Split(self._samples(split))
+        notes: list[str] = []
+        return Split(self._samples(split, notes), notes=notes)
 
-    def _samples(self, split: str) -> Iterator[Sample]:
+    def _samples(self, split: str, notes: list[str]) -> Iterator[Sample]:
         readings = self._readings(split)
-        for row, label in self._rows(split):
+        for row, label in self._rows(split, notes):
             answer = self._answer(row, label)
             yield self._sample(row, answer.choices.texts, answer.correct(readings))
 
@@ -214,7 +217,7 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
         if key not in _EVIDENCE:
             evidence, first = Evidence(), None
             try:
-                for row, label in self._rows(split):
+                for row, label in self._rows(split, []):
                     try:
                         evidence.add(self._answer(row, label))
                     except UserError as error:
@@ -225,25 +228,22 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
         return _EVIDENCE[key]
 
     def _sources(self, split: str) -> tuple[Path, ...]:
-        files = self._files(split)
+        files = layout.split_files(self.options.path, split)
         if not self.options.answer_file:
             return files
         return tuple(path for file in files for path in (file, self._answer_file(file)))
 
-    def _files(self, split: str) -> tuple[Path, ...]:
-        return (tables.split_file(self.options.path, split),)
-
     def _answer_file(self, file: Path) -> Path:
         return file.with_name(fill(self.options.answer_file or "", lambda _: file.stem))
 
-    def _rows(self, split: str) -> Iterator[tuple[TableRow, TableRow]]:
+    def _rows(self, split: str, notes: list[str]) -> Iterator[tuple[TableRow, TableRow]]:
         """Yield each row, and the row that contains its answer: itself, or a line beside it."""
-        for file in self._files(split):
-            rows = tables.read_rows(file)
-            if self.options.answer_file:
-                yield from _with_lines(file, rows, self._answer_file(file))
-            else:
-                yield from ((row, row) for row in rows)
+        files = layout.split_files(self.options.path, split)
+        if not self.options.answer_file:
+            yield from ((row, row) for row in tables.read_rows(files, notes))
+            return
+        for file in files:
+            yield from _with_lines(file, tables.read_rows(file, notes), self._answer_file(file))
 
     def _answer(self, row: TableRow, label: TableRow) -> Answer:
         column = self.options.answer_column

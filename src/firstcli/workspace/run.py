@@ -192,6 +192,8 @@ class Run:
                 self.console.warn(
                     f"{where}: only the first {limit} rows of split '{split}' are used (limit)"
                 )
+            for note in loaded.notes:
+                self.console.warn(f"{where}: {note}")
             for reason, count in loaded.dropped.items():
                 self.console.warn(
                     f"{where}: {count} rows of split '{split}' are left out: {reason}"
