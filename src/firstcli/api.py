@@ -91,8 +91,8 @@ DataPath = Annotated[Path, BeforeValidator(_resolve)]
 def _resolve_all(value: object) -> object:
     if not isinstance(value, list):
         return _resolve(value)
-    if not value:
-        raise ValueError("expected at least one path in the list")
+    if not value or not all(isinstance(path, str | Path) for path in value):
+        raise ValueError("expected a list of paths, at least one")
     return [_resolve(path) for path in value]
 
 

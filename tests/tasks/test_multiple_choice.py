@@ -202,7 +202,7 @@ def correct(folder: Path, split: str, **options: Any) -> list[int | None]:
 def test_one_split_decides_for_the_others(tmp_path: Path) -> None:
     folder = written(tmp_path, train=[1, 2, 0], test=[1, 2])
     assert correct(folder, "test") == [1, 2]
-    written(tmp_path, train=[1, 2, 3])  # the same file of test questions is read differently
+    written(tmp_path, train=[1, 2, 3, 1])  # the same file of test questions is read differently
     assert correct(folder, "test") == [0, 1]
 
 

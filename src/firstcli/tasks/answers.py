@@ -131,11 +131,11 @@ class Answer:
     def unreadable(self, readings: Sequence[Reading]) -> UserError:
         """Return the error for an answer that names no choice under any of these readings."""
         texts, labels = self.choices.texts, self.choices.labels
-        several = self._number_of_answers()
-        if several != 1:
+        if (count := self._number_of_answers()) != 1:
+            found = "is a list of" if isinstance(self.value, list) else "names"
             return self.mistake(
-                f"which names {several} answers, but a question must have exactly one correct "
-                "answer; remove this row"
+                f"which {found} {count}, but a question must have exactly one correct answer; "
+                "remove this row"
             )
         if "text" in readings and self.value in texts:
             return self.mistake("which occurs more than once among the choices")
