@@ -47,6 +47,12 @@ def _truth(value: object) -> bool | None:
     return _TRUTH.get(value.casefold()) if isinstance(value, str) else None
 
 
+def _spoken(texts: Sequence[str]) -> list[bool | None]:
+    """Return what each choice says, if exactly one says yes and one says no; empty otherwise."""
+    spoken = [_TRUTH.get(text.casefold()) for text in texts]
+    return spoken if spoken.count(True) == spoken.count(False) == 1 else []
+
+
 def _only(indices: Iterable[int]) -> int | None:
     """Return the index if there is exactly one."""
     found = list(indices)
@@ -89,9 +95,8 @@ class Answer:
             return _named(value, texts if reading == "text" else self.choices.labels)
         if reading == "boolean":
             truth = _truth(value)
-            spoken = [] if truth is None else [_TRUTH.get(text.casefold()) for text in texts]
-            clear = spoken.count(True) == spoken.count(False) == 1
-            return spoken.index(truth) if clear else None
+            spoken = [] if truth is None else _spoken(texts)
+            return spoken.index(truth) if spoken else None
         if reading == "letter":
             letter = isinstance(value, str) and len(value) == 1
             index = ascii_lowercase.find(value.lower()) if letter else -1
@@ -151,7 +156,8 @@ class Answer:
             "letter": f"a letter from A to {ascii_uppercase[len(texts) - 1]}",
             "label": f"one of the labels {shortened(labels, 10)}",
             "text": f"one of the choices {shortened(texts, 10)}",
-            "boolean": "true or false, and the choices yes and no (or true and false)",
+            "boolean": "true or false"
+            + ("" if _spoken(texts) else " and choices that are yes and no, or true and false"),
         }
         if len(readings) > 1:
             expected.pop("boolean")
