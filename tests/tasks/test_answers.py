@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firstcli.errors import UserError
-from firstcli.tasks.answers import Answer, Evidence, Reading, answer_of
+from firstcli.tasks.answers import Evidence, GoldAnswer, Reading, answer_of
 from firstcli.tasks.choices import Choices
 
 ABC = ["x", "y", "z"]
 
 
-def answers(texts: Sequence[str], values: Sequence[object], *labels: str) -> list[Answer]:
+def answers(texts: Sequence[str], values: Sequence[object], *labels: str) -> list[GoldAnswer]:
     choices = Choices(texts, labels)
     return [answer_of(f"f:{line}", value, choices) for line, value in enumerate(values, 1)]
 
@@ -227,7 +227,7 @@ def test_no_answer_is_ever_misread(data: st.DataObject) -> None:
 @settings(max_examples=100, deadline=None)
 @given(values=st.lists(st.sampled_from([0, 1, 2, "A", "b", "x", "2"]), min_size=1, max_size=6))
 def test_how_the_answers_are_split_changes_nothing(values: list[object]) -> None:
-    def outcome(*parts: list[Answer]) -> object:
+    def outcome(*parts: list[GoldAnswer]) -> object:
         total = Evidence()
         for part in parts:
             evidence = Evidence()

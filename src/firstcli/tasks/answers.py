@@ -77,7 +77,7 @@ def _as_0_or_1(value: object) -> Decimal | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class GoldAnswer:
     """The answer to one question, as it is in the data."""
 
     place: str
@@ -177,12 +177,12 @@ class Answer:
             return 1
         joined = self.value.isalpha() and self.value.isupper()  # AC
         parts = list(self.value) if joined else _SEPARATED.split(self.value)
-        answers = [Answer(self.place, part.strip(), self.choices) for part in parts]
+        answers = [GoldAnswer(self.place, part.strip(), self.choices) for part in parts]
         named = all(answer.meanings(READINGS) for answer in answers)
         return len(parts) if named and len({*parts}) == len(parts) else 1
 
 
-def answer_of(place: str, value: object, choices: Choices) -> Answer:
+def answer_of(place: str, value: object, choices: Choices) -> GoldAnswer:
     """Return the answer that a value holds: itself, or the only element of a list.
 
     A list may also be text in the notation of JSON or Python, as in cells of CSV files.
@@ -198,7 +198,7 @@ def answer_of(place: str, value: object, choices: Choices) -> Answer:
         return answer_of(place, value[0], choices)
     if value is None or value == "":
         raise UserError(f"{place} is empty")
-    return Answer(place, value, choices)
+    return GoldAnswer(place, value, choices)
 
 
 _SEPARATED = re.compile(r"[,;/|&]|\band\b")
@@ -209,12 +209,12 @@ class Evidence:
     """What the answers of one or more splits say about how to read them."""
 
     answers: int = 0
-    misfits: dict[Reading, tuple[int, Answer]] = field(default_factory=dict)
+    misfits: dict[Reading, tuple[int, GoldAnswer]] = field(default_factory=dict)
     """The first answer that names no choice under a reading, with its number."""
-    conflicts: dict[tuple[Reading, Reading], tuple[int, Answer]] = field(default_factory=dict)
+    conflicts: dict[tuple[Reading, Reading], tuple[int, GoldAnswer]] = field(default_factory=dict)
     """The first answer that names different choices under two readings, with its number."""
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: GoldAnswer) -> None:
         """Take an answer into account.
 
         Raises:
@@ -236,7 +236,7 @@ class Evidence:
     def followed_by(self, other: Evidence) -> Evidence:
         """Return the evidence of these answers and of others after them."""
 
-        def later(found: dict[Any, tuple[int, Answer]]) -> dict[Any, tuple[int, Answer]]:
+        def later(found: dict[Any, tuple[int, GoldAnswer]]) -> dict[Any, tuple[int, GoldAnswer]]:
             return {key: (number + self.answers, answer) for key, (number, answer) in found.items()}
 
         return Evidence(

@@ -24,7 +24,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from firstcli.api import DataPaths, PluginOptions, Sample, Split, Task
 from firstcli.errors import UserError
 from firstcli.tasks import choices, layout, tables
-from firstcli.tasks.answers import Answer, Evidence, Reading, answer_of
+from firstcli.tasks.answers import Evidence, GoldAnswer, Reading, answer_of
 from firstcli.tasks.choices import MAX_CHOICES, Choices
 from firstcli.tasks.tables import TableRow
 from firstcli.tasks.templates import Template, columns_of, fill, of_names
@@ -245,7 +245,7 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
         for file in files:
             yield from _with_lines(file, tables.read_rows(file, notes), self._answer_file(file))
 
-    def _answer(self, row: TableRow, label: TableRow) -> Answer:
+    def _answer(self, row: TableRow, label: TableRow) -> GoldAnswer:
         column = self.options.answer_column
         place = label.where if self.options.answer_file else f"{row.where}: column '{column}'"
         value = label.value(_LINE if self.options.answer_file else column)
