@@ -206,7 +206,11 @@ def test_nothing_reruns(finished: Finished, work: list[str]) -> None:
             "evaluate.1.task.options.shifted=20",
             {f"eval shifted/{model}" for model in MODELS} | {"report"},
         ),
+        ("train.limit=60", ALL),
+        ("evaluate.1.limit=20", {f"eval shifted/{model}" for model in MODELS} | {"report"}),
         # What changes no result reruns nothing.
+        ("train.limit=96", set()),
+        ("evaluate.1.limit=1000", set()),
         ("trainer.ddp_timeout=3600", set()),
         ("trainer.dataloader_persistent_workers=false", set()),
         ("teacher.finetune.micro_batch_size=8", set()),
@@ -225,6 +229,16 @@ def test_a_changed_key_reruns_what_depends_on_it(
         command_line.pending(finished.recipe, "--run-dir", finished.run, "--set", override)
         == expected
     )
+
+
+def test_a_limit_uses_the_first_rows_and_says_so(finished: Finished, tmp_path: Path) -> None:
+    limits = ("--set", "train.limit=60", "--set", "evaluate.0.limit=5")
+    result = first("plan", finished.recipe, "--run-dir", tmp_path / "run", "--json", *limits)
+    assert result.code == 0, result.err
+    assert "train.task: only the first 60 rows of split 'train' are used (limit)" in result.err
+    assert "evaluate 'known-world': only the first 5 rows of split 'test'" in result.err
+    assert "evaluate 'shifted'" not in result.err
+    first("plan", finished.recipe, "--set", "train.limit=0").mistake("train.limit")
 
 
 def test_the_plan_says_what_changed(finished: Finished) -> None:

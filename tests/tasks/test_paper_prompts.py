@@ -328,6 +328,29 @@ def test_openbook_qa_finds_its_files_in_the_unpacked_archive(tmp_path: Path) -> 
     assert list(task.load("validation").samples) == [FOOD_SAMPLE]
 
 
+@pytest.mark.parametrize("no", [False, "False", "no", 0, 0.0, [False]])
+def test_boolq_reads_every_spelling_of_no(tmp_path: Path, no: object) -> None:
+    assert one_row(BoolQ, tmp_path, MOVIES | {"answer": no}).response == "No"
+
+
+def test_an_answer_key_names_one_label(tmp_path: Path) -> None:
+    assert one_row(OpenBookQA, tmp_path, FOOD | {"answerKey": ["C"]}) == FOOD_SAMPLE
+    digits = {"label": ["1", "2", "3"], "text": ["x", "y", "z"]}
+    row = {"question": "q", "choices": digits, "answerKey": 3}
+    assert one_row(OpenBookQA, tmp_path, row).answer == 2
+    row["choices"] = {"label": ["A", "B", "A"], "text": ["x", "y", "z"]}
+    with pytest.raises(UserError, match="found the labels 'A', 'B', 'A', expected different ones"):
+        one_row(OpenBookQA, tmp_path, row | {"answerKey": "A"})
+    with pytest.raises(UserError, match="is a list of 2, but a question must have exactly one"):
+        one_row(OpenBookQA, tmp_path, FOOD | {"answerKey": ["A", "C"]})
+
+
+def test_white_space_in_choices_is_kept(tmp_path: Path) -> None:
+    choices = {"label": ["A", "B"], "text": [" x", "y "]}
+    row = {"question": "q", "choices": choices, "answerKey": "A"}
+    assert "(a)  x\n(b) y \n" in one_row(CommonsenseQA, tmp_path, row).prompt
+
+
 def without(row: dict[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != key}
 
@@ -336,7 +359,7 @@ def without(row: dict[str, Any], key: str) -> dict[str, Any]:
     ("kind", "row", "expected"),
     [
         (CommonsenseQA, without(SCHOOL, "answerKey"), "no column 'answerKey'"),
-        (CommonsenseQA, SCHOOL | {"answerKey": "F"}, "found 'F', expected one of A, B, C, D, E"),
+        (CommonsenseQA, SCHOOL | {"answerKey": "F"}, 'found "F", expected one of the labels'),
         (CommonsenseQA, SCHOOL | {"answerKey": ""}, "column 'answerKey' is empty"),
         (CommonsenseQA, SCHOOL | {"question": {"stem": "x"}}, "no column 'choices'"),
         (CommonsenseQA, SCHOOL | {"question": {"stem": "x", "choices": []}}, "found 0 choices"),
@@ -345,7 +368,7 @@ def without(row: dict[str, Any], key: str) -> dict[str, Any]:
         (
             CommonsenseQA,
             SCHOOL | {"question": {"stem": "x", "choices": {"label": ["A"], "text": ["x", "y"]}}},
-            "expected a label and a text",
+            "found 2 choices, but 1 labels",
         ),
         (
             CommonsenseQA,
@@ -355,8 +378,8 @@ def without(row: dict[str, Any], key: str) -> dict[str, Any]:
         (OpenBookQA, without(FOOD, "question"), "no column 'choices'"),
         (
             BoolQ,
-            MOVIES | {"answer": "yes"},
-            "column 'answer': found \"yes\", expected true or false",
+            MOVIES | {"answer": "maybe"},
+            "column 'answer': found \"maybe\", expected true or false",
         ),
         (BoolQ, without(MOVIES, "passage"), "no column 'passage'"),
         (Alpaca, without(SORT, "output"), "no column 'output'; the row has 'instruction', 'input'"),

@@ -17,8 +17,10 @@ from pydantic import Field, ValidationInfo, field_validator
 from firstcli.api import DataPaths, PluginOptions, Sample, Split, Task
 from firstcli.errors import UserError
 from firstcli.tasks import layout
+from firstcli.tasks.answers import answer_of
+from firstcli.tasks.choices import Choices, in_cell
 from firstcli.tasks.instruction import with_responses
-from firstcli.tasks.tables import TableRow, describe, read_rows
+from firstcli.tasks.tables import TableRow, read_rows
 
 TASK = (
     "Below is an instruction that describes a task. "
@@ -173,16 +175,16 @@ class BoolQ(PaperTask):
     files: ClassVar = {"train": ("train.jsonl",), "test": ("dev.jsonl",)}
 
     def sample(self, row: TableRow) -> Sample:
-        answer = row.value("answer")
-        if not isinstance(answer, bool):
-            raise row.mistake(f"column 'answer': found {describe(answer)}, expected true or false")
+        choices = Choices(("Yes", "No"))
+        answer = answer_of(f"{row.where}: column 'answer'", row.value("answer"), choices)
         question = row.filled("question").removesuffix("?")
         instruction = (
             f"Read the input passage and answer the question: {question}? "
             "Your answer should be Yes or No."
         )
         prompt = instructed(instruction, row.filled("passage"), TASK)
-        return Sample.question(prompt, ("Yes", "No"), 0 if answer else 1, id=row.id(None))
+        correct = answer.correct(["boolean"])
+        return Sample.question(prompt, choices.texts, correct, id=row.id(None))
 
 
 class Alpaca(PaperTask):
@@ -223,24 +225,12 @@ def _lettered(row: TableRow, letters: str) -> Sample:
     nested = row.values.get("question")
     holder = TableRow(row.where, nested) if isinstance(nested, dict) else row
     stem = next((key for key in ("question_stem", "question") if key in holder.values), "stem")
-    choices = holder.value("choices")
-    try:
-        if isinstance(choices, dict):  # one list per field
-            rows = zip(*choices.values(), strict=True)
-            choices = [dict(zip(choices, values, strict=True)) for values in rows]
-        listed = [TableRow(row.where, {**choice}) for choice in choices]
-    except (TypeError, ValueError):
-        raise row.mistake(
-            f"column 'choices': found {describe(choices)}, expected a label and a text for each"
-        ) from None
-    if not 2 <= len(listed) <= len(letters):
-        raise row.mistake(f"found {len(listed)} choices, expected 2 to {len(letters)}")
-    pairs = [(choice.filled("label"), choice.filled("text")) for choice in listed]
-    question, key = holder.filled(stem), row.filled("answerKey")
-    labels = [label for label, _ in pairs]
-    if key not in labels:
-        raise row.mistake(f"answerKey: found '{key}', expected one of {', '.join(labels)}")
-    lines = [f"({letter}) {text}\n" for letter, (_, text) in zip(letters, pairs, strict=False)]
-    prompt = f"Q: {question}\nAnswer Choices:\n{''.join(lines)}A: The answer is ("
-    candidates = [f"{letter})." for letter in letters[: len(labels)]]
-    return Sample.question(prompt, candidates, labels.index(key), id=row.id(None))
+    choices = in_cell(holder, "choices")
+    if not choices.labels:
+        raise row.mistake("column 'choices': expected a label and a text for each choice")
+    answer = answer_of(f"{row.where}: column 'answerKey'", row.value("answerKey"), choices)
+    lettered = zip(letters, choices.texts, strict=False)
+    lines = [f"({letter}) {text}\n" for letter, text in lettered]
+    prompt = f"Q: {holder.filled(stem)}\nAnswer Choices:\n{''.join(lines)}A: The answer is ("
+    candidates = [f"{letter})." for letter in letters[: len(choices.texts)]]
+    return Sample.question(prompt, candidates, answer.correct(["label"]), id=row.id(None))

@@ -24,14 +24,21 @@ class TableRow:
         return UserError(f"{self.where}: {complaint}")
 
     def value(self, column: str) -> Any:
-        """Return the value of a column that the row must have."""
-        if column not in self.values:
-            names = list(self.values)
-            raise self.mistake(
-                f"there is no column '{column}'{did_you_mean(column, names)}; "
-                f"the row has {shortened(names, 10) or 'none'}"
-            )
-        return self.values[column]
+        """Return the value of a column that the row must have.
+
+        `question.stem` is the column of that name, or else the field `stem` of `question`.
+        """
+        if column in self.values:
+            return self.values[column]
+        outer, _, inner = column.partition(".")
+        nested = self.values.get(outer) if inner else None
+        if isinstance(nested, dict):
+            return TableRow(f"{self.where}: column '{outer}'", nested).value(inner)
+        names = list(self.values)
+        raise self.mistake(
+            f"there is no column '{column}'{did_you_mean(column, names)}; "
+            f"the row has {shortened(names, 10) or 'none'}"
+        )
 
     def text(self, column: str) -> str:
         """Return a column as text, empty if the value is missing."""
