@@ -216,8 +216,12 @@ class EvalRecords:
             "candidate_mass": known(self.candidate_mass),
             "tie": self.tie,
         }
-        about = {_SCOPE_KEY: self.scope, _CANDIDATES_KEY: self.candidates}
-        about = {**metadata, _VERSION_KEY: str(VERSION)} | about
+        about = {
+            **metadata,
+            _VERSION_KEY: str(VERSION),
+            _SCOPE_KEY: self.scope,
+            _CANDIDATES_KEY: self.candidates,
+        }
         table = pa.table(columns, metadata=about)
         atomic_write(path, lambda file: pq.write_table(table, file, compression="zstd"))
 

@@ -128,12 +128,13 @@ class MultipleChoiceOptions(PluginOptions):
         None,
         min_length=2,
         max_length=MAX_CHOICES,
-        description="the choices, if they are the same for all questions",
+        description="the choices, if they are the same for all questions, without the white space "
+        "around them",
     )
     choices_column: str | list[str] = Field(
         "choices",
         description="column of a list of choices, or several columns with one choice each, the "
-        "last of which may be empty",
+        "last of which may be empty; white space around a choice is removed",
     )
     separator: str | None = Field(
         None, min_length=1, description="the text between the choices, if the column contains text"
