@@ -59,7 +59,10 @@ def test_the_paper_table_holds_numbers_dashes_and_differences() -> None:
 
 def test_the_paper_table_names_its_confidence_and_sizes() -> None:
     table = paper_table(report(settings=MetricsSettings(confidence="full", bins=15)))
-    assert "confidence: full, scored: first-token, 15 bins" in table.caption and "95 % intervals" in table.caption
+    assert (
+        "confidence: full, scored: first-token, 15 bins" in table.caption
+        and "95 % intervals" in table.caption
+    )
     assert [group.title for group in table.groups] == ["csqa (n = 200)", "world (n = 200)"]
     assert table.groups[0].headings == ("ECE ↓", "Acc ↑", "Trust ↑")
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from conftest import MakeLlama
 from firstcli.api import Sample
@@ -216,6 +216,44 @@ def test_what_is_scored_is_chosen_without_a_model(textual: tuple[Path, Path]) ->
             assert metrics["confidence"] == pytest.approx(float(records.confidence.mean()))
     assert (stored.whole < stored.log_probs).any() and not (stored.whole > stored.log_probs).any()
     assert "scored: whole" in first("eval", "--from", path, "--candidates", "whole").out
+
+
+def test_whole_candidates_agree_with_the_log_of_the_harness(
+    textual: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The log is written as the harness scores: encode both texts, sum over the continuation."""
+    run = textual[1]
+    model = AutoModelForCausalLM.from_pretrained(run / "students" / "fine-tune").eval()
+    tokenizer = AutoTokenizer.from_pretrained(run / "students" / "fine-tune")
+    lines = []
+    for doc in range(9):
+        choices = ["yes it is", "no", "the other one"]
+        listed = "".join(f"\n{'ABC'[i]}. {text}" for i, text in enumerate(choices))
+        context, values = f"{doc}?{listed}\nAnswer:", []
+        for choice in choices:
+            start, ids = len(tokenizer(context)["input_ids"]), tokenizer(f"{context} {choice}")
+            tokens = torch.tensor([ids["input_ids"]])
+            with torch.no_grad():
+                log_probs = model(input_ids=tokens).logits[0].double().log_softmax(-1)
+            scored = log_probs[start - 1 : -1].gather(-1, tokens[0, start:, None])
+            values.append(float(scored.sum()))
+        lines.append(
+            {
+                "doc_id": doc,
+                "target": doc % 3,
+                "acc": float(int(np.argmax(values)) == doc % 3),
+                "arguments": [[context, f" {choice}"] for choice in choices],
+                "filtered_resps": [[value, False] for value in values],
+            }
+        )
+    log = command_line.write_rows(tmp_path / "samples.jsonl", lines)
+    there = first("eval", "--from", log, "--json").json
+    here = first(
+        "eval", "--from", run / "eval/words/fine-tune.parquet", "--candidates", "whole", "--json"
+    ).json
+    assert there["candidates"] == here["candidates"] == "whole"
+    for name in ("accuracy", "ece", "nll", "brier", "candidate_mass"):
+        assert here["metrics"][name] == pytest.approx(there["metrics"][name], abs=1e-4)
 
 
 def test_a_temperature_changes_whole_candidates_at_the_answer_position_only(
