@@ -258,6 +258,8 @@ def test_overlapping_texts_are_only_compared(tmp_path: Path) -> None:
         (sample(1, [-1.0, -2.0], "7", arguments=SAME_TEXT), r"x\.jsonl:2: .*differ in the context"),
         (sample(1, [-1.0, math.nan], 0), r"x\.jsonl:2: .*not log-likelihoods"),
         (sample(1, [-1.0, 2.0], 0), r"x\.jsonl:2: .*not log-likelihoods"),
+        (sample(1, [-1.0, -2.0], 0, arguments=5), r"x\.jsonl:2: `arguments`"),
+        (sample(1, [-1.0, -2.0], 0, acc="0.0"), r"x\.jsonl:2: .*acc = 0"),
         (sample(1, [-1.0, -2.0], 3), r"x\.jsonl:2: the target '3' is not the index-from-0 or"),
         (sample(1, [-1.0, -2.0], 2), r"x\.jsonl:2: the target '2' is not the index-from-0 of"),
         (sample(1, [-1.0, -2.0], "[0, 1]"), r"x\.jsonl:2: the target \[0, 1\] names 2 right"),

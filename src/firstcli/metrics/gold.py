@@ -109,7 +109,7 @@ def answers(questions: Sequence[LoggedQuestion], gold: Gold | None) -> list[int]
 def _ambiguous(question: LoggedQuestion, readings: Mapping[Gold, int]) -> UserError:
     senses = [f"{question.choice(index)} as {kind}" for kind, index in readings.items()]
     return UserError(
-        f"{question.place}: the target '{question.target}' means {', but '.join(senses)}, and "
+        f"{question.place}: the target '{question.target}' means {', '.join(senses)}, and "
         f"these readings fit all lines; decide with --gold {' or --gold '.join(readings)}"
     )
 

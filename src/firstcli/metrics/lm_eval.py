@@ -107,7 +107,7 @@ def _sample(place: str, sample: Any) -> dict[str, Any]:
 
 def _question(place: str, sample: dict[str, Any]) -> LoggedQuestion:
     values = _log_likelihoods(place, sample["filtered_resps"])
-    arguments = _arguments(sample.get("arguments"))
+    arguments = _arguments(place, sample.get("arguments"))
     if len(arguments) == len(values) and _has_unconditional(arguments):
         half = len(values) // 2  # acc_mutual_info also scores each choice without context
         values, arguments = values[:half], arguments[:half]
@@ -130,15 +130,17 @@ def _question(place: str, sample: dict[str, Any]) -> LoggedQuestion:
     )
 
 
-def _acc(place: str, acc: Any) -> float | None:
-    if not isinstance(acc, int | float):
+def _acc(place: str, logged: Any) -> float | None:
+    try:
+        acc = float(logged)
+    except (TypeError, ValueError):  # not logged, or a metric of the same name with other content
         return None
     if acc not in (0, 1):
         raise UserError(
             f"{place}: the logged acc = {acc:g} is neither 0 nor 1, as in tasks with several right "
             "answers (truthfulqa_mc2); only questions with exactly one can be evaluated"
         )
-    return float(acc)
+    return acc
 
 
 def _log_likelihoods(place: str, responses: Any) -> tuple[float, ...]:
@@ -157,11 +159,16 @@ def _log_likelihoods(place: str, responses: Any) -> tuple[float, ...]:
     return tuple(min(value, 0.0) for value in values)
 
 
-def _arguments(logged: Any) -> list[tuple[str, str]]:
+def _arguments(place: str, logged: Any) -> list[tuple[str, str]]:
     """Return the context and continuation of each request, for both formats of the log."""
-    if isinstance(logged, dict):
-        logged = [[request.get("arg_0"), request.get("arg_1")] for request in logged.values()]
-    return [(str(request[0]), str(request[1])) for request in logged or [] if len(request) > 1]
+    try:
+        if isinstance(logged, dict):
+            logged = [[request.get("arg_0"), request.get("arg_1")] for request in logged.values()]
+        return [(str(request[0]), str(request[1])) for request in logged or [] if len(request) > 1]
+    except (TypeError, AttributeError, KeyError):
+        raise UserError(
+            f"{place}: `arguments` does not contain one pair of context and continuation per choice"
+        ) from None
 
 
 def _has_unconditional(arguments: Sequence[tuple[str, str]]) -> bool:
