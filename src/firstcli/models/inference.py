@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from firstcli.api import Dtype, ModelFamily, PluginOptions
+from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError
 from firstcli.runtime import distributed
 
@@ -100,6 +101,13 @@ def pad(sequences: Sequence[npt.NDArray[np.int32]]) -> Padded:
     tensors = [torch.from_numpy(sequence.astype(np.int64)) for sequence in sequences]
     mask = [torch.ones_like(tensor) for tensor in tensors]
     return Padded(pad_sequence(tensors, batch_first=True), pad_sequence(mask, batch_first=True))
+
+
+def before_targets(rows: Sequence[EncodedSample]) -> tuple[Tensor, Tensor]:
+    """Return the row and the column of the token before each target of a batch, both (N,)."""
+    counts = torch.tensor([len(row.targets) for row in rows])
+    columns = [torch.arange(row.start - 1, len(row.input_ids) - 1) for row in rows]
+    return torch.arange(len(rows)).repeat_interleave(counts), torch.cat(columns)
 
 
 def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:

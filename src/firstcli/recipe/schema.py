@@ -122,6 +122,14 @@ class MetricsSettings(RecipeSection):
     confidence: Literal["candidates", "full"] = "candidates"
     """Which probability counts as confidence: the prediction's probability renormalised over the
     candidates (`candidates`), or over the whole vocabulary (`full`)."""
+    candidates: Literal["first-token", "whole"] = "first-token"
+    """What is scored of each candidate: the first token in which the candidates differ
+    (`first-token`), or all its tokens (`whole`), as in lm-evaluation-harness."""
+
+    @property
+    def definition(self) -> str:
+        """The settings in words, for captions."""
+        return f"confidence: {self.confidence}, scored: {self.candidates}, {self.bins} bins"
 
 
 class Teacher(RecipeSection):
