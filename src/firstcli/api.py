@@ -28,6 +28,7 @@ __all__ = [
     "BoolArray",
     "Curve",
     "DataPath",
+    "DataPaths",
     "Diagnostics",
     "Dtype",
     "FitInputs",
@@ -85,6 +86,18 @@ def _resolve(value: object) -> object:
 
 DataPath = Annotated[Path, BeforeValidator(_resolve)]
 """A path option, relative to the recipe that states it, or to the current folder in `--set`."""
+
+
+def _resolve_all(value: object) -> object:
+    if not isinstance(value, list):
+        return _resolve(value)
+    if not value or not all(isinstance(path, str | Path) for path in value):
+        raise ValueError("expected a list of paths, at least one")
+    return [_resolve(path) for path in value]
+
+
+DataPaths = Annotated[Path | list[Path], BeforeValidator(_resolve_all)]
+"""One path or a list of paths, each relative as in `DataPath`."""
 
 
 OptionsT = TypeVar("OptionsT", bound=PluginOptions)
@@ -158,6 +171,8 @@ class Split:
     """Consumed once, in order: a list, or a generator for a split that may exceed memory."""
     dropped: dict[str, int] = field(default_factory=dict)
     """Read after the last sample, so that a generator can count while it runs."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know about how the data was read; also read after the last sample."""
 
 
 class Task(PluginBase[OptionsT]):

@@ -65,10 +65,14 @@ OUTPUT: Parameters = {
 }
 _FROM_HELP = "Evaluate the outputs in this file: records (.parquet) or an lm-eval log (.jsonl)."
 _KIND_HELP = "With --from: candidates (default) or full."
+_SCORED_HELP = "With --from: score the first-token of candidates (default of records) or the whole."
+_GOLD_HELP = "With --from LOG: target is index-from-0, index-from-1, letter or text."
 JUDGE: Parameters = {
     "outputs": _option("from", Path | None, None, _FROM_HELP, "FILE"),
     "versus": _option("versus", Path | None, None, "With --from: compare with this file.", "FILE"),
     "confidence": _option("confidence", str | None, None, _KIND_HELP, "KIND"),
+    "candidates": _option("candidates", str | None, None, _SCORED_HELP, "KIND"),
+    "gold": _option("gold", str | None, None, _GOLD_HELP, "KIND"),
     "bins": _option("bins", int | None, None, "With --from: bins of the ECE; default 10.", "N", 1),
 }
 

@@ -74,7 +74,7 @@ def test_a_log_becomes_records(tmp_path: Path) -> None:
 
 
 def test_numbers_and_lists_of_older_versions(tmp_path: Path) -> None:
-    old = sample(0, [-1.0, -2.0], 1)
+    old = sample(0, [-1.0, -2.0], 1, acc=0.0)
     old |= {"target": 1, "filtered_resps": [[-1.0, True], [-2.0, False]]}
     old["arguments"] = [["Q0", " fire"], ["Q0", " water"]]
     del old["doc_hash"], old["filter"]
@@ -106,6 +106,115 @@ def test_the_logged_accuracy_tells_an_index_from_a_text(tmp_path: Path) -> None:
     assert lm_eval.read(write(tmp_path / "x.jsonl", rows)).answer.tolist() == [2, 1]
 
 
+def other_choices(*texts: str) -> dict[str, dict[str, str]]:
+    return {f"gen_args_{c}": {"arg_0": "Q", "arg_1": f" {text}"} for c, text in enumerate(texts)}
+
+
+@pytest.mark.parametrize(
+    ("target", "choices", "answer"),
+    [
+        ([2], CHOICES, 2),
+        ("[2]", CHOICES, 2),
+        (["water"], CHOICES, 1),
+        ("['water']", CHOICES, 1),
+        ("[2]", ("[1]", "[2]", "[3]"), 1),  # the text of a choice, not a list
+        (2.0, CHOICES, 2),
+        ("B", CHOICES, 1),
+        ("(c)", CHOICES, 2),
+        ("B", ("C", "B", "A"), 1),  # a text here: its letter would be choice 1, too
+        (True, ("no", "yes", "maybe"), 1),
+        ("9", ("7", "8", "9"), 2),
+    ],
+)
+def test_every_form_of_the_target_is_read(
+    tmp_path: Path, target: object, choices: Sequence[str], answer: int
+) -> None:
+    values = [-1.0, -2.0, -3.0]
+    values[answer] = -0.5  # acc = 1 excludes all other readings
+    row = sample(0, values, arguments=other_choices(*choices), acc=1.0) | {"target": target}
+    assert lm_eval.read(write(tmp_path / "x.jsonl", [row])).answer.tolist() == [answer]
+
+
+@pytest.mark.parametrize(
+    ("target", "choices", "senses", "by_gold"),
+    [
+        (
+            "2",
+            ("1", "2", "3"),
+            ("choice 3 of 3 ('3') as index-from-0", "choice 2 of 3 ('2') as index-from-1"),
+            {"index-from-0": 2, "index-from-1": 1, "text": 1},
+        ),
+        (
+            "True",
+            ("True", "False"),
+            ("choice 2 of 2 ('False') as index-from-0", "choice 1 of 2 ('True') as text"),
+            {"index-from-0": 1, "text": 0},
+        ),
+        (
+            "A",
+            ("B", "A"),
+            ("choice 1 of 2 ('B') as letter", "choice 2 of 2 ('A') as text"),
+            {"letter": 0, "text": 1},
+        ),
+    ],
+)
+def test_a_target_with_two_readings_is_refused_until_gold_decides(
+    tmp_path: Path,
+    target: str,
+    choices: Sequence[str],
+    senses: Sequence[str],
+    by_gold: dict[str, int],
+) -> None:
+    row = sample(0, [-2.0] * len(choices), target, arguments=other_choices(*choices))
+    path = write(tmp_path / "x.jsonl", [row])
+    shown = [f"--gold {gold}" for gold in by_gold]
+    first("eval", "--from", path).mistake("x.jsonl:1", f"'{target}'", *senses, *shown)
+    for gold, answer in by_gold.items():
+        result = first("eval", "--from", path, "--gold", gold, "--json")
+        assert result.code == 0, result.err
+        assert lm_eval.read(path, gold).answer.tolist() == [answer]  # type: ignore[arg-type]
+
+
+def test_gold_that_fits_no_row_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [sample(0, [-1.0, -2.0], 0)])
+    first("eval", "--from", path, "--gold", "letter").mistake("x.jsonl:1", "'0'", "letter")
+    first("eval", "--from", path, "--gold", "number").mistake("--gold", "'number'", "letter")
+    lm_eval.read(path).save(tmp_path / "x.parquet", {})
+    first("eval", "--from", tmp_path / "x.parquet", "--gold", "text").mistake("--gold", "records")
+
+
+def test_readings_that_give_the_same_answers_need_no_decision(tmp_path: Path) -> None:
+    """As in MMLU, whose choices are the letters."""
+    row = sample(0, [-1.0, -2.0], "B", arguments=other_choices("A", "B"))
+    assert lm_eval.read(write(tmp_path / "x.jsonl", [row])).answer.tolist() == [1]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("form", ["lines", "indented lines", "array", "indented array"])
+def test_every_layout_and_encoding_of_a_log_is_read(
+    tmp_path: Path, form: str, encoding: str
+) -> None:
+    rows = [sample(doc, [-1.0, -2.0], doc) | {"doc": "Wo? \u2028 Ä"} for doc in (0, 1)]
+    indent = 2 if "indented" in form else None
+    texts = [json.dumps(row, indent=indent, ensure_ascii=False) for row in rows]
+    text = json.dumps(rows, indent=indent) if "array" in form else "\n".join(texts)
+    path = tmp_path / ("x.json" if "array" in form else "x.jsonl")
+    path.write_text(f"\n{text}\n", encoding)
+    assert lm_eval.read(path).answer.tolist() == [0, 1]
+    assert first("eval", "--from", path, "--json").json["metrics"]["n"] == 2
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [("", "complete?"), (",", "complete?"), (", {", "not valid JSON"), ("] 1", "complete?")],
+)
+def test_a_truncated_array_is_refused(tmp_path: Path, end: str, message: str) -> None:
+    text = json.dumps([sample(0, [-1.0, -2.0], 0)], indent=1)
+    (tmp_path / "x.jsonl").write_text(text.rstrip("]\n ") + end)
+    with pytest.raises(UserError, match=message):
+        lm_eval.read(tmp_path / "x.jsonl")
+
+
 def test_one_filter_is_read(tmp_path: Path) -> None:
     rows = [
         sample(0, [-1.0, -2.0], 0, filter="other"),
@@ -118,7 +227,7 @@ def test_one_filter_is_read(tmp_path: Path) -> None:
 
 
 def test_choices_without_their_context_are_left_out(tmp_path: Path) -> None:
-    row = sample(0, [-1.0, -2.0, -0.5], 1)
+    row = sample(0, [-1.0, -2.0, -0.5], 1, acc=0.0)
     conditional = {f"gen_args_{c}": {"arg_0": "Q", "arg_1": CHOICES[c]} for c in range(2)}
     unconditional = {f"gen_args_{2 + c}": {"arg_0": "", "arg_1": CHOICES[c]} for c in range(2)}
     row["arguments"] = conditional | unconditional
@@ -149,11 +258,17 @@ def test_overlapping_texts_are_only_compared(tmp_path: Path) -> None:
         (sample(1, [-1.0, -2.0], "7", arguments=SAME_TEXT), r"x\.jsonl:2: .*differ in the context"),
         (sample(1, [-1.0, math.nan], 0), r"x\.jsonl:2: .*not log-likelihoods"),
         (sample(1, [-1.0, 2.0], 0), r"x\.jsonl:2: .*not log-likelihoods"),
-        (sample(1, [-1.0, -2.0], 2), r"x\.jsonl:2: the target '2' is neither"),
-        (sample(1, [-1.0, -2.0], "[0, 1]"), r"x\.jsonl:2: the target '\[0, 1\]' is neither"),
-        (sample(1, [-1.0, -2.0], -100), r"x\.jsonl:2: the target '-100' is neither"),
+        (sample(1, [-1.0, -2.0], 0, arguments=5), r"x\.jsonl:2: `arguments`"),
+        (sample(1, [-1.0, -2.0], 0, acc="0.0"), r"x\.jsonl:2: .*acc = 0"),
+        (sample(1, [-1.0, -2.0], 3), r"x\.jsonl:2: the target '3' is not the index-from-0 or"),
+        (sample(1, [-1.0, -2.0], 2), r"x\.jsonl:2: the target '2' is not the index-from-0 of"),
+        (sample(1, [-1.0, -2.0], "[0, 1]"), r"x\.jsonl:2: the target \[0, 1\] names 2 right"),
+        (sample(1, [-1.0, -2.0], 0) | {"target": [0, 1]}, r"2: .* names 2 right answers"),
+        (sample(1, [-1.0, -2.0], "[]"), r"x\.jsonl:2: the target \[\] names 0 right"),
+        (sample(1, [-1.0, -2.0], -100), r"x\.jsonl:2: the target '-100' is not the index"),
+        (sample(1, [-1.0, -2.0], 0, acc=0.37), r"x\.jsonl:2: .*acc = 0.37 is neither 0 nor 1"),
         (sample(1, [-1.0, -2.0], 0, acc=0.0), r"x\.jsonl:2: .*acc = 0"),
-        (sample(1, [-1.0, -2.0], "water"), "indices of choices"),
+        (sample(1, [-1.0, -2.0], "water"), r"2: the target 'water' is not the index-from-0 of"),
         (sample(0, [-1.0, -2.0], 0), "not unique"),
         (sample(1, [-math.inf, -math.inf], 0), "probability zero"),
     ],
@@ -215,7 +330,8 @@ def test_files_of_different_questions_are_not_compared(tmp_path: Path) -> None:
     other = write(tmp_path / "other.jsonl", [sample(0, [-1.0, -2.0], 0, doc_hash="else")])
     first("eval", "--from", path, "--versus", other).mistake("no question ids in common")
     answer = int(lm_eval.read(path).answer[0])
-    changed = write(tmp_path / "changed.jsonl", [sample(0, [-1.0, -2.0, -3.0], (answer + 1) % 3)])
+    other_answer = CHOICES[(answer + 1) % 3]
+    changed = write(tmp_path / "changed.jsonl", [sample(0, [-1.0, -2.0, -3.0], other_answer)])
     first("eval", "--from", path, "--versus", changed).mistake("changed.jsonl", "right answers")
 
 

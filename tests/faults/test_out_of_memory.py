@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from firstcli.knowledge.store import Knowledge
-from firstcli.models import readout
+from firstcli.models import memory, readout
 from support import command_line
 from support.command_line import Finished, first
 
@@ -164,6 +164,39 @@ def test_training_resumes_from_its_last_checkpoint_with_half_a_micro_batch(
     assert losses == pytest.approx(expected_losses, rel=1e-2, abs=1e-6)
 
 
+def test_plan_compares_the_need_with_the_memory_of_the_device(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "capacity", lambda device: 10_000)
+    result = first("plan", finished.recipe, "--run-dir", tmp_path / "run")
+    result.mistake("optimizer's state need", "but cpu has 10", "smaller batches do not help")
+
+
+def test_a_model_that_does_not_fit_at_any_batch_size_is_loaded_once(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from firstcli.stages import inputs
+
+    run, loaded, real = finished.copied_to(tmp_path), list[str](), inputs.starting_model
+    empty = torch.empty
+
+    def refuse_large(*shape: Any, dtype: Any = None, **options: Any) -> torch.Tensor:
+        if dtype == torch.uint8 and shape[0] > 50_000:
+            raise ERRORS["cuda"]()
+        return empty(*shape, dtype=dtype, **options)
+
+    def load(*args: Any) -> Any:
+        loaded.append("model")
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", refuse_large)
+        patch.setattr(inputs, "starting_model", load)
+        result = first("distill", finished.recipe, "--run-dir", run, "--arm", "first", "--force")
+    result.mistake("distill first: out of memory: weights, gradients and", "need", "cpu has")
+    assert loaded == ["model"]
+
+
 def test_training_that_does_not_fit_at_all_is_reported(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,7 +221,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(
 LITTLE_MEMORY = """
 import resource, sys
 from firstcli import cli
-from firstcli.models import readout
+from firstcli.models import memory, readout
 
 real = readout.Reader.__call__
 MORE = 12 << 20  # not enough for the whole batch, but for a part of it

@@ -77,6 +77,7 @@ def test_the_file_is_plain_parquet_for_other_tools(tmp_path: Path) -> None:
         "id": "string",
         "answer": "int32",
         "log_probs": "list<element: double>",
+        "log_probs_whole": "list<element: double>",
         "truth": "list<element: double>",
         "prediction": "int32",
         "correct": "bool",

@@ -213,5 +213,14 @@ def test_devices_and_dtypes() -> None:
     assert inference.inference_dtype(_family("cpu", dtype="bfloat16"), cpu) == "bfloat16"
 
 
+def test_one_gpu_cannot_be_named_for_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)  # there is no GPU
+    assert inference.device_of(_family("cuda:1")) == torch.device("cuda:1")
+    assert inference.device_of(_family("cuda")) == torch.device("cuda:0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="'cuda:1' names one GPU, but each of the 2 processes"):
+        inference.device_of(_family("cuda:1"))
+
+
 def _family(device: str, **options: Any) -> inference.Family:
     return cast(inference.Family, CausalLM(CausalLMOptions(device=device, **options)))

@@ -158,7 +158,124 @@ def test_a_layer_and_its_logits_give_the_same_top_k(dtype: torch.dtype, bias: bo
     torch.manual_seed(0)
     head = torch.nn.Linear(8, 300, bias=bias).to(dtype)
     hidden = torch.randn(7, 8, dtype=dtype)
-    expected = Logits(head(hidden).detach().float())
+    expected = Logits(exact(Layer(hidden, head.weight, head.bias)).float())
     with mock.patch.object(readout, "CHUNK_ROWS", 2):
         got = readout.top_k(Layer(hidden, head.weight, head.bias), 5, 290)
     torch.testing.assert_close(got, readout.top_k(expected, 5, 290))
+
+
+# Half-precision operands: their products are summed in float32.
+
+
+def exact(layer: Layer) -> Tensor:
+    """Return a layer's output (N, V) in float64."""
+    bias = None if layer.bias is None else layer.bias.detach().double()
+    return torch.nn.functional.linear(
+        layer.hidden.detach().double(), layer.weight.detach().double(), bias
+    )
+
+
+def close_tokens(dtype: torch.dtype, *, bias: bool) -> Layer:
+    """Logits of about 20 that differ by about 1: in bfloat16 they are multiples of 1/8."""
+    torch.manual_seed(0)
+    common = torch.randn(64)
+    hidden = common * 0.3 + 0.1 * torch.randn(50, 64)
+    weight = common + torch.randn(40, 64) / 3
+    return Layer(hidden.to(dtype), weight.to(dtype), torch.randn(40).to(dtype) if bias else None)
+
+
+def share_of_ties(values: Tensor) -> float:
+    """Return the share of equal pairs among the values of each row of (N, C)."""
+    first, second = torch.triu_indices(values.shape[-1], values.shape[-1], 1)
+    return float((values[:, first] == values[:, second]).double().mean())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_logits_are_not_rounded_to_the_dtype_of_their_operands(
+    dtype: torch.dtype, bias: bool
+) -> None:
+    layer = close_tokens(dtype, bias=bias)
+    expected = exact(layer)
+    rounded = torch.nn.functional.linear(layer.hidden, layer.weight, layer.bias)
+    with mock.patch.object(readout, "WEIGHT_ROWS", 7):
+        got = whole(layer)
+        log_probs = readout.log_probs(layer, torch.arange(40).expand(50, 40))
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(log_probs.double(), expected.log_softmax(-1), rtol=0, atol=1e-4)
+    # Rounding would make distinct tokens tie.
+    assert share_of_ties(got) < 1e-4 < 1e-3 < share_of_ties(rounded)
+
+
+@pytest.mark.parametrize("name", ["llama", "phi", "gpt2", "gemma2", "granite", "cohere"])
+@torch.no_grad()
+def test_a_bfloat16_model_has_float32_logits_on_either_path(name: str) -> None:
+    """The exact head over the bfloat16 trunk; what follows the head (capping, scaling) stays."""
+    model = build(WITH_SCALING[name]).to(torch.bfloat16)  # type: ignore[arg-type]  # a decorator
+    head: Any = model.get_output_embeddings()
+    captured: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
+    reader = readout.Reader(model)
+    captured.clear()
+    got = read(reader, whole)
+    hook.remove()
+    rows, columns = all_positions([9, 3, 6, 1])
+    hidden = captured[0][rows, columns] if captured[0].shape[0] > 1 else captured[0][0]
+    expected = exact(Layer(hidden, head.weight, head.bias))
+    if name == "gemma2":
+        expected = 0.5 * torch.tanh(expected / 0.5)
+    expected = expected / 3.0 if name == "granite" else expected
+    expected = expected * 0.25 if name == "cohere" else expected
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_device_that_sums_in_float32_multiplies_by_itself(
+    monkeypatch: pytest.MonkeyPatch, bias: bool
+) -> None:
+    """CUDA's `out_dtype` needs no converted copy of the weight."""
+    multiply, used = torch.mm, list[torch.dtype]()
+
+    def cuda_mm(
+        left: Tensor, right: Tensor, out_dtype: Any = None, *, out: Tensor | None = None
+    ) -> Tensor:
+        if out_dtype is None:
+            return multiply(left, right, out=out)
+        used.append(left.dtype)
+        product = multiply(left.to(out_dtype), right.to(out_dtype))
+        return product if out is None else out.copy_(product)
+
+    layer = close_tokens(torch.bfloat16, bias=bias)
+    readout._has_float32_sums.cache_clear()
+    monkeypatch.setattr(torch, "mm", cuda_mm)
+    got = whole(layer)
+    readout._has_float32_sums.cache_clear()
+    assert used == [torch.bfloat16] * (1 + 10)  # one trial, 10 chunks of 5 rows
+    torch.testing.assert_close(got.double(), exact(layer), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, None])
+def test_gradients_of_whole_logits_are_right_in_half_precision(dtype: torch.dtype | None) -> None:
+    """With bfloat16 weights, and with float32 weights under autocast."""
+    model = build(ARCHITECTURES["phi"])  # its head has a bias
+    if dtype:
+        model.to(dtype)  # type: ignore[arg-type]  # a decorator hides its signature
+    reader = readout.Reader(model)
+    padded = inference.pad(sequences(9, 3))
+    rows, columns = all_positions([9, 3])
+    head: Any = model.get_output_embeddings()
+    captured: list[Tensor] = []
+    head.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is None):
+        logits = reader.logits_at(padded.input_ids, padded.attention_mask, rows, columns)
+    slope = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
+    leaves = [captured[-1], head.weight, head.bias]
+    got = list(torch.autograd.grad((logits * slope).sum(), leaves))
+    assert [part.dtype for part in got] == [leaf.dtype for leaf in leaves]
+    got[0] = got[0][rows, columns]
+    wide, hidden = slope.double(), captured[-1][rows, columns].detach().double()
+    expected = (wide @ head.weight.detach().double(), wide.T @ hidden, wide.sum(0))
+    for part, exact_part in zip(got, expected, strict=True):
+        assert (part.double() - exact_part).norm() < 1e-2 * exact_part.norm()

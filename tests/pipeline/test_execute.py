@@ -206,7 +206,11 @@ def test_nothing_reruns(finished: Finished, work: list[str]) -> None:
             "evaluate.1.task.options.shifted=20",
             {f"eval shifted/{model}" for model in MODELS} | {"report"},
         ),
+        ("train.limit=60", ALL),
+        ("evaluate.1.limit=20", {f"eval shifted/{model}" for model in MODELS} | {"report"}),
         # What changes no result reruns nothing.
+        ("train.limit=96", set()),
+        ("evaluate.1.limit=1000", set()),
         ("trainer.ddp_timeout=3600", set()),
         ("trainer.dataloader_persistent_workers=false", set()),
         ("teacher.finetune.micro_batch_size=8", set()),
@@ -225,6 +229,16 @@ def test_a_changed_key_reruns_what_depends_on_it(
         command_line.pending(finished.recipe, "--run-dir", finished.run, "--set", override)
         == expected
     )
+
+
+def test_a_limit_uses_the_first_rows_and_says_so(finished: Finished, tmp_path: Path) -> None:
+    limits = ("--set", "train.limit=60", "--set", "evaluate.0.limit=5")
+    result = first("plan", finished.recipe, "--run-dir", tmp_path / "run", "--json", *limits)
+    assert result.code == 0, result.err
+    assert "train.task: only the first 60 rows of split 'train' are used (limit)" in result.err
+    assert "evaluate 'known-world': only the first 5 rows of split 'test'" in result.err
+    assert "evaluate 'shifted'" not in result.err
+    first("plan", finished.recipe, "--set", "train.limit=0").mistake("train.limit")
 
 
 def test_the_plan_says_what_changed(finished: Finished) -> None:
@@ -492,11 +506,17 @@ def test_plan_counts_what_overlaps_and_what_is_left_out(tmp_path: Path) -> None:
     result = first("plan", path)
     assert "evaluate 'multiple-choice': 31 prompts also occur in the training split" in result.err
     assert "1 rows of split 'train' repeat the prompt and response" in result.err
-    texts = [{"prompt": f"Say {i}.", "response": "" if i < 2 else str(i)} for i in range(40)]
-    command_line.write_rows(tmp_path / "texts" / "train.jsonl", texts)
-    instruction = {"name": "instruction", "options": {"path": str(tmp_path / "texts")}}
+    (tmp_path / "texts").mkdir()
+    for number in range(2):
+        lines = [f"Say {i}.;{i or ''}" for i in range(20 * number, 20 * number + 20)]
+        file = tmp_path / "texts" / f"{number}.csv"
+        file.write_text("\n".join(["prompt;response", *lines]))
+    files = [str(tmp_path / "texts" / "0.csv"), str(tmp_path / "texts" / "[1-9].csv")]
+    instruction = {"name": "instruction", "options": {"path": files}}
     path = command_line.write_recipe(tmp_path, train={"task": instruction, "validation": 0.3})
-    assert "2 rows of split 'train' are left out" in first("plan", path).err
+    shown = first("plan", path).err
+    assert "1 rows of split 'train' are left out" in shown
+    assert f"train.task: {file}: its cells are separated by semicolons" in shown
 
 
 def test_a_teacher_that_is_not_fine_tuned_here_is_warned_of(tmp_path: Path) -> None:

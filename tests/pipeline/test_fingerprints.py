@@ -51,6 +51,14 @@ def test_stating_a_default_changes_nothing(finished: Finished) -> None:
     assert command_line.pending(finished.recipe, *stated) == set()
 
 
+def test_settings_that_change_no_result_leave_models_up_to_date(finished: Finished) -> None:
+    fields = ("activation_checkpointing=true", "gradient_checkpointing=true")
+    for field in fields:
+        assert not command_line.pending(
+            finished.recipe, "--run-dir", finished.run, "--set", f"trainer.{field}"
+        )
+
+
 def test_a_raised_format_makes_its_dependants_stale(
     finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,7 +59,10 @@ def test_the_paper_table_holds_numbers_dashes_and_differences() -> None:
 
 def test_the_paper_table_names_its_confidence_and_sizes() -> None:
     table = paper_table(report(settings=MetricsSettings(confidence="full", bins=15)))
-    assert "confidence: full, 15 bins" in table.caption and "95 % intervals" in table.caption
+    assert (
+        "confidence: full, scored: first-token, 15 bins" in table.caption
+        and "95 % intervals" in table.caption
+    )
     assert [group.title for group in table.groups] == ["csqa (n = 200)", "world (n = 200)"]
     assert table.groups[0].headings == ("ECE ↓", "Acc ↑", "Trust ↑")
 
@@ -285,7 +288,7 @@ def test_markdown() -> None:
     text = to_markdown(report())
     assert "| first | **5.0** \\[" in text
     assert "## Each student minus fine-tune + T" in text and INDISTINCT in text
-    assert "confidence: candidates, 10 bins" in text
+    assert "confidence: candidates, scored: first-token, 10 bins" in text
     assert "- temperature of first: T = 0.34" in text
     evil = to_markdown(report(run=EVIL, notes=[("a|b", f"{EVIL}\n# x")]))
     assert "<script>" not in evil.replace("\\<", "")

@@ -3,47 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from string import ascii_letters
-from typing import Any, Literal
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from firstcli.api import Sample
 from firstcli.errors import UserError
-from firstcli.tasks.multiple_choice import (
-    AnsweredRow,
-    MultipleChoice,
-    MultipleChoiceOptions,
-    Reading,
-    readings_of,
-)
-from firstcli.tasks.tables import TableRow
+from firstcli.tasks.multiple_choice import MultipleChoice, MultipleChoiceOptions
 from firstcli.testing import check_task
 from support.paths import SHARED
 
 DATA = SHARED / "data"
-SKY = {"question": "What colour is the sky?", "choices": ["red", "blue"], "answer": 1}
+SKY = {"question": "What colour is the sky?", "choices": ["red", "blue"], "answer": "B"}
 
 
 def task(path: Path, **options: Any) -> MultipleChoice:
     return MultipleChoice(MultipleChoiceOptions.model_validate({"path": str(path), **options}))
-
-
-def fits(rows: list[AnsweredRow], reading: Reading) -> bool:
-    try:
-        return bool(readings_of(rows, reading))
-    except UserError:
-        return False
-
-
-def resolve(rows: list[AnsweredRow], answer_as: Reading | Literal["auto"]) -> list[int]:
-    readings = readings_of(rows, answer_as)
-    return [row.correct(readings) for row in rows]
 
 
 def loaded(tmp_path: Path, *rows: dict[str, Any], **options: Any) -> list[Sample]:
@@ -97,9 +74,10 @@ def test_a_prompt_uses_any_column_and_braces_in_data_have_no_meaning(tmp_path: P
         choices=["yes", "no"],
         answer_column="gold",
         prompt="{{1}} {premise}/{the claim}/{note}:",
+        respond_with="text",
     )
     assert sample.prompt == "{1} It {rains}./{premise}/:"
-    assert sample.response == " B"
+    assert sample.response == " no"
 
 
 def test_classifies_with_choices_for_the_whole_task(tmp_path: Path) -> None:
@@ -144,9 +122,9 @@ def test_conforms_in_every_format(tmp_path: Path, ending: str) -> None:
 
 def test_csv_can_have_a_column_for_each_choice(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
-    path.write_text("question,x,y,z,answer\nq1,one,two,,1\nq2,one,two,three,2\n")
+    path.write_text("question,x,y,z,answer\nq1,one,two,,0\nq2,one,two,three,2\n")
     samples = list(task(path, choices_column=["x", "y", "z"]).load("train").samples)
-    assert [(len(sample.candidates), sample.answer) for sample in samples] == [(2, 1), (3, 2)]
+    assert [(len(sample.candidates), sample.answer) for sample in samples] == [(2, 0), (3, 2)]
 
 
 def test_26_choices_have_letters(tmp_path: Path) -> None:
@@ -165,13 +143,13 @@ def test_26_choices_have_letters(tmp_path: Path) -> None:
         ({"choices": ["a", None]}, "FILE:2: column 'choices': found null, expected text"),
         ({"choices": ["a", False]}, "FILE:2: column 'choices': found false, expected text"),
         ({"choices": "a|b"}, "FILE:2: column 'choices': found \"a|b\", expected a list of choices"),
-        ({"choices": {"a": 1}}, "FILE:2: column 'choices': found the object {\"a\": 1}, expected"),
+        ({"choices": {"a": 1}}, "FILE:2: column 'choices': found 1 choices, expected 2 to 26"),
         ({"question": "  "}, "FILE:2: column 'question' is empty"),
         ({"question": None}, "FILE:2: column 'question' is empty"),
         ({"question": ["x"]}, "FILE:2: column 'question': found the list [\"x\"], expected text"),
         ({"answer": None}, "FILE:2: column 'answer' is empty"),
-        ({"answer": True}, "FILE:2: column 'answer': found true, expected text"),
-        ({"answer": 2}, "FILE:2: column 'answer': found 2, expected an index from 0 to 1 or a "),
+        ({"answer": True}, "FILE:2: column 'answer': found true, but the choices 'red', 'blue' "),
+        ({"answer": 3}, "FILE:2: column 'answer': found 3, expected an index from 0 to 1 or an "),
         ({"answer": -1}, "FILE:2: column 'answer': found -1, expected an index from 0 to 1"),
         ({"answer": "C"}, "FILE:2: column 'answer': found \"C\", expected an index from 0 to 1"),
         ({"answer": "9" * 5000}, "FILE:2: column 'answer': found "),
@@ -191,7 +169,7 @@ def test_a_missing_column_and_a_misspelt_answer_get_a_hint(tmp_path: Path) -> No
     assert complaint(tmp_path, {**SKY, "answer": "bluee"}).endswith(
         "or one of the choices 'red', 'blue' (did you mean 'blue'?)"
     )
-    assert "'colour'" in complaint(tmp_path, SKY, prompt="{colour}:")
+    assert "'colour'" in complaint(tmp_path, SKY, prompt="{colour}{choices}:")
 
 
 def test_a_prompt_without_any_text_is_refused(tmp_path: Path) -> None:
@@ -206,93 +184,161 @@ def test_equal_choices_are_refused_where_they_are_ambiguous(tmp_path: Path) -> N
     assert "which occurs more than once" in complaint(tmp_path, {**row, "answer": "x"})
 
 
-def questions(choices: Sequence[str], *values: object) -> list[AnsweredRow]:
-    rows = [TableRow(f"f:{line}", {"answer": answer}) for line, answer in enumerate(values, 1)]
-    return [AnsweredRow(row, choices, "answer") for row in rows]
+# Readings are decided by all splits.
+
+
+def written(folder: Path, **splits: list[Any]) -> Path:
+    """Write a file per split, whose questions have three choices and these answers."""
+    for split, answers in splits.items():
+        rows = [{"question": "q", "choices": ["x", "y", "z"], "answer": a} for a in answers]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def correct(folder: Path, split: str, **options: Any) -> list[int | None]:
+    return [sample.answer for sample in task(folder, **options).load(split).samples]
+
+
+def test_one_split_decides_for_the_others(tmp_path: Path) -> None:
+    folder = written(tmp_path, train=[1, 2, 0], test=[1, 2])
+    assert correct(folder, "test") == [1, 2]
+    written(tmp_path, train=[1, 2, 3, 1])  # the same file of test questions is read differently
+    assert correct(folder, "test") == [0, 1]
+
+
+def test_splits_that_nothing_decides_are_refused_alike(tmp_path: Path) -> None:
+    folder = written(tmp_path, train=[2, 1], test=[1])
+    messages = set()
+    for split in ("train", "test"):
+        with pytest.raises(UserError) as caught:
+            correct(folder, split)
+        messages.add(str(caught.value))
+    assert messages == {
+        f"{folder / 'train.jsonl'}:1: column 'answer': found 2, which as index-from-0 means 'z' "
+        "but as index-from-1 means 'y'; no other answer in the data decides, so set answer_as to "
+        "index-from-0 or index-from-1"
+    }
+    assert correct(folder, "train", answer_as="index-from-1") == [1, 0]
+    assert correct(folder, "train", answer_as="index") == [2, 1]  # the name until version 0.2
+
+
+def test_splits_with_different_readings_are_refused(tmp_path: Path) -> None:
+    folder = written(tmp_path, train=[0, 1], test=[1, 3])
+    for split in ("train", "test"):
+        with pytest.raises(UserError) as caught:
+            correct(folder, split)
+        assert str(caught.value) == (
+            f"{folder / 'test.jsonl'}:2: column 'answer': found 3, which can be read as "
+            f"index-from-1, but {folder / 'train.jsonl'}:1: column 'answer' has 0, which can be "
+            "read as index-from-0; write all answers in the same way, or give each file its own "
+            "`path` and `answer_as`"
+        )
+    assert correct(folder, "train", answer_as="index-from-0") == [0, 1]
+
+
+def test_a_test_split_without_answers_does_not_matter(tmp_path: Path) -> None:
+    folder = written(tmp_path, train=["A", "B"], test=[-1, None, ""])
+    (folder / "extra.jsonl").write_text('{"other": 1}\n{broken')
+    assert correct(folder, "train") == [0, 1]
+    with pytest.raises(UserError, match="found -1, expected an index from 0 to 2 or an index from"):
+        correct(folder, "test")
+    with pytest.raises(UserError, match=r"extra\.jsonl:1: there is no column"):
+        correct(folder, "extra")
+
+
+def test_the_files_of_all_splits_are_sources(tmp_path: Path) -> None:
+    folder = written(tmp_path, train=[0], test=[1])
+    train, test = folder / "train.jsonl", folder / "test.jsonl"
+    assert task(folder).sources("test") == (test, train)
+    assert task(folder, answer_as="letter").sources("test") == (test,)
+
+
+# Answers in a file beside the data.
+
+
+def social(folder: Path, rows: int, lines: str, name: str = "train") -> MultipleChoice:
+    """Write questions and their answers as PIQA and Social IQa publish them."""
+    row = json.dumps({"goal": "g", "sol1": "x", "sol2": "y"})
+    (folder / f"{name}.jsonl").write_text(f"{row}\n" * rows)
+    (folder / f"{name}-labels.lst").write_text(lines)
+    return task(
+        folder,
+        question_column="goal",
+        choices_column=["sol1", "sol2"],
+        answer_file="{name}-labels.lst",
+    )
+
+
+def test_answers_in_a_file_beside_the_data(tmp_path: Path) -> None:
+    social(tmp_path, 2, "0\n1\n")
+    chosen = social(tmp_path, 3, "1\n1\n0", "valid")
+    check_task(social(tmp_path, 2, "0\n1\n\n"))
+    (tmp_path / "tests.jsonl").write_text("{}\n")  # published without answers
+    assert [sample.answer for sample in chosen.load("validation").samples] == [1, 1, 0]
+    names = [path.name for path in chosen.sources("train")]
+    assert names == [
+        *("train.jsonl", "train-labels.lst", "valid.jsonl", "valid-labels.lst", "tests.jsonl")
+    ]
+    with pytest.raises(UserError, match=r"tests-labels\.lst: there is no such file; answer_file"):
+        list(chosen.load("tests").samples)
 
 
 @pytest.mark.parametrize(
-    ("choices", "values", "expected"),
+    ("rows", "lines", "expected"),
     [
-        (["x", "y", "z"], [0, 2], [0, 2]),
-        (["x", "y", "z"], ["0", " 2 "], [0, 2]),
-        (["x", "y", "z"], ["a", "C"], [0, 2]),
-        (["one", "two"], ["two", "one"], [1, 0]),
-        (["1", "2", "3"], ["3", "1"], [2, 0]),  # 3 is not an index here, so all are texts
-        (["1", "2", "3"], [0, 1, 2], [0, 1, 2]),  # 0 is not a text here, so all are indices
-        (["0", "1", "2"], [2, 1], [2, 1]),  # index and text agree
-        (["A", "B"], ["B", "A"], [1, 0]),  # letter and text agree
+        (2, "0\n", "FOLDER/train-labels.lst: expected one line per row of train.jsonl, but train"),
+        (1, "0\n1\n", "but train.jsonl ends after 1 and train-labels.lst does not"),
+        (3, "0\n\n1\n", "FOLDER/train-labels.lst:2 is empty"),
+        (2, "0\n7\n", 'FOLDER/train-labels.lst:2: found "7", expected an index from 0 to 1'),
     ],
 )
-def test_auto_chooses_the_reading_that_fits_all_answers(
-    choices: list[str], values: list[object], expected: list[int]
-) -> None:
-    assert resolve(questions(choices, *values), "auto") == expected
-
-
-@pytest.mark.parametrize(
-    ("choices", "values", "expected"),
-    [
-        (
-            ["1", "2", "3"],
-            ["2", "1"],
-            "f:1: column 'answer': found \"2\", which as index means '3' but as text means '2'; "
-            "set answer_as to index or text",
-        ),
-        (
-            ["B", "A"],
-            ["A"],
-            "f:1: column 'answer': found \"A\", which as letter means 'B' but as text means 'A'; "
-            "set answer_as to letter or text",
-        ),
-        (
-            ["x", "y"],
-            [0, "B"],
-            "f:2: column 'answer': found \"B\", which is not the index of a choice, as the "
-            "previous answers are; write all answers in the same way",
-        ),
-    ],
-)
-def test_auto_refuses_ambiguous_answers(
-    choices: list[str], values: list[object], expected: str
+def test_lines_that_do_not_fit_the_rows(
+    tmp_path: Path, rows: int, lines: str, expected: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        resolve(questions(choices, *values), "auto")
-    assert str(caught.value) == expected
+        list(social(tmp_path, rows, lines).load("train").samples)
+    assert expected in str(caught.value).replace(str(tmp_path), "FOLDER")
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("index", 2), ("text", 1)])
-def test_answer_as_resolves_the_ambiguity(kind: Reading, expected: int) -> None:
-    assert resolve(questions(["1", "2", "3"], "2"), kind) == [expected]
-
-
-def test_answer_as_refuses_other_readings() -> None:
-    for kind, value in (("index", "B"), ("letter", 1), ("text", "B")):
-        with pytest.raises(UserError, match="expected"):
-            resolve(questions(["x", "y"], value), kind)  # type: ignore[arg-type]
-
-
-CHOICES = st.lists(st.text(ascii_letters + "0123456789", min_size=1, max_size=2), min_size=2)
-
-
-@settings(max_examples=300, deadline=None)
-@given(data=st.data())
-def test_auto_never_misreads_an_answer(data: st.DataObject) -> None:
-    choices = data.draw(CHOICES.map(lambda texts: list(dict.fromkeys(texts))[:26]))
-    right = data.draw(st.lists(st.integers(0, len(choices) - 1), min_size=1, max_size=6))
-    ways: dict[Reading, list[object]] = {
-        "index": list(right),
-        "letter": [ascii_letters[26 + place] for place in right],
-        "text": [choices[place] for place in right],
+def test_fields_within_a_column(tmp_path: Path) -> None:
+    row = {
+        "question": {"stem": "2 + 2?", "choices": [{"label": "A", "text": "3"}, {"text": "4"}]},
+        "gold": {"key": {"letter": "B"}},
+        "gold.key": "a column of this name comes first",
     }
-    for kind, written in ways.items():
-        assert resolve(questions(choices, *written), kind) == right
-        readable = [other for other in ways if fits(questions(choices, *written), other)]
-        if readable == [kind]:
-            assert resolve(questions(choices, *written), "auto") == right
-        elif len({tuple(resolve(questions(choices, *written), o)) for o in readable}) > 1:
-            with pytest.raises(UserError, match="set answer_as"):
-                resolve(questions(choices, *written), "auto")
+    row["question"]["choices"][1]["label"] = "B"  # type: ignore[index]
+    options = {"question_column": "question.stem", "choices_column": "question.choices"}
+    nested = loaded(tmp_path, row, answer_column="gold.key.letter", **options)
+    assert nested[0].prompt.startswith("2 + 2?\nA. 3\nB. 4") and nested[0].answer == 1
+    found = complaint(tmp_path, row, answer_column="gold.keys.letter", **options)
+    assert found == ("FILE:1: column 'gold': there is no column 'keys.letter'; the row has 'key'")
+    template = "{question.stem}{choices}"
+    assert loaded(tmp_path, row, answer_column="gold.key.letter", prompt=template, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            {"prompt": "{question} Answer:"},
+            "add {choices} to `prompt`, or set respond_with to text",
+        ),
+        ({"choice": "- {text}"}, "let `choice` contain {letter} and {text}"),
+        ({"choice": "{letter}"}, "let `choice` contain {letter} and {text}"),
+        ({"prompt": "{question} {A}", "choices_column": ["A", "B"]}, "add {choices}"),
+        ({"prompt": "{question} {A} {B}", "choices_column": ["A", "B"]}, None),
+        ({"prompt": "{question}", "respond_with": "text"}, None),
+    ],
+)
+def test_letters_that_the_prompt_does_not_explain_are_refused(
+    options: dict[str, Any], expected: str | None
+) -> None:
+    if expected is None:
+        MultipleChoiceOptions.model_validate({"path": "x.csv", **options})
+        return
+    with pytest.raises(ValidationError) as caught:
+        MultipleChoiceOptions.model_validate({"path": "x.csv", **options})
+    assert expected in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -306,14 +352,17 @@ def test_auto_never_misreads_an_answer(data: st.DataObject) -> None:
         ({"choices": ["x", "y"], "choices_column": "z"}, "`choices` holds for all questions"),
         ({"prompt": "no column"}, "at least one {name}"),
         ({"prompt": "{question"}, "expected '}'"),
-        ({"prompt": "{question.upper}"}, None),
+        ({"prompt": "{question.upper}{choices}"}, None),
         ({"prompt": "{question!r}"}, "just a name"),
         ({"prompt": "{question:>9}"}, "just a name"),
         ({"prompt": "{}"}, "just a name"),
         ({"response": "{text}"}, "unknown {text}, expected {answer}"),
         ({"choice": "{answer}"}, "unknown {answer}, expected {letter} or {text}"),
-        ({"answer_as": "number"}, "'auto', 'index', 'letter' or 'text'"),
+        ({"answer_as": "number"}, "'index-from-1', 'letter', 'label', 'text' or 'boolean'"),
         ({"colour": "x"}, "Extra inputs"),
+        ({"answer_file": "../labels.lst"}, "expected the name of a file"),
+        ({"answer_file": "{split}.lst"}, "only {name} has a meaning"),
+        ({"answer_file": "a.lst", "answer_column": "x"}, "`answer_file` contains the answers"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], expected: str | None) -> None:

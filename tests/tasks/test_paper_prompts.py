@@ -203,6 +203,11 @@ def hub_folder(folder: Path, kind: type[PaperTask], row: dict[str, Any]) -> Path
 
     config = kind.config or "default"
     (folder / config).mkdir(parents=True)
+    if kind.config:  # OpenBookQA has a second configuration
+        (folder / "additional").mkdir()
+        pq.write_table(
+            pa.table({"fact": ["x"]}), folder / "additional/train-00000-of-00001.parquet"
+        )
     splits = sorted(set(kind.hub_splits.values()))
     for split in splits:
         file = folder / config / f"{split}-00000-of-00001.parquet"
@@ -273,6 +278,44 @@ def test_a_folder_with_the_official_files(tmp_path: Path, case: Case) -> None:
             list(at(kind, tmp_path).load("test").samples)
 
 
+@pytest.mark.parametrize("case", CASES[:4])
+@pytest.mark.parametrize("saved", [False, True], ids=["cloned", "saved to disk"])
+def test_a_local_copy_of_the_hubs_folder(tmp_path: Path, case: Case, saved: bool) -> None:
+    import datasets
+
+    kind, _, on_hub, expected = case
+    folder = hub_folder(tmp_path / "repo", kind, on_hub)
+    if saved:
+        datasets.disable_progress_bars()
+        names = sorted({*kind.hub_splits.values(), "test"})
+        part = datasets.Dataset.from_list([on_hub])
+        folder = tmp_path / "saved"
+        datasets.DatasetDict(dict.fromkeys(names, part)).save_to_disk(str(folder))
+    task = at(kind, folder)
+    check_task(task)
+    assert task.splits == tuple(kind.hub_splits)
+    for split in task.splits:
+        assert list(task.load(split).samples) == [expected]
+
+
+def test_the_hubs_validation_split_is_our_test_split_and_shards_are_joined(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def write(name: str, row: dict[str, Any]) -> None:
+        (tmp_path / "data").mkdir(exist_ok=True)
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / "data" / name)
+
+    row = flat(SCHOOL, "question")
+    write("train-00000-of-00002.parquet", row | {"id": "1"})
+    write("train-00001-of-00002.parquet", row | {"id": "2"})
+    write("validation-00000-of-00001.parquet", row | {"id": "3"})
+    write("test-00000-of-00001.parquet", row | {"id": "4", "answerKey": ""})  # without labels
+    task = at(CommonsenseQA, tmp_path)
+    found = {split: [sample.id for sample in task.load(split).samples] for split in task.splits}
+    assert found == {"train": ["1", "2"], "test": ["3"]}
+
+
 def test_data_from_the_hub_have_no_local_source() -> None:
     assert BoolQ(PaperOptions()).sources("train") is None
 
@@ -285,6 +328,29 @@ def test_openbook_qa_finds_its_files_in_the_unpacked_archive(tmp_path: Path) -> 
     assert list(task.load("validation").samples) == [FOOD_SAMPLE]
 
 
+@pytest.mark.parametrize("no", [False, "False", "no", 0, 0.0, [False]])
+def test_boolq_reads_every_spelling_of_no(tmp_path: Path, no: object) -> None:
+    assert one_row(BoolQ, tmp_path, MOVIES | {"answer": no}).response == "No"
+
+
+def test_an_answer_key_names_one_label(tmp_path: Path) -> None:
+    assert one_row(OpenBookQA, tmp_path, FOOD | {"answerKey": ["C"]}) == FOOD_SAMPLE
+    digits = {"label": ["1", "2", "3"], "text": ["x", "y", "z"]}
+    row = {"question": "q", "choices": digits, "answerKey": 3}
+    assert one_row(OpenBookQA, tmp_path, row).answer == 2
+    row["choices"] = {"label": ["A", "B", "A"], "text": ["x", "y", "z"]}
+    with pytest.raises(UserError, match="found the labels 'A', 'B', 'A', expected different ones"):
+        one_row(OpenBookQA, tmp_path, row | {"answerKey": "A"})
+    with pytest.raises(UserError, match="is a list of 2, but a question must have exactly one"):
+        one_row(OpenBookQA, tmp_path, FOOD | {"answerKey": ["A", "C"]})
+
+
+def test_white_space_in_choices_is_kept(tmp_path: Path) -> None:
+    choices = {"label": ["A", "B"], "text": [" x", "y "]}
+    row = {"question": "q", "choices": choices, "answerKey": "A"}
+    assert "(a)  x\n(b) y \n" in one_row(CommonsenseQA, tmp_path, row).prompt
+
+
 def without(row: dict[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != key}
 
@@ -293,7 +359,7 @@ def without(row: dict[str, Any], key: str) -> dict[str, Any]:
     ("kind", "row", "expected"),
     [
         (CommonsenseQA, without(SCHOOL, "answerKey"), "no column 'answerKey'"),
-        (CommonsenseQA, SCHOOL | {"answerKey": "F"}, "found 'F', expected one of A, B, C, D, E"),
+        (CommonsenseQA, SCHOOL | {"answerKey": "F"}, 'found "F", expected one of the labels'),
         (CommonsenseQA, SCHOOL | {"answerKey": ""}, "column 'answerKey' is empty"),
         (CommonsenseQA, SCHOOL | {"question": {"stem": "x"}}, "no column 'choices'"),
         (CommonsenseQA, SCHOOL | {"question": {"stem": "x", "choices": []}}, "found 0 choices"),
@@ -302,7 +368,7 @@ def without(row: dict[str, Any], key: str) -> dict[str, Any]:
         (
             CommonsenseQA,
             SCHOOL | {"question": {"stem": "x", "choices": {"label": ["A"], "text": ["x", "y"]}}},
-            "expected a label and a text",
+            "found 2 choices, but 1 labels",
         ),
         (
             CommonsenseQA,
@@ -312,8 +378,8 @@ def without(row: dict[str, Any], key: str) -> dict[str, Any]:
         (OpenBookQA, without(FOOD, "question"), "no column 'choices'"),
         (
             BoolQ,
-            MOVIES | {"answer": "yes"},
-            "column 'answer': found \"yes\", expected true or false",
+            MOVIES | {"answer": "maybe"},
+            "column 'answer': found \"maybe\", expected true or false",
         ),
         (BoolQ, without(MOVIES, "passage"), "no column 'passage'"),
         (Alpaca, without(SORT, "output"), "no column 'output'; the row has 'instruction', 'input'"),

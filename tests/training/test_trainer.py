@@ -6,13 +6,15 @@ import dataclasses
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast, TrainingArguments
 
@@ -28,7 +30,7 @@ from firstcli.recalibration.builtin import NoRecalibration
 from firstcli.recipe.schema import Arm, Training
 from firstcli.runtime.console import Console
 from firstcli.stages.scoring import top_k_of
-from firstcli.training import arguments, batches, objectives, trainer, trainer_fields
+from firstcli.training import arguments, batches, objectives, trainer, trainer_fields, trial
 from firstcli.training.soft_targets import SoftTargetBuilder, SoftTargets
 from firstcli.training.trainer import Objective
 from support.encoding import encode_training
@@ -473,6 +475,25 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, make_llama: M
     assert [entry["loss"] for entry in rest.log] == [entry["loss"] for entry in whole.log]
 
 
+def test_a_checkpoint_between_two_logs_changes_no_log(
+    tmp_path: Path, make_llama: MakeLlama
+) -> None:
+    """Saved after steps 3 and 6, logged after 4 and 8: the second log covers steps 5 to 8."""
+    rows = drawn_samples(21)
+    soft_targets = drawn_soft_targets(rows)
+    common: dict[str, Any] = {"soft_targets": soft_targets, "objective": "topk-tail", "epochs": 3}
+    common["fields"] = {"logging_steps": 4, "save_strategy": "epoch"}
+    whole = fit(make_llama(V), rows, tmp_path / "whole", **common)
+    with pytest.raises(Interrupted):
+        fit(make_llama(V), rows, tmp_path / "killed", console=Interrupting(7), **common)
+    rest = fit(make_llama(V), rows, tmp_path / "killed", **common)
+    assert len(whole.log) == 2
+    paths = [tmp_path / name for name in ("whole.jsonl", "rest.jsonl")]
+    for path, outcome in zip(paths, (whole, rest), strict=True):
+        trainer.write_log(path, outcome.log)
+    assert paths[1].read_bytes() == paths[0].read_bytes()
+
+
 def test_a_run_killed_after_its_last_step_has_nothing_left_to_do(
     tmp_path: Path, make_llama: MakeLlama
 ) -> None:
@@ -573,6 +594,67 @@ def test_a_student_with_a_real_tokenizer_learns_from_its_teacher(
     assert outcome.log[-1]["Q"] == pytest.approx(outcome.log[-1]["P"], abs=0.02)
 
 
+# Devices: there is no GPU, so PyTorch's answers about them are invented.
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """Two GPUs that emulate bfloat16; returns the devices that were made current."""
+    made_current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", made_current.append)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
+    return made_current
+
+
+def test_a_single_process_trains_on_the_gpu_that_the_recipe_names(
+    two_gpus: list[torch.device],
+) -> None:
+    second = torch.device("cuda:1")
+    try:
+        args = arguments.arguments(Path("unused"), settings(), {}, 7, second)
+        assert args.device == PartialState().device == second
+        assert two_gpus[-1] == second
+        assert args.n_gpu == 1
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_bfloat16_is_not_chosen_where_it_is_emulated() -> None:
+    gpu = torch.device("cuda:0")
+    try:
+        assert not arguments.arguments(Path("unused"), settings(), {}, 7, gpu).bf16
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert not inference.has_bfloat16(gpu)
+
+
+def test_the_output_layer_is_tried_out_after_the_model_has_moved(
+    tmp_path: Path, make_llama: MakeLlama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels such as flash attention fail on the CPU, and the fused objective would be lost."""
+    model, events = make_llama(V), list[str]()
+    move, try_out = model.to, readout._obstacle
+
+    def moved(*args: Any, **kwargs: Any) -> Any:
+        events.append("moved")
+        return move(*args, **kwargs)
+
+    def tried_out(model: Any) -> str | None:
+        events.append("tried out")
+        return try_out(model)
+
+    monkeypatch.setattr(model, "to", moved)
+    monkeypatch.setattr(readout, "_obstacle", tried_out)
+    fit(model, drawn_samples(8), tmp_path)
+    assert events[:2] == ["moved", "tried out"]
+
+
 # Arguments.
 
 
@@ -654,6 +736,40 @@ def test_values_that_training_arguments_rejects_are_user_errors(
 ) -> None:
     with pytest.raises(UserError, match=r"^trainer: "):
         training_arguments(trainer)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"report_to": "nowhere"}, r"trainer.report_to: \['nowhere'\] cannot be used: "),
+        ({"save_strategy": "best"}, "trainer.save_strategy: 'best' needs an evaluation"),
+        (
+            {"lr_scheduler_type": "warmup_stable_decay"},
+            "trainer.lr_scheduler_type: 'warmup_stable_decay' cannot be used: .*num_decay_steps",
+        ),
+        ({"adam_beta1": 1.5}, "trainer.optim: 'adamw_torch.*' cannot be used: Invalid beta"),
+    ],
+)
+def test_settings_with_which_training_would_fail_are_found_on_two_parameters(
+    fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        trial.check(training_arguments(fields))
+
+
+def test_an_optimizer_whose_package_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.trainer_optimizer.is_bitsandbytes_available", lambda: False)
+    with pytest.raises(UserError, match=r"trainer.optim: 'adamw_bnb_8bit' .*bitsandbytes"):
+        trial.check(training_arguments({"optim": "adamw_bnb_8bit"}))
+
+
+def test_all_failing_settings_are_named_and_good_ones_pass() -> None:
+    fields = {"lr_scheduler_type": "cosine_with_min_lr", "save_strategy": "best"}
+    with pytest.raises(UserError) as caught:
+        trial.check(training_arguments(fields))
+    assert len(caught.value.messages) == 2
+    given = {"lr_scheduler_kwargs": {"min_lr": 1e-6}, "optim": "adafactor"}
+    trial.check(training_arguments({**fields, **given, "save_strategy": "epoch"}))
 
 
 @pytest.mark.parametrize("names", [trainer_fields.OWNED.keys(), trainer_fields.HARMLESS])

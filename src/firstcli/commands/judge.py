@@ -12,7 +12,8 @@ from rich.table import Column, Table
 
 from firstcli.errors import UserError, shortened
 from firstcli.metrics import FLOOR, METRICS, EvalMetrics, lm_eval, summarize
-from firstcli.metrics.records import Confidence, EvalRecords
+from firstcli.metrics.gold import GOLD, Gold
+from firstcli.metrics.records import Candidates, Confidence, EvalRecords
 from firstcli.metrics.uncertainty import differences, intervals
 from firstcli.runtime.console import Console
 
@@ -32,6 +33,8 @@ def show(
     confidence: str | None,
     bins: int | None,
     *,
+    candidates: str | None = None,
+    gold: str | None = None,
     json: bool,
     quiet: bool,
 ) -> dict[str, Any]:
@@ -42,20 +45,26 @@ def show(
         versus: the file to compare with, if any.
         confidence: `candidates`, which is the default, or `full`.
         bins: number of bins of the calibration errors; default 10.
+        candidates: `first-token` or `whole`. The default is `first-token`, unless one of the files
+            has nothing but whole candidates.
+        gold: how the logs name the right choice; the default infers it.
         json: whether stdout is reserved for the result as JSON.
         quiet: whether to print nothing.
 
     Raises:
         UserError: an option or a file cannot be used.
     """
-    confidence, bins = confidence or "candidates", bins or 10
-    if confidence not in get_args(Confidence):
-        raise UserError(f"--confidence must be candidates or full, not '{confidence}'")
-    kind = cast(Confidence, confidence)
+    kind, bins = cast(Confidence, confidence or "candidates"), bins or 10
+    _check("confidence", kind, get_args(Confidence))
+    _check("candidates", candidates, get_args(Candidates))
+    _check("gold", gold, GOLD)
     console = Console(json=json, quiet=quiet)
-    records = read(outputs, kind)
+    files = [outputs] if versus is None else [outputs, versus]
+    records, *others = _read_alike(
+        files, kind, cast(Candidates | None, candidates), cast(Gold | None, gold)
+    )
     # before anything is printed, because it may raise
-    pair = None if versus is None else _pair(outputs, records, versus, kind)
+    pair = None if versus is None else _pair(outputs, records, versus, others[0])
     table, result = _judged(outputs, records, kind, bins)
     console.show(table)
     if versus and pair:
@@ -64,23 +73,67 @@ def show(
     return result
 
 
-def read(path: Path, confidence: Confidence) -> EvalRecords:
-    """Read records of firstcli or a log of lm-evaluation-harness, depending on the suffix."""
-    readers = {".parquet": EvalRecords.load, ".jsonl": lm_eval.read}
-    if path.suffix not in readers:
-        raise UserError(
-            f"{path}: the file name must end in .parquet (records of firstcli) or .jsonl (samples "
-            "of lm-evaluation-harness)"
-        )
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file")
-    records = readers[path.suffix](path)
+def _check(option: str, value: str | None, allowed: Sequence[str]) -> None:
+    if value is not None and value not in allowed:
+        raise UserError(f"--{option} must be {' or '.join(allowed)}, not '{value}'")
+
+
+def _read_alike(
+    paths: Sequence[Path],
+    confidence: Confidence,
+    candidates: Candidates | None,
+    gold: Gold | None,
+) -> list[EvalRecords]:
+    """Read files so that all score the same of each candidate.
+
+    Args:
+        paths: the files.
+        confidence: the kind of confidence that will be shown.
+        candidates: what to score; None prefers first tokens, where all files have them.
+        gold: how the logs name the right choice; None infers it.
+    """
+    stored = [read(path, gold) for path in paths]
+    if gold and all(path.suffix == ".parquet" for path in paths):
+        raise UserError("--gold is for logs of lm-evaluation-harness; records state their answers")
+    if candidates is None:
+        logged = any(records.candidates == "whole" for records in stored)
+        candidates = "whole" if logged else "first-token"
+    return [
+        _scored(path, records, confidence, candidates)
+        for path, records in zip(paths, stored, strict=True)
+    ]
+
+
+def _scored(
+    path: Path, stored: EvalRecords, confidence: Confidence, candidates: Candidates
+) -> EvalRecords:
+    try:
+        records = stored.scored(candidates)
+    except UserError as error:
+        raise UserError(f"{path}: --candidates {candidates}: {error}") from error
     if records.shown(confidence) is None:
         raise UserError(
             f"{path}: the file only compares the candidates and has no probabilities in the whole "
             "vocabulary; use --confidence candidates"
         )
     return records
+
+
+def read(path: Path, gold: Gold | None) -> EvalRecords:
+    """Read records of firstcli or a log of lm-evaluation-harness, depending on the suffix.
+
+    Args:
+        path: the file.
+        gold: how a log names the right choice; None infers it.
+    """
+    if path.suffix not in (".parquet", ".jsonl", ".json"):
+        raise UserError(
+            f"{path}: the file name must end in .parquet (records of firstcli) or .jsonl or .json "
+            "(samples of lm-evaluation-harness)"
+        )
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file")
+    return EvalRecords.load(path) if path.suffix == ".parquet" else lm_eval.read(path, gold)
 
 
 def _judged(
@@ -90,8 +143,9 @@ def _judged(
     metrics = summarize(records, kind, bins)
     estimates = intervals([records], kind, bins)
     caption = (
-        f"confidence: {kind}; {bins} bins (lo, hi] of equal width; prediction: the most likely "
-        "candidate; in percent, except scores; 95 % intervals over questions"
+        f"confidence: {kind}; scored: {records.candidates}; {bins} bins (lo, hi] of equal width; "
+        "prediction: the most likely candidate; in percent, except scores; 95 % intervals over "
+        "questions"
     )
     columns = _columns("", "value", "95 % interval", "")
     table = Table(*columns, title=f"{path}: {metrics.n} questions", caption=caption)
@@ -104,6 +158,7 @@ def _judged(
     return table, {
         "file": str(path),
         "scope": records.scope,
+        "candidates": records.candidates,
         "confidence_kind": kind,
         "bins": bins,
         "metrics": asdict(metrics),
@@ -132,10 +187,9 @@ def _compared(
 
 
 def _pair(
-    path: Path, ours: EvalRecords, versus: Path, kind: Confidence
+    path: Path, ours: EvalRecords, versus: Path, theirs: EvalRecords
 ) -> tuple[EvalRecords, EvalRecords]:
     """Return both files' records of their common questions."""
-    theirs = read(versus, kind)
     for file, records in ((path, ours), (versus, theirs)):
         if not records.answerable:
             raise UserError(f"{file}: no candidate is right, so --versus has nothing to compare")

@@ -50,6 +50,11 @@ class EncodedQuestion:
     id: str
     input_ids: npt.NDArray[np.int32]  # (L,)
     candidate_ids: tuple[int, ...]
+    start: int
+    """Index of the candidates' first token, at least 1: the length of the prompt."""
+    candidates: tuple[tuple[int, ...], ...]
+    """All tokens of each candidate, from `start` on. EOS is left out, except where it is the token
+    in which a candidate differs from a longer one: whole candidates exclude one another."""
     answer: int | None
     """Index of the right candidate; None if no candidate is right."""
     truth: tuple[float, ...] | None
@@ -127,9 +132,20 @@ def encode_questions(
         except UserError as error:
             problems += error.messages
             continue
-        shared = np.asarray(joints[0][0][:position], np.int32)
+        start = max(len(prompt), 1)
+        candidates = tuple(
+            tuple(ids[start : max(len(offsets), position + 1)]) for ids, offsets in joints
+        )
         questions.append(
-            EncodedQuestion(str(sample.id), shared, tokens, sample.answer, sample.truth)
+            EncodedQuestion(
+                id=str(sample.id),
+                input_ids=np.asarray(joints[0][0][:position], np.int32),
+                candidate_ids=tokens,
+                start=start,
+                candidates=candidates,
+                answer=sample.answer,
+                truth=sample.truth,
+            )
         )
     _raise(problems, where)
     without = [question.id for question in questions if question.answer is None]

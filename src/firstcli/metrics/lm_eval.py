@@ -1,6 +1,6 @@
 """Reader of the per-sample log of lm-evaluation-harness (`samples_<task>_<date>.jsonl`).
 
-Each line is one question under one filter. `filtered_resps` contains a pair (log-likelihood, is
+Each sample is one question under one filter. `filtered_resps` contains a pair (log-likelihood, is
 greedy) per choice, `arguments` the context and the text of each choice, and `target` the index or
 the text of the right choice, depending on the task. Newer versions write all of them as strings.
 """
@@ -9,44 +9,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from firstcli.errors import UserError
+from firstcli.metrics.gold import Gold, LoggedQuestion, answers, target_text
 from firstcli.metrics.records import MASS_SLACK, EvalRecords, Scope
 
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """One logged question."""
-
-    place: str
-    id: str
-    log_likelihoods: tuple[float, ...]
-    choices: tuple[str, ...]  # empty if the log has no texts
-    target: str
-    acc: float | None
-
-    @property
-    def readings(self) -> tuple[int | None, int | None]:
-        """The right choice, if the target is its index, and if the target is its text."""
-        index = int(self.target) if self.target.isdecimal() else -1
-        by_index = index if 0 <= index < len(self.log_likelihoods) else None
-        # of equal texts the first, as in the harness
-        by_text = self.choices.index(self.target) if self.target in self.choices else None
-        return by_index, by_text
-
-    def agrees(self, answer: int | None) -> bool:
-        """Return whether an answer is valid and consistent with the logged accuracy."""
-        right = int(np.argmax(self.log_likelihoods)) == answer
-        return answer is not None and (self.acc is None or right == (self.acc > 0))
+_DECODER = json.JSONDecoder()
+_SPACE = re.compile(r"\s*")
 
 
-def read(path: Path) -> EvalRecords:
+def read(path: Path, gold: Gold | None = None) -> EvalRecords:
     """Read the log of a multiple-choice task.
 
     Log-likelihoods are sums over the tokens of whole continuations, as used by `acc`. If the
@@ -54,53 +30,84 @@ def read(path: Path) -> EvalRecords:
     with another, the records only compare the choices: their scope is `candidates`.
 
     Raises:
-        UserError: a line is damaged or not a multiple-choice question; the message names it.
+        UserError: a line is damaged or not a multiple-choice question, or it is not clear which
+            choice is right; the message names it.
     """
-    lines = _lines(path)
-    rows = [line.log_likelihoods for line in lines]
+    questions = _questions(path)
+    rows = [question.log_likelihoods for question in questions]
     overlap = any(sum(map(math.exp, row)) > 1.0 + MASS_SLACK for row in rows)
     scope: Scope = "candidates" if overlap else "vocabulary"
-    answers = _answers(path, lines)
+    right = answers(questions, gold)
+    ids = [question.id for question in questions]
     try:
-        return EvalRecords.from_log_probs([line.id for line in lines], answers, rows, scope=scope)
+        return EvalRecords.from_log_probs(ids, right, rows, scope=scope, candidates="whole")
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
 
-def _lines(path: Path) -> list[_Line]:
-    """Return the lines of one filter: `none` (unfiltered) if present, otherwise the first."""
-    by_filter: dict[str, list[_Line]] = {}
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, text in enumerate(file, 1):
-                if text.strip():
-                    place = f"{path}:{number}"
-                    sample = _sample(place, text)
-                    same_filter = by_filter.setdefault(str(sample.get("filter", "none")), [])
-                    same_filter.append(_line(place, sample))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+def _questions(path: Path) -> list[LoggedQuestion]:
+    """Return the questions of one filter: `none` (unfiltered) if present, otherwise the first."""
+    by_filter: dict[str, list[LoggedQuestion]] = {}
+    for place, value in _values(path):
+        sample = _sample(place, value)
+        same_filter = by_filter.setdefault(str(sample.get("filter", "none")), [])
+        same_filter.append(_question(place, sample))
     if not by_filter:
         raise UserError(f"{path}: contains no samples")
     return by_filter.get("none") or next(iter(by_filter.values()))
 
 
-def _sample(place: str, text: str) -> dict[str, Any]:
+def _values(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the samples with their places: JSON after JSON, or the elements of one array.
+
+    Whether and how the JSON is indented does not matter: early versions wrote an indented array
+    into a `.jsonl` file. UTF-8 and UTF-16, with and without a byte order mark, are recognised.
+    """
     try:
-        sample: dict[str, Any] = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{place}: is not valid JSON ({error})") from error
+        data = path.read_bytes()
+        text = data.decode(json.detect_encoding(data))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    array = text.lstrip().startswith("[")
+    position = _next(text, text.index("[") + 1) if array else _next(text, 0)
+    line = 1 + text.count("\n", 0, position)
+    while position < len(text) and not (array and text[position] == "]"):
+        place = f"{path}:{line}"
+        try:
+            value, end = _DECODER.raw_decode(text, position)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{place}: is not valid JSON ({error})") from error
+        yield place, value
+        start, position = position, _next(text, end)
+        if array and text.startswith(",", position):
+            position = _next(text, position + 1)
+        elif array:
+            break
+        line += text.count("\n", start, position)
+    if array and text[position:].strip() != "]":
+        raise UserError(
+            f"{path}:{line}: the array does not end after this sample; is the file complete?"
+        )
+
+
+def _next(text: str, position: int) -> int:
+    """Return the position of the next character that is no white space."""
+    found = _SPACE.match(text, position)
+    return found.end() if found else position
+
+
+def _sample(place: str, sample: Any) -> dict[str, Any]:
     for key in ("doc_id", "target", "filtered_resps"):
         if not isinstance(sample, dict) or key not in sample:
             raise UserError(
                 f"{place}: is not a sample of lm-evaluation-harness: the key `{key}` is missing"
             )
-    return sample
+    return dict(sample)
 
 
-def _line(place: str, sample: dict[str, Any]) -> _Line:
+def _question(place: str, sample: dict[str, Any]) -> LoggedQuestion:
     values = _log_likelihoods(place, sample["filtered_resps"])
-    arguments = _arguments(sample.get("arguments"))
+    arguments = _arguments(place, sample.get("arguments"))
     if len(arguments) == len(values) and _has_unconditional(arguments):
         half = len(values) // 2  # acc_mutual_info also scores each choice without context
         values, arguments = values[:half], arguments[:half]
@@ -112,15 +119,28 @@ def _line(place: str, sample: dict[str, Any]) -> _Line:
             f"{place}: the choices differ in the context, not in the scored text, so that the log "
             "has no probability of each choice; such tasks cannot be evaluated"
         )
-    acc = sample.get("acc")
-    return _Line(
-        place,
-        f"{sample['doc_id']}:{str(sample.get('doc_hash', ''))[:12]}".rstrip(":"),
-        values,
-        choices if len(choices) == len(values) else (),
-        str(sample["target"]).strip(),
-        float(acc) if isinstance(acc, int | float) else None,
+    choices = choices if len(choices) == len(values) else ()
+    return LoggedQuestion(
+        place=place,
+        id=f"{sample['doc_id']}:{str(sample.get('doc_hash', ''))[:12]}".rstrip(":"),
+        log_likelihoods=values,
+        choices=choices,
+        target=target_text(place, sample["target"], choices),
+        acc=_acc(place, sample.get("acc")),
     )
+
+
+def _acc(place: str, logged: Any) -> float | None:
+    try:
+        acc = float(logged)
+    except (TypeError, ValueError):  # not logged, or a metric of the same name with other content
+        return None
+    if acc not in (0, 1):
+        raise UserError(
+            f"{place}: the logged acc = {acc:g} is neither 0 nor 1, as in tasks with several right "
+            "answers (truthfulqa_mc2); only questions with exactly one can be evaluated"
+        )
+    return acc
 
 
 def _log_likelihoods(place: str, responses: Any) -> tuple[float, ...]:
@@ -139,11 +159,16 @@ def _log_likelihoods(place: str, responses: Any) -> tuple[float, ...]:
     return tuple(min(value, 0.0) for value in values)
 
 
-def _arguments(logged: Any) -> list[tuple[str, str]]:
+def _arguments(place: str, logged: Any) -> list[tuple[str, str]]:
     """Return the context and continuation of each request, for both formats of the log."""
-    if isinstance(logged, dict):
-        logged = [[request.get("arg_0"), request.get("arg_1")] for request in logged.values()]
-    return [(str(request[0]), str(request[1])) for request in logged or [] if len(request) > 1]
+    try:
+        if isinstance(logged, dict):
+            logged = [[request.get("arg_0"), request.get("arg_1")] for request in logged.values()]
+        return [(str(request[0]), str(request[1])) for request in logged or [] if len(request) > 1]
+    except (TypeError, AttributeError, KeyError):
+        raise UserError(
+            f"{place}: `arguments` does not contain one pair of context and continuation per choice"
+        ) from None
 
 
 def _has_unconditional(arguments: Sequence[tuple[str, str]]) -> bool:
@@ -153,24 +178,3 @@ def _has_unconditional(arguments: Sequence[tuple[str, str]]) -> bool:
         all(not context for context, _ in unconditional)
         and any(context for context, _ in conditional)
     )
-
-
-def _answers(path: Path, lines: Sequence[_Line]) -> list[int]:
-    """Return the right choices under the interpretation of `target` that fits all lines."""
-    readings = [line.readings for line in lines]
-    for answers in zip(*readings, strict=True):
-        if all(line.agrees(answer) for line, answer in zip(lines, answers, strict=True)):
-            return [answer for answer in answers if answer is not None]
-    for line, reading in zip(lines, readings, strict=True):
-        if reading == (None, None):
-            raise UserError(
-                f"{line.place}: the target '{line.target}' is neither the index nor the "
-                f"text of one of the {len(line.log_likelihoods)} choices"
-            )
-    for line, reading in zip(lines, readings, strict=True):
-        if not any(map(line.agrees, reading)):
-            raise UserError(
-                f"{line.place}: the logged acc = {line.acc:g} contradicts the target "
-                f"'{line.target}' and the log-likelihoods"
-            )
-    raise UserError(f"{path}: some targets are indices of choices and others are texts")

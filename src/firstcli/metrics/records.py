@@ -7,11 +7,14 @@ The columns of a file are
                                    the candidates is right
     log_probs     list<float64>    log-probability of each candidate's token at the answer position,
                                    from the softmax over the whole vocabulary or over the candidates
+    log_probs_whole  list<float64> log-probability of each whole candidate, summed over its tokens;
+                                   null if unknown
     truth         list<float64>    true probability of each candidate; null if unknown
 
 and, for other tools, the columns `prediction`, `correct`, `confidence`, `confidence_full`,
 `candidate_mass` and `tie`, which loading derives again from the columns above. The schema's
-metadata contain the format version and the scope of the softmax.
+metadata contain the format version, the scope of the softmax, and what `log_probs` are the
+log-probabilities of: `first-token`, or `whole` in the records of a log that has nothing else.
 """
 
 from __future__ import annotations
@@ -35,10 +38,12 @@ if TYPE_CHECKING:
 ProbabilityRows = Sequence[Sequence[float] | FloatArray]
 Scope = Literal["vocabulary", "candidates"]
 Confidence = Literal["candidates", "full"]
+Candidates = Literal["first-token", "whole"]
 
 VERSION = 2
 _VERSION_KEY = "firstcli.records.version"
 _SCOPE_KEY = "firstcli.records.scope"
+_CANDIDATES_KEY = "firstcli.records.candidates"
 _SOURCES = ("id", "answer", "log_probs", "truth")
 MASS_SLACK = 1e-3  # generous bound on the float32 rounding of the candidates' total probability
 
@@ -51,6 +56,7 @@ class EvalRecords:
     answer: npt.NDArray[np.int32]  # (N,)
     count: npt.NDArray[np.int32]  # (N,) number of candidates
     log_probs: FloatArray  # (N, C), -inf from `count` on
+    whole: FloatArray | None  # (N, C) the same of whole candidates; None if unknown
     truth: FloatArray | None  # (N, C), 0 from `count` on
     prediction: npt.NDArray[np.int32]  # (N,) the most likely candidate; the first one on ties
     correct: BoolArray  # (N,)
@@ -59,6 +65,7 @@ class EvalRecords:
     candidate_mass: FloatArray | None  # (N,) total probability of the candidates
     tie: BoolArray  # (N,) whether another candidate is equally likely
     scope: Scope  # of the softmax; for `candidates`, two fields are None
+    candidates: Candidates  # what `log_probs`, and the fields derived from them, refer to
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -71,7 +78,9 @@ class EvalRecords:
         log_probs: ProbabilityRows,
         truth: ProbabilityRows | None = None,
         *,
+        whole: ProbabilityRows | None = None,
         scope: Scope = "vocabulary",
+        candidates: Candidates = "first-token",
     ) -> EvalRecords:
         """Derive predictions and confidences from the candidates' log-probabilities.
 
@@ -81,29 +90,25 @@ class EvalRecords:
                 candidate is right, N.
             log_probs: one row per question with one log-probability per candidate.
             truth: the true probability of each candidate, in rows of the same lengths.
+            whole: log-probabilities of whole candidates besides those of their first differing
+                tokens, in rows of the same lengths; see `scored`.
             scope: the softmax of `log_probs`. `candidates` means that they only compare the
                 candidates; they are renormalised, and the candidates' mass in the vocabulary is
                 unknown.
+            candidates: what `log_probs` refer to.
 
         Raises:
             UserError: invalid rows; the message names their ids.
         """
-        lengths = {len(ids), len(answers), len(log_probs), len(ids if truth is None else truth)}
-        if len(lengths) > 1:
-            raise ValueError("ids, answers, log_probs and truth must have one entry per question")
+        columns = (ids, answers, log_probs, *(c for c in (truth, whole) if c is not None))
+        if len({len(column) for column in columns}) > 1:
+            raise ValueError("every column must have one entry per question")
         if not ids:
             raise UserError("no question was evaluated: the evaluation split is empty")
         answer = np.asarray(answers, dtype=np.int32)
         count = np.array([len(row) for row in log_probs], dtype=np.int32)
         _check_questions(ids, answer, count)
-        padded = _padded(log_probs, count, -np.inf)
-        _check_log_probs(ids, padded)
-        if scope == "candidates":
-            padded, mass = _renormalised(padded), None
-        else:
-            mass = np.exp(padded).sum(axis=1)
-            over = mass > 1.0 + MASS_SLACK
-            _refuse(ids, over, "candidates whose probabilities sum to more than 1")
+        padded, mass = _scored(ids, count, log_probs, scope)
         top = padded.max(axis=1)  # (N,)
         prediction = padded.argmax(axis=1).astype(np.int32)
         return cls(
@@ -111,6 +116,7 @@ class EvalRecords:
             answer=answer,
             count=count,
             log_probs=padded,
+            whole=None if whole is None else _scored(ids, count, whole, scope)[0],
             truth=None if truth is None else _truth(ids, truth, count, answer),
             prediction=prediction,
             correct=prediction == answer,
@@ -119,7 +125,31 @@ class EvalRecords:
             candidate_mass=mass,
             tie=(padded == top[:, None]).sum(axis=1) > 1,
             scope=scope,
+            candidates=candidates,
         )
+
+    def scored(self, candidates: Candidates) -> EvalRecords:
+        """Return the records by first differing tokens or by whole candidates.
+
+        Raises:
+            UserError: they do not contain these log-probabilities.
+        """
+        if candidates == self.candidates:
+            return self
+        if self.whole is None:
+            raise UserError(_MISSING[candidates])
+        return EvalRecords.from_log_probs(
+            self.ids,
+            self.answer.tolist(),
+            self.ragged(self.whole),
+            None if self.truth is None else self.ragged(self.truth),
+            scope=self.scope,
+            candidates=candidates,
+        )
+
+    def ragged(self, padded: FloatArray) -> list[FloatArray]:
+        """Return the rows (count,) of an array (N, C)."""
+        return [row[:count] for row, count in zip(padded, self.count, strict=True)]
 
     @property
     def answerable(self) -> bool:
@@ -165,7 +195,9 @@ class EvalRecords:
         offsets = np.concatenate([[0], np.cumsum(self.count)]).astype(np.int32)
         filled = np.arange(self.log_probs.shape[1]) < self.count[:, None]  # (N, C)
 
-        def ragged(padded: FloatArray) -> pa.ListArray:
+        def listed(padded: FloatArray | None) -> pa.Array:
+            if padded is None:
+                return pa.nulls(len(self), lists)
             return pa.ListArray.from_arrays(offsets, padded[filled])
 
         def known(values: FloatArray | None) -> pa.Array:
@@ -174,8 +206,9 @@ class EvalRecords:
         columns = {
             "id": pa.array(self.ids, pa.string()),
             "answer": self.answer,
-            "log_probs": ragged(self.log_probs),
-            "truth": pa.nulls(len(self), lists) if self.truth is None else ragged(self.truth),
+            "log_probs": listed(self.log_probs),
+            "log_probs_whole": listed(self.whole),
+            "truth": listed(self.truth),
             "prediction": self.prediction,
             "correct": self.correct,
             "confidence": self.confidence,
@@ -183,7 +216,12 @@ class EvalRecords:
             "candidate_mass": known(self.candidate_mass),
             "tie": self.tie,
         }
-        about = {**metadata, _VERSION_KEY: str(VERSION), _SCOPE_KEY: self.scope}
+        about = {
+            **metadata,
+            _VERSION_KEY: str(VERSION),
+            _SCOPE_KEY: self.scope,
+            _CANDIDATES_KEY: self.candidates,
+        }
         table = pa.table(columns, metadata=about)
         atomic_write(path, lambda file: pq.write_table(table, file, compression="zstd"))
 
@@ -198,15 +236,24 @@ class EvalRecords:
 
         table = _read(path)
         scope = table.schema.metadata.get(_SCOPE_KEY.encode())  # missing in version 1
+        candidates = table.schema.metadata.get(_CANDIDATES_KEY.encode())  # missing in older files
         lists = pa.list_(pa.float64())
+
+        def known(name: str) -> list[list[float]] | None:
+            if name not in table.column_names or table[name].null_count == len(table):
+                return None
+            rows: list[list[float]] = table[name].cast(lists).to_pylist()
+            return rows
+
         try:
-            truth = table["truth"].cast(lists).to_pylist()
             return cls.from_log_probs(
                 ids=table["id"].cast(pa.string()).to_pylist(),
                 answers=table["answer"].cast(pa.int32()).to_pylist(),
                 log_probs=table["log_probs"].cast(lists).to_pylist(),
-                truth=None if table["truth"].null_count == len(table) else truth,
+                truth=known("truth"),
+                whole=known("log_probs_whole"),
                 scope="candidates" if scope == b"candidates" else "vocabulary",
+                candidates="whole" if candidates == b"whole" else "first-token",
             )
         except pa.ArrowException as error:
             raise UserError(f"{path}: a column has the wrong type ({error}); {_REDO}") from error
@@ -214,6 +261,12 @@ class EvalRecords:
             raise UserError(f"{path}: {error}; {_REDO}") from error
 
 
+_MISSING: dict[Candidates, str] = {
+    "first-token": "only whole candidates are scored, as in every log of lm-evaluation-harness, "
+    "not their first differing tokens; choose `whole`",
+    "whole": "only the candidates' first differing tokens are scored, not whole candidates; run "
+    "`first eval --force` with this version of firstcli, or choose `first-token`",
+}
 _REDO = "if a run wrote this file, write it again with `first eval --force`"
 
 
@@ -257,6 +310,21 @@ def _renormalised(padded: FloatArray) -> FloatArray:
     total = top + np.log(np.exp(padded - top).sum(axis=1, keepdims=True))
     # Rows that are already normalised keep their bits, so that saving and loading is lossless.
     return np.where(np.abs(total) < 1e-12, padded, padded - total)
+
+
+def _scored(
+    ids: Sequence[str], count: npt.NDArray[np.int32], rows: ProbabilityRows, scope: Scope
+) -> tuple[FloatArray, FloatArray | None]:
+    """Return checked log-probabilities (N, C), and the candidates' mass (N,) if it is known."""
+    complete = [row is not None and len(row) == n for row, n in zip(rows, count, strict=True)]
+    _refuse(ids, ~np.array(complete), "not exactly one log-probability per candidate")
+    padded = _padded(rows, count, -np.inf)
+    _check_log_probs(ids, padded)
+    if scope == "candidates":
+        return _renormalised(padded), None
+    mass = np.exp(padded).sum(axis=1)
+    _refuse(ids, mass > 1.0 + MASS_SLACK, "candidates whose probabilities sum to more than 1")
+    return padded, mass
 
 
 def _truth(

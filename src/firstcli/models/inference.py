@@ -13,32 +13,61 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from firstcli.api import Dtype, ModelFamily, PluginOptions
+from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError
+from firstcli.runtime import distributed
 
 Family = ModelFamily[PluginOptions]
 
 
 def device_of(family: Family) -> torch.device:
-    """Resolve a family's device: `auto` prefers CUDA, then MPS, then the CPU."""
-    if family.device != "auto":
-        try:
-            return torch.zeros(0, device=family.device).device
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"model.options.device: '{family.device}' is not usable: {reason}"
-            ) from error
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """Resolve a family's device: `auto` prefers CUDA, then MPS, then the CPU.
+
+    Raises:
+        UserError: the device does not exist, or names one GPU for all processes of a launch.
+    """
+    name = family.device
+    if name == "auto":
+        mps = "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else mps
+    try:
+        device = torch.device(name)
+        if family.device != "auto":
+            torch.zeros(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model.options.device: '{name}' is not usable: {reason}") from error
+    if device.type != "cuda":
+        return device
+    if distributed.count() == 1:
+        return torch.device("cuda", device.index or 0)
+    if device.index is not None:
+        raise UserError(
+            f"model.options.device: '{name}' names one GPU, but each of the {distributed.count()} "
+            "processes uses a different one; set it to cuda or auto"
+        )
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def inference_dtype(family: Family, device: torch.device) -> Dtype:
     """Resolve a family's dtype outside training: `auto` is bfloat16 on a GPU that supports it."""
     if family.inference_dtype != "auto":
         return family.inference_dtype
-    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return "bfloat16" if has_bfloat16 else "float32"
+    return "bfloat16" if has_bfloat16(device) else "float32"
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Return whether a device computes in bfloat16; older GPUs only emulate it, slowly."""
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def make_current(device: torch.device) -> None:
+    """Let kernels that do not look at their operands (Triton, flash attention) use a GPU."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def context_length(model: PreTrainedModel) -> int | None:
@@ -72,6 +101,13 @@ def pad(sequences: Sequence[npt.NDArray[np.int32]]) -> Padded:
     tensors = [torch.from_numpy(sequence.astype(np.int64)) for sequence in sequences]
     mask = [torch.ones_like(tensor) for tensor in tensors]
     return Padded(pad_sequence(tensors, batch_first=True), pad_sequence(mask, batch_first=True))
+
+
+def before_targets(rows: Sequence[EncodedSample]) -> tuple[Tensor, Tensor]:
+    """Return the row and the column of the token before each target of a batch, both (N,)."""
+    counts = torch.tensor([len(row.targets) for row in rows])
+    columns = [torch.arange(row.start - 1, len(row.input_ids) - 1) for row in rows]
+    return torch.arange(len(rows)).repeat_interleave(counts), torch.cat(columns)
 
 
 def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:

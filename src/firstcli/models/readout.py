@@ -11,16 +11,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from firstcli.errors import UserError
 
 CHUNK_ROWS = 512
 """Rows of logits per chunk. Each chunk reads the whole weight, so small chunks are slow."""
+
+WEIGHT_ROWS = 4096
+"""Rows of a half-precision weight that are converted to float32 at a time."""
 
 BLOCK = 64  # tokens that their maximum represents during the search for the top k
 
@@ -33,31 +38,95 @@ class Layer:
     weight: Tensor  # (V, D)
     bias: Tensor | None  # (V,)
 
-    def operands(self) -> Layer:
-        """Return the operands without history, in the dtype that autocast prescribes."""
+    def cast(self) -> Layer:
+        """Return hidden states and weight in the dtype that autocast prescribes."""
         kind, dtype = self.hidden.device.type, self.weight.dtype
-        hidden = self.hidden.detach()
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
-            hidden = hidden.to(dtype)
-        bias = None if self.bias is None else self.bias.detach().to(dtype)
-        return Layer(hidden, self.weight.detach().to(dtype), bias)
+        return Layer(self.hidden.to(dtype), self.weight.to(dtype), self.bias)
+
+    def operands(self) -> Layer:
+        """Return the operands without history, in the dtype that autocast prescribes."""
+        bias = None if self.bias is None else self.bias.detach()
+        return Layer(self.hidden.detach(), self.weight.detach(), bias).cast()
 
     def chunks(self, rows: int) -> Iterator[tuple[slice, Tensor]]:
         """Yield chunks and logits (R, V), at least float32; the next chunk overwrites them."""
-        operands = self.operands()
-        hidden, weight, bias = operands.hidden, operands.weight, operands.bias
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        memory = hidden.new_empty(min(rows, len(hidden)), len(weight), dtype=dtype)
-        for chunk in _slices(len(hidden), rows):
+        layer = self.operands()
+        memory = _memory(layer, min(rows, len(layer.hidden)))
+        for chunk in _slices(len(layer.hidden), rows):
             logits = memory[: chunk.stop - chunk.start]
-            if weight.dtype != dtype:
-                logits.copy_(nn.functional.linear(hidden[chunk], weight, bias))
-            elif bias is None:
-                torch.mm(hidden[chunk], weight.T, out=logits)
-            else:
-                torch.addmm(bias, hidden[chunk], weight.T, out=logits)
+            _multiply_(logits, Layer(layer.hidden[chunk], layer.weight, layer.bias))
             yield chunk, logits
+
+
+def _memory(layer: Layer, rows: int) -> Tensor:
+    """Allocate logits (rows, V), at least float32."""
+    return layer.hidden.new_empty(rows, len(layer.weight), dtype=_wide(layer.weight.dtype))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _multiply_(logits: Tensor, layer: Layer) -> None:
+    """Write a layer's output into `logits` (N, V), which are at least float32.
+
+    Half-precision operands are multiplied into float32 sums. Sums in their own dtype would have so
+    few digits that different tokens tie.
+    """
+    hidden, weight, bias = layer.hidden, layer.weight, layer.bias
+    if weight.dtype == logits.dtype:
+        if bias is None:
+            torch.mm(hidden, weight.T, out=logits)
+        else:
+            torch.addmm(bias, hidden, weight.T, out=logits)
+        return
+    if _has_float32_sums(weight.device, weight.dtype):
+        into_float32: Any = torch.mm  # PyTorch's type stubs do not know `out_dtype`
+        into_float32(hidden, weight.T, out_dtype=logits.dtype, out=logits)
+    else:
+        hidden = hidden.to(logits.dtype)
+        for rows in _slices(len(weight), WEIGHT_ROWS):
+            torch.mm(hidden, weight[rows].to(logits.dtype).T, out=logits[:, rows])
+    if bias is not None:
+        logits += bias
+
+
+@cache
+def _has_float32_sums(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether a device multiplies half-precision matrices into float32 by itself."""
+    square = torch.zeros(16, 16, dtype=dtype, device=device)
+    multiply: Any = torch.mm
+    try:
+        multiply(square, square, out_dtype=torch.float32)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError):  # the device, or an older PyTorch, cannot
+        return False
+    return True
+
+
+class _Product(torch.autograd.Function):
+    """A layer's output (N, V), at least float32; its gradients have the operands' dtypes."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        layer = Layer(hidden, weight, bias)
+        ctx.save_for_backward(hidden, weight)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        logits = _memory(layer, len(hidden))
+        with torch.autocast(hidden.device.type, enabled=False):
+            _multiply_(logits, layer)
+        return logits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight = ctx.saved_tensors
+        narrow = gradient.to(weight.dtype)
+        bias = None if ctx.bias_dtype is None else gradient.sum(0).to(ctx.bias_dtype)
+        return narrow @ weight, narrow.T @ hidden, bias
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +197,16 @@ class Reader:
     ) -> Tensor:
         """Return float32 logits (N, V) of any model; a hook selects the head's inputs.
 
+        A plain linear layer's product is summed in float32, also if its operands are not. Other
+        layers' logits keep the digits of the layer's own dtype.
+
         Args: as for `__call__`.
         """
 
         def select(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (inputs[0][rows, columns][None], *inputs[1:])  # (1, N, D)
 
-        with self._head.register_forward_pre_hook(select):
+        with self._head.register_forward_pre_hook(select), _summed_in_float32(self._head):
             logits = _logits(self._forward, input_ids, attention_mask)
         if logits.shape[:2] != (1, len(rows)):
             raise UserError(
@@ -185,6 +257,30 @@ def _replaced(head: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[
         yield
     finally:
         del head.forward
+
+
+@contextmanager
+def _summed_in_float32(head: nn.Module) -> Iterator[None]:
+    """Let a linear output layer return float32 logits; a layer with a different forward is kept."""
+    if not isinstance(head, nn.Linear) or not _is_plain(head):
+        yield
+        return
+
+    def product(hidden: Tensor) -> Tensor:
+        layer = Layer(hidden.flatten(0, -2), head.weight, head.bias).cast()
+        if layer.weight.dtype == _wide(layer.weight.dtype):
+            return nn.functional.linear(hidden, head.weight, head.bias)
+        apply: Any = _Product.apply
+        logits: Tensor = apply(layer.hidden, layer.weight, layer.bias)
+        whole: Tensor = logits.unflatten(0, hidden.shape[:-1])
+        return whole
+
+    with _replaced(head, product):
+        yield
+
+
+def _is_plain(head: nn.Linear) -> bool:
+    return type(head).forward is nn.Linear.forward and "forward" not in vars(head)
 
 
 @contextmanager

@@ -79,6 +79,9 @@ class Train(RecipeSection):
     trained on it."""
     too_long: Literal["error", "drop"] = "error"
     """What to do with samples that exceed a model's context: stop with an error, or drop them."""
+    limit: int | None = Field(default=None, ge=1)
+    """For a quick trial, use only this many rows from the start of the training split, including
+    those that are held out. Default: all."""
 
 
 class Evaluation(RecipeSection):
@@ -90,6 +93,9 @@ class Evaluation(RecipeSection):
     """Unique name of the evaluation. Default: the task's name."""
     split: str = "test"
     """The task's split to evaluate on."""
+    limit: int | None = Field(default=None, ge=1)
+    """For a quick trial, evaluate on only this many rows from the start of the split. Default:
+    all."""
 
     @field_validator("task")
     @classmethod
@@ -116,6 +122,14 @@ class MetricsSettings(RecipeSection):
     confidence: Literal["candidates", "full"] = "candidates"
     """Which probability counts as confidence: the prediction's probability renormalised over the
     candidates (`candidates`), or over the whole vocabulary (`full`)."""
+    candidates: Literal["first-token", "whole"] = "first-token"
+    """What is scored of each candidate: the first token in which the candidates differ
+    (`first-token`), or all its tokens (`whole`), as in lm-evaluation-harness."""
+
+    @property
+    def definition(self) -> str:
+        """The settings in words, for captions."""
+        return f"confidence: {self.confidence}, scored: {self.candidates}, {self.bins} bins"
 
 
 class Teacher(RecipeSection):

@@ -80,7 +80,8 @@ class ReportData:
     records: Mapping[tuple[str, str], EvalRecords]
     """Records by (evaluation, model); missing ones are shown as a dash."""
     settings: MetricsSettings
-    """The kind of confidence and the number of bins."""
+    """The kind of confidence and the number of bins; `records` are already those of
+    `settings.candidates`."""
     notes: Sequence[tuple[str, str]] = ()
     """Labelled facts below the tables, such as fitted temperatures."""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -128,8 +129,8 @@ class ReportData:
 
     @property
     def definition(self) -> str:
-        """The kind of confidence and the number of bins, in words."""
-        return f"confidence: {self.settings.confidence}, {self.settings.bins} bins"
+        """The kind of confidence, what is scored, and the number of bins, in words."""
+        return self.settings.definition
 
     @property
     def judged(self) -> list[str]:

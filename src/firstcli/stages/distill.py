@@ -30,7 +30,7 @@ class Distill(TrainingStage):
 
     name = "distill"
     help = "Train the students, one per arm, after everything that they need."
-    format = 2  # batches of similar length
+    format = 3  # float32 logits of half-precision products
     has_arms = True
 
     def key(self, model: Model) -> str:

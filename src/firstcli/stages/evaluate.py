@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Column, Table
 
+from firstcli.errors import UserError
 from firstcli.runtime import distributed
 from firstcli.stages import checks, fingerprints, posthoc
 from firstcli.stages.base import Facts, Stage
@@ -21,7 +22,7 @@ from firstcli.workspace.units import Model, Unit, models_of, records_path
 if TYPE_CHECKING:
     from firstcli.api import JSON
     from firstcli.metrics import EvalMetrics
-    from firstcli.metrics.records import EvalRecords
+    from firstcli.metrics.records import Candidates, EvalRecords
     from firstcli.recipe.schema import Recipe
     from firstcli.stages.probe import CostEstimate, Probe
     from firstcli.workspace.run import Run
@@ -49,7 +50,7 @@ class Evaluate(Stage):
 
     name = "eval"
     help = "Measure accuracy, ECE and Trust of teacher and students, or of the outputs in a file."
-    format = 2  # read out at the output layer: different last bits
+    format = 3  # float32 logits of half-precision products
     shared = True
     has_arms = True
     checks = (checks.OVERLAP, checks.UNPINNED)
@@ -79,9 +80,11 @@ class Evaluate(Stage):
         } | fingerprints.predictions(run, unit.role)
 
     def check(self, run: Run, unit: Unit) -> str:
-        from firstcli.stages import inputs
+        from firstcli.stages import inputs, whole_candidates
 
-        return f"{len(inputs.questions(run, unit.role, unit.evaluation))} questions"
+        text = f"{len(inputs.questions(run, unit.role, unit.evaluation))} questions"
+        sequences = whole_candidates.sequences(run, unit.role, unit.evaluation)
+        return f"{text}, {len(sequences)} candidates of several tokens" if sequences else text
 
     def probe(self, probe: Probe, unit: Unit) -> CostEstimate | None:
         return None if unit.model.posthoc else probe.evaluation(unit)
@@ -112,9 +115,9 @@ class Evaluate(Stage):
         settings = run.recipe.metrics
         summaries = {
             key: metrics.summarize(records, settings.confidence, settings.bins)
-            for key, records in load_records(units).items()
+            for key, records in load_records(units, settings.candidates).items()
         }
-        run.console.show(f"confidence: {settings.confidence}, {settings.bins} bins, in percent")
+        run.console.show(f"{settings.definition}, in percent")
         for evaluation in dict.fromkeys(evaluation for evaluation, _ in summaries):
             rows = {model: row for (name, model), row in summaries.items() if name == evaluation}
             run.console.show(_table(evaluation, rows))
@@ -124,13 +127,24 @@ class Evaluate(Stage):
         }
 
 
-def load_records(units: Iterable[Unit]) -> dict[tuple[str, str], EvalRecords]:
-    """Read finished records, by evaluation and model."""
+def load_records(
+    units: Iterable[Unit], candidates: Candidates
+) -> dict[tuple[str, str], EvalRecords]:
+    """Read finished records, by evaluation and model.
+
+    Raises:
+        UserError: a file is damaged, or does not contain the scores of `metrics.candidates`.
+    """
     from firstcli.metrics.records import EvalRecords
 
-    return {
-        (unit.evaluation, unit.model.name): EvalRecords.load(unit.artifact.path) for unit in units
-    }
+    records = {}
+    for unit in units:
+        stored = EvalRecords.load(unit.artifact.path)
+        try:
+            records[unit.evaluation, unit.model.name] = stored.scored(candidates)
+        except UserError as error:
+            raise UserError(f"metrics.candidates: {unit.artifact.path}: {error}") from error
+    return records
 
 
 def _table(evaluation: str, rows: Mapping[str, EvalMetrics]) -> Table:

@@ -47,7 +47,7 @@ class Extract(Stage):
 
     name = "extract"
     help = "Store the teacher's top-k probabilities over the training data."
-    format = 3  # the teacher's confidence in its top token, and concentration.json
+    format = 4  # float32 logits of half-precision products
     shared = True
     precious = True
     checks = (checks.TOKENIZERS, checks.TOP_K, checks.OVERLAP, checks.UNPINNED)

@@ -51,7 +51,7 @@ class Finetune(TrainingStage):
 
     name = "finetune"
     help = "Fine-tune the teacher."
-    format = 2  # batches of similar length
+    format = 3  # float32 logits of half-precision products
     why_nothing = "the recipe has no teacher.finetune"
 
     def key(self, fold: int | None = None) -> str:

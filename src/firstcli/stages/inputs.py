@@ -89,6 +89,7 @@ def for_inference(run: Run, role: Role, folder: Path | None) -> PreTrainedModel:
         model = role_family.load_trained(folder, dtype)
     else:
         model = starting_model(run, role, dtype, run.recipe.seed)
+    inference.make_current(device)
     model.to(device)  # type: ignore[arg-type]  # a decorator hides its signature
     model.eval()
     return model

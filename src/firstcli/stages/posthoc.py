@@ -2,8 +2,9 @@
 
 This is the baseline that needs no training. T is fitted to the model's top k at the answer
 position, on the validation part, which no model is trained on. At evaluation it divides the
-candidates' log-probabilities before they are renormalised; the probability outside the candidates
-is unknown from then on.
+candidates' log-probabilities at the answer position before they are renormalised; the probability
+outside the candidates is unknown from then on. In whole candidates, all other tokens keep their
+probabilities: T is fitted to the answer position, so it applies there.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from firstcli.workspace.artifacts import Artifact
 from firstcli.workspace.units import Model, Unit, calibration_path, models_of, records_path
 
 if TYPE_CHECKING:
-    from firstcli.api import JSON, FloatArray
+    from firstcli.api import JSON
     from firstcli.data.encoded import EncodedStore
     from firstcli.metrics.records import EvalRecords
     from firstcli.recipe.references import PosthocRef
@@ -42,7 +43,7 @@ class Posthoc(Stage):
 
     name = "posthoc"
     help = "Fit the post-hoc temperature of each model that has one."
-    format = 2
+    format = 3  # float32 logits of half-precision products
     shared = True
     has_arms = True
     checks = (checks.OVERLAP, checks.UNPINNED)
@@ -141,7 +142,10 @@ def tempered_records(run: Run, unit: Unit) -> EvalRecords:
 
 
 def tempered(records: EvalRecords, temperature: float) -> EvalRecords:
-    """Divide the candidates' log-probabilities by T and renormalise them over the candidates."""
+    """Divide the candidates' log-probabilities by T and renormalise them over the candidates.
+
+    In whole candidates, this concerns only the token at the answer position.
+    """
     import numpy as np
 
     from firstcli.metrics.records import EvalRecords
@@ -150,14 +154,17 @@ def tempered(records: EvalRecords, temperature: float) -> EvalRecords:
     with np.errstate(divide="ignore"):
         log_probs = np.log(softmax(records.log_probs, temperature))
 
-    def ragged(padded: FloatArray) -> list[FloatArray]:
-        return [row[:count] for row, count in zip(padded, records.count, strict=True)]
-
+    whole = None
+    if records.whole is not None:
+        with np.errstate(invalid="ignore"):  # of padding, replaced by what the token has: -inf
+            changed = records.whole + (log_probs - records.log_probs)
+        whole = records.ragged(np.where(np.isneginf(log_probs), log_probs, changed))
     return EvalRecords.from_log_probs(
         ids=records.ids,
         answers=records.answer.tolist(),
-        log_probs=ragged(log_probs),
-        truth=None if records.truth is None else ragged(records.truth),
+        log_probs=records.ragged(log_probs),
+        truth=None if records.truth is None else records.ragged(records.truth),
+        whole=whole,
         scope="candidates",
     )
 

@@ -22,7 +22,7 @@ from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError
 from firstcli.models import inference, readout
 from firstcli.models.batching import Item, free_memory, is_out_of_memory
-from firstcli.stages import inputs, scoring
+from firstcli.stages import inputs, scoring, whole_candidates
 from firstcli.training import arguments, trainer
 from firstcli.training.batches import MicroBatches, TrainingBatches
 from firstcli.workspace.run import Run
@@ -87,12 +87,13 @@ class Probe:
         )
         parts = [part for part in share if part[0] >= 0]
         model = inputs.starting_model(run, role, settings.dtype, run.recipe.seed)
+        inference.make_current(device)
         model.to(device)  # type: ignore[arg-type]  # a decorator hides its signature
         model.train()
         trainer.install_objective(model, "labels")
         optimizer = torch.optim.AdamW(model.parameters(), 1e-9)
         batches = TrainingBatches(rows, None)
-        autocast = device.type == "cuda" and settings.dtype == "float32"
+        autocast = inference.has_bfloat16(device) and settings.dtype == "float32"
 
         def forward_and_backward(index: int) -> None:
             batch = {name: value.to(device) for name, value in batches[parts[index]].items()}
@@ -138,10 +139,24 @@ class Probe:
         key = ("evaluation", unit.role, unit.evaluation)
         if key not in self._measured:
             questions = inputs.questions(self.run, unit.role, unit.evaluation)
-            batches = _batches(questions, scoring.EVALUATION_TOKENS)
-            ranks = [index % self._processes for index in range(len(batches))]
-            self._measured[key] = self._scoring(unit, batches, ranks, scoring.candidate_log_probs)
+            cost = self._answering(unit, questions, scoring.candidate_log_probs)
+            sequences = whole_candidates.sequences(self.run, unit.role, unit.evaluation)
+            if sequences:
+                whole = self._answering(unit, sequences, whole_candidates.target_log_probs)
+                seconds, memory = cost.seconds + whole.seconds, max(cost.memory, whole.memory)
+                cost = CostEstimate(seconds, memory)
+            self._measured[key] = cost
         return self._measured[key]
+
+    def _answering(
+        self,
+        unit: Unit,
+        items: Sequence[Item],
+        score: Callable[[readout.Reader, Sequence[Item]], object],
+    ) -> CostEstimate:
+        batches = _batches(items, scoring.EVALUATION_TOKENS)
+        ranks = [index % self._processes for index in range(len(batches))]
+        return self._scoring(unit, batches, ranks, score)
 
     def _scoring(
         self,

@@ -106,7 +106,7 @@ def report_data(run: Run) -> ReportData:
         recipe=run.recipe_text,
         members={row: [model.name for model in models] for row, models in _rows(run).items()},
         evaluations=[section.name for section in recipe.evaluate],
-        records=load_records(EVALUATE.units(recipe, run.folder)),
+        records=load_records(EVALUATE.units(recipe, run.folder), recipe.metrics.candidates),
         settings=recipe.metrics,
         notes=[*_notes_on_data(run), *_notes_on_knowledge(run), *_notes_on_calibration(run)],
         versions=next(iter(finished.values())).versions,

@@ -20,7 +20,7 @@ from firstcli.knowledge.top_k import TopK
 from firstcli.metrics.records import EvalRecords
 from firstcli.models import inference, readout
 from firstcli.models.batching import HalvingBatches, free_memory, run_batched
-from firstcli.stages import inputs
+from firstcli.stages import inputs, whole_candidates
 from firstcli.workspace.run import Run, once_per_run
 from firstcli.workspace.units import Unit
 
@@ -139,8 +139,7 @@ def top_k_of(
     device = next(reader.model.parameters()).device
     padded = inference.pad([row.input_ids for row in rows])
     counts = [len(row.targets) for row in rows]
-    batch_rows = torch.arange(len(rows)).repeat_interleave(torch.tensor(counts))
-    columns = torch.cat([torch.arange(row.start - 1, len(row.input_ids) - 1) for row in rows])
+    batch_rows, columns = inference.before_targets(rows)
     packed = reader(
         padded.input_ids.to(device),
         padded.attention_mask.to(device),
@@ -216,17 +215,18 @@ def answered(run: Run, unit: Unit) -> EvalRecords:
     """Run a model over all questions of an evaluation."""
     questions = inputs.questions(run, unit.role, unit.evaluation)
     lengths = np.array([len(question.input_ids) for question in questions])
-    score = partial(
-        candidate_log_probs, readout.Reader(inputs.model(run, unit.model), run.console.say)
-    )
+    reader = readout.Reader(inputs.model(run, unit.model), run.console.say)
+    score = partial(candidate_log_probs, reader)
     log_probs = run_batched(
         run.console, unit.key, "questions", questions, lengths, EVALUATION_TOKENS, score
     )
+    whole = whole_candidates.scored(run, unit, reader, log_probs, EVALUATION_TOKENS)
     truths = [question.truth for question in questions]
     known = [truth for truth in truths if truth is not None]
     return EvalRecords.from_log_probs(
         ids=[question.id for question in questions],
         answers=[-1 if question.answer is None else question.answer for question in questions],
         log_probs=[log_probs[question.id] for question in questions],
+        whole=whole,
         truth=known if len(known) == len(truths) else None,
     )

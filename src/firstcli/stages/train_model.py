@@ -4,43 +4,61 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from transformers import TrainingArguments
+
 from firstcli.errors import UserError
-from firstcli.models import inference
+from firstcli.models import inference, memory
 from firstcli.models.batching import free_memory, is_out_of_memory
 from firstcli.runtime import distributed
 from firstcli.runtime.console import size
 from firstcli.stages import inputs
 from firstcli.stages.base import TrainingFacts
-from firstcli.training import arguments, trainer
+from firstcli.training import arguments, trainer, trial
 from firstcli.training.batches import SoftTargetSource
 from firstcli.workspace.artifacts import CHECKPOINTS
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit
 
+FULL_ADAM = ("adamw_torch", "adamw_torch_fused")
+"""Optimizers that keep two moments per weight in the dtype of the weights."""
+
 
 def check(run: Run, unit: Unit) -> str:
-    """Check the trainer's fields; describe the size of the training.
+    """Check the trainer's fields and the device's memory; describe the size of the training.
 
     Raises:
-        UserError: `trainer:` or the batch sizes are wrong.
+        UserError: `trainer:` or the batch sizes are wrong, or the device is too small.
     """
     rows, settings = inputs.rows_of(run, unit), run.training_settings(unit)
     device = inference.device_of(inputs.family(run, unit.role))
-    arguments.arguments(run.folder, settings, run.recipe.trainer, run.recipe.seed, device)
+    args = arguments.arguments(run.folder, settings, run.recipe.trainer, run.recipe.seed, device)
+    trial.check(args)
     if settings.dtype == "bfloat16":
         run.console.warn(
             f"the {unit.role} trains bfloat16 weights, which lose updates as small as 2e-5 to "
             "rounding; dtype: float32 with autocast is the safe choice"
         )
     parameters = inputs.weights(run, unit.role)
-    # Weights, gradients and Adam's two moments; activations come on top.
-    bytes_per_weight = 16 if settings.dtype == "float32" else 8
+    needed = _memory(run, unit, args)
+    if not trainer.is_sharded(args):
+        memory.require_capacity(needed, device)
     return (
         f"{len(rows)} samples, {inputs.positions(rows)} positions, "
         f"{settings.epochs:g} epoch{'s' * (settings.epochs != 1)}; "
-        f"{parameters / 1e6:.1f} M weights, {size(bytes_per_weight * parameters)} of memory for "
-        "them with gradients and Adam's moments"
+        f"{parameters / 1e6:.1f} M weights, {size(needed)} of memory for "
+        "them with gradients and the optimizer's state"
     )
+
+
+def _memory(run: Run, unit: Unit, args: TrainingArguments) -> int:
+    """Return the bytes that weights, gradients and the optimizer's state take.
+
+    AdamW keeps two moments per weight; the state of other optimizers is unknown and left out, as
+    activations are.
+    """
+    copies = 4 if args.optim in FULL_ADAM else 2
+    width = 4 if run.training_settings(unit).dtype == "float32" else 2
+    return copies * width * inputs.weights(run, unit.role)
 
 
 def train(
@@ -53,8 +71,9 @@ def train(
 ) -> TrainingFacts:
     """Train a unit's model and save it in a folder, with its log.
 
-    If a micro-batch does not fit into memory, training resumes from the last checkpoint with half
-    of it, which changes no result.
+    Weights, gradients and the optimizer's state are allocated once. If then a micro-batch does not
+    fit into memory, training resumes from the last checkpoint with half of it, which changes no
+    result.
 
     Args:
         run: the run.
@@ -65,16 +84,20 @@ def train(
         soft_targets: the probabilities to learn; None with the objective `labels`.
 
     Raises:
-        UserError: one sample does not fit into memory, or the loss is not finite.
+        UserError: the model or one sample does not fit into memory, or the loss is not finite.
     """
     role, seed, settings = unit.role, run.seed_of(unit), run.training_settings(unit)
     rows = inputs.rows_of(run, unit)
     device = inference.device_of(inputs.family(run, role))
+    allocated = False
     while True:
         checkpoints = folder / CHECKPOINTS
         args = arguments.arguments(checkpoints, settings, run.recipe.trainer, seed, device)
         micro = args.per_device_train_batch_size
         model = inputs.starting_model(run, role, settings.dtype, seed)
+        if not allocated and not trainer.is_sharded(args):
+            memory.allocate(model, _memory(run, unit, args), args.device)
+            allocated = True
         try:
             outcome = trainer.train(model, rows, soft_targets, objective, args, run.console, title)
             break
@@ -84,7 +107,7 @@ def train(
             problem = f"out of memory with micro_batch_size {micro}"
             if micro == 1:
                 raise UserError(
-                    f"{problem}; free memory, set trainer.gradient_checkpointing: true, or leave "
+                    f"{problem}; free memory, set trainer.activation_checkpointing: true, or leave "
                     "out long samples"
                 ) from error
             if distributed.count() > 1:  # one of several processes cannot halve its share alone

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
 
-from firstcli.api import DataPath, PluginOptions, Sample, Split, Task
-from firstcli.tasks import tables
+from firstcli.api import DataPaths, PluginOptions, Sample, Split, Task
+from firstcli.tasks import layout, tables
 from firstcli.tasks.tables import TableRow
 from firstcli.tasks.templates import Template, columns_of, fill
 
@@ -17,10 +17,12 @@ from firstcli.tasks.templates import Template, columns_of, fill
 class InstructionOptions(PluginOptions):
     """The location of the data, and the templates of prompt and response."""
 
-    path: DataPath = Field(
-        description="a .jsonl, .json, .csv or .parquet file, used for every split, or a folder "
-        "with one file per split, such as train.jsonl; a .json array is read into memory whole, "
-        "so use .jsonl for large data"
+    path: DataPaths = Field(
+        description="a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, also as .gz, .zst or "
+        ".zip, used for every split; a list of files or a glob such as data/*.jsonl, read as one; "
+        "or a folder with one file per split, such as train.csv and dev.csv, a clone from the hub, "
+        "or what `save_to_disk` wrote; .json is read into memory whole, so use .jsonl for large "
+        "data",
     )
     prompt: Template = Field(
         "{prompt}",
@@ -44,16 +46,17 @@ class Instruction(Task[InstructionOptions]):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """One split per file of the folder, or train, validation and test for a single file."""
-        return tables.splits_at(self.options.path)
+        """The splits of a folder, or train, validation and test for files."""
+        return layout.splits_at(self.options.path)
 
     def sources(self, split: str) -> Sequence[Path]:
-        return (tables.split_file(self.options.path, split),)
+        return layout.split_files(self.options.path, split)
 
     def load(self, split: str) -> Split:
         """Return the rows that have a response, in the order of the file."""
-        rows = tables.read_rows(tables.split_file(self.options.path, split))
-        return with_responses(map(self._sample, rows), "empty response")
+        notes: list[str] = []
+        rows = tables.read_rows(self.sources(split), notes)
+        return with_responses(Split(map(self._sample, rows), notes=notes), "empty response")
 
     def _sample(self, row: TableRow) -> Sample:
         options = self.options
@@ -66,15 +69,15 @@ class Instruction(Task[InstructionOptions]):
         )
 
 
-def with_responses(samples: Iterable[Sample], reason: str) -> Split:
+def with_responses(split: Split, reason: str) -> Split:
     """Drop the samples with an empty response, and count them under `reason`."""
     dropped: dict[str, int] = {}
 
     def kept() -> Iterator[Sample]:
-        for sample in samples:
+        for sample in split.samples:
             if sample.response.strip():
                 yield sample
             else:
                 dropped[reason] = dropped.get(reason, 0) + 1
 
-    return Split(kept(), dropped)
+    return Split(kept(), dropped, split.notes)

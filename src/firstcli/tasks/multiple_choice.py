@@ -13,117 +13,45 @@ need only the option `path`. Texts with a label, `{"sentence": "what a film", "l
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from firstcli.api import DataPath, PluginOptions, Sample, Split, Task
-from firstcli.errors import UserError, did_you_mean, shortened
-from firstcli.tasks import tables
-from firstcli.tasks.tables import TableRow, describe
+from firstcli.api import DataPaths, PluginOptions, Sample, Split, Task
+from firstcli.errors import UserError
+from firstcli.tasks import choices, layout, tables
+from firstcli.tasks.answers import Evidence, GoldAnswer, Reading, answer_of
+from firstcli.tasks.choices import MAX_CHOICES, Choices
+from firstcli.tasks.tables import TableRow
 from firstcli.tasks.templates import Template, columns_of, fill, of_names
 
-MAX_CHOICES = 26  # the number of letters
-
-Reading = Literal["index", "letter", "text"]
-
-
-def _chosen(answer: str, choices: Sequence[str], reading: Reading) -> int | None:
-    """Return the index of the choice that an answer names under a reading."""
-    if reading == "text":  # only if no other choice has that text
-        return choices.index(answer) if choices.count(answer) == 1 else None
-    if reading == "letter":
-        index = ascii_lowercase.find(answer.lower()) if len(answer) == 1 else -1
-    else:
-        index = int(answer) if re.fullmatch(r"[0-9]{1,2}", answer) else -1
-    return index if 0 <= index < len(choices) else None
-
-
-@dataclass(frozen=True, slots=True)
-class AnsweredRow:
-    """A row with its choices, and the answer as it is in the data."""
-
-    row: TableRow
-    choices: Sequence[str]
-    column: str
-    """The column of the answer."""
-
-    @property
-    def answer(self) -> str:
-        return self.row.filled(self.column).strip()
-
-    def mistake(self, complaint: str) -> UserError:
-        value = describe(self.row.value(self.column))
-        return self.row.mistake(f"column '{self.column}': found {value}, {complaint}")
-
-    def meanings(self, readings: Sequence[Reading]) -> dict[Reading, int]:
-        """Return the index of the choice under each reading that names one.
-
-        Raises:
-            UserError: no reading names a choice.
-        """
-        indices = {kind: _chosen(self.answer, self.choices, kind) for kind in readings}
-        if meanings := {kind: index for kind, index in indices.items() if index is not None}:
-            return meanings
-        if "text" in readings and self.answer in self.choices:
-            raise self.mistake("which occurs more than once among the choices")
-        last = len(self.choices) - 1
-        expected = {
-            "index": f"an index from 0 to {last}",
-            "letter": f"a letter from A to {ascii_uppercase[last]}",
-            "text": f"one of the choices {shortened(self.choices, 10)}",
-        }
-        hint = did_you_mean(self.answer, self.choices) if "text" in readings else ""
-        raise self.mistake(f"expected {' or '.join(expected[kind] for kind in readings)}{hint}")
-
-    def correct(self, readings: Sequence[Reading]) -> int:
-        """Return the index of the correct choice, given the `readings_of` all rows.
-
-        Raises:
-            UserError: no reading names a choice, or the readings name different ones.
-        """
-        meanings = self.meanings(readings)
-        if len(set(meanings.values())) > 1:
-            senses = [f"as {kind} means '{self.choices[i]}'" for kind, i in meanings.items()]
-            raise self.mistake(
-                f"which {' but '.join(senses)}; set answer_as to {' or '.join(meanings)}"
-            )
-        return next(iter(meanings.values()))
-
-
-def readings_of(rows: Iterable[AnsweredRow], answer_as: Reading | Literal["auto"]) -> list[Reading]:
-    """Return the readings under which all answers name a choice; `auto` tries all three.
-
-    Raises:
-        UserError: an answer names no choice, or no reading fits all answers.
-    """
-    readings: list[Reading] = list(get_args(Reading)) if answer_as == "auto" else [answer_as]
-    possible = set(readings)
-    for row in rows:
-        meanings = row.meanings(readings)
-        if not possible & meanings.keys():
-            raise row.mistake(
-                f"which is not the {' or '.join(sorted(possible))} of a choice, as the previous "
-                "answers are; write all answers in the same way"
-            )
-        possible &= meanings.keys()
-    return [kind for kind in readings if kind in possible]
+_LINE = "line"
+"""Column of the answer in a row that `_with_lines` made."""
+_ADVICE = (
+    "; if the choices are separated within a text, set `separator`; if each is in its own column, "
+    "list the columns in `choices_column`"
+)
+_EVIDENCE: dict[object, tuple[Evidence, UserError | None]] = {}
+"""What the answers of a split show, by options, split and state of the files."""
 
 
 class MultipleChoiceOptions(PluginOptions):
     """The location of the data, the meaning of their columns, and the format of the prompt."""
 
-    path: DataPath = Field(
-        description="a .jsonl, .json, .csv or .parquet file, used for every split, or a folder "
-        "with one file per split, such as train.csv, dev.csv and test.csv; a .json array is read "
-        "into memory whole, so use .jsonl for large data"
+    path: DataPaths = Field(
+        description="a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, also as .gz, .zst or "
+        ".zip, used for every split; a list of files or a glob such as data/*.jsonl, read as one; "
+        "or a folder with one file per split, such as train.csv and dev.csv, a clone from the hub, "
+        "or what `save_to_disk` wrote; .json is read into memory whole, so use .jsonl for large "
+        "data",
     )
-    question_column: str = Field("question", description="column of the question")
+    question_column: str = Field(
+        "question", description="column of the question; question.stem is a field within a column"
+    )
     choices: list[str] | None = Field(
         None,
         min_length=2,
@@ -132,17 +60,27 @@ class MultipleChoiceOptions(PluginOptions):
     )
     choices_column: str | list[str] = Field(
         "choices",
-        description="column of a list of choices, or several columns with one choice each, the "
-        "last of which may be empty",
+        description="column of the choices (a list of texts, or texts with labels, as lists and "
+        "objects or in JSON), or several columns with one choice each, the last of which may be "
+        "empty; white space around a choice is removed",
     )
     separator: str | None = Field(
         None, min_length=1, description="the text between the choices, if the column contains text"
     )
     answer_column: str = Field("answer", description="column of the correct choice")
-    answer_as: Literal["auto", "index", "letter", "text"] = Field(
+    answer_file: str | None = Field(
+        None,
+        min_length=1,
+        description="name of a file beside the data file that contains one answer per line instead "
+        "of a column; {name} stands for the data file's name without its ending, as in "
+        "{name}-labels.lst",
+    )
+    answer_as: Literal["auto"] | Reading = Field(
         "auto",
-        description="how the answer names a choice: by its index from 0, by its letter from A or "
-        "by its text; `auto` detects it, and is refused if an answer is ambiguous",
+        description="how the answer names a choice: by its index, its letter from A, its label in "
+        "the data (or the name of its column), its text, or as true or false where the choices are "
+        "yes and no; `auto` finds the reading that fits the answers of all splits, and is refused "
+        "if two fit",
     )
     id_column: str | None = Field(
         None, description="column with an id for each row (default: `id`, if it exists)"
@@ -157,7 +95,9 @@ class MultipleChoiceOptions(PluginOptions):
     )
     letters: Literal["upper", "lower"] = Field("upper", description="A, B, C or a, b, c")
     respond_with: Literal["letter", "text"] = Field(
-        "letter", description="whether the model answers with a choice's letter or its text"
+        "letter",
+        validate_default=True,
+        description="whether the model answers with a choice's letter or its text",
     )
     response: Annotated[Template, of_names("answer")] = Field(
         " {answer}",
@@ -184,6 +124,46 @@ class MultipleChoiceOptions(PluginOptions):
             raise ValueError("has no effect, since `choices` holds for all questions; remove one")
         return value
 
+    @field_validator("answer_file")
+    @classmethod
+    def _names_a_file(cls, name: str | None) -> str | None:
+        if name and ({*columns_of(name)} - {"name"} or Path(name).name != name):
+            raise ValueError("expected the name of a file, in which only {name} has a meaning")
+        return name
+
+    @model_validator(mode="after")
+    def _one_source_of_answers(self) -> MultipleChoiceOptions:
+        if self.answer_file and "answer_column" in self.model_fields_set:
+            raise ValueError(
+                "answer_column has no effect, since `answer_file` contains the answers; remove one"
+            )
+        return self
+
+    @field_validator("answer_as", mode="before")
+    @classmethod
+    def _earlier_name(cls, reading: object) -> object:
+        return "index-from-0" if reading == "index" else reading
+
+    @field_validator("respond_with")
+    @classmethod
+    def _letters_are_shown(cls, respond_with: str, info: ValidationInfo) -> str:
+        shown = columns_of(info.data.get("prompt", "{choices}"))
+        columns = info.data.get("choices_column")
+        in_columns = isinstance(columns, list) and {*columns} <= {*shown}
+        if respond_with == "text" or in_columns:
+            return respond_with
+        if "choices" not in shown:
+            raise ValueError(
+                "the model cannot know which letter stands for which choice, because the prompt "
+                "does not show them; add {choices} to `prompt`, or set respond_with to text"
+            )
+        if {"letter", "text"} - {*columns_of(info.data.get("choice", "{letter}{text}"))}:
+            raise ValueError(
+                "the model cannot know which letter stands for which choice; let `choice` contain "
+                "{letter} and {text}, or set respond_with to text"
+            )
+        return respond_with
+
 
 class MultipleChoice(Task[MultipleChoiceOptions]):
     """Questions with 2 to 26 choices each, from JSONL, CSV or Parquet."""
@@ -192,67 +172,108 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """One split per file of the folder, or train, validation and test for a single file."""
-        return tables.splits_at(self.options.path)
+        """The splits of a folder, or train, validation and test for files."""
+        return layout.splits_at(self.options.path)
 
     def sources(self, split: str) -> Sequence[Path]:
-        return (tables.split_file(self.options.path, split),)
+        """The split's files; with `auto`, those of all splits, which decide on the reading."""
+        if self.options.answer_as != "auto":
+            return self._sources(split)
+        others = [name for name in self.splits if name != split]
+        known = [file for name in others for file in self._sources(name) if file.is_file()]
+        return tuple(dict.fromkeys((*self._sources(split), *known)))
 
     def load(self, split: str) -> Split:
         """Return the questions in the order of the file."""
-        return Split(self._samples(split))
+        notes: list[str] = []
+        return Split(self._samples(split, notes), notes=notes)
 
-    def _samples(self, split: str) -> Iterator[Sample]:
-        # The file is read twice, because only all answers together show how to interpret them.
-        readings = readings_of(self._rows(split), self.options.answer_as)
-        for row in self._rows(split):
-            yield self._sample(row.row, row.choices, row.correct(readings))
+    def _samples(self, split: str, notes: list[str]) -> Iterator[Sample]:
+        readings = self._readings(split)
+        for row, label in self._rows(split, notes):
+            answer = self._answer(row, label)
+            yield self._sample(row, answer.choices.texts, answer.correct(readings))
 
-    def _rows(self, split: str) -> Iterator[AnsweredRow]:
-        for row in tables.read_rows(tables.split_file(self.options.path, split)):
-            yield AnsweredRow(row, self._choices(row), self.options.answer_column)
+    def _readings(self, split: str) -> Sequence[Reading]:
+        """Return the readings of the answers: the same for all splits.
 
-    def _choices(self, row: TableRow) -> list[str]:
-        if self.options.choices:
-            return self.options.choices
+        Only all answers together show how to interpret them, so every file is read once for that.
+        In the other splits, rows without a readable answer are ignored: published test sets often
+        have no answers.
+        """
+        if self.options.answer_as != "auto":
+            return [self.options.answer_as]
+        if (error := self._evidence(split)[1]) is not None:
+            raise error
+        evidence = Evidence()
+        # A single file serves as every split, but counts once.
+        for name in {self._sources(name): name for name in self.splits}.values():
+            evidence = evidence.followed_by(self._evidence(name)[0])
+        return evidence.readings()
+
+    def _evidence(self, split: str) -> tuple[Evidence, UserError | None]:
+        """Return what a split's answers show, and the split's first mistake; remembered."""
+        key = (self.options.model_dump_json(), *map(_stamp, self._sources(split)))
+        if key not in _EVIDENCE:
+            evidence, first = Evidence(), None
+            try:
+                for row, label in self._rows(split, []):
+                    try:
+                        evidence.add(self._answer(row, label))
+                    except UserError as error:
+                        first = first or error
+            except UserError as error:  # the file cannot be read any further
+                first = first or error
+            _EVIDENCE[key] = evidence, first
+        return _EVIDENCE[key]
+
+    def _sources(self, split: str) -> tuple[Path, ...]:
+        files = layout.split_files(self.options.path, split)
+        if not self.options.answer_file:
+            return files
+        return tuple(path for file in files for path in (file, self._answer_file(file)))
+
+    def _answer_file(self, file: Path) -> Path:
+        return file.with_name(fill(self.options.answer_file or "", lambda _: file.stem))
+
+    def _rows(self, split: str, notes: list[str]) -> Iterator[tuple[TableRow, TableRow]]:
+        """Yield each row, and the row that contains its answer: itself, or a line beside it."""
+        files = layout.split_files(self.options.path, split)
+        if not self.options.answer_file:
+            yield from ((row, row) for row in tables.read_rows(files, notes))
+            return
+        for file in files:
+            yield from _with_lines(file, tables.read_rows(file, notes), self._answer_file(file))
+
+    def _answer(self, row: TableRow, label: TableRow) -> GoldAnswer:
+        column = self.options.answer_column
+        place = label.where if self.options.answer_file else f"{row.where}: column '{column}'"
+        value = label.value(_LINE if self.options.answer_file else column)
+        return answer_of(place, value, self._choices(row))
+
+    def _choices(self, row: TableRow) -> Choices:
         column = self.options.choices_column
+        if self.options.choices:
+            return Choices(self.options.choices)
         if isinstance(column, str):
-            name, texts = column, self._listed(row, column)
+            found = choices.in_cell(row, column, self.options.separator, _ADVICE).stripped()
         else:
-            name, texts = ", ".join(column), [row.text(name).strip() for name in column]
-            while texts and not texts[-1]:  # the row has fewer choices than there are columns
-                texts.pop()
-        problem = None
-        if not 2 <= len(texts) <= MAX_CHOICES:
-            problem = f"found {len(texts)} choices, expected 2 to {MAX_CHOICES}"
-        elif not all(texts):
-            problem = f"choice {texts.index('') + 1} of {len(texts)} is empty"
-        elif self.options.respond_with == "text" and len(set(texts)) < len(texts):
-            repeated = next(text for text in texts if texts.count(text) > 1)
-            problem = f"'{repeated}' occurs more than once among the choices"
-        if problem:
-            raise row.mistake(f"column '{name}': {problem}")
-        return texts
-
-    def _listed(self, row: TableRow, column: str) -> list[str]:
-        value = row.value(column)
-        if isinstance(value, str) and self.options.separator:
-            value = value.split(self.options.separator)
-        if not isinstance(value, list):
+            found = choices.in_columns(row, column).stripped()
+        if self.options.respond_with == "text" and len({*found.texts}) < len(found.texts):
+            repeated = next(text for text in found.texts if found.texts.count(text) > 1)
+            name = column if isinstance(column, str) else ", ".join(column)
             raise row.mistake(
-                f"column '{column}': found {describe(value)}, expected a list of choices; "
-                "if the choices are separated within a text, set `separator`; if each is in its "
-                "own column, list the columns in `choices_column`"
+                f"column '{name}': '{repeated}' occurs more than once among the choices"
             )
-        return [row.as_text(text, column).strip() for text in value]
+        return found
 
-    def _sample(self, row: TableRow, choices: Sequence[str], answer: int) -> Sample:
+    def _sample(self, row: TableRow, texts: Sequence[str], answer: int) -> Sample:
         options = self.options
         letters = ascii_uppercase if options.letters == "upper" else ascii_lowercase
-        lettered = zip(letters, choices, strict=False)
+        lettered = zip(letters, texts, strict=False)
         lines = [options.choice.format(letter=letter, text=text) for letter, text in lettered]
-        texts = choices if options.respond_with == "text" else letters[: len(choices)]
-        candidates = [options.response.format(answer=text) for text in texts]
+        answers = texts if options.respond_with == "text" else letters[: len(texts)]
+        candidates = [options.response.format(answer=text) for text in answers]
 
         def text_of(name: str) -> str:
             if name == "choices":
@@ -264,3 +285,48 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
             row.require_any(columns)
         prompt = fill(options.prompt, text_of)
         return Sample.question(prompt, candidates, answer, id=row.id(options.id_column))
+
+
+def _with_lines(
+    file: Path, rows: Iterable[TableRow], answers: Path
+) -> Iterator[tuple[TableRow, TableRow]]:
+    """Pair each row of a file with a line of the file of its answers."""
+    pairs = zip_longest(rows, _lines(answers))
+    for number, (row, line) in enumerate(pairs, 1):
+        if row is None or line is None:
+            longer, shorter = (file, answers) if line is None else (answers, file)
+            raise UserError(
+                f"{answers}: expected one line per row of {file.name}, but {shorter.name} ends "
+                f"after {number - 1} and {longer.name} does not"
+            )
+        yield row, line
+
+
+def _lines(path: Path) -> Iterator[TableRow]:
+    """Yield each line; blank lines at the end do not count."""
+    blank = 0
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    blank += 1
+                    continue
+                for skipped in range(number - blank, number):
+                    yield TableRow(f"{path}:{skipped}", {_LINE: ""})
+                blank = 0
+                yield TableRow(f"{path}:{number}", {_LINE: line})
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file; answer_file names it") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text: {error}") from error
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    """Return what changes when a file is written again."""
+    try:
+        state = path.stat()
+    except OSError:
+        return str(path), 0, 0
+    return str(path), state.st_size, state.st_mtime_ns

@@ -14,10 +14,13 @@ from typing import ClassVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from firstcli.api import DataPath, PluginOptions, Sample, Split, Task
+from firstcli.api import DataPaths, PluginOptions, Sample, Split, Task
 from firstcli.errors import UserError
+from firstcli.tasks import layout
+from firstcli.tasks.answers import answer_of
+from firstcli.tasks.choices import Choices, in_cell
 from firstcli.tasks.instruction import with_responses
-from firstcli.tasks.tables import TableRow, describe, read_rows
+from firstcli.tasks.tables import TableRow, read_rows
 
 TASK = (
     "Below is an instruction that describes a task. "
@@ -32,10 +35,11 @@ TASK_WITH_INPUT = (
 class PaperOptions(PluginOptions):
     """The source of the data: the hub, or a local copy."""
 
-    path: DataPath | None = Field(
+    path: DataPaths | None = Field(
         None,
         description="a local copy instead of the hub: the folder with the data set's official "
-        "files, or one file that is used for every split",
+        "files, a clone or snapshot of the hub's folder, what `save_to_disk` wrote, or one file, "
+        "a list of files or a glob, used for every split",
     )
     revision: str | None = Field(
         None, min_length=1, description="a revision on the hub, instead of the pinned one"
@@ -63,36 +67,54 @@ class PaperTask(Task[PaperOptions]):
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits that have labels and exist; a single file serves as any split."""
-        path = self.options.path
-        return tuple(self._files_in(path) if path and path.is_dir() else self.hub_splits)
+        return tuple(self._local_files() or self.hub_splits)
 
-    def sources(self, split: str) -> tuple[Path] | None:
-        path = self.options.path
-        if not path or not path.is_dir():
-            return (path,) if path else None
-        files = self._files_in(path)
+    def sources(self, split: str) -> layout.Files | None:
+        path, files = self.options.path, self._local_files()
+        if not path:
+            return None
         if split not in files:
             raise UserError(f"{path}: the split '{split}' is missing: {self._names(split)}")
-        return (files[split],)
+        return files[split]
 
     def load(self, split: str) -> Split:
         """Return the samples in the order of the data set."""
+        notes: list[str] = []
         sources = self.sources(split)
-        rows = read_rows(*sources) if sources else self._from_hub(split)
-        return Split(map(self.sample, rows))
+        rows = read_rows(sources, notes) if sources else self._from_hub(split)
+        return Split(map(self.sample, rows), notes=notes)
 
     @abstractmethod
     def sample(self, row: TableRow) -> Sample:
         """Return the sample of a row in the official format or the hub's format."""
 
-    def _files_in(self, folder: Path) -> dict[str, Path]:
-        files: dict[str, Path] = {}
+    def _local_files(self) -> dict[str, layout.Files]:
+        """Map each split to its local files; empty without the option `path`."""
+        path = self.options.path
+        if not path:
+            return {}
+        if not isinstance(path, Path) or not path.is_dir():
+            return {split: layout.split_files(path, split) for split in self.hub_splits}
+        return self._official_files(path) or self._hub_files(path)
+
+    def _official_files(self, folder: Path) -> dict[str, layout.Files]:
+        files: dict[str, layout.Files] = {}
         for split, names in self.files.items():
             if existing := [folder / name for name in names if (folder / name).is_file()]:
-                files[split] = existing[0]
+                files[split] = (existing[0],)
+        return files
+
+    def _hub_files(self, folder: Path) -> dict[str, layout.Files]:
+        """Return the files of a folder with the hub's splits, in which `test` may be unlabelled."""
+        subset = folder / (self.config or "")
+        found = layout.folder_layout(subset if subset.is_dir() else folder)
+        files = {ours: found[name] for ours, name in self.hub_splits.items() if name in found}
         if not files:
             expected = "; ".join(map(self._names, self.files))
-            raise UserError(f"{folder}: none of the data set's files is in this folder: {expected}")
+            raise UserError(
+                f"{folder}: none of the data set's files is in this folder: {expected}; or the "
+                "folder of the data set on the hub"
+            )
         return files
 
     def _names(self, split: str) -> str:
@@ -153,16 +175,16 @@ class BoolQ(PaperTask):
     files: ClassVar = {"train": ("train.jsonl",), "test": ("dev.jsonl",)}
 
     def sample(self, row: TableRow) -> Sample:
-        answer = row.value("answer")
-        if not isinstance(answer, bool):
-            raise row.mistake(f"column 'answer': found {describe(answer)}, expected true or false")
+        choices = Choices(("Yes", "No"))
+        answer = answer_of(f"{row.where}: column 'answer'", row.value("answer"), choices)
         question = row.filled("question").removesuffix("?")
         instruction = (
             f"Read the input passage and answer the question: {question}? "
             "Your answer should be Yes or No."
         )
         prompt = instructed(instruction, row.filled("passage"), TASK)
-        return Sample.question(prompt, ("Yes", "No"), 0 if answer else 1, id=row.id(None))
+        correct = answer.correct(["boolean"])
+        return Sample.question(prompt, choices.texts, correct, id=row.id(None))
 
 
 class Alpaca(PaperTask):
@@ -176,7 +198,7 @@ class Alpaca(PaperTask):
 
     def load(self, split: str) -> Split:
         """Return the rows that have an output; a few have none."""
-        return with_responses(super().load(split).samples, "empty output")
+        return with_responses(super().load(split), "empty output")
 
     def sample(self, row: TableRow) -> Sample:
         text = row.text("input") if "input" in row.values else ""
@@ -203,24 +225,12 @@ def _lettered(row: TableRow, letters: str) -> Sample:
     nested = row.values.get("question")
     holder = TableRow(row.where, nested) if isinstance(nested, dict) else row
     stem = next((key for key in ("question_stem", "question") if key in holder.values), "stem")
-    choices = holder.value("choices")
-    try:
-        if isinstance(choices, dict):  # one list per field
-            rows = zip(*choices.values(), strict=True)
-            choices = [dict(zip(choices, values, strict=True)) for values in rows]
-        listed = [TableRow(row.where, {**choice}) for choice in choices]
-    except (TypeError, ValueError):
-        raise row.mistake(
-            f"column 'choices': found {describe(choices)}, expected a label and a text for each"
-        ) from None
-    if not 2 <= len(listed) <= len(letters):
-        raise row.mistake(f"found {len(listed)} choices, expected 2 to {len(letters)}")
-    pairs = [(choice.filled("label"), choice.filled("text")) for choice in listed]
-    question, key = holder.filled(stem), row.filled("answerKey")
-    labels = [label for label, _ in pairs]
-    if key not in labels:
-        raise row.mistake(f"answerKey: found '{key}', expected one of {', '.join(labels)}")
-    lines = [f"({letter}) {text}\n" for letter, (_, text) in zip(letters, pairs, strict=False)]
-    prompt = f"Q: {question}\nAnswer Choices:\n{''.join(lines)}A: The answer is ("
-    candidates = [f"{letter})." for letter in letters[: len(labels)]]
-    return Sample.question(prompt, candidates, labels.index(key), id=row.id(None))
+    choices = in_cell(holder, "choices")
+    if not choices.labels:
+        raise row.mistake("column 'choices': expected a label and a text for each choice")
+    answer = answer_of(f"{row.where}: column 'answerKey'", row.value("answerKey"), choices)
+    lettered = zip(letters, choices.texts, strict=False)
+    lines = [f"({letter}) {text}\n" for letter, text in lettered]
+    prompt = f"Q: {holder.filled(stem)}\nAnswer Choices:\n{''.join(lines)}A: The answer is ("
+    candidates = [f"{letter})." for letter in letters[: len(choices.texts)]]
+    return Sample.question(prompt, candidates, answer.correct(["label"]), id=row.id(None))

@@ -1,19 +1,15 @@
-"""Rows of JSONL, JSON, CSV and Parquet files; each row knows its place in the file."""
+"""Rows of data files, whatever their format; each row knows its place in its file."""
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from firstcli.errors import UserError, did_you_mean, shortened
-
-SPLITS = ("train", "validation", "test")
-_ALIASES = {"dev": "validation", "valid": "validation", "val": "validation"}
+from firstcli.tasks.formats import COMPRESSIONS, ENDINGS, data_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +24,21 @@ class TableRow:
         return UserError(f"{self.where}: {complaint}")
 
     def value(self, column: str) -> Any:
-        """Return the value of a column that the row must have."""
-        if column not in self.values:
-            names = list(self.values)
-            raise self.mistake(
-                f"there is no column '{column}'{did_you_mean(column, names)}; "
-                f"the row has {shortened(names, 10) or 'none'}"
-            )
-        return self.values[column]
+        """Return the value of a column that the row must have.
+
+        `question.stem` is the column of that name, or else the field `stem` of `question`.
+        """
+        if column in self.values:
+            return self.values[column]
+        outer, _, inner = column.partition(".")
+        nested = self.values.get(outer) if inner else None
+        if isinstance(nested, dict):
+            return TableRow(f"{self.where}: column '{outer}'", nested).value(inner)
+        names = list(self.values)
+        raise self.mistake(
+            f"there is no column '{column}'{did_you_mean(column, names)}; "
+            f"the row has {shortened(names, 10) or 'none'}"
+        )
 
     def text(self, column: str) -> str:
         """Return a column as text, empty if the value is missing."""
@@ -71,10 +74,17 @@ class TableRow:
         return text
 
     def id(self, column: str | None) -> str | None:
-        """Return the row's id: from `column`, or by default from the column `id` if it exists."""
-        if column is None:
-            return self.text("id").strip() or None if "id" in self.values else None
-        return self.filled(column).strip()
+        """Return the row's id: from `column`, or by default from a column `id` with usable values.
+
+        Nobody asked for the column `id`, so values that are no text or whole number, such as bytes,
+        are ignored.
+        """
+        if column is not None:
+            return self.filled(column).strip()
+        try:
+            return self.text("id").strip() or None
+        except UserError:
+            return None
 
 
 def describe(value: object) -> str:
@@ -85,193 +95,54 @@ def describe(value: object) -> str:
     return kinds.get(type(value), "") + shown
 
 
-def splits_at(path: Path) -> tuple[str, ...]:
-    """Return the splits of a folder, one per file; a single file serves as any usual split."""
-    files = _split_files(path)
-    return (*(split for split in SPLITS if split in files), *sorted(files.keys() - {*SPLITS}))
+def read_rows(paths: Path | Sequence[Path], notes: list[str] | None = None) -> Iterator[TableRow]:
+    """Read files row by row, one after the other; their names determine the format.
 
-
-def split_file(path: Path, split: str) -> Path:
-    """Return the file of a split: the folder's file of that name, or `path` itself.
+    Args:
+        paths: one file, or several that are read as one.
+        notes: receives what the user should know about how the files were read, each note once.
 
     Raises:
-        UserError: there is no such file or split.
+        UserError: a file is missing, not UTF-8 or malformed, or no file has rows; names the line.
+            It is raised when the iteration reaches the mistake.
     """
-    files = _split_files(path)
-    if split not in files:
-        raise UserError(
-            f"{path}: no file for the split '{split}'{did_you_mean(split, files)}; "
-            f"there is {shortened(list(files))}"
-        )
-    return files[split]
-
-
-def _split_files(folder: Path) -> dict[str, Path]:
-    """Map each split to its file; the file name without its extension names the split."""
-    if not folder.is_dir():
-        return dict.fromkeys(SPLITS, folder)
-    files: dict[str, Path] = {}
-    try:
-        paths = sorted(folder.iterdir())
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be listed: {error.strerror}") from error
+    paths = [paths] if isinstance(paths, Path) else paths
+    notes = [] if notes is None else notes
+    empty = True
     for path in paths:
-        if path.suffix.lower() not in _READERS or path.name.startswith("."):
-            continue
-        split = _ALIASES.get(path.stem, path.stem)
-        if split in files:
-            raise UserError(
-                f"{folder}: both '{files[split].name}' and '{path.name}' can be the split "
-                f"'{split}'; keep one, or give the path of a file instead of a folder"
-            )
-        files[split] = path
-    if not files:
-        raise UserError(f"{folder}: there is no file that ends in {_ENDINGS} in this folder")
-    return files
+        for row in _rows_of_file(path, notes):
+            empty = False
+            yield row
+    if empty:
+        raise UserError(f"{paths[0]}: there are no rows in this file")
 
 
-def read_rows(path: Path) -> Iterator[TableRow]:
-    """Read a file row by row; its extension determines the format.
-
-    Raises:
-        UserError: the file is missing, empty, not UTF-8 or malformed; names the line. It is
-            raised when the iteration reaches the mistake.
-    """
+def _rows_of_file(path: Path, notes: list[str]) -> Iterator[TableRow]:
     if path.is_dir():
         raise UserError(f"{path}: this is a folder, expected a file")
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
+    file = data_file(path)
+    if file is None:
         if not path.exists():
             raise UserError(f"{path}: there is no such file or folder")
-        raise UserError(f"{path}: expected the path of a file that ends in {_ENDINGS}")
-    empty = True
+        compressed = ", ".join(COMPRESSIONS)
+        raise UserError(
+            f"{path}: expected the path of a file that ends in {ENDINGS}, or in one of these "
+            f"followed by {compressed}"
+        )
+
+    def note(text: str) -> None:
+        if (line := f"{path}: {text}") not in notes:
+            notes.append(line)
+
     try:
-        for where, values in reader(path):  # a row after its place in the file
+        for where, values in file.rows(note):
             if not isinstance(values, dict):
                 raise UserError(
                     f"{where}: found {describe(values)}, expected a row as an object that names "
                     "its columns"
                 )
-            empty = False
             yield TableRow(where, values)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path) from error
-    if empty:
-        raise UserError(f"{path}: there are no rows in this file")
-
-
-def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    # Only \n ends a line: a JSON string may contain other line separators, such as U+2028.
-    with _open_text(path, newline="\n") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield f"{path}:{number}", _parsed(path, line.removesuffix("\n"), number)
-
-
-def _json(path: Path) -> Iterator[tuple[str, Any]]:
-    with _open_text(path, newline="\n") as file:
-        while (character := file.read(1)) and character in " \t\r\n":
-            pass
-        if character != "[":
-            yield from _jsonl(path)  # many tools write JSON lines to a .json file
-            return
-        file.seek(0)
-        try:
-            values = _parsed(path, file.read())
-        except MemoryError:
-            raise UserError(
-                f"{path}: this JSON array does not fit into memory; save the data as .jsonl, which "
-                "is read line by line"
-            ) from None
-    for number, value in enumerate(values, 1):
-        yield f"{path}, row {number}", value
-
-
-def _csv(path: Path) -> Iterator[tuple[str, Any]]:
-    with _open_text(path, newline="") as file:
-        lines = csv.reader(file, strict=True)
-        header: list[str] = []
-        start = 1
-        try:
-            for cells in lines:
-                where = f"{path}:{start}"
-                start = lines.line_num + 1  # a quoted cell may span several lines
-                if not cells:
-                    continue
-                if not header:
-                    header = _header(where, cells)
-                elif len(cells) != len(header):
-                    raise UserError(
-                        f"{where}: found {len(cells)} cells, but the header names {len(header)} "
-                        "columns; cells that contain commas or line breaks need quotes"
-                    )
-                else:
-                    yield where, dict(zip(header, cells, strict=True))
-        except csv.Error as error:
-            raise UserError(f"{path}:{start}: not valid CSV: {error}") from error
-
-
-def _header(where: str, names: list[str]) -> list[str]:
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise UserError(f"{where}: the header names {shortened(repeated)} more than once")
-    return names
-
-
-def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with path.open("rb") as file:
-        try:
-            # Without a buffer, the whole column of a row group would be read at once.
-            parquet = pq.ParquetFile(file, buffer_size=1 << 20)
-            _header(str(path), parquet.schema_arrow.names)
-            batches = parquet.iter_batches(batch_size=1024)
-            rows = chain.from_iterable(batch.to_pylist() for batch in batches)
-            for number, values in enumerate(rows, 1):
-                yield f"{path}, row {number}", values
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: a text column is not UTF-8: {error}") from error
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{path}: not a readable Parquet file: {error}") from error
-
-
-_READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
-_ENDINGS = ".jsonl, .json, .csv or .parquet"
-
-
-def _open_text(path: Path, newline: str) -> TextIO:
-    return path.open(encoding="utf-8-sig", newline=newline)  # Excel writes a byte order mark
-
-
-def _not_utf8(path: Path) -> UserError:
-    """Locate the invalid byte; the decoder, which reads in chunks, does not know its line."""
-    offset = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                return UserError(
-                    f"{path}:{number}: not UTF-8 text (byte 0x{line[error.start]:02x} at offset "
-                    f"{offset + error.start}); save the file as UTF-8"
-                )
-            offset += len(line)
-    return UserError(f"{path}: not UTF-8 text, or it changed while it was read")
-
-
-def _parsed(path: Path, text: str, line: int = 1) -> Any:
-    """Parse JSON that begins in this line of the file."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}:{line + error.lineno - 1}: not valid JSON at column {error.colno}: {error.msg}"
-        ) from error
-    except (ValueError, RecursionError) as error:  # too many digits or nested brackets
-        raise UserError(f"{path}:{line}: not valid JSON: {error}") from error

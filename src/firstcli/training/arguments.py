@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
+from accelerate import PartialState
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from firstcli.errors import UserError, did_you_mean
+from firstcli.models import inference
 from firstcli.recipe.schema import Training
 from firstcli.runtime import distributed
 from firstcli.training.trainer_fields import OWNED
@@ -42,7 +44,6 @@ def arguments(
             f"training.batch_size: {training.batch_size} is not a multiple of micro_batch_size "
             f"{micro} times {processes} processes"
         )
-    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
     defaults: dict[str, Any] = {
         "adam_beta1": 0.9,
         "adam_beta2": 0.999,
@@ -55,7 +56,7 @@ def arguments(
         "logging_nan_inf_filter": False,
         "report_to": "none",
         "disable_tqdm": True,
-        "bf16": has_bfloat16 and training.dtype == "float32",
+        "bf16": inference.has_bfloat16(device) and training.dtype == "float32",
         "dataloader_pin_memory": device.type == "cuda",
         "ddp_find_unused_parameters": False,
     }
@@ -72,11 +73,20 @@ def arguments(
     }
     try:
         args = TrainingArguments(**{**defaults, **trainer, **owned})
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError, ImportError, OSError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())[:300]}") from error
     if args.n_gpu > 1:
         args._n_gpu = 1  # DataParallel would cut the flattened batch; several GPUs need a launcher
+    if processes == 1 and device.type == "cuda":
+        _train_on(args, device)
     return args
+
+
+def _train_on(args: TrainingArguments, device: torch.device) -> None:
+    """Use the recipe's GPU: the Trainer gives a single process `cuda:0` in any case."""
+    inference.make_current(device)
+    vars(args)["_setup_devices"] = device  # the cached property behind `args.device`
+    PartialState().device = device  # where Accelerate puts models and batches
 
 
 def micro_batch(training: Training, processes: int) -> int:

@@ -40,6 +40,9 @@ from firstcli.training.batches import MicroBatches, SoftTargetSource, TrainingBa
 
 Objective = Literal["labels", "topk-tail", "topk-renormalized"]
 
+UNLOGGED = "unlogged-{rank}.json"
+"""In a checkpoint: what a process has summed since the last log, which the next log reports."""
+
 COMPLETE_MARK = "complete"  # written last, so that an unfinished checkpoint is never resumed from
 
 
@@ -154,14 +157,35 @@ class PositionTrainer(Trainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self.require_finite_weights(model)
         super()._save_checkpoint(model, trial)
+        last = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        self._save_unlogged(last)
         distributed.wait()  # each process writes its part of a checkpoint
         if self.args.should_save:
-            last = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
             os.sync()
             write_text(last / COMPLETE_MARK, "")  # on disk before earlier checkpoints are deleted
             for folder in last.parent.glob("checkpoint-*"):
                 if folder != last:
                     shutil.rmtree(folder)
+
+    def _save_unlogged(self, checkpoint: Path) -> None:
+        unlogged = {
+            "loss": self._tr_loss.item(),
+            "last_logged": self._globalstep_last_logged,
+            "sums": {name: value.item() for name, value in self._sums.items()},
+        }
+        checkpoint.mkdir(exist_ok=True)
+        path = checkpoint / UNLOGGED.format(rank=distributed.rank())
+        path.write_text(json.dumps(unlogged), "utf-8")
+
+    def restore_unlogged(self, checkpoint: Path) -> None:
+        """Continue the sums of the interrupted run, so that the next log equals its next log."""
+        path = checkpoint / UNLOGGED.format(rank=distributed.rank())
+        if path.exists():  # checkpoints of earlier versions have none
+            unlogged = json.loads(path.read_text("utf-8"))
+            self._tr_loss.fill_(unlogged["loss"])
+            self._globalstep_last_logged = unlogged["last_logged"]
+            sums = unlogged["sums"].items()
+            self._sums = {name: torch.tensor(v, device=self.args.device) for name, v in sums}
 
     def require_finite_weights(self, model: torch.nn.Module) -> None:
         """Refuse weights that an infinite gradient of a finite loss has corrupted."""
@@ -196,6 +220,15 @@ class _Progress(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.advance(state.global_step - self.done)
         self.done = state.global_step
+
+
+@dataclass
+class _Restoring(TrainerCallback):
+    trainer: PositionTrainer
+    checkpoint: Path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.restore_unlogged(self.checkpoint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +278,9 @@ def train(
     Raises:
         UserError: the loss or the weights are no longer finite.
     """
+    if not is_sharded(args):  # its own launcher moves the shards
+        # The trial of the output layer must run where training does: some kernels need a GPU.
+        model.to(args.device)  # type: ignore[arg-type]  # a decorator hides its signature
     install_objective(model, objective, console.say)
     batches = TrainingBatches(samples, soft_targets)
     trainer = PositionTrainer(model=model, args=args, train_dataset=batches)
@@ -253,6 +289,7 @@ def train(
     done = _step_of(checkpoint) if checkpoint else 0
     if checkpoint:
         console.say(f"{title}: resuming after step {done}")
+        trainer.add_callback(_Restoring(trainer, checkpoint))
     micro_batches = trainer.micro_batches
     steps = args.max_steps
     if steps <= 0:
@@ -274,6 +311,13 @@ def train(
         padding=padding,
         weights=trainer.gathered_weights(),
     )
+
+
+def is_sharded(args: TrainingArguments) -> bool:
+    """Return whether processes share the weights, so that no device holds the whole model."""
+    launched = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    by_launcher = any(os.environ.get(name, "false").lower() in ("true", "1") for name in launched)
+    return bool(args.fsdp or args.deepspeed or by_launcher)
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -20,6 +20,9 @@ OWNED = {
     "train_sampling_strategy": "nothing: batches hold samples of similar length",
     "ignore_data_skip": "nothing: a resumed run must not learn the same samples again",
     "use_liger_kernel": "nothing: the objective has its own kernels",
+    "torch_compile": "nothing: the objective replaces the output layer, which cannot be compiled",
+    "torch_compile_backend": "nothing: models are not compiled",
+    "torch_compile_mode": "nothing: models are not compiled",
     "dataloader_drop_last": "nothing: every sample counts",
     "remove_unused_columns": "nothing: firstcli builds the batches itself",
     "label_names": "nothing: firstcli builds the batches itself",
@@ -28,6 +31,7 @@ OWNED = {
     "do_eval": "evaluate",
     "do_predict": "evaluate",
     "eval_strategy": "evaluate",
+    "eval_on_start": "evaluate",
     "push_to_hub": "nothing: upload the finished folder yourself",
 }
 """Fields that firstcli sets itself, and what to use instead."""
@@ -37,6 +41,7 @@ HARMLESS = frozenset[str]().union(
     ("dataloader_pin_memory", "dataloader_prefetch_factor"),
     ("ddp_backend", "ddp_broadcast_buffers", "ddp_bucket_cap_mb"),
     ("ddp_find_unused_parameters", "ddp_timeout", "deepspeed", "fsdp", "fsdp_config"),
+    ("activation_checkpointing", "activation_checkpointing_kwargs"),
     ("gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_empty_cache_steps"),
     ("disable_tqdm", "log_level", "log_level_replica", "report_to", "run_name"),
     ("logging_first_step", "logging_steps", "logging_strategy"),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, wraps
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -21,7 +21,7 @@ from firstcli.data import splits
 from firstcli.data.samples import Samples
 from firstcli.errors import UserError, did_you_mean
 from firstcli.recipe.references import ModelSection, TaskRef
-from firstcli.recipe.schema import Evaluation, Recipe, Training, training_of
+from firstcli.recipe.schema import Evaluation, Recipe, Train, Training, training_of
 from firstcli.runtime.console import Console
 from firstcli.runtime.files import suppress_read_only, write_json
 from firstcli.workspace.artifacts import Digests, Manifest, fingerprint
@@ -156,14 +156,22 @@ class Run:
 
     # Data: the samples of the tasks, with ids.
 
-    def _samples_of(self, ref: TaskRef, split: str, where: str) -> Sequence[Sample]:
+    def _samples_of(
+        self, ref: TaskRef, split: str, where: str, limit: int | None
+    ) -> Sequence[Sample]:
         """Load a split, with ids; counts of dropped and duplicate samples become warnings.
+
+        Args:
+            ref: the task.
+            split: one of the task's splits.
+            where: the key of the recipe, for messages.
+            limit: number of samples after which reading stops.
 
         Raises:
             UserError: the task has no such split or no samples, a row is malformed, an id occurs
                 twice, or reading broke off.
         """
-        key = json.dumps([ref.name, ref.effective, split], sort_keys=True)
+        key = json.dumps([ref.name, ref.effective, split, limit], sort_keys=True)
         if key in self._samples:
             return self._samples[key]
         task = ref.build()
@@ -176,9 +184,16 @@ class Run:
         with self.console.status(f"reading split '{split}' of task '{ref.name}'"):
             with _interruption_reported(source, 0):
                 loaded = task.load(split)
-            given = Samples(self._with_progress(loaded.samples, source), self.folder)
+            rows = self._with_progress(loaded.samples, source)
+            given = Samples(islice(rows, limit), self.folder)
             if not given:
                 raise UserError(f"{source} has no samples to use")
+            if limit and next(rows, None):
+                self.console.warn(
+                    f"{where}: only the first {limit} rows of split '{split}' are used (limit)"
+                )
+            for note in loaded.notes:
+                self.console.warn(f"{where}: {note}")
             for reason, count in loaded.dropped.items():
                 self.console.warn(
                     f"{where}: {count} rows of split '{split}' are left out: {reason}"
@@ -210,7 +225,7 @@ class Run:
     def training(self) -> TrainingSplit:
         """The training split, cut by the hash of each prompt."""
         section = self.recipe.train
-        samples = self._samples_of(section.task, "train", "train.task")
+        samples = self._samples_of(section.task, "train", "train.task", section.limit)
         training = TrainingSplit(*splits.cut_validation(samples, section.validation))
         if not training.train:
             raise UserError(
@@ -224,7 +239,8 @@ class Run:
 
     def evaluation_samples(self, name: str) -> Sequence[Sample]:
         section = self._evaluation(name)
-        return self._samples_of(section.task, section.split, f"evaluate '{name}'")
+        where = f"evaluate '{name}'"
+        return self._samples_of(section.task, section.split, where, section.limit)
 
     def overlap(self, name: str) -> int:
         """Count the prompts of an evaluation that also occur in the training split."""
@@ -245,7 +261,7 @@ class Run:
             parts: tuple[Part, ...] = ("train", "validation")
             return {part: splits.content_digest(self.training.part(part)) for part in parts}
 
-        what = f"training split, {section.validation} of it for validation"
+        what = f"training split, {section.validation} of it for validation{_of_first(section)}"
         return self._content(what, section.task, "train", make)
 
     @once_per_run
@@ -256,7 +272,8 @@ class Run:
         def make() -> dict[str, str]:
             return {"all": splits.content_digest(self.evaluation_samples(name))}
 
-        return self._content(f"evaluation {name}", section.task, section.split, make)["all"]
+        what = f"evaluation {name}{_of_first(section)}"
+        return self._content(what, section.task, section.split, make)["all"]
 
     def _content(
         self, what: str, ref: TaskRef, split: str, make: Callable[[], dict[str, str]]
@@ -306,6 +323,10 @@ class Run:
         if not ref.folder.is_dir():
             raise UserError(f"{role}.model.checkpoint: {ref.folder} is not a folder")
         return self.digests.of_checkpoint(ref.folder)
+
+
+def _of_first(section: Train | Evaluation) -> str:
+    return f", the first {section.limit}" if section.limit else ""
 
 
 @contextmanager

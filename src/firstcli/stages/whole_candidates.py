@@ -1,0 +1,137 @@
+"""Score whole candidates: the log-probability of all their tokens, not of the first that differs.
+
+Evaluation reads every question once, at its answer position. A candidate with more tokens also gets
+a sequence, the prompt and the candidate, which is read once; a candidate of one token right after
+the prompt needs none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+
+from firstcli.data.encoded import IntArray
+from firstcli.data.encoding import EncodedQuestion, EncodedSample
+from firstcli.data.sequences import LazySequence
+from firstcli.errors import UserError
+from firstcli.models import inference, readout
+from firstcli.models.batching import run_batched
+from firstcli.stages import inputs
+from firstcli.workspace.run import Run, once_per_run
+from firstcli.workspace.units import Role, Unit
+
+
+class CandidateSequences(LazySequence[EncodedSample]):
+    """A sequence for each candidate that needs one; its targets are the candidate's tokens."""
+
+    def __init__(self, questions: Sequence[EncodedQuestion]) -> None:
+        """Refer to the questions; a sequence is built on access."""
+        self._questions = questions
+        self._places = [
+            (number, candidate)
+            for number, question in enumerate(questions)
+            for candidate, tokens in enumerate(question.candidates)
+            if len(tokens) > 1 or len(question.input_ids) > question.start
+        ]
+        self.indices = np.arange(len(self._places))
+
+    def _item(self, number: int) -> EncodedSample:
+        index, candidate = self._places[number]
+        question = self._questions[index]
+        tokens = np.array(question.candidates[candidate], np.int32)
+        ids = np.concatenate([question.input_ids[: question.start], tokens])
+        return EncodedSample(_id(question.id, candidate), ids, question.start, None)
+
+    @property
+    def lengths(self) -> IntArray:
+        """The number of tokens that a model reads of each sequence: all but the last, (N,)."""
+        questions = self._questions
+        lengths = (
+            questions[index].start + len(questions[index].candidates[candidate]) - 1
+            for index, candidate in self._places
+        )
+        return np.fromiter(lengths, np.int64)
+
+
+def _id(question: str, candidate: int) -> str:
+    return f"{question}, candidate {candidate + 1}"
+
+
+@once_per_run
+def sequences(run: Run, role: Role, evaluation: str) -> CandidateSequences | None:
+    """Return the sequences of an evaluation; None if one exceeds the model's context.
+
+    Raises:
+        UserError: one does, and `metrics.candidates` is `whole`.
+    """
+    found = CandidateSequences(inputs.questions(run, role, evaluation))
+    longest = inputs.context(run, role)
+    too_long = np.flatnonzero(found.lengths > longest)
+    if not len(too_long):
+        return found
+    problem = (
+        f"evaluate '{evaluation}': {len(too_long)} candidates, such as '{found[too_long[0]].id}', "
+        f"reach beyond the {role}'s context of {longest} tokens, so whole candidates cannot be "
+        "scored"
+    )
+    if run.recipe.metrics.candidates == "whole":
+        raise UserError(f"{problem}; shorten them, or set metrics.candidates: first-token")
+    run.console.warn(f"{problem}; this evaluation only has metrics.candidates: first-token")
+    return None
+
+
+def target_log_probs(reader: readout.Reader, rows: Sequence[EncodedSample]) -> dict[str, float]:
+    """Return the log-probability of each sample's targets, summed over its tokens, by id."""
+    device = next(reader.model.parameters()).device
+    padded = inference.pad([row.input_ids[:-1] for row in rows])  # no target follows the last token
+    batch_rows, columns = inference.before_targets(rows)
+    targets = np.concatenate([row.targets for row in rows]).astype(np.int64)
+    token_ids = torch.from_numpy(targets)[:, None].to(device)  # (N, 1)
+    log_probs = reader(
+        padded.input_ids.to(device),
+        padded.attention_mask.to(device),
+        batch_rows.to(device),
+        columns.to(device),
+        lambda scores: readout.log_probs(scores, token_ids),
+    )
+    tokens = log_probs[:, 0].cpu().numpy().astype(np.float64)
+    sums = np.bincount(batch_rows.numpy(), weights=tokens)
+    return {row.id: float(total) for row, total in zip(rows, sums, strict=True)}
+
+
+def scored(
+    run: Run,
+    unit: Unit,
+    reader: readout.Reader,
+    first_tokens: Mapping[str, Sequence[float]],
+    batch_tokens: int,
+) -> list[list[float]] | None:
+    """Return the log-probability of each whole candidate, one row per question of an evaluation.
+
+    Args:
+        run: the run.
+        unit: the evaluation of one model.
+        reader: the model.
+        first_tokens: the candidates' log-probabilities at the answer position, by question; those
+            of whole candidates without a sequence.
+        batch_tokens: maximum number of tokens per batch, padding included.
+
+    Returns:
+        The rows; None if a candidate is too long for the model.
+    """
+    rows = sequences(run, unit.role, unit.evaluation)
+    if rows is None:
+        return None
+    sums: dict[str, float] = {}
+    if len(rows):
+        title, score = f"{unit.key}, whole candidates", partial(target_log_probs, reader)
+        sums = run_batched(
+            run.console, title, "candidates", rows, rows.lengths, batch_tokens, score
+        )
+    return [
+        [sums.get(_id(id, i), value) for i, value in enumerate(first_tokens[id])]
+        for id in (question.id for question in inputs.questions(run, unit.role, unit.evaluation))
+    ]

@@ -1,0 +1,87 @@
+"""Build optimizer, schedule and trackers as training does, on a model of two parameters.
+
+`first plan` does this, so that a missing package or argument is reported before hours are spent.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from transformers.trainer_utils import SaveStrategy, SchedulerType
+from transformers.training_args import OptimizerNames
+
+from firstcli.errors import UserError
+
+STEPS = 100  # of the schedule that is tried
+
+
+def check(args: TrainingArguments) -> None:
+    """Try the settings that `TrainingArguments` accepts without looking at them.
+
+    Raises:
+        UserError: one message for each setting with which training would fail.
+    """
+    problems: list[str] = []
+    if args.save_strategy == SaveStrategy.BEST:
+        problems.append(
+            "trainer.save_strategy: 'best' needs an evaluation during training, which firstcli "
+            "does not do; use epoch, steps or no"
+        )
+    _try(problems, "report_to", args.report_to, lambda: _build_trackers(args))
+    optimizer = _try(
+        problems, "optim", OptimizerNames(args.optim).value, lambda: _build_optimizer(args)
+    )
+    if optimizer is not None:
+        name = SchedulerType(args.lr_scheduler_type).value
+        _try(problems, "lr_scheduler_type", name, lambda: _build_schedule(args, optimizer))
+    if problems:
+        raise UserError(*problems)
+
+
+def _try(problems: list[str], key: str, value: object, build: Callable[[], Any]) -> Any:
+    """Return what `build` makes; whatever a library raises about a setting is a problem."""
+    try:
+        return build()
+    except Exception as error:  # any library, each with exceptions of its choice
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        problems.append(f"trainer.{key}: {value!r} cannot be used: {reason}")
+        return None
+
+
+def _build_trackers(args: TrainingArguments) -> None:
+    for callback in get_reporting_integration_callbacks(args.report_to):
+        callback()
+
+
+def _build_optimizer(args: TrainingArguments) -> torch.optim.Optimizer:
+    model: Any = nn.Linear(2, 2)
+    args = copy.copy(args)
+    if args.optim_target_modules is not None:
+        args.optim_target_modules = "all-linear"  # the names belong to the real model
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    optimizer: torch.optim.Optimizer
+    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer):
+        parameters: Any = model.parameters()
+        for name in ("params", "model", "optimizer_dict"):
+            parameters = options.pop(name, parameters)
+        optimizer = kind(parameters, **options)
+    else:  # a factory, which needs the model
+        optimizer = kind()(model, **options)
+    return optimizer
+
+
+def _build_schedule(args: TrainingArguments, optimizer: torch.optim.Optimizer) -> None:
+    options: Any = args.lr_scheduler_kwargs
+    get_scheduler(
+        args.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=args.get_warmup_steps(STEPS),
+        num_training_steps=STEPS,
+        scheduler_specific_kwargs=options,
+    )
