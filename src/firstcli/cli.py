@@ -19,6 +19,7 @@ import typer
 from firstcli import __version__
 from firstcli.errors import UserError
 from firstcli.runtime import distributed, streams
+from firstcli.runtime.redaction import without_secrets
 from firstcli.stages import STAGES
 from firstcli.stages.base import Stage
 from firstcli.stages.evaluate import EVALUATE
@@ -228,5 +229,5 @@ def main() -> None:
     except UserError as error:
         if distributed.is_first():
             for message in error.messages:
-                print(f"error: {message}", file=sys.stderr)
+                print(f"error: {without_secrets(message)}", file=sys.stderr)
         sys.exit(2)

@@ -18,6 +18,8 @@ from support.command_line import Finished, Result, first
 
 pytest_plugins = ["support.finished_runs"]
 
+SECRET = "hf_" + "aB3" * 11
+
 
 def plan(folder: Path, *args: object, **sections: Any) -> Result:
     return first("plan", command_line.write_recipe(folder, **sections), *args)
@@ -160,6 +162,20 @@ def test_an_unknown_arm_and_an_unknown_split(tmp_path: Path) -> None:
     first("plan", path, "--set", "evaluate.0.split=tset").mistake(
         "evaluate 'known-world'", "'tset'", "did you mean 'test'"
     )
+
+
+@pytest.mark.parametrize("key", ["hub_token", "hub_model_id", "wandb_api_key"])
+def test_credentials_are_refused_and_not_repeated(tmp_path: Path, key: str) -> None:
+    result = plan(tmp_path, trainer={key: SECRET})
+    result.mistake(f"trainer.{key}: firstcli takes no credentials", "HF_TOKEN")
+    assert SECRET not in result.out + result.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_looks_like_a_secret_is_in_no_message(tmp_path: Path) -> None:
+    result = plan(tmp_path, train={"task": command_line.WORLD, "validation": SECRET})
+    result.mistake("train.validation", "<redacted>")
+    assert SECRET not in result.out + result.err
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from firstcli.recipe.references import (
     TaskRef,
     mistake,
 )
+from firstcli.runtime.redaction import redacted
 
 DEFAULT_ARMS = {"first": {"recalibrator": {"name": "temperature-scaling"}}}
 
@@ -268,7 +269,7 @@ class Recipe(RecipeSection):
         """Return the recipe as plain YAML values, with defaults and absolute local paths."""
         return self.model_dump(mode="json", exclude_none=True)
 
-    @field_validator("evaluate", "seeds", "teacher", "knowledge", "arms")
+    @field_validator("evaluate", "seeds", "teacher", "knowledge", "arms", "trainer")
     @classmethod
     def _fits_the_recipe(cls, section: Any, info: ValidationInfo) -> Any:
         conflicts = _conflicts(str(info.field_name), section, info.data)
@@ -280,6 +281,10 @@ class Recipe(RecipeSection):
         return section
 
 
+_NO_CREDENTIALS = (
+    "firstcli takes no credentials and no settings of the hub from a recipe, because a recipe is "
+    "copied into reports; set an environment variable such as HF_TOKEN or WANDB_API_KEY"
+)
 Conflicts = Iterator[tuple[tuple[int | str, ...], str]]
 """Key path and message of each conflict."""
 
@@ -291,6 +296,10 @@ def _conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
         for i, evaluation in enumerate(section):
             if names[i] in names[:i]:
                 yield (i, "name"), f"two evaluations are named '{evaluation.name}'; rename one"
+    if name == "trainer":
+        for key, value in section.items():
+            if key.startswith("hub_") or redacted({key: value}) != {key: value}:
+                yield (key,), _NO_CREDENTIALS
     if name == "seeds" and len(set(section)) < len(section):
         yield (), f"found {list(section)}, expected seeds without repetition"
     if name == "teacher" and section and section.posthoc:

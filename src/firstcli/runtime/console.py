@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from firstcli.runtime import distributed
+from firstcli.runtime.redaction import without_secrets
 
 Advance = Callable[[int], None]
 MIN_WIDTH = 40  # columns; a narrower terminal wraps lines, so that tables lose no digits
@@ -47,6 +48,7 @@ class Console:
 
     def warn(self, text: str) -> None:
         """Print a warning, unless it has been printed before."""
+        text = without_secrets(text)
         for warnings in self._collected:
             warnings.append(text)
         if text not in self._warned:

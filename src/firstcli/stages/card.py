@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from firstcli import __version__
 from firstcli.recipe.schema import Arm
+from firstcli.runtime.redaction import without_folders
 from firstcli.stages.base import TrainingFacts
-from firstcli.workspace.run import Run
+from firstcli.workspace.run import Run, as_yaml
 from firstcli.workspace.units import Unit, part_of
 
 _CARD = """---
@@ -63,12 +61,12 @@ def model_card(run: Run, unit: Unit, facts: TrainingFacts) -> str:
     values = facts.as_json().items()
     numbers = [(name, f"{n:.6g}" if isinstance(n, float) else n) for name, n in values]
     return _CARD.format(
-        front_matter=_yaml(about),
+        front_matter=as_yaml(about).strip(),
         run=recipe.name,
         arm=unit.arm,
         version=__version__,
         source=_source_of_targets(run, arm),
-        student=_without_folders(model.checkpoint) or f"new weights (family {model.family})",
+        student=without_folders(model.checkpoint) or f"new weights (family {model.family})",
         task=recipe.train.task.name,
         samples=facts.samples,
         held_out=len(run.training.validation),
@@ -77,22 +75,9 @@ def model_card(run: Run, unit: Unit, facts: TrainingFacts) -> str:
         seed=run.seed_of(unit),
         numbers="\n".join(f"| {name.replace('_', ' ')} | {text} |" for name, text in numbers),
         top_k=arm.top_k or recipe.knowledge.top_k,
-        recipe=_yaml(_without_folders(run.resolved)),
-        arm_settings=_yaml(arm.model_dump(mode="json", exclude_none=True)),
+        recipe=as_yaml(run.publishable).strip(),
+        arm_settings=as_yaml(run.publishable["arms"][unit.arm]).strip(),
     )
-
-
-def _yaml(value: object) -> str:
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).strip()
-
-
-def _without_folders(value: Any) -> Any:
-    """Shorten absolute paths to their last part, because a card may be published."""
-    if isinstance(value, dict):
-        return {key: _without_folders(child) for key, child in value.items()}
-    if isinstance(value, list):
-        return [_without_folders(child) for child in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _source_of_targets(run: Run, arm: Arm) -> str:
@@ -100,7 +85,7 @@ def _source_of_targets(run: Run, arm: Arm) -> str:
     if arm.recalibrator is None:
         return "the data's labels"
     model = run.model_section("teacher")
-    source = _without_folders(model.checkpoint) or f"a teacher of family {model.family}"
+    source = without_folders(model.checkpoint) or f"a teacher of family {model.family}"
     unseen = " that has not seen the sample" if part_of(run.recipe, arm) == "out-of-fold" else ""
     return (
         f"the top {arm.top_k or run.recipe.knowledge.top_k} token probabilities of {source}{unseen}"

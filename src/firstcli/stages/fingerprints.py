@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from firstcli import __version__
+from firstcli.runtime.redaction import redacted
 from firstcli.training.trainer_fields import HARMLESS
 from firstcli.workspace.units import Role, Unit
 
@@ -173,11 +174,11 @@ def _references(recipe: Recipe) -> Iterator[tuple[str, PluginRef | ModelSection]
 
 
 def flat(prefix: str, value: object) -> Inputs:
-    """Return a nested value as dotted keys; None is left out."""
+    """Return a nested value as dotted keys; None is left out, and secrets are redacted."""
     if isinstance(value, Mapping):
         children = [flat(f"{prefix}.{key}", child) for key, child in value.items()]
         return {name: leaf for child in children for name, leaf in child.items()}
-    return {} if value is None else {prefix: value}
+    return {} if value is None else redacted({prefix: value})
 
 
 def as_text(inputs: Mapping[str, Any]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from firstcli.runtime.redaction import redacted
 from firstcli.stages import checks, fingerprints
 from firstcli.stages.base import Facts, Stage, TrainingFacts
 from firstcli.stages.calibrate import CALIBRATE
@@ -98,12 +99,13 @@ def report_data(run: Run) -> ReportData:
     """Collect what a report shows."""
     from firstcli.reporting.data import FittedRecalibrator, ReportData, TeacherPart
     from firstcli.reporting.questions import disputed
+    from firstcli.workspace.run import as_yaml
 
     recipe = run.recipe
     finished = {key: manifest for key, manifest in run.manifests.items() if key != REPORT.name}
     data = ReportData(
         run=recipe.name,
-        recipe=run.recipe_text,
+        recipe=as_yaml(run.publishable),
         members={row: [model.name for model in models] for row, models in _rows(run).items()},
         evaluations=[section.name for section in recipe.evaluate],
         records=load_records(EVALUATE.units(recipe, run.folder), recipe.metrics.candidates),
@@ -171,7 +173,7 @@ def _arm_facts(run: Run, name: str, arm: Arm) -> ArmFacts:
     from firstcli.reporting.data import ArmFacts
 
     assert arm.recalibrator
-    options = dict(arm.recalibrator.given)
+    options = dict(redacted(arm.recalibrator.given))
     fixed = options.pop("temperature", None)
     kind = [arm.recalibrator.name, *(f"{key} {value}" for key, value in options.items())]
     defaults = type(arm)()

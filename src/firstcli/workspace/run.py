@@ -24,6 +24,7 @@ from firstcli.recipe.references import ModelSection, TaskRef
 from firstcli.recipe.schema import Evaluation, Recipe, Train, Training, training_of
 from firstcli.runtime.console import Console
 from firstcli.runtime.files import suppress_read_only, write_json
+from firstcli.runtime.redaction import redacted, without_folders
 from firstcli.workspace.artifacts import Digests, Manifest, fingerprint
 from firstcli.workspace.units import Part, Role, Unit
 
@@ -112,6 +113,11 @@ class Memory:
             self._changed = False
 
 
+def as_yaml(value: object) -> str:
+    """Return a value as YAML, in its own order of keys."""
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+
+
 class Run:
     """What the stages share: the recipe, the run folder, the console and the data."""
 
@@ -146,13 +152,20 @@ class Run:
 
     @cached_property
     def resolved(self) -> dict[str, Any]:
-        """The recipe as plain YAML values, with defaults and absolute paths."""
-        return self.recipe.resolved()
+        """The recipe as plain YAML values, with defaults and absolute paths, without secrets."""
+        resolved: dict[str, Any] = redacted(self.recipe.resolved())
+        return resolved
+
+    @property
+    def publishable(self) -> dict[str, Any]:
+        """The resolved recipe with names of files and folders instead of their paths."""
+        published: dict[str, Any] = without_folders(self.resolved)
+        return published
 
     @property
     def recipe_text(self) -> str:
         """The resolved recipe as YAML."""
-        return yaml.safe_dump(self.resolved, sort_keys=False, allow_unicode=True)
+        return as_yaml(self.resolved)
 
     # Data: the samples of the tasks, with ids.
 
