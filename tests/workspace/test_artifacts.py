@@ -401,5 +401,5 @@ def test_a_link_that_an_older_version_left_behind_is_no_obstacle(
 
 def test_a_link_to_an_absent_disk_is_an_error(linked: Artifact, tmp_path: Path) -> None:
     (tmp_path / "disk").rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="first: a symbolic link to .*moved, which does not exist"):
+    with pytest.raises(UserError, match=r"first: a symbolic link to .*moved, which does not exist"):
         linked.recover()
