@@ -11,20 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from firstcli.api import Sample
+from firstcli.data.joint import Ids, JointEncoder, JointEncoding
 from firstcli.errors import UserError, shortened
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from transformers import PreTrainedTokenizerBase
-
-Ids = list[int]
-CHUNK = 4096  # samples encoded at a time, because the offsets of a whole data set are large
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +78,14 @@ def each_encoded(
     special: list[str] = []
     special_in_responses: dict[str, None] = {}  # an ordered set
     special_tokens = [token for token in tokenizer.all_special_tokens if token]
-    for sample, prompt, joints in _encode(samples, tokenizer):
-        ids, offsets = joints[sample.answer or 0]
+    for joint in JointEncoder(tokenizer)(samples):
+        sample, prompt = joint.sample, joint.prompt
+        ids, _ = joint.responses[sample.answer or 0]
         answer_position = None
         if sample.candidates:
             try:
                 _check_learnable(sample)
-                answer_position, _ = _choice(sample, prompt, joints, tokenizer)
+                answer_position, _ = _choice(joint, tokenizer)
             except UserError as error:
                 problems += error.messages
                 continue
@@ -97,8 +95,7 @@ def each_encoded(
         if contained := [token for token in special_tokens if token in sample.response]:
             special.append(str(sample.id))
             special_in_responses |= dict.fromkeys(contained)
-        start = _first_supervised(len(sample.prompt), offsets)
-        yield EncodedSample(str(sample.id), np.asarray(ids, np.int32), start, answer_position)
+        yield EncodedSample(str(sample.id), np.asarray(ids, np.int32), joint.start, answer_position)
     _raise(problems, where)
     if crossing:
         warnings.append(
@@ -124,22 +121,23 @@ def encode_questions(
     """
     questions: list[EncodedQuestion] = []
     problems: list[str] = []
-    for sample, prompt, joints in _encode(samples, tokenizer):
+    for joint in JointEncoder(tokenizer)(samples):
+        sample = joint.sample
         if not sample.candidates:
             raise UserError(f"{where}: sample '{sample.id}' has no candidates to choose from")
         try:
-            position, tokens = _choice(sample, prompt, joints, tokenizer)
+            position, tokens = _choice(joint, tokenizer)
         except UserError as error:
             problems += error.messages
             continue
-        start = max(len(prompt), 1)
+        start = max(len(joint.prompt), 1)
         candidates = tuple(
-            tuple(ids[start : max(len(offsets), position + 1)]) for ids, offsets in joints
+            tuple(ids[start : max(length, position + 1)]) for ids, length in joint.responses
         )
         questions.append(
             EncodedQuestion(
                 id=str(sample.id),
-                input_ids=np.asarray(joints[0][0][:position], np.int32),
+                input_ids=np.asarray(joint.responses[0][0][:position], np.int32),
                 candidate_ids=tokens,
                 start=start,
                 candidates=candidates,
@@ -158,45 +156,6 @@ def encode_questions(
     return questions
 
 
-Offsets = list[tuple[int, int]]
-Joint = tuple[Ids, Offsets]
-"""Token ids of prompt and response, with EOS, and the character offsets of those before EOS."""
-
-
-def _encode(
-    samples: Iterable[Sample], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[Sample, Ids, list[Joint]]]:
-    """Yield each sample with its prompt's ids and its responses' joint encodings."""
-    if not tokenizer.is_fast:
-        raise UserError(
-            f"the tokenizer {type(tokenizer).__name__} provides no character offsets; use a "
-            "checkpoint with a tokenizer.json"
-        )
-    # A tokenizer may append tokens to every text; after a prompt they are wrong.
-    ends = tokenizer("a", return_offsets_mapping=True)["offset_mapping"]
-    closing = next((i for i, (start, end) in enumerate(reversed(ends)) if end > start), 0)
-    eos = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-    remaining = iter(samples)
-    while chunk := list(islice(remaining, CHUNK)):
-        texts: list[str] = []
-        for sample in chunk:
-            texts.append(sample.prompt)
-            texts += [sample.prompt + text for text in sample.candidates or (sample.response,)]
-        # verbose=False: texts longer than the context are reported elsewhere.
-        # Special tokens in a text are encoded as such, as a server that receives the prompt does.
-        batch = tokenizer(
-            texts, return_offsets_mapping=True, return_attention_mask=False, verbose=False
-        )
-        encoded = (
-            (ids[: len(ids) - closing], offsets[: len(ids) - closing])
-            for ids, offsets in zip(batch["input_ids"], batch["offset_mapping"], strict=True)
-        )
-        for sample in chunk:
-            prompt, _ = next(encoded)
-            joints = islice(encoded, len(sample.candidates) or 1)
-            yield sample, prompt, [(ids + eos, offsets) for ids, offsets in joints]
-
-
 def _check_learnable(sample: Sample) -> None:
     if sample.answer is None:
         raise UserError(
@@ -206,24 +165,16 @@ def _check_learnable(sample: Sample) -> None:
         )
 
 
-def _first_supervised(border: int, offsets: Offsets) -> int:
-    """Return the index of the first token that reaches beyond the prompt's end, at least 1.
-
-    Token 0 has no context. EOS has no offset and belongs to the response, even if that is empty.
-    """
-    beyond = (i for i, (_, end) in enumerate(offsets) if end > border)
-    return max(next(beyond, len(offsets)), 1)
-
-
 def _choice(
-    sample: Sample, prompt: Ids, joints: list[Joint], tokenizer: PreTrainedTokenizerBase
+    joint: JointEncoding, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[int, tuple[int, ...]]:
     """Return the answer position, and each candidate's token there.
 
     Raises:
         UserError: there is none; without the recipe's key.
     """
-    encodings = [ids for ids, _ in joints]
+    sample, prompt = joint.sample, joint.prompt
+    encodings = [ids for ids, _ in joint.responses]
     for candidate, ids in zip(sample.candidates, encodings, strict=True):
         if ids[: len(prompt)] != prompt:
             raise UserError(_border_problem(sample, candidate, prompt, ids, tokenizer))
