@@ -66,7 +66,7 @@ def each_encoded(
         samples: the samples, with ids.
         tokenizer: a fast tokenizer.
         where: the recipe's key, which begins every message.
-        warnings: the list to which warnings are appended after the last sample.
+        warnings: the list to which warnings are appended after the last sample, without `where`.
 
     Raises:
         UserError: after the last sample: in a question, a token crosses the border between prompt
@@ -99,21 +99,30 @@ def each_encoded(
     _raise(problems, where)
     if crossing:
         warnings.append(
-            f"{where}: in {len(crossing)} samples, such as {shortened(crossing, 3)}, a token "
+            f"in {len(crossing)} samples, such as {shortened(crossing, 3)}, a token "
             "crosses the border between prompt and response; it is trained as part of the response"
         )
     if special:
         warnings.append(
-            f"{where}: the responses of {len(special)} samples, such as {shortened(special, 3)}, "
+            f"the responses of {len(special)} samples, such as {shortened(special, 3)}, "
             f"contain {shortened(list(special_in_responses))}, which the tokenizer encodes as a "
             "special token"
         )
 
 
 def encode_questions(
-    samples: Iterable[Sample], tokenizer: PreTrainedTokenizerBase, where: str
+    samples: Iterable[Sample],
+    tokenizer: PreTrainedTokenizerBase,
+    where: str,
+    warnings: list[str] | None = None,
 ) -> list[EncodedQuestion]:
     """Encode samples for evaluation.
+
+    Args:
+        samples: the samples, with ids.
+        tokenizer: a fast tokenizer.
+        where: the recipe's key, which begins every message.
+        warnings: the list to which warnings are appended, without `where`.
 
     Raises:
         UserError: a border or candidates as in `each_encoded`, a sample without candidates, or

@@ -66,14 +66,8 @@ class JointEncoder:
         Raises:
             UserError: the tokenizer provides no character offsets.
         """
-        if not tokenizer.is_fast:
-            raise UserError(
-                f"the tokenizer {type(tokenizer).__name__} provides no character offsets; use a "
-                "checkpoint with a tokenizer.json"
-            )
         self._tokenizer: Any = tokenizer
-        # This call also switches off truncation and padding, which a tokenizer.json may contain.
-        framed = tokenizer("a", return_offsets_mapping=True)
+        framed = _framed(tokenizer)
         covered = [i for i, (start, end) in enumerate(framed["offset_mapping"]) if end > start]
         ids: Ids = framed["input_ids"]
         self.opening: Ids = ids[: covered[0]] if covered else []
@@ -237,13 +231,27 @@ def _first_supervised(border: int, offsets: Offsets) -> int:
     return max(next(beyond, len(offsets)), 1)
 
 
+def _framed(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Encode one letter, and thereby switch off truncation and padding of a tokenizer.json.
+
+    Raises:
+        UserError: the tokenizer provides no character offsets.
+    """
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"the tokenizer {type(tokenizer).__name__} provides no character offsets; use a "
+            "checkpoint with a tokenizer.json"
+        )
+    return tokenizer("a", return_offsets_mapping=True)
+
+
 def identity(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a digest of what determines a tokenizer's encodings; equal digests, equal encodings.
 
     Raises:
         UserError: the tokenizer provides no character offsets.
     """
-    JointEncoder(tokenizer)  # switches off truncation and padding, which are part of the state
+    _framed(tokenizer)  # switches off truncation and padding, which are part of the state
     backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
     kind = type(tokenizer)
     content = [
