@@ -147,6 +147,7 @@ def rows_of(run: Run, unit: Unit) -> EncodedStore:
 def questions(run: Run, role: Role, evaluation: str) -> list[EncodedQuestion]:
     """Encode an evaluation's samples with a role's tokenizer."""
     where = f"evaluate '{evaluation}' ({role}'s tokenizer)"
+    run.evaluation_content(evaluation)  # its mistakes first: some tokenizers read the training data
     rows = encoded.evaluation(run, tokenizer(run, role), evaluation, where)
     lengths = np.array([len(row.input_ids) for row in rows], np.int64)
     kept = _fitting(run, role, lengths, lambda index: rows[index].id, where)
