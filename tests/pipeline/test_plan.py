@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -135,3 +137,66 @@ def test_mistakes_come_before_the_table_in_new_and_existing_runs(tmp_path: Path)
     for result in results[1::2]:
         result.mistake(str(data / "train.jsonl"))
     assert not any("will run" in result.out for result in results)
+
+
+@pytest.fixture
+def framed_folder(tmp_path: Path, pico_folder: Path) -> Path:
+    """The pico model with a tokenizer that puts `<pad>` in front of every text, as a BOS."""
+    folder = tmp_path / "framed"
+    shutil.copytree(pico_folder, folder)
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text("utf-8"))
+    sequence = {"Sequence": {"id": "A", "type_id": 0}}
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<pad>", "type_id": 0}}, sequence],
+        "pair": [sequence, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<pad>": {"id": "<pad>", "ids": [0], "tokens": ["<pad>"]}},
+    }
+    file.write_text(json.dumps(content), "utf-8")
+    return folder
+
+
+def with_prompt(folder: Path, checkpoint: Path, prompt: str, response: str = " {answer}") -> Path:
+    """Write a recipe with two evaluations, whose prompts all begin alike."""
+    for name in ("train", "test", "dev"):
+        command_line.write_rows(folder / "data" / f"{name}.jsonl", ROWS)
+    task = command_line.of_files(folder / "data", prompt=prompt, response=response)
+    model = {"family": "causal-lm", "checkpoint": str(checkpoint)}
+    evaluate = [{"task": task, "name": "a"}, {"task": task, "name": "b", "split": "validation"}]
+    return command_line.write_recipe(
+        folder,
+        train={"task": task, "validation": 0.3},
+        evaluate=evaluate,
+        teacher={"model": model, "finetune": command_line.TRAINING},
+        student={"model": model, "training": command_line.TRAINING},
+    )
+
+
+def test_one_cause_is_one_message(tmp_path: Path, pico_folder: Path) -> None:
+    """A border in the wrong place meets both roles, both parts and both evaluations."""
+    recipe = with_prompt(tmp_path, pico_folder, "{question}\n{choices}\nAnswer: ", "({answer}")
+    message = first("plan", recipe).mistake(
+        "train.task (train part, teacher's tokenizer)", "crosses the border", "move the border"
+    )
+    assert "the same in" in message
+    assert all(place in message for place in ("validation part", "evaluate 'a'", "evaluate 'b'"))
+
+
+def test_a_doubled_bos_is_an_error_by_default(tmp_path: Path, framed_folder: Path) -> None:
+    recipe = with_prompt(tmp_path, framed_folder, "<pad>{question}\n{choices}\nAnswer:")
+    first("plan", recipe).mistake(
+        "begins with '<pad>', which the tokenizer adds", "['<pad>', '<pad>', ", "doubled_bos: drop"
+    )
+    run = ("--run-dir", tmp_path / "run")
+    dropped = first("plan", recipe, *run, "--set", "train.doubled_bos=drop")
+    assert dropped.code == 0, dropped.err
+    first("plan", recipe, *run).mistake("doubled_bos: drop")  # not taken from what was kept
+
+
+def test_a_chat_template_in_the_prompts_is_told_once(tmp_path: Path, framed_folder: Path) -> None:
+    recipe = with_prompt(tmp_path, framed_folder, "{question}</s>\n{choices}\nAnswer:")
+    result = first("plan", recipe)
+    assert result.code == 0
+    lines = [line for line in result.err.splitlines() if "rendered chat template" in line]
+    assert lines and all("contains '</s>', encoded as special tokens" in line for line in lines)

@@ -60,8 +60,15 @@ class JointEncoding:
 class JointEncoder:
     """Encodes samples with one fast tokenizer."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, drop_doubled_bos: bool = False
+    ) -> None:
         """Look at what the tokenizer does; nothing is encoded yet.
+
+        Args:
+            tokenizer: a fast tokenizer.
+            drop_doubled_bos: whether what the tokenizer puts in front of every text is left out
+                where a prompt begins with it.
 
         Raises:
             UserError: the tokenizer provides no character offsets.
@@ -75,7 +82,13 @@ class JointEncoder:
         # A tokenizer may append tokens to every text; after a prompt they are wrong.
         self._closing = len(ids) - 1 - covered[-1] if covered else 0
         self._eos = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+        self._drop = drop_doubled_bos
         state = json.loads(self._tokenizer.backend_tokenizer.to_str())
+        special = {token["id"] for token in state["added_tokens"] if token["special"]}
+        self.special_ids = frozenset(special | set(tokenizer.all_special_ids)) - {
+            tokenizer.unk_token_id
+        }
+        """Tokens that no ordinary text contains."""
         self._separators = _separators(self._tokenizer.backend_tokenizer, state)
         """Characters at which a prompt may be cut."""
         # A token that is added to the vocabulary may contain spaces; none may reach over a cut.
@@ -110,8 +123,21 @@ class JointEncoder:
                 parts = [found for found, _ in islice(others, len(_responses(sample)))]
                 parts.insert(1 + (sample.answer or 0), ids)
             start = _first_supervised(len(sample.prompt), offsets)
+            if self._drop and self.is_doubled(parts[0]):
+                parts = [ids[len(self.opening) :] for ids in parts]
+                start = max(start - len(self.opening), 1)
             joints = [(joint + self._eos, len(joint)) for joint in parts[1:]]
             yield JointEncoding(sample, parts[0], joints, start)
+
+    def is_doubled(self, prompt: Ids) -> bool:
+        """Return whether a prompt begins with what the tokenizer has put in front of it."""
+        once = len(self.opening)
+        return once > 0 and prompt[once : 2 * once] == self.opening
+
+    def keeps_border(self, prompt: str, response: str) -> bool:
+        """Return whether the prompt's tokens stay the same when the response follows."""
+        (alone, _), (joint, _) = self._whole([prompt, prompt + response])
+        return joint[: len(alone)] == alone
 
     def _whole(self, texts: Sequence[str]) -> list[tuple[Ids, Offsets]]:
         # verbose=False: texts longer than the context are reported elsewhere.

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from rich.table import Column, Table
 
 from firstcli.api import JSON
-from firstcli.errors import UserError, shortened
+from firstcli.errors import UserError, one_per_cause, shortened
 from firstcli.recipe.load import load_recipe
 from firstcli.runtime.console import Console, duration, size
 from firstcli.stages import fingerprints, stage_of, units_of
@@ -147,8 +147,8 @@ def statuses(
 
 
 def raise_any(problems: Iterable[str]) -> None:
-    """Raise UserError with every problem once, if there is any."""
-    if messages := list(dict.fromkeys(problems)):
+    """Raise UserError with one message per cause, if there is any."""
+    if messages := one_per_cause(problems):
         raise UserError(*messages)
 
 

@@ -79,6 +79,9 @@ class Train(RecipeSection):
     trained on it."""
     too_long: Literal["error", "drop"] = "error"
     """What to do with samples that exceed a model's context: stop with an error, or drop them."""
+    doubled_bos: Literal["error", "drop"] = "error"
+    """What to do with prompts, also those of evaluations, that begin with the BOS token that the
+    tokenizer adds, as rendered chat templates do: stop with an error, or drop the added one."""
 
 
 class Evaluation(RecipeSection):

@@ -16,6 +16,7 @@ from firstcli.data.encoded import EncodedStore
 from firstcli.data.encoding import (
     EncodedQuestion,
     EncodedSample,
+    Encoding,
     each_encoded,
     encode_questions,
 )
@@ -33,8 +34,7 @@ FORMAT = 1
 
 Row = TypeVar("Row", EncodedSample, EncodedQuestion)
 Rows = TypeVar("Rows", EncodedStore, list[EncodedQuestion])
-Encode = Callable[[list[str]], Iterable[Row]]
-"""Yields encoded samples, and appends warnings to its argument."""
+Encode = Callable[[Encoding], Iterable[Row]]
 
 
 @once_per_run
@@ -61,8 +61,8 @@ def training_part(
     def hold(rows: Iterable[EncodedSample]) -> EncodedStore:
         return EncodedStore(rows, run.folder)
 
-    def encode(warnings: list[str]) -> Iterator[EncodedSample]:
-        return each_encoded(run.training.part(part), tokenizer, where, warnings)
+    def encode(encoding: Encoding) -> Iterator[EncodedSample]:
+        return each_encoded(run.training.part(part), encoding)
 
     content = run.part_content(part)
     return _Source(run, tokenizer, EncodedSample, hold, part, content).rows(encode, where)
@@ -83,8 +83,8 @@ def evaluation(
         UserError: a sample cannot be encoded.
     """
 
-    def encode(warnings: list[str]) -> list[EncodedQuestion]:
-        return encode_questions(run.evaluation_samples(name), tokenizer, where, warnings)
+    def encode(encoding: Encoding) -> list[EncodedQuestion]:
+        return encode_questions(run.evaluation_samples(name), encoding)
 
     slot, content = f"evaluation-{name}", run.evaluation_content(name)
     return _Source(run, tokenizer, EncodedQuestion, list, slot, content).rows(encode, where)
@@ -112,12 +112,13 @@ class _Source(Generic[Row, Rows]):
             name: name of the set of samples.
             content: digest of the samples.
         """
-        self._run, self._kind, self._hold = run, kind, hold
+        self._run, self._tokenizer, self._kind, self._hold = run, tokenizer, kind, hold
         identity = identity_of(run, tokenizer)
         depends_on = {
             "tokenizer": identity,
             "samples": content,
             "kind": kind.__name__,
+            "doubled BOS": run.recipe.train.doubled_bos,
             "format": str(FORMAT),
             "firstcli": __version__,
         }
@@ -144,12 +145,14 @@ class _Source(Generic[Row, Rows]):
         return cast(Rows, rows)
 
     def _read_or_encoded(self, encode: Encode[Row], where: str) -> Rows:
-        warnings: list[str] = []
+        drop = self._run.recipe.train.doubled_bos == "drop"
+        encoding = Encoding(self._tokenizer, where, drop)
+        warnings = encoding.warnings
         if known := token_files.read(self._path, self._key, self._kind):
             rows, warnings = self._hold(known[0]), known[1]
         else:
             with self._run.console.status(f"encoding {where}"):
-                rows = self._hold(encode(warnings))
+                rows = self._hold(encode(encoding))
             if len(rows) >= FEW:
                 self._run.write_cache(lambda: self._write(rows, warnings))
         for warning in warnings:
