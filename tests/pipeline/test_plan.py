@@ -159,8 +159,8 @@ def framed_folder(tmp_path: Path, pico_folder: Path) -> Path:
 
 def with_prompt(folder: Path, checkpoint: Path, prompt: str, response: str = " {answer}") -> Path:
     """Write a recipe with two evaluations, whose prompts all begin alike."""
-    for name in ("train", "test", "dev"):
-        command_line.write_rows(folder / "data" / f"{name}.jsonl", ROWS)
+    for count, name in enumerate(("train", "test", "dev"), 20):
+        command_line.write_rows(folder / "data" / f"{name}.jsonl", command_line.sums(count))
     task = command_line.of_files(folder / "data", prompt=prompt, response=response)
     model = {"family": "causal-lm", "checkpoint": str(checkpoint)}
     evaluate = [{"task": task, "name": "a"}, {"task": task, "name": "b", "split": "validation"}]
