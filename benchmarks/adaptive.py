@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firstcli.api import BoolArray, FloatArray
-from firstcli.data.encoding import encode_questions
+from firstcli.data.encoding import Encoding, encode_questions
 from firstcli.pipeline.execute import execute
 from firstcli.pipeline.plan import Request, open_run
 from firstcli.plugins import load
@@ -84,7 +84,7 @@ def validation_answers(run: Run) -> Answers:
         return Answers(positions, positions.is_label.astype(np.float64), False)
     tokenizer = inputs.tokenizer(run, "teacher")
     outcome = np.zeros(positions.topk.shape)
-    for i, question in enumerate(encode_questions(samples, tokenizer, "validation")):
+    for i, question in enumerate(encode_questions(samples, Encoding(tokenizer, "validation"))):
         for token, share in zip(question.candidate_ids, question.truth or (), strict=True):
             outcome[i] += share * (positions.token_ids[i] == token)
     return Answers(positions, outcome, True)

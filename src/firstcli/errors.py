@@ -17,6 +17,37 @@ class UserError(Exception):
         self.messages: tuple[str, ...] = messages
 
 
+class Message(str):
+    """A message about one place, whose cause may show in other places too."""
+
+    cause: str
+    where: str
+
+    def __new__(cls, text: str, cause: str, where: str) -> Message:
+        self = super().__new__(cls, text)
+        self.cause, self.where = cause, where
+        return self
+
+
+def one_per_cause(messages: Iterable[str]) -> list[str]:
+    """Return every message once; the first one of a cause names the other places."""
+    places: dict[str, list[str]] = {}
+    kept: list[str] = []
+    for message in dict.fromkeys(messages):
+        if isinstance(message, Message):
+            known = places.setdefault(message.cause, [])
+            known.append(message.where)
+            if len(known) > 1:
+                continue
+        kept.append(message)
+
+    def with_places(message: str) -> str:
+        others = places[message.cause][1:] if isinstance(message, Message) else []
+        return f"{message}; the same in {', '.join(others)}" if others else message
+
+    return list(map(with_places, kept))
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the closest known name, or an empty string."""
     close = get_close_matches(str(given), list(known), n=1, cutoff=0.6)

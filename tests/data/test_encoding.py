@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ from tokenizers import processors
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from firstcli.api import Sample
-from firstcli.data.encoding import EncodedQuestion, EncodedSample, encode_questions
+from firstcli.data.encoding import (
+    EncodedQuestion,
+    EncodedSample,
+    Encoding,
+    each_encoded,
+    encode_questions,
+)
 from firstcli.errors import UserError
 from support.encoding import encode_training
 
@@ -30,8 +37,22 @@ def question(prompt: str, *candidates: str, answer: int = 0) -> Sample:
 
 
 def encode_question(prompt: str, *candidates: str, tokenizer: Tokenizer) -> EncodedQuestion:
-    [row] = encode_questions([question(prompt, *candidates)], tokenizer, "test")
+    [row] = encode_questions([question(prompt, *candidates)], Encoding(tokenizer, "test"))
     return row
+
+
+def mistakes(samples: list[Sample], tokenizer: Tokenizer) -> list[str]:
+    """Return what is wrong with samples for training, then for evaluation: one message each."""
+    messages: list[str] = []
+    for encode in (
+        lambda: encode_training(samples, tokenizer, "train"),
+        lambda: encode_questions(samples, Encoding(tokenizer, "train")),
+    ):
+        with pytest.raises(UserError) as caught:
+            encode()
+        messages += caught.value.messages
+    assert len(messages) == 2
+    return messages
 
 
 def pieces(tokenizer: Tokenizer, ids: Any) -> list[str]:
@@ -172,17 +193,68 @@ def test_a_tokenizer_without_offsets_is_refused() -> None:
 def test_special_tokens_in_a_prompt_are_encoded_as_such(tokenizer: Tokenizer) -> None:
     """A chat template's markers have the same meaning as when the model is served."""
     sample = Sample("Ask.</s>Answer:", " Yes.", id="chat")
-    [row], warnings = encode_training([sample], tokenizer, "train")
+    [row, _], [warning] = encode_training([sample, replace(sample, id="b")], tokenizer, "train")
     assert row.input_ids.tolist().count(tokenizer.eos_token_id) == 2
     assert row.input_ids[: row.start].tolist() == tokenizer(sample.prompt)["input_ids"]
-    assert not warnings
+    assert warning.startswith("sample 'chat' (and 1 other samples): the prompt")
+    assert "contains '</s>', encoded as special tokens, as in a rendered chat" in warning
+    assert "'</s>'" in warning.partition("its tokens are")[2]
 
 
-def test_special_tokens_in_a_response_cause_a_warning(tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize(
+    ("response", "end"),
+    [
+        (" Yes, </s> is.", "and the student learns to stop there"),
+        (" Yes.</s>", "and another EOS follows; remove it from the responses"),
+    ],
+)
+def test_special_tokens_in_a_response_cause_a_warning(
+    tokenizer: Tokenizer, response: str, end: str
+) -> None:
     """A `</s>` in the data would teach the student to stop in the middle."""
-    sample = Sample("Is it a tag?", " Yes, </s> is.", id="html")
+    sample = Sample("Is it a tag?", response, id="html")
     _, [warning] = encode_training([sample], tokenizer, "train")
-    assert "1 samples, such as 'html'" in warning and "'</s>'" in warning
+    assert warning.startswith("sample 'html': the response contains '</s>'")
+    assert warning.endswith(end)
+    candidate = Sample.question("Is it a tag?", [" no", response], 0, id="html")
+    encoding = Encoding(tokenizer, "test")
+    encode_questions([candidate], encoding)
+    assert encoding.warnings == [warning]
+
+
+def test_a_prompt_that_begins_with_the_bos_that_the_tokenizer_adds(
+    piece_tokenizer: Tokenizer,
+) -> None:
+    sample = question("<s>Answer:", " yes", " no")
+    for message in mistakes([sample], piece_tokenizer):
+        assert "begins with '<s>', which the tokenizer adds" in message
+        assert "its tokens are ['<s>', '<s>', " in message and "doubled_bos: drop" in message
+    plain, dropped = (
+        next(each_encoded([replace(sample, prompt=prompt)], encoding))
+        for prompt, encoding in (
+            ("Answer:", Encoding(piece_tokenizer, "train")),
+            ("<s>Answer:", Encoding(piece_tokenizer, "train", drop_doubled_bos=True)),
+        )
+    )
+    assert pieces(piece_tokenizer, dropped.input_ids)[:2] == ["<s>", "▁Answer:"]
+    assert dropped.input_ids.tolist() == plain.input_ids.tolist()
+    assert (dropped.start, dropped.answer_position) == (plain.start, plain.answer_position)
+
+
+def test_a_bos_that_the_tokenizer_does_not_add_is_no_mistake(byte_tokenizer: Tokenizer) -> None:
+    encode("<pad>Answer:", " yes", byte_tokenizer)
+
+
+def test_markers_of_a_chat_template_that_the_tokenizer_does_not_know(
+    byte_tokenizer: Tokenizer,
+) -> None:
+    sample = Sample("<|im_start|>user\nIs it?<|im_end|>\n", "Yes", id="x")
+    _, [warning] = encode_training([sample], byte_tokenizer, "train")
+    assert "'<|im_start|>', which is no token of this tokenizer but is split into ['<'" in warning
+    known = deepcopy(byte_tokenizer)
+    known.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    _, [warning] = encode_training([sample], known, "train")
+    assert "contains '<|im_start|>', '<|im_end|>', encoded as special tokens" in warning
 
 
 # The answer position.
@@ -224,7 +296,7 @@ def test_training_and_evaluation_agree_for_every_answer(tokenizer: Tokenizer) ->
     for answer in range(3):
         sample = Sample.question("Answer:", candidates, answer, id="q")
         [row], _ = encode_training([sample], tokenizer, "train")
-        [encoded] = encode_questions([sample], tokenizer, "test")
+        [encoded] = encode_questions([sample], Encoding(tokenizer, "test"))
         assert row.answer_position is not None
         assert row.input_ids[row.answer_position] == encoded.candidate_ids[answer]
         assert encoded.answer == answer
@@ -236,10 +308,7 @@ def test_training_and_evaluation_agree_for_every_answer(tokenizer: Tokenizer) ->
 
 def test_candidates_that_share_a_token_are_named(byte_tokenizer: Tokenizer) -> None:
     sample = question("Answer:", " yesx", " yesy", " no")
-    for encoder in (encode_training, encode_questions):
-        with pytest.raises(UserError) as caught:
-            encoder([sample], byte_tokenizer, "train")
-        message = str(caught.value)
+    for message in mistakes([sample], byte_tokenizer):
         assert (
             "train: sample 'q1'" in message and "' yesx', ' yesy' share the token 'yes'" in message
         )
@@ -248,10 +317,7 @@ def test_candidates_that_share_a_token_are_named(byte_tokenizer: Tokenizer) -> N
 def test_a_crossed_border_is_an_error_for_questions(byte_tokenizer: Tokenizer) -> None:
     """`is ` alone ends in a space; followed by `(a)`, space and bracket are one token."""
     sample = question("The answer is ", "(a", "(b")
-    for encoder in (encode_training, encode_questions):
-        with pytest.raises(UserError) as caught:
-            encoder([sample], byte_tokenizer, "train")
-        message = str(caught.value)
+    for message in mistakes([sample], byte_tokenizer):
         assert "'q1'" in message and "['Ġ']" in message and "['Ġ(', 'a']" in message
         assert (
             "move the border, for example from 'nswer is ' + '(a' to 'nswer is' + ' (a'" in message
@@ -262,7 +328,7 @@ def test_every_candidate_must_respect_the_border(byte_tokenizer: Tokenizer) -> N
     """Also the wrong candidates, although only the correct one is trained on."""
     sample = question("The answer is ", "yes", "(b")
     with pytest.raises(UserError, match=r"crosses the border.*'Ġ\(', 'b'.*\+ ' \(b'"):
-        encode_questions([sample], byte_tokenizer, "test")
+        encode_questions([sample], Encoding(byte_tokenizer, "test"))
 
 
 def test_a_crossed_border_is_a_counted_warning_for_instructions(byte_tokenizer: Tokenizer) -> None:
@@ -271,7 +337,7 @@ def test_a_crossed_border_is_a_counted_warning_for_instructions(byte_tokenizer: 
         Sample("The answer is", " (a)", id="fine"),
     ]
     rows, [warning] = encode_training(samples, byte_tokenizer, "train")
-    assert "in 1 samples, such as 'crossed'" in warning
+    assert warning.startswith("sample 'crossed': a token crosses the border")
     assert [row.id for row in rows] == ["crossed", "fine"]
     assert pieces(byte_tokenizer, rows[0].targets) == ["Ġ(", "a", ")", "</s>"]
 
@@ -281,20 +347,36 @@ def test_a_question_without_any_context_is_refused(byte_tokenizer: Tokenizer) ->
         encode_question("", "yes", "no", tokenizer=byte_tokenizer)
 
 
-def test_many_mistakes_are_counted_and_three_are_shown(byte_tokenizer: Tokenizer) -> None:
+def test_many_samples_with_one_mistake_are_one_message(byte_tokenizer: Tokenizer) -> None:
     samples = [
         Sample.question("Answer:", [" yesx", " yesy", " no"], 0, id=str(number))
         for number in range(5)
     ]
-    with pytest.raises(UserError) as caught:
-        encode_training(samples, byte_tokenizer, "train")
-    assert len(caught.value.messages) == 3
-    assert "(5 such samples in all)" in caught.value.messages[0]
+    for message in mistakes(samples, byte_tokenizer):
+        assert message.startswith("train: sample '0' (and 4 other samples): the candidates")
+
+
+def test_advice_at_the_border_has_been_tried(byte_tokenizer: Tokenizer) -> None:
+    """A space would not help a tokenizer that has learned `: yes` as one token; a new line does."""
+    joined = deepcopy(byte_tokenizer)
+    joined.add_tokens([": yes"])
+    [message, _] = mistakes([question("Answer:", " yes", " no")], joined)
+    assert "from 'Answer:' + ' yes' to 'Answer:\\n' + 'yes'" in message
+    joined.add_tokens([":\nyes"])
+    [message, _] = mistakes([question("Answer:", " yes", " no")], joined)
+    assert "choose a different one" in message and "move" not in message
+
+
+def test_candidates_that_the_tokenizer_does_not_know(byte_tokenizer: Tokenizer) -> None:
+    unknown = deepcopy(byte_tokenizer)
+    unknown.unk_token = "yes"
+    [message, _] = mistakes([question("Answer:", " yesx", " yesy", " no")], unknown)
+    assert "the tokenizer does not know them" in message and "letters" not in message
 
 
 def test_evaluation_needs_candidates(byte_tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match="sample 'x' has no candidates"):
-        encode_questions([Sample("a", "b", id="x")], byte_tokenizer, "test")
+        encode_questions([Sample("a", "b", id="x")], Encoding(byte_tokenizer, "test"))
 
 
 def test_a_question_without_a_correct_answer_can_only_be_evaluated(
@@ -303,15 +385,15 @@ def test_a_question_without_a_correct_answer_can_only_be_evaluated(
     answered = Sample.question("Q: A:", [" yes", " no"], 1, id="x")
     without = Sample.question("Q: A:", [" yes", " no"], None, id="y")
     assert (without.response, without.answer) == ("", None)
-    [expected] = encode_questions([answered], byte_tokenizer, "test")
-    [found] = encode_questions([without], byte_tokenizer, "test")
+    [expected] = encode_questions([answered], Encoding(byte_tokenizer, "test"))
+    [found] = encode_questions([without], Encoding(byte_tokenizer, "test"))
     assert found.answer is None
     assert found.candidate_ids == expected.candidate_ids
     assert found.input_ids.tolist() == expected.input_ids.tolist()
     with pytest.raises(UserError, match=r"train: sample 'y': none of its candidates is right"):
         encode_training([answered, without], byte_tokenizer, "train")
     with pytest.raises(UserError, match=r"1 of 2 questions.* 'y', have no right answer"):
-        encode_questions([answered, without], byte_tokenizer, "test")
+        encode_questions([answered, without], Encoding(byte_tokenizer, "test"))
 
 
 # Real tokenizers.

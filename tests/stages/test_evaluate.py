@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from conftest import MakeLlama
 from firstcli.api import Sample
-from firstcli.data.encoding import EncodedQuestion, encode_questions
+from firstcli.data.encoding import EncodedQuestion, Encoding, encode_questions
 from firstcli.metrics.records import EvalRecords
 from firstcli.models import readout
 from firstcli.stages.scoring import candidate_log_probs
@@ -37,7 +37,7 @@ def questions(tokenizer: PreTrainedTokenizerFast) -> list[EncodedQuestion]:
         )
         for number, place in enumerate(PLACES)
     ]
-    return encode_questions(samples, tokenizer, "test")
+    return encode_questions(samples, Encoding(tokenizer, "test"))
 
 
 @torch.no_grad()
@@ -114,7 +114,7 @@ def encoded(
         Sample.question(f"Q: What is {prompt}?\nAnswer:", candidates, 0, id=prompt)
         for prompt in prompts
     ]
-    return encode_questions(samples, tokenizer, "test")
+    return encode_questions(samples, Encoding(tokenizer, "test"))
 
 
 @torch.no_grad()
@@ -314,7 +314,7 @@ def test_real_tokenizers(name: str, shared_models: Path, make_llama: MakeLlama) 
         Sample.question(f"Q: {text}\nA: The answer is (", ["a).", "b).", "c)."], 2, id=text)
         for text in ("Where?", "What is it that one does in a very small house?")
     ]
-    rows = encode_questions(samples, tokenizer, "test")
+    rows = encode_questions(samples, Encoding(tokenizer, "test"))
     assert tokenizer.convert_ids_to_tokens(list(rows[0].candidate_ids)) == ["a", "b", "c"]
     model = make_llama(len(tokenizer))
     found = evaluated(model, rows)

@@ -31,7 +31,7 @@ def estimates(tmp_path: Path, *args: object) -> Any:
     )
     result = first("plan", path, "--run-dir", tmp_path / "run", "--probe", "--json", *args)
     assert result.code == 0, result.err
-    assert not (tmp_path / "run").exists()
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".checks.json"}
     return result.json["probe"]
 
 

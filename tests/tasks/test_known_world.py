@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from firstcli import plugins
 from firstcli.api import ModelRef, Sample
-from firstcli.data.encoding import encode_questions
+from firstcli.data.encoding import Encoding, encode_questions
 from firstcli.data.splits import content_digest
 from firstcli.families.scratch import Scratch, ScratchOptions
 from firstcli.tasks.known_world import (
@@ -198,7 +198,9 @@ def test_answers_differ_in_their_first_token(vocabulary: int) -> None:
     text = [sample.prompt + sample.response for sample in train]
     tokenizer = Scratch(ScratchOptions(vocabulary=vocabulary)).tokenizer(ModelRef(None), text)
     sizes = {"test": 50, "shifted": 50, "unanswerable": 50}
-    encoded = [encode_questions(samples(split, **sizes), tokenizer, "test") for split in sizes]
+    encoded = [
+        encode_questions(samples(split, **sizes), Encoding(tokenizer, "test")) for split in sizes
+    ]
     for question in chain(*encoded):
         assert len(set(question.candidate_ids)) == 5
         assert len(question.input_ids) <= 64  # the quick start's context
@@ -213,7 +215,7 @@ def test_answers_differ_in_their_first_token(vocabulary: int) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "mistral"])
 def test_real_tokenizers_distinguish_answers(name: str, shared_models: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(shared_models / "tokenizers" / name)
-    for question in encode_questions(samples("test", test=20), tokenizer, "test"):
+    for question in encode_questions(samples("test", test=20), Encoding(tokenizer, "test")):
         assert len(set(question.candidate_ids)) == 5
 
 

@@ -10,21 +10,20 @@ The answer position of a question is the first position at which its candidates'
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from firstcli.api import Sample
+from firstcli.data.findings import Findings, SpecialTokens
+from firstcli.data.joint import Ids, JointEncoder, JointEncoding
 from firstcli.errors import UserError, shortened
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from transformers import PreTrainedTokenizerBase
-
-Ids = list[int]
-CHUNK = 4096  # samples encoded at a time, because the offsets of a whole data set are large
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,208 +59,202 @@ class EncodedQuestion:
     truth: tuple[float, ...] | None
 
 
-def each_encoded(
-    samples: Iterable[Sample], tokenizer: PreTrainedTokenizerBase, where: str, warnings: list[str]
-) -> Iterator[EncodedSample]:
-    """Encode samples for training, one by one.
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How samples are encoded."""
 
-    Args:
-        samples: the samples, with ids.
-        tokenizer: a fast tokenizer.
-        where: the recipe's key, which begins every message.
-        warnings: the list to which warnings are appended after the last sample.
+    tokenizer: PreTrainedTokenizerBase
+    where: str
+    """The recipe's key, which begins every error message."""
+    drop_doubled_bos: bool = False
+    warnings: list[str] = field(default_factory=list)
+    """Takes warnings after the last sample, without `where`."""
+
+
+def each_encoded(samples: Iterable[Sample], encoding: Encoding) -> Iterator[EncodedSample]:
+    """Encode samples, which have ids, for training, one by one.
 
     Raises:
-        UserError: after the last sample: in a question, a token crosses the border between prompt
-            and response, two candidates have the same token at the answer position, or no
-            candidate is correct.
+        UserError: after the last sample: a prompt begins with the BOS that the tokenizer adds, or
+            in a question, a token crosses the border between prompt and response, two candidates
+            have the same token at the answer position, or no candidate is correct.
     """
-    problems: list[str] = []
-    crossing: list[str] = []
-    special: list[str] = []
-    special_in_responses: dict[str, None] = {}  # an ordered set
-    special_tokens = [token for token in tokenizer.all_special_tokens if token]
-    for sample, prompt, joints in _encode(samples, tokenizer):
-        ids, offsets = joints[sample.answer or 0]
+    encoder = JointEncoder(encoding.tokenizer, drop_doubled_bos=encoding.drop_doubled_bos)
+    mistakes, crossing = Findings(encoding.where), Findings(encoding.where)
+    special = SpecialTokens(encoding.tokenizer, encoder, mistakes)
+    for joint in encoder(samples):
+        sample, right = joint.sample, joint.responses[joint.sample.answer or 0]
+        special.look(joint, [right])
         answer_position = None
         if sample.candidates:
-            try:
-                _check_learnable(sample)
-                answer_position, _ = _choice(sample, prompt, joints, tokenizer)
-            except UserError as error:
-                problems += error.messages
+            choice = _choice(joint, encoder, encoding.tokenizer, mistakes, learned=True)
+            if choice is None:
                 continue
-        elif ids[: len(prompt)] != prompt:
-            crossing.append(str(sample.id))
-        # In prompts, special tokens are intended: they come from chat templates.
-        if contained := [token for token in special_tokens if token in sample.response]:
-            special.append(str(sample.id))
-            special_in_responses |= dict.fromkeys(contained)
-        start = _first_supervised(len(sample.prompt), offsets)
-        yield EncodedSample(str(sample.id), np.asarray(ids, np.int32), start, answer_position)
-    _raise(problems, where)
-    if crossing:
-        warnings.append(
-            f"{where}: in {len(crossing)} samples, such as {shortened(crossing, 3)}, a token "
-            "crosses the border between prompt and response; it is trained as part of the response"
-        )
-    if special:
-        warnings.append(
-            f"{where}: the responses of {len(special)} samples, such as {shortened(special, 3)}, "
-            f"contain {shortened(list(special_in_responses))}, which the tokenizer encodes as a "
-            "special token"
-        )
+            answer_position, _ = choice
+        elif right[0][: len(joint.prompt)] != joint.prompt:
+            crossing.add("border", sample.id, lambda: _CROSSING)
+        ids = np.asarray(right[0], np.int32)
+        yield EncodedSample(str(sample.id), ids, joint.start, answer_position)
+    mistakes.raise_any()
+    encoding.warnings.extend(text for found in (crossing, special.unexpected) for _, text in found)
 
 
-def encode_questions(
-    samples: Iterable[Sample], tokenizer: PreTrainedTokenizerBase, where: str
-) -> list[EncodedQuestion]:
-    """Encode samples for evaluation.
+_CROSSING = (
+    "a token crosses the border between prompt and response; it is trained as part of the response"
+)
+
+
+def encode_questions(samples: Iterable[Sample], encoding: Encoding) -> list[EncodedQuestion]:
+    """Encode samples, which have ids, for evaluation.
 
     Raises:
-        UserError: a border or candidates as in `each_encoded`, a sample without candidates, or
-            a mixture of questions with and without a right answer.
+        UserError: a mistake as in `each_encoded`, a sample without candidates, or a mixture of
+            questions with and without a right answer.
     """
+    encoder = JointEncoder(encoding.tokenizer, drop_doubled_bos=encoding.drop_doubled_bos)
+    mistakes = Findings(encoding.where)
+    special = SpecialTokens(encoding.tokenizer, encoder, mistakes)
     questions: list[EncodedQuestion] = []
-    problems: list[str] = []
-    for sample, prompt, joints in _encode(samples, tokenizer):
+    for joint in encoder(samples):
+        sample = joint.sample
         if not sample.candidates:
-            raise UserError(f"{where}: sample '{sample.id}' has no candidates to choose from")
-        try:
-            position, tokens = _choice(sample, prompt, joints, tokenizer)
-        except UserError as error:
-            problems += error.messages
-            continue
-        start = max(len(prompt), 1)
-        candidates = tuple(
-            tuple(ids[start : max(len(offsets), position + 1)]) for ids, offsets in joints
-        )
-        questions.append(
-            EncodedQuestion(
-                id=str(sample.id),
-                input_ids=np.asarray(joints[0][0][:position], np.int32),
-                candidate_ids=tokens,
-                start=start,
-                candidates=candidates,
-                answer=sample.answer,
-                truth=sample.truth,
+            raise UserError(
+                f"{encoding.where}: sample '{sample.id}' has no candidates to choose from"
             )
-        )
-    _raise(problems, where)
+        special.look(joint, joint.responses)
+        choice = _choice(joint, encoder, encoding.tokenizer, mistakes, learned=False)
+        if choice is not None:
+            questions.append(_question(joint, *choice))
+    mistakes.raise_any()
+    encoding.warnings.extend(text for _, text in special.unexpected)
     without = [question.id for question in questions if question.answer is None]
     if 0 < len(without) < len(questions):
         raise UserError(
-            f"{where}: {len(without)} of {len(questions)} questions, such as "
+            f"{encoding.where}: {len(without)} of {len(questions)} questions, such as "
             f"{shortened(without, 3)}, have no right answer; evaluate them in a "
             "separate split"
         )
     return questions
 
 
-Offsets = list[tuple[int, int]]
-Joint = tuple[Ids, Offsets]
-"""Token ids of prompt and response, with EOS, and the character offsets of those before EOS."""
-
-
-def _encode(
-    samples: Iterable[Sample], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[Sample, Ids, list[Joint]]]:
-    """Yield each sample with its prompt's ids and its responses' joint encodings."""
-    if not tokenizer.is_fast:
-        raise UserError(
-            f"the tokenizer {type(tokenizer).__name__} provides no character offsets; use a "
-            "checkpoint with a tokenizer.json"
-        )
-    # A tokenizer may append tokens to every text; after a prompt they are wrong.
-    ends = tokenizer("a", return_offsets_mapping=True)["offset_mapping"]
-    closing = next((i for i, (start, end) in enumerate(reversed(ends)) if end > start), 0)
-    eos = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-    remaining = iter(samples)
-    while chunk := list(islice(remaining, CHUNK)):
-        texts: list[str] = []
-        for sample in chunk:
-            texts.append(sample.prompt)
-            texts += [sample.prompt + text for text in sample.candidates or (sample.response,)]
-        # verbose=False: texts longer than the context are reported elsewhere.
-        # Special tokens in a text are encoded as such, as a server that receives the prompt does.
-        batch = tokenizer(
-            texts, return_offsets_mapping=True, return_attention_mask=False, verbose=False
-        )
-        encoded = (
-            (ids[: len(ids) - closing], offsets[: len(ids) - closing])
-            for ids, offsets in zip(batch["input_ids"], batch["offset_mapping"], strict=True)
-        )
-        for sample in chunk:
-            prompt, _ = next(encoded)
-            joints = islice(encoded, len(sample.candidates) or 1)
-            yield sample, prompt, [(ids + eos, offsets) for ids, offsets in joints]
-
-
-def _check_learnable(sample: Sample) -> None:
-    if sample.answer is None:
-        raise UserError(
-            f"sample '{sample.id}': none of its candidates is right, so there is nothing to learn "
-            "from it; leave such questions out of the training split, or evaluate them in a "
-            "separate split"
-        )
-
-
-def _first_supervised(border: int, offsets: Offsets) -> int:
-    """Return the index of the first token that reaches beyond the prompt's end, at least 1.
-
-    Token 0 has no context. EOS has no offset and belongs to the response, even if that is empty.
-    """
-    beyond = (i for i, (_, end) in enumerate(offsets) if end > border)
-    return max(next(beyond, len(offsets)), 1)
+def _question(joint: JointEncoding, position: int, tokens: tuple[int, ...]) -> EncodedQuestion:
+    start = max(len(joint.prompt), 1)
+    candidates = tuple(
+        tuple(ids[start : max(length, position + 1)]) for ids, length in joint.responses
+    )
+    return EncodedQuestion(
+        id=str(joint.sample.id),
+        input_ids=np.asarray(joint.responses[0][0][:position], np.int32),
+        candidate_ids=tokens,
+        start=start,
+        candidates=candidates,
+        answer=joint.sample.answer,
+        truth=joint.sample.truth,
+    )
 
 
 def _choice(
-    sample: Sample, prompt: Ids, joints: list[Joint], tokenizer: PreTrainedTokenizerBase
-) -> tuple[int, tuple[int, ...]]:
-    """Return the answer position, and each candidate's token there.
+    joint: JointEncoding,
+    encoder: JointEncoder,
+    tokenizer: PreTrainedTokenizerBase,
+    mistakes: Findings,
+    *,
+    learned: bool,
+) -> tuple[int, tuple[int, ...]] | None:
+    """Return the answer position and each candidate's token there, or note why there is none.
 
-    Raises:
-        UserError: there is none; without the recipe's key.
+    Args:
+        joint: a question.
+        encoder: what encoded it.
+        tokenizer: the encoder's tokenizer.
+        mistakes: takes the reason.
+        learned: whether the question is trained on, so that it needs a right answer.
     """
-    encodings = [ids for ids, _ in joints]
+    sample, prompt = joint.sample, joint.prompt
+    if learned and sample.answer is None:
+        mistakes.add("no answer", sample.id, lambda: _NO_ANSWER)
+        return None
+    encodings = [ids for ids, _ in joint.responses]
     for candidate, ids in zip(sample.candidates, encodings, strict=True):
         if ids[: len(prompt)] != prompt:
-            raise UserError(_border_problem(sample, candidate, prompt, ids, tokenizer))
+            text = partial(_border_problem, joint, candidate, ids, encoder, tokenizer)
+            mistakes.add("border", sample.id, text)
+            return None
     position = len(prompt)
     last = min(map(len, encodings)) - 1
     while position < last and len({ids[position] for ids in encodings}) == 1:
         position += 1
     if position == 0:
-        raise UserError(f"sample '{sample.id}': no token precedes the candidates; give it a prompt")
+        mistakes.add("no prompt", sample.id, lambda: _NO_PROMPT)
+        return None
     tokens = tuple(ids[position] for ids in encodings)
     if len(set(tokens)) < len(tokens):
-        shared = next(token for token in tokens if tokens.count(token) > 1)
-        pairs = zip(sample.candidates, tokens, strict=True)
-        texts = [text for text, token in pairs if token == shared]
-        raise UserError(
-            f"sample '{sample.id}': the candidates {shortened(texts)} share the token "
-            f"{tokenizer.convert_ids_to_tokens(shared)!r} ({shared}) where they should differ; let "
-            "them begin with different words, or let the model answer with letters"
-        )
+        mistakes.add("token", sample.id, lambda: _shared_token(sample, tokens, tokenizer))
+        return None
     return position, tokens
 
 
-def _border_problem(
-    sample: Sample, response: str, prompt: Ids, ids: Ids, tokenizer: PreTrainedTokenizerBase
+_NO_ANSWER = (
+    "none of its candidates is right, so there is nothing to learn from it; leave such questions "
+    "out of the training split, or evaluate them in a separate split"
+)
+_NO_PROMPT = "no token precedes the candidates; give it a prompt"
+
+
+def _shared_token(
+    sample: Sample, tokens: tuple[int, ...], tokenizer: PreTrainedTokenizerBase
 ) -> str:
-    pairs = enumerate(zip(prompt, ids, strict=False))
-    first = next((i for i, (alone, joint) in pairs if alone != joint), len(ids))
-    prompt_tokens = tokenizer.convert_ids_to_tokens(prompt[first : first + 2])
-    joint_tokens = tokenizer.convert_ids_to_tokens(ids[first : first + 2])
+    shared = next(token for token in tokens if tokens.count(token) > 1)
+    pairs = zip(sample.candidates, tokens, strict=True)
+    texts = [text for text, token in pairs if token == shared]
+    name = tokenizer.convert_ids_to_tokens(shared)
+    problem = f"the candidates {shortened(texts)} share the token {name!r} ({shared})"
+    if shared == tokenizer.unk_token_id:
+        return f"{problem}: the tokenizer does not know them; choose a different tokenizer"
+    if all(len(text.strip()) < 2 for text in texts):
+        return f"{problem} although they are single letters; choose a different tokenizer"
     return (
-        f"sample '{sample.id}': a token crosses the border between prompt and response (the "
-        f"prompt alone ends in {prompt_tokens}, with the response it continues with "
-        f"{joint_tokens}); move the border, for example from {sample.prompt[-9:]!r} + "
-        f"{response[:9]!r} to {sample.prompt[-9:].rstrip()!r} + {' ' + response[:9].lstrip()!r}"
+        f"{problem} where they should differ; let them begin with different words, or let the "
+        "model answer with letters"
     )
 
 
-def _raise(problems: list[str], where: str) -> None:
-    more = f" ({len(problems)} such samples in all)" if len(problems) > 3 else ""
-    if problems:
-        raise UserError(*(f"{where}: {problem}{more}" for problem in problems[:3]))
+def _border_problem(
+    joint: JointEncoding,
+    candidate: str,
+    ids: Ids,
+    encoder: JointEncoder,
+    tokenizer: PreTrainedTokenizerBase,
+) -> str:
+    """Describe the tokens at the border, and what to do.
+
+    Args:
+        joint: a question.
+        candidate: one of its candidates.
+        ids: the prompt with this candidate.
+        encoder: what encoded it.
+        tokenizer: the encoder's tokenizer.
+    """
+    pairs = enumerate(zip(joint.prompt, ids, strict=False))
+    first = next((i for i, (alone, together) in pairs if alone != together), len(ids))
+    prompt_tokens = tokenizer.convert_ids_to_tokens(joint.prompt[first : first + 2])
+    joint_tokens = tokenizer.convert_ids_to_tokens(ids[first : first + 2])
+    return (
+        "a token crosses the border between prompt and response (the prompt alone ends in "
+        f"{prompt_tokens}, with the response it continues with {joint_tokens}); "
+        f"{_move(joint.sample, candidate, encoder)}"
+    )
+
+
+def _move(sample: Sample, candidate: str, encoder: JointEncoder) -> str:
+    """Return advice that has been tried: where the border is kept for all candidates."""
+    end = sample.prompt.rstrip()
+    for prompt, space in ((end, " "), (f"{end}\n", "")):
+        texts = [space + text.lstrip() for text in sample.candidates]
+        if all(encoder.keeps_border(prompt, text) for text in texts):
+            moved = space + candidate.lstrip()
+            return (
+                f"move the border, for example from {sample.prompt[-9:]!r} + {candidate[:9]!r} to "
+                f"{prompt[max(len(sample.prompt) - 9, 0) :]!r} + {moved[:10]!r}"
+            )
+    return "this tokenizer changes a prompt when a response follows; choose a different one"

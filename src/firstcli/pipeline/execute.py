@@ -52,8 +52,8 @@ def execute(request: plan.Request, stage: Stage) -> dict[str, JSON]:
             _show(run, rows)
         else:
             distributed.by_first(lambda: stack.enter_context(locked(run.folder)))
-            rows = distributed.by_first(lambda: _prepared(run, request, chain, keys))
             try:
+                rows = distributed.by_first(lambda: _prepared(run, request, chain, keys))
                 for unit in chain:
                     if not _is_current(run, unit, forced):
                         _work(run, unit)
@@ -69,35 +69,38 @@ def execute(request: plan.Request, stage: Stage) -> dict[str, JSON]:
 def _prepared(
     run: Run, request: plan.Request, chain: Sequence[Unit], keys: set[str]
 ) -> list[plan.PlanRow]:
-    """Show the plan and check what will run, before anything is written."""
-    rows = _statuses(run, chain, keys if request.force else set(), repairing=request)
-    _show(run, rows)
+    """Check what will run and show the plan, before anything is written."""
+    forced = keys if request.force else set[str]()
+
+    def status(unit: Unit) -> plan.PlanRow:
+        unit.artifact.recover()  # what a killed run has finished
+        if stage_of(unit).precious and unit.key not in forced:
+            repair(run, unit, request)
+        return plan.status_of(run, unit, force=unit.key in forced)
+
+    rows, problems = plan.statuses(chain, status)
     pending = [row for row in rows if not row.current]
-    if problems := plan.check_units(run, [row.unit for row in pending])[1]:
-        raise UserError(*problems)
+    problems += plan.check_units(run, [row.unit for row in pending])[1]
+    plan.raise_any(problems)
     for row in pending:
         if request.only and row.unit.key not in keys:
             raise UserError(
                 f"--only: {row.unit.key} is not up to date ({row.reason}); run "
                 f"`{request.command(row.unit.stage)}` first"
             )
+    _show(run, rows)
     path = run.folder / "recipe.yaml"
     if not path.exists() or path.read_text("utf-8") != run.recipe_text:
         write_text(path, run.recipe_text)
     return rows
 
 
-def _statuses(
-    run: Run, chain: Sequence[Unit], forced: set[str], repairing: plan.Request | None = None
-) -> list[plan.PlanRow]:
-    """Determine the status of every unit; with `repairing`, finish what a killed run left."""
-    rows = []
-    for unit in chain:
-        if repairing:
-            unit.artifact.recover()
-            if stage_of(unit).precious and unit.key not in forced:
-                repair(run, unit, repairing)
-        rows.append(plan.status_of(run, unit, force=unit.key in forced))
+def _statuses(run: Run, chain: Sequence[Unit], forced: set[str]) -> list[plan.PlanRow]:
+    def status(unit: Unit) -> plan.PlanRow:
+        return plan.status_of(run, unit, force=unit.key in forced)
+
+    rows, problems = plan.statuses(chain, status)
+    plan.raise_any(problems)
     return rows
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
+import platform
 import shlex
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.table import Column, Table
 
 from firstcli.api import JSON
-from firstcli.errors import UserError, shortened
+from firstcli.errors import UserError, one_per_cause, shortened
 from firstcli.recipe.load import load_recipe
 from firstcli.runtime.console import Console, duration, size
 from firstcli.stages import fingerprints, stage_of, units_of
@@ -22,6 +25,8 @@ from firstcli.stages.checks import SharedCheck
 from firstcli.workspace.artifacts import Manifest, changes
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit, of_arms, with_upstream
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +84,15 @@ def plan(request: Request) -> dict[str, JSON]:
     if request.arms:
         of_stages = [unit for unit in chain if stage_of(unit).has_arms]
         chain = with_upstream(units, of_arms(of_stages, request.arms))
-    rows = [status_of(run, unit) for unit in chain]
-    sizes, problems = check_units(run, chain)
+    rows, problems = statuses(chain, partial(status_of, run))
+    sizes, found = check_units(run, chain, trusting=True)
+    if run.has_caches or not problems + found:
+        with suppress(OSError):  # the folder is only to remember what was found out
+            run.folder.mkdir(parents=True, exist_ok=True)
+    run.save_memory()
+    raise_any(problems + found)
     rows = [replace(row, size=sizes.get(row.unit.key, "")) for row in rows]
     run.console.show(plan_table(rows))
-    run.save_memory()
-    if problems:
-        raise UserError(*problems)
     result = plan_result(run, rows)
     return result | {"probe": _probe(run, rows, request.processes)} if request.probe else result
 
@@ -120,6 +127,31 @@ def status_of(run: Run, unit: Unit, *, force: bool = False) -> PlanRow:
     return PlanRow(unit, False, "; ".join(differences[:3]) + more)
 
 
+def statuses(
+    units: Iterable[Unit], status: Callable[[Unit], PlanRow]
+) -> tuple[list[PlanRow], list[str]]:
+    """Return the status of every unit, and what keeps some from being determined.
+
+    An existing artifact is compared with its inputs, which a mistake in data or models makes
+    unreadable; the checks report the same mistake if nothing exists yet.
+    """
+    rows: list[PlanRow] = []
+    problems: list[str] = []
+    for unit in units:
+        try:
+            rows.append(status(unit))
+        except UserError as error:
+            problems += error.messages
+            rows.append(PlanRow(unit, False, "its inputs cannot be read"))
+    return rows, problems
+
+
+def raise_any(problems: Iterable[str]) -> None:
+    """Raise UserError with one message per cause, if there is any."""
+    if messages := one_per_cause(problems):
+        raise UserError(*messages)
+
+
 def recorded_inputs(run: Run, manifest: Manifest, inputs: Mapping[str, str]) -> dict[str, str]:
     """Return a manifest's inputs; those that format 1 did not record are assumed unchanged."""
     if manifest.format >= 2:
@@ -135,52 +167,99 @@ def recorded_inputs(run: Run, manifest: Manifest, inputs: Mapping[str, str]) -> 
     return manifest.inputs | {key: inputs[key] for key in missing}
 
 
-def check_units(run: Run, units: Sequence[Unit]) -> tuple[dict[str, str], list[str]]:
+@dataclass(frozen=True, slots=True)
+class Recollection:
+    """Results of checks that are remembered in the run folder."""
+
+    run: Run
+    content: Mapping[str, str] | None
+    """Everything that checks depend on; None if it is unknown, so that nothing is remembered."""
+    trusting: bool
+    """Whether checks of units that will run are remembered too, on the same machine."""
+
+    def __call__(self, what: str, make: Callable[[], T], pending: bool) -> T:
+        """Return a remembered result, or make it.
+
+        Args:
+            what: name of the result.
+            make: computes the result, a JSON value.
+            pending: whether it is about a unit that will run.
+
+        Raises:
+            UserError: `make` raised it.
+        """
+        if self.content is None:
+            return make()
+        here = _machine() if pending and self.trusting else {}
+        anew = pending and not self.trusting
+        return self.run.memory.recall(what, {**self.content, **here}, make, anew=anew)
+
+
+def _machine() -> dict[str, str]:
+    """Return what identifies this machine and its devices."""
+    return {"machine": platform.node(), "devices": os.environ.get("CUDA_VISIBLE_DEVICES", "")}
+
+
+def check_units(
+    run: Run, units: Sequence[Unit], *, trusting: bool = False
+) -> tuple[dict[str, str], list[str]]:
     """Run every check that needs no weights; return each unit's size in words, and all mistakes.
 
-    For units that are up to date, the results are remembered in the run folder.
+    Args:
+        run: the run.
+        units: the units; those that are up to date are not checked again if nothing changed.
+        trusting: whether this also holds for units that will run, on the same machine.
     """
     pending = [unit for unit in units if unit.key not in run.manifests]
     try:
         content = fingerprints.all_content(run) if units else None
     except UserError:  # the data cannot be read; the checks report it
         content = None
-    if any(stage_of(unit).uses_models for unit in pending):
-        run.announce_libraries()
-    shared: dict[SharedCheck, bool] = {}  # whether a pending unit needs it
+    recalled = Recollection(run, content, trusting)
+    shared: dict[SharedCheck, list[Unit]] = {}
     for unit in units:
         for check in stage_of(unit).checks_of(run, unit):
-            shared[check] = shared.get(check, False) or unit in pending
-    steps: list[tuple[str, Callable[[], Any], bool]] = [
-        *((check.name, partial(check.run, run), anew) for check, anew in shared.items()),
-        *((unit.key, partial(stage_of(unit).check, run, unit), unit in pending) for unit in units),
+            shared.setdefault(check, []).append(unit)
+    steps: list[tuple[str, Callable[[], Any], list[Unit]]] = [
+        *((check.name, partial(check.run, run), owners) for check, owners in shared.items()),
+        *((unit.key, partial(stage_of(unit).check, run, unit), [unit]) for unit in units),
     ]
     results: dict[str, Any] = {}
     problems: list[str] = []
-    for name, make, anew in steps:
+    for name, check_one, owners in steps:
+        make = partial(_announced, run, owners, check_one)
+        is_pending = any(unit in pending for unit in owners)
         try:
-            if content is None:
-                results[name] = make()
-            else:
-                results[name] = run.memory.recall(f"check {name}", content, make, anew=anew)
+            results[name] = recalled(f"check {name}", make, is_pending)
         except UserError as error:
             problems += error.messages
     if not problems:
         try:
-            check_disk(run, pending)
+            check_disk(run, pending, recalled)
         except UserError as error:
             problems += error.messages
-    return results, list(dict.fromkeys(problems))
+    return results, problems
 
 
-def check_disk(run: Run, pending: Sequence[Unit]) -> None:
+def _announced(run: Run, units: Iterable[Unit], check: Callable[[], T]) -> T:
+    """Run the check of some units; announce PyTorch if it needs that."""
+    if any(stage_of(unit).uses_models for unit in units):
+        run.announce_libraries()
+    return check()
+
+
+def check_disk(run: Run, pending: Sequence[Unit], recalled: Recollection) -> None:
     """Check that the run folder's disk has room for the work of units.
 
     Raises:
         UserError: it has not.
     """
-    needed = sum(stage_of(unit).disk(run, unit) for unit in pending)
-    needed += max((stage_of(unit).disk_at_work(run, unit) for unit in pending), default=0)
+
+    def needs(unit: Unit) -> list[int]:
+        return [stage_of(unit).disk(run, unit), stage_of(unit).disk_at_work(run, unit)]
+
+    each = [recalled(f"disk of {unit.key}", partial(needs, unit), True) for unit in pending]
+    needed = sum(kept for kept, _ in each) + max((at_work for _, at_work in each), default=0)
     free = free_bytes(run.folder)
     if needed > free:
         raise UserError(

@@ -83,6 +83,9 @@ class Train(RecipeSection):
     limit: int | None = Field(default=None, ge=1)
     """For a quick trial, use only this many rows from the start of the training split, including
     those that are held out. Default: all."""
+    doubled_bos: Literal["error", "drop"] = "error"
+    """What to do with prompts, also those of evaluations, that begin with the BOS token that the
+    tokenizer adds, as rendered chat templates do: stop with an error, or drop the added one."""
 
 
 class Evaluation(RecipeSection):

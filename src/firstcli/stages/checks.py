@@ -26,9 +26,11 @@ def _check_tokenizers(run: Run) -> None:
     import numpy as np
 
     from firstcli.data.sequences import Selected
-    from firstcli.stages import inputs
+    from firstcli.stages import encoded, inputs
 
     teacher, student = inputs.tokenizer(run, "teacher"), inputs.tokenizer(run, "student")
+    if encoded.identity_of(run, teacher) == encoded.identity_of(run, student):
+        return
     shared = inputs.shared_vocabulary(run)
     teachers = {id: token for token, id in teacher.get_vocab().items() if id < shared}
     students = {id: token for token, id in student.get_vocab().items() if id < shared}

@@ -39,10 +39,16 @@ def model(run: Run, role: Role, seed: int | None = None) -> Inputs:
     return inputs
 
 
+def encoding(run: Run) -> Inputs:
+    """Return the settings that change tokens, if they are not the defaults."""
+    doubled_bos = run.recipe.train.doubled_bos
+    return {} if doubled_bos == "error" else {"train.doubled_bos": doubled_bos}
+
+
 def predictions(run: Run, role: Role) -> Inputs:
     """Return what a role's predictions depend on, besides its training."""
     section, teacher = run.model_section(role), run.recipe.teacher
-    inputs = _options(f"{role}.model", section, NOT_FOR_INFERENCE)
+    inputs = _options(f"{role}.model", section, NOT_FOR_INFERENCE) | encoding(run)
     if role == "teacher" and teacher and not teacher.finetune:
         inputs |= model(run, role)
         if section.checkpoint is None:  # its tokenizer is made from the training text
@@ -57,6 +63,7 @@ def training(run: Run, unit: Unit) -> Inputs:
     return (
         model(run, unit.role, unit.model.seed)
         | training_data(run)
+        | encoding(run)
         | flat("student.training" if unit.arm else "teacher.finetune", settings)
         | flat("trainer", trainer)
         | {"longest sample": longest_sample(run, unit)}

@@ -18,11 +18,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from firstcli.api import BoolArray, Dtype
 from firstcli.data import splits
 from firstcli.data.encoded import EncodedStore, IntArray, counts_of, lengths_of
-from firstcli.data.encoding import EncodedQuestion, EncodedSample, each_encoded, encode_questions
+from firstcli.data.encoding import EncodedQuestion, EncodedSample
 from firstcli.errors import UserError, shortened
 from firstcli.knowledge.shards import StoreFormat
 from firstcli.knowledge.store import Knowledge
 from firstcli.models import inference
+from firstcli.stages import encoded
 from firstcli.workspace.run import Run, once_per_run
 from firstcli.workspace.units import Model, Part, Role, Unit
 
@@ -105,13 +106,7 @@ def training_rows(run: Run, role: Role, part: Part) -> EncodedStore:
     if part == "out-of-fold":
         return training_rows(run, role, "train")
     where = f"train.task ({part} part, {role}'s tokenizer)"
-    warnings: list[str] = []
-    samples = run.training.part(part)
-    role_tokenizer = tokenizer(run, role)
-    with run.console.status(f"encoding the {part} part with the {role}'s tokenizer"):
-        rows = EncodedStore(each_encoded(samples, role_tokenizer, where, warnings), run.folder)
-    for warning in warnings:
-        run.console.warn(warning)
+    rows = encoded.training_part(run, tokenizer(run, role), part, where)
     kept = _fitting(run, role, lengths_of(rows), lambda index: rows[index].id, where)
     if not kept.any():
         raise UserError(f"{where}: no sample is left to use")
@@ -153,7 +148,8 @@ def rows_of(run: Run, unit: Unit) -> EncodedStore:
 def questions(run: Run, role: Role, evaluation: str) -> list[EncodedQuestion]:
     """Encode an evaluation's samples with a role's tokenizer."""
     where = f"evaluate '{evaluation}' ({role}'s tokenizer)"
-    rows = encode_questions(run.evaluation_samples(evaluation), tokenizer(run, role), where)
+    run.evaluation_content(evaluation)  # its mistakes first: some tokenizers read the training data
+    rows = encoded.evaluation(run, tokenizer(run, role), evaluation, where)
     lengths = np.array([len(row.input_ids) for row in rows], np.int64)
     kept = _fitting(run, role, lengths, lambda index: rows[index].id, where)
     if not kept.any():

@@ -22,6 +22,7 @@ from firstcli.data.samples import Samples
 from firstcli.errors import UserError, did_you_mean
 from firstcli.recipe.references import ModelSection, TaskRef
 from firstcli.recipe.schema import Evaluation, Recipe, Train, Training, training_of
+from firstcli.runtime import distributed
 from firstcli.runtime.console import Console
 from firstcli.runtime.files import suppress_read_only, write_json
 from firstcli.runtime.redaction import redacted, without_folders
@@ -139,15 +140,35 @@ class Run:
         self.loaded: dict[object, object] = {}
         """Results of `once_per_run` functions."""
         self._samples: dict[str, Sequence[Sample]] = {}
+        self._caches: list[Callable[[], None]] = []
+        self._announced = False
+
+    def write_cache(self, write: Callable[[], None]) -> None:
+        """Write a file into the run folder that only saves time: now, or once the folder exists."""
+        if not self.folder.is_dir():
+            self._caches.append(write)
+        elif distributed.is_first():
+            with suppress_read_only():
+                write()
+
+    @property
+    def has_caches(self) -> bool:
+        """Whether `write_cache` waits for the run folder."""
+        return bool(self._caches)
 
     def save_memory(self) -> None:
-        """Write digests and remembered checks to the run folder."""
+        """Write digests, remembered checks and other caches, if the run folder exists."""
         self.digests.save()
         self.memory.save()
+        if self.folder.is_dir():
+            caches, self._caches = self._caches, []
+            for write in caches:
+                self.write_cache(write)
 
     def announce_libraries(self) -> None:
-        """Say that PyTorch is about to be imported, which takes seconds."""
-        if "torch" not in sys.modules:
+        """Say once that PyTorch is about to be imported, which takes seconds."""
+        if "torch" not in sys.modules and not self._announced:
+            self._announced = True
             self.console.say("loading PyTorch and transformers ...")
 
     @cached_property

@@ -1,0 +1,202 @@
+"""What a plan remembers for the next command, and mistakes, which come before the table."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from firstcli.data.joint import JointEncoder
+from firstcli.stages import encoded
+from support import command_line
+from support.command_line import Result, first
+
+ROWS = command_line.sums(40)
+LABELS = {"fine-tune": {"learn": "labels"}}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, pico_folder: Path) -> Path:
+    """A recipe over files, 40 rows to train on and 20 to evaluate on."""
+    model = {"family": "causal-lm", "checkpoint": str(pico_folder)}
+    command_line.write_rows(tmp_path / "data" / "train.jsonl", ROWS)
+    command_line.write_rows(tmp_path / "data" / "test.jsonl", command_line.sums(20, 60))
+    task = command_line.of_files(tmp_path / "data")
+    train = {"task": task, "validation": 0.3}
+    return command_line.write_recipe(
+        tmp_path,
+        train=train,
+        evaluate=[{"task": task}],
+        teacher={"model": model, "finetune": command_line.TRAINING},
+        student={"model": model, "training": command_line.TRAINING},
+    )
+
+
+@pytest.fixture
+def times_encoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The number of samples of each set that is encoded; sets of every size are kept in files."""
+    counts: list[int] = []
+    real = JointEncoder.__call__
+
+    def counted(self: JointEncoder, samples: Any) -> Any:
+        whole = list(samples)
+        counts.append(len(whole))
+        return real(self, whole)
+
+    monkeypatch.setattr(JointEncoder, "__call__", counted)
+    monkeypatch.setattr(encoded, "FEW", 1)
+    yield counts
+
+
+# Tokens and checks.
+
+
+def test_teacher_and_student_share_the_tokens(recipe: Path, times_encoded: list[int]) -> None:
+    assert first("plan", recipe, "--run-dir", recipe.parent / "run").code == 0
+    assert len(times_encoded) == 3 and sum(times_encoded) == 60  # train, validation, test
+
+
+def test_a_second_plan_checks_nothing_again(recipe: Path, times_encoded: list[int]) -> None:
+    run = recipe.parent / "run"
+    before = first("plan", recipe, "--run-dir", run, "--json")
+    assert {path.name for path in run.iterdir()} == {".checks.json", ".digests.json", ".tokens"}
+    times_encoded.clear()
+    again = first("plan", recipe, "--run-dir", run, "--json")
+    assert again.json == before.json
+    assert not times_encoded
+    row = {**ROWS[0], "question": "New?", "id": "new"}
+    command_line.write_rows(recipe.parent / "data" / "train.jsonl", [*ROWS, row])
+    assert first("plan", recipe, "--run-dir", run).code == 0
+    assert sum(times_encoded) < 41  # one part has changed, the other parts are kept
+
+
+def test_work_uses_the_tokens_that_the_plan_has_kept(
+    recipe: Path, times_encoded: list[int]
+) -> None:
+    run, fresh = recipe.parent / "run", recipe.parent / "fresh"
+    assert first("plan", recipe, "--run-dir", run).code == 0
+    times_encoded.clear()
+    distill = ("distill", recipe, "--arm", "fine-tune")
+    assert first(*distill, "--run-dir", run).code == 0
+    assert not times_encoded
+    assert first(*distill, "--run-dir", fresh).code == 0
+    assert times_encoded
+    weights = "students/fine-tune/model.safetensors"
+    assert (run / weights).read_bytes() == (fresh / weights).read_bytes()
+
+
+def test_damaged_and_foreign_token_files_are_ignored(
+    recipe: Path, times_encoded: list[int]
+) -> None:
+    run = recipe.parent / "run"
+    assert first("plan", recipe, "--run-dir", run).code == 0
+    train, validation = sorted(
+        path for path in (run / ".tokens").iterdir() if not path.name.startswith("evaluation")
+    )
+    content = bytearray(train.read_bytes())
+    content[len(content) // 3] ^= 1
+    train.write_bytes(content)
+    validation.write_bytes(next((run / ".tokens").glob("evaluation-*")).read_bytes())
+    times_encoded.clear()
+    (run / ".checks.json").unlink()
+    assert first("plan", recipe, "--run-dir", run).code == 0
+    assert sum(times_encoded) == 40
+
+
+# Mistakes.
+
+
+def both(recipe: Path, *args: object) -> tuple[Result, Result]:
+    """Return what two commands say about a new run folder."""
+    fresh = ("--run-dir", recipe.parent / "fresh")
+    return first("plan", recipe, *fresh, *args), first("distill", recipe, *fresh, *args)
+
+
+def test_mistakes_come_before_the_table_in_new_and_existing_runs(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for split in ("train", "test"):
+        command_line.write_rows(data / f"{split}.jsonl", command_line.sums(20))
+    task = command_line.of_files(data)
+    recipe = command_line.write_recipe(
+        tmp_path, train={"task": task}, evaluate=[{"task": task}], arms=LABELS, teacher=None
+    )
+    existing = ("--run-dir", tmp_path / "existing")
+    assert first("distill", recipe, *existing).code == 0
+    for split in ("train", "test"):
+        command_line.write_rows(data / f"{split}.jsonl", [{"question": "?", "answer": "A"}])
+    results = [*both(recipe), first("plan", recipe, *existing), first("distill", recipe, *existing)]
+    assert {result.code for result in results} == {2}
+    train, test = (f"error: {data / split}.jsonl:1:" for split in ("train", "test"))
+    for result in results[::2]:  # distill needs no evaluation
+        for error, place in zip(result.errors, (train, test), strict=True):
+            assert error.startswith(place)
+    for result in results[1::2]:
+        result.mistake(str(data / "train.jsonl"))
+    assert not any("will run" in result.out for result in results)
+
+
+@pytest.fixture
+def framed_folder(tmp_path: Path, pico_folder: Path) -> Path:
+    """The pico model with a tokenizer that puts `<pad>` in front of every text, as a BOS."""
+    folder = tmp_path / "framed"
+    shutil.copytree(pico_folder, folder)
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text("utf-8"))
+    sequence = {"Sequence": {"id": "A", "type_id": 0}}
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<pad>", "type_id": 0}}, sequence],
+        "pair": [sequence, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<pad>": {"id": "<pad>", "ids": [0], "tokens": ["<pad>"]}},
+    }
+    file.write_text(json.dumps(content), "utf-8")
+    return folder
+
+
+def with_prompt(folder: Path, checkpoint: Path, prompt: str, response: str = " {answer}") -> Path:
+    """Write a recipe with two evaluations, whose prompts all begin alike."""
+    for count, name in enumerate(("train", "test", "dev"), 20):
+        command_line.write_rows(folder / "data" / f"{name}.jsonl", command_line.sums(count))
+    task = command_line.of_files(folder / "data", prompt=prompt, response=response)
+    model = {"family": "causal-lm", "checkpoint": str(checkpoint)}
+    evaluate = [{"task": task, "name": "a"}, {"task": task, "name": "b", "split": "validation"}]
+    return command_line.write_recipe(
+        folder,
+        train={"task": task, "validation": 0.3},
+        evaluate=evaluate,
+        teacher={"model": model, "finetune": command_line.TRAINING},
+        student={"model": model, "training": command_line.TRAINING},
+    )
+
+
+def test_one_cause_is_one_message(tmp_path: Path, pico_folder: Path) -> None:
+    """A border in the wrong place meets both roles, both parts and both evaluations."""
+    recipe = with_prompt(tmp_path, pico_folder, "{question}\n{choices}\nAnswer: ", "({answer}")
+    message = first("plan", recipe).mistake(
+        "train.task (train part, teacher's tokenizer)", "crosses the border", "move the border"
+    )
+    assert "the same in" in message
+    assert all(place in message for place in ("validation part", "evaluate 'a'", "evaluate 'b'"))
+
+
+def test_a_doubled_bos_is_an_error_by_default(tmp_path: Path, framed_folder: Path) -> None:
+    recipe = with_prompt(tmp_path, framed_folder, "<pad>{question}\n{choices}\nAnswer:")
+    first("plan", recipe).mistake(
+        "begins with '<pad>', which the tokenizer adds", "['<pad>', '<pad>', ", "doubled_bos: drop"
+    )
+    run = ("--run-dir", tmp_path / "run")
+    dropped = first("plan", recipe, *run, "--set", "train.doubled_bos=drop")
+    assert dropped.code == 0, dropped.err
+    first("plan", recipe, *run).mistake("doubled_bos: drop")  # not taken from what was kept
+
+
+def test_a_chat_template_in_the_prompts_is_told_once(tmp_path: Path, framed_folder: Path) -> None:
+    recipe = with_prompt(tmp_path, framed_folder, "{question}</s>\n{choices}\nAnswer:")
+    result = first("plan", recipe)
+    assert result.code == 0
+    lines = [line for line in result.err.splitlines() if "rendered chat template" in line]
+    assert lines and all("contains '</s>', encoded as special tokens" in line for line in lines)
