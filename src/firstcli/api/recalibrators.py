@@ -150,7 +150,7 @@ class Recalibrator(PluginBase[OptionsT]):
 
         Args:
             k: number of tokens per row.
-            rows: number of rows that `fit` will get.
+            rows: number of rows that `fit` will get; 0 if `needs_fit` is False.
 
         Raises:
             UserError: it does not; says what to change.

@@ -15,11 +15,13 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from firstcli import plugins
 from firstcli.api import (
     JSON,
     BoolArray,
     Diagnostics,
     FloatArray,
+    MassMode,
     ModelFamily,
     PluginOptions,
     Recalibrator,
@@ -28,7 +30,7 @@ from firstcli.api import (
     TopKRows,
     UserError,
 )
-from firstcli.plugins.registry import Plugin, find, load, reason
+from firstcli.plugins.registry import Plugin, reason
 from firstcli.plugins.samples import checked_samples
 
 SUM_TOLERANCE = 1e-6  # allows for a plugin that computes in float32
@@ -67,12 +69,14 @@ def validated(plugin: Plugin, options: object) -> PluginOptions:
     from pydantic import ValidationError
 
     with explained(plugin, "its options", passing=ValidationError):
-        return cast(PluginOptions, load(plugin.kind, plugin.name).Options.model_validate(options))
+        return cast(
+            PluginOptions, plugins.load(plugin.kind, plugin.name).Options.model_validate(options)
+        )
 
 
 def _built(plugin: Plugin, options: PluginOptions) -> Any:
     with explained(plugin, "`__init__`"):
-        return load(plugin.kind, plugin.name)(options)
+        return plugins.load(plugin.kind, plugin.name)(options)
 
 
 class Recalibrated(NamedTuple):
@@ -118,6 +122,11 @@ class CheckedRecalibrator:
         """Check that the recalibrator suits k tokens and a number of rows."""
         with explained(self.plugin, "`check`"):
             self._recalibrator.check(k, rows)
+
+    def try_out(self, k: int) -> None:
+        """Recalibrate one row of k tokens, because a plugin may accept some numbers only."""
+        even = plain_rows(np.full((1, k), 1 / k), np.ones(1), "one")
+        self.transform(replace(even, token_ids=np.zeros((1, k), np.int64)))
 
     def fit(self, rows: TopKRows, is_label: BoolArray) -> None:
         """Fit it on the validation part."""
@@ -197,6 +206,22 @@ class CheckedRecalibrator:
 
     def _mistake(self, text: str) -> UserError:
         return UserError(f"{self.plugin.title}: {text}; correct the plugin")
+
+
+def plain_rows(topk: FloatArray, mass: FloatArray, mass_mode: MassMode) -> TopKRows:
+    """Return rows of which no more than the probabilities is known."""
+    count = len(topk)
+    return TopKRows(
+        topk=topk,
+        mass=mass,
+        mass_mode=mass_mode,
+        candidate=np.full(topk.shape, -1),
+        token_ids=None,
+        sample_ids=[str(number) for number in range(count)],
+        position=np.zeros(count, np.int64),
+        is_answer=np.zeros(count, np.bool_),
+        task="",
+    )
 
 
 def _read_only(rows: TopKRows) -> TopKRows:
@@ -283,18 +308,18 @@ class _ExplainedFamily:
 
 def recalibrator(name: str, options: PluginOptions) -> CheckedRecalibrator:
     """Return a new, unfitted recalibrator with its options."""
-    plugin = find("recalibrators", name)
+    plugin = plugins.find("recalibrators", name)
     return CheckedRecalibrator(plugin, _built(plugin, options))
 
 
 def task(name: str, options: PluginOptions) -> Task[Any]:
     """Return a task with its options."""
-    plugin = find("tasks", name)
+    plugin = plugins.find("tasks", name)
     return CheckedTask(plugin, _built(plugin, options))
 
 
 def family(name: str, options: PluginOptions) -> ModelFamily[Any]:
     """Return a model family with its options."""
-    plugin = find("families", name)
+    plugin = plugins.find("families", name)
     built: ModelFamily[Any] = _built(plugin, options)
     return built if plugin.is_built_in else cast(ModelFamily[Any], _ExplainedFamily(plugin, built))
