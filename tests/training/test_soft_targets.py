@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from firstcli.api import FloatArray
+from firstcli.api import FloatArray, TopKRows
 from firstcli.data.encoding import EncodedSample
 from firstcli.knowledge import codec, shards
 from firstcli.knowledge.store import Knowledge
@@ -346,3 +346,39 @@ def test_a_fitted_state_is_read_from_its_artifact(tmp_path: Path, positions: Pos
 def test_a_recalibrator_that_is_not_fitted_needs_no_artifact(tmp_path: Path) -> None:
     smoothing = soft_targets.recalibrator_for(arm("label-smoothing"), tmp_path / "absent.json")
     assert not smoothing.needs_fit
+
+
+class MovingTheTail(NoRecalibration):
+    """Gives the first token a fixed share of all probability, and the tail the rest."""
+
+    def transform_rows(self, rows: TopKRows) -> FloatArray:
+        received.append(rows)
+        share = np.full((len(rows), 1), 0.75)
+        return np.hstack([share, np.zeros((len(rows), rows.topk.shape[1] - 1)), 1 - share])
+
+
+received: list[TopKRows] = []
+
+
+def test_a_recalibrator_gets_everything_and_can_move_the_tail(
+    rows: list[EncodedSample], knowledge: Knowledge
+) -> None:
+    received.clear()
+    moving, tokens = checked(MovingTheTail(NoRecalibration.Options())), {"a": (5, 10), "b": (7, 8)}
+    soft = SoftTargetBuilder(arm(), moving, knowledge, rows, "a task", tokens)(rows)
+    tails = np.array(TAILS["a"] + TAILS["b"])
+    answer = np.array(IS_ANSWER)
+    np.testing.assert_allclose(soft.tail, np.where(answer, 0.25, tails), rtol=1e-6)
+    np.testing.assert_allclose(soft.probabilities.sum(axis=1) + soft.tail, 1, atol=1e-6)
+    np.testing.assert_allclose(soft.probabilities[answer], [[0.75, 0], [0.75, 0]], rtol=1e-6)
+    np.testing.assert_allclose(soft.teacher_mass, 1 - tails, rtol=1e-6)
+    [given] = received
+    assert (given.task, given.mass_mode, list(given.sample_ids)) == (
+        "a task",
+        "teacher",
+        ["a", "b"],
+    )
+    assert given.token_ids is not None and given.token_ids.tolist() == [[10, 5], [6, 7]]
+    assert given.candidate.tolist() == [[1, 0], [-1, 0]]
+    assert given.position.tolist() == [0, 1] and given.is_answer.all()
+    np.testing.assert_allclose(given.mass, 1 - tails[answer], rtol=1e-6)

@@ -17,7 +17,7 @@ import entrypoints
 
 from firstcli import api
 from firstcli.errors import UserError, did_you_mean
-from firstcli.plugins.source import digest_of, files_of
+from firstcli.plugins.source_code import digest_of, files_of
 
 Kind = Literal["families", "tasks", "recalibrators"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -62,7 +62,7 @@ def _candidates_problem(sample: Sample) -> str | None:
         unused = not sample.response and sample.truth is None
         return None if unused else "has no right answer, but has a response or a truth"
     if type(answer) is not int or not 0 <= answer < count:
-        return f"answer is {answer!r}, expected a whole number from 0 to {count - 1}"
+        return f"answer is {answer!r}, expected 0 to {count - 1} as an int"
     if sample.response != candidates[answer]:
         return "the response is not the right candidate"
     return None if sample.truth is None else _truth_problem(sample.truth, count)

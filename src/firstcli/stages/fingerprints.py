@@ -36,6 +36,8 @@ def model(run: Run, role: Role, seed: int | None = None) -> Inputs:
     inputs[f"{role}.model.family"] = section.family
     if section.checkpoint is not None:
         inputs[f"{role}.model.checkpoint"] = run.checkpoint_identity(role)
+    if role == "student" and run.recipe.teacher and section.build().uses_teacher_tokenizer:
+        inputs |= model(run, "teacher")
     inputs["seed"] = run.recipe.seed if seed is None else seed
     return inputs
 

@@ -42,6 +42,13 @@ def family(run: Run, role: Role) -> inference.Family:
 def tokenizer(run: Run, role: Role) -> PreTrainedTokenizerBase:
     """Return the tokenizer with which a role's model starts; training does not change it."""
     role_family = family(run, role)
+    if role == "student" and role_family.uses_teacher_tokenizer:
+        if run.recipe.teacher is None:
+            raise UserError(
+                f"student.model: family '{run.recipe.student.model.family}' uses the teacher's "
+                "tokenizer, but the recipe has no teacher; add one"
+            )
+        return tokenizer(run, "teacher")
     text: Iterable[str] = ()
     if role_family.needs_text:
         text = (
