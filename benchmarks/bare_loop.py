@@ -119,11 +119,10 @@ def soft_target_source(
     recalibrator = arm.recalibrator.build()
     if recalibrator.needs_fit:
         answers = validation.where(validation.is_answer)
-        mass = soft_targets.target_mass(arm, answers)
-        recalibrator.fit(answers.topk, answers.is_label, mass, arm.mass or "teacher")
+        recalibrator.fit(soft_targets.rows_of(arm, answers, "", {}), answers.is_label)
     mode = soft_targets.positions_mode(arm, rows)
-    distribution = soft_targets.recalibrated(mode, recalibrator, train)
-    soft = soft_targets.soft_targets_of(arm, train, distribution)
+    result = soft_targets.recalibrated(arm, mode, recalibrator, train)
+    soft = soft_targets.soft_targets_of(arm, train, result)
     counts = [len(row.targets) for row in rows]
     ends = np.cumsum(counts)
     places = {

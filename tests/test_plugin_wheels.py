@@ -47,7 +47,7 @@ def installed(
 def test_the_installed_plugin_is_found_conforms_and_calibrates(installed: tuple[str, Path]) -> None:
     name, python = installed
     origin, numbers = run(python, "-c", USE, name).splitlines()
-    assert origin == f"firstcli-{name} 0.2.0 firstcli_{name}"
+    assert origin == f"firstcli-{name} 0.3.0 firstcli_{name}"
     before, after = map(float, numbers.split())
     assert before > 0.1  # the simulated teacher is over-confident
     assert after < min(GAPS[name], before / 2)

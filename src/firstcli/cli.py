@@ -147,7 +147,8 @@ def _plugins(values: dict[str, Any]) -> None:
 
 _PLAN_HELP = "Show what would run, how large it is, and whether it can work."
 _PLUGINS_HELP = "List every family, task and recalibrator with its package and version."
-_CHECK = _option("check", bool, False, "Import each plugin and report errors.")
+_CHECK_HELP = "Import each plugin, check the contract of other packages' plugins, report errors."
+_CHECK = _option("check", bool, False, _CHECK_HELP)
 _add_command("plan", _PLAN_HELP, _plan, RECIPE | PROBE | OUTPUT)
 _add_command("plugins", _PLUGINS_HELP, _plugins, {"check": _CHECK, "json": OUTPUT["json"]})
 

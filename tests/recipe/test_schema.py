@@ -13,7 +13,7 @@ import pytest
 from pydantic import Field, ValidationError, model_validator
 
 from firstcli import plugins
-from firstcli.api import DataPath, PluginOptions, SourcedStr
+from firstcli.api import DataPath, PluginOptions, Recalibrator, SourcedStr
 from firstcli.errors import UserError
 from firstcli.recipe.schema import Arm, Recipe, Training, training_of
 
@@ -26,16 +26,13 @@ class FakeOptions(PluginOptions):
     tokens: int = 1
 
 
-class Fake:
+class Fake(Recalibrator[FakeOptions]):
     """A plugin of any kind."""
 
     Options = FakeOptions
     has_candidates = True
     needs_checkpoint = True
     needs_fit = False
-
-    def __init__(self, options: FakeOptions) -> None:
-        self.options = options
 
     def transform(self, topk: FloatArray) -> FloatArray:
         if topk.shape[1] < self.options.tokens:
@@ -69,7 +66,11 @@ def fake_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
             raise UserError(f"unknown {name}")
         return FAKES[kind][name]
 
+    def find(kind: plugins.Kind, name: str) -> plugins.Plugin:
+        return plugins.Plugin(kind, name, "fakes:Fake", "firstcli", "1")
+
     monkeypatch.setattr(plugins, "load", load)
+    monkeypatch.setattr(plugins, "find", find)
 
 
 def raw(**changes: Any) -> dict[str, Any]:
@@ -302,9 +303,9 @@ def test_recipes_are_immutable() -> None:
 def test_references_build_plugins() -> None:
     recipe = Recipe.model_validate(raw())
     recalibrator = recipe.arms["first"].recalibrator
-    assert isinstance(recipe.train.task.build(), Fake)
+    assert recipe.train.task.build().options == FakeOptions()
     assert isinstance(recipe.student.model.build(), Scratch)
-    assert recalibrator and isinstance(recalibrator.build(), Fitted)
+    assert recalibrator and recalibrator.build().needs_fit
 
 
 def test_every_field_is_described() -> None:

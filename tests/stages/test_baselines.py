@@ -14,6 +14,9 @@ from firstcli.data import splits
 from firstcli.knowledge.store import Knowledge
 from firstcli.metrics.records import EvalRecords
 from firstcli.pipeline.plan import Request, open_run
+from firstcli.plugins import calls
+from firstcli.plugins.calls import CheckedRecalibrator
+from firstcli.recalibration.builtin import LogitTemperature
 from firstcli.stages import inputs, posthoc, scoring, units_of
 from firstcli.workspace.run import Run
 from support import command_line
@@ -99,16 +102,21 @@ def test_a_temperature_changes_confidence_and_no_answer(done: tuple[Path, Path])
     assert followed.confidence_full is None and followed.candidate_mass is None
 
 
+def tempered(temperature: float) -> CheckedRecalibrator:
+    options = LogitTemperature.Options(temperature=temperature)
+    return calls.recalibrator("logit-temperature", options)
+
+
 def test_temperature_one_renormalises_only() -> None:
     rows = [np.log([0.5, 0.2, 0.1]), np.log([0.3, 0.6])]
     plain = EvalRecords.from_log_probs(["a", "b"], [0, 1], rows, [[0.5, 0.5, 0], [1, 0]])
-    same = posthoc.tempered(plain, 1.0)
+    same = posthoc.recalibrated(plain, tempered(1.0), "task")
     np.testing.assert_allclose(same.probabilities, plain.probabilities, rtol=1e-15)
     assert same.truth is not None and plain.truth is not None
     assert same.truth.tolist() == plain.truth.tolist()
-    flat = posthoc.tempered(plain, 1e6)
+    flat = posthoc.recalibrated(plain, tempered(1e6), "task")
     np.testing.assert_allclose(flat.confidence, [1 / 3, 1 / 2], atol=1e-5)
-    sure = posthoc.tempered(plain, 0.01)
+    sure = posthoc.recalibrated(plain, tempered(0.01), "task")
     np.testing.assert_allclose(sure.confidence, 1, atol=1e-12)
 
 
@@ -121,17 +129,18 @@ def test_its_temperature_is_fitted_on_what_the_model_says_where_it_decides(
     run = opened(done)
     unit = units_of(run.recipe, run.folder)["posthoc fine-tune@1+T"]
     rows = posthoc._rows(run, unit)
-    topk, is_label = scoring.answer_top_k(run, unit, rows)
+    top, is_label = scoring.answer_rows(run, unit, rows, {})
+    topk = top.topk
     assert topk.shape == (30, 6) == is_label.shape
     assert unit.model
     model = inputs.model(run, unit.model)
-    for row, top, true in zip(rows, topk, is_label, strict=True):
+    for row, probabilities, true in zip(rows, topk, is_label, strict=True):
         assert row.answer_position is not None
         ids = torch.tensor(row.input_ids[None, : row.answer_position], dtype=torch.long)
         with torch.no_grad():
             logits = model(input_ids=ids).logits[0, -1].double()
         best = logits.softmax(-1).topk(6)
-        np.testing.assert_allclose(top, best.values, rtol=1e-4)
+        np.testing.assert_allclose(probabilities, best.values, rtol=1e-4)
         assert true.tolist() == (best.indices == int(row.input_ids[row.answer_position])).tolist()
 
 
@@ -270,8 +279,8 @@ MISTAKES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
         ("arms.a.out_of_fold: has no effect with 'learn: labels'",),
     ),
     (
-        {"arms": {"a": {"posthoc": {"name": "label-smoothing"}}}},
-        ("arms.a.posthoc.name: found 'label-smoothing', expected 'logit-temperature'",),
+        {"arms": {"a": {"posthoc": {"name": "logit-temperatur"}}}},
+        ("arms.a.posthoc.name: unknown recalibrator", "did you mean 'logit-temperature'?"),
     ),
     (
         {"arms": {"a": {"posthoc": T | {"options": {"temperature": 2.0}}}}},
@@ -290,7 +299,7 @@ MISTAKES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
             "train": {"task": command_line.WORLD, "validation": 0},
             "arms": {"a": {"learn": "labels", "posthoc": T}},
         },
-        ("arms.a.posthoc: its temperature is fitted on held-out samples", "train.validation is 0"),
+        ("arms.a.posthoc: it is fitted on held-out samples", "train.validation is 0"),
     ),
     (
         {"teacher": {"model": command_line.MODEL}, "knowledge": {"folds": 2}, "arms": QUESTIONS},

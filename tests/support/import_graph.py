@@ -29,7 +29,8 @@ LAYERS = (
     ("data",),
     ("runtime",),
     ("tasks", "families", "testing"),
-    ("api", "plugins"),
+    ("plugins",),
+    ("api",),
     ("errors",),
     ("firstcli",),
 )

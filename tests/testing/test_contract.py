@@ -91,7 +91,7 @@ def test_a_plugin_of_an_earlier_version_is_told_what_to_change(
     monkeypatch.delitem(sys.modules, "old_plugin", raising=False)
     with pytest.raises(UserError) as caught:
         plugins.load(kind, "old")
-    assert str(caught.value).endswith(
+    assert (
         "'old' from old-plugin 1.2 cannot be imported: TypeError: class Mine was written for an "
-        f"earlier version of firstcli: {changes}"
-    )
+        f"earlier version of firstcli: {changes} (old_plugin.py:"
+    ) in str(caught.value)

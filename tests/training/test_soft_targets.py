@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 
-from firstcli.api import PluginOptions, Recalibrator
+from firstcli.api import FloatArray, TopKRows
 from firstcli.data.encoding import EncodedSample
 from firstcli.knowledge import codec, shards
 from firstcli.knowledge.store import Knowledge
 from firstcli.knowledge.top_k import TopK
+from firstcli.plugins.calls import CheckedRecalibrator, Recalibrated
 from firstcli.recalibration.builtin import NoRecalibration
 from firstcli.recalibration.diagnostics import PositionsMode
 from firstcli.recipe.schema import Arm
@@ -25,9 +26,7 @@ from firstcli.training.soft_targets import (
     SoftTargets,
     soft_targets_of,
 )
-
-if TYPE_CHECKING:
-    from firstcli.api import FloatArray
+from support.recalibration import checked
 
 E = 1e-6  # the paper's epsilon, appendix A.1
 FORMAT = shards.StoreFormat(2, "standard", "train", shards=1, teacher="t")
@@ -39,10 +38,13 @@ def arm(recalibrator: str = "none", /, options: dict[str, Any] | None = None, **
     )
 
 
-def recalibrator(of: Arm) -> Recalibrator[PluginOptions]:
+def recalibrator(of: Arm) -> CheckedRecalibrator:
     assert of.recalibrator
-    built: Recalibrator[PluginOptions] = of.recalibrator.build()
-    return built
+    return of.recalibrator.build()
+
+
+def distribution(of: Arm, mode: PositionsMode, positions: Positions) -> FloatArray:
+    return soft_targets.recalibrated(of, mode, recalibrator(of), positions).distribution
 
 
 @pytest.fixture
@@ -144,8 +146,10 @@ def test_small_tails_keep_their_digits(positions: Positions) -> None:
             positions.token_ids,
             positions.targets,
             positions.is_answer,
+            positions.sample_ids,
+            positions.number,
         )
-    soft = soft_targets_of(arm(), exact, np.full((5, 2), 0.5))
+    soft = soft_targets_of(arm(), exact, Recalibrated(np.full((5, 2), 0.5), exact.mass, None))
     np.testing.assert_allclose(soft.tail, tails, rtol=1e-5)
     assert (exact.mass <= 1).all() and exact.mass[4] == 1
 
@@ -173,7 +177,7 @@ def test_only_the_selected_positions_are_recalibrated(
     smoothing = arm("label-smoothing", {"delta": 0.1}, recalibrate=recalibrate)
     mode = soft_targets.positions_mode(smoothing, rows)
     assert soft_targets.is_recalibrated(mode, positions).tolist() == mask
-    got = soft_targets.recalibrated(mode, recalibrator(smoothing), positions)
+    got = distribution(smoothing, mode, positions)
     expected = [
         smoothed(*p) if selected else plain(*p)
         for p, selected in zip(PROBABILITIES["a"] + PROBABILITIES["b"], mask, strict=True)
@@ -185,7 +189,7 @@ def test_only_the_selected_positions_are_recalibrated(
 def test_temperature_scaling_acts_on_probabilities_as_stored(positions: Positions) -> None:
     """Eq. 4 is exp(p / T), over the probabilities themselves: not p^(1/T), not p / P."""
     scaling = arm("temperature-scaling", {"temperature": 0.3})
-    got = soft_targets.recalibrated("decisive", recalibrator(scaling), positions)
+    got = distribution(scaling, "decisive", positions)
     weights = np.exp(np.array(PROBABILITIES["b"][1]) / 0.3)
     np.testing.assert_allclose(got[3], weights / weights.sum(), rtol=1e-6)
     np.testing.assert_allclose(got[1], plain(*PROBABILITIES["a"][1]), rtol=1e-5)
@@ -195,8 +199,8 @@ def test_temperature_scaling_acts_on_probabilities_as_stored(positions: Position
 
 
 def soft_targets_at(positions: Positions, of: Arm, mode: PositionsMode = "decisive") -> SoftTargets:
-    distribution = soft_targets.recalibrated(mode, recalibrator(of), positions)
-    return soft_targets_of(of, positions, distribution)
+    result = soft_targets.recalibrated(of, mode, recalibrator(of), positions)
+    return soft_targets_of(of, positions, result)
 
 
 def test_mass_teacher_keeps_the_tail(positions: Positions) -> None:
@@ -314,7 +318,7 @@ def test_swapped_ranks_are_counted_over_all_samples(
     rows, known = drawn_knowledge(tmp_path, 60, False)
     swapped = soft_targets.positions_of(rows, known).topk[:, 0] < 0.6
     assert 0 < swapped.mean() < 1
-    swapping = Swapping(Swapping.Options())
+    swapping = checked(Swapping(Swapping.Options()))
     assert SoftTargetBuilder(arm(), swapping, known, rows).rank_swaps() == pytest.approx(
         swapped.mean()
     )
@@ -329,15 +333,52 @@ def test_a_fitted_state_is_read_from_its_artifact(tmp_path: Path, positions: Pos
     fitted = arm("temperature-scaling")
     original = recalibrator(fitted)
     answers = positions.where(positions.is_answer)
-    original.fit(answers.topk, answers.is_label, answers.mass, "teacher")
+    answer_rows = soft_targets.rows_of(fitted, answers, "", {})
+    original.fit(answer_rows, answers.is_label)
     artifact = tmp_path / "first.json"
     artifact.write_text(json.dumps({"state": original.state(), "rows": 2}))
     restored = soft_targets.recalibrator_for(fitted, artifact)
     np.testing.assert_array_equal(
-        restored.transform(answers.topk), original.transform(answers.topk)
+        restored.transform(answer_rows).distribution, original.transform(answer_rows).distribution
     )
 
 
 def test_a_recalibrator_that_is_not_fitted_needs_no_artifact(tmp_path: Path) -> None:
     smoothing = soft_targets.recalibrator_for(arm("label-smoothing"), tmp_path / "absent.json")
     assert not smoothing.needs_fit
+
+
+class MovingTheTail(NoRecalibration):
+    """Gives the first token a fixed share of all probability, and the tail the rest."""
+
+    def transform_rows(self, rows: TopKRows) -> FloatArray:
+        received.append(rows)
+        share = np.full((len(rows), 1), 0.75)
+        return np.hstack([share, np.zeros((len(rows), rows.topk.shape[1] - 1)), 1 - share])
+
+
+received: list[TopKRows] = []
+
+
+def test_a_recalibrator_gets_everything_and_can_move_the_tail(
+    rows: list[EncodedSample], knowledge: Knowledge
+) -> None:
+    received.clear()
+    moving, tokens = checked(MovingTheTail(NoRecalibration.Options())), {"a": (5, 10), "b": (7, 8)}
+    soft = SoftTargetBuilder(arm(), moving, knowledge, rows, "a task", tokens)(rows)
+    tails = np.array(TAILS["a"] + TAILS["b"])
+    answer = np.array(IS_ANSWER)
+    np.testing.assert_allclose(soft.tail, np.where(answer, 0.25, tails), rtol=1e-6)
+    np.testing.assert_allclose(soft.probabilities.sum(axis=1) + soft.tail, 1, atol=1e-6)
+    np.testing.assert_allclose(soft.probabilities[answer], [[0.75, 0], [0.75, 0]], rtol=1e-6)
+    np.testing.assert_allclose(soft.teacher_mass, 1 - tails, rtol=1e-6)
+    [given] = received
+    assert (given.task, given.mass_mode, list(given.sample_ids)) == (
+        "a task",
+        "teacher",
+        ["a", "b"],
+    )
+    assert given.token_ids is not None and given.token_ids.tolist() == [[10, 5], [6, 7]]
+    assert given.candidate.tolist() == [[1, 0], [-1, 0]]
+    assert given.position.tolist() == [0, 1] and given.is_answer.all()
+    np.testing.assert_allclose(given.mass, 1 - tails[answer], rtol=1e-6)

@@ -34,9 +34,10 @@ from firstcli.training import arguments, batches, objectives, trainer, trainer_f
 from firstcli.training.soft_targets import SoftTargetBuilder, SoftTargets
 from firstcli.training.trainer import Objective
 from support.encoding import encode_training
+from support.recalibration import checked
 
 V, K = 40, 5
-NONE = NoRecalibration(NoRecalibration.Options())
+NONE = checked(NoRecalibration(NoRecalibration.Options()))
 CPU = torch.device("cpu")
 
 

@@ -28,6 +28,7 @@ FLOOR = 1e-12  # smallest probability inside a logarithm, as in firstcli's own N
 SMALLEST_TAIL = 1e-4  # a smaller tail may be a rounding error of stored knowledge
 MAX_LOG_T = math.log(10)  # limit of |log T|: the range of `logit-temperature`
 
+FEATURES = ("entropy", "margin", "log tail")
 FOLDS = 5
 MIN_ROWS = 100  # fewer rows share one temperature
 STRENGTHS = (math.inf, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
@@ -105,6 +106,12 @@ class Adaptive(Recalibrator[PluginOptions]):
 
     def restore(self, state: Mapping[str, JSON]) -> None:
         self._state = dict(state)
+
+    def summary(self) -> str:
+        if self._state["strength"] is None:
+            return f"T = {self._state['temperature_of_all']:.3g} for all rows"
+        weights = zip(FEATURES, self._state["weights"][1:], strict=True)
+        return "log T by " + ", ".join(f"{name} {weight:+.2g}" for name, weight in weights)
 
     def diagnostics(self) -> Diagnostics:
         facts = {name: self._state[name] for name in ("rows", "strength", "temperature_of_all")}

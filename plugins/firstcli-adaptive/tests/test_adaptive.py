@@ -183,3 +183,11 @@ def test_rows_that_do_not_determine_a_temperature_are_rejected() -> None:
     no_rows = FitInputs(np.ones((0, 5)), np.ones((0, 5), dtype=bool), np.ones(0), "one")
     with pytest.raises(UserError, match="none of the 0 labels"):
         fitted(no_rows)
+
+
+def test_it_says_what_it_learned() -> None:
+    adaptive = Adaptive(PluginOptions())
+    adaptive.restore({"strength": None, "temperature_of_all": 1.789, "weights": [0.58, 0, 0, 0]})
+    assert adaptive.summary() == "T = 1.79 for all rows"
+    adaptive.restore({"strength": 0.1, "weights": [0.5, 0.25, -0.1, 0.031]})
+    assert adaptive.summary() == "log T by entropy +0.25, margin -0.1, log tail +0.031"

@@ -34,17 +34,16 @@ class Isotonic(Recalibrator[PluginOptions]):
     def needs_fit(self) -> bool:
         return True
 
+    def check(self, k: int, rows: int) -> None:
+        _check_width(k)
+        _check_rows(rows)
+
     def fit(
         self, topk: FloatArray, is_label: BoolArray, mass: FloatArray, mass_mode: MassMode
     ) -> None:
         from sklearn.isotonic import IsotonicRegression
 
-        _check_width(topk)
-        if not len(topk):
-            raise UserError(
-                "recalibrator 'isotonic' cannot be fitted: the validation part has no rows; "
-                "raise train.validation"
-            )
+        self.check(topk.shape[1], len(topk))
         regression = IsotonicRegression(y_min=0, y_max=1)
         regression.fit(topk[:, 0], is_label[:, 0].astype(np.float64))
         self._state = {
@@ -57,7 +56,7 @@ class Isotonic(Recalibrator[PluginOptions]):
     def transform(self, topk: FloatArray) -> FloatArray:
         if not self._state:
             raise RuntimeError("'isotonic' has no curve yet: call fit or restore first")
-        _check_width(topk)
+        _check_width(topk.shape[1])
         right = np.interp(topk[:, 0], self._state["top1"], self._state["right"])  # (N,)
         # The soft target is mass * target; this product must equal `right`.
         mass = topk.sum(axis=1) if self._state["mass"] == "teacher" else 1.0
@@ -69,6 +68,10 @@ class Isotonic(Recalibrator[PluginOptions]):
 
     def restore(self, state: Mapping[str, JSON]) -> None:
         self._state = dict(state)
+
+    def summary(self) -> str:
+        right = self._state["right"]
+        return f"{len(right)} points from {right[0]:.2f} to {right[-1]:.2f}"
 
     def diagnostics(self) -> Diagnostics:
         rows, points = self._state["rows"], len(self._state["top1"])
@@ -87,8 +90,16 @@ def _shares(rest: FloatArray) -> FloatArray:
     return shares
 
 
-def _check_width(topk: FloatArray) -> None:
-    if topk.shape[1] == 1:
+def _check_rows(rows: int) -> None:
+    if not rows:
+        raise UserError(
+            "recalibrator 'isotonic' cannot be fitted: the validation part has no rows; "
+            "raise train.validation"
+        )
+
+
+def _check_width(k: int) -> None:
+    if k == 1:
         raise UserError(
             "recalibrator 'isotonic' needs at least two tokens, but knowledge.top_k is 1; raise it "
             "or choose a different recalibrator"

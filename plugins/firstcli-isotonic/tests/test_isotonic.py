@@ -74,3 +74,13 @@ def test_one_token_and_no_rows_are_rejected(shape: tuple[int, int], reason: str)
     isotonic = Isotonic(PluginOptions())
     with pytest.raises(UserError, match=reason):
         isotonic.fit(np.ones(shape), np.ones(shape, dtype=bool), np.ones(shape[0]), "one")
+
+
+def test_it_checks_tokens_and_rows_and_says_what_it_learned() -> None:
+    isotonic = Isotonic(PluginOptions())
+    isotonic.check(5, 100)
+    for k, rows in ((1, 100), (5, 0)):
+        with pytest.raises(UserError, match="isotonic"):
+            isotonic.check(k, rows)
+    isotonic.restore({"top1": [0.1, 0.9], "right": [0.25, 0.75], "mass": "one", "rows": 9})
+    assert isotonic.summary() == "2 points from 0.25 to 0.75"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.table import Column, Table
@@ -14,7 +17,11 @@ _BROKEN = "broken: "
 
 
 def show(*, check: bool, json: bool) -> dict[str, Any]:
-    """Print and return every plugin; `check` imports each one and reports errors."""
+    """Print and return every plugin.
+
+    `check` imports each one and runs the conformance checks of `firstcli.testing` on those of
+    other packages; firstcli's own tests run them on the built-in plugins.
+    """
     rows = [
         {
             "kind": plugins.SINGULAR[kind],
@@ -26,6 +33,11 @@ def show(*, check: bool, json: bool) -> dict[str, Any]:
         for kind in plugins.KINDS
         for plugin in plugins.registered(kind)
     ]
+    for each in plugins.misplaced():
+        package, _, version = each.origin.partition(" ")
+        state = f"{_BROKEN}{each}"
+        row = {"kind": "?", "name": each.name, "package": package, "version": version}
+        rows.append({**row, "state": state})
     headings = ("kind", "name", "package", "version", "state")
     table = Table(*(Column(heading, overflow="fold") for heading in headings))
     for row in rows:
@@ -43,8 +55,68 @@ def broken(result: dict[str, Any]) -> list[str]:
 def _state(plugin: plugins.Plugin, check: bool) -> str:
     try:
         plugins.find(plugin.kind, plugin.name)
-        if check:
-            plugins.load(plugin.kind, plugin.name)
+        if not check:
+            return "registered"
+        plugins.load(plugin.kind, plugin.name)
+        return "works" if plugin.is_built_in else _conformance(plugin)
     except UserError as error:
         return f"{_BROKEN}{error}"
-    return "works" if check else "registered"
+
+
+def _conformance(plugin: plugins.Plugin) -> str:
+    """Run the conformance checks with the default options; return the state.
+
+    Raises:
+        UserError: the plugin breaks the contract.
+    """
+    from pydantic import ValidationError
+
+    from firstcli.plugins import calls
+
+    try:
+        options = calls.validated(plugin, {})
+    except ValidationError:
+        return "imports (some options are required, so the conformance checks did not run)"
+    try:
+        with calls.explained(plugin, "the conformance checks", passing=AssertionError):
+            return _checked(plugin, options)
+    except AssertionError as error:
+        raise UserError(f"{plugin.title} breaks the contract: {error}") from error
+
+
+def _checked(plugin: plugins.Plugin, options: Any) -> str:
+    from firstcli import testing
+
+    cls = plugins.load(plugin.kind, plugin.name)
+    if plugin.kind == "recalibrators":
+        testing.check_recalibrator(cls, options)
+    elif plugin.kind == "families":
+        if cls.needs_checkpoint:
+            return "imports (needs a checkpoint, so the conformance checks did not run)"
+        if cls.uses_teacher_tokenizer:
+            return "imports (needs a teacher, so the conformance checks did not run)"
+        testing.check_family(cls, options)
+    else:
+        try:
+            with _offline():
+                testing.check_task(cls(options))
+        except (UserError, OSError) as error:
+            reason = " ".join(str(error).split())
+            return f"imports (its samples cannot be loaded here: {reason})"
+    return "works"
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Let no data set be downloaded, as far as the libraries have not been imported yet."""
+    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

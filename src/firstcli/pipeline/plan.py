@@ -153,18 +153,41 @@ def raise_any(problems: Iterable[str]) -> None:
 
 
 def recorded_inputs(run: Run, manifest: Manifest, inputs: Mapping[str, str]) -> dict[str, str]:
-    """Return a manifest's inputs; those that format 1 did not record are assumed unchanged."""
+    """Return a manifest's inputs; those that earlier versions did not record count as unchanged."""
+    recorded = manifest.inputs | _first_seen_sources(run, manifest, inputs)
     if manifest.format >= 2:
-        return manifest.inputs
+        return recorded
     implied = fingerprints.as_text(dict(fingerprints.implied_inputs(run.recipe)))
     missing = {key for key, value in inputs.items() if implied.get(key) == value}
-    missing -= manifest.inputs.keys()
+    missing -= recorded.keys()
     if missing:
         run.console.warn(
             f"{run.folder}: made by firstcli 0.1, which recorded neither versions of plugins nor "
             "defaults of options; they are assumed unchanged"
         )
-    return manifest.inputs | {key: inputs[key] for key in missing}
+    return recorded | {key: inputs[key] for key in missing}
+
+
+def _first_seen_sources(run: Run, manifest: Manifest, inputs: Mapping[str, str]) -> dict[str, str]:
+    """Return the code of the plugins of an artifact that was made before it was recorded.
+
+    It is taken to be what this version finds when it sees the run for the first time, so that the
+    artifact is up to date until the code changes.
+    """
+
+    def first_seen(key: str) -> str:
+        run.console.warn(
+            f"{run.folder}: made before the code of plugins was recorded; that of "
+            f"{key.removeprefix(fingerprints.SOURCE_OF).strip()} is assumed unchanged"
+        )
+        return inputs[key]
+
+    missing = [key for key in inputs if key.startswith(fingerprints.SOURCE_OF)]
+    return {
+        key: run.memory.recall(f"first seen {key}", {}, partial(first_seen, key))
+        for key in missing
+        if key not in manifest.inputs
+    }
 
 
 @dataclass(frozen=True, slots=True)

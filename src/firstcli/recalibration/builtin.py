@@ -229,5 +229,6 @@ class LogitTemperature(SingleTemperature):
     """`logit-temperature`: classic temperature scaling, from the k probabilities alone."""
 
     name = "logit-temperature"
+    fits_subsets = True  # ratios of probabilities do not depend on other tokens
     scaled = staticmethod(scale_logits)
     search = staticmethod(search_log_spaced)

@@ -6,12 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from firstcli import metrics, plugins
-from firstcli.api import JSON, BoolArray, FloatArray, MassMode, Recalibrator
+from firstcli.api import JSON, BoolArray, MassMode, TopKRows
+from firstcli.plugins import calls
+from firstcli.plugins.calls import CheckedRecalibrator
 
 PositionsMode = Literal["decisive", "all"]
 """Which positions are recalibrated: `decisive` is the recipe's word for answer positions."""
@@ -39,7 +41,7 @@ class CalibrationArtifact:
     recalibrator: str  # name of the plugin
     options: Mapping[str, JSON]  # as the recipe states them
     positions: PositionsMode
-    mass: MassMode | None = None  # None for a post-hoc temperature
+    mass: MassMode | None = None  # None for a post-hoc recalibrator
     rows: int  # number of rows that the fit used
     accuracy: float
     confidence_before: float
@@ -48,16 +50,16 @@ class CalibrationArtifact:
     ece_after: float
     ranks: tuple[RankCalibration, ...] = ()
     state: Mapping[str, JSON]
+    learned: str = ""  # what the fit learned, in a few words
     facts: Mapping[str, JSON] = field(default_factory=dict)
     """The recalibrator's own facts, such as `temperature`; in the file, keys beside the rest."""
 
     @classmethod
     def measure(
         cls,
-        recalibrator: Recalibrator[Any],
-        topk: FloatArray,
+        recalibrator: CheckedRecalibrator,
+        rows: TopKRows,
         is_label: BoolArray,
-        mass: FloatArray,
         *,
         name: str,
         options: Mapping[str, JSON],
@@ -68,15 +70,14 @@ class CalibrationArtifact:
 
         Args:
             recalibrator: the fitted recalibrator.
-            topk: the model's probabilities, (N, k).
+            rows: the model's probabilities, and the mass that is learned for them.
             is_label: whether each of the k tokens is the label, (N, k).
-            mass: total probability of the k tokens in the soft target, (N,).
             name: name of the plugin.
             options: its options, as the recipe states them.
             positions: the positions that the rows come from.
-            mass_mode: the arm's `mass`; None for a post-hoc temperature.
+            mass_mode: the arm's `mass`; None for a post-hoc recalibrator.
         """
-        after = mass[:, None] * recalibrator.transform(topk)  # (N, k)
+        topk, after = rows.topk, recalibrator.transform(rows).probabilities  # (N, k)
         ranks = tuple(
             RankCalibration(
                 rank=column + 1,
@@ -101,6 +102,7 @@ class CalibrationArtifact:
             ece_after=metrics.ece(np.minimum(after[:, 0], 1.0), is_label[:, 0]),
             ranks=ranks,
             state=recalibrator.state(),
+            learned=recalibrator.summary(),
             facts=facts,
         )
 
@@ -116,7 +118,7 @@ class CalibrationArtifact:
         """Return the content of the file; absent values have no key."""
         content = asdict(self)
         facts: dict[str, JSON] = content.pop("facts")
-        return facts | {key: value for key, value in content.items() if value not in (None, ())}
+        return facts | {key: value for key, value in content.items() if value not in (None, (), "")}
 
     def save(self, path: Path) -> None:
         """Write the file."""
@@ -127,9 +129,9 @@ class CalibrationArtifact:
         left_out = ("options", "mass", "positions", "ranks", "state")
         return {key: value for key, value in self.to_json().items() if key not in left_out}
 
-    def restored(self) -> Recalibrator[Any]:
+    def restored(self) -> CheckedRecalibrator:
         """Return the recalibrator with its fitted state."""
-        plugin = plugins.load("recalibrators", self.recalibrator)
-        recalibrator: Recalibrator[Any] = plugin(plugin.Options.model_validate(self.options))
+        plugin = plugins.find("recalibrators", self.recalibrator)
+        recalibrator = calls.recalibrator(plugin.name, calls.validated(plugin, self.options))
         recalibrator.restore(self.state)
         return recalibrator

@@ -167,8 +167,7 @@ def schema() -> dict[str, Any]:
         names = sorted({plugin.name for plugin in plugins.registered(section.kind)})
         name = definitions[title]["properties"][section.key]
         # Offer the known names, but allow any: its plugin may be installed elsewhere.
-        if "const" not in name:
-            name["anyOf"] = [{"enum": names}, {"type": name.pop("type")}]
+        name["anyOf"] = [{"enum": names}, {"type": name.pop("type")}]
     arms = recipe["properties"]["arms"]
     arms["additionalProperties"] = {"anyOf": [arms["additionalProperties"], {"type": "null"}]}
     for section_schema in (recipe, *definitions.values()):

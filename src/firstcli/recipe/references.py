@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from pydantic import (
     AfterValidator,
@@ -21,8 +21,9 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from firstcli import plugins
-from firstcli.api import ModelFamily, PluginOptions, Recalibrator, Task
+from firstcli.api import ModelFamily, PluginOptions, Task
 from firstcli.errors import UserError
+from firstcli.plugins import calls
 
 _FOLDER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -127,6 +128,11 @@ class PluginSection(RecipeSection):
         """The plugin's distribution and format, as `plugins.identity` returns them."""
         return plugins.identity(self.kind, getattr(self, self.key))
 
+    @property
+    def source(self) -> str:
+        """A digest of a third-party plugin's code, as `plugins.source` returns it."""
+        return plugins.source(self.kind, getattr(self, self.key))
+
     @field_validator("name", "family", check_fields=False)
     @classmethod
     def _exists(cls, name: str) -> str:
@@ -139,7 +145,7 @@ class PluginSection(RecipeSection):
     def _fit_the_plugin(cls, options: Any, info: ValidationInfo) -> Any:
         if cls.key in info.data:
             with _user_errors_as_mistakes():
-                return plugins.load(cls.kind, info.data[cls.key]).Options.model_validate(options)
+                return calls.validated(plugins.find(cls.kind, info.data[cls.key]), options)
         if not isinstance(options, dict):
             raise PydanticKnownError("dict_type")
         return options  # cannot be checked; the error in the name fails the recipe
@@ -165,7 +171,7 @@ class TaskRef(PluginRef):
 
     def build(self) -> Task[Any]:
         """Return the task with its options."""
-        return cast(Task[Any], self.plugin(self.options))
+        return calls.task(self.name, self.options)
 
 
 class RecalibratorRef(PluginRef):
@@ -173,28 +179,27 @@ class RecalibratorRef(PluginRef):
 
     kind = "recalibrators"
 
-    def build(self) -> Recalibrator[Any]:
+    def build(self) -> calls.CheckedRecalibrator:
         """Return a new, unfitted recalibrator with its options."""
-        return cast(Recalibrator[Any], self.plugin(self.options))
+        return calls.recalibrator(self.name, self.options)
 
 
 POSTHOC_KEY = "posthoc"
-"""Recipe key of the post-hoc temperature, in an arm or in `teacher`."""
+"""Recipe key of the post-hoc recalibrator, in an arm or in `teacher`."""
 
 
 class PosthocRef(RecalibratorRef):
-    """A post-hoc recalibrator of a trained model: `logit-temperature`, fitted by NLL by default."""
-
-    # It is applied to the candidates, of which only some may be among the top k.
-    name: Literal["logit-temperature"]
-    """The only recalibrator that can be applied to a trained model."""
+    """A recalibrator of a trained model; a criterion is `nll` by default."""
 
     @field_validator("options", mode="before")
     @classmethod
-    def _by_nll(cls, options: object) -> object:
-        if isinstance(options, dict) and options.get("temperature") is not None:
+    def _by_nll(cls, options: object, info: ValidationInfo) -> object:
+        if not isinstance(options, dict) or cls.key not in info.data:
+            return options
+        if options.get("temperature") is not None:
             raise mistake("its temperature is fitted for each model; leave it out")
-        return {"criterion": "nll", **options} if isinstance(options, dict) else options
+        known = plugins.load(cls.kind, info.data[cls.key]).Options.model_fields
+        return {"criterion": "nll", **options} if "criterion" in known else options
 
 
 class ModelSection(PluginSection):
@@ -214,7 +219,7 @@ class ModelSection(PluginSection):
 
     def build(self) -> ModelFamily[Any]:
         """Return the model's family with its options."""
-        return cast(ModelFamily[Any], self.plugin(self.options))
+        return calls.family(self.family, self.options)
 
     @field_validator("checkpoint", mode="before")
     @classmethod

@@ -145,7 +145,7 @@ class Teacher(RecipeSection):
     """How the teacher is fine-tuned on the training part. Leave it out if the checkpoint is already
     fine-tuned."""
     posthoc: PosthocRef | None = None
-    """Also evaluate the teacher with a post-hoc temperature, as `teacher + T`."""
+    """Also evaluate the teacher with a post-hoc recalibrator, as `teacher + T`."""
 
 
 class Student(RecipeSection):
@@ -211,7 +211,7 @@ class Arm(RecipeSection):
     training: TrainingOverrides | None = None
     """Changes to `student.training` for this arm."""
     posthoc: PosthocRef | None = None
-    """Also evaluate the student with a post-hoc temperature, as `<arm> + T`."""
+    """Also evaluate the student with a post-hoc recalibrator, as `<arm> + T`."""
 
     @field_validator(
         "recalibrator", "objective", "mass", "recalibrate", "top_k", "out_of_fold", mode="before"
@@ -347,7 +347,7 @@ def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
 
 def _posthoc_conflicts(train: Train | None) -> Conflicts:
     if train and train.validation == 0:
-        text = "its temperature is fitted on held-out samples, but train.validation is 0; raise it"
+        text = "it is fitted on held-out samples, but train.validation is 0; raise it"
         yield (POSTHOC_KEY,), text
     elif train and not train.task.build().has_candidates:
         text = f"task '{train.task.name}' has no candidates to choose from; leave it out"
@@ -364,9 +364,7 @@ def _recalibrator_conflicts(
                 f"'{ref.name}' is fitted on held-out samples, but train.validation is 0"
             )
         if top_k and not recalibrator.needs_fit:
-            import numpy as np  # here, because recipes without recalibrators load without it
-
-            recalibrator.transform(np.full((1, top_k), 1 / top_k))  # some need more than one token
+            recalibrator.try_out(top_k)  # some need more than one token
     except UserError as error:
         yield ("recalibrator",), str(error)
 

@@ -18,8 +18,10 @@ from firstcli.workspace.units import Model, Unit, calibration_path, needs_fit
 
 if TYPE_CHECKING:
     from firstcli.api import JSON
+    from firstcli.plugins.calls import CheckedRecalibrator
     from firstcli.recipe.schema import Recipe
     from firstcli.workspace.run import Run
+    from firstcli.workspace.units import Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ class CalibrationFacts(Facts):
     confidence_after: float
     ece_before: float
     ece_after: float
+    learned: str = ""
+    """What the fit learned, in a few words."""
     plugin: Mapping[str, JSON] = field(default_factory=dict)
     """The recalibrator's own facts, such as `temperature`."""
 
@@ -44,6 +48,8 @@ class CalibrationFacts(Facts):
     def as_json(self) -> dict[str, JSON]:
         own = asdict(self)
         plugin: dict[str, JSON] = own.pop("plugin")
+        if not own["learned"]:
+            del own["learned"]
         return own | plugin
 
 
@@ -73,8 +79,14 @@ class Calibrate(Stage):
         return inputs | {"validation samples": run.part_content("validation")}
 
     def check(self, run: Run, unit: Unit) -> str:
+        from firstcli.stages import inputs
+        from firstcli.training import soft_targets
+
         arm = run.recipe.arms[unit.arm]
         assert arm.recalibrator
+        samples = inputs.training_rows(run, "teacher", "validation")
+        rows = soft_targets.count_recalibrated(arm, samples)
+        arm.recalibrator.build().check(arm.top_k or run.recipe.knowledge.top_k, rows)
         return f"{arm.recalibrator.name} on {len(run.training.validation)} validation samples"
 
     def work(self, run: Run, unit: Unit, folder: Path) -> CalibrationFacts:
@@ -91,16 +103,16 @@ class Calibrate(Stage):
         )
         if not len(positions.topk):
             raise UserError(f"arms.{unit.arm}: no validation position to fit the recalibrator on")
-        mass = soft_targets.target_mass(arm, positions)
         recalibrator = arm.recalibrator.build()
-        recalibrator.fit(positions.topk, positions.is_label, mass, arm.mass)
+        tokens = candidate_tokens(run, recalibrator, "validation")
+        fit_rows = soft_targets.rows_of(arm, positions, run.recipe.train.task.name, tokens)
+        recalibrator.fit(fit_rows, positions.is_label)
         for warning in recalibrator.diagnostics().warnings:
             run.console.warn(f"arms.{unit.arm}: {warning}")
         artifact = CalibrationArtifact.measure(
             recalibrator,
-            positions.topk,
+            fit_rows,
             positions.is_label,
-            mass,
             name=arm.recalibrator.name,
             options=arm.recalibrator.given,
             positions="decisive" if positions.is_answer.all() else "all",
@@ -114,14 +126,25 @@ class Calibrate(Stage):
         return show_fitted(run, title, units)
 
 
+def candidate_tokens(
+    run: Run, recalibrator: CheckedRecalibrator, part: Part
+) -> Mapping[str, tuple[int, ...]]:
+    """Return the tokens of the teacher's candidates by sample, if the recalibrator needs them."""
+    from firstcli.stages import inputs
+
+    return inputs.candidate_tokens(run, "teacher", part) if recalibrator.uses_rows else {}
+
+
 def show_fitted(run: Run, title: str, units: Sequence[Unit]) -> dict[str, JSON]:
     """Print the facts of fitted recalibrators, one row per arm or model, and return them."""
     from firstcli.recalibration.criteria import CRITERIA
 
     headings = ("fitted for", "recalibrator", "T", "by ECE", "by NLL", "by Brier")
-    table = Table(*headings, "rows", "accuracy", "confidence", "ECE", title=title)
-    for unit in units:
-        facts = CalibrationFacts.of(run.manifests[unit.key].facts)
+    every = {unit: CalibrationFacts.of(run.manifests[unit.key].facts) for unit in units}
+    learned = any(facts.learned for facts in every.values())
+    columns = ("learned",) if learned else ()
+    table = Table(*headings, "rows", "accuracy", "confidence", "ECE", *columns, title=title)
+    for unit, facts in every.items():
         temperatures = facts.plugin.get("temperatures", {})
         table.add_row(
             unit.subject,
@@ -132,6 +155,7 @@ def show_fitted(run: Run, title: str, units: Sequence[Unit]) -> dict[str, JSON]:
             f"{100 * facts.accuracy:.1f}",
             f"{100 * facts.confidence_before:.1f} -> {100 * facts.confidence_after:.1f}",
             f"{100 * facts.ece_before:.1f} -> {100 * facts.ece_after:.1f}",
+            *((str(facts.learned or "–"),) if learned else ()),
         )
     run.console.show(table)
     return {unit.subject: run.manifests[unit.key].facts for unit in units}

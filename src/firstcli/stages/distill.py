@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from firstcli.runtime import distributed
 from firstcli.stages import fingerprints
 from firstcli.stages.base import TrainingFacts
-from firstcli.stages.calibrate import CALIBRATE
+from firstcli.stages.calibrate import CALIBRATE, candidate_tokens
 from firstcli.stages.checks import SharedCheck
 from firstcli.stages.extract import EXTRACT
 from firstcli.stages.finetune import TrainingStage
@@ -57,6 +57,12 @@ class Distill(TrainingStage):
         learns_knowledge = run.recipe.arms[unit.arm].learn == "knowledge"
         return (*(EXTRACT.checks if learns_knowledge else ()), *self.checks)
 
+    def check(self, run: Run, unit: Unit) -> str:
+        arm = run.recipe.arms[unit.arm]
+        if arm.recalibrator and not needs_fit(arm):  # `calibrate` checks the others
+            arm.recalibrator.build().check(arm.top_k or run.recipe.knowledge.top_k, 0)
+        return super().check(run, unit)
+
     def work(self, run: Run, unit: Unit, folder: Path) -> TrainingFacts:
         from firstcli.stages import card, inputs, train_model
         from firstcli.training import soft_targets
@@ -69,7 +75,14 @@ class Distill(TrainingStage):
             knowledge = inputs.stored_knowledge(run, part_of(run.recipe, arm), rows)
             fitted = calibration_path(run.folder, unit.arm)
             recalibrator = soft_targets.recalibrator_for(arm, fitted)
-            targets = soft_targets.SoftTargetBuilder(arm, recalibrator, knowledge, rows)
+            targets = soft_targets.SoftTargetBuilder(
+                arm,
+                recalibrator,
+                knowledge,
+                rows,
+                run.recipe.train.task.name,
+                candidate_tokens(run, recalibrator, "train"),
+            )
             swaps = targets.rank_swaps()
             facts = train_model.train(
                 run, unit, folder, title, arm.objective or "topk-tail", targets

@@ -99,7 +99,7 @@ class Evaluate(Stage):
         if not distributed.is_first():
             return None
         if unit.model.posthoc:
-            records = posthoc.tempered_records(run, unit)
+            records = posthoc.recalibrated_records(run, unit)
         about = {"evaluation": unit.evaluation, "model": unit.model.name}
         records.save(folder / f"{unit.model.name}.parquet", about)
         if not records.answerable:

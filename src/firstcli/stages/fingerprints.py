@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 NOT_FOR_TRAINING = ("device", "dtype")
 """Model options that change no training: `dtype` is for inference."""
 NOT_FOR_INFERENCE = ("device",)
+SOURCE_OF = "source of the plugin of"
+"""Beginning of the inputs that are digests of third-party plugins' code."""
 
 Inputs = dict[str, object]
 
@@ -35,6 +37,8 @@ def model(run: Run, role: Role, seed: int | None = None) -> Inputs:
     inputs[f"{role}.model.family"] = section.family
     if section.checkpoint is not None:
         inputs[f"{role}.model.checkpoint"] = run.checkpoint_identity(role)
+    if role == "student" and run.recipe.teacher and section.build().uses_teacher_tokenizer:
+        inputs |= model(run, "teacher")
     inputs["seed"] = run.recipe.seed if seed is None else seed
     return inputs
 
@@ -81,6 +85,8 @@ def arm_fields(recipe: Recipe, name: str, fields: Iterable[str]) -> Inputs:
     inputs = flat(f"arms.{name}", arm.model_dump(include=set(fields) - {"recalibrator"}))
     if arm.recalibrator:
         inputs |= plugin(f"arms.{name}.recalibrator", arm.recalibrator)
+        if arm.recalibrator.build().uses_rows:
+            inputs["train.task.name"] = recipe.train.task.name
     return inputs
 
 
@@ -91,7 +97,8 @@ def plugin(prefix: str, ref: PluginRef) -> Inputs:
 
 def _options(prefix: str, ref: PluginRef | ModelSection, without: tuple[str, ...] = ()) -> Inputs:
     options = {key: value for key, value in ref.effective.items() if key not in without}
-    return flat(f"{prefix}.options", options) | {f"plugin of {prefix}": ref.identity}
+    inputs = flat(f"{prefix}.options", options) | {f"plugin of {prefix}": ref.identity}
+    return inputs | ({f"{SOURCE_OF} {prefix}": ref.source} if ref.source else {})
 
 
 def longest_sample(run: Run, unit: Unit) -> str:
@@ -161,6 +168,8 @@ def implied_inputs(recipe: Recipe) -> Iterator[tuple[str, object]]:
     """
     for prefix, ref in _references(recipe):
         yield f"plugin of {prefix}", ref.identity
+        if ref.source:
+            yield f"{SOURCE_OF} {prefix}", ref.source
         unset = {key: value for key, value in ref.effective.items() if key not in ref.given}
         yield from flat(f"{prefix}.options", unset).items()
 

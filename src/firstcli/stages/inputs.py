@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from firstcli.api import BoolArray, Dtype
 from firstcli.data import splits
 from firstcli.data.encoded import EncodedStore, IntArray, counts_of, lengths_of
-from firstcli.data.encoding import EncodedQuestion, EncodedSample
+from firstcli.data.encoding import (
+    EncodedQuestion,
+    EncodedSample,
+    Encoding,
+    encode_questions,
+)
+from firstcli.data.joint import CHUNK
 from firstcli.errors import UserError, shortened
 from firstcli.knowledge.shards import StoreFormat
 from firstcli.knowledge.store import Knowledge
@@ -37,6 +43,13 @@ def family(run: Run, role: Role) -> inference.Family:
 def tokenizer(run: Run, role: Role) -> PreTrainedTokenizerBase:
     """Return the tokenizer with which a role's model starts; training does not change it."""
     role_family = family(run, role)
+    if role == "student" and role_family.uses_teacher_tokenizer:
+        if run.recipe.teacher is None:
+            raise UserError(
+                f"student.model: family '{run.recipe.student.model.family}' uses the teacher's "
+                "tokenizer, but the recipe has no teacher; add one"
+            )
+        return tokenizer(run, "teacher")
     text: Iterable[str] = ()
     if role_family.needs_text:
         text = (
@@ -155,6 +168,35 @@ def questions(run: Run, role: Role, evaluation: str) -> list[EncodedQuestion]:
     if not kept.any():
         raise UserError(f"{where}: no question is left")
     return [row for row, fits in zip(rows, kept, strict=True) if fits]
+
+
+def _encoding(run: Run, role: Role, where: str) -> Encoding:
+    drop = run.recipe.train.doubled_bos == "drop"
+    return Encoding(tokenizer(run, role), where, drop_doubled_bos=drop)
+
+
+@once_per_run
+def candidate_tokens(run: Run, role: Role, part: Part) -> dict[str, tuple[int, ...]]:
+    """Return the token of each candidate at the answer position, by the id of the sample.
+
+    Samples without candidates are left out.
+    """
+    where = f"train.task ({part} part, {role}'s tokenizer)"
+    with_candidates = (sample for sample in run.training.part(part) if sample.candidates)
+    tokens: dict[str, tuple[int, ...]] = {}
+    while chunk := list(islice(with_candidates, CHUNK)):
+        questions = encode_questions(chunk, _encoding(run, role, where))
+        tokens |= {question.id: tuple(question.candidate_ids) for question in questions}
+    return tokens
+
+
+@once_per_run
+def validation_questions(run: Run, role: Role) -> list[EncodedQuestion]:
+    """Encode the validation part as questions; those that training leaves out are left out."""
+    where = f"train.task (validation part, {role}'s tokenizer)"
+    kept = {row.id for row in training_rows(run, role, "validation")}
+    samples = (s for s in run.training.validation if s.candidates and s.id in kept)
+    return encode_questions(samples, _encoding(run, role, where))
 
 
 @once_per_run

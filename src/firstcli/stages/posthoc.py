@@ -1,10 +1,10 @@
-"""Stage `posthoc`: fit a model's post-hoc temperature (Guo et al. 2017).
+"""Stage `posthoc`: fit a recalibrator of a trained model, such as a temperature (Guo et al. 2017).
 
-This is the baseline that needs no training. T is fitted to the model's top k at the answer
-position, on the validation part, which no model is trained on. At evaluation it divides the
-candidates' log-probabilities at the answer position before they are renormalised; the probability
-outside the candidates is unknown from then on. In whole candidates, all other tokens keep their
-probabilities: T is fitted to the answer position, so it applies there.
+This is the baseline that needs no training. The recalibrator is fitted on the validation part,
+which no model is trained on: to the probabilities of the candidates, or to the model's top k at the
+answer position if it declares `fits_subsets`. At evaluation it changes the probabilities of the
+candidates; the probability outside the candidates is unknown from then on. In whole candidates, all
+tokens but the one at the answer position keep their probabilities.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from firstcli.workspace.artifacts import Artifact
 from firstcli.workspace.units import Model, Unit, calibration_path, models_of, records_path
 
 if TYPE_CHECKING:
-    from firstcli.api import JSON
+    from firstcli.api import JSON, TopKRows
     from firstcli.data.encoded import EncodedStore
     from firstcli.metrics.records import EvalRecords
+    from firstcli.plugins.calls import CheckedRecalibrator
     from firstcli.recipe.references import PosthocRef
     from firstcli.recipe.schema import Recipe
     from firstcli.workspace.run import Run
 
 LEAST_CANDIDATE_MASS = 0.9
-"""Mean probability of the candidates below which the temperature may not suit them: it is fitted to
-all tokens."""
+"""Mean probability of the candidates below which what is fitted to all tokens may not suit them."""
 
 
 class Posthoc(Stage):
-    """Fits one temperature per model that is also evaluated with one."""
+    """Fits one recalibrator per model that is also evaluated with one."""
 
     name = "posthoc"
-    help = "Fit the post-hoc temperature of each model that has one."
+    help = "Fit the post-hoc recalibrator of each model that has one."
     format = 3  # float32 logits of half-precision products
     shared = True
     has_arms = True
@@ -72,28 +72,45 @@ class Posthoc(Stage):
         return (*self.checks, *((checks.SEEN_ROWS,) if unit.role == "teacher" else ()))
 
     def check(self, run: Run, unit: Unit) -> str:
-        return f"a temperature on {len(_rows(run, unit))} validation samples"
+        from firstcli.stages import inputs
+
+        samples, recalibrator = len(_rows(run, unit)), _section(run, unit).build()
+        width = run.recipe.knowledge.top_k
+        if not recalibrator.fits_subsets:
+            questions = inputs.validation_questions(run, unit.role)
+            width = max(len(question.candidate_ids) for question in questions)
+        recalibrator.check(width, samples if recalibrator.needs_fit else 0)
+        return f"{_section(run, unit).name} on {samples} validation samples"
 
     def work(self, run: Run, unit: Unit, folder: Path) -> CalibrationFacts | None:
         from firstcli.recalibration.diagnostics import CalibrationArtifact
-        from firstcli.stages import scoring
+        from firstcli.stages import inputs, scoring
 
-        topk, is_label = scoring.answer_top_k(run, unit, _rows(run, unit))
+        ref = _section(run, unit)
+        fitted = ref.build()
+        if fitted.fits_subsets:
+            uses_candidates = fitted.uses_rows
+            tokens = (
+                inputs.candidate_tokens(run, unit.role, "validation") if uses_candidates else {}
+            )
+            rows, is_label = scoring.answer_rows(run, unit, _rows(run, unit), tokens)
+        else:
+            records = scoring.answered_validation(run, unit)
+            rows = candidate_rows(records, run.recipe.train.task.name)
+            is_label = rows.candidate == records.answer[:, None]
         if not distributed.is_first():
             return None
-        ref = _section(run, unit)
-        fitted, mass = ref.build(), topk.sum(axis=1)
-        fitted.fit(topk, is_label, mass, "teacher")
+        fitted.fit(rows, is_label)
         for warning in fitted.diagnostics().warnings:
             run.console.warn(f"{unit.subject}: {warning}")
         artifact = CalibrationArtifact.measure(
-            fitted, topk, is_label, mass, name=ref.name, options=ref.given, positions="decisive"
+            fitted, rows, is_label, name=ref.name, options=ref.given, positions="decisive"
         )
         artifact.save(folder / f"{unit.subject}.json")
         return CalibrationFacts.of(artifact.short_facts())
 
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
-        title = "post-hoc temperatures, on the validation rows that they were fitted on"
+        title = "post-hoc recalibrators, on the validation rows that they were fitted on"
         return show_fitted(run, title, units)
 
 
@@ -115,7 +132,7 @@ def _rows(run: Run, unit: Unit) -> EncodedStore:
     if not run.training.validation:
         raise UserError(
             f"train.validation: {run.recipe.train.validation} of the training split leaves no "
-            "sample to fit a temperature on; raise it"
+            "sample to fit a post-hoc recalibrator on; raise it"
         )
     rows = inputs.training_rows(run, unit.role, "validation")
     rows = rows.where(has_answer_position(rows))
@@ -124,35 +141,68 @@ def _rows(run: Run, unit: Unit) -> EncodedStore:
     return rows
 
 
-def tempered_records(run: Run, unit: Unit) -> EvalRecords:
-    """Return the records of the model without a temperature, with the temperature applied."""
+def recalibrated_records(run: Run, unit: Unit) -> EvalRecords:
+    """Return the records of the plain model with the post-hoc recalibrator applied."""
     from firstcli.metrics.records import EvalRecords
     from firstcli.recalibration.diagnostics import CalibrationArtifact
 
     plain = replace(unit.model, posthoc=False)
     records = EvalRecords.load(records_path(run.folder, unit.evaluation, plain))
-    artifact = CalibrationArtifact.load(calibration_path(run.folder, unit.model.name))
+    fitted = CalibrationArtifact.load(calibration_path(run.folder, unit.model.name)).restored()
     mass = None if records.candidate_mass is None else float(records.candidate_mass.mean())
-    if mass is not None and mass < LEAST_CANDIDATE_MASS:
+    if fitted.fits_subsets and mass is not None and mass < LEAST_CANDIDATE_MASS:
         run.console.warn(
             f"{unit.key}: the candidates hold {100 * mass:.0f} % of the model's probability; a "
             "temperature that is fitted to all tokens may not suit them"
         )
-    return tempered(records, float(artifact.state["temperature"]))
+    task = next(each.task for each in run.recipe.evaluate if each.name == unit.evaluation)
+    return recalibrated(records, fitted, task.name)
 
 
-def tempered(records: EvalRecords, temperature: float) -> EvalRecords:
-    """Divide the candidates' log-probabilities by T and renormalise them over the candidates.
+def candidate_rows(records: EvalRecords, task: str) -> TopKRows:
+    """Return the candidates of each question as rows, most likely first.
 
-    In whole candidates, this concerns only the token at the answer position.
+    Rows with fewer candidates than others are filled up with probability 0 and candidate -1.
+    """
+    import numpy as np
+
+    from firstcli.api import TopKRows
+
+    order = np.argsort(-records.log_probs, axis=1, kind="stable")  # (N, C)
+    count = len(records)
+    return TopKRows(
+        topk=np.take_along_axis(records.probabilities, order, axis=1),
+        mass=np.ones(count),
+        mass_mode="one",
+        candidate=np.where(order < records.count[:, None], order, -1),
+        token_ids=None,
+        sample_ids=records.ids,
+        position=np.zeros(count, np.int64),
+        is_answer=np.ones(count, np.bool_),
+        task=task,
+    )
+
+
+def recalibrated(records: EvalRecords, fitted: CheckedRecalibrator, task: str) -> EvalRecords:
+    """Return records with recalibrated probabilities of the candidates.
+
+    Args:
+        records: a model's answers.
+        fitted: the fitted recalibrator.
+        task: name of the task that the questions come from.
     """
     import numpy as np
 
     from firstcli.metrics.records import EvalRecords
-    from firstcli.recalibration.builtin import softmax
 
-    with np.errstate(divide="ignore"):
-        log_probs = np.log(softmax(records.log_probs, temperature))
+    rows = candidate_rows(records, task)
+    log_probs = np.full(records.log_probs.shape, -np.inf)
+    for count in np.unique(records.count):  # no question gets probability for missing candidates
+        chosen = np.flatnonzero(records.count == count)
+        part = _narrowed(rows.rows(chosen), int(count))
+        with np.errstate(divide="ignore"):
+            values = np.log(fitted.transform(part).distribution)
+        log_probs[chosen[:, None], part.candidate] = values
 
     whole = None
     if records.whole is not None:
@@ -167,6 +217,10 @@ def tempered(records: EvalRecords, temperature: float) -> EvalRecords:
         whole=whole,
         scope="candidates",
     )
+
+
+def _narrowed(rows: TopKRows, count: int) -> TopKRows:
+    return replace(rows, topk=rows.topk[:, :count], candidate=rows.candidate[:, :count])
 
 
 POSTHOC = Posthoc()

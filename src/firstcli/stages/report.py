@@ -235,6 +235,7 @@ def _notes_on_calibration(run: Run) -> Iterator[tuple[str, str]]:
         note = f"{artifact.recalibrator} on {artifact.rows} rows"
         if "temperature" in artifact.facts and "criterion" in artifact.facts:
             note += f": T = {artifact.facts['temperature']:.4g} by {artifact.facts['criterion']}"
+        note += f": {artifact.learned}" if artifact.learned else ""
         if interval := artifact.facts.get("interval"):
             note += " (95 % interval {:.3g} to {:.3g})".format(*interval)
         note += "".join(text for key, text in _REMARKS.items() if artifact.state.get(key))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from firstcli.api import BoolArray, FloatArray
+from firstcli.api import BoolArray, TopKRows
 from firstcli.data.encoded import EncodedStore, counts_of, lengths_of
 from firstcli.data.encoding import EncodedQuestion, EncodedSample
 from firstcli.data.sequences import Selected
@@ -21,6 +21,7 @@ from firstcli.metrics.records import EvalRecords
 from firstcli.models import inference, readout
 from firstcli.models.batching import HalvingBatches, free_memory, run_batched
 from firstcli.stages import inputs, whole_candidates
+from firstcli.training.soft_targets import CandidateTokens, candidate_indices
 from firstcli.workspace.run import Run, once_per_run
 from firstcli.workspace.units import Unit
 
@@ -189,10 +190,16 @@ def candidate_log_probs(
 
 
 @torch.inference_mode()
-def answer_top_k(run: Run, unit: Unit, rows: EncodedStore) -> tuple[FloatArray, BoolArray]:
-    """Return a model's top probabilities at the answer positions, and which token is the label.
+def answer_rows(
+    run: Run, unit: Unit, rows: EncodedStore, candidates: CandidateTokens
+) -> tuple[TopKRows, BoolArray]:
+    """Return a model's top k at the answer positions, and which token is the label, (N, k).
 
-    Both have the shape (N, k).
+    Args:
+        run: the run.
+        unit: the unit whose model answers.
+        rows: samples with an answer position.
+        candidates: the tokens of each sample's candidates, if the recalibrator needs them.
     """
     limit = inputs.vocabulary(run, unit.role)
     top_k = min(run.recipe.knowledge.top_k, limit)
@@ -201,26 +208,63 @@ def answer_top_k(run: Run, unit: Unit, rows: EncodedStore) -> tuple[FloatArray, 
     knowledge = run_batched(
         run.console, unit.key, "samples", rows, lengths_of(rows), EXTRACTION_TOKENS, score
     )
-    topk, is_label = [], []
+    topk, token_ids, targets, numbers = [], [], [], []
     for row in rows:
         assert row.answer_position is not None
         top, position = knowledge[row.id], row.answer_position - row.start
         topk.append(np.exp(top.log_probs[position], dtype=np.float64))
-        is_label.append(top.token_ids[position] == row.input_ids[row.answer_position])
-    return np.array(topk), np.array(is_label)
+        token_ids.append(top.token_ids[position])
+        targets.append(row.input_ids[row.answer_position])
+        numbers.append(position)
+    samples, ids, probabilities = [row.id for row in rows], np.array(token_ids), np.array(topk)
+    answers = TopKRows(
+        topk=probabilities,
+        mass=probabilities.sum(axis=1),
+        mass_mode="teacher",
+        candidate=candidate_indices(ids, samples, candidates),
+        token_ids=ids.astype(np.int64),
+        sample_ids=samples,
+        position=np.array(numbers, np.int64),
+        is_answer=np.ones(len(rows), np.bool_),
+        task=run.recipe.train.task.name,
+    )
+    return answers, ids == np.array(targets)[:, None]
 
 
 @torch.inference_mode()
 def answered(run: Run, unit: Unit) -> EvalRecords:
     """Run a model over all questions of an evaluation."""
     questions = inputs.questions(run, unit.role, unit.evaluation)
-    lengths = np.array([len(question.input_ids) for question in questions])
     reader = readout.Reader(inputs.model(run, unit.model), run.console.say)
+    log_probs = _first_tokens(run, unit, reader, questions)
+    whole = whole_candidates.scored(run, unit, reader, log_probs, EVALUATION_TOKENS)
+    return _records(questions, log_probs, whole)
+
+
+@torch.inference_mode()
+def answered_validation(run: Run, unit: Unit) -> EvalRecords:
+    """Run a model over the questions of the validation part, without whole candidates."""
+    questions = inputs.validation_questions(run, unit.role)
+    reader = readout.Reader(inputs.model(run, unit.model), run.console.say)
+    return _records(questions, _first_tokens(run, unit, reader, questions), None)
+
+
+def _first_tokens(
+    run: Run, unit: Unit, reader: readout.Reader, questions: Sequence[EncodedQuestion]
+) -> dict[str, list[float]]:
+    """Return the candidates' log-probabilities at the answer position, by sample id."""
+    lengths = np.array([len(question.input_ids) for question in questions])
     score = partial(candidate_log_probs, reader)
-    log_probs = run_batched(
+    return run_batched(
         run.console, unit.key, "questions", questions, lengths, EVALUATION_TOKENS, score
     )
-    whole = whole_candidates.scored(run, unit, reader, log_probs, EVALUATION_TOKENS)
+
+
+def _records(
+    questions: Sequence[EncodedQuestion],
+    log_probs: Mapping[str, list[float]],
+    whole: list[list[float]] | None,
+) -> EvalRecords:
     truths = [question.truth for question in questions]
     known = [truth for truth in truths if truth is not None]
     return EvalRecords.from_log_probs(

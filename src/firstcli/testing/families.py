@@ -22,6 +22,7 @@ def check_family(
     *,
     ref: ModelRef | None = None,
     text: Iterable[str] = TEXT,
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> None:
     """Check the contract of a model family on the CPU.
 
@@ -30,6 +31,7 @@ def check_family(
         options: its options, as in a recipe; default: the plugin's defaults.
         ref: a small checkpoint; omit it for a family that needs none.
         text: texts that a tokenizer can be trained on, and that are encoded.
+        teacher_tokenizer: for a family that uses the teacher's.
 
     Raises:
         AssertionError: the class breaks the contract.
@@ -39,7 +41,13 @@ def check_family(
     name, texts, ref = cls.__name__, list(text), ref or ModelRef(checkpoint=None)
     require(issubclass(cls, ModelFamily), f"{name} is not a firstcli.api.ModelFamily")
     family = cls(cls.Options.model_validate(dict(options or {})))
-    tokenizer = family.tokenizer(ref, texts)
+    if family.uses_teacher_tokenizer:
+        problem = "uses the teacher's tokenizer: give the check one as `teacher_tokenizer`"
+        require(teacher_tokenizer is not None, f"{name} {problem}")
+    else:
+        teacher_tokenizer = family.tokenizer(ref, texts)
+    assert teacher_tokenizer is not None
+    tokenizer = teacher_tokenizer
     _check_tokenizer(name, tokenizer, texts)
     model = family.model(ref, tokenizer, "float32", seed=1)
     rows, size = len(model.get_input_embeddings().get_parameter("weight")), len(tokenizer)

@@ -20,12 +20,14 @@ from firstcli.api import (
     MassMode,
     PluginOptions,
     Recalibrator,
+    TopKRows,
     UserError,
 )
 from firstcli.testing.requirements import require
 
 ROWS = 240
 TOLERANCE = 1e-9
+_ARRAYS = ("topk", "mass", "candidate", "token_ids", "position", "is_answer")
 ORDER_TOLERANCE = 1e-6  # a numerical optimum changes more than a sum when rows change their order
 FACT_TYPES: dict[str, Any] = {  # of the facts that reports know
     "temperature": (int, float),
@@ -98,21 +100,46 @@ def _extreme_rows(k: int) -> FloatArray:
     return np.stack(rows)
 
 
+def _rows_of(inputs: FitInputs) -> TopKRows:
+    """Return rows as firstcli passes them: every token stands for a candidate."""
+    count, k = inputs.topk.shape
+    ranks = np.tile(np.arange(k), (count, 1))
+    return TopKRows(
+        topk=inputs.topk,
+        mass=inputs.mass,
+        mass_mode=inputs.mass_mode,
+        candidate=ranks,
+        token_ids=ranks,
+        sample_ids=[f"sample {number}" for number in range(count)],
+        position=np.zeros(count, np.int64),
+        is_answer=np.ones(count, np.bool_),
+        task="simulated",
+    )
+
+
+def _like(inputs: FitInputs, topk: FloatArray) -> TopKRows:
+    """Return other probabilities with the mass that they have in the same mode."""
+    mass = np.ones(len(topk)) if inputs.mass_mode == "one" else topk.sum(axis=1)
+    return _rows_of(FitInputs(topk, np.zeros(topk.shape, np.bool_), mass, inputs.mass_mode))
+
+
 def _check_on(cls: type[Recalibrator[Any]], options: PluginOptions, inputs: FitInputs) -> None:
+    rows, width = _rows_of(inputs), inputs.topk.shape[1]
     if (unfitted := cls(options)).needs_fit:
         try:
-            unfitted.transform(inputs.topk)
+            unfitted.transform_rows(rows)
         except Exception:
             pass
         else:
             problem = "needs a fit, but its transform works without one"
             raise AssertionError(f"{cls.__name__} {problem}")
+    unfitted.check(width, len(rows) if unfitted.needs_fit else 0)
     fitted = _fitted(cls(options), inputs)
-    width = inputs.topk.shape[1]
-    _check_distribution(fitted, inputs.topk, "ordinary rows")
-    _check_distribution(fitted, _extreme_rows(width), "extreme rows")
-    _check_distribution(fitted, np.empty((0, width)), "no rows")
-    _check_rows_are_independent(fitted, inputs.topk)
+    _check_distribution(fitted, rows, "ordinary rows")
+    _check_distribution(fitted, _like(inputs, _extreme_rows(width)), "extreme rows")
+    _check_distribution(fitted, _like(inputs, np.empty((0, width))), "no rows")
+    _check_rows_are_independent(fitted, rows)
+    _check_subsets(fitted, inputs)
     _check_fit_is_determined(fitted, inputs)
     _check_diagnostics(fitted)
     _check_state(fitted, inputs)
@@ -121,48 +148,69 @@ def _check_on(cls: type[Recalibrator[Any]], options: PluginOptions, inputs: FitI
             fitted = _fitted(cls(options), unusual)
         except UserError:
             continue  # it may reject such rows
-        _check_distribution(fitted, unusual.topk, f"ordinary rows, fitted where {case}")
+        _check_distribution(fitted, _rows_of(unusual), f"ordinary rows, fitted where {case}")
         _check_diagnostics(fitted)
 
 
-def _check_distribution(fitted: Recalibrator[Any], topk: FloatArray, rows: str) -> None:
-    name, before = f"{type(fitted).__name__}.transform", topk.copy()
-    target = fitted.transform(topk)
-    require(np.array_equal(topk, before), f"{name} modifies its input ({rows})")
-    same_shape = target.shape == topk.shape
-    require(same_shape, f"{name} turns shape {topk.shape} into {target.shape} ({rows})")
+def _check_distribution(fitted: Recalibrator[Any], given: TopKRows, rows: str) -> None:
+    name, passed, topk = f"{type(fitted).__name__}.transform", deepcopy(given), given.topk
+    target = fitted.transform_rows(passed)
+    for key in _ARRAYS:
+        unchanged = np.array_equal(getattr(passed, key), getattr(given, key))
+        require(unchanged, f"{name} modifies its input ({key}, {rows})")
+    (count, k), shape = topk.shape, np.shape(target)
+    with_tail = given.mass_mode == "teacher" and shape == (count, k + 1)
+    require(
+        shape == (count, k) or with_tail, f"{name} turns shape {topk.shape} into {shape} ({rows})"
+    )
     require(np.isfinite(target).all(), f"{name} returns NaN or infinity ({rows})")
     require((target >= 0).all(), f"{name} returns a negative probability ({rows})")
     require(_close(target.sum(axis=1), 1), f"{name} returns rows that do not sum to 1 ({rows})")
-    ordered = not fitted.order_preserving or (np.diff(target, axis=1) <= TOLERANCE).all()
+    steps = np.diff(target[:, :k], axis=1)
+    ordered = not fitted.order_preserving or (steps <= TOLERANCE).all()
     problem = f"changes the order within a row ({rows}): set order_preserving = False"
     require(ordered, f"{name} {problem}")
 
 
-def _check_rows_are_independent(fitted: Recalibrator[Any], topk: FloatArray) -> None:
+def _check_rows_are_independent(fitted: Recalibrator[Any], rows: TopKRows) -> None:
     name = f"{type(fitted).__name__}.transform"
-    whole = fitted.transform(topk)
-    order = np.random.default_rng(0).permutation(len(topk))
-    shuffled = fitted.transform(topk[order])
+    whole = fitted.transform_rows(rows)
+    order = np.random.default_rng(0).permutation(len(rows))
+    shuffled = fitted.transform_rows(rows.rows(order))
     require(_close(shuffled, whole[order]), f"{name} depends on the order of the rows")
-    parts = np.concatenate([fitted.transform(part) for part in np.split(topk, [1, 7])])
+    cuts = (slice(0, 1), slice(1, 7), slice(7, None))
+    parts = np.concatenate([fitted.transform_rows(rows.rows(cut)) for cut in cuts])
     require(_close(parts, whole), f"{name} depends on how the rows are split into batches")
+
+
+def _check_subsets(fitted: Recalibrator[Any], inputs: FitInputs) -> None:
+    if not fitted.fits_subsets or inputs.topk.shape[1] == 1:
+        return
+    whole = fitted.transform_rows(_rows_of(inputs))[:, : inputs.topk.shape[1] - 1]
+    part = fitted.transform_rows(_like(inputs, inputs.topk[:, :-1]))
+    same = _close(part, whole / whole.sum(axis=1, keepdims=True))
+    problem = "depends on tokens that are left out: set fits_subsets = False"
+    require(same, f"{type(fitted).__name__}.transform {problem}")
 
 
 def _check_fit_is_determined(fitted: Recalibrator[Any], inputs: FitInputs) -> None:
     cls, options, name = type(fitted), fitted.options, f"{type(fitted).__name__}.fit"
-    again, target = _fitted(cls(options), inputs), fitted.transform(inputs.topk)
+    rows = _rows_of(inputs)
+    again, target = _fitted(cls(options), inputs), fitted.transform_rows(rows)
     same = _as_json(fitted, "state") == _as_json(again, "state")
     require(same, f"{name} is not deterministic: the same rows give a different state")
-    same = np.array_equal(target, again.transform(inputs.topk))
+    same = np.array_equal(target, again.transform_rows(rows))
     require(same, f"{name} is not deterministic: transform differs after the same rows")
     order = np.random.default_rng(0).permutation(len(target))
-    shuffled = _fitted(cls(options), inputs.rows(order)).transform(inputs.topk)
+    shuffled = _fitted(cls(options), inputs.rows(order)).transform_rows(rows)
     same = _close(shuffled, target, ORDER_TOLERANCE)
     require(same, f"{name} depends on the order of the rows")
 
 
 def _check_diagnostics(fitted: Recalibrator[Any]) -> None:
+    summary = fitted.summary()
+    one_line = isinstance(summary, str) and len(summary.splitlines()) <= 1
+    require(one_line, f"{type(fitted).__name__}.summary: {summary!r} is not one line of text")
     name, diagnostics = f"{type(fitted).__name__}.diagnostics", fitted.diagnostics()
     require(isinstance(diagnostics, Diagnostics), f"{name} does not return Diagnostics")
     _as_json(fitted, "diagnostics")
@@ -192,20 +240,22 @@ def _check_state(fitted: Recalibrator[Any], inputs: FitInputs) -> None:
     restored = type(fitted)(fitted.options)
     try:
         restored.restore(json.loads(saved))
-        target = restored.transform(inputs.topk)
+        target = restored.transform_rows(_rows_of(inputs))
     except Exception as error:
         raise AssertionError(f"{name} cannot be restored from its state: {error!r}") from error
-    same = np.array_equal(target, fitted.transform(inputs.topk))
+    same = np.array_equal(target, fitted.transform_rows(_rows_of(inputs)))
     require(same, f"{name}.transform differs after its state went through JSON")
     same = _as_json(restored, "state") == saved
     require(same, f"{name}.state differs from the state that was restored")
     same = _as_json(restored, "diagnostics") == _as_json(fitted, "diagnostics")
     require(same, f"{name}.diagnostics differs after its state went through JSON")
+    same = restored.summary() == fitted.summary()
+    require(same, f"{name}.summary differs after its state went through JSON")
 
 
 def _fitted(recalibrator: Recalibrator[Any], inputs: FitInputs) -> Recalibrator[Any]:
     method, passed = f"{type(recalibrator).__name__}.fit", deepcopy(inputs)
-    recalibrator.fit(*passed)
+    recalibrator.fit_rows(_rows_of(passed), passed.is_label)
     for name, after, before in zip(inputs._fields, passed, inputs, strict=True):
         require(np.array_equal(after, before), f"{method} modifies its input '{name}'")
     return recalibrator

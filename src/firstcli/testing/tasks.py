@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from firstcli.api import Sample, Task
+from firstcli.plugins.samples import MAX_CANDIDATES, sample_name, sample_problem
 from firstcli.testing.requirements import require
-
-MAX_CANDIDATES = 26  # they are named by letters
 
 
 def check_task(task: Task[Any]) -> None:
@@ -29,11 +28,10 @@ def _check_split(task: Task[Any], split: str, where: str) -> None:
     require(samples, f"{where}: has no samples")
     again = _loaded(task, split)
     require(again == (samples, dropped), f"{where}: loading it twice gives different samples")
+    for index, sample in enumerate(samples):
+        _check_sample(sample, f"{where}, {sample_name(sample, index)}", task.has_candidates)
     ids = [sample.id for sample in samples if sample.id is not None]
     require(len(set(ids)) == len(ids), f"{where}: two samples have the same id")
-    for index, sample in enumerate(samples):
-        name = f"number {index}" if sample.id is None else f"'{sample.id}'"
-        _check_sample(sample, f"{where}, sample {name}", task.has_candidates)
     if task.has_candidates:
         without, count = sum(sample.answer is None for sample in samples), len(samples)
         problem = f"{without} of {count} samples have no right answer; only all or none may"
@@ -48,31 +46,12 @@ def _loaded(task: Task[Any], split: str) -> tuple[list[Sample], dict[str, int]]:
 
 
 def _check_sample(sample: Sample, where: str, has_candidates: bool) -> None:
-    require(sample.prompt.strip(), f"{where}: the prompt is empty")
+    problem = sample_problem(sample)
+    require(not problem, f"{where}: {problem}")
     if has_candidates:
-        _check_candidates(sample, where)
+        expected = f"expected 2 to {MAX_CANDIDATES}"
+        require(sample.candidates, f"{where}: has 0 candidates, {expected}")
         return
     require(sample.response, f"{where}: the response is empty")
-    plain = not sample.candidates and sample.answer is None and sample.truth is None
-    problem = "has candidates, an answer or a truth, but the task has no candidates"
-    require(plain, f"{where}: {problem}")
-
-
-def _check_candidates(sample: Sample, where: str) -> None:
-    candidates, answer, truth = sample.candidates, sample.answer, sample.truth
-    count, last = len(candidates), len(candidates) - 1
-    expected = f"expected 2 to {MAX_CANDIDATES}"
-    require(2 <= count <= MAX_CANDIDATES, f"{where}: has {count} candidates, {expected}")
-    require(len(set(candidates)) == count, f"{where}: two candidates are the same")
-    require(all(candidates), f"{where}: a candidate is empty")
-    if answer is None:
-        empty = not sample.response and truth is None
-        require(empty, f"{where}: has no right answer, but has a response or a truth")
-        return
-    require(0 <= answer < count, f"{where}: answer is {answer}, expected 0 to {last}")
-    is_right = sample.response == candidates[answer]
-    require(is_right, f"{where}: the response is not the right candidate")
-    if truth is not None:
-        require(len(truth) == count, f"{where}: truth does not have one number per candidate")
-        require(min(truth) >= 0, f"{where}: a true probability is negative")
-        require(abs(sum(truth) - 1) <= 1e-9, f"{where}: truth does not sum to 1")
+    problem = "has candidates, but the task has no candidates"
+    require(not sample.candidates, f"{where}: {problem}")

@@ -6,19 +6,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from firstcli.api import BoolArray, FloatArray, PluginOptions, Recalibrator
-from firstcli.data.encoded import has_answer_position
+from firstcli.api import BoolArray, FloatArray, IntArray, TopKRows
+from firstcli.data.encoded import counts_of, has_answer_position
 from firstcli.data.encoding import EncodedSample
 from firstcli.knowledge.store import Knowledge
 from firstcli.knowledge.top_k import TopK
+from firstcli.plugins.calls import CheckedRecalibrator, Recalibrated
 from firstcli.recalibration.builtin import NoRecalibration
 from firstcli.recalibration.diagnostics import PositionsMode
 from firstcli.recipe.schema import Arm
@@ -45,6 +46,8 @@ class Positions:
     token_ids: npt.NDArray[np.int32]  # (N, k)
     targets: npt.NDArray[np.int32]  # (N,) the true tokens
     is_answer: BoolArray  # (N,) whether this is a sample's answer position
+    sample_ids: npt.NDArray[np.object_]  # (N,)
+    number: IntArray  # (N,) number of the sample's supervised positions before this one
 
     @property
     def mass(self) -> FloatArray:
@@ -68,12 +71,16 @@ class Positions:
             for sample in samples
         ]
         whole = TopK.concatenated(known)
+        counts = [len(sample.targets) for sample in samples]
+        ids = np.array([sample.id for sample in samples], dtype=object)
         return cls(
             np.exp(whole.log_probs.astype(np.float64)),
             whole.log_tail.astype(np.float64),
             whole.token_ids,
             np.concatenate([sample.targets for sample in samples]),
             np.concatenate(is_answer),
+            np.repeat(ids, counts),
+            np.concatenate([np.arange(count) for count in counts]),
         )
 
     @classmethod
@@ -109,6 +116,13 @@ def positions_mode(arm: Arm, samples: Sequence[EncodedSample]) -> PositionsMode:
     return arm.recalibrate or ("decisive" if has_answer_position(samples).any() else "all")
 
 
+def count_recalibrated(arm: Arm, samples: Sequence[EncodedSample]) -> int:
+    """Count the positions of the samples that an arm recalibrates."""
+    if positions_mode(arm, samples) == "decisive":
+        return int(has_answer_position(samples).sum())
+    return int(counts_of(samples).sum())
+
+
 def is_recalibrated(mode: PositionsMode, positions: Positions) -> BoolArray:
     """Return the mask (N,) of positions that a recalibrator is fitted on and applied to."""
     return positions.is_answer if mode == "decisive" else np.ones_like(positions.is_answer)
@@ -119,26 +133,92 @@ def target_mass(arm: Arm, positions: Positions) -> FloatArray:
     return positions.mass if arm.mass == "teacher" else np.ones(len(positions.topk))
 
 
+CandidateTokens = Mapping[str, tuple[int, ...]]
+"""The token of each candidate at the answer position, by sample id."""
+
+
+def rows_of(arm: Arm, positions: Positions, task: str, candidates: CandidateTokens) -> TopKRows:
+    """Return positions as a recalibrator gets them.
+
+    Args:
+        arm: the arm, which determines the mass.
+        positions: the positions, all of which are recalibrated.
+        task: name of the task that the samples come from.
+        candidates: needed by recalibrators that use more than the probabilities.
+    """
+    ids = [
+        id if is_answer else None
+        for id, is_answer in zip(positions.sample_ids, positions.is_answer, strict=True)
+    ]
+    return TopKRows(
+        topk=positions.topk,
+        mass=target_mass(arm, positions),
+        mass_mode=arm.mass or "teacher",
+        candidate=candidate_indices(positions.token_ids, ids, candidates),
+        token_ids=positions.token_ids.astype(np.int64),
+        sample_ids=positions.sample_ids.tolist(),
+        position=positions.number,
+        is_answer=positions.is_answer,
+        task=task,
+    )
+
+
+def candidate_indices(
+    token_ids: npt.NDArray[np.integer], samples: Sequence[str | None], candidates: CandidateTokens
+) -> IntArray:
+    """Return which of a sample's candidates each token stands for, (N, k); -1 for other tokens.
+
+    `samples` holds the id of each row's sample, N; None for a row that is no answer position.
+    """
+    indices = np.full(token_ids.shape, -1, np.int64)
+    for row, id in enumerate(samples) if candidates else ():
+        for index, token in enumerate(candidates.get(id, ()) if id else ()):
+            indices[row, token_ids[row] == token] = index
+    return indices
+
+
 def recalibrated(
-    mode: PositionsMode, recalibrator: Recalibrator[PluginOptions], positions: Positions
-) -> FloatArray:
-    """Return a distribution over the k tokens for every position, (N, k); each sums to 1."""
+    arm: Arm,
+    mode: PositionsMode,
+    recalibrator: CheckedRecalibrator,
+    positions: Positions,
+    task: str = "",
+    candidates: CandidateTokens | None = None,
+) -> Recalibrated:
+    """Recalibrate the positions that an arm recalibrates; all others get `none`.
+
+    Args:
+        arm: the arm.
+        mode: which positions are recalibrated.
+        recalibrator: the arm's recalibrator, fitted.
+        positions: all positions.
+        task: name of the task that the samples come from.
+        candidates: needed by recalibrators that use more than the probabilities.
+    """
     mask = is_recalibrated(mode, positions)
+    rows = rows_of(arm, positions.where(mask), task, candidates or {})
+    changed = recalibrator.transform(rows)
     if mask.all():
-        return recalibrator.transform(positions.topk)
-    result = NoRecalibration(NoRecalibration.Options()).transform(positions.topk)
-    result[mask] = recalibrator.transform(positions.topk[mask])
-    return result
+        return changed
+    distribution = NoRecalibration(NoRecalibration.Options()).transform(positions.topk)
+    distribution[mask] = changed.distribution
+    if changed.tail is None:
+        return Recalibrated(distribution, target_mass(arm, positions), None)
+    mass, tail = target_mass(arm, positions), np.exp(positions.log_tail)
+    mass[mask], tail[mask] = changed.mass, changed.tail
+    return Recalibrated(distribution, mass, tail)
 
 
-def soft_targets_of(arm: Arm, positions: Positions, distribution: FloatArray) -> SoftTargets:
-    """Scale each position's distribution over the k tokens, (N, k), to the arm's mass."""
-    mass = target_mass(arm, positions)
-    # 1 - M is the stored tail itself: 1 - (1 - tail) would lose small tails.
-    tail = np.exp(positions.log_tail) if arm.mass == "teacher" else np.zeros_like(mass)
+def soft_targets_of(arm: Arm, positions: Positions, result: Recalibrated) -> SoftTargets:
+    """Return the soft targets of recalibrated positions."""
+    tail = result.tail
+    if tail is None:
+        # 1 - M is the stored tail itself: 1 - (1 - tail) would lose small tails.
+        no_tail = np.zeros_like(result.mass)
+        tail = np.exp(positions.log_tail) if arm.mass == "teacher" else no_tail
     return SoftTargets(
         positions.token_ids,
-        (mass[:, None] * distribution).astype(np.float32),
+        result.probabilities.astype(np.float32),
         tail.astype(np.float32),
         positions.mass.astype(np.float32),
     )
@@ -149,11 +229,14 @@ class SoftTargetBuilder:
     """Build the soft targets of an arm for batches of samples."""
 
     arm: Arm
-    recalibrator: Recalibrator[PluginOptions]
+    recalibrator: CheckedRecalibrator
     """The arm's recalibrator, fitted."""
     knowledge: Knowledge
     samples: Sequence[EncodedSample]
     """All training samples; batches are drawn from them."""
+    task: str = ""
+    """Name of the task that they come from."""
+    candidates: CandidateTokens = field(default_factory=dict)
 
     @cached_property
     def _mode(self) -> PositionsMode:
@@ -162,8 +245,12 @@ class SoftTargetBuilder:
     def __call__(self, samples: Sequence[EncodedSample]) -> SoftTargets:
         """Return the soft targets of all supervised positions of a batch, in order."""
         positions = positions_of(samples, self.knowledge, self.arm.top_k)
-        distribution = recalibrated(self._mode, self.recalibrator, positions)
-        return soft_targets_of(self.arm, positions, distribution)
+        return soft_targets_of(self.arm, positions, self._recalibrated(positions, self._mode))
+
+    def _recalibrated(self, positions: Positions, mode: PositionsMode) -> Recalibrated:
+        return recalibrated(
+            self.arm, mode, self.recalibrator, positions, self.task, self.candidates
+        )
 
     def rank_swaps(self) -> float:
         """Return the share of recalibrated positions where the most likely token changes.
@@ -174,16 +261,16 @@ class SoftTargetBuilder:
             return 0.0
         swapped = count = 0
         for positions in recalibrated_chunks(self.arm, self.samples, self.knowledge):
-            target = self.recalibrator.transform(positions.topk)
+            target = self._recalibrated(positions, "all").distribution
             swapped += int((target[:, 1:] > target[:, :1]).any(axis=1).sum())
             count += len(target)
         return swapped / max(count, 1)
 
 
-def recalibrator_for(arm: Arm, artifact: Path) -> Recalibrator[PluginOptions]:
+def recalibrator_for(arm: Arm, artifact: Path) -> CheckedRecalibrator:
     """Return an arm's recalibrator, with the state from its calibration artifact if it has one."""
     assert arm.recalibrator  # a knowledge arm has one
-    recalibrator: Recalibrator[PluginOptions] = arm.recalibrator.build()
+    recalibrator = arm.recalibrator.build()
     if recalibrator.needs_fit:
         recalibrator.restore(json.loads(artifact.read_text("utf-8"))["state"])
     return recalibrator

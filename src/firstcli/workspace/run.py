@@ -318,7 +318,7 @@ class Run:
         if files is None or not all(file.is_file() for file in files):
             return make()  # only reading the split can tell
         source = {
-            "task": ref.identity,
+            "task": " ".join((ref.identity, ref.source)).strip(),
             "options": json.dumps(ref.effective, sort_keys=True),
             "split": split,
             "files": ", ".join(self.digests.of_file(file) for file in files),

@@ -1,52 +1,23 @@
-"""The public contract for plugin authors: samples, tasks, model families and recalibrators.
-
-This module does not import torch or transformers, so a recipe that names a plugin loads quickly.
-`firstcli.testing` checks the requirements that are stated here.
-"""
+"""The part of the contract that concerns options, samples, tasks and model families."""
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from firstcli.errors import UserError
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = [
-    "JSON",
-    "RESERVED_FACTS",
-    "BoolArray",
-    "Curve",
-    "DataPath",
-    "DataPaths",
-    "Diagnostics",
-    "Dtype",
-    "FitInputs",
-    "FloatArray",
-    "MassMode",
-    "ModelFamily",
-    "ModelRef",
-    "PluginOptions",
-    "Recalibrator",
-    "Sample",
-    "SourcedStr",
-    "Split",
-    "Task",
-    "UserError",
-]
-
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int64]
 JSON = Any  # a value that `json.dumps` accepts; an exact type would have to be recursive
 Dtype = Literal["float32", "bfloat16", "float16"]
 MassMode = Literal["teacher", "one"]
@@ -239,6 +210,9 @@ class ModelFamily(PluginBase[OptionsT]):
     """Where models run: `auto`, or a name that `torch.device` accepts."""
     inference_dtype: Literal["auto"] | Dtype = "auto"
     """Type of the weights outside training; `auto` is bfloat16 on GPUs that support it."""
+    uses_teacher_tokenizer: bool = False
+    """Whether a student of this family uses the teacher's tokenizer; `tokenizer` is then called
+    for teachers only, and the methods below receive the teacher's."""
 
     @abstractmethod
     def tokenizer(self, ref: ModelRef, text: Iterable[str]) -> PreTrainedTokenizerBase:
@@ -273,123 +247,3 @@ class ModelFamily(PluginBase[OptionsT]):
         return AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
         )
-
-
-class FitInputs(NamedTuple):
-    """The arguments of `Recalibrator.fit`; N positions, k tokens each."""
-
-    topk: FloatArray  # (N, k)
-    is_label: BoolArray  # (N, k)
-    mass: FloatArray  # (N,)
-    mass_mode: MassMode
-
-    def rows(self, chosen: Any) -> FitInputs:
-        """Return the chosen rows, by mask, index or slice."""
-        return self._replace(
-            topk=self.topk[chosen], is_label=self.is_label[chosen], mass=self.mass[chosen]
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """A criterion as a function of one parameter, evaluated on the validation part."""
-
-    points: tuple[tuple[float, float], ...]  # (parameter, criterion value), ascending parameters
-    best: float  # the parameter that minimises the criterion; one of the points
-    interval: tuple[float, float] | None = None  # of the best parameter; contains `best`
-
-
-RESERVED_FACTS = frozenset(
-    {
-        *("recalibrator", "options", "mass", "positions", "ranks", "state"),
-        *("accuracy", "confidence_before", "confidence_after", "ece_before", "ece_after"),
-    }
-)
-"""Other keys of `calibration/<arm>.json`, which facts cannot use."""
-
-
-@dataclass(frozen=True, slots=True)
-class Diagnostics:
-    """What a recalibrator reports about its fit."""
-
-    facts: Mapping[str, JSON] = field(default_factory=dict)
-    """Short facts for tables and `calibration/<arm>.json`; any name outside `RESERVED_FACTS`.
-
-    Reports know `temperature`, its `interval` (two numbers), its `criterion` (the name of the curve
-    that it minimises), `temperatures` by criterion, and the number of `rows` used, if not all.
-    """
-    warnings: tuple[str, ...] = ()
-    """What makes the fit doubtful and what to do: one line each, without the arm's name."""
-    curves: Mapping[str, Curve] = field(default_factory=dict)
-    """Criteria over a parameter, by name, for the report's figures."""
-
-    def __post_init__(self) -> None:
-        if clashes := sorted(RESERVED_FACTS & set(self.facts)):
-            raise ValueError(f"a recalibrator's facts cannot be called {', '.join(clashes)}")
-
-
-class Recalibrator(PluginBase[OptionsT]):
-    """A plugin of the group `firstcli.recalibrators`: better probabilities for the teacher's top k.
-
-    Arrays are float64. Each row is one position; columns run from the most to the least likely
-    token. A row sums to 1 or less: the rest of the probability is outside the top k. The first
-    value is above 0; the other values can be 0, and all can be subnormal.
-
-    With k = 1, `fit` and `transform` may raise UserError.
-    """
-
-    order_preserving: ClassVar[bool] = True
-    """Whether `transform` never changes the order of a row's probabilities."""
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        try:
-            inspect.signature(cls.fit).bind(cls, *FitInputs._fields)
-        except TypeError as error:
-            change = f"let `fit` accept ({', '.join(FitInputs._fields)})"
-            raise TypeError(OUTDATED.format(cls.__name__, change)) from error
-
-    @property
-    def needs_fit(self) -> bool:
-        """Whether `fit` or `restore` must run before `transform`, with these options."""
-        return False
-
-    def fit(
-        self, topk: FloatArray, is_label: BoolArray, mass: FloatArray, mass_mode: MassMode
-    ) -> None:
-        """Learn from the validation part, without modifying the arrays.
-
-        The result must be deterministic and, up to rounding, independent of the order of the rows.
-
-        Args:
-            topk: the teacher's probabilities, (N, k), from the softmax over the whole vocabulary.
-            is_label: whether each of the k tokens is the label, (N, k); all false in a row whose
-                label is not in the top k.
-            mass: total probability that the student learns for the k tokens, (N,).
-            mass_mode: where `mass` comes from: `teacher` for `topk.sum(1)`, `one` for all ones.
-
-        Raises:
-            UserError: these rows do not determine a fit; says what to change.
-        """
-
-    @abstractmethod
-    def transform(self, topk: FloatArray) -> FloatArray:
-        """Return a distribution over the same k tokens, (N, k).
-
-        Values are finite and not negative, and rows sum to 1. N can be 0. Each row's result depends
-        on that row alone. Do not modify `topk`.
-
-        Raises:
-            Exception: `needs_fit` holds, but neither `fit` nor `restore` was called.
-        """
-
-    def state(self) -> dict[str, JSON]:
-        """Return what `fit` learned as JSON without NaN or infinity; empty if it learns nothing."""
-        return {}
-
-    def restore(self, state: Mapping[str, JSON]) -> None:
-        """Restore what `state` returned; `transform` then gives exactly the same result."""
-
-    def diagnostics(self) -> Diagnostics:
-        """Describe the fit for reports; the same after `restore`, so derive it from the state."""
-        return Diagnostics()

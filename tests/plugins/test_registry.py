@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest.mock import Mock
 
 import entrypoints
@@ -12,34 +12,14 @@ import pytest
 
 from firstcli import plugins
 from firstcli.errors import UserError
-from firstcli.plugins import Kind
+from firstcli.plugins import source_code
 from support import command_line
 from support.command_line import first
 
-Install = Callable[..., None]
+if TYPE_CHECKING:
+    from support.installed_plugins import Install
 
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Install a distribution with one module and its entry points, as pip would."""
-    site = tmp_path / "site"
-    site.mkdir()
-    monkeypatch.syspath_prepend(str(site))
-
-    def installed(
-        package: str, code: str, *, kind: Kind = "recalibrators", name: str = "mine"
-    ) -> None:
-        module = package.replace("-", "_")
-        (site / f"{module}.py").write_text(code)
-        info = site / f"{module}-1.2.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.2\n")
-        points = f"[firstcli.{kind}]\n{name} = {module}:Mine\n"
-        (info / "entry_points.txt").write_text(points)
-        monkeypatch.delitem(sys.modules, module, raising=False)
-
-    return installed
-
+pytest_plugins = ["support.installed_plugins"]
 
 GOOD = """
 from firstcli.api import PluginOptions, Recalibrator
@@ -167,3 +147,138 @@ def test_identities_have_the_version_of_third_parties_only(install: Install) -> 
     assert plugins.identity("families", "scratch") == "firstcli, format 1"
     plugins.load("recalibrators", "mine").format = 3
     assert plugins.identity("recalibrators", "mine") == "first-mine 1.2, format 3"
+
+
+# A misspelt group, an entry point that is no class, the conformance checks.
+
+
+@pytest.mark.parametrize(
+    ("group", "meant"),
+    [
+        ("firstcli.recalibrator", "recalibrators"),
+        ("firstcli.Recalibrators", "recalibrators"),
+        ("firstcli-recalibrators", "recalibrators"),
+        ("firscli.recalibrators", "recalibrators"),
+        ("firstcli.task", "tasks"),
+        ("firstcli.family", "families"),
+    ],
+)
+def test_a_misspelt_group_is_named(
+    install: Install, tmp_path: Path, group: str, meant: str
+) -> None:
+    install("first-mine", GOOD)
+    points = next(tmp_path.glob("site/*.dist-info/entry_points.txt"))
+    points.write_text(f"[{group}]\nmine = first_mine:Mine\n[console_scripts]\nx = y:z\n")
+    sentence = (
+        f"first-mine 1.2 registers 'mine' in the entry-point group '{group}', which firstcli does "
+        f"not read (did you mean 'firstcli.{meant}'?)"
+    )
+    assert states()["?", "mine"].startswith(f"broken: {sentence}")
+    first("plugins", "--check").mistake(sentence)
+    path = command_line.write_recipe(tmp_path, arms={"arm": {"recalibrator": {"name": "mine"}}})
+    first("plan", path).mistake("unknown recalibrator 'mine'", sentence)
+
+
+def test_groups_of_other_programs_are_not_ours() -> None:
+    looks = plugins.registry._looks_like_ours
+    assert not any(map(looks, ("console_scripts", "pytest11", "mypy.plugins", "firstcli.tasks")))
+    assert not plugins.misplaced()
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("def Mine(options): return None", "is a function"),
+        ("Mine = 3", "is an int"),
+        ("class Mine: ...", "is the class Mine"),
+        ("from firstcli.api import Task as Mine", "is the class Task"),
+    ],
+)
+def test_an_entry_point_must_be_a_class_of_its_kind(
+    install: Install, tmp_path: Path, code: str, found: str
+) -> None:
+    install("first-mine", code)
+    sentence = (
+        f"recalibrator 'mine' from first-mine 1.2: first_mine:Mine {found}, expected a subclass of "
+        "firstcli.api.Recalibrator"
+    )
+    first("plugins", "--check").mistake(sentence)
+    path = command_line.write_recipe(tmp_path, arms={"arm": {"recalibrator": {"name": "mine"}}})
+    first("plan", path).mistake(sentence)
+
+
+HALF = GOOD.replace("return ", "return 0.5 * ")
+REQUIRED = """
+from firstcli.api import PluginOptions, Recalibrator
+
+class Options(PluginOptions):
+    size: int
+
+class Mine(Recalibrator[Options]):
+    Options = Options
+"""
+CRASHING = GOOD.replace("return ", "return None + ")
+TASK = """
+from firstcli.api import PluginOptions, Sample, Split, Task, UserError
+
+class Mine(Task[PluginOptions]):
+    splits = ("train",)
+    def load(self, split):
+        BODY
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "state"),
+    [
+        ("recalibrators", GOOD, "works"),
+        ("recalibrators", HALF, "breaks the contract: Mine.transform returns rows that do not su"),
+        ("recalibrators", CRASHING, "failed in the conformance checks: TypeError: unsupported"),
+        ("recalibrators", REQUIRED, "imports (some options are required"),
+        ("tasks", TASK.replace("BODY", "return Split([])"), "breaks the contract: Mine, split "),
+        (
+            "tasks",
+            TASK.replace("BODY", "raise UserError('no file')"),
+            "imports (its samples cannot",
+        ),
+        ("tasks", TASK.replace("BODY", "return Split([Sample.question('q', 'ab', 0)])"), "works"),
+    ],
+)
+def test_the_check_runs_the_conformance_checks(
+    install: Install, kind: plugins.Kind, code: str, state: str
+) -> None:
+    install("first-mine", code, kind=kind)
+    found = {row["name"]: row for row in first("plugins", "--check", "--json").json["plugins"]}
+    assert state in found["mine"]["state"], found["mine"]
+    assert found["mine"]["state"].startswith("broken") == (state[:5] not in ("works", "impor"))
+
+
+# Source code.
+
+
+def test_a_source_digest_follows_the_code_alone(install: Install) -> None:
+    install("first-mine", GOOD)
+    before = plugins.source("recalibrators", "mine")
+    install("first-mine", GOOD)
+    assert plugins.source("recalibrators", "mine") == before and len(before) == 16
+    install("first-mine", GOOD + "# changed\n")
+    assert plugins.source("recalibrators", "mine") != before
+    assert plugins.source("recalibrators", "none") == ""
+
+
+def test_a_package_and_recorded_files_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("some_pack/__init__.py", "some_pack/deep/inner.py", "some_other.py", "data.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x = 1\n")
+    info = tmp_path / "some_dist-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some-dist\nVersion: 1.0\n")
+    (info / "RECORD").write_text("some_other.py,,\ndata.txt,,\n__editable___finder.py,,\n")
+    files = source_code.files_of("some-dist", "some_pack.deep.inner")
+    names = {"some_pack/__init__.py", "some_pack/deep/inner.py", "some_other.py"}
+    assert files.keys() == names
+    assert source_code.files_of("absent-dist", "absent.module") == {}
+    assert source_code.digest_of("absent-dist", "absent.module") == ""

@@ -1,0 +1,57 @@
+"""The public contract for plugin authors: samples, tasks, model families and recalibrators.
+
+This package does not import torch or transformers, so a recipe that names a plugin loads quickly.
+`firstcli.testing` checks the requirements that are stated here.
+"""
+
+from firstcli.api.contract import (
+    JSON,
+    BoolArray,
+    DataPath,
+    DataPaths,
+    Dtype,
+    FloatArray,
+    IntArray,
+    MassMode,
+    ModelFamily,
+    ModelRef,
+    PluginOptions,
+    Sample,
+    SourcedStr,
+    Split,
+    Task,
+)
+from firstcli.api.recalibrators import (
+    RESERVED_FACTS,
+    Curve,
+    Diagnostics,
+    FitInputs,
+    Recalibrator,
+    TopKRows,
+)
+from firstcli.errors import UserError
+
+__all__ = [
+    "JSON",
+    "RESERVED_FACTS",
+    "BoolArray",
+    "Curve",
+    "DataPath",
+    "DataPaths",
+    "Diagnostics",
+    "Dtype",
+    "FitInputs",
+    "FloatArray",
+    "IntArray",
+    "MassMode",
+    "ModelFamily",
+    "ModelRef",
+    "PluginOptions",
+    "Recalibrator",
+    "Sample",
+    "SourcedStr",
+    "Split",
+    "Task",
+    "TopKRows",
+    "UserError",
+]

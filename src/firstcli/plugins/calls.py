@@ -1,0 +1,325 @@
+"""Every use of a plugin: arguments are read-only, results are checked, exceptions are explained.
+
+The parts of a recipe that name plugins build them here, so no stage can forget a check.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from functools import wraps
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from firstcli import plugins
+from firstcli.api import (
+    JSON,
+    BoolArray,
+    Diagnostics,
+    FloatArray,
+    MassMode,
+    ModelFamily,
+    PluginOptions,
+    Recalibrator,
+    Split,
+    Task,
+    TopKRows,
+    UserError,
+)
+from firstcli.plugins.registry import Plugin, reason
+from firstcli.plugins.samples import checked_samples
+
+SUM_TOLERANCE = 1e-6  # allows for a plugin that computes in float32
+ORDER_TOLERANCE = 1e-9
+
+
+@contextmanager
+def explained(
+    plugin: Plugin, doing: str, *, passing: type[Exception] = MemoryError
+) -> Iterator[None]:
+    """Turn an exception of a third-party plugin into one sentence; a built-in's is a bug.
+
+    Args:
+        plugin: the plugin.
+        doing: what it is used for, after "failed in".
+        passing: exceptions that mean something else than a mistake in the plugin.
+    """
+    try:
+        yield
+    except (UserError, MemoryError, passing):
+        raise
+    except Exception as error:
+        if plugin.is_built_in:
+            raise
+        text = f"{plugin.title} failed in {doing}: {reason(plugin, error)}; correct the plugin"
+        raise UserError(text) from error
+
+
+def validated(plugin: Plugin, options: object) -> PluginOptions:
+    """Return a plugin's options, validated by its model.
+
+    Raises:
+        ValidationError: they are invalid.
+        UserError: the model has a mistake.
+    """
+    from pydantic import ValidationError
+
+    with explained(plugin, "its options", passing=ValidationError):
+        return cast(
+            PluginOptions, plugins.load(plugin.kind, plugin.name).Options.model_validate(options)
+        )
+
+
+def _built(plugin: Plugin, options: PluginOptions) -> Any:
+    with explained(plugin, "`__init__`"):
+        return plugins.load(plugin.kind, plugin.name)(options)
+
+
+class Recalibrated(NamedTuple):
+    """The result of a recalibrator for N rows."""
+
+    distribution: FloatArray  # (N, k) over the k tokens; rows sum to 1
+    mass: FloatArray  # (N,) total probability of the k tokens
+    tail: FloatArray | None  # (N,) probability of all other tokens, if the recalibrator changed it
+
+    @property
+    def probabilities(self) -> FloatArray:
+        """The probability that the student learns for each token, (N, k)."""
+        return np.asarray(self.mass[:, None] * self.distribution)
+
+
+class CheckedRecalibrator:
+    """A recalibrator whose every result is checked."""
+
+    def __init__(self, plugin: Plugin, recalibrator: Recalibrator[Any]) -> None:
+        self.plugin = plugin
+        self._recalibrator = recalibrator
+
+    @property
+    def order_preserving(self) -> bool:
+        return self._recalibrator.order_preserving
+
+    @property
+    def fits_subsets(self) -> bool:
+        return self._recalibrator.fits_subsets
+
+    @property
+    def needs_fit(self) -> bool:
+        with explained(self.plugin, "`needs_fit`"):
+            return bool(self._recalibrator.needs_fit)
+
+    @property
+    def uses_rows(self) -> bool:
+        """Whether it needs more than the probabilities."""
+        cls, base = type(self._recalibrator), Recalibrator
+        return (cls.fit_rows, cls.transform_rows) != (base.fit_rows, base.transform_rows)
+
+    def check(self, k: int, rows: int) -> None:
+        """Check that the recalibrator suits k tokens and a number of rows."""
+        with explained(self.plugin, "`check`"):
+            self._recalibrator.check(k, rows)
+
+    def try_out(self, k: int) -> None:
+        """Recalibrate one row of k tokens, because a plugin may accept some numbers only."""
+        even = plain_rows(np.full((1, k), 1 / k), np.ones(1), "one")
+        self.transform(replace(even, token_ids=np.zeros((1, k), np.int64)))
+
+    def fit(self, rows: TopKRows, is_label: BoolArray) -> None:
+        """Fit it on the validation part."""
+        with explained(self.plugin, "`fit`"):
+            self._recalibrator.fit_rows(_read_only(rows), _frozen(is_label))
+
+    def transform(self, rows: TopKRows) -> Recalibrated:
+        """Return the recalibrated rows."""
+        with explained(self.plugin, "`transform`"):
+            result = self._recalibrator.transform_rows(_read_only(rows))
+            values = np.asarray(result, np.float64)
+        if problem := self._problem(values, rows):
+            raise self._mistake(f"`transform` {problem}")
+        k = rows.topk.shape[1]
+        if values.shape[1] == k:
+            return Recalibrated(values, rows.mass, None)
+        tail, total = values[:, k], values[:, :k].sum(axis=1, keepdims=True)
+        shares = np.divide(values[:, :k], total, np.full((len(rows), k), 1 / k), where=total > 0)
+        return Recalibrated(shares, 1 - tail, tail)
+
+    def _problem(self, values: FloatArray, rows: TopKRows) -> str | None:
+        count, k = rows.topk.shape
+        shapes = [(count, k), (count, k + 1)][: 2 if rows.mass_mode == "teacher" else 1]
+        if values.shape not in shapes:
+            also = "; only mass 'teacher' allows one more column" if rows.mass_mode == "one" else ""
+            return f"returned an array of shape {values.shape} for one of {(count, k)}{also}"
+        invalid = ~(np.isfinite(values) & (values >= 0)).all(axis=1)
+        if invalid.any():
+            return f"returned {_row(values, invalid)}, which are not all probabilities"
+        sums = values.sum(axis=1)
+        if (wrong := abs(sums - 1) > SUM_TOLERANCE).any():
+            first = float(sums[np.flatnonzero(wrong)[0]])
+            return f"returned {_row(values, wrong)}, which sum to {first:.4g} instead of 1"
+        swapped = (np.diff(values[:, :k], axis=1) > ORDER_TOLERANCE).any(axis=1)
+        if self.order_preserving and swapped.any():
+            return (
+                f"returned {_row(values, swapped)}, in a different order than the given "
+                f"{_numbers(rows.topk[np.flatnonzero(swapped)[0]])}, although it declares "
+                "`order_preserving`"
+            )
+        return None
+
+    def state(self) -> dict[str, JSON]:
+        """Return what was learned, as JSON."""
+        with explained(self.plugin, "`state`"):
+            state = self._recalibrator.state()
+        if not isinstance(state, dict):
+            raise self._mistake(f"`state` returned a {type(state).__name__}, expected a dict")
+        self._require_json("state", state)
+        return state
+
+    def restore(self, state: Mapping[str, JSON]) -> None:
+        """Restore what `state` returned."""
+        with explained(self.plugin, "`restore`"):
+            self._recalibrator.restore(state)
+
+    def summary(self) -> str:
+        """Return in a few words what was learned."""
+        with explained(self.plugin, "`summary`"):
+            return " ".join(str(self._recalibrator.summary()).split())
+
+    def diagnostics(self) -> Diagnostics:
+        """Return facts, warnings and curves."""
+        with explained(self.plugin, "`diagnostics`"):
+            diagnostics = self._recalibrator.diagnostics()
+        if not isinstance(diagnostics, Diagnostics):
+            found = type(diagnostics).__name__
+            raise self._mistake(f"`diagnostics` returned a {found}, expected Diagnostics")
+        self._require_json("diagnostics", dict(diagnostics.facts))
+        return diagnostics
+
+    def _require_json(self, method: str, content: JSON) -> None:
+        try:
+            json.dumps(content, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise self._mistake(f"`{method}` returned what is no valid JSON: {error}") from error
+
+    def _mistake(self, text: str) -> UserError:
+        return UserError(f"{self.plugin.title}: {text}; correct the plugin")
+
+
+def plain_rows(topk: FloatArray, mass: FloatArray, mass_mode: MassMode) -> TopKRows:
+    """Return rows of which no more than the probabilities is known."""
+    count = len(topk)
+    return TopKRows(
+        topk=topk,
+        mass=mass,
+        mass_mode=mass_mode,
+        candidate=np.full(topk.shape, -1),
+        token_ids=None,
+        sample_ids=[str(number) for number in range(count)],
+        position=np.zeros(count, np.int64),
+        is_answer=np.zeros(count, np.bool_),
+        task="",
+    )
+
+
+def _read_only(rows: TopKRows) -> TopKRows:
+    values = {field.name: getattr(rows, field.name) for field in fields(rows)}
+    arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+    return replace(rows, **{name: _frozen(array) for name, array in arrays.items()})
+
+
+def _frozen(array: Any) -> Any:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def _row(values: FloatArray, bad: BoolArray) -> str:
+    first = int(np.flatnonzero(bad)[0])
+    return f"{_numbers(values[first])} in row {first} and {int(bad.sum()) - 1} more"
+
+
+def _numbers(row: FloatArray) -> str:
+    shown = ", ".join(f"{value:.4g}" for value in row[:6])
+    return f"[{shown}{', ...' if len(row) > 6 else ''}]"
+
+
+class CheckedTask(Task[Any]):
+    """A task whose splits and samples are checked."""
+
+    def __init__(self, plugin: Plugin, task: Task[Any]) -> None:
+        super().__init__(task.options)
+        self._plugin, self._task = plugin, task
+
+    @property
+    def has_candidates(self) -> bool:  # type: ignore[override]
+        return self._task.has_candidates
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        with explained(self._plugin, "`splits`"):
+            splits = tuple(self._task.splits)
+        if not all(isinstance(split, str) for split in splits):
+            raise UserError(f"{self._plugin.title}: `splits` returned {splits}, expected names")
+        return splits
+
+    def load(self, split: str) -> Split:
+        # A lost connection is no mistake of the plugin, and is reported by the caller.
+        with explained(self._plugin, f"`load('{split}')`", passing=OSError):
+            loaded = self._task.load(split)
+        if not isinstance(loaded, Split):
+            found = type(loaded).__name__
+            raise UserError(f"{self._plugin.title}: `load` returned a {found}, expected a Split")
+        where = f"{self._plugin.title}: split '{split}'"
+        return Split(checked_samples(self._each(loaded, split), where), loaded.dropped)
+
+    def _each(self, loaded: Split, split: str) -> Iterator[object]:
+        with explained(self._plugin, f"`load('{split}')`", passing=OSError):
+            remaining = iter(loaded.samples)
+            yield from remaining
+
+    def sources(self, split: str) -> Sequence[Path] | None:
+        with explained(self._plugin, "`sources`"):
+            files = self._task.sources(split)
+            return None if files is None else [Path(file) for file in files]
+
+
+class _ExplainedFamily:
+    """A third-party family whose exceptions are explained."""
+
+    def __init__(self, plugin: Plugin, family: ModelFamily[Any]) -> None:
+        self._plugin, self._family = plugin, family
+
+    def __getattr__(self, name: str) -> Any:
+        with explained(self._plugin, f"`{name}`"):
+            value = getattr(self._family, name)
+        return self._explained(name, value) if callable(value) else value
+
+    def _explained(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with explained(self._plugin, f"`{name}`"):
+                return method(*args, **kwargs)
+
+        return call
+
+
+def recalibrator(name: str, options: PluginOptions) -> CheckedRecalibrator:
+    """Return a new, unfitted recalibrator with its options."""
+    plugin = plugins.find("recalibrators", name)
+    return CheckedRecalibrator(plugin, _built(plugin, options))
+
+
+def task(name: str, options: PluginOptions) -> Task[Any]:
+    """Return a task with its options."""
+    plugin = plugins.find("tasks", name)
+    return CheckedTask(plugin, _built(plugin, options))
+
+
+def family(name: str, options: PluginOptions) -> ModelFamily[Any]:
+    """Return a model family with its options."""
+    plugin = plugins.find("families", name)
+    built: ModelFamily[Any] = _built(plugin, options)
+    return built if plugin.is_built_in else cast(ModelFamily[Any], _ExplainedFamily(plugin, built))

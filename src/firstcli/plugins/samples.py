@@ -1,0 +1,78 @@
+"""What every sample of a task must be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from firstcli.api import Sample
+from firstcli.errors import UserError
+
+MAX_CANDIDATES = 26  # they are named by letters
+
+
+def checked_samples(samples: Iterable[object], where: str) -> Iterator[Sample]:
+    """Pass samples on.
+
+    Raises:
+        UserError: one is malformed; names it after `where`.
+    """
+    for number, sample in enumerate(samples):
+        if problem := sample_problem(sample):
+            raise UserError(f"{where}, {sample_name(sample, number)}: {problem}")
+        assert isinstance(sample, Sample)
+        yield sample
+
+
+def sample_name(sample: object, number: int) -> str:
+    """Return how messages call a sample: by its id, or by its number from 0."""
+    id = sample.id if isinstance(sample, Sample) else None
+    return f"sample number {number}" if id is None else f"sample '{id}'"
+
+
+def sample_problem(sample: object) -> str | None:
+    """Say what is wrong with a sample, with or without candidates; None if nothing is."""
+    if not isinstance(sample, Sample):
+        return f"found a {type(sample).__name__}, expected a firstcli.api.Sample"
+    for key in ("prompt", "response"):
+        if not isinstance(value := getattr(sample, key), str):
+            return f"the {key} is a {type(value).__name__}, expected text"
+    if not (sample.id is None or isinstance(sample.id, str)):
+        return f"the id is a {type(sample.id).__name__}, expected text or None"
+    if not sample.prompt.strip():
+        return "the prompt is empty"
+    if sample.candidates:
+        return _candidates_problem(sample)
+    if sample.answer is not None or sample.truth is not None:
+        return "has an answer or a truth, but no candidates"
+    return None
+
+
+def _candidates_problem(sample: Sample) -> str | None:
+    candidates, answer = sample.candidates, sample.answer
+    if not isinstance(candidates, tuple) or not all(isinstance(text, str) for text in candidates):
+        return "the candidates are not a tuple of texts"
+    count = len(candidates)
+    if not 2 <= count <= MAX_CANDIDATES:
+        return f"has {count} candidates, expected 2 to {MAX_CANDIDATES}"
+    if len(set(candidates)) < count:
+        return "two candidates are the same"
+    if not all(candidates):
+        return "a candidate is empty"
+    if answer is None:
+        unused = not sample.response and sample.truth is None
+        return None if unused else "has no right answer, but has a response or a truth"
+    if type(answer) is not int or not 0 <= answer < count:
+        return f"answer is {answer!r}, expected 0 to {count - 1} as an int"
+    if sample.response != candidates[answer]:
+        return "the response is not the right candidate"
+    return None if sample.truth is None else _truth_problem(sample.truth, count)
+
+
+def _truth_problem(truth: tuple[float, ...], count: int) -> str | None:
+    if len(truth) != count:
+        return "truth does not have one number per candidate"
+    if min(truth) < 0:
+        return "a true probability is negative"
+    if not abs(sum(truth) - 1) <= 1e-9:  # NaN, too
+        return "truth does not sum to 1"
+    return None
