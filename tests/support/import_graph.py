@@ -30,6 +30,7 @@ LAYERS = (
     ("runtime",),
     ("tasks", "families", "testing"),
     ("api", "plugins"),
+    ("checkpoints",),
     ("errors",),
     ("firstcli",),
 )
