@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 LENGTH = 16
 """Tokens of each sequence; the second half is changed."""
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4
 """Largest change of the first half's logits, relative to that of the second half's."""
 ROUNDING_ERRORS = 4
 """The same in units of the weights' precision: kernels and mixtures of experts round differently

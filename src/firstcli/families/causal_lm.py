@@ -67,6 +67,12 @@ class CausalLM(ModelFamily[CausalLMOptions]):
     def model(
         self, ref: ModelRef, tokenizer: PreTrainedTokenizerBase, dtype: Dtype, seed: int
     ) -> PreTrainedModel:
+        return self._model(ref, dtype)
+
+    def load_trained(self, folder: Path, dtype: Dtype) -> PreTrainedModel:
+        return self._model(ModelRef(str(folder.absolute())), dtype)
+
+    def _model(self, ref: ModelRef, dtype: Dtype) -> PreTrainedModel:
         import torch
 
         with self._loading(ref, "model") as source:
@@ -76,10 +82,6 @@ class CausalLM(ModelFamily[CausalLMOptions]):
                 attn_implementation=self.options.attn_implementation,
                 **source,
             )
-
-    def load_trained(self, folder: Path, dtype: Dtype) -> PreTrainedModel:
-        ref = ModelRef(str(folder.absolute()))
-        return self.model(ref, self.tokenizer(ref, ()), dtype, seed=0)
 
     @contextmanager
     def _loading(self, ref: ModelRef, part: str) -> Iterator[dict[str, Any]]:
