@@ -111,7 +111,9 @@ def test_an_adapter_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """With peft installed, transformers would load the base model, wherever that is."""
     write_adapter(tmp_path)
     found = str(tmp_path / "adapter_config.json")
-    monkeypatch.setattr("transformers.utils.find_adapter_config_file", lambda *_, **__: found)
+    monkeypatch.setattr(
+        "transformers.utils.peft_utils.find_adapter_config_file", lambda *_, **__: found
+    )
     ref = ModelRef("someone/adapter", "v1")
     with pytest.raises(UserError, match=r"someone/adapter: is an adapter of 'meta/base'"):
         CausalLM(CausalLMOptions()).tokenizer(ref, ())

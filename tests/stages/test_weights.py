@@ -122,10 +122,14 @@ def test_weights_are_checked_once_per_content(
 
 
 def test_weights_that_do_not_fit_into_memory_are_not_loaded(
-    tmp_path: Path, pico_folder: Path, student: Path, loaded: list[str], monkeypatch: Any
+    tmp_path: Path,
+    pico_folder: Path,
+    student: Path,
+    loaded: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     free = type("Memory", (), {"available": 1000})
-    monkeypatch.setattr(weights.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
     result = plan(tmp_path, pico_folder, student)
     assert result.code == 0 and not loaded
     assert "checked when they are loaded" in result.out

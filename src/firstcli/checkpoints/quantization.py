@@ -48,7 +48,7 @@ def _settings(config: PreTrainedConfig) -> dict[str, Any] | None:
 
 def _quantizer(settings: dict[str, Any]) -> Any:
     """Return the quantizer that `from_pretrained` will use, after its own check."""
-    from transformers.quantizers import AutoHfQuantizer
+    from transformers.quantizers.auto import AutoHfQuantizer
 
     quantizer = AutoHfQuantizer.from_config(settings, pre_quantized=True)
     quantizer.validate_environment(device_map=None, weights_only=True)

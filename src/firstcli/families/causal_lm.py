@@ -111,13 +111,15 @@ class CausalLM(ModelFamily[CausalLMOptions]):
 @cache
 def _hub_adapter_problem(ref: ModelRef) -> str | None:
     """Describe the adapter at a hub id, if it is or holds one; without a network, None."""
-    from transformers.utils import cached_file, find_adapter_config_file
+    from transformers.utils.hub import cached_file
+    from transformers.utils.peft_utils import find_adapter_config_file
 
-    adapter = find_adapter_config_file(str(ref.checkpoint), revision=ref.revision)
+    source = str(ref.checkpoint)
+    adapter = find_adapter_config_file(source, revision=ref.revision)
     if adapter is None:
         return None
     config = cached_file(
-        ref.checkpoint,
+        source,
         "config.json",
         revision=ref.revision,
         _raise_exceptions_for_missing_entries=False,
