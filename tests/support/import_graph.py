@@ -31,6 +31,7 @@ LAYERS = (
     ("tasks", "families", "testing"),
     ("plugins",),
     ("api",),
+    ("checkpoints",),
     ("errors",),
     ("firstcli",),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -468,6 +469,20 @@ class HalfPrecision(Letters):
         return model
 
 
+class SeesTheFuture(Letters):
+    def _built(self, vocabulary: int) -> PreTrainedModel:
+        model = super()._built(vocabulary)
+        model.config.is_causal = False
+        return model
+
+
+class LoadsInPart(Letters):
+    def load_trained(self, folder: Path, dtype: Dtype) -> PreTrainedModel:
+        from transformers import LlamaForCausalLM
+
+        return LlamaForCausalLM.from_pretrained(folder)
+
+
 @pytest.mark.parametrize("cls", [Letters, PaddedVocabulary])
 def test_a_sound_family_passes(cls: type[ModelFamily[Any]]) -> None:
     check_family(cls)
@@ -477,6 +492,8 @@ def test_a_sound_family_passes(cls: type[ModelFamily[Any]]) -> None:
     ("cls", "sentence"),
     [
         (TooFewRows, "fewer than its tokenizer's"),
+        (SeesTheFuture, "it is not causal"),
+        (LoadsInPart, "load_trained passes over weights"),
         (RealWeights, "empty_model allocates weights"),
         (OtherShape, "empty_model and model have different parameters"),
         (Unseeded, "gives different weights for the same seed"),

@@ -240,10 +240,13 @@ class ModelFamily(PluginBase[OptionsT]):
         """
 
     def load_trained(self, folder: Path, dtype: Dtype) -> PreTrainedModel:
-        """Return a model of this family that firstcli trained and saved in `folder`."""
-        import torch
-        from transformers import AutoModelForCausalLM
+        """Return a model of this family that firstcli trained and saved in `folder`.
 
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
-        )
+        Raises:
+            UserError: the folder's weights do not match its configuration; names them.
+        """
+        import torch
+
+        from firstcli.checkpoints.loading import load_complete
+
+        return load_complete(folder, dtype=getattr(torch, dtype), local_files_only=True)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from firstcli.api import Dtype, ModelFamily, ModelRef, PluginOptions
-from firstcli.errors import UserError, shortened
+from firstcli.checkpoints.folder import adapter_problem, check_folder
+from firstcli.checkpoints.loading import load_complete
+from firstcli.checkpoints.quantization import check_quantization
+from firstcli.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,6 +59,7 @@ class CausalLM(ModelFamily[CausalLMOptions]):
         model: PreTrainedModel
         with self._loading(ref, "configuration") as source:
             config = AutoConfig.from_pretrained(**source)
+        check_quantization(str(ref.checkpoint), config)
         with self._loading(ref, "model"), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
         return model
@@ -62,40 +67,31 @@ class CausalLM(ModelFamily[CausalLMOptions]):
     def model(
         self, ref: ModelRef, tokenizer: PreTrainedTokenizerBase, dtype: Dtype, seed: int
     ) -> PreTrainedModel:
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        model: PreTrainedModel
-        load: Any = AutoModelForCausalLM.from_pretrained  # returns a pair with output_loading_info
-        with self._loading(ref, "model") as source:
-            model, loading = load(
-                **source,
-                dtype=getattr(torch, dtype),
-                use_safetensors=True,  # never unpickle weights
-                attn_implementation=self.options.attn_implementation,
-                output_loading_info=True,
-            )
-        if missing := sorted(loading["missing_keys"]):  # transformers would initialise them
-            raise UserError(
-                f"checkpoint {ref.checkpoint}: {len(missing)} weights are missing, such as "
-                f"{shortened(missing, 2)}; give a complete checkpoint of a causal language model"
-            )
-        return model
+        return self._model(ref, dtype)
 
     def load_trained(self, folder: Path, dtype: Dtype) -> PreTrainedModel:
-        ref = ModelRef(str(folder))
-        return self.model(ref, self.tokenizer(ref, ()), dtype, seed=0)
+        return self._model(ModelRef(str(folder.absolute())), dtype)
+
+    def _model(self, ref: ModelRef, dtype: Dtype) -> PreTrainedModel:
+        import torch
+
+        with self._loading(ref, "model") as source:
+            return load_complete(
+                source.pop("pretrained_model_name_or_path"),
+                dtype=getattr(torch, dtype),
+                attn_implementation=self.options.attn_implementation,
+                **source,
+            )
 
     @contextmanager
     def _loading(self, ref: ModelRef, part: str) -> Iterator[dict[str, Any]]:
         """Yield the arguments of `from_pretrained`; its errors become UserErrors about `part`."""
         from safetensors import SafetensorError
 
-        if ref.folder is not None and not (ref.folder / "config.json").is_file():
-            problem = "has no config.json" if ref.folder.is_dir() else "no such folder"
-            raise UserError(
-                f"checkpoint {ref.folder}: {problem}; give a Hugging Face model folder or a hub id"
-            )
+        if ref.folder is not None:
+            check_folder(ref.folder)
+        elif problem := _hub_adapter_problem(ref):
+            raise UserError(f"checkpoint {ref.checkpoint}: {problem}")
         try:
             yield {
                 "pretrained_model_name_or_path": ref.checkpoint,
@@ -110,3 +106,23 @@ class CausalLM(ModelFamily[CausalLMOptions]):
             raise UserError(
                 f"checkpoint {ref.checkpoint}: its {part} cannot be loaded: {reason}"
             ) from error
+
+
+@cache
+def _hub_adapter_problem(ref: ModelRef) -> str | None:
+    """Describe the adapter at a hub id, if it is or holds one; without a network, None."""
+    from transformers.utils.hub import cached_file
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    source = str(ref.checkpoint)
+    adapter = find_adapter_config_file(source, revision=ref.revision)
+    if adapter is None:
+        return None
+    config = cached_file(
+        source,
+        "config.json",
+        revision=ref.revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return adapter_problem(Path(adapter), beside_weights=config is not None)

@@ -10,9 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from firstcli.api import Dtype, ModelFamily, PluginOptions
+from firstcli.checkpoints import causality
 from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError
 from firstcli.runtime import distributed
@@ -82,6 +83,25 @@ def context_length(model: PreTrainedModel) -> int | None:
 def vocabulary_size(model: PreTrainedModel) -> int:
     """Return the number of rows of the output layer, padding included."""
     return int(model.get_output_embeddings().weight.shape[0])
+
+
+def decoder_fault(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Try out whether a model is a causal decoder; return what is wrong and what to do, or None.
+
+    Special tokens are left out: some stand for images.
+
+    Raises:
+        Exception: the model does not run on its device.
+    """
+    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    limit = min(len(tokenizer), vocabulary_size(model))
+    ordinary = [token_id for token_id in range(limit) if token_id not in special]
+    if len(ordinary) < 2:
+        return None
+    spread = ordinary[:: max(1, len(ordinary) // causality.LENGTH)]
+    problem = causality.fault(model, spread, context_length(model))
+    name = type(model).__name__
+    return f"{name} cannot be used, because {problem}" if problem else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
+from firstcli.checkpoints.causality import evaluating
 from firstcli.errors import UserError
 
 CHUNK_ROWS = 512
@@ -238,7 +239,7 @@ def _obstacle(model: PreTrainedModel) -> str | None:
 
     token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
     try:
-        with torch.no_grad(), _evaluating(model), _replaced(head, plant):
+        with torch.no_grad(), evaluating(model), _replaced(head, plant):
             logits = _logits(model.forward, token, torch.ones_like(token))
     except Exception as error:  # only the trial failed: the unmodified model may work
         reason = str(error).partition("\n")[0]
@@ -281,18 +282,6 @@ def _summed_in_float32(head: nn.Module) -> Iterator[None]:
 
 def _is_plain(head: nn.Linear) -> bool:
     return type(head).forward is nn.Linear.forward and "forward" not in vars(head)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Disable dropout, so that no random number is drawn; restore every module's mode later."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 # Readouts for inference.

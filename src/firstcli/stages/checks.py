@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from firstcli.errors import UserError
 
 if TYPE_CHECKING:
     from firstcli.workspace.run import Run
+    from firstcli.workspace.units import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,25 @@ def _warn_of_unpinned_checkpoints(run: Run) -> None:
                 f"checkpoint {model.checkpoint}: no revision is given, so a change on the hub "
                 "would go unnoticed; pin one with `revision:`"
             )
+
+
+def _check_weights(run: Run, role: Role) -> None:
+    from firstcli.stages import weights
+
+    weights.check(run, role)
+
+
+WEIGHTS: dict[Role, SharedCheck] = {
+    "teacher": SharedCheck("teacher's weights", partial(_check_weights, role="teacher")),
+    "student": SharedCheck("student's weights", partial(_check_weights, role="student")),
+}
+"""The check of the weights with which a role starts."""
+
+
+def untrained_teacher(run: Run, role: Role) -> tuple[SharedCheck, ...]:
+    """Return the check of a role's weights if no training unit of this run starts with them."""
+    trained = role == "student" or not run.recipe.teacher or run.recipe.teacher.finetune
+    return () if trained else (WEIGHTS[role],)
 
 
 TOKENIZERS = SharedCheck("tokenizers", _check_tokenizers)

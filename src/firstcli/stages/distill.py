@@ -55,7 +55,7 @@ class Distill(TrainingStage):
 
     def checks_of(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
         learns_knowledge = run.recipe.arms[unit.arm].learn == "knowledge"
-        return (*(EXTRACT.checks if learns_knowledge else ()), *self.checks)
+        return (*(EXTRACT.checks if learns_knowledge else ()), *super().checks_of(run, unit))
 
     def check(self, run: Run, unit: Unit) -> str:
         arm = run.recipe.arms[unit.arm]

@@ -69,7 +69,9 @@ class Evaluate(Stage):
                 yield Unit(key, self.name, artifact, needs, evaluation=name, model=model)
 
     def checks_of(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
-        return POSTHOC.checks_of(run, unit) if unit.model.posthoc else self.checks
+        if unit.model.posthoc:
+            return POSTHOC.checks_of(run, unit)
+        return (*self.checks, *checks.untrained_teacher(run, unit.role))
 
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
         if unit.model.posthoc:

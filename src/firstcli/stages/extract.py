@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from firstcli.errors import UserError
 from firstcli.runtime import distributed
 from firstcli.stages import checks, fingerprints
 from firstcli.stages.base import Facts, Option, Stage
+from firstcli.stages.checks import SharedCheck
 from firstcli.stages.finetune import FINETUNE
 from firstcli.workspace.artifacts import Artifact
 from firstcli.workspace.units import Part, Unit, needs_fit, part_of
@@ -79,6 +80,9 @@ class Extract(Stage):
         inputs["longest sample"] = fingerprints.longest_sample(run, unit)
         inputs["shared vocabulary"] = fingerprints.shared_vocabulary(run)
         return inputs
+
+    def checks_of(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
+        return (*self.checks, *checks.untrained_teacher(run, unit.role))
 
     def check(self, run: Run, unit: Unit) -> str:
         from firstcli.runtime.console import size

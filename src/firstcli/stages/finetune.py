@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from firstcli.stages import checks, fingerprints
 from firstcli.stages.base import Stage, TrainingFacts
+from firstcli.stages.checks import SharedCheck
 from firstcli.workspace.artifacts import Artifact
 from firstcli.workspace.units import Unit, part_of
 
@@ -25,6 +26,9 @@ class TrainingStage(Stage):
 
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
         return fingerprints.training(run, unit)
+
+    def checks_of(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
+        return (*self.checks, checks.WEIGHTS[unit.role])
 
     def check(self, run: Run, unit: Unit) -> str:
         from firstcli.stages import train_model

@@ -106,7 +106,34 @@ def for_inference(run: Run, role: Role, folder: Path | None) -> PreTrainedModel:
     inference.make_current(device)
     model.to(device)  # type: ignore[arg-type]  # a decorator hides its signature
     model.eval()
+    require_decoder(run, role, model, folder)
     return model
+
+
+def require_decoder(
+    run: Run, role: Role, model: PreTrainedModel, folder: Path | None = None
+) -> None:
+    """Try out whether a loaded model is a causal decoder.
+
+    Args:
+        run: the run.
+        role: teacher or student.
+        model: the role's model.
+        folder: where it was loaded from, if not from the recipe's checkpoint.
+
+    Raises:
+        UserError: it is not.
+        Exception: the model does not run on its device.
+    """
+    if problem := inference.decoder_fault(model, tokenizer(run, role)):
+        raise UserError(f"{described(run, role, folder)}: {problem}")
+
+
+def described(run: Run, role: Role, folder: Path | None = None) -> str:
+    """Name a role's model in messages, with its family and its checkpoint or folder."""
+    section = run.model_section(role)
+    source = folder or section.checkpoint
+    return f"{role} (family {section.family}{f', checkpoint {source}' if source else ''})"
 
 
 @once_per_run

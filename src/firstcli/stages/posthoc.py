@@ -69,7 +69,8 @@ class Posthoc(Stage):
         return inputs | fingerprints.predictions(run, unit.role)
 
     def checks_of(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
-        return (*self.checks, *((checks.SEEN_ROWS,) if unit.role == "teacher" else ()))
+        seen = (checks.SEEN_ROWS,) if unit.role == "teacher" else ()
+        return (*self.checks, *seen, *checks.untrained_teacher(run, unit.role))
 
     def check(self, run: Run, unit: Unit) -> str:
         from firstcli.stages import inputs

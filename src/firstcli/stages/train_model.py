@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import TrainingArguments
+import torch
+from transformers import PreTrainedModel, TrainingArguments
 
+from firstcli.checkpoints.quantization import untrainable_method
 from firstcli.errors import UserError
 from firstcli.models import inference, memory
 from firstcli.models.batching import free_memory, is_out_of_memory
@@ -17,7 +19,7 @@ from firstcli.training import arguments, trainer, trial
 from firstcli.training.batches import SoftTargetSource
 from firstcli.workspace.artifacts import CHECKPOINTS
 from firstcli.workspace.run import Run
-from firstcli.workspace.units import Unit
+from firstcli.workspace.units import Role, Unit
 
 FULL_ADAM = ("adamw_torch", "adamw_torch_fused")
 """Optimizers that keep two moments per weight in the dtype of the weights."""
@@ -37,6 +39,11 @@ def check(run: Run, unit: Unit) -> str:
         run.console.warn(
             f"the {unit.role} trains bfloat16 weights, which lose updates as small as 2e-5 to "
             "rounding; dtype: float32 with autocast is the safe choice"
+        )
+    if method := untrainable_method(inputs.empty_model(run, unit.role).config):
+        raise UserError(
+            f"{inputs.described(run, unit.role)}: its weights are quantised ({method}) and cannot "
+            "be trained; give the checkpoint that is not quantised"
         )
     parameters = inputs.weights(run, unit.role)
     needed = _memory(run, unit, args)
@@ -99,6 +106,7 @@ def train(
             memory.allocate(model, _memory(run, unit, args), args.device)
             allocated = True
         try:
+            _try_out(run, role, model, device)
             outcome = trainer.train(model, rows, soft_targets, objective, args, run.console, title)
             break
         except (RuntimeError, MemoryError) as error:
@@ -124,6 +132,19 @@ def train(
     del model
     free_memory()  # the next model needs the memory
     return TrainingFacts(**outcome.facts)
+
+
+def _try_out(run: Run, role: Role, model: PreTrainedModel, device: torch.device) -> None:
+    """Require a causal decoder, on the CPU if it runs there: processes may share a model."""
+    try:
+        inputs.require_decoder(run, role, model)
+    except UserError:
+        raise
+    except Exception:  # such as attention that needs a GPU
+        if distributed.count() > 1:
+            return
+        model.to(device)  # type: ignore[arg-type]  # a decorator hides its signature
+        inputs.require_decoder(run, role, model)
 
 
 def _half(micro: int) -> int:

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from firstcli.api import JSON, ModelFamily, ModelRef, PluginOptions
+from firstcli.errors import UserError
 from firstcli.testing.requirements import require
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def check_family(
     require(rows >= size, f"{name}: {problem}")
     _check_parameters(name, family.empty_model(ref, tokenizer), model)
     inputs = tokenizer(texts)["input_ids"]
+    _check_causality(name, model, tokenizer, inputs)
     again = family.model(ref, tokenizer, "float32", seed=1)
     same = _same_logits(model, again, inputs)
     require(same, f"{name}.model gives different weights for the same seed")
@@ -63,6 +65,7 @@ def check_family(
         tokenizer.save_pretrained(folder)
         loaded = family.load_trained(Path(folder), "float32")
         same = AutoTokenizer.from_pretrained(folder)(texts)["input_ids"] == inputs
+        _check_incomplete(name, family, Path(folder))
     require(same, f"{name}: the tokenizer encodes differently after saving and loading")
     same = _same_logits(model, loaded, inputs)
     require(same, f"{name}: the model predicts differently after saving and loading")
@@ -86,6 +89,34 @@ def _check_parameters(name: str, empty: PreTrainedModel, model: PreTrainedModel)
     require(is_meta, f"{name}.empty_model allocates weights: build it on the meta device")
     shapes = [{n: p.shape for n, p in each.named_parameters()} for each in (empty, model)]
     require(shapes[0] == shapes[1], f"{name}: empty_model and model have different parameters")
+
+
+def _check_causality(
+    name: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: list[list[int]],
+) -> None:
+    from firstcli.checkpoints import causality
+
+    ids = {token_id for text in inputs for token_id in text} - set(tokenizer.all_special_ids)
+    problem = causality.fault(model, sorted(ids), context=None)
+    require(problem is None, f"{name}.model cannot be used, because {problem}")
+
+
+def _check_incomplete(name: str, family: ModelFamily[Any], folder: Path) -> None:
+    """Check that a weight which the saved configuration does not declare is not passed over."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    stray = {"stray.weight": next(iter(weights.values())).clone()}
+    save_file(weights | stray, path, metadata={"format": "pt"})
+    try:
+        family.load_trained(folder, "float32")
+    except UserError:
+        return
+    require(False, f"{name}.load_trained passes over weights that have no place in the model")
 
 
 def _same_logits(left: PreTrainedModel, right: PreTrainedModel, inputs: list[list[int]]) -> bool:

@@ -1,0 +1,140 @@
+"""What a checkpoint's folder holds, as far as its files show without loading any weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from firstcli.errors import UserError, shortened
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+"""Maps each weight's name to its file, if there are several."""
+ADAPTER = "adapter_config.json"
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+LONGEST_POINTER = 1024  # bytes
+READ_SUFFIXES = (".json", ".model", ".txt", ".jinja")
+"""Files besides the weights that configuration and tokenizer are read from."""
+
+ADAPTER_WEIGHT = re.compile(r"\.lora_(A|B|embedding_A|embedding_B)\b|^base_model\.model\.")
+QUANTIZED_WEIGHT = re.compile(r"\.(qweight|qzeros|absmax|nested_absmax|quant_map|SCB)$")
+
+MERGE = (
+    "firstcli loads whole models only; merge the adapter into its base model with peft "
+    "(`merge_and_unload()`, then `save_pretrained`) and give that folder"
+)
+
+
+def check_folder(folder: Path) -> None:
+    """Check that a folder holds the readable weights of one whole model.
+
+    Raises:
+        UserError: it holds Git LFS pointers, an adapter, no safetensors or only some of them,
+            damaged ones, or quantised weights that its configuration does not declare.
+    """
+    if not folder.is_dir():
+        raise _problem(folder, "no such folder; give a Hugging Face model folder or a hub id")
+    files = weight_files(folder)
+    read = {*files, *(path for path in folder.iterdir() if path.suffix in READ_SUFFIXES)}
+    if pointers := sorted(path.name for path in read if _is_pointer(path)):
+        raise _problem(
+            folder,
+            f"Git LFS has not downloaded {shortened(pointers, 2)}, which only point to the files; "
+            "run `git lfs pull` in the folder",
+        )
+    if (folder / ADAPTER).is_file():
+        raise _problem(folder, adapter_problem(folder / ADAPTER, beside_weights=bool(files)))
+    if not (folder / "config.json").is_file():
+        raise _problem(folder, "has no config.json; give a Hugging Face model folder or a hub id")
+    _check_files(folder, files)
+    names = [name for path in files for name in _weight_names(folder, path)]
+    if adapters := [name for name in names if ADAPTER_WEIGHT.search(name)]:
+        raise _problem(folder, f"holds adapter weights, such as {shortened(adapters, 1)}; {MERGE}")
+    quantized = [name for name in names if QUANTIZED_WEIGHT.search(name)]
+    if quantized and "quantization_config" not in read_json(folder / "config.json"):
+        raise _problem(
+            folder,
+            f"holds quantised weights, such as {shortened(quantized, 1)}, but its config.json has "
+            "no quantization_config; add the one that the weights were made with, or give a "
+            "checkpoint that is not quantised",
+        )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that weights are loaded from, present or not; empty if there are none."""
+    given = read_json(folder / "config.json").get("transformers_weights")
+    for name in (str(given or WEIGHTS), INDEX):
+        if not (folder / name).exists():
+            continue
+        if not name.endswith(".json"):
+            return [folder / name]
+        weight_map = read_json(folder / name).get("weight_map")
+        if isinstance(weight_map, dict):
+            return sorted({folder / str(file) for file in weight_map.values()})
+    return []
+
+
+def adapter_problem(path: Path, *, beside_weights: bool) -> str:
+    """Describe a checkpoint with an adapter; `path` is that of its configuration."""
+    base = read_json(path).get("base_model_name_or_path")
+    if beside_weights:
+        return f"holds an adapter ({ADAPTER}) beside a model's weights; {MERGE}, or remove it"
+    of = f" of '{base}'" if base else ""
+    return f"is an adapter{of} ({ADAPTER}), not a whole model; {MERGE}"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON object; empty if the file is absent or is none, which other readers report."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _check_files(folder: Path, files: list[Path]) -> None:
+    """Check that the weights are there."""
+    if not files:
+        others = [
+            path.name for path in folder.iterdir() if path.suffix in (".bin", ".pth", ".gguf")
+        ]
+        instead = f", only {shortened(sorted(others), 2)}" if others else ""
+        raise _problem(
+            folder,
+            f"has no {WEIGHTS}{instead}; firstcli loads no other format, so convert the weights "
+            "with `save_pretrained`",
+        )
+    if missing := [path.name for path in files if not path.is_file()]:
+        raise _problem(
+            folder,
+            f"{len(missing)} of {len(files)} files that {INDEX} names are missing, such as "
+            f"{shortened(missing, 1)}; download them",
+        )
+
+
+def _weight_names(folder: Path, path: Path) -> Iterator[str]:
+    """Yield the names of the weights in a file; its header states them."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield from file.keys()
+    except SafetensorError as error:
+        raise _problem(
+            folder, f"{path.name} is damaged or incomplete ({error}); download it again"
+        ) from error
+
+
+def _is_pointer(path: Path) -> bool:
+    if not path.is_file() or path.stat().st_size > LONGEST_POINTER:
+        return False
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def _problem(folder: Path, problem: str) -> UserError:
+    return UserError(f"checkpoint {folder}: {problem}")

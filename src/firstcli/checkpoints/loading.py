@@ -1,0 +1,74 @@
+"""Load all weights of a checkpoint, or none."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from firstcli.errors import UserError, shortened
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+COMPUTED = re.compile(
+    r"(^|\.)(rotary_emb|rotary|rotary_embedding)\.(inv_freq|cos_cached|sin_cached)$"
+    r"|\.(attn|attention|self_attention|self_attn)\.masked_bias$"
+)
+"""Buffers that earlier versions of transformers stored and that models compute themselves."""
+
+
+def load_complete(source: str | Path, **arguments: Any) -> PreTrainedModel:
+    """Load a causal language model from safetensors with `AutoModelForCausalLM`.
+
+    A weight that the model's own class declares optional, such as those of multi-token prediction,
+    may be absent or unused.
+
+    Args:
+        source: a folder or a hub id.
+        arguments: further arguments of `from_pretrained`.
+
+    Raises:
+        UserError: the weights do not match the model's configuration; names them.
+    """
+    from transformers import AutoModelForCausalLM
+
+    load: Any = AutoModelForCausalLM.from_pretrained  # returns a pair with output_loading_info
+    model, loading = load(
+        source,
+        use_safetensors=True,  # never unpickle weights
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # reported below, with names
+        **arguments,
+    )
+    if problems := list(_problems(model, loading)):
+        raise UserError(
+            f"checkpoint {source}: weights and config.json do not match: {'; '.join(problems)}; "
+            "mend config.json, or give a complete checkpoint of a causal language model"
+        )
+    return model  # type: ignore[no-any-return]
+
+
+def _problems(model: PreTrainedModel, loading: dict[str, Any]) -> Iterable[str]:
+    """Yield what was not loaded as it is stored."""
+    if missing := sorted(loading["missing_keys"]):  # transformers has initialised them
+        yield f"{len(missing)} weights are missing, such as {shortened(missing, 2)}"
+    # Every model computes its buffers itself, even if an earlier version stored them.
+    computed = {name for name, _ in model.named_buffers()}
+    names = sorted(loading["unexpected_keys"])
+    if unused := [n for n in names if n not in computed and not COMPUTED.search(n)]:
+        yield f"{len(unused)} weights have no place in the model, such as {shortened(unused, 2)}"
+    if mismatched := sorted(loading["mismatched_keys"]):
+        name, stored, expected = mismatched[0]
+        yield (
+            f"{len(mismatched)} weights have a different shape, such as '{name}' ({tuple(stored)} "
+            f"in the file, {tuple(expected)} in the model)"
+        )
+    declared: dict[str, str] = model.get_expanded_tied_weights_keys(all_submodels=True)
+    # transformers unties weights that are stored twice with different values.
+    for name in sorted(declared.keys() - model.all_tied_weights_keys.keys()):
+        yield (
+            f"'{name}' and '{declared[name]}' are stored with different values, although "
+            "tie_word_embeddings says that they are the same"
+        )

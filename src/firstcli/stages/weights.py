@@ -1,0 +1,67 @@
+"""Load the weights that are at hand before any work, to see whether they are whole and causal."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import psutil
+from huggingface_hub import try_to_load_from_cache
+
+from firstcli.api import ModelRef
+from firstcli.checkpoints.folder import weight_files
+from firstcli.errors import UserError
+from firstcli.models.batching import free_memory
+from firstcli.runtime.console import size
+from firstcli.stages import fingerprints, inputs
+from firstcli.workspace.run import Run
+from firstcli.workspace.units import Role
+
+
+def check(run: Run, role: Role) -> None:
+    """Load the weights with which a role starts and try them out, once per content.
+
+    Weights that would have to be downloaded, or that do not fit into memory, are checked when the
+    work loads them.
+
+    Raises:
+        UserError: weights are missing, unused or misshapen, or the model is not a causal decoder.
+    """
+    if not are_at_hand(run.reference(role)):
+        return
+    needed, free = 4 * inputs.weights(run, role), psutil.virtual_memory().available
+    if needed > free:
+        run.console.say(
+            f"{inputs.described(run, role)}: its weights are checked when they are loaded, because "
+            f"they take {size(needed)} and {size(free)} of memory are free"
+        )
+        return
+    content = fingerprints.tokenizer_content(run)
+    run.memory.recall(f"weights of the {role}", content, partial(_load, run, role))
+
+
+def are_at_hand(ref: ModelRef) -> bool:
+    """Return whether weights need no download: made from a seed, in a folder or in the cache."""
+    if ref.folder is not None or ref.checkpoint is None:
+        return True
+    config = try_to_load_from_cache(ref.checkpoint, "config.json", revision=ref.revision)
+    files = weight_files(Path(config).parent) if isinstance(config, str) else []
+    return bool(files) and all(file.is_file() for file in files)
+
+
+def _load(run: Run, role: Role) -> None:
+    inputs.tokenizer(run, role)
+    with run.console.status(f"checking the {role}'s weights"):
+        model = inputs.starting_model(run, role, "float32", run.recipe.seed)
+        try:
+            inputs.require_decoder(run, role, model)
+        except UserError:
+            raise
+        except Exception as error:  # such as attention that needs a GPU
+            reason = " ".join(str(error).split())[:100]
+            run.console.say(
+                f"{inputs.described(run, role)}: does not run on the CPU ({reason}); whether it is "
+                "causal shows before its first batch"
+            )
+    del model
+    free_memory()
