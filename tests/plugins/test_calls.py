@@ -13,6 +13,7 @@ from scipy.optimize import approx_fprime
 from firstcli.api import (
     JSON,
     BoolArray,
+    Curve,
     Diagnostics,
     FloatArray,
     MassMode,
@@ -76,7 +77,7 @@ def test_a_wrong_result_is_refused(result: Any, problem: str) -> None:
 
 
 def test_sound_results_pass() -> None:
-    result = checked(Returning(np.float32([[0.7, 0.3], [0.5, 0.5]]))).transform(rows())
+    result = checked(Returning(np.array([[0.7, 0.3], [0.5, 0.5]], np.float32))).transform(rows())
     np.testing.assert_allclose(result.probabilities, [[0.63, 0.27], [0.5, 0.5]], rtol=1e-6)
     assert result.tail is None
     swapped = checked(Returning([[0.4, 0.6]] * 2, order_preserving=False)).transform(rows())
@@ -85,7 +86,7 @@ def test_sound_results_pass() -> None:
 
 def test_one_more_column_moves_the_tail() -> None:
     moved = checked(Returning([[0.5, 0.1, 0.4], [0.0, 0.0, 1.0]])).transform(rows())
-    np.testing.assert_allclose(moved.probabilities, [[0.5, 0.1], [0, 0]], atol=1e-15)
+    np.testing.assert_allclose(moved.probabilities, [[0.5, 0.1], [0.0, 0.0]], atol=1e-15)
     assert moved.tail is not None and moved.tail.tolist() == [0.4, 1.0]
     np.testing.assert_allclose(moved.distribution.sum(axis=1), 1)
     with pytest.raises(UserError, match=r"only mass 'teacher' allows one more column"):
@@ -133,15 +134,20 @@ class Reporting(Recalibrator[PluginOptions]):
 
 @pytest.mark.parametrize("state", [{"w": np.ones(2)}, {"w": math.nan}, {"w": math.inf}, [1], None])
 def test_a_state_that_is_no_json_is_refused(state: Any) -> None:
-    with pytest.raises(UserError, match=r"'mine' from first-mine 1\.2: `state` returned"):
+    with pytest.raises(
+        UserError, match=r"'mine' from first-mine 1\.2: `state` (is not valid JSON|returned)"
+    ):
         checked(Reporting(state)).state()
 
 
 def test_diagnostics_and_restore_are_checked() -> None:
-    with pytest.raises(UserError, match="returned a dict, expected Diagnostics"):
+    with pytest.raises(UserError, match="does not return Diagnostics, but a dict"):
         checked(Reporting({})).diagnostics()
-    with pytest.raises(UserError, match="`diagnostics` returned what is no valid JSON"):
+    with pytest.raises(UserError, match="`diagnostics` is not valid JSON"):
         checked(Reporting(Diagnostics({"w": math.nan}))).diagnostics()
+    for curve in (Curve((), 1.0), Curve(((1.0, math.nan),), 1.0)):
+        with pytest.raises(UserError, match="the curve 'nll' is malformed"):
+            checked(Reporting(Diagnostics(curves={"nll": curve}))).diagnostics()
     with pytest.raises(UserError, match="failed in `restore`: KeyError: 'weight'"):
         checked(Reporting({})).restore({})
 
@@ -202,6 +208,7 @@ GOOD = "Sample.question(f'{i}?', (' a', ' b'), i % 2) for i in range(40)"
         ("return Split([Sample('q', ' b', 'x', (' a', ' b'), 0)])", "sample 'x': the response is"),
         ("return Split([Sample.question('q', [' a', ' b'], 1.0)])", "indices must be integers"),
         ("return Split(1 / i for i in range(3))", "ZeroDivisionError: division by zero (first_mi"),
+        ("raise SystemExit(0)", "failed in `load('train')`: SystemExit: 0"),
         ("return {}['rows']", "failed in `load('train')`: KeyError: 'rows' (first_mine.py:8"),
     ],
 )
@@ -325,7 +332,8 @@ def test_old_plugins_get_what_they_got() -> None:
             received.extend([topk, is_label, mass, mass_mode])
 
         def transform(self, topk: FloatArray) -> FloatArray:
-            return topk / topk.sum(axis=1, keepdims=True)
+            shares: FloatArray = topk / topk.sum(axis=1, keepdims=True)
+            return shares
 
     old = checked(Old(PLAIN))
     old.fit(plain_rows(topk, mass, mode), is_label)

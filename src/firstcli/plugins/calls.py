@@ -5,7 +5,6 @@ The parts of a recipe that name plugins build them here, so no stage can forget 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -30,6 +29,7 @@ from firstcli.api import (
     TopKRows,
     UserError,
 )
+from firstcli.plugins.facts import diagnostics_problem, json_problem
 from firstcli.plugins.registry import Plugin, reason
 from firstcli.plugins.samples import checked_samples
 
@@ -52,7 +52,7 @@ def explained(
         yield
     except (UserError, MemoryError, passing):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if plugin.is_built_in:
             raise
         text = f"{plugin.title} failed in {doing}: {reason(plugin, error)}; correct the plugin"
@@ -153,14 +153,14 @@ class CheckedRecalibrator:
         if values.shape not in shapes:
             also = "; only mass 'teacher' allows one more column" if rows.mass_mode == "one" else ""
             return f"returned an array of shape {values.shape} for one of {(count, k)}{also}"
-        invalid = ~(np.isfinite(values) & (values >= 0)).all(axis=1)
+        invalid = np.asarray(~(np.isfinite(values) & (values >= 0)).all(axis=1))
         if invalid.any():
             return f"returned {_row(values, invalid)}, which are not all probabilities"
         sums = values.sum(axis=1)
         if (wrong := abs(sums - 1) > SUM_TOLERANCE).any():
             first = float(sums[np.flatnonzero(wrong)[0]])
             return f"returned {_row(values, wrong)}, which sum to {first:.4g} instead of 1"
-        swapped = (np.diff(values[:, :k], axis=1) > ORDER_TOLERANCE).any(axis=1)
+        swapped = np.asarray((np.diff(values[:, :k], axis=1) > ORDER_TOLERANCE).any(axis=1))
         if self.order_preserving and swapped.any():
             return (
                 f"returned {_row(values, swapped)}, in a different order than the given "
@@ -175,7 +175,8 @@ class CheckedRecalibrator:
             state = self._recalibrator.state()
         if not isinstance(state, dict):
             raise self._mistake(f"`state` returned a {type(state).__name__}, expected a dict")
-        self._require_json("state", state)
+        if problem := json_problem(state):
+            raise self._mistake(f"`state` {problem}")
         return state
 
     def restore(self, state: Mapping[str, JSON]) -> None:
@@ -192,17 +193,9 @@ class CheckedRecalibrator:
         """Return facts, warnings and curves."""
         with explained(self.plugin, "`diagnostics`"):
             diagnostics = self._recalibrator.diagnostics()
-        if not isinstance(diagnostics, Diagnostics):
-            found = type(diagnostics).__name__
-            raise self._mistake(f"`diagnostics` returned a {found}, expected Diagnostics")
-        self._require_json("diagnostics", dict(diagnostics.facts))
+        if problem := diagnostics_problem(diagnostics):
+            raise self._mistake(f"`diagnostics` {problem}")
         return diagnostics
-
-    def _require_json(self, method: str, content: JSON) -> None:
-        try:
-            json.dumps(content, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise self._mistake(f"`{method}` returned what is no valid JSON: {error}") from error
 
     def _mistake(self, text: str) -> UserError:
         return UserError(f"{self.plugin.title}: {text}; correct the plugin")

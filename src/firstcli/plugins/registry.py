@@ -167,8 +167,8 @@ def reason(plugin: Plugin, error: BaseException) -> str:
     """Describe an exception in one line, with the innermost line of the plugin's own code."""
     text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
     own = {path.resolve() for path in files_of(plugin.package, plugin.module).values()}
-    frames = extract_tb(error.__traceback__)
-    frames = [frame for frame in frames if Path(frame.filename).resolve() in own]
+    every = extract_tb(error.__traceback__)
+    frames = [frame for frame in every if Path(frame.filename).resolve() in own]
     if not frames:
         return text
     innermost = frames[-1]

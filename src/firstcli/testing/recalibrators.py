@@ -13,8 +13,6 @@ import numpy as np
 
 from firstcli.api import (
     JSON,
-    Curve,
-    Diagnostics,
     FitInputs,
     FloatArray,
     MassMode,
@@ -23,19 +21,13 @@ from firstcli.api import (
     TopKRows,
     UserError,
 )
+from firstcli.plugins.facts import diagnostics_problem, json_problem
 from firstcli.testing.requirements import require
 
 ROWS = 240
 TOLERANCE = 1e-9
 _ARRAYS = ("topk", "mass", "candidate", "token_ids", "position", "is_answer")
 ORDER_TOLERANCE = 1e-6  # a numerical optimum changes more than a sum when rows change their order
-FACT_TYPES: dict[str, Any] = {  # of the facts that reports know
-    "temperature": (int, float),
-    "interval": (list, tuple),
-    "criterion": str,
-    "temperatures": dict,
-    "rows": int,
-}
 
 
 def check_recalibrator(
@@ -209,30 +201,10 @@ def _check_fit_is_determined(fitted: Recalibrator[Any], inputs: FitInputs) -> No
 
 def _check_diagnostics(fitted: Recalibrator[Any]) -> None:
     summary = fitted.summary()
-    one_line = isinstance(summary, str) and len(summary.splitlines()) <= 1
-    require(one_line, f"{type(fitted).__name__}.summary: {summary!r} is not one line of text")
-    name, diagnostics = f"{type(fitted).__name__}.diagnostics", fitted.diagnostics()
-    require(isinstance(diagnostics, Diagnostics), f"{name} does not return Diagnostics")
-    _as_json(fitted, "diagnostics")
-    for fact in FACT_TYPES.keys() & diagnostics.facts.keys():
-        value = diagnostics.facts[fact]
-        require(isinstance(value, FACT_TYPES[fact]), f"{name}: {fact} cannot be {value!r}")
-    for warning in diagnostics.warnings:
-        one_line = isinstance(warning, str) and warning.strip() and len(warning.splitlines()) == 1
-        require(one_line, f"{name}: {warning!r} is not a warning of one line")
-    for criterion, curve in diagnostics.curves.items():
-        require(_is_sound(curve), f"{name}: the curve '{criterion}' is malformed")
-
-
-def _is_sound(curve: Curve) -> bool:
-    parameters = [parameter for parameter, _ in curve.points]
-    low, high = curve.interval or (curve.best, curve.best)
-    return (
-        bool(np.isfinite([*curve.points, (low, high)]).all())
-        and parameters == sorted(set(parameters))
-        and curve.best in parameters
-        and low <= curve.best <= high
-    )
+    has_one_line = isinstance(summary, str) and len(summary.splitlines()) <= 1
+    require(has_one_line, f"{type(fitted).__name__}.summary: {summary!r} is not one line of text")
+    problem = diagnostics_problem(fitted.diagnostics())
+    require(not problem, f"{type(fitted).__name__}.diagnostics {problem}")
 
 
 def _check_state(fitted: Recalibrator[Any], inputs: FitInputs) -> None:
@@ -276,11 +248,9 @@ def _unusual_inputs(inputs: FitInputs) -> list[tuple[str, FitInputs]]:
 
 def _as_json(recalibrator: Recalibrator[Any], method: Literal["state", "diagnostics"]) -> str:
     content = recalibrator.state() if method == "state" else asdict(recalibrator.diagnostics())
-    try:
-        return json.dumps(content, allow_nan=False, sort_keys=True)
-    except (TypeError, ValueError) as error:
-        name = f"{type(recalibrator).__name__}.{method}"
-        raise AssertionError(f"{name} is not valid JSON: {error}") from error
+    problem = json_problem(content)
+    require(not problem, f"{type(recalibrator).__name__}.{method} {problem}")
+    return json.dumps(content, sort_keys=True)
 
 
 def _close(values: FloatArray, expected: FloatArray | float, tolerance: float = TOLERANCE) -> bool:
