@@ -155,6 +155,10 @@ class Student(RecipeSection):
     """The student's family and initial weights."""
     training: Training = Training()
     """How every student is trained."""
+    eos: Literal["student", "teacher"] = "student"
+    """Which end-of-sequence token ends the students' responses, if their tokenizer and the
+    teacher's differ in it: their own (`student`), so that the teacher's probability of its end is
+    learned as theirs, or the teacher's (`teacher`), which the students are then saved with."""
 
 
 class KnowledgeSection(RecipeSection):
@@ -272,7 +276,7 @@ class Recipe(RecipeSection):
         """Return the recipe as plain YAML values, with defaults and absolute local paths."""
         return self.model_dump(mode="json", exclude_none=True)
 
-    @field_validator("evaluate", "seeds", "teacher", "knowledge", "arms", "trainer")
+    @field_validator("evaluate", "seeds", "teacher", "student", "knowledge", "arms", "trainer")
     @classmethod
     def _fits_the_recipe(cls, section: Any, info: ValidationInfo) -> Any:
         conflicts = _conflicts(str(info.field_name), section, info.data)
@@ -308,6 +312,8 @@ def _conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
     if name == "teacher" and section and section.posthoc:
         yield from _posthoc_conflicts(valid.get("train"))
     teacher: Teacher | None = valid.get("teacher")
+    if name == "student" and section.eos == "teacher" and valid.get("teacher", "invalid") is None:
+        yield ("eos",), "the recipe has no teacher; add one, or leave this out"
     if name == "knowledge" and section.folds and teacher and teacher.finetune is None:
         text = "each fold's teacher is fine-tuned, but there is no teacher.finetune; add it"
         yield ("folds",), text

@@ -97,7 +97,7 @@ class Calibrate(Stage):
         arm = run.recipe.arms[unit.arm]
         assert arm.recalibrator and arm.mass
         rows = inputs.training_rows(run, "teacher", "validation")
-        knowledge = inputs.stored_knowledge(run, "validation", rows)
+        knowledge = inputs.stored_knowledge(run, "validation")
         positions = soft_targets.Positions.joined(
             list(soft_targets.recalibrated_chunks(arm, rows, knowledge))
         )

@@ -11,8 +11,14 @@ from typing import TYPE_CHECKING
 from firstcli.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from transformers import PreTrainedTokenizerBase
+
     from firstcli.workspace.run import Run
     from firstcli.workspace.units import Role
+
+    IdArray = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,13 @@ def _check_tokenizers(run: Run) -> None:
             f"shared ids differ, the first is {first}: {teachers.get(first)!r} for the teacher, "
             f"{students.get(first)!r} for the student; choose models with the same tokenizer"
         )
+    eos = inputs.exchanged_eos(run)
+    if eos:
+        run.console.warn(
+            f"teacher and student end responses with different tokens, '{teacher.eos_token}' and "
+            f"'{student.eos_token}': students learn the teacher's probability of its end as that "
+            "of their own; set student.eos: teacher to let them end with the teacher's token"
+        )
     for part in ("train", "validation"):
         if not run.training.part(part):
             continue
@@ -54,13 +67,42 @@ def _check_tokenizers(run: Run) -> None:
             ours.indices, theirs.indices, assume_unique=True, return_indices=True
         )
         for sample, other in zip(Selected(ours, ours_at), Selected(theirs, theirs_at), strict=True):
-            if not np.array_equal(sample.input_ids, other.input_ids):
+            expected = sample.input_ids
+            if eos:
+                expected = np.append(expected[:-1], np.int32(eos[1]))
+            if not np.array_equal(expected, other.input_ids):
                 raise UserError(
                     f"teacher and student encode sample '{sample.id}' differently: "
-                    f"{teacher.convert_ids_to_tokens(sample.input_ids[:12].tolist())} and "
-                    f"{student.convert_ids_to_tokens(other.input_ids[:12].tolist())} ...; choose "
+                    f"{_first_difference(expected, other.input_ids, teacher, student)}; choose "
                     "models with the same tokenizer"
                 )
+
+
+def _first_difference(
+    ours: IdArray,
+    theirs: IdArray,
+    teacher: PreTrainedTokenizerBase,
+    student: PreTrainedTokenizerBase,
+) -> str:
+    """Show the first tokens that differ, with two before and two after them.
+
+    Args:
+        ours: the teacher's tokens, (L,).
+        theirs: the student's tokens, (M,).
+        teacher: the teacher's tokenizer.
+        student: the student's tokenizer.
+    """
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    first = next((i for i, (one, other) in pairs if one != other), min(len(ours), len(theirs)))
+    shown = slice(max(first - 2, 0), first + 3)
+    tokens, others = (
+        tokenizer.convert_ids_to_tokens(ids[shown].tolist())
+        for tokenizer, ids in ((teacher, ours), (student, theirs))
+    )
+    return (
+        f"token {first} is the first that differs, in {tokens} for the teacher and {others} for "
+        "the student"
+    )
 
 
 def _check_top_k(run: Run) -> None:

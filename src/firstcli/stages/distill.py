@@ -72,7 +72,7 @@ class Distill(TrainingStage):
             facts = train_model.train(run, unit, folder, title)
         else:
             rows = inputs.rows_of(run, unit)
-            knowledge = inputs.stored_knowledge(run, part_of(run.recipe, arm), rows)
+            knowledge = inputs.knowledge_for_students(run, part_of(run.recipe, arm))
             fitted = calibration_path(run.folder, unit.arm)
             recalibrator = soft_targets.recalibrator_for(arm, fitted)
             targets = soft_targets.SoftTargetBuilder(

@@ -43,16 +43,20 @@ def model(run: Run, role: Role, seed: int | None = None) -> Inputs:
     return inputs
 
 
-def encoding(run: Run) -> Inputs:
-    """Return the settings that change tokens, if they are not the defaults."""
-    doubled_bos = run.recipe.train.doubled_bos
-    return {} if doubled_bos == "error" else {"train.doubled_bos": doubled_bos}
+def encoding(run: Run, role: Role) -> Inputs:
+    """Return the settings that change a role's tokens, if they are not the defaults."""
+    inputs: Inputs = {}
+    if run.recipe.train.doubled_bos != "error":
+        inputs["train.doubled_bos"] = run.recipe.train.doubled_bos
+    if role == "student" and run.recipe.student.eos != "student":
+        inputs["student.eos"] = run.recipe.student.eos
+    return inputs
 
 
 def predictions(run: Run, role: Role) -> Inputs:
     """Return what a role's predictions depend on, besides its training."""
     section, teacher = run.model_section(role), run.recipe.teacher
-    inputs = _options(f"{role}.model", section, NOT_FOR_INFERENCE) | encoding(run)
+    inputs = _options(f"{role}.model", section, NOT_FOR_INFERENCE) | encoding(run, role)
     if role == "teacher" and teacher and not teacher.finetune:
         inputs |= model(run, role)
         if section.checkpoint is None:  # its tokenizer is made from the training text
@@ -67,7 +71,7 @@ def training(run: Run, unit: Unit) -> Inputs:
     return (
         model(run, unit.role, unit.model.seed)
         | training_data(run)
-        | encoding(run)
+        | encoding(run, unit.role)
         | flat("student.training" if unit.arm else "teacher.finetune", settings)
         | flat("trainer", trainer)
         | {"longest sample": longest_sample(run, unit)}
@@ -147,6 +151,7 @@ def tokenizer_content(run: Run) -> dict[str, str]:
         inputs |= model(run, role)
         if run.model_section(role).checkpoint is None:
             inputs |= training_data(run)
+        inputs |= encoding(run, role)
     inputs.pop("seed", None)  # it draws weights, which change neither
     inputs |= {name: version(name) for name in ("transformers", "tokenizers", "torch")}
     return as_text(inputs) | {"firstcli": __version__}

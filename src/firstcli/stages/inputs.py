@@ -58,7 +58,57 @@ def tokenizer(run: Run, role: Role) -> PreTrainedTokenizerBase:
             for response in sample.candidates or (sample.response,)
         )
     with run.console.status(f"loading the {role}'s tokenizer"):
-        return role_family.tokenizer(run.reference(role), text)
+        own = role_family.tokenizer(run.reference(role), text)
+    if role == "student" and run.recipe.student.eos == "teacher":
+        _use_eos(own, tokenizer(run, "teacher"))
+    return own
+
+
+def _use_eos(own: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    """Let the student's tokenizer end texts like the teacher's.
+
+    Raises:
+        UserError: it does not have the teacher's token.
+    """
+    eos = teacher.eos_token
+    if eos is None or own.get_vocab().get(str(eos)) != teacher.eos_token_id:
+        found = "has none" if eos is None else f"is '{eos}' ({teacher.eos_token_id})"
+        raise UserError(
+            f"student.eos: the teacher's end-of-sequence token {found}, which the student's "
+            "tokenizer does not have; set student.eos: student, or choose other models"
+        )
+    own.eos_token = eos
+
+
+@once_per_run
+def exchanged_eos(run: Run) -> tuple[int, int] | None:
+    """Return the end-of-sequence tokens of teacher and student, if they differ.
+
+    The two names are exchanged when the student learns: the teacher's probability of its own end
+    becomes the probability of the student's end, and the other way round. A permutation of the
+    vocabulary changes no sum, no order and no divergence; to map one id to the other alone would
+    leave two probabilities for one token.
+
+    Raises:
+        UserError: only one of them has such a token, or one is outside the shared vocabulary.
+    """
+    teacher, student = tokenizer(run, "teacher"), tokenizer(run, "student")
+    ids = (teacher.eos_token_id, student.eos_token_id)
+    if ids[0] == ids[1]:
+        return None
+    named = " and ".join(
+        f"'{one.eos_token}' ({one.eos_token_id}) for the {role}"
+        for role, one in (("teacher", teacher), ("student", student))
+    )
+    problem = f"teacher and student have different end-of-sequence tokens, {named}"
+    if None in ids:
+        raise UserError(f"{problem}; choose models that both have one, or set student.eos: teacher")
+    if max(ids) >= shared_vocabulary(run):
+        raise UserError(
+            f"{problem}, but share only the tokens 0 to {shared_vocabulary(run) - 1}; choose "
+            "models that both know these tokens"
+        )
+    return ids
 
 
 @once_per_run
@@ -76,7 +126,12 @@ def starting_model(run: Run, role: Role, dtype: Dtype, seed: int) -> PreTrainedM
         dtype: type of the weights.
         seed: draws new weights, where there are any.
     """
-    return family(run, role).model(run.reference(role), tokenizer(run, role), dtype, seed)
+    loaded = family(run, role).model(run.reference(role), tokenizer(run, role), dtype, seed)
+    if role == "student" and run.recipe.student.eos == "teacher":
+        for config in (loaded.config, loaded.generation_config):
+            if config is not None:  # generation must stop at the token that is learned
+                config.eos_token_id = tokenizer(run, role).eos_token_id
+    return loaded
 
 
 def model(run: Run, which: Model) -> PreTrainedModel:
@@ -282,8 +337,8 @@ def vocabulary_digest(run: Run, role: Role) -> str:
 
 
 @once_per_run
-def stored_knowledge(run: Run, part: Part, samples: EncodedStore) -> Knowledge:
-    """Open a part's knowledge and check that it belongs to the samples.
+def stored_knowledge(run: Run, part: Part) -> Knowledge:
+    """Open a part's knowledge and check that it belongs to the samples, as the teacher reads them.
 
     Raises:
         UserError: it is damaged, or belongs to a different tokenizer, text, prompt, k or precision.
@@ -292,8 +347,15 @@ def stored_knowledge(run: Run, part: Part, samples: EncodedStore) -> Knowledge:
         **run.recipe.knowledge.stored(), split=part, tokenizer=vocabulary_digest(run, "teacher")
     )
     knowledge = Knowledge(run.folder / "knowledge" / part, expected)
-    knowledge.check(samples)
+    knowledge.check(training_rows(run, "teacher", part))
     return knowledge
+
+
+def knowledge_for_students(run: Run, part: Part) -> Knowledge:
+    """Return a part's knowledge in terms of the student's tokens."""
+    knowledge = stored_knowledge(run, part)
+    eos = exchanged_eos(run)
+    return knowledge if eos is None else knowledge.with_exchanged(*eos)
 
 
 def weights(run: Run, role: Role) -> int:
