@@ -165,6 +165,7 @@ def tempered(records: EvalRecords, temperature: float) -> EvalRecords:
         log_probs=records.ragged(log_probs),
         truth=None if records.truth is None else records.ragged(records.truth),
         whole=whole,
+        groups=records.groups,
         scope="candidates",
     )
 
