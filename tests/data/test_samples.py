@@ -168,3 +168,12 @@ def test_ten_times_the_data_need_hardly_more_memory(tmp_path: Path) -> None:
         assert result.code == 0, result.err
         peaks.append(int(result.out))  # kB
     assert peaks[1] - peaks[0] < 24_000
+
+
+def test_a_group_is_kept_and_its_absence_changes_no_digest(tmp_path: Path) -> None:
+    plain = Sample.question("Is it?", (" yes", " no"), 0, id="a")
+    grouped = Sample.question("Is it?", (" yes", " no"), 0, id="a", group="law")
+    assert list(Samples([plain, grouped], tmp_path)) == [plain, grouped]
+    # as earlier versions wrote it
+    assert to_json(plain) == b'["a", "Is it?", " yes", [" yes", " no"], 0, null]'
+    assert to_json(grouped) != to_json(plain)

@@ -20,8 +20,10 @@ TEACHER = "teacher"  # reserved: no arm has this name
 PLUS_T = " + T"  # suffix of a row with a post-hoc temperature
 BASELINES = ("fine-tune", "fine-tune + T", "distill", "distill + T")
 """Rows with which all other students are compared, if the recipe has them."""
-DIAGRAMS = 40
-"""Number of rows times evaluations up to which each has figures: a page has at most 3 MB."""
+ALL_FIGURES = 40
+"""Number of rows times evaluations up to which every evaluation has figures."""
+FIRST_FIGURES = 16
+"""Beyond it, the number of rows times evaluations with figures; they take 40 kB and .2 s each."""
 
 
 class TeacherPart(NamedTuple):
@@ -163,8 +165,11 @@ class ReportData:
 
     @property
     def illustrated(self) -> list[str]:
-        """The first evaluations, as many as are shown with figures and single questions."""
-        return list(self.evaluations[: max(1, DIAGRAMS // max(1, len(self.members)))])
+        """Evaluations that are shown with figures and single questions: all, or the first few."""
+        rows, evaluations = max(1, len(self.members)), list(self.evaluations)
+        if rows * len(evaluations) <= ALL_FIGURES:
+            return evaluations
+        return evaluations[: max(1, FIRST_FIGURES // rows)]
 
     def _answerable(self, evaluation: str) -> bool:
         return all(r.answerable for (name, _), r in self.records.items() if name == evaluation)

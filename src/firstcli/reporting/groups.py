@@ -31,7 +31,14 @@ def sizes(data: ReportData, evaluation: str) -> dict[str, int]:
 
 
 def macro(data: ReportData, evaluation: str, row: str, name: str) -> list[float]:
-    """Return a metric's mean over the groups at each seed; empty where it is undefined."""
+    """Return a metric's mean over the groups at each seed; empty where it is undefined.
+
+    Args:
+        data: the report.
+        evaluation: an evaluation whose questions have groups.
+        row: a row of the tables.
+        name: the metric, one of `MACRO`.
+    """
     values = [getattr(each.macro, name) for each in scores(data, evaluation, row)]
     return [value for value in values if value is not None]
 
@@ -43,7 +50,14 @@ def null(data: ReportData, evaluation: str, row: str) -> float | None:
 
 
 def of_group(data: ReportData, evaluation: str, row: str, group: str) -> dict[str, float]:
-    """Return accuracy, ECE and Trust on one group, means over the seeds, where they are defined."""
+    """Return accuracy, ECE and Trust on one group, means over the seeds, where they are defined.
+
+    Args:
+        data: the report.
+        evaluation: an evaluation whose questions have groups.
+        row: a row of the tables.
+        group: the group's name.
+    """
     values: dict[str, list[float]] = {}
     for each in scores(data, evaluation, row):
         if group in each.names:
@@ -57,7 +71,14 @@ def of_group(data: ReportData, evaluation: str, row: str, group: str) -> dict[st
 
 
 def cell(data: ReportData, evaluation: str, row: str, metric: Metric) -> Cell:
-    """Return a macro average with its standard deviation over seeds, and the null of an ECE."""
+    """Return a macro average with its standard deviation over seeds, and the null of an ECE.
+
+    Args:
+        data: the report.
+        evaluation: an evaluation whose questions have groups.
+        row: a row of the tables.
+        metric: one of `MACRO`.
+    """
     values = macro(data, evaluation, row, metric.name)
     if not values:
         return Cell(DASH)
