@@ -437,5 +437,5 @@ def test_a_group_that_is_empty_or_misspelt_is_refused(tmp_path: Path) -> None:
         "FILE:1: column 'subject' is empty"
     )
     assert "there is no column 'subject'" in complaint(tmp_path, SKY, group="subject")
-    with pytest.raises(ValidationError, match="only {name} and {folder} have a meaning"):
+    with pytest.raises(ValidationError, match=r"only \{name\} and \{folder\} have"):
         task(tmp_path, group="{subject}")
