@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from firstcli.api import Sample
 from firstcli.data import splits
-from firstcli.data.samples import Samples
+from firstcli.data.samples import Samples, to_json
 from firstcli.data.sequences import Selected
 from firstcli.tasks.known_world import KnownWorld, KnownWorldOptions
 from support import command_line
@@ -168,3 +168,12 @@ def test_ten_times_the_data_need_hardly_more_memory(tmp_path: Path) -> None:
         assert result.code == 0, result.err
         peaks.append(int(result.out))  # kB
     assert peaks[1] - peaks[0] < 24_000
+
+
+def test_a_group_is_kept_and_its_absence_changes_no_digest() -> None:
+    plain = Sample.question("Is it?", (" yes", " no"), 0, id="a")
+    grouped = Sample.question("Is it?", (" yes", " no"), 0, id="a", group="law")
+    assert list(Samples([plain, grouped], NOWHERE)) == [plain, grouped]
+    # as earlier versions wrote it
+    assert to_json(plain) == b'["a", "Is it?", " yes", [" yes", " no"], 0, null]'
+    assert to_json(grouped) != to_json(plain)

@@ -306,6 +306,23 @@ def test_a_candidate_beyond_the_context_leaves_first_tokens(textual: tuple[Path,
     whole.mistake("metrics.candidates: first-token", "128 tokens")
 
 
+def test_records_keep_the_groups_of_the_questions(textual: tuple[Path, Path]) -> None:
+    """One evaluation of several files, each of them a group; with a post-hoc temperature, too."""
+    recipe, run = textual
+    rows = [json.loads(line) for line in (recipe.parent / "data" / "test.jsonl").open()]
+    for subject, part in (("law", rows[:6]), ("art", rows[6:])):
+        command_line.write_rows(recipe.parent / "subjects" / f"{subject}.jsonl", part)
+    options = {"respond_with": "text", "answer_as": "text", "group": "{name}"}
+    task = command_line.of_files(recipe.parent / "subjects" / "*.jsonl", **options)
+    evaluate = json.dumps([{"task": task, "name": "subjects"}])
+    done = first("eval", recipe, "--run-dir", run, "--set", f"evaluate={evaluate}")
+    assert done.code == 0, done.err
+    for model in ("fine-tune", "fine-tune+T"):
+        stored = EvalRecords.load(run / "eval" / "subjects" / f"{model}.parquet")
+        assert stored.groups == ("art",) * 3 + ("law",) * 6
+    assert EvalRecords.load(run / "eval" / "words" / "fine-tune.parquet").groups is None
+
+
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ["gpt2", "mistral"])
 def test_real_tokenizers(name: str, shared_models: Path, make_llama: MakeLlama) -> None:

@@ -403,3 +403,39 @@ def test_real_data(
     assert answers.count(0) / len(answers) == share_of_first
     alone = list(task(DATA / folder / "test.jsonl", **options).load("test").samples)
     assert [sample.answer for sample in alone] == answers
+
+
+def of_subjects(folder: Path, layout: str) -> None:
+    """Write one question of each subject to a file, and its name into a column."""
+    for subject in ("anatomy", "law"):
+        path = folder / layout.format(subject)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(SKY | {"question": f"{subject}?", "topic": {"area": subject}}))
+
+
+@pytest.mark.parametrize(
+    ("layout", "given", "group"),
+    [
+        ("{}.jsonl", "*.jsonl", "{name}"),
+        ("{}.jsonl", "*.jsonl", "topic.area"),
+        ("{}/test-00000-of-00001.jsonl", "*", "{folder}"),  # as MMLU on the hub
+    ],
+)
+def test_groups_are_a_column_or_the_name_of_a_file_or_folder(
+    tmp_path: Path, layout: str, given: str, group: str
+) -> None:
+    of_subjects(tmp_path, layout)
+    of_files = task(tmp_path / given, group=group)
+    samples = list(of_files.load("test").samples)
+    assert [sample.group for sample in samples] == ["anatomy", "law"]
+    assert [sample.prompt[:4] for sample in samples] == ["anat", "law?"]
+    check_task(of_files)
+
+
+def test_a_group_that_is_empty_or_misspelt_is_refused(tmp_path: Path) -> None:
+    assert complaint(tmp_path, SKY | {"subject": " "}, group="subject") == (
+        "FILE:1: column 'subject' is empty"
+    )
+    assert "there is no column 'subject'" in complaint(tmp_path, SKY, group="subject")
+    with pytest.raises(ValidationError, match=r"only \{name\} and \{folder\} have"):
+        task(tmp_path, group="{subject}")

@@ -108,6 +108,9 @@ class Sample:
     """Index of the right candidate; None with candidates means that none is right."""
     truth: tuple[float, ...] | None = None
     """The true probability of each candidate, if known; sums to 1 and needs an `answer`."""
+    group: str | None = None
+    """The question's group, such as its subject, over which reports also average: all questions of
+    a split have one, or none has."""
 
     @classmethod
     def question(
@@ -118,6 +121,7 @@ class Sample:
         *,
         id: str | None = None,
         truth: Sequence[float] | None = None,
+        group: str | None = None,
     ) -> Sample:
         """Build the sample of a question task; its response is the right candidate.
 
@@ -128,10 +132,11 @@ class Sample:
                 question can be evaluated but not learned from.
             id: the data's own id.
             truth: the true probability of each candidate, where it is known.
+            group: the question's group, such as its subject.
         """
         response = "" if answer is None else candidates[answer]
         probabilities = None if truth is None else tuple(truth)
-        return cls(prompt, response, id, tuple(candidates), answer, probabilities)
+        return cls(prompt, response, id, tuple(candidates), answer, probabilities, group)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,13 +25,16 @@ class Samples(LazySequence[Sample]):
 
     def _item(self, number: int) -> Sample:
         fields = json.loads(self._spool[number])
-        id, prompt, response, candidates, answer, truth = fields
+        id, prompt, response, candidates, answer, truth, *group = fields
         truth = None if truth is None else tuple(truth)
-        return Sample(prompt, response, id, tuple(candidates), answer, truth)
+        return Sample(prompt, response, id, tuple(candidates), answer, truth, *group)
 
 
 def to_json(sample: Sample) -> bytes:
-    """Return all fields of a sample as a JSON list; digests of data sets depend on these bytes."""
+    """Return all fields of a sample as a JSON list; digests of data sets depend on these bytes.
+
+    Without a group there is no field for it, so digests of such data are those of earlier versions.
+    """
     candidates, truth = sample.candidates, sample.truth
     fields = (sample.id, sample.prompt, sample.response, candidates, sample.answer, truth)
-    return json.dumps(fields).encode()
+    return json.dumps(fields if sample.group is None else (*fields, sample.group)).encode()

@@ -10,6 +10,7 @@ The columns of a file are
     log_probs_whole  list<float64> log-probability of each whole candidate, summed over its tokens;
                                    null if unknown
     truth         list<float64>    true probability of each candidate; null if unknown
+    group         string           the question's group; there is no such column without groups
 
 and, for other tools, the columns `prediction`, `correct`, `confidence`, `confidence_full`,
 `candidate_mass` and `tie`, which loading derives again from the columns above. The schema's
@@ -66,6 +67,7 @@ class EvalRecords:
     tie: BoolArray  # (N,) whether another candidate is equally likely
     scope: Scope  # of the softmax; for `candidates`, two fields are None
     candidates: Candidates  # what `log_probs`, and the fields derived from them, refer to
+    groups: tuple[str, ...] | None = None  # N, each question's group; None without groups
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -79,6 +81,7 @@ class EvalRecords:
         truth: ProbabilityRows | None = None,
         *,
         whole: ProbabilityRows | None = None,
+        groups: Sequence[str | None] | None = None,
         scope: Scope = "vocabulary",
         candidates: Candidates = "first-token",
     ) -> EvalRecords:
@@ -92,6 +95,7 @@ class EvalRecords:
             truth: the true probability of each candidate, in rows of the same lengths.
             whole: log-probabilities of whole candidates besides those of their first differing
                 tokens, in rows of the same lengths; see `scored`.
+            groups: the questions' groups, N; all None, or no sequence, if there are no groups.
             scope: the softmax of `log_probs`. `candidates` means that they only compare the
                 candidates; they are renormalised, and the candidates' mass in the vocabulary is
                 unknown.
@@ -100,7 +104,8 @@ class EvalRecords:
         Raises:
             UserError: invalid rows; the message names their ids.
         """
-        columns = (ids, answers, log_probs, *(c for c in (truth, whole) if c is not None))
+        optional = (truth, whole, groups)
+        columns = (ids, answers, log_probs, *(c for c in optional if c is not None))
         if len({len(column) for column in columns}) > 1:
             raise ValueError("every column must have one entry per question")
         if not ids:
@@ -126,6 +131,7 @@ class EvalRecords:
             tie=(padded == top[:, None]).sum(axis=1) > 1,
             scope=scope,
             candidates=candidates,
+            groups=_checked_groups(ids, groups or ()),
         )
 
     def scored(self, candidates: Candidates) -> EvalRecords:
@@ -143,6 +149,7 @@ class EvalRecords:
             self.answer.tolist(),
             self.ragged(self.whole),
             None if self.truth is None else self.ragged(self.truth),
+            groups=self.groups,
             scope=self.scope,
             candidates=candidates,
         )
@@ -179,7 +186,8 @@ class EvalRecords:
         arrays: dict[str, Any] = {
             name: column[kept] for name, column in columns.items() if isinstance(column, np.ndarray)
         }
-        return replace(self, ids=tuple(self.ids[i] for i in kept), **arrays)
+        groups = None if self.groups is None else tuple(self.groups[i] for i in kept)
+        return replace(self, ids=tuple(self.ids[i] for i in kept), groups=groups, **arrays)
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
         """Write the records as Parquet; the file appears whole or not at all.
@@ -216,6 +224,8 @@ class EvalRecords:
             "candidate_mass": known(self.candidate_mass),
             "tie": self.tie,
         }
+        if self.groups is not None:
+            columns["group"] = pa.array(self.groups, pa.string())
         about = {
             **metadata,
             _VERSION_KEY: str(VERSION),
@@ -237,10 +247,10 @@ class EvalRecords:
         table = _read(path)
         scope = table.schema.metadata.get(_SCOPE_KEY.encode())  # missing in version 1
         candidates = table.schema.metadata.get(_CANDIDATES_KEY.encode())  # missing in older files
-        lists = pa.list_(pa.float64())
+        lists, names = pa.list_(pa.float64()), table.column_names
 
         def known(name: str) -> list[list[float]] | None:
-            if name not in table.column_names or table[name].null_count == len(table):
+            if name not in names or table[name].null_count == len(table):
                 return None
             rows: list[list[float]] = table[name].cast(lists).to_pylist()
             return rows
@@ -252,6 +262,7 @@ class EvalRecords:
                 log_probs=table["log_probs"].cast(lists).to_pylist(),
                 truth=known("truth"),
                 whole=known("log_probs_whole"),
+                groups=table["group"].cast(pa.string()).to_pylist() if "group" in names else None,
                 scope="candidates" if scope == b"candidates" else "vocabulary",
                 candidates="whole" if candidates == b"whole" else "first-token",
             )
@@ -340,6 +351,14 @@ def _truth(
     valid = within & (np.abs(padded.sum(axis=1) - (answer >= 0)) < 1e-6)  # 0 if none is right
     _refuse(ids, ~valid, "true probabilities that are not a distribution")
     return padded
+
+
+def _checked_groups(ids: Sequence[str], groups: Sequence[str | None]) -> tuple[str, ...] | None:
+    known = tuple(group for group in groups if group is not None)
+    if known:
+        without = np.array([group is None for group in groups])
+        _refuse(ids, without, "no group, although other questions have one,")
+    return known or None
 
 
 def _check_questions(

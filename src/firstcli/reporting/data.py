@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from firstcli.api import JSON, Curve, FloatArray, Sample
 from firstcli.metrics import EvalMetrics, summarize, uncertainty
+from firstcli.metrics.groups import GroupScores, group_scores
 from firstcli.metrics.records import EvalRecords
 from firstcli.metrics.uncertainty import Difference, Estimate
 from firstcli.recalibration.diagnostics import RankCalibration
@@ -19,6 +20,10 @@ TEACHER = "teacher"  # reserved: no arm has this name
 PLUS_T = " + T"  # suffix of a row with a post-hoc temperature
 BASELINES = ("fine-tune", "fine-tune + T", "distill", "distill + T")
 """Rows with which all other students are compared, if the recipe has them."""
+ALL_FIGURES = 40
+"""Number of rows times evaluations up to which every evaluation has figures."""
+FIRST_FIGURES = 16
+"""Beyond it, the number of rows times evaluations with figures; they take 40 kB and .2 s each."""
 
 
 class TeacherPart(NamedTuple):
@@ -101,6 +106,9 @@ class ReportData:
     teacher_parts: Sequence[TeacherPart] = ()
     questions: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
     """The questions to show, by evaluation."""
+    _estimates: dict[str, dict[str, dict[str, Estimate]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
     _compared: dict[tuple[str, str, str], dict[str, Compared]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -112,6 +120,13 @@ class ReportData:
             key: summarize(records, self.settings.confidence, self.settings.bins)
             for key, records in self.records.items()
         }
+
+    @cached_property
+    def group_scores(self) -> dict[tuple[str, str], GroupScores]:
+        """Metrics by group of each (evaluation, model) whose questions have groups."""
+        kind, bins = self.settings.confidence, self.settings.bins
+        scores = {key: group_scores(records, kind, bins) for key, records in self.records.items()}
+        return {key: by_group for key, by_group in scores.items() if by_group is not None}
 
     @property
     def rows(self) -> list[str]:
@@ -141,6 +156,20 @@ class ReportData:
     def unanswerable(self) -> list[str]:
         """Evaluations whose questions have no right candidate."""
         return [name for name in self.evaluations if not self._answerable(name)]
+
+    @property
+    def grouped(self) -> list[str]:
+        """Evaluations with a right candidate whose questions have groups."""
+        names = {evaluation for evaluation, _ in self.group_scores}
+        return [name for name in self.judged if name in names]
+
+    @property
+    def illustrated(self) -> list[str]:
+        """Evaluations that are shown with figures and single questions: all, or the first few."""
+        rows, evaluations = max(1, len(self.members)), list(self.evaluations)
+        if rows * len(evaluations) <= ALL_FIGURES:
+            return evaluations
+        return evaluations[: max(1, FIRST_FIGURES // rows)]
 
     def _answerable(self, evaluation: str) -> bool:
         return all(r.answerable for (name, _), r in self.records.items() if name == evaluation)
@@ -185,20 +214,29 @@ class ReportData:
 
     def estimates(self, evaluation: str, row: str) -> Mapping[str, Estimate]:
         """Return the metrics that have an interval, by name."""
-        return self._estimates.get((evaluation, row), {})
+        return self._assessed(evaluation).get(row, {})
 
-    @cached_property
-    def _estimates(self) -> dict[tuple[str, str], dict[str, Estimate]]:
-        kind, bins = self.settings.confidence, self.settings.bins
-        return {
-            (evaluation, row): uncertainty.intervals(records, kind, bins)
-            for evaluation in self.judged
-            for row in self.rows
-            if (records := self.records_of(evaluation, row))
-        }
+    def _assessed(self, evaluation: str) -> dict[str, dict[str, Estimate]]:
+        """Return the estimates of all rows on one evaluation, and compare them with the baselines.
+
+        All is done at once because `uncertainty` keeps the resamples of a few models only.
+        """
+        if evaluation not in self._estimates:
+            kind, bins = self.settings.confidence, self.settings.bins
+            self._estimates[evaluation] = {
+                row: uncertainty.intervals(records, kind, bins)
+                for row in (self.rows if self._answerable(evaluation) else ())
+                if (records := self.records_of(evaluation, row))
+            }
+            for theirs in (row for row in BASELINES if row in self.members):
+                for ours in self.students:
+                    if ours != theirs:
+                        self.compared(evaluation, ours, theirs)
+        return self._estimates[evaluation]
 
     def compared(self, evaluation: str, ours: str, theirs: str) -> Mapping[str, Compared]:
         """Return `ours` minus `theirs` by metric; empty unless both answered the same questions."""
+        self._assessed(evaluation)
         key = (evaluation, ours, theirs)
         if key not in self._compared:
             self._compared[key] = self._compare(*key)

@@ -6,12 +6,15 @@ import csv
 import io
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from statistics import fmean
 
 from firstcli.api import JSON
 from firstcli.metrics import METRICS, reliability_bins
+from firstcli.reporting import groups
 from firstcli.reporting.data import BASELINES, ReportData
+from firstcli.reporting.groups import group_tables
 from firstcli.reporting.style import Numbers
 from firstcli.reporting.table import (
     COMPARED,
@@ -23,12 +26,19 @@ from firstcli.reporting.table import (
 from firstcli.reporting.terminal import INDISTINCT, Cell, Table
 
 FORMAT = 2  # of table.json
+MACRO_REMARK = (
+    "The macro ECE is the mean of the groups' ECEs; small groups make it larger, because chance "
+    "opens larger gaps in them"
+)
 
 
 def to_markdown(data: ReportData) -> str:
     """Return the tables and notes as one Markdown document."""
     paper = paper_table(data)
     parts = [f"# {escape_markdown(paper.title)}", *map(_markdown_table, paper.by_group())]
+    for table in group_tables(data):
+        body = _markdown_table(replace(table, caption=f"{table.caption}. {MACRO_REMARK}"))
+        parts += [f"## {escape_markdown(table.title)}", body]
     for table in (*difference_tables(data), *full_tables(data)):
         parts += [f"## {escape_markdown(table.title)}", *map(_markdown_table, table.by_group())]
     if data.notes:
@@ -45,10 +55,12 @@ def escape_markdown(text: str) -> str:
 def to_csv(data: ReportData) -> str:
     """Return one line per evaluation and row, followed by one line per difference.
 
-    Values are means over the seeds; shares are fractions of 1.
+    If questions have groups, their macro averages and the groups follow, and two more columns tell
+    the lines apart. Values are means over the seeds; shares are fractions of 1.
     """
     settings = {"confidence_kind": data.settings.confidence, "bins": data.settings.bins}
     names = ["evaluation", "model", "minus", "seeds", *METRICS]
+    names += ["average", "group"] if data.grouped else []
     names += [f"{key}_{end}" for key in COMPARED for end in ("low", "high", "sd")]
     file = io.StringIO()
     writer = csv.DictWriter(file, [*names, *settings, "best"], lineterminator="\n")
@@ -69,7 +81,24 @@ def to_csv(data: ReportData) -> str:
             low, high = compared.questions.interval
             line |= {key: compared.questions.value, f"{key}_low": low, f"{key}_high": high}
         writer.writerow(line | settings)
+    for line in (line for evaluation in data.grouped for line in _group_lines(data, evaluation)):
+        writer.writerow(line | settings)
     return file.getvalue()
+
+
+def _group_lines(data: ReportData, evaluation: str) -> Iterator[dict[str, JSON]]:
+    """Yield the macro averages of each row, followed by its metrics on each group."""
+    sizes = groups.sizes(data, evaluation)
+    for row in data.rows:
+        if not (seeds := groups.scores(data, evaluation, row)):
+            continue
+        line = {"evaluation": evaluation, "model": row, "seeds": len(seeds)}
+        averages = {m.name: groups.macro(data, evaluation, row, m.name) for m in groups.MACRO}
+        means = {name: fmean(values) for name, values in averages.items() if values}
+        means |= {"ece_null": groups.null(data, evaluation, row)}
+        yield {**line, "average": "macro", "n": sum(sizes.values()), **means}
+        for group, n in sizes.items():
+            yield {**line, "group": group, "n": n, **groups.of_group(data, evaluation, row, group)}
 
 
 def to_json(data: ReportData, figures: Mapping[str, Numbers] | None = None) -> str:
@@ -92,6 +121,7 @@ def to_json(data: ReportData, figures: Mapping[str, Numbers] | None = None) -> s
             for row in data.rows
             if (models := data.models(evaluation, row))
         ],
+        "groups": [line for evaluation in data.grouped for line in _group_lines(data, evaluation)],
         "differences": [_json_difference(data, *pair) for pair in _pairs(data)],
         "notes": [{"label": label, "value": value} for label, value in data.notes],
         "versions": dict(data.versions),
@@ -147,7 +177,7 @@ def _pairs(data: ReportData) -> list[tuple[str, str, str]]:
 
 
 def _markdown_table(table: Table) -> str:
-    headings = ["model"]
+    headings = [table.head]
     for group in table.groups:  # Markdown has no column groups: the first column names the group
         first, *rest = group.headings
         headings += [f"{escape_markdown(group.title)}: {first}", *rest]

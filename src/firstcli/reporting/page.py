@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from firstcli.reporting.data import PLUS_T, ReportData
 from firstcli.reporting.formats import to_csv, to_json, to_markdown
+from firstcli.reporting.groups import group_tables
 from firstcli.reporting.questions import questions
 from firstcli.reporting.sections import Section, sections
 from firstcli.reporting.style import Numbers, Picture, save
@@ -79,11 +80,13 @@ def _html(data: ReportData, shown: list[PageSection]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"uri": _data_uri, "number": _number, "duration": _duration}
-    disputed = {name: questions(data, name) for name in data.evaluations}
+    disputed = {name: questions(data, name) for name in data.illustrated}
     return environment.get_template("page.html.j2").render(
         data=data,
         paper=paper_table(data),
         differences=difference_tables(data),
+        groups=group_tables(data),
+        illustrated=data.illustrated,
         full=full_tables(data),
         shown=shown,
         disputed={name: chosen for name, chosen in disputed.items() if chosen},

@@ -145,7 +145,8 @@ def _first_seed(data: ReportData) -> str:
 def _each(
     evaluations: Sequence[str], data: ReportData, draw: Callable[[ReportData, str], Drawing | None]
 ) -> list[tuple[str, Drawing]]:
-    return _drawn([(name, draw(data, name)) for name in evaluations])
+    illustrated = data.illustrated
+    return _drawn([(name, draw(data, name)) for name in evaluations if name in illustrated])
 
 
 def _drawn(drawings: Sequence[tuple[str, Drawing | None]]) -> list[tuple[str, Drawing]]:

@@ -51,6 +51,7 @@ _SETTINGS = {
     "hatch.linewidth": 0.7,
     "lines.linewidth": 1.4,
     "lines.markersize": 4.0,
+    "font.sans-serif": ["DejaVu Sans", "Verdana"],  # the usual 13 names are a fifth of an SVG
     "svg.fonttype": "none",  # text in the reader's font, half the size of outlines
 }
 

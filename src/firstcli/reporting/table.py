@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from firstcli.metrics import METRICS, Metric
 from firstcli.metrics.summary import DASH, ROUNDING
 from firstcli.metrics.uncertainty import Interval
+from firstcli.reporting import groups as by_group
 from firstcli.reporting.data import BASELINES, Compared, ReportData
 from firstcli.reporting.terminal import INDISTINCT, Cell, Group, ReportRow, Table
 
@@ -35,8 +37,8 @@ COMPARED = ("ece", "accuracy", "trust", "ece_true")
 
 def paper_table(data: ReportData) -> Table:
     """Return the paper's Table 1 of a run: one row per model, one column group per evaluation."""
-    groups = tuple(_paper_group(data, name) for name in data.judged)
-    rows = [_row(data, row, groups, annotated=True) for row in data.rows]
+    groups = tuple(group for name in data.judged for group in _paper_groups(data, name))
+    rows = _rows(data, groups, annotated=True)
     ours, theirs = _DELTAS
     if any(data.compared(evaluation, ours, theirs) for evaluation in data.judged):
         rows.append(_difference_row(data, ours, theirs, groups, f"{ours} to {theirs}"))
@@ -82,7 +84,7 @@ def full_tables(data: ReportData) -> list[Table]:
             for title, names in FAMILIES.items()
             if (kept := [name for name in names if name in known])
         )
-        rows = tuple(_row(data, row, groups, annotated=False) for row in data.rows)
+        rows = tuple(_rows(data, groups, annotated=False))
         tables.append(Table(f"All metrics on {evaluation}", caption, _legend(data), groups, rows))
     return tables
 
@@ -123,6 +125,16 @@ def _legend(data: ReportData, deltas: bool = False) -> str:
     return best + more if len(data.students) > 1 else ""
 
 
+def _paper_groups(data: ReportData, evaluation: str) -> list[Group]:
+    """Return the columns of all questions and, if they have groups, those of the macro averages."""
+    micro = _paper_group(data, evaluation)
+    if evaluation not in data.grouped:
+        return [micro]
+    metrics = [metric.name for metric in PAPER]
+    title = f"{evaluation}, mean of {len(by_group.sizes(data, evaluation))} groups"
+    return [micro, replace(_group(title, evaluation, metrics), average="macro")]
+
+
 def _paper_group(data: ReportData, evaluation: str, *, compared_only: bool = False) -> Group:
     """Return the paper's metrics, those of a known truth, and the number of questions."""
     models = [model for row in data.rows for model in data.models(evaluation, row)]
@@ -135,17 +147,35 @@ def _paper_group(data: ReportData, evaluation: str, *, compared_only: bool = Fal
     return _group(title, evaluation, kept)
 
 
-def _row(data: ReportData, row: str, groups: Sequence[Group], *, annotated: bool) -> ReportRow:
-    cells = tuple(
-        tuple(_cell(data, group.evaluation, row, METRICS[m], annotated) for m in group.metrics)
-        for group in groups
-    )
-    return ReportRow(row, "student" if row in data.students else "teacher", cells)
+def _rows(data: ReportData, groups: Sequence[Group], *, annotated: bool) -> list[ReportRow]:
+    columns = [
+        [_column(data, group, METRICS[name], annotated) for name in group.metrics]
+        for group in groups  # one evaluation after the other, as in `ReportData.estimates`
+    ]
+    return [
+        ReportRow(
+            row,
+            "student" if row in data.students else "teacher",
+            tuple(tuple(cells[row] for cells in group) for group in columns),
+        )
+        for row in data.rows
+    ]
 
 
-def _cell(data: ReportData, evaluation: str, row: str, metric: Metric, annotated: bool) -> Cell:
+def _column(data: ReportData, group: Group, metric: Metric, annotated: bool) -> dict[str, Cell]:
+    if group.average == "macro":
+        return {row: by_group.cell(data, group.evaluation, row, metric) for row in data.rows}
+    best = best_students(data, group.evaluation, metric)
+    return {
+        row: _cell(data, group.evaluation, row, metric, marked=row in best, annotated=annotated)
+        for row in data.rows
+    }
+
+
+def _cell(
+    data: ReportData, evaluation: str, row: str, metric: Metric, *, marked: bool, annotated: bool
+) -> Cell:
     text = metric.text(data.mean(evaluation, row, metric.name))
-    marked = row in best_students(data, evaluation, metric)
     if not annotated:
         return Cell(text, marked)
     spread = data.spread(evaluation, row, metric.name)
@@ -182,7 +212,9 @@ def _difference_row(
 ) -> ReportRow:
     cells = tuple(
         tuple(
-            _difference_cell(data.compared(group.evaluation, ours, theirs), METRICS[m])
+            by_group.difference_cell(data, group.evaluation, ours, theirs, METRICS[m])
+            if group.average == "macro"
+            else _difference_cell(data.compared(group.evaluation, ours, theirs), METRICS[m])
             for m in group.metrics
         )
         for group in groups

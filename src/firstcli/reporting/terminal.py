@@ -35,18 +35,19 @@ class ReportRow:
     """A model or a difference between two, with one tuple of cells per column group."""
 
     name: str
-    kind: Literal["teacher", "student", "difference"]
+    kind: Literal["teacher", "student", "difference", "group"]
     groups: tuple[tuple[Cell, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Adjacent columns of one evaluation."""
+    """Adjacent columns of one evaluation: of all its questions, or means over their groups."""
 
     title: str
     evaluation: str
     metrics: tuple[str, ...]
     headings: tuple[str, ...]
+    average: Literal["micro", "macro"] = "micro"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,8 @@ class Table:
     legend: str  # the meaning of a mark; empty if nothing is marked
     groups: tuple[Group, ...]
     rows: tuple[ReportRow, ...]
+    head: str = "model"
+    """Heading of the rows' names."""
 
     def to_json(self) -> JSON:
         """Return the table as JSON, from which `from_json` restores it."""
@@ -67,7 +70,10 @@ class Table:
     def from_json(cls, stored: Mapping[str, JSON]) -> Table:
         """Restore a table from the result of `to_json`."""
         groups = tuple(
-            Group(g["title"], g["evaluation"], tuple(g["metrics"]), tuple(g["headings"]))
+            Group(
+                *(g["title"], g["evaluation"], tuple(g["metrics"]), tuple(g["headings"])),
+                g["average"],
+            )
             for g in stored["groups"]
         )
 
@@ -78,7 +84,8 @@ class Table:
             ReportRow(r["name"], r["kind"], tuple(tuple(map(cell, cells)) for cells in r["groups"]))
             for r in stored["rows"]
         )
-        return cls(stored["title"], stored["caption"], stored["legend"], groups, rows)
+        texts = (stored["title"], stored["caption"], stored["legend"])
+        return cls(*texts, groups, rows, stored["head"])
 
     def by_group(self) -> list[Table]:
         """Return one table per column group."""

@@ -216,6 +216,7 @@ def recalibrated(records: EvalRecords, fitted: CheckedRecalibrator, task: str) -
         log_probs=records.ragged(log_probs),
         truth=None if records.truth is None else records.ragged(records.truth),
         whole=whole,
+        groups=records.groups,
         scope="candidates",
     )
 

@@ -267,10 +267,12 @@ def _records(
 ) -> EvalRecords:
     truths = [question.truth for question in questions]
     known = [truth for truth in truths if truth is not None]
+    groups = {sample.id: sample.group for sample in run.evaluation_samples(unit.evaluation)}
     return EvalRecords.from_log_probs(
         ids=[question.id for question in questions],
         answers=[-1 if question.answer is None else question.answer for question in questions],
         log_probs=[log_probs[question.id] for question in questions],
         whole=whole,
         truth=known if len(known) == len(truths) else None,
+        groups=[groups[question.id] for question in questions],
     )

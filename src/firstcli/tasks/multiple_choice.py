@@ -13,7 +13,7 @@ need only the option `path`. Texts with a label, `{"sentence": "what a film", "l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
@@ -26,6 +26,7 @@ from firstcli.errors import UserError
 from firstcli.tasks import choices, layout, tables
 from firstcli.tasks.answers import Evidence, GoldAnswer, Reading, answer_of
 from firstcli.tasks.choices import MAX_CHOICES, Choices
+from firstcli.tasks.formats import data_file
 from firstcli.tasks.tables import TableRow
 from firstcli.tasks.templates import Template, columns_of, fill, of_names
 
@@ -35,6 +36,11 @@ _ADVICE = (
     "; if the choices are separated within a text, set `separator`; if each is in its own column, "
     "list the columns in `choices_column`"
 )
+_PLACES: dict[str, Callable[[Path], str]] = {
+    "name": lambda file: known.stem if (known := data_file(file)) else file.stem,
+    "folder": lambda file: file.absolute().parent.name,
+}
+"""What an option may say of the file of a row."""
 _EVIDENCE: dict[object, tuple[Evidence, UserError | None]] = {}
 """What the answers of a split show, by options, split and state of the files."""
 
@@ -84,6 +90,13 @@ class MultipleChoiceOptions(PluginOptions):
     )
     id_column: str | None = Field(
         None, description="column with an id for each row (default: `id`, if it exists)"
+    )
+    group: str | None = Field(
+        None,
+        min_length=1,
+        description="column with the group of each question, such as its subject, over which the "
+        "report also averages; or {name} or {folder}, which stand for the name of the data file "
+        "(without its ending) and of its folder, for a path with one file or folder per group",
     )
     prompt: Template = Field(
         "{question}\n{choices}\nAnswer:",
@@ -138,6 +151,16 @@ class MultipleChoiceOptions(PluginOptions):
                 "answer_column has no effect, since `answer_file` contains the answers; remove one"
             )
         return self
+
+    @field_validator("group")
+    @classmethod
+    def _names_a_column_or_a_file(cls, group: str | None) -> str | None:
+        if group and ({*columns_of(group)} - {*_PLACES}):
+            raise ValueError(
+                "expected the name of a column, or a text in which only {name} and {folder} have a "
+                "meaning"
+            )
+        return group
 
     @field_validator("answer_as", mode="before")
     @classmethod
@@ -284,7 +307,16 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
         if columns and "question" not in columns:
             row.require_any(columns)
         prompt = fill(options.prompt, text_of)
-        return Sample.question(prompt, candidates, answer, id=row.id(options.id_column))
+        id, group = row.id(options.id_column), self._group(row)
+        return Sample.question(prompt, candidates, answer, id=id, group=group)
+
+    def _group(self, row: TableRow) -> str | None:
+        group = self.options.group
+        if group is None or not columns_of(group):
+            return None if group is None else row.filled(group).strip()
+        assert row.file
+        file = row.file
+        return fill(group, lambda name: _PLACES[name](file))
 
 
 def _with_lines(

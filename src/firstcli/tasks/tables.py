@@ -19,6 +19,8 @@ class TableRow:
     where: str
     """Its place, for messages: `data.jsonl:3`, or `data.parquet, row 3` if a file has no lines."""
     values: Mapping[str, Any]
+    file: Path | None = None
+    """The file that it was read from, if any."""
 
     def mistake(self, complaint: str) -> UserError:
         return UserError(f"{self.where}: {complaint}")
@@ -141,7 +143,7 @@ def _rows_of_file(path: Path, notes: list[str]) -> Iterator[TableRow]:
                     f"{where}: found {describe(values)}, expected a row as an object that names "
                     "its columns"
                 )
-            yield TableRow(where, values)
+            yield TableRow(where, values, path)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except OSError as error:

@@ -36,6 +36,9 @@ def _check_split(task: Task[Any], split: str, where: str) -> None:
         without, count = sum(sample.answer is None for sample in samples), len(samples)
         problem = f"{without} of {count} samples have no right answer; only all or none may"
         require(without in (0, count), f"{where}: {problem}")
+        grouped = sum(sample.group is not None for sample in samples)
+        problem = f"{grouped} of {count} samples have a group; only all or none may"
+        require(grouped in (0, count), f"{where}: {problem}")
         learnable = not without or split != "train"
         require(learnable, f"{where}: samples without a right answer cannot be learned from")
 
