@@ -238,7 +238,8 @@ def answered(run: Run, unit: Unit) -> EvalRecords:
     reader = readout.Reader(inputs.model(run, unit.model), run.console.say)
     log_probs = _first_tokens(run, unit, reader, questions)
     whole = whole_candidates.scored(run, unit, reader, log_probs, EVALUATION_TOKENS)
-    return _records(questions, log_probs, whole)
+    groups = {sample.id: sample.group for sample in run.evaluation_samples(unit.evaluation)}
+    return _records(questions, log_probs, whole, [groups[question.id] for question in questions])
 
 
 @torch.inference_mode()
@@ -246,7 +247,7 @@ def answered_validation(run: Run, unit: Unit) -> EvalRecords:
     """Run a model over the questions of the validation part, without whole candidates."""
     questions = inputs.validation_questions(run, unit.role)
     reader = readout.Reader(inputs.model(run, unit.model), run.console.say)
-    return _records(questions, _first_tokens(run, unit, reader, questions), None)
+    return _records(questions, _first_tokens(run, unit, reader, questions))
 
 
 def _first_tokens(
@@ -263,16 +264,16 @@ def _first_tokens(
 def _records(
     questions: Sequence[EncodedQuestion],
     log_probs: Mapping[str, list[float]],
-    whole: list[list[float]] | None,
+    whole: list[list[float]] | None = None,
+    groups: Sequence[str | None] | None = None,
 ) -> EvalRecords:
     truths = [question.truth for question in questions]
     known = [truth for truth in truths if truth is not None]
-    groups = {sample.id: sample.group for sample in run.evaluation_samples(unit.evaluation)}
     return EvalRecords.from_log_probs(
         ids=[question.id for question in questions],
         answers=[-1 if question.answer is None else question.answer for question in questions],
         log_probs=[log_probs[question.id] for question in questions],
         whole=whole,
         truth=known if len(known) == len(truths) else None,
-        groups=[groups[question.id] for question in questions],
+        groups=groups,
     )
