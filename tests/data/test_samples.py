@@ -98,7 +98,7 @@ def test_streaming_changes_no_id_split_or_count(
     assert list(train) == [one for one, out in zip(named, sides, strict=True) if not out]
     assert list(validation) == list(itertools.compress(named, sides))
     evaluated = [Sample(p, r) for p, r in others]
-    assert splits.overlap(stored, evaluated) == sum(
+    assert splits.overlap(splits.prompt_digests(stored), evaluated) == sum(
         p in {one.prompt for one in named} for p, _ in others
     )
 
@@ -144,7 +144,7 @@ given = Samples(task.load("train").samples, folder)
 stored = Samples(splits.with_ids(given, "train"), folder)
 splits.duplicate_rows(stored)
 train, validation = splits.cut_validation(stored, 0.1)
-splits.overlap(stored, validation)
+splits.overlap(splits.prompt_digests(stored), validation)
 splits.content_digest(train)
 encoded = (EncodedSample(str(one.id), np.zeros(500, np.int32), 1, None) for one in train)
 rows = EncodedStore(encoded, folder)

@@ -102,8 +102,9 @@ def test_the_validation_split_is_the_same_on_every_machine() -> None:
 def test_overlap_compares_prompts() -> None:
     training = [Sample("a", "x"), Sample("b", "x")]
     evaluation = [Sample("b", "other"), Sample("c", "x"), Sample("b", "x")]
-    assert splits.overlap(training, evaluation) == 2
-    assert splits.overlap(training, []) == 0
+    trained = splits.prompt_digests(training)
+    assert splits.overlap(trained, evaluation) == 2
+    assert splits.overlap(trained, []) == 0
 
 
 def test_the_digest_covers_all_fields_and_the_order() -> None:

@@ -71,7 +71,7 @@ def test_the_mean_weighted_by_size_is_that_of_all_questions(seed: int) -> None:
 
 def test_groups_do_not_change_the_metrics_of_all_questions() -> None:
     stored = records()
-    plain = EvalRecords.from_log_probs(stored.ids, stored.answer.tolist(), stored.log_probs)
+    plain = EvalRecords.from_log_probs(stored.ids, stored.answer.tolist(), list(stored.log_probs))
     assert summarize(stored, "candidates", 10) == summarize(plain, "candidates", 10)
     assert plain.groups is None and group_scores(plain, "candidates", 10) is None
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from firstcli.metrics import summarize
 from firstcli.metrics.groups import group_scores
 from firstcli.metrics.records import EvalRecords
 from firstcli.reporting import data, page
@@ -19,6 +20,7 @@ from firstcli.reporting.data import ReportData
 from firstcli.reporting.formats import to_csv, to_json, to_markdown
 from firstcli.reporting.groups import group_tables
 from firstcli.reporting.sections import sections
+from firstcli.reporting.style import Picture
 from firstcli.reporting.table import paper_table
 from firstcli.reporting.terminal import Table
 from support.invented_report import EVIL, answers, report, sample
@@ -34,7 +36,7 @@ def random_records(seed: int, n: int, groups: int | None, scope: Any = "vocabula
     return EvalRecords.from_log_probs(
         [f"q{i}" for i in range(n)],
         random.integers(4, size=n).tolist(),
-        log_probs,
+        list(log_probs),
         groups=names,
         scope=scope,
     )
@@ -44,7 +46,7 @@ def grouped_report(**changes: Any) -> ReportData:
     records = {("mmlu", row): random_records(i, 90, 3) for i, row in enumerate(ROWS)}
     shared = records["mmlu", "teacher"].groups
     records = {
-        key: EvalRecords.from_log_probs(r.ids, r.answer.tolist(), r.log_probs, groups=shared)
+        key: EvalRecords.from_log_probs(r.ids, r.answer.tolist(), list(r.log_probs), groups=shared)
         for key, r in records.items()
     }
     content = {"members": {row: (row,) for row in ROWS}, "evaluations": ["mmlu"]}
@@ -140,8 +142,8 @@ def test_sections_have_figures_of_the_first_evaluations_only() -> None:
 
 def test_a_page_of_57_evaluations_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Drawing takes seconds; the largest panel of the real page has 24 kB.
-    picture = page.Picture(b"x" * 24_000, "", 1, 1)
-    monkeypatch.setattr(data, "summarize", cache(data.summarize))  # all records are the same
+    picture = Picture(b"x" * 24_000, "", 1, 1)
+    monkeypatch.setattr(data, "summarize", cache(summarize))  # all records are the same
     monkeypatch.setattr(page, "save", lambda drawing, _: [picture] * len(drawing.panels))
     page.write_report(tmp_path, many(57, 4))
     html = (tmp_path / "index.html").read_text("utf-8")

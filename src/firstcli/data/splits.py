@@ -83,11 +83,14 @@ def fold_of(sample: Sample, folds: int) -> int:
     return 1 + int(_digest("fold", sample.prompt)[:13], 16) % folds
 
 
-def overlap(training: Iterable[Sample], evaluation: Iterable[Sample]) -> int:
-    """Count the evaluation samples whose prompt occurs in the training samples."""
-    trained = _digests(sample.prompt for sample in training)
-    evaluated = _digests(sample.prompt for sample in evaluation)
-    return int(np.isin(evaluated, trained).sum())
+def prompt_digests(samples: Iterable[Sample]) -> npt.NDArray[np.uint64]:
+    """Return a digest of each sample's prompt, (N,)."""
+    return _digests(sample.prompt for sample in samples)
+
+
+def overlap(trained: npt.NDArray[np.uint64], evaluation: Iterable[Sample]) -> int:
+    """Count the evaluation samples whose prompt is among those with the digests `trained`."""
+    return int(np.isin(prompt_digests(evaluation), trained).sum())
 
 
 def content_digest(samples: Iterable[Sample]) -> str:

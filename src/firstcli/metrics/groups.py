@@ -1,9 +1,8 @@
 """Accuracy, ECE and Trust of each group of an evaluation's questions, and their means over groups.
 
 The metrics of all questions are micro averages: large groups weigh more. A macro average is the
-mean of the groups' values, whatever their sizes. For accuracy both estimate a similar quantity; the
-macro ECE is the mean of the ECEs within the groups. It exceeds the ECE of all questions, because
-gaps of different groups cannot cancel, and because chance opens larger gaps in small groups. Its
+mean of the groups' values, whatever their sizes. The macro ECE usually exceeds the ECE of all
+questions: gaps of different groups cannot cancel, and chance opens larger gaps in small groups. Its
 null value shows how much of it chance explains.
 
 Shapes: N questions, G groups, B bins.

@@ -94,7 +94,9 @@ def _group_lines(data: ReportData, evaluation: str) -> Iterator[dict[str, JSON]]
             continue
         line = {"evaluation": evaluation, "model": row, "seeds": len(seeds)}
         averages = {m.name: groups.macro(data, evaluation, row, m.name) for m in groups.MACRO}
-        means = {name: fmean(values) for name, values in averages.items() if values}
+        means: dict[str, JSON] = {
+            name: fmean(values) for name, values in averages.items() if values
+        }
         means |= {"ece_null": groups.null(data, evaluation, row)}
         yield {**line, "average": "macro", "n": sum(sizes.values()), **means}
         for group, n in sizes.items():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property, wraps
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 import yaml
 
@@ -28,6 +28,10 @@ from firstcli.runtime.files import suppress_read_only, write_json
 from firstcli.runtime.redaction import redacted, without_folders
 from firstcli.workspace.artifacts import Digests, Manifest, fingerprint
 from firstcli.workspace.units import Part, Role, Unit
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -278,8 +282,12 @@ class Run:
 
     def overlap(self, name: str) -> int:
         """Count the prompts of an evaluation that also occur in the training split."""
-        trained = chain(self.training.train, self.training.validation)
-        return splits.overlap(trained, self.evaluation_samples(name))
+        return splits.overlap(self._trained_prompts, self.evaluation_samples(name))
+
+    @cached_property
+    def _trained_prompts(self) -> npt.NDArray[np.uint64]:
+        """Digests of all prompts of the training split, with which each evaluation is compared."""
+        return splits.prompt_digests(chain(self.training.train, self.training.validation))
 
     # The content of the data, which fingerprints cover.
 
