@@ -124,7 +124,7 @@ class _Source(Generic[Row, Rows]):
         }
         self._key = fingerprint(depends_on)
         self._slot = f"{name}-{identity[:12]}"
-        self._path = run.folder / FOLDER / f"{self._slot}-{self._key[:12]}.parquet"
+        self._path = run.folder / FOLDER / f"{self._slot}-{self._key[:12]}"
 
     def rows(self, encode: Encode[Row], where: str) -> Rows:
         """Return the encoded samples; the first failure is raised again at every later call.
