@@ -77,7 +77,7 @@ def validation_answers(run: Run) -> Answers:
     """Return the answer positions, for the recipe's first arm that learns from knowledge."""
     arm = next(arm for arm in run.recipe.arms.values() if arm.learn == "knowledge")
     rows = inputs.training_rows(run, "teacher", "validation")
-    knowledge = inputs.stored_knowledge(run, "validation", rows)
+    knowledge = inputs.stored_knowledge(run, "validation")
     positions = Positions.joined(list(soft_targets.recalibrated_chunks(arm, rows, knowledge)))
     samples = run.training.validation
     if any(sample.truth is None for sample in samples):

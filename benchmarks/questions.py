@@ -49,7 +49,11 @@ def compare(shape: shapes.Model, repeats: int) -> Comparison:
         row.input_ids[: row.start] for row in shapes.QUESTION.rows(SAMPLES, shape.vocabulary)
     ]
     candidates = tuple(range(0, CANDIDATES * 100, 100))
-    questions = [EncodedQuestion(str(i), ids, candidates, 0, None) for i, ids in enumerate(prompts)]
+    single = tuple((token,) for token in candidates)
+    questions = [
+        EncodedQuestion(str(i), ids, candidates, len(ids), single, 0, None)
+        for i, ids in enumerate(prompts)
+    ]
     batches = []
     for batch in inference.batches([len(ids) for ids in prompts], scoring.EVALUATION_TOKENS):
         chosen = [prompts[i] for i in batch]

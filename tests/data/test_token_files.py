@@ -31,7 +31,7 @@ def values(row: Any) -> list[object]:
 @pytest.mark.parametrize("rows", [SAMPLES, QUESTIONS, SAMPLES[:0]], ids=["train", "test", "none"])
 def test_rows_come_back(tmp_path: Path, rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_files, "_BATCH", 2)
-    kind = EncodedQuestion if rows is QUESTIONS else EncodedSample
+    kind: Any = EncodedQuestion if rows is QUESTIONS else EncodedSample
     path = tmp_path / "tokens"
     token_files.write(path, "key", rows, kind, ["a warning"])
     again = token_files.read(path, "key", kind)

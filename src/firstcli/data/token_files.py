@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from firstcli.data.encoding import EncodedQuestion, EncodedSample
 from firstcli.runtime.files import atomic_write
 
-Row = TypeVar("Row", EncodedSample, EncodedQuestion)
+Row = TypeVar("Row", bound=EncodedSample | EncodedQuestion)
 
 _BATCH = 8192  # rows that are converted at a time
 _IDS = pa.list_(pa.int32())
