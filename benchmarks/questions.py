@@ -49,9 +49,9 @@ def compare(shape: shapes.Model, repeats: int) -> Comparison:
         row.input_ids[: row.start] for row in shapes.QUESTION.rows(SAMPLES, shape.vocabulary)
     ]
     candidates = tuple(range(0, CANDIDATES * 100, 100))
-    whole = tuple((token,) for token in candidates)
+    single = tuple((token,) for token in candidates)
     questions = [
-        EncodedQuestion(str(i), ids, candidates, len(ids), whole, 0, None)
+        EncodedQuestion(str(i), ids, candidates, len(ids), single, 0, None)
         for i, ids in enumerate(prompts)
     ]
     batches = []

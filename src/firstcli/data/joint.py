@@ -278,7 +278,7 @@ def identity(tokenizer: PreTrainedTokenizerBase) -> str:
         UserError: the tokenizer provides no character offsets.
     """
     _framed(tokenizer)  # switches off truncation and padding, which are part of the state
-    backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+    backend: Any = tokenizer.backend_tokenizer
     kind = type(tokenizer)
     content = [
         f"{kind.__module__}.{kind.__qualname__}",

@@ -12,6 +12,8 @@ from firstcli.api import Sample
 from firstcli.data.sequences import LazySequence
 from firstcli.data.spool import Spool
 
+_DECODER = json.JSONDecoder()
+
 
 class Samples(LazySequence[Sample]):
     """Samples that are read from their source once and looked up from then on."""
@@ -24,7 +26,8 @@ class Samples(LazySequence[Sample]):
         self.indices = np.arange(len(self._spool), dtype=np.int32)
 
     def _item(self, number: int) -> Sample:
-        fields = json.loads(self._spool[number])
+        # `json.loads` would first guess the encoding, which takes as long as decoding.
+        fields = _DECODER.decode(self._spool[number].decode("ascii"))
         id, prompt, response, candidates, answer, truth, *group = fields
         truth = None if truth is None else tuple(truth)
         return Sample(prompt, response, id, tuple(candidates), answer, truth, *group)

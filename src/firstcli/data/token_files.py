@@ -1,11 +1,14 @@
 """Encoded samples in a file, so that the next command need not encode them again.
 
-A file is a cache: it belongs to one tokenizer and one set of samples, which its key names. A file
-that is damaged, or has a different key, is ignored.
+A file is a cache: it belongs to one tokenizer and one set of samples, which its key names. It is a
+SHA-256, 32 bytes, and the Parquet file to which that belongs. A file that is damaged, or has a
+different key, is ignored.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
@@ -20,7 +23,7 @@ import pyarrow.parquet as pq
 from firstcli.data.encoding import EncodedQuestion, EncodedSample
 from firstcli.runtime.files import atomic_write
 
-Row = TypeVar("Row", EncodedSample, EncodedQuestion)
+Row = TypeVar("Row", bound=EncodedSample | EncodedQuestion)
 
 _BATCH = 8192  # rows that are converted at a time
 _IDS = pa.list_(pa.int32())
@@ -54,16 +57,16 @@ def write(path: Path, key: str, rows: Iterable[Row], kind: type[Row], notes: Seq
     schema = pa.schema([(name, _TYPES[name]) for name in names], metadata)
     remaining = iter(rows)
 
-    def to(file: Any) -> None:
-        with pq.ParquetWriter(file, schema, write_page_checksum=True, compression="zstd") as writer:
-            while batch := list(islice(remaining, _BATCH)):
-                columns = [
-                    pa.array([_plain(name, getattr(row, name)) for row in batch], _TYPES[name])
-                    for name in names
-                ]
-                writer.write_table(pa.Table.from_arrays(columns, schema=schema))
-
-    atomic_write(path, to)
+    content = io.BytesIO()
+    with pq.ParquetWriter(content, schema, compression="zstd") as writer:
+        while batch := list(islice(remaining, _BATCH)):
+            columns = [
+                pa.array([_plain(name, getattr(row, name)) for row in batch], _TYPES[name])
+                for name in names
+            ]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+    body = content.getvalue()
+    atomic_write(path, hashlib.sha256(body).digest() + body)
 
 
 def read(path: Path, key: str, kind: type[Row]) -> tuple[Iterator[Row], list[str]] | None:
@@ -75,14 +78,17 @@ def read(path: Path, key: str, kind: type[Row]) -> tuple[Iterator[Row], list[str
         kind: the class of the rows.
     """
     try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
-        metadata = file.schema_arrow.metadata or {}
-        if metadata.get(b"key") != key.encode():
-            return None
-        table = file.read()  # whole, so that damage shows before the first row
-        notes: list[str] = json.loads(metadata[b"notes"])
-    except (OSError, ValueError, KeyError):
+        content = path.read_bytes()
+    except OSError:
         return None
+    body = memoryview(content)[32:]
+    if hashlib.sha256(body).digest() != content[:32]:
+        return None
+    table = pq.read_table(pa.BufferReader(body))
+    metadata = table.schema.metadata
+    if metadata[b"key"] != key.encode():
+        return None
+    notes: list[str] = json.loads(metadata[b"notes"])
     return _rows(table, kind), notes
 
 

@@ -5,7 +5,7 @@ Large sets of samples are kept in the run folder, so that the next command need 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Generic, TypeVar, cast
 
 from transformers import PreTrainedTokenizerBase
@@ -32,8 +32,8 @@ FEW = 5000
 FORMAT = 1
 """Raise it when the same samples and tokenizer give different tokens."""
 
-Row = TypeVar("Row", EncodedSample, EncodedQuestion)
-Rows = TypeVar("Rows", EncodedStore, list[EncodedQuestion])
+Row = TypeVar("Row", bound=EncodedSample | EncodedQuestion)
+Rows = TypeVar("Rows", bound=Sequence[EncodedSample] | Sequence[EncodedQuestion])
 Encode = Callable[[Encoding], Iterable[Row]]
 
 
@@ -124,7 +124,7 @@ class _Source(Generic[Row, Rows]):
         }
         self._key = fingerprint(depends_on)
         self._slot = f"{name}-{identity[:12]}"
-        self._path = run.folder / FOLDER / f"{self._slot}-{self._key[:12]}.parquet"
+        self._path = run.folder / FOLDER / f"{self._slot}-{self._key[:12]}"
 
     def rows(self, encode: Encode[Row], where: str) -> Rows:
         """Return the encoded samples; the first failure is raised again at every later call.
@@ -164,4 +164,5 @@ class _Source(Generic[Row, Rows]):
         self._path.parent.mkdir(exist_ok=True)
         for outdated in self._path.parent.glob(f"{self._slot}-*"):
             outdated.unlink(missing_ok=True)
-        token_files.write(self._path, self._key, rows, self._kind, warnings)
+        every = cast(Sequence[Row], rows)
+        token_files.write(self._path, self._key, every, self._kind, warnings)
