@@ -235,7 +235,7 @@ class ModelFamily(PluginBase[OptionsT]):
     def model(
         self, ref: ModelRef, tokenizer: PreTrainedTokenizerBase, dtype: Dtype, seed: int
     ) -> PreTrainedModel:
-        """Return the model on the CPU.
+        """Return the model on the CPU: a causal decoder that ignores masked tokens on the right.
 
         Args:
             ref: the checkpoint.

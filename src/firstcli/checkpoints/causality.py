@@ -60,8 +60,8 @@ def fault(model: PreTrainedModel, token_ids: Sequence[int], context: int | None)
     if (leak := _difference(original[:half], changed[:half])) > bound:
         return (
             f"it is not causal: later tokens change the logits before them, by up to {leak:.2g} "
-            f"(their own by {effect:.2g}); choose a decoder, or declare the model one in its "
-            "config.json (is_decoder or is_causal: true)"
+            f"(their own by {effect:.2g}); choose a decoder, or set is_decoder or is_causal "
+            "to true in its config.json if that turned it into an encoder"
         )
     if (leak := _difference(original[:half], padded[:half])) > bound:
         return (

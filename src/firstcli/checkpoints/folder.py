@@ -24,8 +24,8 @@ ADAPTER_WEIGHT = re.compile(r"\.lora_(A|B|embedding_A|embedding_B)\b|^base_model
 QUANTIZED_WEIGHT = re.compile(r"\.(qweight|qzeros|absmax|nested_absmax|quant_map|SCB)$")
 
 MERGE = (
-    "firstcli loads whole models only; merge the adapter into its base model with peft "
-    "(`merge_and_unload()`, then `save_pretrained`) and give that folder"
+    "merge it into its base model with peft (`merge_and_unload()`, then `save_pretrained`) and "
+    "give the merged folder"
 )
 
 
@@ -43,8 +43,8 @@ def check_folder(folder: Path) -> None:
     if pointers := sorted(path.name for path in read if _is_pointer(path)):
         raise _problem(
             folder,
-            f"Git LFS has not downloaded {shortened(pointers, 2)}, which only point to the files; "
-            "run `git lfs pull` in the folder",
+            f"holds Git LFS pointers in place of files, such as {shortened(pointers, 2)}; run "
+            "`git lfs pull` in the folder",
         )
     if (folder / ADAPTER).is_file():
         raise _problem(folder, adapter_problem(folder / ADAPTER, beside_weights=bool(files)))
@@ -82,7 +82,9 @@ def adapter_problem(path: Path, *, beside_weights: bool) -> str:
     """Describe a checkpoint with an adapter; `path` is that of its configuration."""
     base = read_json(path).get("base_model_name_or_path")
     if beside_weights:
-        return f"holds an adapter ({ADAPTER}) beside a model's weights; {MERGE}, or remove it"
+        return (
+            f"holds an adapter ({ADAPTER}) beside a model's weights; {MERGE}, or remove the adapter"
+        )
     of = f" of '{base}'" if base else ""
     return f"is an adapter{of} ({ADAPTER}), not a whole model; {MERGE}"
 
