@@ -248,13 +248,21 @@ def _weighted(columns: FloatArray, draws: int) -> FloatArray:
     The same number of rows gives the same weights.
     """
     n = len(columns)
-    random = np.random.default_rng(SEED)
-    step = max(1, _CHUNK // n)
-    means: list[FloatArray] = []
-    for first in range(0, draws, step):
-        weights = random.standard_exponential((min(step, draws - first), n))
-        means.append(weights @ columns / weights.sum(axis=1, keepdims=True))
-    return np.concatenate(means)
+    if n * draws <= _CHUNK:
+        return np.asarray(_few_weights(n, draws) @ columns)
+    random, step = np.random.default_rng(SEED), max(1, _CHUNK // n)
+    chunks = (min(step, draws - first) for first in range(0, draws, step))
+    return np.concatenate([_weights(random, rows, n) @ columns for rows in chunks])
+
+
+@lru_cache(maxsize=1)  # models that answered the same questions follow one another
+def _few_weights(n: int, draws: int) -> FloatArray:
+    return _weights(np.random.default_rng(SEED), draws, n)
+
+
+def _weights(random: np.random.Generator, rows: int, n: int) -> FloatArray:
+    weights = random.standard_exponential((rows, n))
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
 def _less(ours: FloatArray, theirs: FloatArray) -> FloatArray:

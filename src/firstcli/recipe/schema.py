@@ -116,6 +116,9 @@ class MetricsSettings(RecipeSection):
     confidence: Literal["candidates", "full"] = "candidates"
     """Which probability counts as confidence: the prediction's probability renormalised over the
     candidates (`candidates`), or over the whole vocabulary (`full`)."""
+    correction: Literal["none", "holm"] = "none"
+    """How the marks of the report allow for the number of its tests: not at all, or so that all
+    true differences of zero stay unmarked with a probability of 95 % (`holm`)."""
 
 
 class Teacher(RecipeSection):
