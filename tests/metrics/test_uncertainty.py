@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from firstcli import metrics
-from firstcli.metrics import uncertainty
+from firstcli.metrics import spread, uncertainty
 from firstcli.metrics.calibration import bin_index, wilson
 from firstcli.metrics.records import EvalRecords
-from firstcli.metrics.uncertainty import Difference, Interval, differences, intervals, over_seeds
+from firstcli.metrics.uncertainty import (
+    Difference,
+    Interval,
+    differences,
+    holm,
+    intervals,
+    over_seeds,
+)
 
 Floats = npt.NDArray[np.float64]
 KEYS = ("accuracy", "ece", "trust", "ece_true")
@@ -39,83 +47,175 @@ def some(
     return EvalRecords.from_log_probs([f"q{i}" for i in range(n)], answers, list(log_probs), known)
 
 
-def naive_bounds(records: EvalRecords, outcome: Floats, bins: int) -> tuple[Floats, Floats]:
-    """Return both bounds of the increase of the ECE in each resample, with naive loops."""
+class Naive(NamedTuple):
+    """Draws of a metric by loops: its value, and rows for the lower and for the upper limit."""
+
+    value: float
+    lows: list[Floats]
+    highs: list[Floats]
+
+    def interval(self) -> Interval:
+        low = min(float(np.quantile(row, 0.025)) for row in self.lows)
+        high = max(float(np.quantile(row, 0.975)) for row in self.highs)
+        return Interval(min(self.value, low), max(self.value, high))
+
+    def minus(self, other: Naive) -> Naive:
+        lows = [ours - theirs for ours in self.lows for theirs in other.highs]
+        highs = [ours - theirs for ours in self.highs for theirs in other.lows]
+        return Naive(self.value - other.value, lows, highs)
+
+
+def naive(records: EvalRecords, bins: int, *, truth: bool = False) -> dict[str, Naive]:
+    """Return accuracy, ECE and Trust, or `ece_true`, with naive loops over draws and bins."""
     n = len(records)
     order = sorted(range(n), key=lambda i: records.ids[i])
-    c, y = records.confidence[order], outcome[order]
+    outcome = records.p_right if truth else records.correct
+    assert outcome is not None
+    c, y = records.confidence[order], outcome[order].astype(float)
     index = bin_index(c, bins)
-    gap, clear = [0.0] * bins, [0.0] * bins
+    weights = np.random.default_rng(0).standard_exponential((DRAWS, n))
+    random = np.random.default_rng([0, 1])
+    extra_low, extra_high = random.beta(1, n, (2, DRAWS))
+    normal = random.standard_normal((DRAWS, bins))
+    members = [[i for i in range(n) if index[i] == b] for b in range(bins)]
+    share = [len(m) / n for m in members]
+    mean = [math.fsum(c[i] for i in m) / len(m) if m else 0.0 for m in members]
+    gap = [math.fsum(c[i] - y[i] for i in m) / n for m in members]
+    variance = [
+        max(0.0, math.fsum((c[i] - y[i]) ** 2 for i in m) / n - g**2) / n
+        for m, g in zip(members, gap, strict=True)
+    ]
+    null = [0.0 if truth else math.fsum(c[i] * (1 - c[i]) for i in m) / n**2 for m in members]
+    error = [math.sqrt(max(v, o)) for v, o in zip(variance, null, strict=True)]
+    clear = [abs(g) > 2 * e for g, e in zip(gap, error, strict=True)]
+    sign = [1.0 if g >= 0 else -1.0 for g in gap]
+    turned = [s if known else 1.0 for s, known in zip(sign, clear, strict=True)]
+    drawn = np.array([[sum(w[i] * (c[i] - y[i]) for i in m) / sum(w) for m in members]
+                      for w in weights])  # fmt: skip
+    right = np.array([sum(w * y) / sum(w) for w in weights])
+
+    def add(draws: Floats, extra: Floats, value: float) -> Floats:
+        return draws if truth else (1 - extra) * draws + extra * value
+
+    def total(signs: list[float]) -> Floats:
+        sums: Floats = sum((signs[b] * drawn[:, b] for b in range(bins)), np.zeros(DRAWS))
+        return sums
+
+    least = np.zeros(DRAWS)
     for b in range(bins):
-        own = [c[i] - y[i] if index[i] == b else 0.0 for i in range(n)]
-        gap[b] = math.fsum(own) / n
-        variance = math.fsum((value - gap[b]) ** 2 for value in own) / n
-        clear[b] = gap[b] if abs(gap[b]) > 2 * math.sqrt(variance / n) else 0.0
-    picked = np.random.default_rng(0).integers(n, size=(DRAWS, n))
-    least, most = [], []
-    for row in picked:
-        drawn = [0.0] * bins
-        for i in row:
-            drawn[index[i]] += (c[i] - y[i]) / n
-        noise = [drawn[b] - gap[b] for b in range(bins)]
-        least.append(math.fsum(noise[b] * np.sign(gap[b]) for b in range(bins)))
-        most.append(math.fsum(abs(clear[b] + noise[b]) - abs(clear[b]) for b in range(bins)))
-    return np.array(least), np.array(most)
+        missing = math.sqrt(max(0.0, null[b] - variance[b]))
+        noise = drawn[:, b] - gap[b] + missing * normal[:, b]
+        least += np.abs(drawn[:, b]) if clear[b] else abs(gap[b]) - np.abs(noise)
+    ece = math.fsum(map(abs, gap))
+    larger = [
+        sum(share[b] * (mean[b] if s[b] > 0 else 1 - mean[b]) for b in range(bins))
+        for s in (sign, turned)
+    ]
+    smaller = sum(
+        share[b] * ((mean[b] - 1) if sign[b] > 0 else -mean[b]) for b in range(bins) if clear[b]
+    )
+    highs = [add(total(s), extra_high, v) for s, v in zip((sign, turned), larger, strict=True)]
+    result = Naive(ece, [add(least, extra_low, smaller)], highs)
+    if truth:
+        return {"ece_true": result}
+    before = np.var(right - total(sign))
+    widest, lowest = sign, math.inf
+    for number in range(2**bins):  # all choices of signs that turn under-confident bins
+        turn = [bool(number >> b & 1) and sign[b] < 0 and share[b] > 0 for b in range(bins)]
+        cost = sum(2 * abs(gap[b]) for b in range(bins) if turn[b])
+        added = sum(4 * max(variance[b], null[b]) for b in range(bins) if turn[b])
+        if (limit := cost - 1.959963984540054 * math.sqrt(before + added)) < lowest:
+            widest, lowest = [1.0 if turn[b] else sign[b] for b in range(bins)], limit
+    lows = [
+        add(right - total(s), extra_low, -sum(s[b] * mean[b] * share[b] for b in range(bins)))
+        for s in (sign, widest)
+    ]
+    best = sum(
+        share[b] * ((2 - mean[b] if sign[b] > 0 else mean[b]) if clear[b] else 1.0)
+        for b in range(bins)
+    )
+    trust = Naive(float(y.mean()) - ece, lows, [add(right - least, extra_high, best)])
+    accuracy = Naive(float(y.mean()), [add(right, extra_low, 0)], [add(right, extra_high, 1)])
+    return {"accuracy": accuracy, "ece": result, "trust": trust}
 
 
-def naive_accuracy(records: EvalRecords) -> Floats:
-    n = len(records)
-    order = sorted(range(n), key=lambda i: records.ids[i])
-    right = records.correct[order]
-    picked = np.random.default_rng(0).integers(n, size=(DRAWS, n))
-    drawn: Floats = np.array([sum(map(float, right[row])) / n for row in picked])
-    return drawn - float(right.mean())
-
-
-def interval(value: float, least: Floats, most: Floats) -> Interval:
-    return Interval(value - np.quantile(most, 0.975), value - np.quantile(least, 0.025))
-
-
-@pytest.mark.parametrize("sharpness", [1.0, 2.5])
+@pytest.mark.parametrize("sharpness", [0.6, 1.0, 2.5])
 def test_intervals_equal_a_naive_reference(sharpness: float) -> None:
     records = some(sharpness=sharpness)
     found = intervals([records], "candidates", 5, DRAWS)
-    least, most = naive_bounds(records, records.correct.astype(float), 5)
-    right = naive_accuracy(records)
-    value = metrics.ece(records.confidence, records.correct, 5)
-    low, high = interval(value, least, most)
-    assert found["ece"].value == pytest.approx(value)
-    assert found["ece"].interval == pytest.approx((max(0, low), high), abs=1e-12)
-    trusted = metrics.trust(records.confidence, records.correct, 5)
-    assert found["trust"].value == pytest.approx(trusted)
+    expected = naive(records, 5) | naive(records, 5, truth=True)
+    for name in ("ece", "ece_true"):
+        low, high = expected[name].interval()
+        assert found[name].value == pytest.approx(expected[name].value)
+        assert found[name].interval == pytest.approx((max(0, low), high), abs=1e-12)
     ends = wilson(float(records.correct.mean()), 90)
-    low, high = interval(trusted, right - most, right - least)
-    capped = (low, min(high, ends[1]))  # Trust is never more than accuracy
-    assert found["trust"].interval == pytest.approx(capped, abs=1e-12)
     assert found["accuracy"].interval == pytest.approx(ends)
-    assert records.p_right is not None
-    least, most = naive_bounds(records, records.p_right, 5)
-    low, high = interval(found["ece_true"].value, least, most)
-    assert found["ece_true"].interval == pytest.approx((max(0, low), high), abs=1e-12)
+    low, high = expected["trust"].interval()
+    highest = spread.mean_spreads([records], "candidates", 5, DRAWS)["confidence"].high(0.005)
+    assert found["trust"].value == pytest.approx(expected["trust"].value)
+    capped = (low, min(high, ends[1], highest))  # ECE >= |mean confidence - accuracy|
+    assert found["trust"].interval == pytest.approx(capped, abs=1e-12)
 
 
 def test_differences_equal_a_naive_reference() -> None:
     ours, theirs = some(), some(sharpness=2.5, noise=0.5)
     found = differences([ours], [theirs], "candidates", 5, DRAWS)
-    assert tuple(sorted(found)) == tuple(sorted(KEYS))
-    sides = [naive_bounds(one, one.correct.astype(float), 5) for one in (ours, theirs)]
-    (least_a, most_a), (least_b, most_b) = sides
-    value = metrics.ece(ours.confidence, ours.correct, 5) - metrics.ece(
-        theirs.confidence, theirs.correct, 5
-    )
-    assert found["ece"].value == pytest.approx(value)
-    expected = interval(value, least_a - most_b, most_a - least_b)
-    assert found["ece"].interval == pytest.approx(expected, abs=1e-12)
-    shift = naive_accuracy(ours) - naive_accuracy(theirs)
-    gap = float(ours.correct.mean() - theirs.correct.mean())
-    assert found["accuracy"].interval == pytest.approx(interval(gap, shift, shift), abs=1e-12)
-    low, high = interval(gap - value, shift - (most_a - least_b), shift - (least_a - most_b))
-    assert found["trust"].interval == pytest.approx((low, high), abs=1e-12)
+    assert tuple(found) == KEYS
+    left, right = (naive(side, 5) | naive(side, 5, truth=True) for side in (ours, theirs))
+    for name in KEYS:
+        gap = left[name].minus(right[name])
+        assert found[name].value == pytest.approx(gap.value)
+        assert found[name].interval == pytest.approx(gap.interval(), abs=1e-12)
+
+
+def sharp(confidence: list[float], right: int) -> EvalRecords:
+    """Return binary questions, of which the first are answered correctly."""
+    rows = [[math.log(c), math.log(1 - c)] for c in confidence]
+    answers = [0 if i < right else 1 for i in range(len(rows))]
+    return EvalRecords.from_log_probs([f"q{i:04}" for i in range(len(rows))], answers, rows)
+
+
+def test_a_bin_without_errors_has_an_uncertain_accuracy() -> None:
+    records = sharp([0.97 + 0.0002 * i for i in range(100)], 100)
+    found = intervals([records], "candidates")
+    assert found["ece"].value == pytest.approx(0.02, abs=0.001)
+    low, high = found["ece"].interval  # one or two errors would be no surprise
+    assert low == 0.0 and high == pytest.approx(found["ece"].value, abs=0.002)
+    # of n right answers, the lower limit of the accuracy is 0.025 ** (1 / n) (Clopper and Pearson)
+    worst = 2 * 0.025 ** (1 / 100) - 0.98
+    assert found["trust"].interval.low == pytest.approx(worst, abs=0.01)
+
+
+def test_an_over_confident_model_without_errors_may_have_an_ece() -> None:
+    found = intervals([sharp([0.999] * 50, 50)], "candidates")
+    expected = 0.999 - 0.025 ** (1 / 50)
+    assert found["ece"].interval.high == pytest.approx(expected, abs=0.01)
+
+
+def test_models_without_errors_cannot_be_distinguished() -> None:
+    base = [0.97 + 0.0002 * i for i in range(100)]
+    found = differences([sharp([c + 0.004 for c in base], 100)], [sharp(base, 100)], "candidates")
+    assert found["ece"].value == pytest.approx(-0.004)
+    assert not any(gap.distinguishable for gap in found.values())
+
+
+def test_an_unclear_sign_of_a_gap_widens_trust() -> None:
+    """Under-confident by chance: Trust is the mean confidence, or 2 accuracy - confidence."""
+    n, right = 400, 212
+    confidences = [0.51 + 0.00005 * i for i in range(n)]  # mean 0.52, accuracy 0.53
+    trust = intervals([sharp(confidences, right)], "candidates")["trust"]
+    assert trust.value == pytest.approx(0.52, abs=1e-4)
+    error = math.sqrt(0.53 * 0.47 / n)
+    assert trust.interval.low == pytest.approx(2 * (0.53 - 1.96 * error) - 0.52, abs=0.01)
+    assert trust.interval.high == pytest.approx(0.52, abs=0.002)  # never above the confidence
+
+
+def test_known_probabilities_hide_no_outcomes() -> None:
+    """`ece_true` does not depend on luck: its interval is as narrow as the confidences allow."""
+    records = some(400)
+    assert records.p_right is not None
+    narrow, wide = (intervals([records], "candidates")[key].interval for key in ("ece_true", "ece"))
+    assert narrow == pytest.approx((0.0, 0.0), abs=1e-9) and wide.high > 0.02
 
 
 def test_swapping_the_sides_swaps_the_signs() -> None:
@@ -152,7 +252,8 @@ def test_the_order_of_questions_does_not_matter() -> None:
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = intervals([some()], "candidates", draws=50)
-    monkeypatch.setattr(uncertainty, "_CHUNK", 200)
+    monkeypatch.setattr(spread, "_CHUNK", 200)
+    spread._spreads.cache_clear()
     chunked = intervals([some()], "candidates", draws=50)
     for name, one in whole.items():
         assert chunked[name].interval == pytest.approx(one.interval, abs=1e-12)
@@ -244,3 +345,24 @@ def test_over_seeds_without_variance() -> None:
     assert not over_seeds([0.5, 0.6], [0.5, 0.6]).distinguishable
     with pytest.raises(ValueError, match="two or more seeds"):
         over_seeds([0.5], [0.4])
+
+
+def test_a_difference_has_the_p_value_of_its_interval() -> None:
+    """The p-value is below 0.05 if and only if the interval excludes zero."""
+    ours = some(300)
+    for scale in (1.05, 1.3, 1.6, 2.0, 3.0):
+        for gap in differences([ours], [some(300, scale, noise=0.3)], "candidates").values():
+            assert gap.p_value is not None
+            assert (gap.p_value < 0.05) == gap.distinguishable
+    same = differences([ours], [ours], "candidates")
+    assert {gap.p_value for gap in same.values()} == {1.0}
+    # a normal difference of 1 with the standard error 0.4
+    found = uncertainty._p_value(1.0, Interval(1 - 1.96 * 0.4, 1 + 1.96 * 0.4))
+    assert found == pytest.approx(0.01242, abs=1e-5)
+    assert uncertainty._p_value(-1.0, Interval(-9.0, -1 + 1.96 * 0.4)) == pytest.approx(found)
+
+
+def test_holm_corrects_for_the_number_of_tests() -> None:
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])  # Holm 1979: 3p, 2p, p
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([0.04]) == [0.04] and holm([]) == []

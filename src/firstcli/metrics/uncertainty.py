@@ -6,26 +6,28 @@ gaps, and unbiased where a bin's gap is clear. The intervals concern the ECE of 
 questions in the same bins and allow for both cases; `docs/metrics.md` gives the reasoning and the
 measured coverage.
 
-All computation is in float64. Shapes: N questions, B bins, D draws.
+All computation is in float64. Shapes: N questions.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
-from firstcli.api import BoolArray, FloatArray
-from firstcli.metrics.calibration import DRAWS, SEED, bin_index, wilson
+from firstcli.metrics.calibration import DRAWS, Z95, wilson
 from firstcli.metrics.records import Confidence, EvalRecords
+from firstcli.metrics.spread import Spread, by_id, mean_spreads
 from firstcli.metrics.summary import ROUNDING
 
+LEVEL = 0.05  # error of an interval and of a test
 MIN_QUESTIONS = 20  # resampling fewer questions is not informative
-_CLEAR_ERRORS = 2.0  # standard errors from which the sign of a bin's gap is clear
-_CHUNK = 2**21  # resampled questions held in memory
+_RANGES = {"accuracy": (0.0, 1.0), "ece": (0.0, 1.0), "trust": (-1.0, 1.0), "ece_true": (0.0, 1.0)}
+"""The metrics with intervals, and what they can be."""
+_CEILING_LEVEL = 0.005  # a second upper limit, so far out that it costs hardly any coverage
 
 
 class Interval(NamedTuple):
@@ -69,18 +71,21 @@ def intervals(
         bins: number of equal-width bins.
         draws: number of resamples.
     """
-    spreads = _mean_spreads(records, confidence, bins, draws)
-    limits = {"trust": (-1.0, 1.0)}
+    _check_same_questions(records)
+    n, spreads = len(records[0]), mean_spreads(records, confidence, bins, draws)
     estimates = {
-        name: Estimate(spread.value, spread.interval(*limits.get(name, (0.0, 1.0))))
-        for name, spread in spreads.items()
+        name: Estimate(spreads[name].value, _interval(spreads[name], n, *limits))
+        for name, limits in _RANGES.items()
+        if name in spreads
     }
     if "accuracy" in estimates:
         estimates["accuracy"] = _accuracy(records)
-    if "trust" in estimates:  # ECE is never negative, so Trust cannot exceed accuracy
-        trust, highest = estimates["trust"], estimates["accuracy"].interval.high
-        interval = Interval(trust.interval.low, min(trust.interval.high, highest))
-        estimates["trust"] = Estimate(trust.value, interval)
+    if "trust" in estimates:  # ECE is at least the distance of accuracy and mean confidence
+        trust, ceiling = estimates["trust"], estimates["accuracy"].interval.high
+        if n >= MIN_QUESTIONS:
+            ceiling = min(ceiling, spreads["confidence"].high(_CEILING_LEVEL))
+        low, high = trust.interval
+        estimates["trust"] = Estimate(trust.value, Interval(low, min(high, ceiling)))
     return estimates
 
 
@@ -104,9 +109,13 @@ def differences(
         draws: number of resamples.
     """
     _check_same_questions([*ours, *theirs])
-    left, right = (_mean_spreads(models, confidence, bins, draws) for models in (ours, theirs))
-    gaps = {name: left[name] - right[name] for name in left if name in right}
-    return {name: Difference(gap.value, gap.interval(-2.0, 2.0)) for name, gap in gaps.items()}
+    left, right = (mean_spreads(models, confidence, bins, draws) for models in (ours, theirs))
+    gaps = {name: left[name] - right[name] for name in _RANGES if name in left and name in right}
+    found = {}
+    for name, gap in gaps.items():
+        interval = _interval(gap, len(ours[0]), -2.0, 2.0)
+        found[name] = Difference(gap.value, interval, _p_value(gap.value, interval))
+    return found
 
 
 def over_seeds(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
@@ -130,107 +139,35 @@ def over_seeds(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     return Difference(mean, Interval(mean - half, mean + half), p_value)
 
 
-@dataclass(frozen=True, slots=True)
-class _Spread:
-    """A metric, and by how much it is larger in resamples of the questions.
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number (Holm 1979), in the same order.
 
-    The excess is known within bounds only: `least` holds if chance opens no gaps, `most` if it
-    opens as many as the data allow.
+    If those below 0.05 are taken as real, the chance of a single false one among them is 5 %.
     """
-
-    value: float
-    least: FloatArray  # (D,)
-    most: FloatArray  # (D,)
-    questions: int
-
-    def __sub__(self, other: _Spread) -> _Spread:
-        value, least, most = self.value - other.value, self.least, self.most
-        return _Spread(value, least - other.most, most - other.least, self.questions)
-
-    def interval(self, lowest: float, highest: float) -> Interval:
-        """Return the interval for infinitely many questions, clipped to the metric's range."""
-        if self.questions < MIN_QUESTIONS:
-            return Interval(lowest, highest)
-        low = self.value - float(np.quantile(self.most, 0.975))
-        high = self.value - float(np.quantile(self.least, 0.025))
-        return Interval(max(lowest, low), min(highest, high))
+    count, corrected, largest = len(p_values), [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(count), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (count - rank) * p_values[i]))
+        corrected[i] = largest
+    return corrected
 
 
-def _mean_spreads(
-    records: Sequence[EvalRecords], confidence: Confidence, bins: int, draws: int
-) -> dict[str, _Spread]:
-    _check_same_questions(records)
-    by_seed = [_spreads(r, confidence, bins, draws) for r in records]
-    means = {}
-    for name in by_seed[0]:
-        if all(name in spreads for spreads in by_seed):
-            value = float(np.mean([spreads[name].value for spreads in by_seed]))
-            least = np.mean([spreads[name].least for spreads in by_seed], axis=0)
-            most = np.mean([spreads[name].most for spreads in by_seed], axis=0)
-            means[name] = _Spread(value, least, most, len(records[0]))
-    return means
+def _interval(spread: Spread, questions: int, lowest: float, highest: float) -> Interval:
+    """Return the 95 % interval, clipped to the metric's range."""
+    if questions < MIN_QUESTIONS:
+        return Interval(lowest, highest)
+    return Interval(max(lowest, spread.low(LEVEL / 2)), min(highest, spread.high(LEVEL / 2)))
 
 
-@lru_cache(maxsize=128)  # a report compares each row with several baselines
-def _spreads(
-    records: EvalRecords, confidence: Confidence, bins: int, draws: int
-) -> dict[str, _Spread]:
-    if not records.answerable:
-        return {}
-    correct = _sorted(records, records.correct)
-    columns = {"accuracy": correct[:, None]}
-    if (shown := records.shown(confidence)) is not None:
-        shown = _sorted(records, shown)
-        columns["ece"] = _gaps(shown, correct, bins)
-        if (p_right := records.p_right) is not None:
-            columns["ece_true"] = _gaps(shown, _sorted(records, p_right), bins)
-    shifts = _resampled(np.hstack(list(columns.values())), draws)
-    first = shifts[:, 0]
-    spreads = {"accuracy": _Spread(float(np.mean(correct)), first, first, len(records))}
-    for i, name in enumerate(list(columns)[1:]):
-        noise = shifts[:, 1 + i * bins : 1 + (i + 1) * bins]  # (D, B)
-        spreads[name] = _ece_spread(columns[name], noise)
-    if "ece" in spreads:
-        spreads["trust"] = spreads["accuracy"] - spreads["ece"]
-    return spreads
+def _p_value(value: float, interval: Interval) -> float:
+    """Return the p-value of a difference from its interval (Altman and Bland 2011).
 
-
-def _gaps(confidence: FloatArray, outcome: FloatArray, bins: int) -> FloatArray:
-    """Return confidence minus outcome in the column of each question's bin, (N, B)."""
-    gaps = np.zeros((len(confidence), bins))
-    gaps[np.arange(len(confidence)), bin_index(confidence, bins)] = confidence - outcome
-    return gaps
-
-
-def _ece_spread(question_gaps: FloatArray, noise: FloatArray) -> _Spread:
-    """Bound the increase of an ECE by resampling.
-
-    A resample adds `noise`, (D, B), to the gap of each bin, the mean of a column of
-    `question_gaps`, (N, B). If the gap is clear, its size grows as often as it shrinks; if the bin
-    may be calibrated, any noise makes the gap larger.
+    It is below 0.05 if the interval excludes zero. The limit towards zero counts, and is taken as a
+    normal one: draws alone cannot tell the small p-values that a correction needs.
     """
-    n, gaps = len(question_gaps), question_gaps.mean(axis=0)  # (B,)
-    error = np.sqrt(np.maximum((question_gaps**2).mean(axis=0) - gaps**2, 0.0) / n)
-    clear = np.where(np.abs(gaps) > _CLEAR_ERRORS * error, gaps, 0.0)
-    most = (np.abs(clear + noise) - np.abs(clear)).sum(axis=1)
-    return _Spread(float(np.abs(gaps).sum()), noise @ np.sign(gaps), most, n)
-
-
-def _resampled(columns: FloatArray, draws: int) -> FloatArray:
-    """Return the column means of resampled rows minus the column means of all rows, (D, K).
-
-    The same number of rows gives the same resamples.
-    """
-    n = len(columns)
-    random = np.random.default_rng(SEED)
-    step = max(1, _CHUNK // n)
-    means: list[FloatArray] = []
-    for first in range(0, draws, step):
-        rows = min(step, draws - first)
-        picked = random.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
-        times = np.bincount(picked.ravel(), minlength=rows * n).reshape(rows, n)
-        means.append(times.astype(np.float64) @ columns / n)
-    return np.asarray(np.concatenate(means) - columns.mean(axis=0))
+    half = value - interval.low if value > 0 else interval.high - value
+    if half <= ROUNDING:
+        return float(abs(value) <= ROUNDING)
+    return math.erfc(Z95 * abs(value) / half / math.sqrt(2))
 
 
 def _accuracy(records: Sequence[EvalRecords]) -> Estimate:
@@ -239,16 +176,10 @@ def _accuracy(records: Sequence[EvalRecords]) -> Estimate:
     Over several seeds, the effective number of questions depends on how far the seeds agree (Kish
     1965).
     """
-    shares = np.mean([_sorted(r, r.correct) for r in records], axis=0)  # (N,), over the seeds
+    shares = np.mean([by_id(r, r.correct) for r in records], axis=0)  # (N,), over the seeds
     mean, spread = float(np.mean(shares)), float(np.var(shares))
     n = len(shares) * (mean * (1 - mean) / spread if spread > 0 else 1.0)
     return Estimate(mean, Interval(*wilson(mean, n)))
-
-
-def _sorted(records: EvalRecords, values: FloatArray | BoolArray) -> FloatArray:
-    """Return the values sorted by question id, so that the order of questions does not matter."""
-    order = sorted(range(len(records)), key=lambda i: records.ids[i])
-    return np.asarray(values, dtype=np.float64)[order]
 
 
 def _check_same_questions(records: Sequence[EvalRecords]) -> None:

@@ -129,6 +129,9 @@ class MetricsSettings(RecipeSection):
     candidates: Literal["first-token", "whole"] = "first-token"
     """What is scored of each candidate: the first token in which the candidates differ
     (`first-token`), or all its tokens (`whole`), as in lm-evaluation-harness."""
+    correction: Literal["none", "holm"] = "none"
+    """How the marks of the report allow for the number of its tests: not at all, or so that all
+    true differences of zero stay unmarked with a probability of 95 % (`holm`)."""
 
     @property
     def definition(self) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean, stdev
 from typing import NamedTuple
 
 from firstcli.api import JSON, Curve, FloatArray, Sample
-from firstcli.metrics import EvalMetrics, summarize, uncertainty
+from firstcli.metrics import METRICS, EvalMetrics, summarize, uncertainty
 from firstcli.metrics.groups import GroupScores, group_scores
 from firstcli.metrics.records import EvalRecords
 from firstcli.metrics.uncertainty import Difference, Estimate
@@ -24,6 +24,16 @@ ALL_FIGURES = 40
 """Number of rows times evaluations up to which every evaluation has figures."""
 FIRST_FIGURES = 16
 """Beyond it, the number of rows times evaluations with figures; they take 40 kB and .2 s each."""
+COMPARED = ("ece", "accuracy", "trust", "ece_true")
+"""Metrics with intervals, whose differences can therefore be assessed."""
+
+
+class ComparisonTest(NamedTuple):
+    """The question whether two rows differ in a metric."""
+
+    evaluation: str
+    rows: frozenset[str]
+    metric: str
 
 
 class TeacherPart(NamedTuple):
@@ -69,6 +79,12 @@ class Compared:
     def distinguishable(self) -> bool:
         """Whether neither the choice of questions nor the seeds explain the difference."""
         return self.questions.distinguishable and (not self.seeds or self.seeds.distinguishable)
+
+    @property
+    def p_value(self) -> float:
+        """The p-value that neither questions nor seeds explain the difference."""
+        tests = (self.questions, *((self.seeds,) if self.seeds else ()))
+        return max(1.0 if test.p_value is None else test.p_value for test in tests)
 
 
 @dataclass(frozen=True)
@@ -254,3 +270,58 @@ class ReportData:
             seeds = uncertainty.over_seeds(*values) if len(values[0]) > 1 else None
             compared[key] = Compared(difference, seeds)
         return compared
+
+    def best(self, evaluation: str, key: str) -> str | None:
+        """Return the student with the best mean of a metric; None if fewer than two have one."""
+        means = {row: self.mean(evaluation, row, key) for row in self.students}
+        values = {row: mean for row, mean in means.items() if mean is not None}
+        if key not in COMPARED or len(values) < 2:
+            return None
+        choose = min if METRICS[key].better == "lower" else max
+        return choose(values, key=lambda row: values[row])
+
+    @cached_property
+    def p_values(self) -> dict[ComparisonTest, float]:
+        """The p-value of each test of the report, corrected as the recipe says."""
+        found = {
+            ComparisonTest(evaluation, frozenset((ours, theirs)), key): compared.p_value
+            for evaluation, ours, theirs, keys in self._compared_rows()
+            for key, compared in self.compared(evaluation, ours, theirs).items()
+            if key in keys
+        }
+        if self.settings.correction == "none":
+            return found
+        return dict(zip(found, uncertainty.holm(list(found.values())), strict=True))
+
+    def _compared_rows(self) -> Iterator[tuple[str, str, str, Sequence[str]]]:
+        """Yield each evaluation, pair of rows and the metrics in which the report tests them."""
+        for evaluation in self.judged:
+            for theirs in (row for row in BASELINES if row in self.rows):
+                yield from ((evaluation, o, theirs, COMPARED) for o in self.students if o != theirs)
+            for key in COMPARED:
+                if best := self.best(evaluation, key):
+                    rows = (row for row in self.students if row != best)
+                    yield from ((evaluation, row, best, (key,)) for row in rows)
+
+    def distinguishable(self, evaluation: str, ours: str, theirs: str, key: str) -> bool:
+        """Return whether two rows differ in a metric, after the recipe's correction."""
+        compared = self.compared(evaluation, ours, theirs).get(key)
+        test = ComparisonTest(evaluation, frozenset((ours, theirs)), key)
+        return (
+            compared is not None
+            and compared.distinguishable
+            and self.p_values[test] < uncertainty.LEVEL
+        )
+
+    @property
+    def tests(self) -> str:
+        """The number of tests behind the marks, and whether they are corrected, in words."""
+        count = len(self.p_values)
+        if not count:
+            return "no tests"
+        if self.settings.correction == "holm":
+            return f"marks are Holm-corrected for {count} tests"
+        return (
+            f"marks come from {count} tests at the 95 % level without correction: about "
+            f"{uncertainty.LEVEL * count:.2g} false ones are expected if no models differ"
+        )

@@ -13,11 +13,10 @@ from statistics import fmean
 from firstcli.api import JSON
 from firstcli.metrics import METRICS, reliability_bins
 from firstcli.reporting import groups
-from firstcli.reporting.data import BASELINES, ReportData
+from firstcli.reporting.data import BASELINES, COMPARED, ComparisonTest, ReportData
 from firstcli.reporting.groups import group_tables
 from firstcli.reporting.style import Numbers
 from firstcli.reporting.table import (
-    COMPARED,
     best_keys,
     difference_tables,
     full_tables,
@@ -116,6 +115,8 @@ def to_json(data: ReportData, figures: Mapping[str, Numbers] | None = None) -> s
         "confidence": data.settings.confidence,
         "bins": data.settings.bins,
         "unit": "fraction",
+        "tests": len(data.p_values),
+        "correction": data.settings.correction,
         "seeds": list(data.seeds),
         "rows": [
             _json_row(data, evaluation, row, models)
@@ -160,7 +161,11 @@ def _json_difference(data: ReportData, evaluation: str, ours: str, theirs: str) 
             "interval": list(compared.questions.interval),
             "seeds_interval": list(compared.seeds.interval) if compared.seeds else None,
             "seeds_p_value": compared.seeds.p_value if compared.seeds else None,
-            "distinguishable": compared.distinguishable,
+            "p_value": compared.p_value,
+            "corrected_p_value": data.p_values[
+                ComparisonTest(evaluation, frozenset((ours, theirs)), key)
+            ],
+            "distinguishable": data.distinguishable(evaluation, ours, theirs, key),
         }
         for key, compared in data.compared(evaluation, ours, theirs).items()
     }

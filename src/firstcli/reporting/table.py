@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from firstcli.metrics import METRICS, Metric
 from firstcli.metrics.summary import DASH, ROUNDING
 from firstcli.metrics.uncertainty import Interval
 from firstcli.reporting import groups as by_group
-from firstcli.reporting.data import BASELINES, Compared, ReportData
+from firstcli.reporting.data import BASELINES, COMPARED, ReportData
 from firstcli.reporting.terminal import INDISTINCT, Cell, Group, ReportRow, Table
 
 _DELTAS = ("first", "fine-tune")  # the paper's last row is the former minus the latter
@@ -31,8 +31,6 @@ FAMILIES = {
     "Counts": ("n", "candidate_mass", "chance", "ties", "nll_floored", "bins_used"),
 }
 """The metrics of the full tables, by column group."""
-COMPARED = ("ece", "accuracy", "trust", "ece_true")
-"""Metrics with intervals, whose differences can therefore be assessed."""
 
 
 def paper_table(data: ReportData) -> Table:
@@ -43,7 +41,8 @@ def paper_table(data: ReportData) -> Table:
     if any(data.compared(evaluation, ours, theirs) for evaluation in data.judged):
         rows.append(_difference_row(data, ours, theirs, groups, f"{ours} to {theirs}"))
     seeds = "; ± standard deviation over seeds" if data.several_seeds else ""
-    caption = f"{data.definition}; in percent, with 95 % intervals over questions{seeds}"
+    intervals = f"in percent, with 95 % intervals over questions{seeds}"
+    caption = f"{data.definition}; {intervals}; {data.tests}"
     legend = _legend(data, rows[-1].kind == "difference")
     return Table(f"Results of {data.run}", caption, legend, groups, tuple(rows))
 
@@ -56,7 +55,7 @@ def difference_tables(data: ReportData) -> list[Table]:
     return [
         Table(
             f"Each student minus {theirs}",
-            f"{data.definition}; percentage points, with paired 95 % intervals",
+            f"{data.definition}; percentage points, with paired 95 % intervals; {data.tests}",
             "distinguishable from zero",
             groups,
             tuple(
@@ -98,17 +97,17 @@ def best_students(data: ReportData, evaluation: str, metric: Metric) -> frozense
 
     The result is empty with fewer than two students or for a metric without intervals.
     """
+    best = data.best(evaluation, metric.name)
+    if best is None:
+        return frozenset()
     means = {row: data.mean(evaluation, row, metric.name) for row in data.students}
     values = {row: mean for row, mean in means.items() if mean is not None}
-    if metric.name not in COMPARED or len(values) < 2:
-        return frozenset()
-    best = (min if metric.better == "lower" else max)(values, key=lambda row: values[row])
 
     def alike(row: str) -> bool:
         if abs(values[row] - values[best]) <= ROUNDING:
             return True
-        compared = data.compared(evaluation, row, best).get(metric.name)
-        return compared is not None and not compared.distinguishable
+        known = metric.name in data.compared(evaluation, row, best)
+        return known and not data.distinguishable(evaluation, row, best, metric.name)
 
     return frozenset(filter(alike, values))
 
@@ -214,7 +213,7 @@ def _difference_row(
         tuple(
             by_group.difference_cell(data, group.evaluation, ours, theirs, METRICS[m])
             if group.average == "macro"
-            else _difference_cell(data.compared(group.evaluation, ours, theirs), METRICS[m])
+            else _difference_cell(data, group.evaluation, ours, theirs, METRICS[m])
             for m in group.metrics
         )
         for group in groups
@@ -222,18 +221,21 @@ def _difference_row(
     return ReportRow(name, "difference", cells)
 
 
-def _difference_cell(compared: Mapping[str, Compared], metric: Metric) -> Cell:
-    difference = compared.get(metric.name)
+def _difference_cell(
+    data: ReportData, evaluation: str, ours: str, theirs: str, metric: Metric
+) -> Cell:
+    difference = data.compared(evaluation, ours, theirs).get(metric.name)
     if difference is None:
         return Cell(DASH)
     value = difference.questions.value
     better = (value > 0) == (metric.better == "higher")
-    verdict = ("better" if better else "worse") if difference.distinguishable else INDISTINCT
+    marked = data.distinguishable(evaluation, ours, theirs, metric.name)
+    verdict = ("better" if better else "worse") if marked else INDISTINCT
     p_value = difference.seeds.p_value if difference.seeds else None
     seeds = () if p_value is None else (f"seeds {p_text(p_value)}",)
     return Cell(
         text=metric.text(value, signed=True),
-        marked=difference.distinguishable,
+        marked=marked,
         interval=range_text(metric, difference.questions.interval, signed=True),
         aside=(*seeds, verdict),
     )

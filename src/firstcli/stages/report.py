@@ -56,7 +56,7 @@ class Report(Stage):
 
     name = "report"
     help = "Run everything and write the table, the figures and one HTML page."
-    format = 4  # macro averages; figures of the first evaluations only
+    format = 4  # macro averages; intervals allow for unseen outcomes; tests are counted
     uses_models = False
     checks = (checks.UNPINNED,)
 
