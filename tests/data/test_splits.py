@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from firstcli.api import Sample
 from firstcli.data import splits
+from firstcli.data.samples import Samples
 from firstcli.errors import UserError
 
 
@@ -121,3 +123,14 @@ def test_the_digest_covers_all_fields_and_the_order() -> None:
     lists = [[base, other], [other, base], [base], *([one, other] for one in changed)]
     assert len({splits.content_digest(samples) for samples in lists}) == len(lists)
     assert splits.content_digest([base, other]) == splits.content_digest([base, other])
+
+
+def test_the_digest_of_samples_in_a_spool_is_that_of_a_list(tmp_path: Path) -> None:
+    """The spool's bytes are digested as they are, without decoding the samples."""
+    samples = [
+        Sample.question(f"Wo? {i} \u2028é", ["ja", "nein"], i % 2, id=str(i), truth=[0.1, 0.9])
+        for i in range(5)
+    ]
+    spooled = Samples(samples, tmp_path)
+    assert splits.content_digest(spooled) == splits.content_digest(samples)
+    assert splits.content_digest(spooled[1:4]) == splits.content_digest(samples[1:4])

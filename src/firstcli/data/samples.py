@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from firstcli.api import Sample
-from firstcli.data.sequences import LazySequence
+from firstcli.data.sequences import LazySequence, Selected
 from firstcli.data.spool import Spool
 
 _DECODER = json.JSONDecoder()
@@ -25,12 +25,27 @@ class Samples(LazySequence[Sample]):
             self._spool.append(to_json(sample))
         self.indices = np.arange(len(self._spool), dtype=np.int32)
 
+    def content(self, number: int) -> bytes:
+        """Return a sample as `to_json` has written it."""
+        return self._spool[number]
+
     def _item(self, number: int) -> Sample:
         # `json.loads` would first guess the encoding, which takes as long as decoding.
         fields = _DECODER.decode(self._spool[number].decode("ascii"))
         id, prompt, response, candidates, answer, truth, *group = fields
         truth = None if truth is None else tuple(truth)
         return Sample(prompt, response, id, tuple(candidates), answer, truth, *group)
+
+
+def as_json(samples: Iterable[Sample]) -> Iterator[bytes]:
+    """Yield each sample as `to_json` does, without decoding samples that are held in a spool."""
+    if isinstance(samples, Samples):
+        yield from map(samples.content, samples.indices.tolist())
+    elif isinstance(samples, Selected) and isinstance(samples.items, Samples):
+        whole = samples.items
+        yield from (whole.content(whole.indices[i]) for i in samples.indices.tolist())
+    else:
+        yield from map(to_json, samples)
 
 
 def to_json(sample: Sample) -> bytes:

@@ -39,8 +39,8 @@ class Selected(LazySequence[T]):
     """Some items of a sequence, in any order."""
 
     def __init__(self, items: Sequence[T], indices: npt.NDArray[np.integer]) -> None:
-        self._items = items
+        self.items = items
         self.indices = indices
 
     def _item(self, number: int) -> T:
-        return self._items[number]
+        return self.items[number]

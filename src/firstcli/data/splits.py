@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firstcli.api import Sample
-from firstcli.data.samples import to_json
+from firstcli.data.samples import as_json
 from firstcli.data.sequences import Selected
 from firstcli.errors import UserError, shortened
 
@@ -25,9 +25,15 @@ def with_ids(samples: Sequence[Sample], where: str) -> Iterator[Sample]:
     Raises:
         UserError: two samples of `where` have the same given id.
     """
-    _refuse_repeated_ids(samples, where)
-    # Only keys that occur more than once are counted, to keep the counter small.
-    often = _repeated(_key(sample) for sample in samples if sample.id is None)
+    # One pass gives the digests of given ids and of the other samples' keys. Only those that occur
+    # more than once are counted, to keep the counters small.
+    is_given = np.zeros(len(samples), bool)
+    digests = np.zeros(len(samples), np.uint64)
+    for i, sample in enumerate(samples):
+        is_given[i] = sample.id is not None
+        digests[i] = short_digest(_key(sample) if sample.id is None else sample.id)
+    _refuse_repeated_ids(samples, _repeated(digests[is_given]), where)
+    often = _repeated(digests[~is_given])
     seen: Counter[str] = Counter()
     for sample in samples:
         if sample.id is None:
@@ -43,8 +49,7 @@ def _key(sample: Sample) -> str:
     return _digest(sample.prompt, sample.response)[:12]
 
 
-def _refuse_repeated_ids(samples: Sequence[Sample], where: str) -> None:
-    often = _repeated(sample.id for sample in samples if sample.id is not None)
+def _refuse_repeated_ids(samples: Sequence[Sample], often: frozenset[int], where: str) -> None:
     if not often:
         return
     ids = (sample.id for sample in samples if sample.id is not None)
@@ -96,8 +101,8 @@ def overlap(trained: npt.NDArray[np.uint64], evaluation: Iterable[Sample]) -> in
 def content_digest(samples: Iterable[Sample]) -> str:
     """Return the SHA-256 of all fields of all samples, in order."""
     digest = hashlib.sha256()
-    for sample in samples:
-        digest.update(to_json(sample))
+    for content in as_json(samples):
+        digest.update(content)
     return digest.hexdigest()
 
 
@@ -115,7 +120,7 @@ def _digests(texts: Iterable[str]) -> npt.NDArray[np.uint64]:
     return np.fromiter(map(short_digest, texts), np.uint64)
 
 
-def _repeated(texts: Iterable[str]) -> frozenset[int]:
-    """Return the digests of the texts that occur more than once."""
-    values, counts = np.unique(_digests(texts), return_counts=True)
+def _repeated(digests: npt.NDArray[np.uint64]) -> frozenset[int]:
+    """Return the digests that occur more than once."""
+    values, counts = np.unique(digests, return_counts=True)
     return frozenset(values[counts > 1].tolist())

@@ -194,7 +194,9 @@ class _Binned:
             missing = np.sqrt(np.maximum(self._null - self._variance, 0.0))
             noise = noise + missing * self._unseen.normal
         unclear = np.abs(self._gap) - np.abs(noise)
-        return np.where(self._clear, np.abs(self._drawn), unclear).sum(axis=1)
+        gaps: FloatArray = np.where(self._clear, np.abs(self._drawn), unclear)
+        least: FloatArray = gaps.sum(axis=1)
+        return least
 
     def _widest_trust(self, accuracy: FloatArray) -> FloatArray:
         """Return the signs of the lowest limit of Trust, (B,), by a normal approximation.
@@ -218,10 +220,10 @@ class _Binned:
         """Return the gap of one more question in each bin, answered right or wrong, (B,)."""
         return self._confidence - right
 
-    def _one_more_low(self, draws: FloatArray, value: float) -> FloatArray:
+    def _one_more_low(self, draws: FloatArray, value: float | FloatArray) -> FloatArray:
         return draws if self._unseen is None else _mixed(draws, value, self._unseen.low)
 
-    def _one_more_high(self, draws: FloatArray, value: float) -> FloatArray:
+    def _one_more_high(self, draws: FloatArray, value: float | FloatArray) -> FloatArray:
         return draws if self._unseen is None else _mixed(draws, value, self._unseen.high)
 
 
@@ -230,7 +232,7 @@ def _accuracy(right: FloatArray, drawn: FloatArray, unseen: _Unseen) -> Spread:
     return Spread(float(np.mean(right)), low[None], high[None])
 
 
-def _mixed(draws: FloatArray, value: float, weight: FloatArray) -> FloatArray:
+def _mixed(draws: FloatArray, value: float | FloatArray, weight: FloatArray) -> FloatArray:
     """Return the draws with one more question of this value, (D,)."""
     return draws + weight * (value - draws)
 
