@@ -84,9 +84,10 @@ class Calibrate(Stage):
 
         arm = run.recipe.arms[unit.arm]
         assert arm.recalibrator
-        samples = inputs.training_rows(run, "teacher", "validation")
-        rows = soft_targets.count_recalibrated(arm, samples)
-        arm.recalibrator.build().check(arm.top_k or run.recipe.knowledge.top_k, rows)
+        if run.training.validation:  # otherwise, the extraction says what to do
+            samples = inputs.training_rows(run, "teacher", "validation")
+            rows = soft_targets.count_recalibrated(arm, samples)
+            arm.recalibrator.build().check(arm.top_k or run.recipe.knowledge.top_k, rows)
         return f"{arm.recalibrator.name} on {len(run.training.validation)} validation samples"
 
     def work(self, run: Run, unit: Unit, folder: Path) -> CalibrationFacts:
