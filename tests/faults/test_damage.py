@@ -222,9 +222,12 @@ def test_knowledge_that_a_newer_version_made_is_not_overwritten(
         patch.setattr(EXTRACT, "format", EXTRACT.format + 1)
         assert first("extract", *options).code == 0
     before = command_line.contents(run / "knowledge")
-    message = ("knowledge/train: made by a newer firstcli", "upgrade firstcli", "--force")
-    first("extract", *options).mistake(*message)
-    first("distill", *options).mistake(*message)
+    for command in ("extract", "distill"):
+        result = first(command, *options)
+        assert result.code == 2 and len(result.errors) == 2
+        for part, message in zip(("train", "validation"), result.errors, strict=True):
+            assert f"knowledge/{part}: made by a newer firstcli" in message
+            assert "upgrade firstcli" in message and "--force" in message
     assert command_line.contents(run / "knowledge") == before
     assert first("extract", *options, "--force").code == 0
 

@@ -237,7 +237,7 @@ def test_a_limit_uses_the_first_rows_and_says_so(finished: Finished, tmp_path: P
     assert result.code == 0, result.err
     assert "train.task: only the first 60 rows of split 'train' are used (limit)" in result.err
     assert "evaluate 'known-world': only the first 5 rows of split 'test'" in result.err
-    assert "evaluate 'shifted'" not in result.err
+    assert "evaluate 'shifted': only" not in result.err
     first("plan", finished.recipe, "--set", "train.limit=0").mistake("train.limit")
 
 

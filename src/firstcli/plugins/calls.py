@@ -266,7 +266,7 @@ class CheckedTask(Task[Any]):
             found = type(loaded).__name__
             raise UserError(f"{self._plugin.title}: `load` returned a {found}, expected a Split")
         where = f"{self._plugin.title}: split '{split}'"
-        return Split(checked_samples(self._each(loaded, split), where), loaded.dropped)
+        return replace(loaded, samples=checked_samples(self._each(loaded, split), where))
 
     def _each(self, loaded: Split, split: str) -> Iterator[object]:
         with explained(self._plugin, f"`load('{split}')`", passing=OSError):

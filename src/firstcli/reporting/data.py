@@ -304,7 +304,14 @@ class ReportData:
                     yield from ((evaluation, row, best, (key,)) for row in rows)
 
     def distinguishable(self, evaluation: str, ours: str, theirs: str, key: str) -> bool:
-        """Return whether two rows differ in a metric, after the recipe's correction."""
+        """Return whether two rows differ in a metric, after the recipe's correction.
+
+        Args:
+            evaluation: the evaluation's name.
+            ours: one row.
+            theirs: the other row.
+            key: the metric.
+        """
         compared = self.compared(evaluation, ours, theirs).get(key)
         test = ComparisonTest(evaluation, frozenset((ours, theirs)), key)
         return (
