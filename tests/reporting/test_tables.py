@@ -164,6 +164,49 @@ def test_a_difference_that_seeds_explain_is_not_marked() -> None:
     assert not cell.marked and cell.aside[-1] == INDISTINCT
 
 
+def test_the_table_states_how_many_tests_the_marks_come_from() -> None:
+    data = report()
+    # csqa: 6 pairs of its 4 students x 3 metrics; world: first - fine-tune x 4 metrics
+    assert len(data.p_values) == 6 * 3 + 4
+    for table in (paper_table(data), *difference_tables(data)):
+        assert "22 tests at the 95 % level without correction: about 1.1 false" in table.caption
+    corrected = report(settings=MetricsSettings(correction="holm"))
+    assert "Holm-corrected for 22 tests" in paper_table(corrected).caption
+    content = json.loads(to_json(corrected))
+    assert (content["tests"], content["correction"]) == (22, "holm")
+    alone = report(members={"teacher": ("teacher",), "first": ("first",)})
+    assert "no tests" in paper_table(alone).caption
+
+
+def test_holm_unmarks_differences_that_the_number_of_tests_explains() -> None:
+    members = {row: (row,) for row in ("fine-tune", *"abcdef")}
+    right = (150, 158, 150, 150, 150, 150, 150)  # `a` is right 8 times more often: p = .005
+    records = {("csqa", row): answers(0.75, k) for row, k in zip(members, right, strict=True)}
+    plain, corrected = (
+        report(
+            members=members,
+            evaluations=["csqa"],
+            records=records,
+            settings=MetricsSettings.model_validate({"correction": kind}),
+        )
+        for kind in ("none", "holm")
+    )
+    gap = plain.compared("csqa", "a", "fine-tune")["accuracy"]
+    assert 0.05 / len(plain.p_values) < gap.p_value < 0.05
+    assert plain.distinguishable("csqa", "a", "fine-tune", "accuracy")
+    assert not corrected.distinguishable("csqa", "a", "fine-tune", "accuracy")
+    assert plain.estimates("csqa", "a") == corrected.estimates("csqa", "a")
+    marks = [cells(difference_tables(data)[0], "a")[1] for data in (plain, corrected)]
+    assert [cell.marked for cell in marks] == [True, False]
+    assert [cell.aside for cell in marks] == [("better",), (INDISTINCT,)]
+    assert marks[0].interval == marks[1].interval  # intervals stay those of one comparison
+    best = [shown(paper_table(data))["b"][1] for data in (plain, corrected)]
+    assert best == ["75.0", "75.0*"]  # no longer distinguishable from the best, 79.0
+    difference = json.loads(to_json(corrected))["differences"][0]["accuracy"]
+    assert not difference["distinguishable"]
+    assert difference["p_value"] < 0.05 < difference["corrected_p_value"]
+
+
 def test_rows_that_answered_different_questions_are_not_compared() -> None:
     data = report()
     records = dict(data.records)
@@ -228,7 +271,7 @@ def test_the_terminal_shows_all_of_a_table_at_any_width(width: int) -> None:
     text = terminal(report(), width)
     assert "…" not in text and "\x1b" not in text
     assert all(len(line) <= width for line in text.splitlines())
-    for value in ("80.0*", "+30.0", "-12.0", "0.648", "–", "[-15.0,", "distinguishable "):
+    for value in ("80.0*", "+30.0", "-12.0", "0.648", "–", "[-32.3,", "distinguishable "):
         assert value in text
     assert "* the best student" in " ".join(text.split())
 

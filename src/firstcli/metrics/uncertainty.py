@@ -24,7 +24,7 @@ from firstcli.metrics.spread import Spread, by_id, mean_spreads
 from firstcli.metrics.summary import ROUNDING
 
 LEVEL = 0.05  # error of an interval and of a test
-MIN_QUESTIONS = 20  # resampling fewer questions is not informative
+MIN_QUESTIONS = 20  # fewer are not informative
 _RANGES = {"accuracy": (0.0, 1.0), "ece": (0.0, 1.0), "trust": (-1.0, 1.0), "ece_true": (0.0, 1.0)}
 """The metrics with intervals, and what they can be."""
 _CEILING_LEVEL = 0.005  # a second upper limit, so far out that it costs hardly any coverage
@@ -69,7 +69,7 @@ def intervals(
             are means over the seeds.
         confidence: the confidence that is evaluated.
         bins: number of equal-width bins.
-        draws: number of resamples.
+        draws: number of draws.
     """
     _check_same_questions(records)
     n, spreads = len(records[0]), mean_spreads(records, confidence, bins, draws)
@@ -98,7 +98,7 @@ def differences(
 ) -> dict[str, Difference]:
     """Return ours minus theirs for the metrics of `intervals` that both have.
 
-    Each resample takes the same questions from all records, so that the difficulty of questions
+    Each draw weights the questions alike in all records, so that the difficulty of questions
     cancels.
 
     Args:
@@ -106,7 +106,7 @@ def differences(
         theirs: the other model's records of the same questions.
         confidence: the confidence that is evaluated.
         bins: number of equal-width bins.
-        draws: number of resamples.
+        draws: number of draws.
     """
     _check_same_questions([*ours, *theirs])
     left, right = (mean_spreads(models, confidence, bins, draws) for models in (ours, theirs))
