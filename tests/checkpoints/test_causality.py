@@ -23,15 +23,9 @@ from transformers import (
 from conftest import MakeLlama
 from firstcli.checkpoints import causality
 from firstcli.models import inference
+from support.checkpoints import SHAPE
 
-V = 40
-SHAPE: dict[str, Any] = {
-    "vocab_size": V,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
+V = SHAPE["vocab_size"]
 SOUND: dict[str, PreTrainedConfig] = {
     "bart": BartConfig(vocab_size=V, d_model=16, decoder_layers=1, decoder_attention_heads=2),
     "bert": BertConfig(**SHAPE, is_decoder=True),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +25,8 @@ from firstcli.checkpoints.loading import load_complete
 from firstcli.errors import UserError
 from firstcli.families.causal_lm import CausalLM, CausalLMOptions
 from firstcli.families.scratch import Scratch, ScratchOptions
+from support import checkpoints
+from support.checkpoints import edit
 
 Weights = dict[str, Tensor]
 
@@ -34,12 +35,6 @@ Weights = dict[str, Tensor]
 def copy(tmp_path: Path, pico_folder: Path) -> Path:
     """A sound checkpoint that a test may change."""
     return Path(shutil.copytree(pico_folder, tmp_path / "copy"))
-
-
-def edit(folder: Path, **values: Any) -> None:
-    """Change some fields of a configuration."""
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def store(folder: Path, change: Callable[[Weights], Weights]) -> None:
@@ -101,15 +96,7 @@ def test_everything_at_once(copy: Path) -> None:
 
 def test_another_number_of_experts(tmp_path: Path) -> None:
     """Stored apart, the experts of a layer are merged into one weight when they are loaded."""
-    config = MixtralConfig(
-        vocab_size=40,
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        num_local_experts=4,
-    )
+    config = MixtralConfig(**checkpoints.SHAPE, num_key_value_heads=1, num_local_experts=4)
     load_complete(saved(tmp_path, config))
     edit(tmp_path, num_local_experts=2)
     refused(tmp_path, "different shape", "'model.layers.0.mlp.experts.down_proj'")

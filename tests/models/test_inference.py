@@ -30,14 +30,11 @@ from conftest import MakeLlama
 from firstcli.errors import UserError
 from firstcli.families.causal_lm import CausalLM, CausalLMOptions
 from firstcli.models import inference, readout
+from support import checkpoints
 
 V = 60
-SHAPE: dict[str, Any] = {
+SHAPE: dict[str, Any] = checkpoints.SHAPE | {
     "vocab_size": V,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
     "max_position_embeddings": 64,
     "pad_token_id": None,
     "bos_token_id": None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from firstcli.api import ModelRef
 from firstcli.models import inference
 from firstcli.stages import inputs, weights
 from support import command_line
+from support.checkpoints import edit
 from support.command_line import Result, first
 
 pytest_plugins = ["support.finished_runs"]
@@ -27,11 +27,6 @@ Change = Callable[[Path], object]
 def student(tmp_path: Path, pico_folder: Path) -> Path:
     """A sound checkpoint that a test may change."""
     return Path(shutil.copytree(pico_folder, tmp_path / "student"))
-
-
-def edit(folder: Path, **values: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def write_recipe(folder: Path, teacher: Path, student: Path, **teacher_section: Any) -> Path:

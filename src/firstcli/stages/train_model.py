@@ -23,6 +23,7 @@ from firstcli.workspace.units import Role, Unit
 
 FULL_ADAM = ("adamw_torch", "adamw_torch_fused")
 """Optimizers that keep two moments per weight in the dtype of the weights."""
+_NO_MEMORY = "out of memory with micro_batch_size {}"
 
 
 def check(run: Run, unit: Unit) -> str:
@@ -112,19 +113,14 @@ def train(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            problem = f"out of memory with micro_batch_size {micro}"
-            if micro == 1:
-                raise UserError(
-                    f"{problem}; free memory, set trainer.activation_checkpointing: true, or leave "
-                    "out long samples"
-                ) from error
-            if distributed.count() > 1:  # one of several processes cannot halve its share alone
-                raise UserError(f"{problem}; set micro_batch_size: {_half(micro)}") from error
+            half = _halved(micro)
         # Outside the except block the error no longer holds on to the trainer's tensors.
         del model
         free_memory()
-        run.console.warn(f"{title}: {problem}; resuming with micro_batch_size {_half(micro)}")
-        settings = settings.model_copy(update={"micro_batch_size": _half(micro)})
+        run.console.warn(
+            f"{title}: {_NO_MEMORY.format(micro)}; resuming with micro_batch_size {half}"
+        )
+        settings = settings.model_copy(update={"micro_batch_size": half})
     if distributed.is_first():
         model.save_pretrained(folder, state_dict=outcome.weights)
         inputs.tokenizer(run, role).save_pretrained(folder)
@@ -147,6 +143,19 @@ def _try_out(run: Run, role: Role, model: PreTrainedModel, device: torch.device)
         inputs.require_decoder(run, role, model)
 
 
-def _half(micro: int) -> int:
-    """Return the largest divisor of a micro-batch that is smaller than it."""
-    return next(size for size in range(micro // 2, 0, -1) if micro % size == 0)
+def _halved(micro: int) -> int:
+    """Return the largest divisor of a micro-batch that is smaller than it.
+
+    Raises:
+        UserError: a smaller one does not help, or all processes would have to agree on it.
+    """
+    problem = _NO_MEMORY.format(micro)
+    if micro == 1:
+        raise UserError(
+            f"{problem}; free memory, set trainer.activation_checkpointing: true, or leave out "
+            "long samples"
+        )
+    half = next(size for size in range(micro // 2, 0, -1) if micro % size == 0)
+    if distributed.count() > 1:  # one of several processes cannot halve its share alone
+        raise UserError(f"{problem}; set micro_batch_size: {half}")
+    return half

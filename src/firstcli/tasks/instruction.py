@@ -17,13 +17,7 @@ from firstcli.tasks.templates import Template, columns_of, fill
 class InstructionOptions(PluginOptions):
     """The location of the data, and the templates of prompt and response."""
 
-    path: DataPaths = Field(
-        description="a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, also as .gz, .zst or "
-        ".zip, used for every split; a list of files or a glob such as data/*.jsonl, read as one; "
-        "or a folder with one file per split, such as train.csv and dev.csv, a clone from the hub, "
-        "or what `save_to_disk` wrote; .json is read into memory whole, so use .jsonl for large "
-        "data",
-    )
+    path: DataPaths = Field(description=layout.PATH_HELP)
     prompt: Template = Field(
         "{prompt}",
         description="template of the prompt, in which {name} stands for the column of that name, "

@@ -21,6 +21,14 @@ from firstcli.tasks.formats import ENDINGS, DataFile, data_file
 Files = tuple[Path, ...]
 """The files that are read as one, in order."""
 
+PATH_HELP = (
+    "a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, also as .gz, .zst or .zip, used for "
+    "every split; a list of files or a glob such as data/*.jsonl, read as one; or a folder with "
+    "one file per split, such as train.csv and dev.csv, a clone from the hub, or what "
+    "`save_to_disk` wrote; .json is read into memory whole, so use .jsonl for large data"
+)
+"""What the option `path` of a task may be."""
+
 SPLITS = ("train", "validation", "test")
 _ALIASES = {"dev": "validation", "valid": "validation", "val": "validation"}
 _METADATA = {"dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"}

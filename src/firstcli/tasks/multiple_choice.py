@@ -48,13 +48,7 @@ _EVIDENCE: dict[object, tuple[Evidence, UserError | None]] = {}
 class MultipleChoiceOptions(PluginOptions):
     """The location of the data, the meaning of their columns, and the format of the prompt."""
 
-    path: DataPaths = Field(
-        description="a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, also as .gz, .zst or "
-        ".zip, used for every split; a list of files or a glob such as data/*.jsonl, read as one; "
-        "or a folder with one file per split, such as train.csv and dev.csv, a clone from the hub, "
-        "or what `save_to_disk` wrote; .json is read into memory whole, so use .jsonl for large "
-        "data",
-    )
+    path: DataPaths = Field(description=layout.PATH_HELP)
     question_column: str = Field(
         "question", description="column of the question; question.stem is a field within a column"
     )
