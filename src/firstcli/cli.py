@@ -187,6 +187,8 @@ def _evaluate(values: dict[str, Any]) -> None:
 
         _print(judge.show(**values), values["json"])
         return
+    if values["gold"]:
+        raise UserError(f"first {EVALUATE.name}: --gold is for logs; give one with --from FILE")
     reason = "a recipe has these settings under `metrics`, and `first report` compares its arms"
     values = _without(JUDGE, values, f"belongs to --from FILE; {reason}")
     if values["recipe"] is None:

@@ -207,6 +207,8 @@ GOOD = "Sample.question(f'{i}?', (' a', ' b'), i % 2) for i in range(40)"
         ("return Split([Sample('q', 'a'), Sample(3, 'a')])", "number 1: the prompt is a int"),
         ("return Split([Sample('q', ' b', 'x', (' a', ' b'), 0)])", "sample 'x': the response is"),
         ("return Split([Sample.question('q', [' a', ' b'], 1.0)])", "indices must be integers"),
+        ("return Split([Sample('q', 'a', group=5)])", "the group is 5, expected text or None"),
+        ("return Split([Sample('q', 'a', group='x'), Sample('r', 'a')])", "number 1: has no group"),
         ("return Split(1 / i for i in range(3))", "ZeroDivisionError: division by zero (first_mi"),
         ("raise SystemExit(0)", "failed in `load('train')`: SystemExit: 0"),
         ("return {}['rows']", "failed in `load('train')`: KeyError: 'rows' (first_mine.py:8"),

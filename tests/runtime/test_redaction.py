@@ -41,12 +41,14 @@ def test_keys_of_secrets_are_recognised(name: str) -> None:
     ("key", "value"),
     [
         ("eos_token", "</s>"),
+        ("student.model.options.stop_token", "###"),
         ("max_tokens", 5),
         ("key", "a"),
         ("id_column", "token_id"),
         ("tokenizer", "gpt2"),
         ("api_key", None),
         ("checkpoint", "sk-learn/hf_model"),
+        ("path", "/data/sk-wikipedia-20240101-cleaned.jsonl"),
         ("token", ""),
     ],
 )
@@ -57,3 +59,10 @@ def test_other_values_stay(key: str, value: object) -> None:
 def test_folders_are_left_out() -> None:
     given = {"path": ["/home/anna/data/a.csv", "b/c.csv"], "n": 1, "hub": "owner/name"}
     assert without_folders(given) == {"path": ["a.csv", "b/c.csv"], "n": 1, "hub": "owner/name"}
+    assert without_folders("/home/anna/mmlu/*/test-*.parquet") == "mmlu/*/test-*.parquet"
+    assert without_folders("/*.csv") == "*.csv"
+
+
+@pytest.mark.parametrize("text", ["/", "/think {question}\nA/B:", "/{name}/", "a/b"])
+def test_texts_that_are_no_paths_stay(text: str) -> None:
+    assert without_folders(text) == text

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
 from support import command_line
@@ -158,3 +159,22 @@ def test_the_teacher_s_end_needs_a_teacher(tmp_path: Path) -> None:
         arms={"fine-tune": {"learn": "labels"}},
     )
     first("plan", path).mistake("student.eos", "the recipe has no teacher")
+
+
+def test_another_end_of_the_teacher_makes_students_stale_that_end_like_it(
+    tmp_path: Path, ending: Callable[..., Path]
+) -> None:
+    student, run = ending("student", "</s>"), ("--run-dir", tmp_path / "run")
+    teachers = ending("pad", "<pad>"), ending("same", "</s>")
+
+    def path(teacher: Path) -> Path:
+        written = recipe(tmp_path, teacher, student, eos="teacher")
+        content = yaml.safe_load(written.read_text("utf-8")) | {
+            "arms": {"fine-tune": {"learn": "labels"}}
+        }
+        written.write_text(yaml.safe_dump(content), "utf-8")
+        return written
+
+    assert first("distill", path(teachers[0]), *run).code == 0
+    assert "distill fine-tune" not in command_line.pending(path(teachers[0]), *run)
+    assert "distill fine-tune" in command_line.pending(path(teachers[1]), *run)

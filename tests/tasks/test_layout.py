@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from firstcli.errors import UserError
+from firstcli.tasks import layout
 from firstcli.tasks.instruction import Instruction, InstructionOptions
 from firstcli.tasks.layout import split_files, splits_at
 from firstcli.tasks.tables import read_rows
@@ -183,3 +184,35 @@ def test_a_plain_file_goes_before_compressed_copies(tmp_path: Path) -> None:
     for name in ("train.jsonl.gz", "train.zip", "train.tsv"):
         (tmp_path / name).write_bytes(b"")
     assert values(tmp_path, "train") == [1]
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "folder"),
+    [
+        ("mmlu/law/test.csv", "test", "law"),
+        ("mmlu/law/data/test-00000-of-00002.parquet", "test", "law"),
+        ("mmlu/law/test/data-00000-of-00001.arrow", "data", "law"),
+        ("mmlu/law.jsonl.gz", "law", "mmlu"),
+    ],
+)
+def test_the_name_and_the_folder_of_a_data_file(path: str, name: str, folder: str) -> None:
+    file = Path("/x") / path
+    assert (layout.name_of(file), layout.folder_of(file)) == (name, folder)
+
+
+def test_a_pattern_must_not_mix_splits(tmp_path: Path) -> None:
+    for name in ("train-00000-of-00001.csv", "test-00000-of-00001.csv"):
+        (tmp_path / name).write_text("question\n")
+    with pytest.raises(UserError, match=r"different splits \(test, train\).*give their folder"):
+        split_files(tmp_path / "*.csv", "train")
+    assert len(split_files(tmp_path / "train-*.csv", "train")) == 1
+
+
+def test_a_pattern_of_folders_leaves_out_other_files(tmp_path: Path) -> None:
+    for subject in ("art", "law"):
+        (tmp_path / subject).mkdir()
+        (tmp_path / subject / "test.jsonl").write_text("{}\n")
+    for other in ("README.md", "dataset_infos.json"):
+        (tmp_path / other).write_text("{}")
+    files = layout.split_files(tmp_path / "*", "test")
+    assert [file.parent.name for file in files] == ["art", "law"]

@@ -382,3 +382,21 @@ def test_a_recalibrator_gets_everything_and_can_move_the_tail(
     assert given.candidate.tolist() == [[1, 0], [-1, 0]]
     assert given.position.tolist() == [0, 1] and given.is_answer.all()
     np.testing.assert_allclose(given.mass, 1 - tails[answer], rtol=1e-6)
+
+
+def test_token_ids_are_exchanged_after_recalibration(
+    rows: list[EncodedSample], knowledge: Knowledge
+) -> None:
+    """A recalibrator sees the teacher's tokens, as it did when it was fitted."""
+    received.clear()
+    moving, tokens = checked(MovingTheTail(NoRecalibration.Options())), {"a": (5, 10), "b": (7, 8)}
+    plain = SoftTargetBuilder(arm(), moving, knowledge, rows, "a task", tokens)(rows)
+    builder = SoftTargetBuilder(arm(), moving, knowledge, rows, "a task", tokens, (5, 6))
+    exchanged = builder(rows)
+    names = {5: 6, 6: 5}
+    expected = [[names.get(id, id) for id in row] for row in plain.token_ids.tolist()]
+    assert exchanged.token_ids.tolist() == expected != plain.token_ids.tolist()
+    np.testing.assert_array_equal(exchanged.probabilities, plain.probabilities)
+    assert received[0].token_ids is not None and received[1].token_ids is not None
+    assert received[0].token_ids.tolist() == received[1].token_ids.tolist()
+    assert received[0].candidate.tolist() == received[1].candidate.tolist()

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,8 +23,12 @@ import pyarrow.parquet as pq
 from firstcli.data.encoding import EncodedQuestion, EncodedSample
 from firstcli.runtime.files import atomic_write
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
 Row = TypeVar("Row", bound=EncodedSample | EncodedQuestion)
 
+_DIGEST = 32  # bytes
 _BATCH = 8192  # rows that are converted at a time
 _IDS = pa.list_(pa.int32())
 _TYPES = {
@@ -57,13 +61,37 @@ def write(path: Path, key: str, rows: Iterable[Row], kind: type[Row], notes: Seq
     schema = pa.schema([(name, _TYPES[name]) for name in names], metadata)
     remaining = iter(rows)
 
-    content = io.BytesIO()
-    with pq.ParquetWriter(content, schema, compression="zstd") as writer:
-        while batch := list(islice(remaining, _BATCH)):
-            columns = [_column(name, [getattr(row, name) for row in batch]) for name in names]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
-    body = content.getvalue()
-    atomic_write(path, hashlib.sha256(body).digest() + body)
+    def write_to(file: BinaryIO) -> None:
+        file.write(bytes(_DIGEST))
+        hashed = _Hashed(file)
+        with pq.ParquetWriter(pa.PythonFile(hashed, "w"), schema, compression="zstd") as writer:
+            while batch := list(islice(remaining, _BATCH)):
+                columns = [_column(name, [getattr(row, name) for row in batch]) for name in names]
+                writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+        file.seek(0)
+        file.write(hashed.sha256.digest())
+
+    atomic_write(path, write_to)
+
+
+class _Hashed(io.RawIOBase):
+    """Passes on what is written, with its digest; positions count from the first byte."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.sha256 = hashlib.sha256()
+        self._file, self._size = file, 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._size
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        self.sha256.update(data)
+        count = self._file.write(data)
+        self._size += count
+        return count
 
 
 def read(path: Path, key: str, kind: type[Row]) -> tuple[Iterator[Row], list[str]] | None:
@@ -75,25 +103,25 @@ def read(path: Path, key: str, kind: type[Row]) -> tuple[Iterator[Row], list[str
         kind: the class of the rows.
     """
     try:
-        content = path.read_bytes()
-    except OSError:
+        content = pa.memory_map(str(path)).read_buffer()  # the system drops pages that were read
+    except (OSError, pa.ArrowInvalid):  # an empty file cannot be mapped
         return None
-    body = memoryview(content)[32:]
-    if hashlib.sha256(body).digest() != content[:32]:
+    digest, body = content[:_DIGEST], content[_DIGEST:]
+    if hashlib.sha256(body).digest() != digest.to_pybytes():
         return None
-    table = pq.read_table(pa.BufferReader(body))
-    metadata = table.schema.metadata
+    parquet = pq.ParquetFile(pa.BufferReader(body))
+    metadata = parquet.schema_arrow.metadata
     if metadata[b"key"] != key.encode():
         return None
     notes: list[str] = json.loads(metadata[b"notes"])
-    return _rows(table, kind), notes
+    return _rows(parquet, kind), notes
 
 
-def _rows(table: Any, kind: type[Row]) -> Iterator[Row]:
-    for batch in table.to_batches(_BATCH):
+def _rows(parquet: Any, kind: type[Row]) -> Iterator[Row]:
+    for batch in parquet.iter_batches(_BATCH):
         columns = [
             _arrays(column) if name == "input_ids" else map(_tupled, column.to_pylist())
-            for name, column in zip(table.column_names, batch.columns, strict=True)
+            for name, column in zip(batch.schema.names, batch.columns, strict=True)
         ]
         for id, *values in zip(*columns, strict=True):
             yield kind(id.decode("utf-8", "surrogatepass"), *values)

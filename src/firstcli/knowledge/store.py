@@ -8,7 +8,6 @@ keeps only an index of the samples in memory.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +84,6 @@ class Knowledge:
         self.folder = folder
         self.facts: list[dict[str, Any]] = []  # the metadata of each shard
         self._spool = Spool(folder)
-        self._exchanged: tuple[int, int] | None = None
         keys = []
         for path in _shard_paths(folder):
             shard = read_shard(path)
@@ -132,17 +130,8 @@ class Knowledge:
         records = np.frombuffer(self._spool[row], self._record)
         if len(records) != len(sample.targets):
             raise UserError(_other_tokens(f"{self.folder}: sample '{sample.id}'"))
-        ids = records["ids"]
-        if self._exchanged:
-            one, other = self._exchanged
-            ids = np.where(ids == one, other, np.where(ids == other, one, ids))
-        return TopK(ids.astype(np.int32, copy=False), records["log_probs"], records["log_tail"])
-
-    def with_exchanged(self, one: int, other: int) -> Knowledge:
-        """Return the same knowledge with two token ids exchanged, in `of`."""
-        exchanged = copy(self)
-        exchanged._exchanged = (one, other)
-        return exchanged
+        ids = records["ids"].astype(np.int32, copy=False)
+        return TopK(ids, records["log_probs"], records["log_tail"])
 
     def check(self, samples: Sequence[EncodedSample]) -> None:
         """Check that the knowledge belongs to the samples that will be trained on.

@@ -74,7 +74,7 @@ def target_text(place: str, target: Any, choices: Sequence[str]) -> str:
     if listed is None and text.startswith("[") and text not in choices:
         try:  # newer versions write lists as strings
             listed = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             return text
     if not isinstance(listed, list):
         return text

@@ -183,8 +183,15 @@ def _first_seen_sources(run: Run, manifest: Manifest, inputs: Mapping[str, str])
         return inputs[key]
 
     missing = [key for key in inputs if key.startswith(fingerprints.SOURCE_OF)]
+
+    def plugin(key: str) -> dict[str, str]:
+        identity = f"plugin of{key.removeprefix(fingerprints.SOURCE_OF)}"
+        return {"plugin": inputs[identity]}
+
     return {
-        key: run.memory.recall(f"first seen {key}", {}, partial(first_seen, key))
+        key: run.memory.recall(
+            f"first seen {key}", plugin(key), partial(first_seen, key), permanent=True
+        )
         for key in missing
         if key not in manifest.inputs
     }
@@ -226,7 +233,9 @@ def _machine() -> dict[str, str]:
 def check_units(
     run: Run, units: Sequence[Unit], *, trusting: bool = False
 ) -> tuple[dict[str, str], list[str]]:
-    """Run every check that needs no weights; return each unit's size in words, and all mistakes.
+    """Run every check; return each unit's size in words, and all mistakes.
+
+    Checks that load weights come last, and only if there is no mistake so far.
 
     Args:
         run: the run.
@@ -243,13 +252,15 @@ def check_units(
     for unit in units:
         for check in stage_of(unit).checks_of(run, unit):
             shared.setdefault(check, []).append(unit)
-    steps: list[tuple[str, Callable[[], Any], list[Unit]]] = [
-        *((check.name, partial(check.run, run), owners) for check, owners in shared.items()),
-        *((unit.key, partial(stage_of(unit).check, run, unit), [unit]) for unit in units),
+    steps: list[tuple[str, bool, Callable[[], Any], list[Unit]]] = [
+        *((c.name, c.heavy, partial(c.run, run), owners) for c, owners in shared.items()),
+        *((unit.key, False, partial(stage_of(unit).check, run, unit), [unit]) for unit in units),
     ]
     results: dict[str, Any] = {}
     problems: list[str] = []
-    for name, check_one, owners in steps:
+    for name, heavy, check_one, owners in sorted(steps, key=lambda step: step[1]):
+        if heavy and problems:
+            break
         make = partial(_announced, run, owners, check_one)
         is_pending = any(unit in pending for unit in owners)
         try:

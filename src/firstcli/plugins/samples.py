@@ -16,8 +16,14 @@ def checked_samples(samples: Iterable[object], where: str) -> Iterator[Sample]:
     Raises:
         UserError: one is malformed; names it after `where`.
     """
+    grouped: bool | None = None
     for number, sample in enumerate(samples):
-        if problem := sample_problem(sample):
+        problem = sample_problem(sample)
+        if isinstance(sample, Sample) and not problem:
+            grouped = sample.group is not None if grouped is None else grouped
+            if grouped != (sample.group is not None):
+                problem = f"{'has no' if grouped else 'has a'} group, unlike the first sample"
+        if problem:
             raise UserError(f"{where}, {sample_name(sample, number)}: {problem}")
         assert isinstance(sample, Sample)
         yield sample
@@ -38,6 +44,8 @@ def sample_problem(sample: object) -> str | None:
             return f"the {key} is a {type(value).__name__}, expected text"
     if not (sample.id is None or isinstance(sample.id, str)):
         return f"the id is a {type(sample.id).__name__}, expected text or None"
+    if not (sample.group is None or (isinstance(sample.group, str) and sample.group.strip())):
+        return f"the group is {sample.group!r}, expected text or None"
     if not sample.prompt.strip():
         return "the prompt is empty"
     if sample.candidates:

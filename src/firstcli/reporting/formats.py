@@ -12,9 +12,8 @@ from statistics import fmean
 
 from firstcli.api import JSON
 from firstcli.metrics import METRICS, reliability_bins
-from firstcli.reporting import groups
+from firstcli.reporting import groups as question_groups
 from firstcli.reporting.data import BASELINES, COMPARED, ComparisonTest, ReportData
-from firstcli.reporting.groups import group_tables
 from firstcli.reporting.style import Numbers
 from firstcli.reporting.table import (
     best_keys,
@@ -34,8 +33,13 @@ MACRO_REMARK = (
 def to_markdown(data: ReportData) -> str:
     """Return the tables and notes as one Markdown document."""
     paper = paper_table(data)
-    parts = [f"# {escape_markdown(paper.title)}", *map(_markdown_table, paper.by_group())]
-    for table in group_tables(data):
+    no_intervals = f"{data.definition}; in percent; means over groups have no intervals"
+    parts = [f"# {escape_markdown(paper.title)}"]
+    for table in paper.by_group():
+        if table.groups[0].average == "macro":
+            table = replace(table, caption=no_intervals, legend="")
+        parts.append(_markdown_table(table))
+    for table in question_groups.group_tables(data):
         body = _markdown_table(replace(table, caption=f"{table.caption}. {MACRO_REMARK}"))
         parts += [f"## {escape_markdown(table.title)}", body]
     for table in (*difference_tables(data), *full_tables(data)):
@@ -87,19 +91,25 @@ def to_csv(data: ReportData) -> str:
 
 def _group_lines(data: ReportData, evaluation: str) -> Iterator[dict[str, JSON]]:
     """Yield the macro averages of each row, followed by its metrics on each group."""
-    sizes = groups.sizes(data, evaluation)
+    sizes = question_groups.sizes(data, evaluation)
     for row in data.rows:
-        if not (seeds := groups.scores(data, evaluation, row)):
+        if not (seeds := question_groups.scores(data, evaluation, row)):
             continue
         line = {"evaluation": evaluation, "model": row, "seeds": len(seeds)}
-        averages = {m.name: groups.macro(data, evaluation, row, m.name) for m in groups.MACRO}
+        macro = question_groups.macro
+        averages = {m.name: macro(data, evaluation, row, m.name) for m in question_groups.MACRO}
         means: dict[str, JSON] = {
             name: fmean(values) for name, values in averages.items() if values
         }
-        means |= {"ece_null": groups.null(data, evaluation, row)}
+        means |= {"ece_null": question_groups.null(data, evaluation, row)}
         yield {**line, "average": "macro", "n": sum(sizes.values()), **means}
         for group, n in sizes.items():
-            yield {**line, "group": group, "n": n, **groups.of_group(data, evaluation, row, group)}
+            yield {
+                **line,
+                "group": group,
+                "n": n,
+                **question_groups.of_group(data, evaluation, row, group),
+            }
 
 
 def to_json(data: ReportData, figures: Mapping[str, Numbers] | None = None) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from firstcli.metrics import METRICS, Metric
 from firstcli.metrics.summary import DASH, ROUNDING
 from firstcli.metrics.uncertainty import Interval
-from firstcli.reporting import groups as by_group
+from firstcli.reporting import groups as question_groups
 from firstcli.reporting.data import BASELINES, COMPARED, ReportData
 from firstcli.reporting.terminal import INDISTINCT, Cell, Group, ReportRow, Table
 
@@ -130,7 +130,7 @@ def _paper_groups(data: ReportData, evaluation: str) -> list[Group]:
     if evaluation not in data.grouped:
         return [micro]
     metrics = [metric.name for metric in PAPER]
-    title = f"{evaluation}, mean of {len(by_group.sizes(data, evaluation))} groups"
+    title = f"{evaluation}, mean of {len(question_groups.sizes(data, evaluation))} groups"
     return [micro, replace(_group(title, evaluation, metrics), average="macro")]
 
 
@@ -163,7 +163,7 @@ def _rows(data: ReportData, groups: Sequence[Group], *, annotated: bool) -> list
 
 def _column(data: ReportData, group: Group, metric: Metric, annotated: bool) -> dict[str, Cell]:
     if group.average == "macro":
-        return {row: by_group.cell(data, group.evaluation, row, metric) for row in data.rows}
+        return {row: question_groups.cell(data, group.evaluation, row, metric) for row in data.rows}
     best = best_students(data, group.evaluation, metric)
     return {
         row: _cell(data, group.evaluation, row, metric, marked=row in best, annotated=annotated)
@@ -211,7 +211,7 @@ def _difference_row(
 ) -> ReportRow:
     cells = tuple(
         tuple(
-            by_group.difference_cell(data, group.evaluation, ours, theirs, METRICS[m])
+            question_groups.difference_cell(data, group.evaluation, ours, theirs, METRICS[m])
             if group.average == "macro"
             else _difference_cell(data, group.evaluation, ours, theirs, METRICS[m])
             for m in group.metrics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,19 @@ from typing import Any
 REDACTED = "<redacted>"
 
 _NAME = re.compile(
-    r"""(?:^|[._])(?:
-        (?:auth|access|api|bearer|hf|hub|login|private|refresh|secret|wandb|comet)_?(?:token|key)
-        |token|password|passwd|passphrase|secret|credentials?
-    )s?$""",
+    r"""
+    (?:^|[._])(?:auth|access|api|bearer|hf|hub|login|private|refresh|secret|wandb|comet)_?(?:token|key)s?$
+    |(?:^|\.)token$                              # `stop_token` is a term of tokenizers
+    |(?:^|[._])(?:password|passwd|passphrase|secret|credential)s?$
+    """,
     re.VERBOSE,
 )
-_TOKENIZER_TERM = re.compile(r"(bos|eos|pad|unk|sep|cls|mask|special|added|image|audio)_tokens?$")
 _VALUE = re.compile(
     r"""
     \bhf_[A-Za-z0-9]{16,}                        # Hugging Face
     |\bgh[opsru]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}
     |\bglpat-[\w-]{16,}
-    |\bsk-[A-Za-z0-9_-]{20,}                     # OpenAI and others
+    |(?<![\w/-])sk-[A-Za-z0-9_-]{20,}            # OpenAI and others
     |\bxox[abeprs]-[A-Za-z0-9-]{10,}             # Slack
     |\b(?:AKIA|ASIA)[A-Z0-9]{16}\b               # Amazon
     |\bAIza[\w-]{30,}                            # Google
@@ -34,8 +35,7 @@ _VALUE = re.compile(
 
 def is_secret_name(name: str) -> bool:
     """Return whether a key of this name is meant for a secret."""
-    lower = name.lower().replace("-", "_")
-    return bool(_NAME.search(lower)) and not _TOKENIZER_TERM.search(lower)
+    return bool(_NAME.search(name.lower().replace("-", "_")))
 
 
 def without_secrets(text: str) -> str:
@@ -58,9 +58,21 @@ def redacted(value: Any) -> Any:
 
 
 def without_folders(value: Any) -> Any:
-    """Return a JSON value in which absolute paths are shortened to their last part."""
+    """Return a JSON value in which absolute paths are shortened to their last part.
+
+    A pattern keeps the folder before its first wildcard.
+    """
     if isinstance(value, dict):
         return {key: without_folders(child) for key, child in value.items()}
     if isinstance(value, list):
         return [without_folders(child) for child in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+    return _without_folder(value) if isinstance(value, str) else value
+
+
+def _without_folder(text: str) -> str:
+    parts = Path(text).parts
+    if not Path(text).is_absolute() or len(parts) < 2 or set(text) & set("\n{"):  # a template
+        return text
+    wildcards = [i for i, part in enumerate(parts) if glob.has_magic(part)]
+    start = max(wildcards[0] - 1, 1) if wildcards else len(parts) - 1
+    return "/".join(parts[start:])

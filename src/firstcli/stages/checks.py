@@ -1,4 +1,4 @@
-"""Checks that units of several stages have in common; none of them needs weights."""
+"""Checks before any work that units of several stages have in common."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ class SharedCheck:
     """A check that runs once for all units that need it."""
 
     name: str
-    run: Callable[[Run], None]
-    """Warns, or raises UserError."""
+    run: Callable[[Run], object]
+    """Warns, or raises UserError; returns `NOT_REMEMBERED` if it could not check."""
+    heavy: bool = False
+    """Whether it loads weights, which takes long."""
 
 
 def _check_tokenizers(run: Run) -> None:
@@ -145,15 +147,19 @@ def _warn_of_unpinned_checkpoints(run: Run) -> None:
             )
 
 
-def _check_weights(run: Run, role: Role) -> None:
+def _check_weights(run: Run, role: Role) -> object:
     from firstcli.stages import weights
 
-    weights.check(run, role)
+    return weights.check(run, role)
 
 
 WEIGHTS: dict[Role, SharedCheck] = {
-    "teacher": SharedCheck("teacher's weights", partial(_check_weights, role="teacher")),
-    "student": SharedCheck("student's weights", partial(_check_weights, role="student")),
+    "teacher": SharedCheck(
+        "teacher's weights", partial(_check_weights, role="teacher"), heavy=True
+    ),
+    "student": SharedCheck(
+        "student's weights", partial(_check_weights, role="student"), heavy=True
+    ),
 }
 """The check of the weights with which a role starts."""
 

@@ -72,7 +72,7 @@ class Distill(TrainingStage):
             facts = train_model.train(run, unit, folder, title)
         else:
             rows = inputs.rows_of(run, unit)
-            knowledge = inputs.knowledge_for_students(run, part_of(run.recipe, arm))
+            knowledge = inputs.stored_knowledge(run, part_of(run.recipe, arm))
             fitted = calibration_path(run.folder, unit.arm)
             recalibrator = soft_targets.recalibrator_for(arm, fitted)
             targets = soft_targets.SoftTargetBuilder(
@@ -82,6 +82,7 @@ class Distill(TrainingStage):
                 rows,
                 run.recipe.train.task.name,
                 candidate_tokens(run, recalibrator, "train"),
+                inputs.exchanged_eos(run),
             )
             swaps = targets.rank_swaps()
             facts = train_model.train(

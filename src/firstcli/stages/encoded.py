@@ -6,6 +6,7 @@ Large sets of samples are kept in the run folder, so that the next command need 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import version
 from typing import Generic, TypeVar, cast
 
 from transformers import PreTrainedTokenizerBase
@@ -121,6 +122,7 @@ class _Source(Generic[Row, Rows]):
             "doubled BOS": run.recipe.train.doubled_bos,
             "format": str(FORMAT),
             "firstcli": __version__,
+            **{name: version(name) for name in ("tokenizers", "transformers")},
         }
         self._key = fingerprint(depends_on)
         self._slot = f"{name}-{identity[:12]}"

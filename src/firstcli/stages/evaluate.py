@@ -1,4 +1,4 @@
-"""Stage `eval`: every model's probability of every candidate, one forward pass per question."""
+"""Stage `eval`: each model's probability of every candidate, by its first token and as a whole."""
 
 from __future__ import annotations
 

@@ -50,6 +50,10 @@ def encoding(run: Run, role: Role) -> Inputs:
         inputs["train.doubled_bos"] = run.recipe.train.doubled_bos
     if role == "student" and run.recipe.student.eos != "student":
         inputs["student.eos"] = run.recipe.student.eos
+        teacher = model(run, "teacher")  # whose token it is
+        inputs |= {key: value for key, value in teacher.items() if key != "seed"}
+        if run.model_section("teacher").checkpoint is None:
+            inputs |= training_data(run)
     return inputs
 
 
@@ -143,9 +147,14 @@ def shared_vocabulary(run: Run) -> int:
 
 def tokenizer_content(run: Run) -> dict[str, str]:
     """Return what the tokenizers and architectures of both roles depend on."""
+    roles: list[Role] = ["teacher", "student"] if run.recipe.teacher else ["student"]
+    return loading_content(run, *roles)
+
+
+def loading_content(run: Run, *roles: Role) -> dict[str, str]:
+    """Return what the tokenizers and models with which these roles start depend on."""
     from importlib.metadata import version  # takes a tenth of the time that help takes
 
-    roles: list[Role] = ["teacher", "student"] if run.recipe.teacher else ["student"]
     inputs: Inputs = {}
     for role in roles:
         inputs |= model(run, role)
@@ -186,12 +195,20 @@ def _references(recipe: Recipe) -> Iterator[tuple[str, PluginRef | ModelSection]
     if recipe.teacher:
         yield "teacher.model", recipe.teacher.model
         if recipe.teacher.posthoc:
-            yield POSTHOC_KEY, recipe.teacher.posthoc
+            yield from _posthoc(f"teacher.{POSTHOC_KEY}", recipe.teacher.posthoc)
     for name, arm in recipe.arms.items():
         if arm.recalibrator:
             yield f"arms.{name}.recalibrator", arm.recalibrator
         if arm.posthoc:
-            yield POSTHOC_KEY, arm.posthoc
+            yield from _posthoc(f"arms.{name}.{POSTHOC_KEY}", arm.posthoc)
+
+
+def _posthoc(key: str, ref: PluginRef) -> Iterator[tuple[str, PluginRef]]:
+    """Yield a post-hoc recalibrator under its key in the recipe, and under that of its stage."""
+    from firstcli.recipe.references import POSTHOC_KEY
+
+    yield key, ref
+    yield POSTHOC_KEY, ref
 
 
 def flat(prefix: str, value: object) -> Inputs:

@@ -351,13 +351,6 @@ def stored_knowledge(run: Run, part: Part) -> Knowledge:
     return knowledge
 
 
-def knowledge_for_students(run: Run, part: Part) -> Knowledge:
-    """Return a part's knowledge in terms of the student's tokens."""
-    knowledge = stored_knowledge(run, part)
-    eos = exchanged_eos(run)
-    return knowledge if eos is None else knowledge.with_exchanged(*eos)
-
-
 def weights(run: Run, role: Role) -> int:
     """Count a role's parameters."""
     return sum(parameter.numel() for parameter in empty_model(run, role).parameters())

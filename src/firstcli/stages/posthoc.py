@@ -63,6 +63,8 @@ class Posthoc(Stage):
         from firstcli.recipe.references import POSTHOC_KEY
 
         inputs = fingerprints.plugin(POSTHOC_KEY, _section(run, unit))
+        if _section(run, unit).build().uses_rows:
+            inputs["train.task.name"] = run.recipe.train.task.name
         inputs["top_k"] = run.recipe.knowledge.top_k
         inputs["longest sample"] = fingerprints.longest_sample(run, unit)
         inputs["validation samples"] = run.part_content("validation")
@@ -154,7 +156,7 @@ def recalibrated_records(run: Run, unit: Unit) -> EvalRecords:
     if fitted.fits_subsets and mass is not None and mass < LEAST_CANDIDATE_MASS:
         run.console.warn(
             f"{unit.key}: the candidates hold {100 * mass:.0f} % of the model's probability; a "
-            "temperature that is fitted to all tokens may not suit them"
+            "recalibrator that is fitted to all tokens may not suit them"
         )
     task = next(each.task for each in run.recipe.evaluate if each.name == unit.evaluation)
     return recalibrated(records, fitted, task.name)

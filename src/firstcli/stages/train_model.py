@@ -97,17 +97,18 @@ def train(
     role, seed, settings = unit.role, run.seed_of(unit), run.training_settings(unit)
     rows = inputs.rows_of(run, unit)
     device = inference.device_of(inputs.family(run, role))
-    allocated = False
+    first_attempt = True
     while True:
         checkpoints = folder / CHECKPOINTS
         args = arguments.arguments(checkpoints, settings, run.recipe.trainer, seed, device)
         micro = args.per_device_train_batch_size
         model = inputs.starting_model(run, role, settings.dtype, seed)
-        if not allocated and not trainer.is_sharded(args):
+        if first_attempt and not trainer.is_sharded(args):
             memory.allocate(model, _memory(run, unit, args), args.device)
-            allocated = True
         try:
-            _try_out(run, role, model, device)
+            if first_attempt:
+                _try_out(run, role, model, device)
+            first_attempt = False
             outcome = trainer.train(model, rows, soft_targets, objective, args, run.console, title)
             break
         except (RuntimeError, MemoryError) as error:
@@ -131,12 +132,16 @@ def train(
 
 
 def _try_out(run: Run, role: Role, model: PreTrainedModel, device: torch.device) -> None:
-    """Require a causal decoder, on the CPU if it runs there: processes may share a model."""
+    """Require a causal decoder.
+
+    The model is tried out where its weights are: on its device, or on the CPU if they are sharded
+    later. If it does not run there, such as attention that needs a GPU, a single process moves it.
+    """
     try:
         inputs.require_decoder(run, role, model)
     except UserError:
         raise
-    except Exception:  # such as attention that needs a GPU
+    except Exception:
         if distributed.count() > 1:
             return
         model.to(device)  # type: ignore[arg-type]  # a decorator hides its signature

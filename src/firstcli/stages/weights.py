@@ -14,30 +14,31 @@ from firstcli.errors import UserError
 from firstcli.models.batching import free_memory
 from firstcli.runtime.console import size
 from firstcli.stages import fingerprints, inputs
-from firstcli.workspace.run import Run
+from firstcli.workspace.run import NOT_REMEMBERED, Run
 from firstcli.workspace.units import Role
 
 
-def check(run: Run, role: Role) -> None:
+def check(run: Run, role: Role) -> str | None:
     """Load the weights with which a role starts and try them out, once per content.
 
     Weights that would have to be downloaded, or that do not fit into memory, are checked when the
-    work loads them.
+    work loads them; the result is `NOT_REMEMBERED` then.
 
     Raises:
         UserError: weights are missing, unused or misshapen, or the model is not a causal decoder.
     """
     if not are_at_hand(run.reference(role)):
-        return
+        return NOT_REMEMBERED
     needed, free = 4 * inputs.weights(run, role), psutil.virtual_memory().available
     if needed > free:
         run.console.say(
             f"{inputs.described(run, role)}: its weights are checked when they are loaded, because "
             f"they take {size(needed)} and {size(free)} of memory are free"
         )
-        return
-    content = fingerprints.tokenizer_content(run)
+        return NOT_REMEMBERED
+    content = fingerprints.loading_content(run, role)
     run.memory.recall(f"weights of the {role}", content, partial(_load, run, role))
+    return None
 
 
 def are_at_hand(ref: ModelRef) -> bool:

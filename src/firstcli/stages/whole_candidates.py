@@ -34,7 +34,7 @@ class CandidateSequences(LazySequence[EncodedSample]):
             (number, candidate)
             for number, question in enumerate(questions)
             for candidate, tokens in enumerate(question.candidates)
-            if len(tokens) > 1 or len(question.input_ids) > question.start
+            if len(tokens) > 1
         ]
         self.indices = np.arange(len(self._places))
 

@@ -91,10 +91,37 @@ def _matches(path: Path) -> list[Path]:
     """Return what a glob matches, sorted; a path that exists stands for itself."""
     if path.exists() or not glob.has_magic(str(path)):
         return [path]
-    matches = sorted(glob.glob(str(path), recursive=True))
+    matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+    usable = [match for match in matches if match.is_dir() or _may_be_data(match)]
     if not matches:
         raise UserError(f"{path}: no file or folder matches this pattern")
-    return list(map(Path, matches))
+    names = [name_of(match) for match in usable if not match.is_dir()]
+    mixed = sorted({_ALIASES.get(name, name) for name in names} & set(SPLITS))
+    if len(mixed) > 1:
+        raise UserError(
+            f"{path}: matches files of different splits ({', '.join(mixed)}), which would be read "
+            "as one; give their folder, or a pattern for one split"
+        )
+    return usable or matches
+
+
+def _may_be_data(file: Path) -> bool:
+    return data_file(file) is not None and file.name not in _METADATA
+
+
+def name_of(file: Path) -> str:
+    """Return a data file's name without its endings and without the number of its shard."""
+    known = data_file(file)
+    stem = known.stem if known else file.stem
+    shard = _SHARD.fullmatch(stem)
+    return shard[1] if shard else stem
+
+
+def folder_of(file: Path) -> str:
+    """Return the name of a data file's folder; layouts put `data` or a split's name between."""
+    names = [folder.name for folder in file.absolute().parents]
+    between = {"data", *SPLITS, *_ALIASES}
+    return next((name for name in names if name.lower() not in between), names[0])
 
 
 def _layout(path: Path) -> dict[str, Files]:

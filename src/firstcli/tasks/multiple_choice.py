@@ -13,7 +13,7 @@ need only the option `path`. Texts with a label, `{"sentence": "what a film", "l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
@@ -26,7 +26,6 @@ from firstcli.errors import UserError
 from firstcli.tasks import choices, layout, tables
 from firstcli.tasks.answers import Evidence, GoldAnswer, Reading, answer_of
 from firstcli.tasks.choices import MAX_CHOICES, Choices
-from firstcli.tasks.formats import data_file
 from firstcli.tasks.tables import TableRow
 from firstcli.tasks.templates import Template, columns_of, fill, of_names
 
@@ -36,13 +35,10 @@ _ADVICE = (
     "; if the choices are separated within a text, set `separator`; if each is in its own column, "
     "list the columns in `choices_column`"
 )
-_PLACES: dict[str, Callable[[Path], str]] = {
-    "name": lambda file: known.stem if (known := data_file(file)) else file.stem,
-    "folder": lambda file: file.absolute().parent.name,
-}
+_PLACES = {"name": layout.name_of, "folder": layout.folder_of}
 """What an option may say of the file of a row."""
 _EVIDENCE: dict[object, tuple[Evidence, UserError | None]] = {}
-"""What the answers of a split show, by options, split and state of the files."""
+"""What the answers of a split show, by options and state of the files."""
 
 
 class MultipleChoiceOptions(PluginOptions):
@@ -251,7 +247,7 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
         return tuple(path for file in files for path in (file, self._answer_file(file)))
 
     def _answer_file(self, file: Path) -> Path:
-        return file.with_name(fill(self.options.answer_file or "", lambda _: file.stem))
+        return file.with_name(fill(self.options.answer_file or "", lambda _: layout.name_of(file)))
 
     def _rows(self, split: str, notes: list[str]) -> Iterator[tuple[TableRow, TableRow]]:
         """Yield each row, and the row that contains its answer: itself, or a line beside it."""

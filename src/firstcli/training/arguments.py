@@ -110,7 +110,7 @@ def _checked_trainer_fields(trainer: dict[str, Any]) -> dict[str, Any]:
     problems = []
     for name, value in trainer.items():
         if name in OWNED:
-            problems.append(f"trainer.{name}: firstcli sets it itself; use {OWNED[name]}")
+            problems.append(f"trainer.{name}: firstcli sets it itself; {OWNED[name]}")
         elif name not in names:
             problems.append(
                 f"trainer.{name}: not a field of transformers.TrainingArguments"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -237,6 +237,8 @@ class SoftTargetBuilder:
     task: str = ""
     """Name of the task that they come from."""
     candidates: CandidateTokens = field(default_factory=dict)
+    exchanged: tuple[int, int] | None = None
+    """Two token ids of the knowledge that change places for the student, after recalibration."""
 
     @cached_property
     def _mode(self) -> PositionsMode:
@@ -245,7 +247,13 @@ class SoftTargetBuilder:
     def __call__(self, samples: Sequence[EncodedSample]) -> SoftTargets:
         """Return the soft targets of all supervised positions of a batch, in order."""
         positions = positions_of(samples, self.knowledge, self.arm.top_k)
-        return soft_targets_of(self.arm, positions, self._recalibrated(positions, self._mode))
+        result = self._recalibrated(positions, self._mode)
+        targets = soft_targets_of(self.arm, positions, result)
+        if self.exchanged is None:
+            return targets
+        (one, other), ids = self.exchanged, targets.token_ids
+        ids = np.where(ids == one, other, np.where(ids == other, one, ids)).astype(np.int32)
+        return replace(targets, token_ids=ids)
 
     def _recalibrated(self, positions: Positions, mode: PositionsMode) -> Recalibrated:
         return recalibrated(

@@ -40,6 +40,8 @@ PROGRESS_SECONDS = 15
 """Seconds of reading between two progress messages."""
 MOST_ENTRIES = 1000
 """Remembered checks that are kept; the oldest are dropped first."""
+NOT_REMEMBERED = "not remembered"
+"""The result of a check that could not be made yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +81,26 @@ class Memory:
         self._changed = False
         self._entries: dict[str, Any] = {}
         with suppress(OSError, ValueError):
-            if isinstance(entries := json.loads(path.read_text("utf-8")), dict):
-                self._entries = entries
+            if isinstance(entries := json.loads(path.read_text("utf-8")), list):
+                self._entries = dict(entries)
 
     def recall(
-        self, what: str, content: Mapping[str, str], make: Callable[[], T], *, anew: bool = False
+        self,
+        what: str,
+        content: Mapping[str, str],
+        make: Callable[[], T],
+        *,
+        anew: bool = False,
+        permanent: bool = False,
     ) -> T:
         """Return a remembered result together with its warnings, or make and remember it.
 
         Args:
             what: name of the result.
             content: everything that the result depends on.
-            make: computes the result, a JSON value.
+            make: computes the result, a JSON value; `NOT_REMEMBERED` is returned and forgotten.
             anew: compute the result even if it is remembered.
+            permanent: keep the result however many others there are.
 
         Raises:
             UserError: `make` raised it; nothing is remembered then.
@@ -100,7 +109,9 @@ class Memory:
         if key not in self._entries or anew:
             with self._console.collect_warnings() as warnings:
                 value = make()
-            entry = {"what": what, "value": value, "warnings": warnings}
+            if value == NOT_REMEMBERED:
+                return value
+            entry = {"what": what, "value": value, "warnings": warnings, "permanent": permanent}
             self._changed |= self._entries.get(key) != entry
             self._entries[key] = entry
             return value
@@ -112,9 +123,11 @@ class Memory:
     def save(self) -> None:
         """Write what was added, if the run folder exists and can be written."""
         if self._changed and self._path.parent.is_dir():
-            kept = dict(list(self._entries.items())[-MOST_ENTRIES:])
+            old = list(self._entries.items())[:-MOST_ENTRIES]
+            dropped = {key for key, entry in old if not entry.get("permanent")}
+            kept = [item for item in self._entries.items() if item[0] not in dropped]
             with suppress_read_only():
-                write_json(self._path, kept)
+                write_json(self._path, kept)  # a list, because `write_json` sorts keys
             self._changed = False
 
 
