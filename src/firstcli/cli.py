@@ -66,7 +66,7 @@ OUTPUT: Parameters = {
 }
 _FROM_HELP = "Evaluate the outputs in this file: records (.parquet) or an lm-eval log (.jsonl)."
 _KIND_HELP = "With --from: candidates (default) or full."
-_SCORED_HELP = "With --from: score the first-token of candidates (default of records) or the whole."
+_SCORED_HELP = "With --from: score each candidate's first-token (default), or the whole (logs)."
 _GOLD_HELP = "With --from LOG: target is index-from-0, index-from-1, letter or text."
 JUDGE: Parameters = {
     "outputs": _option("from", Path | None, None, _FROM_HELP, "FILE"),

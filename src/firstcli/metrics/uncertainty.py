@@ -51,7 +51,7 @@ class Difference:
 
     value: float
     interval: Interval
-    p_value: float | None = None
+    p_value: float
 
     @property
     def distinguishable(self) -> bool:

@@ -84,7 +84,8 @@ class Compared:
     def p_value(self) -> float:
         """The p-value that neither questions nor seeds explain the difference."""
         tests = (self.questions, *((self.seeds,) if self.seeds else ()))
-        return max(1.0 if test.p_value is None else test.p_value for test in tests)
+        p_value: float = max(test.p_value for test in tests)
+        return p_value
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,7 @@ class ReportData:
     def _assessed(self, evaluation: str) -> dict[str, dict[str, Estimate]]:
         """Return the estimates of all rows on one evaluation, and compare them with the baselines.
 
-        All is done at once because `uncertainty` keeps the resamples of a few models only.
+        All is done at once because the draws of a limited number of models are cached.
         """
         if evaluation not in self._estimates:
             kind, bins = self.settings.confidence, self.settings.bins

@@ -149,7 +149,7 @@ def _paper_group(data: ReportData, evaluation: str, *, compared_only: bool = Fal
 def _rows(data: ReportData, groups: Sequence[Group], *, annotated: bool) -> list[ReportRow]:
     columns = [
         [_column(data, group, METRICS[name], annotated) for name in group.metrics]
-        for group in groups  # one evaluation after the other, as in `ReportData.estimates`
+        for group in groups
     ]
     return [
         ReportRow(
@@ -231,8 +231,7 @@ def _difference_cell(
     better = (value > 0) == (metric.better == "higher")
     marked = data.distinguishable(evaluation, ours, theirs, metric.name)
     verdict = ("better" if better else "worse") if marked else INDISTINCT
-    p_value = difference.seeds.p_value if difference.seeds else None
-    seeds = () if p_value is None else (f"seeds {p_text(p_value)}",)
+    seeds = (f"seeds {p_text(difference.seeds.p_value)}",) if difference.seeds else ()
     return Cell(
         text=metric.text(value, signed=True),
         marked=marked,

@@ -179,7 +179,7 @@ class MultipleChoiceOptions(PluginOptions):
 
 
 class MultipleChoice(Task[MultipleChoiceOptions]):
-    """Questions with 2 to 26 choices each, from JSONL, CSV or Parquet."""
+    """Questions with 2 to 26 choices each, from the user's files."""
 
     Options = MultipleChoiceOptions
 
