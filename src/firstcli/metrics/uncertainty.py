@@ -82,8 +82,9 @@ def intervals(
         estimates["accuracy"] = _accuracy(records)
     if "trust" in estimates:  # ECE is at least the distance of accuracy and mean confidence
         trust, ceiling = estimates["trust"], estimates["accuracy"].interval.high
-        if n >= MIN_QUESTIONS:
-            ceiling = min(ceiling, spreads["confidence"].high(_CEILING_LEVEL))
+        if n >= MIN_QUESTIONS:  # Wilson's limit of accuracy is too low if errors are few
+            mean_confidence = spreads["confidence"].high(_CEILING_LEVEL)
+            ceiling = min(spreads["accuracy"].high(LEVEL / 2), mean_confidence)
         low, high = trust.interval
         estimates["trust"] = Estimate(trust.value, Interval(low, min(high, ceiling)))
     return estimates
