@@ -83,6 +83,8 @@ class TableRow:
         """
         if column is not None:
             return self.filled(column).strip()
+        if "id" not in self.values:
+            return None
         try:
             return self.text("id").strip() or None
         except UserError:
