@@ -161,7 +161,7 @@ def population(model: Model, n: int = 2_000_000) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--simulations", type=int, default=200)
+    parser.add_argument("--simulations", type=int, default=400)
     parser.add_argument("--group", choices=GROUPS, action="append", help="default: all")
     chosen = parser.parse_args()
     for group in chosen.group or GROUPS:
