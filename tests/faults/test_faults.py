@@ -97,7 +97,8 @@ from firstcli.training import trainer
 from firstcli.cli import main
 fast = trainer._Progress.on_step_end
 def slow(self, args, state, control, **rest):
-    time.sleep(0.3)  # so that the signal arrives during training, however busy the machine is
+    # After the first checkpoints, so slow that the signal arrives during training.
+    time.sleep(0.3 if state.global_step < 10 else 10)
     fast(self, args, state, control, **rest)
 trainer._Progress.on_step_end = slow
 sys.exit(main())
