@@ -379,9 +379,7 @@ def test_evaluation_needs_candidates(byte_tokenizer: Tokenizer) -> None:
         encode_questions([Sample("a", "b", id="x")], Encoding(byte_tokenizer, "test"))
 
 
-def test_a_question_without_a_correct_answer_can_only_be_evaluated(
-    byte_tokenizer: Tokenizer,
-) -> None:
+def test_a_question_without_a_correct_answer_can_be_evaluated(byte_tokenizer: Tokenizer) -> None:
     answered = Sample.question("Q: A:", [" yes", " no"], 1, id="x")
     without = Sample.question("Q: A:", [" yes", " no"], None, id="y")
     assert (without.response, without.answer) == ("", None)
@@ -390,10 +388,34 @@ def test_a_question_without_a_correct_answer_can_only_be_evaluated(
     assert found.answer is None
     assert found.candidate_ids == expected.candidate_ids
     assert found.input_ids.tolist() == expected.input_ids.tolist()
-    with pytest.raises(UserError, match=r"train: sample 'y': none of its candidates is right"):
-        encode_training([answered, without], byte_tokenizer, "train")
     with pytest.raises(UserError, match=r"1 of 2 questions.* 'y', have no right answer"):
         encode_questions([answered, without], Encoding(byte_tokenizer, "test"))
+
+
+@pytest.mark.parametrize(
+    "candidates",
+    [(" yes", " no"), (" (a", " (b"), (" it is yes", " it is no"), ("x", "xy")],
+)
+def test_an_unlabelled_question_ends_with_its_answer_position(
+    tokenizer: Tokenizer, candidates: tuple[str, ...]
+) -> None:
+    """The tokens before the answer position are those of the question with any label."""
+    prompt = "Q: What is water?\nA:" if candidates[0] != "x" else "Q:\n"
+    labelled = [Sample.question(prompt, candidates, answer, id=f"{answer}") for answer in (0, 1)]
+    unlabelled = Sample.question(prompt, candidates, None, id="u")
+    rows, _ = encode_training([*labelled, unlabelled], tokenizer, "train")
+    found = rows[-1]
+    assert found.answer_position == found.start == len(found.input_ids) - 1
+    assert len(found.targets) == 1
+    for row in rows[:-1]:
+        assert row.answer_position == found.answer_position
+        assert row.input_ids[: found.start].tolist() == found.input_ids[: found.start].tolist()
+
+
+def test_mistakes_in_unlabelled_questions_are_named(byte_tokenizer: Tokenizer) -> None:
+    shared = Sample.question("Q: A:", [" yes", " no", " not"], None, id="u")
+    with pytest.raises(UserError, match=r"train: sample 'u': .* share the token"):
+        encode_training([shared], byte_tokenizer, "train")
 
 
 # Real tokenizers.

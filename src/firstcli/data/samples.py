@@ -21,9 +21,14 @@ class Samples(LazySequence[Sample]):
     def __init__(self, samples: Iterable[Sample], folder: Path) -> None:
         """Read all samples; the spool is in `folder` if that exists."""
         self._spool = Spool(folder)
-        for sample in samples:
+        without: list[int] = []
+        for number, sample in enumerate(samples):
             self._spool.append(to_json(sample))
+            if sample.candidates and sample.answer is None:
+                without.append(number)
         self.indices = np.arange(len(self._spool), dtype=np.int32)
+        self.unanswered = np.isin(self.indices, without)
+        """Which questions have no right answer, (N,)."""
 
     def content(self, number: int) -> bytes:
         """Return a sample as `to_json` has written it."""

@@ -278,6 +278,11 @@ class CheckedTask(Task[Any]):
             files = self._task.sources(split)
             return None if files is None else [Path(file) for file in files]
 
+    def unlabelled(self, path: Path | Sequence[Path]) -> Task[Any] | None:
+        with explained(self._plugin, "`unlabelled`"):
+            task = self._task.unlabelled(path)
+        return None if task is None else CheckedTask(self._plugin, task)
+
 
 class _ExplainedFamily:
     """A third-party family whose exceptions are explained."""

@@ -143,6 +143,7 @@ class TrainingFacts(Facts):
     """The size and the outcome of one model's training."""
 
     samples: int
+    """Labelled and unlabelled samples."""
     steps: int
     positions: int
     loss: float
@@ -153,3 +154,5 @@ class TrainingFacts(Facts):
     """The student's mean mass on the same tokens."""
     rank_swaps: float | None = None
     """Share of recalibrated positions whose top token changed, if any did."""
+    unlabelled: int | None = None
+    """Number of the samples that have no label, if there are any."""

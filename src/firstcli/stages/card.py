@@ -23,7 +23,7 @@ FIRST, "Efficient Trustworthy Distillation" (arXiv 2408.12168).
 - **Arm**: `{arm}`, which learns {source}.
 - **Student**: {student}.
 - **Data**: task `{task}`, {samples} training samples;
-  {held_out} held out, on which no model was trained.
+  {held_out} held out, on which no model was trained.{unlabelled}
 - **Training**: {epochs}, {batch_size} sequences per step, peak learning
   rate {learning_rate:g}, seed {seed}.
 
@@ -50,6 +50,11 @@ student's mass on the same tokens at the end of training. Accuracy, ECE and Trus
 """
 
 
+_UNLABELLED = """
+  {} more samples have no label: of them it learned
+  the teacher's probabilities at the answer position."""
+
+
 def model_card(run: Run, unit: Unit, facts: TrainingFacts) -> str:
     """Return the README.md of a student's folder."""
     recipe, arm, settings = run.recipe, run.recipe.arms[unit.arm], run.training_settings(unit)
@@ -68,7 +73,8 @@ def model_card(run: Run, unit: Unit, facts: TrainingFacts) -> str:
         source=_source_of_targets(run, arm),
         student=without_folders(model.checkpoint) or f"new weights (family {model.family})",
         task=recipe.train.task.name,
-        samples=facts.samples,
+        samples=facts.samples - (facts.unlabelled or 0),
+        unlabelled="" if not facts.unlabelled else _UNLABELLED.format(facts.unlabelled),
         held_out=len(run.training.validation),
         **settings.model_dump(include={"batch_size", "learning_rate"}),
         epochs=f"{settings.epochs:g} epoch{'s' * (settings.epochs != 1)}",

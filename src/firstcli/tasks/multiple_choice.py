@@ -24,7 +24,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from firstcli.api import DataPaths, PluginOptions, Sample, Split, Task
 from firstcli.errors import UserError
 from firstcli.tasks import choices, layout, tables
-from firstcli.tasks.answers import Evidence, GoldAnswer, Reading, answer_of
+from firstcli.tasks.answers import Evidence, GoldAnswer, Reading, answer_of, is_missing
 from firstcli.tasks.choices import MAX_CHOICES, Choices
 from firstcli.tasks.tables import TableRow
 from firstcli.tasks.templates import Template, columns_of, fill, of_names
@@ -63,7 +63,10 @@ class MultipleChoiceOptions(PluginOptions):
     separator: str | None = Field(
         None, min_length=1, description="the text between the choices, if the column contains text"
     )
-    answer_column: str = Field("answer", description="column of the correct choice")
+    answer_column: str = Field(
+        "answer",
+        description="column of the correct choice; a row in which it is empty has no label",
+    )
     answer_file: str | None = Field(
         None,
         min_length=1,
@@ -182,6 +185,7 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
     """Questions with 2 to 26 choices each, from the user's files."""
 
     Options = MultipleChoiceOptions
+    _has_answers = True
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -190,27 +194,35 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
 
     def sources(self, split: str) -> Sequence[Path]:
         """The split's files; with `auto`, those of all splits, which decide on the reading."""
-        if self.options.answer_as != "auto":
+        if self.options.answer_as != "auto" or not self._has_answers:
             return self._sources(split)
         others = [name for name in self.splits if name != split]
         known = [file for name in others for file in self._sources(name) if file.is_file()]
         return tuple(dict.fromkeys((*self._sources(split), *known)))
 
     def load(self, split: str) -> Split:
-        """Return the questions in the order of the file."""
+        """Return the questions in the order of the file; an empty answer is no label."""
         notes: list[str] = []
         return Split(self._samples(split, notes), notes=notes)
 
+    def unlabelled(self, path: Path | Sequence[Path]) -> MultipleChoice:
+        """Return the task over other files, whose answers are not read."""
+        task = MultipleChoice(self.options.model_copy(update={"path": path}))
+        task._has_answers = False
+        return task
+
     def _samples(self, split: str, notes: list[str]) -> Iterator[Sample]:
-        readings = self._readings(split)
+        readings = self._readings(split) if self._has_answers else ()
         for row, label in self._rows(split, notes):
-            answer = self._answer(row, label)
-            yield self._sample(row, answer.choices.texts, answer.correct(readings))
+            choices = self._choices(row)
+            answer = self._answer(row, label, choices)
+            yield self._sample(row, choices.texts, answer.correct(readings) if answer else None)
 
     def _readings(self, split: str) -> Sequence[Reading]:
         """Return the readings of the answers: the same for all splits.
 
         Only all answers together show how to interpret them, so every file is read once for that.
+        Empty answers show nothing.
         In the other splits, rows without a readable answer are ignored: published test sets often
         have no answers.
         """
@@ -232,7 +244,8 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
             try:
                 for row, label in self._rows(split, []):
                     try:
-                        evidence.add(self._answer(row, label))
+                        if answer := self._answer(row, label, self._choices(row)):
+                            evidence.add(answer)
                     except UserError as error:
                         first = first or error
             except UserError as error:  # the file cannot be read any further
@@ -242,7 +255,7 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
 
     def _sources(self, split: str) -> tuple[Path, ...]:
         files = layout.split_files(self.options.path, split)
-        if not self.options.answer_file:
+        if not self.options.answer_file or not self._has_answers:
             return files
         return tuple(path for file in files for path in (file, self._answer_file(file)))
 
@@ -252,17 +265,25 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
     def _rows(self, split: str, notes: list[str]) -> Iterator[tuple[TableRow, TableRow]]:
         """Yield each row, and the row that contains its answer: itself, or a line beside it."""
         files = layout.split_files(self.options.path, split)
-        if not self.options.answer_file:
+        if not self.options.answer_file or not self._has_answers:
             yield from ((row, row) for row in tables.read_rows(files, notes))
             return
         for file in files:
             yield from _with_lines(file, tables.read_rows(file, notes), self._answer_file(file))
 
-    def _answer(self, row: TableRow, label: TableRow) -> GoldAnswer:
+    def _answer(self, row: TableRow, label: TableRow, choices: Choices) -> GoldAnswer | None:
+        """Return the answer to a row, or None if the row has no label."""
+        if not self._has_answers:
+            return None
+        if self.options.answer_file:
+            return answer_of(label.where, label.value(_LINE), choices)
         column = self.options.answer_column
-        place = label.where if self.options.answer_file else f"{row.where}: column '{column}'"
-        value = label.value(_LINE if self.options.answer_file else column)
-        return answer_of(place, value, self._choices(row))
+        value = row.value(column)
+        return (
+            None
+            if is_missing(value)
+            else answer_of(f"{row.where}: column '{column}'", value, choices)
+        )
 
     def _choices(self, row: TableRow) -> Choices:
         column = self.options.choices_column
@@ -280,7 +301,7 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
             )
         return found
 
-    def _sample(self, row: TableRow, texts: Sequence[str], answer: int) -> Sample:
+    def _sample(self, row: TableRow, texts: Sequence[str], answer: int | None) -> Sample:
         options = self.options
         letters = ascii_uppercase if options.letters == "upper" else ascii_lowercase
         lettered = zip(letters, texts, strict=False)
