@@ -145,11 +145,25 @@ def _plugins(values: dict[str, Any]) -> None:
         raise UserError(*broken)
 
 
+def _compare(values: dict[str, Any]) -> None:
+    from firstcli.commands import compare
+
+    _print(compare.show(**values), values["json"])
+
+
+_COMPARE_HELP = "Show the results of several runs in one table."
+_OUT_HELP = "Also write index.html, table.md and table.csv into this folder."
+_RUNS = typer.Argument(metavar="RUN RUN ...", help="Run folders, such as runs/quickstart.")
+COMPARE: Parameters = {
+    "runs": (list[Path], _RUNS),
+    "out": _option("out", Path | None, None, _OUT_HELP, "DIR"),
+}
 _PLAN_HELP = "Show what would run, how large it is, and whether it can work."
 _PLUGINS_HELP = "List every family, task and recalibrator with its package and version."
 _CHECK_HELP = "Import each plugin, check the contract of other packages' plugins, report errors."
 _CHECK = _option("check", bool, False, _CHECK_HELP)
 _add_command("plan", _PLAN_HELP, _plan, RECIPE | PROBE | OUTPUT)
+_add_command("compare", _COMPARE_HELP, _compare, COMPARE | OUTPUT)
 _add_command("plugins", _PLUGINS_HELP, _plugins, {"check": _CHECK, "json": OUTPUT["json"]})
 
 

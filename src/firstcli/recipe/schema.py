@@ -16,7 +16,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails
 
 from firstcli.api import MassMode
-from firstcli.errors import UserError
+from firstcli.errors import UserError, did_you_mean
 from firstcli.recipe.references import (
     POSTHOC_KEY,
     ArmName,
@@ -245,6 +245,17 @@ class Arm(RecipeSection):
         return values
 
 
+class PublishedValues(RecipeSection):
+    """What a paper reports for one row of its table, in percent."""
+
+    ece: float | None = None
+    """Expected calibration error."""
+    accuracy: float | None = None
+    """Accuracy."""
+    trust: float | None = None
+    """Accuracy minus ECE."""
+
+
 class Recipe(RecipeSection):
     """A run of firstcli: the data, the teacher, the student and the arms to compare."""
 
@@ -272,6 +283,9 @@ class Recipe(RecipeSection):
     )
     """The arms by name; each trains one student. Default: the arm `first`, with temperature
     scaling."""
+    paper: dict[FolderName, dict[str, PublishedValues]] = Field(default_factory=dict)
+    """Published values to compare with, by evaluation and row (`teacher`, an arm, or either with
+    ` + T`). `first compare` shows them beside those of the run."""
     trainer: dict[str, Any] = Field(default_factory=dict)
     """Any field of transformers.TrainingArguments that firstcli does not set itself."""
 
@@ -279,7 +293,9 @@ class Recipe(RecipeSection):
         """Return the recipe as plain YAML values, with defaults and absolute local paths."""
         return self.model_dump(mode="json", exclude_none=True)
 
-    @field_validator("evaluate", "seeds", "teacher", "student", "knowledge", "arms", "trainer")
+    @field_validator(
+        "evaluate", "seeds", "teacher", "student", "knowledge", "arms", "paper", "trainer"
+    )
     @classmethod
     def _fits_the_recipe(cls, section: Any, info: ValidationInfo) -> Any:
         conflicts = _conflicts(str(info.field_name), section, info.data)
@@ -310,6 +326,8 @@ def _conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
         for key, value in section.items():
             if key.startswith("hub_") or redacted({key: value}) != {key: value}:
                 yield (key,), _NO_CREDENTIALS
+    if name == "paper":
+        yield from _unknown_rows(section, valid)
     if name == "seeds" and len(set(section)) < len(section):
         yield (), f"found {list(section)}, expected seeds without repetition"
     if name == "teacher" and section and section.posthoc:
@@ -352,6 +370,21 @@ def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
         micro, batch = training.micro_batch_size, training.batch_size
         if micro and batch % micro:
             yield ("training",), f"micro_batch_size {micro} does not divide batch_size {batch}"
+
+
+def _unknown_rows(
+    paper: Mapping[str, Mapping[str, PublishedValues]], valid: Mapping[str, Any]
+) -> Conflicts:
+    evaluations = [section.name for section in valid.get("evaluate", ())]
+    models = ["teacher", *valid.get("arms", {})]
+    rows = [*models, *(f"{model} + T" for model in models)]
+    for evaluation, values in paper.items():
+        if "evaluate" in valid and evaluation not in evaluations:
+            hint = did_you_mean(evaluation, evaluations)
+            yield (evaluation,), f"the recipe has no such evaluation{hint}"
+        for row in values:
+            if "arms" in valid and row not in rows:
+                yield (evaluation, row), f"the recipe has no such model{did_you_mean(row, rows)}"
 
 
 def _posthoc_conflicts(train: Train | None) -> Conflicts:
