@@ -139,6 +139,17 @@ class JointEncoder:
         (alone, _), (joint, _) = self._whole([prompt, prompt + response])
         return joint[: len(alone)] == alone
 
+    def continuations(self, prompt: str, responses: Sequence[str]) -> list[tuple[int, ...] | None]:
+        """Return each response's tokens after the prompt's, with EOS.
+
+        None stands for a response that changes the prompt's tokens.
+        """
+        (alone, _), *joints = self._whole([prompt, *(prompt + text for text in responses)])
+        return [
+            (*ids[len(alone) :], *self._eos) if ids[: len(alone)] == alone else None
+            for ids, _ in joints
+        ]
+
     def _whole(self, texts: Sequence[str]) -> list[tuple[Ids, Offsets]]:
         # verbose=False: texts longer than the context are reported elsewhere.
         # Special tokens in a text are encoded as such, as a server that receives the prompt does.
