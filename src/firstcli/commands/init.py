@@ -62,12 +62,15 @@ def from_data(
     with console.status(f"reading {file} ..."):
         data = source.source_at(file)
         table = look.look(data.rows(notes=notes))
-        others = {split: sum(1 for _ in data.rows(split)) for split in data.others}
+        others = {split: look.look(data.rows(split)) for split in data.others}
     console.show(show.columns_table(table))
     console.say(show.rows_line(table, others))
     for note in notes:
         console.warn(note)
     roles = guess.guess(data, table, guess.Overrides(tuple(text), label, task), _choose)
+    if problem := show.unusable_test(others, roles):
+        console.warn(problem)
+        data = data.without_splits()
     console.say(f"read as {show.reading(roles)}")
     if isinstance(roles, guess.LabelledTexts):
         for line in show.label_lines(table, roles.label):

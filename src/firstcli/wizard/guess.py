@@ -17,7 +17,17 @@ from firstcli.tasks import choices
 from firstcli.tasks.answers import READINGS, Evidence, GoldAnswer, Reading, answer_of
 from firstcli.tasks.choices import Choices
 from firstcli.tasks.tables import TableRow
-from firstcli.wizard.look import DECIMAL, LIST, MAX_VALUES, OTHER, TEXT, TRUTH, WHOLE, Column, Table
+from firstcli.wizard.look import (
+    DECIMAL,
+    LIST,
+    MAX_VALUES,
+    OTHER,
+    TEXT,
+    TRUTH,
+    WHOLE,
+    Column,
+    Contents,
+)
 from firstcli.wizard.source import Source
 
 TASKS = ("classification", "multiple-choice", "instruction")
@@ -72,14 +82,6 @@ class ChoiceQuestions:
 
 
 @dataclass(frozen=True, slots=True)
-class TruthQuestions:
-    """Texts whose label is true or false: `multiple-choice` with the choices yes and no."""
-
-    texts: tuple[str, ...]
-    label: str
-
-
-@dataclass(frozen=True, slots=True)
 class Responses:
     """The columns of the task `instruction`."""
 
@@ -89,7 +91,7 @@ class Responses:
     """The column of the response."""
 
 
-Guess = LabelledTexts | ChoiceQuestions | TruthQuestions | Responses
+Guess = LabelledTexts | ChoiceQuestions | Responses
 
 _LABELS = (
     *("label", "labels", "category", "class", "target", "intent", "sentiment", "topic", "tag"),
@@ -129,7 +131,7 @@ _IDS = re.compile(
 _TIMES = re.compile(r".*(?:date|time|timestamp|created|updated|_at)", re.IGNORECASE)
 
 
-def guess(source: Source, table: Table, overrides: Overrides, choose: Choose) -> Guess:
+def guess(source: Source, table: Contents, overrides: Overrides, choose: Choose) -> Guess:
     """Say which task suits a table and which columns it uses.
 
     Args:
@@ -152,7 +154,7 @@ def guess(source: Source, table: Table, overrides: Overrides, choose: Choose) ->
     return columns.labelled_texts(overrides)
 
 
-def _check(source: Source, table: Table, overrides: Overrides) -> None:
+def _check(source: Source, table: Contents, overrides: Overrides) -> None:
     if overrides.task is not None and overrides.task not in TASKS:
         raise UserError(
             f"--task {overrides.task}: unknown task{did_you_mean(overrides.task, TASKS)}; "
@@ -188,7 +190,7 @@ def _task(columns: _Columns, overrides: Overrides) -> str:
 class _Columns:
     """The roles that the columns of one table can have."""
 
-    def __init__(self, source: Source, table: Table, choose: Choose) -> None:
+    def __init__(self, source: Source, table: Contents, choose: Choose) -> None:
         self._source, self._table, self._choose = source, table, choose
         self._rows = list(islice(source.rows(), SAMPLE_ROWS))
         self._folded = {name.casefold(): name for name in reversed(list(table.columns))}
@@ -241,10 +243,11 @@ class _Columns:
         if different is None or not 2 <= different <= MAX_VALUES or not column.filled:
             return False
         kind = column.kind
-        if _IDS.fullmatch(name) or _TIMES.fullmatch(name) or kind not in (TEXT, WHOLE, TRUTH):
+        hinted = name.casefold() in _LABELS
+        kinds = (TEXT, WHOLE, TRUTH, *((DECIMAL,) if hinted else ()))
+        if _IDS.fullmatch(name) or _TIMES.fullmatch(name) or kind not in kinds:
             return False
         short = column.lengths.quantile(0.5) <= LONGEST_LABEL
-        hinted = name.casefold() in _LABELS
         return short and different <= column.filled * (0.8 if hinted and different < 20 else 0.5)
 
     def texts(self) -> list[str]:
@@ -256,7 +259,7 @@ class _Columns:
         }
         return sorted(found, key=lambda name: -found[name])
 
-    def labelled_texts(self, overrides: Overrides) -> Guess:
+    def labelled_texts(self, overrides: Overrides) -> LabelledTexts:
         """Return text and label columns.
 
         Raises:
@@ -267,8 +270,6 @@ class _Columns:
         text = overrides.text or self._text(label)
         for name in text:
             self._check_text(name, "--text")
-        if set(self._table.columns[label].native) == {TRUTH}:
-            return TruthQuestions(text, label)
         return LabelledTexts(text, label)
 
     def _label(self, text: Sequence[str]) -> str:
@@ -299,7 +300,7 @@ class _Columns:
         place = f"{self._source.given}: column '{name}'"
         if not column.filled:
             raise UserError(f"{place} is empty, so it cannot be the label")
-        if column.kind in (LIST, OTHER, "mixed") or column.native[DECIMAL]:
+        if column.kind in (LIST, OBJECT, OTHER, "mixed"):
             raise UserError(f"{place} contains {column.kind}, expected a label as text or number")
         if column.values is None:
             raise UserError(

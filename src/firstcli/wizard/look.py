@@ -81,8 +81,10 @@ class Column:
         elif isinstance(value, bool):
             native, kind, text = TRUTH, TRUTH, str(value).lower()
         elif isinstance(value, int | float):
-            native = kind = WHOLE if isinstance(value, int) else DECIMAL
-            text = str(value)
+            native = WHOLE if isinstance(value, int) else DECIMAL
+            # Tables with missing values hold whole numbers as 2.0.
+            text = str(int(value) if float(value).is_integer() else value)
+            kind = DECIMAL if "." in text or not text.lstrip("-").isdecimal() else WHOLE
         else:
             is_list, is_object = isinstance(value, list), isinstance(value, dict)
             native = kind = LIST if is_list else OBJECT if is_object else OTHER
@@ -126,7 +128,7 @@ def _kind_of_text(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class Contents:
     """The columns of a table and the number of its rows."""
 
     rows: int
@@ -137,7 +139,7 @@ class Table:
         return self.rows - self.columns[name].filled
 
 
-def look(rows: Iterable[TableRow]) -> Table:
+def look(rows: Iterable[TableRow]) -> Contents:
     """Read all rows and describe the columns.
 
     Raises:
@@ -154,7 +156,7 @@ def look(rows: Iterable[TableRow]) -> Table:
                     continue
                 column = columns[name] = Column(name)
             column.add(value)
-    return Table(count, columns)
+    return Contents(count, columns)
 
 
 def _fields(values: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
@@ -15,19 +16,18 @@ from firstcli.wizard.guess import (
     Guess,
     LabelledTexts,
     Responses,
-    TruthQuestions,
     described,
 )
 from firstcli.wizard.look import (
     DECIMAL,
     MAX_COMPARED,
     Column,
+    Contents,
     Repeats,
-    Table,
     repeats,
     variants,
 )
-from firstcli.wizard.source import Source
+from firstcli.wizard.source import TEST, Source
 
 SHOWN_LABELS = 20
 IMBALANCE = 20  # the most frequent label has this many times the rows of the rarest
@@ -35,7 +35,7 @@ FEW_PER_LABEL = 20  # rows of a label with which a model can hardly learn it
 BAR = 30  # characters
 
 
-def columns_table(table: Table) -> RichTable:
+def columns_table(table: Contents) -> RichTable:
     """Return one line per column: kind, missing values, lengths and an example."""
     shown = RichTable(
         "column",
@@ -57,7 +57,7 @@ def columns_table(table: Table) -> RichTable:
     return shown
 
 
-def label_lines(table: Table, label: str) -> Iterator[str]:
+def label_lines(table: Contents, label: str) -> Iterator[str]:
     """Yield one line per label: rows, share and a bar, most frequent first."""
     counts = _counts(table.columns[label])
     width = max(len(printable(name)) for name in list(counts)[:SHOWN_LABELS])
@@ -76,8 +76,6 @@ def reading(guess: Guess) -> str:
     match guess:
         case LabelledTexts():
             return f"classification: text {texts}, label `{guess.label}`"
-        case TruthQuestions():
-            return f"multiple-choice, yes or no: text {texts}, answer `{guess.label}`"
         case ChoiceQuestions():
             found = guess.choices
             shown = f"`{found}`" if isinstance(found, str) else ", ".join(f"`{n}`" for n in found)
@@ -86,7 +84,7 @@ def reading(guess: Guess) -> str:
             return f"instruction: prompt {texts}, response `{guess.label}`"
 
 
-def findings(source: Source, table: Table, guess: Guess) -> Iterator[str]:
+def findings(source: Source, table: Contents, guess: Guess) -> Iterator[str]:
     """Yield what the user should look at before training; reads the rows again.
 
     Raises:
@@ -123,11 +121,14 @@ def _optional(guess: Guess, name: str) -> bool:
 
 def _label_findings(column: Column, name: str) -> Iterator[str]:
     counts = _counts(column)
+    raw = column.values or {}
+    if surrounded := sum(count for value, count in raw.items() if value != value.strip()):
+        yield f"{_rows(surrounded)} white space around the label, which is ignored"
     for group in variants(counts):
         shown = ", ".join(f"'{printable(label)}' ({counts[label]:,})" for label in group)
         yield (
-            f"labels differ only in case or white space: {shown}; they count as different labels, "
-            "so write them in one way"
+            f"labels that differ only in case or spacing count as different labels: {shown}; "
+            "write them in one way"
         )
     if single := [label for label, count in counts.items() if count == 1]:
         labels = "label has" if len(single) == 1 else "labels have"
@@ -178,17 +179,34 @@ def _places(source: Source, numbers: tuple[int, int]) -> list[str]:
     return [row.where for number, row in enumerate(rows) if number in numbers]
 
 
-def rows_line(table: Table, others: Mapping[str, int]) -> str:
+def unusable_test(others: Mapping[str, Contents], guess: Guess) -> str:
+    """Say why the split `test` cannot be used; empty if it can, or if there is none."""
+    test = others.get(TEST)
+    if test is None or isinstance(guess, Responses):
+        return ""
+    labels = test.columns.get(guess.label)
+    if labels is not None and labels.filled > test.rows / 2:
+        return ""
+    return (
+        f"the split 'test' has no labels in column '{guess.label}', so the recipe cuts the test "
+        "rows out of the training rows"
+    )
+
+
+def rows_line(table: Contents, others: Mapping[str, Contents]) -> str:
     """Say how many rows the table has, and each of its other splits."""
     if not others:
         return f"{table.rows:,} rows"
-    parts = [f"train {table.rows:,}", *(f"{split} {count:,}" for split, count in others.items())]
+    parts = [f"train {table.rows:,}", *(f"{split} {part.rows:,}" for split, part in others.items())]
     return f"rows by split: {', '.join(parts)}"
 
 
 def _counts(column: Column) -> dict[str, int]:
-    """Return the rows of each label, most frequent first."""
-    return dict(sorted((column.values or {}).items(), key=lambda item: (-item[1], item[0])))
+    """Return the rows of each label, most frequent first; white space around it is ignored."""
+    counts: Counter[str] = Counter()
+    for value, count in (column.values or {}).items():
+        counts[value.strip()] += count
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def printable(text: str) -> str:

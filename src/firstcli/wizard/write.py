@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,13 @@ from firstcli.wizard.guess import (
     Guess,
     LabelledTexts,
     Responses,
-    TruthQuestions,
 )
-from firstcli.wizard.look import Table
+from firstcli.wizard.look import Contents
 from firstcli.wizard.source import TEST, Source
 
 TEST_SHARE = 0.2
 FEW_ROWS = 5000  # below this many training rows, a fifth instead of a tenth is held out
-RARE = 10  # a label with fewer rows may be absent from a part of the data
-LISTED_LABELS = 20  # as a comment; more are written only if they must be listed
+LISTED_LABELS = 20  # the comment lists no more
 CONTEXT = 8192  # tokens that the default models can take; few texts have more than characters
 
 
@@ -40,7 +38,7 @@ DEFAULT_MODELS = Models()
 
 
 def recipe_text(
-    source: Source, table: Table, guess: Guess, models: Models, folder: Path | None = None
+    source: Source, table: Contents, guess: Guess, models: Models, folder: Path | None = None
 ) -> str:
     """Return a commented recipe for a table.
 
@@ -71,10 +69,9 @@ def recipe_text(
     return "\n".join(lines) + "\n"
 
 
-def _head(source: Source, table: Table, guess: Guess) -> Iterator[str]:
+def _head(source: Source, table: Contents, guess: Guess) -> Iterator[str]:
     what = {
         LabelledTexts: "Which label does a text have?",
-        TruthQuestions: "Is the answer to a question yes or no?",
         ChoiceQuestions: "Which choice answers a question?",
         Responses: "Which response follows a prompt?",
     }[type(guess)]
@@ -85,25 +82,14 @@ def _head(source: Source, table: Table, guess: Guess) -> Iterator[str]:
     yield ""
 
 
-def _task(source: Source, table: Table, guess: Guess, folder: Path | None) -> Iterator[str]:
+def _task(source: Source, table: Contents, guess: Guess, folder: Path | None) -> Iterator[str]:
     path = f"  path: {_scalar(_relative(source.path, folder))}"
     if isinstance(guess, LabelledTexts):
         yield from ("name: classification", "options:", path)
         yield f"  text: {_columns(guess.texts)}"
         yield f"  label: {_scalar(guess.label)}"
         yield from _indented(_labels(table, guess.label), 2)
-        yield "  # The prompt, with columns in braces. {labels} lists the labels."
-        shown = "\\n".join(f"{{{name}}}" for name in guess.texts)
-        yield f'  # prompt: "{_comment(shown)}\\nLabel:"'
-    elif isinstance(guess, TruthQuestions):
-        yield from ("name: multiple-choice", "options:", path)
-        yield f"  question_column: {_scalar(guess.texts[0])}"
-        yield f"  answer_column: {_scalar(guess.label)}"
-        yield "  choices: ['yes', 'no']"
-        yield "  answer_as: boolean"
-        others = "".join(f"{{{name}}}\n" for name in guess.texts[1:])
-        yield f"  prompt: {_quoted(others + '{question}' + chr(10) + 'Answer:')}"
-        yield "  respond_with: text"
+        yield '  # prompt: "{text}\\n\\nLabel:"  # {labels} would list the labels'
     elif isinstance(guess, ChoiceQuestions):
         yield from ("name: multiple-choice", "options:", path)
         yield f"  question_column: {_scalar(guess.question)}"
@@ -132,27 +118,17 @@ def _prompt_of(columns: Sequence[str]) -> str:
     return "\n".join([*parts, "Response:"])
 
 
-def _labels(table: Table, label: str) -> Iterator[str]:
-    """Yield the option `labels`: as a comment, or as it is if some labels are rare."""
-    counts: Mapping[str, int] = table.columns[label].values or {}
-    names = sorted(counts)
-    rare = [name for name in names if counts[name] < RARE]
-    if not rare and len(names) > LISTED_LABELS:
-        yield f"# The {len(names)} labels are those of the training rows. `labels` can list them."
-        return
-    entries = [f"{_scalar(name)}:" for name in names]
-    if rare:
-        yield "# All labels, because rare ones may be absent from the training rows. After a"
-        yield "# colon, a description may follow, which the prompt can show."
-        yield "labels:"
-        yield from (f"  - {_scalar(name)}" for name in names)
-        return
-    yield "# The labels are those of the training rows. To describe them in the prompt, write:"
+def _labels(table: Contents, label: str) -> Iterator[str]:
+    """Yield a comment that shows how labels are listed and described."""
+    names = sorted({name.strip() for name in table.columns[label].values or ()})
+    yield "# The labels are those of the training rows. To list them with descriptions, write:"
     yield "# labels:"
-    yield from (f"#   {entry} what it means" for entry in entries)
+    yield from (f"#   {_scalar(name)}: what it means" for name in names[:LISTED_LABELS])
+    if len(names) > LISTED_LABELS:
+        yield f"#   ... and {len(names) - LISTED_LABELS} more"
 
 
-def _train(table: Table, guess: Guess, models: Models) -> Iterator[str]:
+def _train(table: Contents, guess: Guess, models: Models) -> Iterator[str]:
     share = 0.2 if table.rows < FEW_ROWS else 0.1
     yield f"validation: {share}  # held out from training; temperatures are fitted on it"
     longest = max(table.columns[name].lengths.quantile(1.0) for name in guess.texts)
