@@ -2,7 +2,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint fix bench overhead clean
+.PHONY: demo test test-slow lint fix reference bench overhead clean
 
 demo: $(VENV)/.installed  ## install, run the quick start, show its table
 	$(BIN)/first distill recipes/quickstart.yaml
@@ -18,6 +18,9 @@ lint: $(VENV)/.installed-dev  ## what CI checks besides the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+reference: $(VENV)/.installed  ## the pages of docs/reference, from the models of recipes and plugins
+	$(BIN)/python -m firstcli.commands.reference docs/reference
 
 bench: $(VENV)/.installed  ## speed and memory against goals, as a table; needs an idle machine
 	$(BIN)/python benchmarks/bench.py

@@ -154,6 +154,12 @@ def _plan(values: dict[str, Any]) -> None:
 def _plugins(values: dict[str, Any]) -> None:
     from firstcli.commands import plugins
 
+    name = values.pop("name")
+    if name is not None:
+        if values["check"]:
+            raise UserError("first plugins: --check checks all plugins; leave out the name")
+        _print(plugins.describe(name, json=values["json"]), values["json"])
+        return
     result = plugins.show(**values)
     _print(result, values["json"])
     if values["check"] and (broken := plugins.broken(result)):
@@ -161,12 +167,14 @@ def _plugins(values: dict[str, Any]) -> None:
 
 
 _PLAN_HELP = "Show what would run, how large it is, and whether it can work."
-_PLUGINS_HELP = "List every family, task and recalibrator with its package and version."
+_PLUGINS_HELP = "List every family, task and recalibrator; with NAME, show one and its options."
+_PLUGIN = typer.Argument(None, metavar="NAME", help="A plugin to describe; omit it to list all.")
 _CHECK_HELP = "Import each plugin, check the contract of other packages' plugins, report errors."
 _CHECK = _option("check", bool, False, _CHECK_HELP)
 _add_command("init", _INIT_HELP, _init, INIT)
 _add_command("plan", _PLAN_HELP, _plan, RECIPE | PROBE | OUTPUT)
-_add_command("plugins", _PLUGINS_HELP, _plugins, {"check": _CHECK, "json": OUTPUT["json"]})
+_PLUGINS: Parameters = {"name": (str | None, _PLUGIN), "check": _CHECK, "json": OUTPUT["json"]}
+_add_command("plugins", _PLUGINS_HELP, _plugins, _PLUGINS)
 
 
 # The commands of the stages, made from the table.

@@ -21,6 +21,7 @@ from firstcli.wizard.look import (
     DECIMAL,
     LIST,
     MAX_VALUES,
+    OBJECT,
     OTHER,
     TEXT,
     TRUTH,

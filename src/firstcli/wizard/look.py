@@ -83,8 +83,8 @@ class Column:
         elif isinstance(value, int | float):
             native = WHOLE if isinstance(value, int) else DECIMAL
             # Tables with missing values hold whole numbers as 2.0.
-            text = str(int(value) if float(value).is_integer() else value)
-            kind = DECIMAL if "." in text or not text.lstrip("-").isdecimal() else WHOLE
+            is_whole = isinstance(value, int) or value.is_integer()
+            kind, text = (WHOLE, str(int(value))) if is_whole else (DECIMAL, str(value))
         else:
             is_list, is_object = isinstance(value, list), isinstance(value, dict)
             native = kind = LIST if is_list else OBJECT if is_object else OTHER
