@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from json import loads as parsed
 from textwrap import indent
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Column, Table
 from rich.text import Text
@@ -18,6 +19,9 @@ from rich.text import Text
 from firstcli import plugins
 from firstcli.errors import UserError, did_you_mean
 from firstcli.runtime.console import Console
+
+if TYPE_CHECKING:
+    from firstcli.recipe.describe import KeyDescription
 
 _BROKEN = "broken: "
 
@@ -88,11 +92,21 @@ def describe(name: str, *, json: bool) -> dict[str, Any]:
         else:
             console.say("It has no options.")
         console.say(f"\nIn a recipe:\n\n{indent(each.example, '  ')}")
-    return {"plugins": [asdict(each, dict_factory=_without_sections) for each in found]}
+    return {"plugins": [asdict(each) | {"options": _options(each.options)} for each in found]}
 
 
-def _without_sections(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {key: value for key, value in items if key != "sections"}
+def _options(keys: Sequence[KeyDescription]) -> list[dict[str, Any]]:
+    """Return options as JSON."""
+    return [
+        {
+            "name": key.name,
+            "type": key.type,
+            "required": key.default is None,
+            "default": parsed(key.default) if key.default else None,
+            "description": key.description,
+        }
+        for key in keys
+    ]
 
 
 def broken(result: dict[str, Any]) -> list[str]:

@@ -153,8 +153,8 @@ def _example(plugin: Plugin, cls: Any, options: Sequence[KeyDescription]) -> str
     required = [key for key in options if key.default is None]
     chosen = {key.name: _placeholder(fields[key.name], key) for key in required}
     if not chosen:
-        stated = [key for key in options if key.default and key.default != '"auto"']
-        chosen = {key.name: json.loads(key.default or "") for key in stated[:SHOWN_DEFAULTS]}
+        stated = [key for key in options if key.default not in ("", '"auto"', "false")]
+        chosen = {key.name: json.loads(str(key.default)) for key in stated[:SHOWN_DEFAULTS]}
     reference: dict[str, Any] = {"name": plugin.name} | ({"options": chosen} if chosen else {})
     if plugin.kind == "tasks":
         content: Any = {"train": {"task": reference}}

@@ -179,7 +179,7 @@ def _task(columns: _Columns, overrides: Overrides) -> str:
     found = columns.choice_columns()
     if found and columns.answer_columns(overrides):
         return "multiple-choice"
-    if found and not overrides.label and (isinstance(found, tuple) or _is_named_choices(found)):
+    if found and not overrides.label and _is_named_choices(found):
         return "multiple-choice"  # which then says that the answers name no choice
     responses = columns.prompt_and_response(overrides)
     if responses is None or columns.is_label(responses.label):
@@ -522,8 +522,11 @@ def described(column: Column) -> str:
     return column.kind if different is None else f"{column.kind}, {different:,} values"
 
 
-def _is_named_choices(name: str) -> bool:
-    return name.rpartition(".")[2].casefold() in ("choices", "options", "candidates", "endings")
+def _is_named_choices(found: str | tuple[str, ...]) -> bool:
+    """Whether the columns cannot be anything but choices; A, B, C may be."""
+    if isinstance(found, tuple):
+        return len(found[0]) > 1
+    return found.rpartition(".")[2].casefold() in ("choices", "options", "candidates", "endings")
 
 
 def _answer_in(row: TableRow, name: str, found: str | tuple[str, ...]) -> GoldAnswer:

@@ -104,11 +104,11 @@ class Column:
     def kind(self) -> str:
         """The kind of all values, or `text` if kinds are mixed and all can be written as text."""
         kinds = set(self.kinds)
-        if len(kinds) == 1:
-            return kinds.pop()
+        if len(kinds) < 2:
+            return kinds.pop() if kinds else "empty"
         if kinds == {WHOLE, DECIMAL}:
             return DECIMAL
-        return TEXT if kinds <= {TEXT, WHOLE, DECIMAL, TRUTH} else "mixed" if kinds else "empty"
+        return TEXT if kinds <= {TEXT, WHOLE, DECIMAL, TRUTH} else "mixed"
 
     @property
     def different(self) -> int | None:
