@@ -18,10 +18,11 @@ from rich.table import Column, Table
 
 from firstcli.api import JSON
 from firstcli.errors import UserError, one_per_cause, shortened
+from firstcli.pipeline.example import example_text
 from firstcli.recipe.load import load_recipe
 from firstcli.runtime.console import Console, duration, size
 from firstcli.stages import fingerprints, stage_of, units_of
-from firstcli.stages.checks import SharedCheck
+from firstcli.stages.checks import EXAMPLE, SharedCheck
 from firstcli.workspace.artifacts import Manifest, changes
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit, of_arms, with_upstream
@@ -85,15 +86,18 @@ def plan(request: Request) -> dict[str, JSON]:
         of_stages = [unit for unit in chain if stage_of(unit).has_arms]
         chain = with_upstream(units, of_arms(of_stages, request.arms))
     rows, problems = statuses(chain, partial(status_of, run))
-    sizes, found = check_units(run, chain, trusting=True)
+    results, found = check_units(run, chain, trusting=True)
     if run.has_caches or not problems + found:
         with suppress(OSError):  # the folder is only to remember what was found out
             run.folder.mkdir(parents=True, exist_ok=True)
     run.save_memory()
     raise_any(problems + found)
-    rows = [replace(row, size=sizes.get(row.unit.key, "")) for row in rows]
+    rows = [replace(row, size=results.get(row.unit.key, "")) for row in rows]
     run.console.show(plan_table(rows))
     result = plan_result(run, rows)
+    if example := results.get(EXAMPLE.name):
+        run.console.show(example_text(example))
+        result["example"] = example
     return result | {"probe": _probe(run, rows, request.processes)} if request.probe else result
 
 
@@ -232,8 +236,8 @@ def _machine() -> dict[str, str]:
 
 def check_units(
     run: Run, units: Sequence[Unit], *, trusting: bool = False
-) -> tuple[dict[str, str], list[str]]:
-    """Run every check; return each unit's size in words, and all mistakes.
+) -> tuple[dict[str, Any], list[str]]:
+    """Run every check; return the results, such as each unit's size in words, and all mistakes.
 
     Checks that load weights come last, and only if there is no mistake so far.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.table import Column, Table
 
 from firstcli.runtime import distributed
-from firstcli.stages import fingerprints
+from firstcli.stages import checks, fingerprints
 from firstcli.stages.base import TrainingFacts
 from firstcli.stages.calibrate import CALIBRATE, candidate_tokens
 from firstcli.stages.checks import SharedCheck
@@ -55,7 +55,8 @@ class Distill(TrainingStage):
 
     def checks_of(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
         learns_knowledge = run.recipe.arms[unit.arm].learn == "knowledge"
-        return (*(EXTRACT.checks if learns_knowledge else ()), *super().checks_of(run, unit))
+        of_knowledge = EXTRACT.checks if learns_knowledge else ()
+        return (*of_knowledge, checks.EXAMPLE, *super().checks_of(run, unit))
 
     def check(self, run: Run, unit: Unit) -> str:
         arm = run.recipe.arms[unit.arm]

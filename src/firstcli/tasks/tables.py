@@ -42,6 +42,14 @@ class TableRow:
             f"the row has {shortened(names, 10) or 'none'}"
         )
 
+    def has(self, column: str) -> bool:
+        """Return whether the row has a column."""
+        try:
+            self.value(column)
+        except UserError:
+            return False
+        return True
+
     def text(self, column: str) -> str:
         """Return a column as text, empty if the value is missing."""
         value = self.value(column)
