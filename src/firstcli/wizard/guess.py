@@ -375,7 +375,7 @@ class _Columns:
             return []
         used = {found} if isinstance(found, str) else {*found}
         others = [name for name in self._table.columns if name not in {*used, *overrides.text}]
-        names = [overrides.label] if overrides.label else others
+        names = [name for name in others if overrides.label in (None, name)]
         return [name for name in names if self._names_choices(name, found)]
 
     def _names_choices(self, name: str, found: str | tuple[str, ...]) -> bool:
@@ -548,7 +548,7 @@ def _lettered(names: Sequence[str]) -> tuple[str, ...] | None:
         labels = [label for label, _ in group]
         numbers = (list(map(str, range(start, start + len(group)))) for start in (0, 1))
         series = [list(ascii_lowercase[: len(group)]), *(numbers if prefix else ())]
-        if len(group) > 1 and labels in series:
+        if len(group) > (1 if prefix else 2) and labels in series:
             return tuple(name for _, name in group)
     return None
 
