@@ -162,7 +162,9 @@ def test_prompts_and_responses(
 
 
 def test_a_category_beside_instructions_is_no_label(guessed: Callable[..., Guess]) -> None:
-    rows = tickets(instruction=text, context=lambda n: "x" if n == 3 else "", response=text, category=label)
+    rows = tickets(
+        instruction=text, context=lambda n: "x" if n == 3 else "", response=text, category=label
+    )
     assert guessed(rows) == Responses(("instruction", "context"), "response")
 
 

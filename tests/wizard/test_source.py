@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from firstcli.errors import UserError
@@ -73,10 +75,23 @@ def test_different_tables_are_refused(tmp_path: Path) -> None:
         source_at(tmp_path)
 
 
+def saved(folder: Path) -> None:
+    """Write what `datasets.Dataset.save_to_disk` writes."""
+    folder.mkdir(parents=True)
+    table = pa.table({"text": ["a", "b"], "label": ["x", "y"]})
+    name = "data-00000-of-00001.arrow"
+    with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as out:
+        out.write_table(table)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}), "utf-8")
+
+
 def test_what_save_to_disk_wrote(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    table = datasets.Dataset.from_dict({"text": ["a", "b"], "label": ["x", "y"]})
-    table.save_to_disk(tmp_path / "one")
-    datasets.DatasetDict(train=table, test=table).save_to_disk(tmp_path / "splits")
+    saved(tmp_path / "one")
     assert [row.values["text"] for row in source_at(tmp_path / "one").rows()] == ["a", "b"]
-    assert set(source_at(tmp_path / "splits").others) == {"test"}
+    for split in ("train", "test"):
+        saved(tmp_path / "all" / split)
+    (tmp_path / "all" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}', "utf-8")
+    source = source_at(tmp_path / "all")
+    assert set(source.others) == {"test"}
+    alone = source.without_splits()
+    assert layout.split_files(alone.path, "train") == alone.train

@@ -72,6 +72,10 @@ def label_lines(table: Contents, label: str) -> Iterator[str]:
 
 def reading(guess: Guess) -> str:
     """Say in one line which columns a recipe uses."""
+    return printable(_reading(guess))
+
+
+def _reading(guess: Guess) -> str:
     texts = ", ".join(f"`{name}`" for name in guess.texts)
     match guess:
         case LabelledTexts():
@@ -96,7 +100,7 @@ def findings(source: Source, table: Contents, guess: Guess) -> Iterator[str]:
             and (missing := table.missing(name))
             and not _optional(guess, name)
         ):
-            yield f"{_rows(missing)} nothing in column '{name}'"
+            yield f"{_rows(missing)} nothing in column '{printable(name)}'"
     if isinstance(guess, LabelledTexts):
         yield from _label_findings(table.columns[guess.label], guess.label)
     texts = guess.texts
@@ -152,7 +156,7 @@ def _label_findings(column: Column, name: str) -> Iterator[str]:
         )
     if all(label.strip().lstrip("+-").isdecimal() for label in counts):
         yield (
-            f"the labels in column '{name}' are numbers, which tell a model nothing; name them "
+            f"the labels in column '{printable(name)}' are numbers, which tell a model nothing; name them "
             "under `labels` in the recipe"
         )
 
