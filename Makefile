@@ -2,7 +2,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint docs fix bench overhead clean
+.PHONY: demo test test-slow lint docs fix reference bench overhead clean
 
 demo: $(VENV)/.installed  ## install, run the quick start, show its table
 	$(BIN)/first distill recipes/quickstart.yaml
@@ -22,6 +22,9 @@ lint: $(VENV)/.installed-dev  ## what CI checks besides the tests
 docs: $(VENV)/.installed-docs  ## the documentation as a site in docs/_build; warnings are errors
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+reference: $(VENV)/.installed  ## the pages of docs/reference, from the models of recipes and plugins
+	$(BIN)/python -m firstcli.commands.reference docs/reference
 
 bench: $(VENV)/.installed  ## speed and memory against goals, as a table; needs an idle machine
 	$(BIN)/python benchmarks/bench.py

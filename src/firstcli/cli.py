@@ -94,22 +94,6 @@ def root(
     """Make a small language model that is accurate and knows when it may be wrong."""
 
 
-@app.command()
-def init(
-    starter: Annotated[
-        str | None,
-        typer.Argument(metavar="STARTER", help="Name of a starter; omit it to list all."),
-    ] = None,
-    schema: Annotated[
-        bool, typer.Option("--schema", help="Print the JSON Schema of recipes, for editors.")
-    ] = False,
-) -> None:
-    """Print a commented starter recipe: first init quickstart > recipe.yaml."""
-    from firstcli.commands.init import text
-
-    typer.echo(text(starter, schema=schema), nl=False)
-
-
 def _add_command(
     name: str, help: str, run: Callable[[dict[str, Any]], None], parameters: Parameters
 ) -> None:
@@ -129,6 +113,37 @@ def _add_command(
     app.command(name, help=help)(command)
 
 
+_STARTER = typer.Argument(None, metavar="STARTER", help="Name of a starter; omit it to list all.")
+_FROM_DATA = "Write a recipe for this data: a CSV, TSV, JSONL, JSON or Parquet file, or a folder."
+INIT: Parameters = {
+    "starter": (str | None, _STARTER),
+    "file": _option("from", Path | None, None, _FROM_DATA, "FILE"),
+    "text": _option("text", list[str], [], "With --from: text column; can be repeated.", "COLUMN"),
+    "label": _option("label", str | None, None, "With --from: label or answer column.", "COLUMN"),
+    "task": _option("task", str | None, None, "With --from: the task.", "TASK"),
+    "teacher": _option("teacher", str | None, None, "With --from: checkpoint.", "MODEL"),
+    "student": _option("student", str | None, None, "With --from: checkpoint.", "MODEL"),
+    "out": _option("out", Path | None, None, "With --from: save the recipe here.", "RECIPE"),
+    "schema": _option("schema", bool, False, "Print the JSON Schema of recipes, for editors."),
+}
+_INIT_HELP = "Print a commented recipe: first init quickstart, or first init --from tickets.csv."
+
+
+def _init(values: dict[str, Any]) -> None:
+    from firstcli.commands import init
+
+    starter, schema = values.pop("starter"), values.pop("schema")
+    if values["file"] is None:
+        if given := [name for name, value in values.items() if value]:
+            raise UserError(f"first init: --{given[0]} needs --from FILE")
+        typer.echo(init.text(starter, schema=schema), nl=False)
+        return
+    if starter or schema:
+        other = "--schema" if schema else f"the starter '{starter}'"
+        raise UserError(f"first init: --from writes its own recipe; leave out {other}")
+    init.from_data(**values)
+
+
 def _plan(values: dict[str, Any]) -> None:
     _announce(values)
     from firstcli.pipeline.plan import Request, plan
@@ -139,6 +154,12 @@ def _plan(values: dict[str, Any]) -> None:
 def _plugins(values: dict[str, Any]) -> None:
     from firstcli.commands import plugins
 
+    name = values.pop("name")
+    if name is not None:
+        if values["check"]:
+            raise UserError("first plugins: --check checks all plugins; leave out the name")
+        _print(plugins.describe(name, json=values["json"]), values["json"])
+        return
     result = plugins.show(**values)
     _print(result, values["json"])
     if values["check"] and (broken := plugins.broken(result)):
@@ -159,12 +180,15 @@ COMPARE: Parameters = {
     "out": _option("out", Path | None, None, _OUT_HELP, "DIR"),
 }
 _PLAN_HELP = "Show what would run, how large it is, and whether it can work."
-_PLUGINS_HELP = "List every family, task and recalibrator with its package and version."
+_PLUGINS_HELP = "List every family, task and recalibrator; with NAME, show one and its options."
+_PLUGIN = typer.Argument(None, metavar="NAME", help="A plugin to describe; omit it to list all.")
 _CHECK_HELP = "Import each plugin, check the contract of other packages' plugins, report errors."
 _CHECK = _option("check", bool, False, _CHECK_HELP)
+_add_command("init", _INIT_HELP, _init, INIT)
 _add_command("plan", _PLAN_HELP, _plan, RECIPE | PROBE | OUTPUT)
 _add_command("compare", _COMPARE_HELP, _compare, COMPARE | OUTPUT)
-_add_command("plugins", _PLUGINS_HELP, _plugins, {"check": _CHECK, "json": OUTPUT["json"]})
+_PLUGINS: Parameters = {"name": (str | None, _PLUGIN), "check": _CHECK, "json": OUTPUT["json"]}
+_add_command("plugins", _PLUGINS_HELP, _plugins, _PLUGINS)
 
 
 # The commands of the stages, made from the table.
