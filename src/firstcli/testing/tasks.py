@@ -52,7 +52,7 @@ def _check_sample(sample: Sample, where: str, has_candidates: bool) -> None:
     problem = sample_problem(sample)
     require(not problem, f"{where}: {problem}")
     if has_candidates:
-        expected = f"expected 2 to {MAX_CANDIDATES}"
+        expected = f"expected 2 to {MAX_CANDIDATES:,}"
         require(sample.candidates, f"{where}: has 0 candidates, {expected}")
         return
     require(sample.response, f"{where}: the response is empty")
