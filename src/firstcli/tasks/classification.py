@@ -13,13 +13,22 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from firstcli.api import Adaptation, ResponseTokens, Sample, Split, Task
+from firstcli.api import (
+    Adaptation,
+    InputField,
+    Label,
+    ResponseTokens,
+    Sample,
+    Split,
+    Task,
+    TaskUsage,
+)
 from firstcli.errors import UserError, did_you_mean, shortened
 from firstcli.tasks import tables
 from firstcli.tasks.codes import Tokens, chosen_codes, clash
 from firstcli.tasks.table_splits import GroupedTableOptions, TableSplits
 from firstcli.tasks.tables import TableRow, describe
-from firstcli.tasks.templates import Template, columns_of, fill
+from firstcli.tasks.templates import Template, columns_of, fill, with_filled
 
 MAX_LABELS = 1000
 MAX_LISTED = 50
@@ -142,6 +151,10 @@ class Classification(Task[ClassificationOptions]):
         if self.options.labels is not None or split == "train":
             return files
         return tuple(dict.fromkeys((*files, *self._table.files("train"))))
+
+    def usage(self) -> TaskUsage:
+        labels = self.options.descriptions or self._found_labels()
+        return _Prompt(self.options, labels).usage(labels)
 
     def load(self, split: str) -> Split:
         """Return the rows that have a text and a label, in the order of the file."""
@@ -324,6 +337,30 @@ class _Prompt:
             return row.text(self._text).strip()
         texts = [(column, row.text(column).strip()) for column in self._text]
         return "\n".join(f"{column}: {text}" for column, text in texts if text)
+
+    def usage(self, labels: Sequence[str]) -> TaskUsage:
+        """Return how these prompts are made, as data; `labels` has the order of the answers."""
+        text = self._text
+        columns = (text,) if isinstance(text, str) else tuple(text)
+        joined = None if isinstance(text, str) else "\n"
+        pairs = zip(labels, self.answers, strict=True)
+        return TaskUsage(
+            kind="classification",
+            prompt=with_filled(self._template, {"labels": self._lines}),
+            inputs={
+                name: InputField(columns=(name,), required="column")
+                if name != "text"
+                else InputField(
+                    columns=columns,
+                    required="column",
+                    strip=True,
+                    join=joined,
+                    named=joined is not None,
+                )
+                for name in self._columns
+            },
+            labels=tuple(Label(name=name, response=f" {answer}") for name, answer in pairs),
+        )
 
     @property
     def probe(self) -> str:
