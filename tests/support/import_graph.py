@@ -17,6 +17,7 @@ LAYERS = (
     ("cli",),
     ("commands",),
     ("pipeline",),
+    ("export",),
     ("stages",),
     ("reporting",),
     ("training",),
