@@ -82,6 +82,19 @@ def _print_version(requested: bool) -> None:
     if requested:
         typer.echo(f"firstcli {__version__}")
         raise typer.Exit
+_EXPORT_HELP = (
+    "Write a plain Hugging Face folder: transformers, vLLM or llama.cpp then show calibrated "
+    "probabilities by themselves. Example: first export runs/quickstart student --arm 'distill + T'"
+)
+_SOURCE_HELP = "A run folder, such as runs/quickstart, or a student's folder."
+_SAMPLING_HELP = "Fold a temperature although it changes how free text is sampled."
+EXPORT: Parameters = {
+    "source": (Path, typer.Argument(metavar="RUN_OR_FOLDER", help=_SOURCE_HELP)),
+    "target": (Path, typer.Argument(metavar="DIR", help="The folder to create.")),
+    "arm": _option("arm", str | None, None, "The model: 'distill', or 'distill + T'.", "NAME"),
+    "dtype": _option("dtype", str | None, None, "float32, bfloat16 or float16.", "TYPE"),
+    "change_sampling": _option("change-sampling", bool, False, _SAMPLING_HELP),
+}
 
 
 @app.callback()
@@ -145,12 +158,19 @@ def _plugins(values: dict[str, Any]) -> None:
         raise UserError(*broken)
 
 
+def _export(values: dict[str, Any]) -> None:
+    from firstcli.commands import export
+
+    _print(export.show(**values), values["json"])
+
+
 _PLAN_HELP = "Show what would run, how large it is, and whether it can work."
 _PLUGINS_HELP = "List every family, task and recalibrator with its package and version."
 _CHECK_HELP = "Import each plugin, check the contract of other packages' plugins, report errors."
 _CHECK = _option("check", bool, False, _CHECK_HELP)
 _add_command("plan", _PLAN_HELP, _plan, RECIPE | PROBE | OUTPUT)
 _add_command("plugins", _PLUGINS_HELP, _plugins, {"check": _CHECK, "json": OUTPUT["json"]})
+_add_command("export", _EXPORT_HELP, _export, EXPORT | OUTPUT)
 
 
 # The commands of the stages, made from the table.
