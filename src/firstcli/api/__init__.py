@@ -29,12 +29,14 @@ from firstcli.api.recalibrators import (
     Recalibrator,
     TopKRows,
 )
+from firstcli.api.usage import ChoiceForm, InputField, Label, TaskUsage
 from firstcli.errors import UserError
 
 __all__ = [
     "JSON",
     "RESERVED_FACTS",
     "BoolArray",
+    "ChoiceForm",
     "Curve",
     "DataPath",
     "DataPaths",
@@ -42,7 +44,9 @@ __all__ = [
     "Dtype",
     "FitInputs",
     "FloatArray",
+    "InputField",
     "IntArray",
+    "Label",
     "MassMode",
     "ModelFamily",
     "ModelRef",
@@ -52,6 +56,7 @@ __all__ = [
     "SourcedStr",
     "Split",
     "Task",
+    "TaskUsage",
     "TopKRows",
     "UserError",
 ]

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from firstcli.api.usage import TaskUsage
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -180,6 +182,16 @@ class Task(PluginBase[OptionsT]):
 
         Data whose files have not changed is not checked again. Return an empty sequence if the
         options alone determine the samples; with None, every command reads the split.
+        """
+        return None
+
+    def usage(self) -> TaskUsage | None:
+        """Return how prompt and candidates of a new row are made, as data.
+
+        It is stored in the folder of every student, so that the student works without the task. It
+        must rebuild the prompts and candidates of the task's own rows exactly. With None, users of
+        a student give complete prompts; the candidates are those that all samples share, or the
+        user gives them, too.
         """
         return None
 

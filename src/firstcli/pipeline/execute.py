@@ -19,6 +19,7 @@ from firstcli.runtime import distributed
 from firstcli.runtime.files import locked, write_text
 from firstcli.stages import stage_of, units_of
 from firstcli.stages.base import Stage
+from firstcli.student.refresh import refresh
 from firstcli.workspace.artifacts import Manifest, fingerprint
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit, of_arms, with_upstream
@@ -57,6 +58,7 @@ def execute(request: plan.Request, stage: Stage) -> dict[str, JSON]:
                 for unit in chain:
                     if not _is_current(run, unit, forced):
                         _work(run, unit)
+                distributed.by_first(lambda: refresh(run))
             finally:
                 if distributed.is_first():
                     run.save_memory()

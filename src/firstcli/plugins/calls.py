@@ -26,6 +26,7 @@ from firstcli.api import (
     Recalibrator,
     Split,
     Task,
+    TaskUsage,
     TopKRows,
     UserError,
 )
@@ -277,6 +278,16 @@ class CheckedTask(Task[Any]):
         with explained(self._plugin, "`sources`"):
             files = self._task.sources(split)
             return None if files is None else [Path(file) for file in files]
+
+    def usage(self) -> TaskUsage | None:
+        with explained(self._plugin, "`usage`"):
+            usage = self._task.usage()
+        if not (usage is None or isinstance(usage, TaskUsage)):
+            found = type(usage).__name__
+            raise UserError(
+                f"{self._plugin.title}: `usage` returned a {found}, expected a TaskUsage or None"
+            )
+        return usage
 
 
 class _ExplainedFamily:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from firstcli.api import DataPaths, PluginOptions, Sample, Split, Task
+from firstcli.api import DataPaths, InputField, PluginOptions, Sample, Split, Task, TaskUsage
 from firstcli.tasks import layout, tables
 from firstcli.tasks.tables import TableRow
 from firstcli.tasks.templates import Template, columns_of, fill
@@ -45,6 +45,11 @@ class Instruction(Task[InstructionOptions]):
 
     def sources(self, split: str) -> Sequence[Path]:
         return layout.split_files(self.options.path, split)
+
+    def usage(self) -> TaskUsage:
+        names = columns_of(self.options.prompt)
+        inputs = {name: InputField(columns=(name,), required="column") for name in names}
+        return TaskUsage(kind="instruction", prompt=self.options.prompt, inputs=inputs)
 
     def load(self, split: str) -> Split:
         """Return the rows that have a response, in the order of the file."""

@@ -21,13 +21,23 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from firstcli.api import DataPaths, PluginOptions, Sample, Split, Task
+from firstcli.api import (
+    ChoiceForm,
+    DataPaths,
+    InputField,
+    Label,
+    PluginOptions,
+    Sample,
+    Split,
+    Task,
+    TaskUsage,
+)
 from firstcli.errors import UserError
 from firstcli.tasks import choices, layout, tables
 from firstcli.tasks.answers import Evidence, GoldAnswer, Reading, answer_of
 from firstcli.tasks.choices import MAX_CHOICES, Choices
 from firstcli.tasks.tables import TableRow
-from firstcli.tasks.templates import Template, columns_of, fill, of_names
+from firstcli.tasks.templates import Template, columns_of, fill, of_names, with_filled
 
 _LINE = "line"
 """Column of the answer in a row that `_with_lines` made."""
@@ -196,6 +206,37 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
         known = [file for name in others for file in self._sources(name) if file.is_file()]
         return tuple(dict.fromkeys((*self._sources(split), *known)))
 
+    def usage(self) -> TaskUsage:
+        options = self.options
+        names = [name for name in columns_of(options.prompt) if name != "choices"]
+        inputs = {
+            name: InputField(columns=(options.question_column,))
+            if name == "question"
+            else InputField(columns=(name,), required="column")
+            for name in names
+        }
+        if options.choices is None:
+            columns = options.choices_column
+            form = ChoiceForm(
+                columns=(columns,) if isinstance(columns, str) else tuple(columns),
+                separate=not isinstance(columns, str),
+                separator=options.separator,
+                line=options.choice,
+                letters=options.letters,
+                respond_with=options.respond_with,
+                response=options.response,
+            )
+            return TaskUsage(
+                kind="multiple-choice", prompt=options.prompt, inputs=inputs, choices=form
+            )
+        pairs = zip(options.choices, self._candidates(options.choices), strict=True)
+        return TaskUsage(
+            kind="classification",
+            prompt=with_filled(options.prompt, {"choices": self._lines(options.choices)}),
+            inputs=inputs,
+            labels=tuple(Label(name=name, response=response) for name, response in pairs),
+        )
+
     def load(self, split: str) -> Split:
         """Return the questions in the order of the file."""
         notes: list[str] = []
@@ -282,15 +323,10 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
 
     def _sample(self, row: TableRow, texts: Sequence[str], answer: int) -> Sample:
         options = self.options
-        letters = ascii_uppercase if options.letters == "upper" else ascii_lowercase
-        lettered = zip(letters, texts, strict=False)
-        lines = [options.choice.format(letter=letter, text=text) for letter, text in lettered]
-        answers = texts if options.respond_with == "text" else letters[: len(texts)]
-        candidates = [options.response.format(answer=text) for text in answers]
 
         def text_of(name: str) -> str:
             if name == "choices":
-                return "\n".join(lines)
+                return self._lines(texts)
             return row.filled(options.question_column) if name == "question" else row.text(name)
 
         columns = [name for name in columns_of(options.prompt) if name != "choices"]
@@ -298,7 +334,23 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
             row.require_any(columns)
         prompt = fill(options.prompt, text_of)
         id, group = row.id(options.id_column), self._group(row)
-        return Sample.question(prompt, candidates, answer, id=id, group=group)
+        return Sample.question(prompt, self._candidates(texts), answer, id=id, group=group)
+
+    @property
+    def _letters(self) -> str:
+        return ascii_uppercase if self.options.letters == "upper" else ascii_lowercase
+
+    def _lines(self, texts: Sequence[str]) -> str:
+        """Return the lines of the choices in the prompt."""
+        lettered = zip(self._letters, texts, strict=False)
+        line = self.options.choice.format
+        return "\n".join(line(letter=letter, text=text) for letter, text in lettered)
+
+    def _candidates(self, texts: Sequence[str]) -> list[str]:
+        """Return the complete responses."""
+        letters = self._letters[: len(texts)]
+        answers = texts if self.options.respond_with == "text" else letters
+        return [self.options.response.format(answer=answer) for answer in answers]
 
     def _group(self, row: TableRow) -> str | None:
         group = self.options.group
