@@ -17,7 +17,7 @@ from firstcli.pipeline import plan
 from firstcli.pipeline.repair import repair
 from firstcli.runtime import distributed
 from firstcli.runtime.files import locked, write_text
-from firstcli.stages import stage_of, units_of
+from firstcli.stages import completing_units, stage_of, units_of
 from firstcli.stages.base import Stage
 from firstcli.student.refresh import refresh
 from firstcli.workspace.artifacts import Manifest, fingerprint
@@ -39,7 +39,8 @@ def execute(request: plan.Request, stage: Stage) -> dict[str, JSON]:
     targets = of_arms(stage.units(run.recipe, run.folder), request.arms)
     if not targets:
         raise UserError(f"{request.recipe}: nothing to {stage.name}; {stage.why_nothing}")
-    chain = with_upstream(units, targets)
+    further = [] if request.only else completing_units(stage, targets, run.recipe, run.folder)
+    chain = with_upstream(units, [*targets, *further])
     keys = {unit.key for unit in targets}
     forced = keys if request.force else set()
     if request.dry_run:
@@ -62,10 +63,10 @@ def execute(request: plan.Request, stage: Stage) -> dict[str, JSON]:
             finally:
                 if distributed.is_first():
                     run.save_memory()
-        further = stage.finish(run, targets, request.stage_options)
+        finished = stage.finish(run, targets, request.stage_options)
     if not distributed.is_first():
         return {}
-    return {**plan.plan_result(run, rows), "result": stage.summary(run, targets), **further}
+    return {**plan.plan_result(run, rows), "result": stage.summary(run, targets), **finished}
 
 
 def _prepared(

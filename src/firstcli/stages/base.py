@@ -75,6 +75,8 @@ class Stage(ABC):
     """Checks that units have in common with units of other stages."""
     options: ClassVar[tuple[Option, ...]] = ()
     """Further options of the command."""
+    completes: ClassVar[Stage | None] = None
+    """The stage whose command also does this one's units of the same models."""
     why_nothing: ClassVar[str] = "the recipe does not need it"
     """Why a recipe has no unit of this stage."""
 
