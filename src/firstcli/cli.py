@@ -82,18 +82,29 @@ def _print_version(requested: bool) -> None:
     if requested:
         typer.echo(f"firstcli {__version__}")
         raise typer.Exit
+
+
 _EXPORT_HELP = (
     "Write a plain Hugging Face folder: transformers, vLLM or llama.cpp then show calibrated "
     "probabilities by themselves. Example: first export runs/quickstart student --arm 'distill + T'"
 )
 _SOURCE_HELP = "A run folder, such as runs/quickstart, or a student's folder."
 _SAMPLING_HELP = "Fold a temperature although it changes how free text is sampled."
+_HUB_HELP = "Also upload to this repository of the Hugging Face hub; needs HF_TOKEN."
+_GGUF_HELP = "Also convert to GGUF, with llama.cpp's converter ($LLAMA_CPP or PATH)."
+_GGUF_TYPE_HELP = "f32, f16 (default), bf16, q8_0, or a type of llama-quantize, such as Q4_K_M."
+_LM_EVAL_HELP = "Also write tasks for lm-evaluation-harness, with the ECE as a metric."
 EXPORT: Parameters = {
     "source": (Path, typer.Argument(metavar="RUN_OR_FOLDER", help=_SOURCE_HELP)),
     "target": (Path, typer.Argument(metavar="DIR", help="The folder to create.")),
     "arm": _option("arm", str | None, None, "The model: 'distill', or 'distill + T'.", "NAME"),
     "dtype": _option("dtype", str | None, None, "float32, bfloat16 or float16.", "TYPE"),
     "change_sampling": _option("change-sampling", bool, False, _SAMPLING_HELP),
+    "hub": _option("hub", str | None, None, _HUB_HELP, "REPO"),
+    "dry_run": _option("dry-run", bool, False, "With --hub: list the files, upload nothing."),
+    "gguf": _option("gguf", Path | None, None, _GGUF_HELP, "FILE"),
+    "gguf_type": _option("gguf-type", str | None, None, _GGUF_TYPE_HELP, "TYPE"),
+    "lm_eval": _option("lm-eval", Path | None, None, _LM_EVAL_HELP, "DIR"),
 }
 
 
@@ -161,7 +172,7 @@ def _plugins(values: dict[str, Any]) -> None:
 def _export(values: dict[str, Any]) -> None:
     from firstcli.commands import export
 
-    _print(export.show(**values), values["json"])
+    _print(export.show(export.ExportOptions(**values)), values["json"])
 
 
 _PLAN_HELP = "Show what would run, how large it is, and whether it can work."

@@ -174,6 +174,31 @@ def check(folder: Path, source: Source, dtype: Dtype) -> SelfCheck:
     )
 
 
+def check_gguf(file: Path, source: Source) -> SelfCheck:
+    """Measure a GGUF file with transformers, which turns its weights back into float32.
+
+    Args:
+        file: the file.
+        source: what it was made from.
+
+    Raises:
+        UserError: transformers cannot read the file, or there are no questions.
+    """
+    try:
+        model, tokenizer = load_plain(file.parent, gguf_file=file.name)
+    except Exception as error:  # of an architecture or a type that transformers does not know
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"transformers cannot read {file} ({reason})") from error
+    known = source.run and source.model and held_out(source.run, source.model, tokenizer)
+    if not known:
+        raise UserError("there are no recorded questions")
+    found = answers(model, known.questions)
+    differences = np.abs(found.confidence - known.recorded.confidence)
+    eces = (_ece(each, known.bins) for each in (found, known.recorded))
+    largest, mean = float(differences.max()), float(differences.mean())
+    return SelfCheck(known.evaluation, len(found), largest, mean, *eces)
+
+
 def recorded_name(source: Source, known: HeldOut) -> Path:
     """Return the file of the answers that an export is compared with."""
     assert source.run and source.model

@@ -17,11 +17,11 @@ from firstcli.checkpoints.folder import INDEX, READ_SUFFIXES, WEIGHTS, read_json
 from firstcli.checkpoints.loading import load_complete
 from firstcli.export.fold import Fold, fold
 from firstcli.export.source import Source
-from firstcli.runtime.files import sync
+from firstcli.runtime.files import sync, write_text
+from firstcli.student.card import CARD, FIGURE, card, read_parts
+from firstcli.student.usage import FILE, write_usage
 
-NOT_COPIED = (
-    *(WEIGHTS, INDEX, "config.json", "generation_config.json", "manifest.json", "firstcli.json"),
-)
+NOT_COPIED = (*(WEIGHTS, INDEX, "config.json", "generation_config.json", "manifest.json", FILE),)
 """Files that are written anew, and the run's own."""
 
 
@@ -76,7 +76,20 @@ def write_model(source: Source, folder: Path, dtype: Dtype | None) -> Written:
     for path in source.folder.iterdir():
         if path.suffix in READ_SUFFIXES and path.name not in NOT_COPIED:
             shutil.copyfile(path, folder / path.name)
+    _describe(source, folder)
     return Written(chosen, folded)
+
+
+def _describe(source: Source, folder: Path) -> None:
+    """Write `firstcli.json` and the model card, with the figure if it shows this model."""
+    usage = source.exported_usage
+    shows_this_model = (source.temperature is not None) == (source.usage.posthoc is not None)
+    figure = source.folder / FIGURE
+    if shows_this_model and figure.is_file():
+        shutil.copyfile(figure, folder / FIGURE)
+    has_figure = (folder / FIGURE).is_file()
+    write_text(folder / FILE, write_usage(usage))
+    write_text(folder / CARD, card(usage, read_parts(source.folder), figure=has_figure))
 
 
 def _ordinary_ids(model: PreTrainedModel) -> list[int]:
