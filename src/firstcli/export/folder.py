@@ -17,6 +17,7 @@ from firstcli.checkpoints.folder import INDEX, READ_SUFFIXES, WEIGHTS, read_json
 from firstcli.checkpoints.loading import load_complete
 from firstcli.export.fold import Fold, fold
 from firstcli.export.source import Source
+from firstcli.models import inference
 from firstcli.runtime.files import sync, write_text
 from firstcli.student.card import CARD, FIGURE, card, read_parts
 from firstcli.student.usage import FILE, write_usage
@@ -94,7 +95,7 @@ def _describe(source: Source, folder: Path) -> None:
 
 def _ordinary_ids(model: PreTrainedModel) -> list[int]:
     """Return 16 token ids spread over the vocabulary, without padding, which models may mask."""
-    size = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr]
+    size = inference.vocabulary_size(model)
     padding = model.config.get_text_config().pad_token_id
     ids = range(0, size, max(1, size // 17))
     return [token for token in ids if token != padding][:16]

@@ -82,14 +82,10 @@ def convert(tools: Tools, folder: Path, target: Path, kind: str) -> None:
     whole, partial = (target.with_name(f".{target.name}.{end}") for end in ("f32", "partial"))
     try:
         first, type_of_first = (whole, "f32") if tools.quantizer else (partial, kind.lower())
-        _run(
-            [
-                *(sys.executable, tools.converter, folder),
-                *("--outfile", first, "--outtype", type_of_first),
-            ]
-        )
+        arguments = ("--outfile", first, "--outtype", type_of_first)
+        _run(sys.executable, tools.converter, folder, *arguments)
         if tools.quantizer:
-            _run([tools.quantizer, whole, partial, kind.upper()])
+            _run(tools.quantizer, whole, partial, kind.upper())
         sync(partial)
         os.rename(partial, target)
         sync(target.parent)
@@ -98,7 +94,7 @@ def convert(tools: Tools, folder: Path, target: Path, kind: str) -> None:
             path.unlink(missing_ok=True)
 
 
-def _run(command: list[str | Path]) -> None:
+def _run(*command: str | Path) -> None:
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         words = " ".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-1:])
