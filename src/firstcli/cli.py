@@ -84,6 +84,30 @@ def _print_version(requested: bool) -> None:
         raise typer.Exit
 
 
+_EXPORT_HELP = (
+    "Write a plain Hugging Face folder: transformers, vLLM or llama.cpp then show calibrated "
+    "probabilities by themselves. Example: first export runs/quickstart student --arm 'distill + T'"
+)
+_SOURCE_HELP = "A run folder, such as runs/quickstart, or a student's folder."
+_SAMPLING_HELP = "Fold a temperature although it changes how free text is sampled."
+_HUB_HELP = "Also upload to this repository of the Hugging Face hub; needs HF_TOKEN."
+_GGUF_HELP = "Also convert to GGUF, with llama.cpp's converter ($LLAMA_CPP or PATH)."
+_GGUF_TYPE_HELP = "f32, f16 (default), bf16, q8_0, or a type of llama-quantize, such as Q4_K_M."
+_LM_EVAL_HELP = "Also write tasks for lm-evaluation-harness, with the ECE as a metric."
+EXPORT: Parameters = {
+    "source": (Path, typer.Argument(metavar="RUN_OR_FOLDER", help=_SOURCE_HELP)),
+    "target": (Path, typer.Argument(metavar="DIR", help="The folder to create.")),
+    "arm": _option("arm", str | None, None, "The model: 'distill', or 'distill + T'.", "NAME"),
+    "dtype": _option("dtype", str | None, None, "float32, bfloat16 or float16.", "TYPE"),
+    "change_sampling": _option("change-sampling", bool, False, _SAMPLING_HELP),
+    "hub": _option("hub", str | None, None, _HUB_HELP, "REPO"),
+    "dry_run": _option("dry-run", bool, False, "With --hub: list the files, upload nothing."),
+    "gguf": _option("gguf", Path | None, None, _GGUF_HELP, "FILE"),
+    "gguf_type": _option("gguf-type", str | None, None, _GGUF_TYPE_HELP, "TYPE"),
+    "lm_eval": _option("lm-eval", Path | None, None, _LM_EVAL_HELP, "DIR"),
+}
+
+
 @app.callback()
 def root(
     version: Annotated[
@@ -179,6 +203,8 @@ COMPARE: Parameters = {
     "runs": (list[Path], _RUNS),
     "out": _option("out", Path | None, None, _PAGE_HELP, "DIR"),
 }
+
+
 def _predict(values: dict[str, Any]) -> None:
     from firstcli.commands import predict
 
@@ -220,6 +246,14 @@ ANSWERS: Parameters = {
     "quiet": _option("quiet", bool, False, "Print answers and errors only."),
 }
 _PREDICT_HELP = 'Let a student answer: first predict runs/tickets "My card was charged twice".'
+
+
+def _export(values: dict[str, Any]) -> None:
+    from firstcli.commands import export
+
+    _print(export.show(export.ExportOptions(**values)), values["json"])
+
+
 _PLAN_HELP = "Show what would run, how large it is, and whether it can work."
 _PLUGINS_HELP = "List every family, task and recalibrator; with NAME, show one and its options."
 _PLUGIN = typer.Argument(None, metavar="NAME", help="A plugin to describe; omit it to list all.")
@@ -231,6 +265,7 @@ _add_command("predict", _PREDICT_HELP, _predict, STUDENT | ANSWERS)
 _add_command("compare", _COMPARE_HELP, _compare, COMPARE | OUTPUT)
 _PLUGINS: Parameters = {"name": (str | None, _PLUGIN), "check": _CHECK, "json": OUTPUT["json"]}
 _add_command("plugins", _PLUGINS_HELP, _plugins, _PLUGINS)
+_add_command("export", _EXPORT_HELP, _export, EXPORT | OUTPUT)
 
 
 # The commands of the stages, made from the table.

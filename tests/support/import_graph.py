@@ -18,6 +18,7 @@ LAYERS = (
     ("commands",),
     ("wizard",),
     ("pipeline",),
+    ("export",),
     ("student",),
     ("stages",),
     ("reporting",),

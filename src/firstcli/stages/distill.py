@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from rich.table import Column, Table
 
-from firstcli.runtime import distributed
 from firstcli.stages import checks, fingerprints
 from firstcli.stages.base import TrainingFacts
 from firstcli.stages.calibrate import CALIBRATE, candidate_tokens
@@ -65,7 +64,7 @@ class Distill(TrainingStage):
         return super().check(run, unit)
 
     def work(self, run: Run, unit: Unit, folder: Path) -> TrainingFacts:
-        from firstcli.stages import card, inputs, train_model
+        from firstcli.stages import inputs, train_model
         from firstcli.training import soft_targets
 
         arm, title = run.recipe.arms[unit.arm], f"distilling {unit.subject}"
@@ -90,8 +89,6 @@ class Distill(TrainingStage):
                 run, unit, folder, title, arm.objective or "topk-tail", targets
             )
             facts = replace(facts, rank_swaps=swaps or None)
-        if distributed.is_first():
-            (folder / "README.md").write_text(card.model_card(run, unit, facts), "utf-8")
         return facts
 
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:

@@ -203,6 +203,11 @@ class Run:
         return published
 
     @property
+    def publishable_text(self) -> str:
+        """The same as YAML."""
+        return as_yaml(self.publishable)
+
+    @property
     def recipe_text(self) -> str:
         """The resolved recipe as YAML."""
         return as_yaml(self.resolved)
