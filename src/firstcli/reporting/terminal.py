@@ -30,12 +30,15 @@ class Cell:
     aside: tuple[str, ...] = ()
 
 
+RowKind = Literal["teacher", "student", "shipped", "difference", "group"]
+
+
 @dataclass(frozen=True, slots=True)
 class ReportRow:
     """A model or a difference between two, with one tuple of cells per column group."""
 
     name: str
-    kind: Literal["teacher", "student", "difference", "group"]
+    kind: RowKind
     groups: tuple[tuple[Cell, ...], ...]
 
 
