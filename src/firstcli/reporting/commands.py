@@ -1,4 +1,4 @@
-"""The command lines that a report offers: try a student, and bake a temperature into its weights."""
+"""The command lines that a report offers: try a student, and fold a temperature into one."""
 
 from __future__ import annotations
 

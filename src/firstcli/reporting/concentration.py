@@ -71,7 +71,7 @@ def _draw_disk(size: Mapping[int, float], top_k: int, precision: str, place: Sub
     ks = sorted(size)
     main.plot(ks, [size[k] for k in ks], color=_DISK, marker="s")
     for k in ks:  # to the left of the point, where neither the curve nor the line of k is
-        above = {"xytext": (-5, 2), "textcoords": "offset points", "ha": "right"}
+        above: dict[str, Any] = {"xytext": (-5, 2), "textcoords": "offset points", "ha": "right"}
         main.annotate(f"{size[k]:.1f}", (k, size[k]), size=7, **above)
     main.set(xlabel="most likely tokens kept, k", ylabel="bytes per position")
     main.set_yscale("log")

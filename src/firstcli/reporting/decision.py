@@ -56,6 +56,8 @@ class Decision:
     reasons: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
+    exportable: tuple[str, ...] = ()
+    """The rows whose temperature `first export` folds into the weights."""
     detectable: float | None = None
     """The smallest difference in Trust that the questions can show, as a fraction of 1."""
 
@@ -104,7 +106,8 @@ def decide(data: ReportData) -> Decision:
             _shipped(data, row),
             reasons=tuple(_reasons(data, row)),
             limits=tuple(_limits(data)),
-            commands=_commands(data, row, ()),
+            commands=tuple(commands(data.location, row, exportable := _exportable(data, ()))),
+            exportable=exportable,
         )
     place = standing(data, evaluation)
     if place is None:
@@ -114,6 +117,7 @@ def decide(data: ReportData) -> Decision:
     # too few questions leave the best guess; among students that are level, the simplest counts
     choices = place.level[:1] if verdict == "too-few-questions" else place.level
     row = min(choices, key=lambda each: _simplicity(data, each, trust[each]))
+    exportable = _exportable(data, place.level)
     return Decision(
         verdict,
         _headline(data, verdict, place, row),
@@ -121,7 +125,8 @@ def decide(data: ReportData) -> Decision:
         place.level if place.behind else (),
         tuple(_reasons(data, row)),
         (_power(data, place), *_limits(data)),
-        _commands(data, row, place.level),
+        tuple(commands(data.location, row, exportable)),
+        exportable,
         place.detectable,
     )
 
@@ -155,10 +160,11 @@ def standing(data: ReportData, evaluation: str) -> Standing | None:
 def detectable(compared: Compared) -> float:
     """Return the smallest difference that intervals of this width would distinguish from zero."""
     tests = (compared.questions, *((compared.seeds,) if compared.seeds else ()))
-    return max(
+    towards_zero: list[float] = [
         test.value - test.interval.low if test.value > 0 else test.interval.high - test.value
         for test in tests
-    )
+    ]
+    return max(towards_zero)
 
 
 def _trust(data: ReportData, evaluation: str) -> dict[str, float]:
@@ -256,7 +262,7 @@ def _elsewhere(data: ReportData, evaluation: str, row: str) -> str:
     if row in place.behind:
         gap = data.compared(evaluation, row, place.best)[DECIDES.name].questions
         low, high = sorted((-gap.interval.low, -gap.interval.high))
-        ends = f"[{DECIDES.text(low, signed=True)}, {DECIDES.text(high, signed=True)}]"
+        ends = f"[{DECIDES.text(low)}, {DECIDES.text(high)}]"
         better = f"{_code(place.best)} is clearly better"
         return f"{better}, by {DECIDES.text(-gap.value)} {ends}; {_code(row)} has {numbers}"
     if place.level == (row,):
@@ -266,15 +272,16 @@ def _elsewhere(data: ReportData, evaluation: str, row: str) -> str:
 
 def _numbers(data: ReportData, evaluation: str, row: str) -> str:
     accuracy, ece, trust = (
-        METRICS[name].text(data.mean(evaluation, row, name)) for name in ("accuracy", "ece", "trust")
+        METRICS[name].text(data.mean(evaluation, row, name))
+        for name in ("accuracy", "ece", "trust")
     )
     return f"accuracy {accuracy}, ECE {ece}, Trust {trust}"
 
 
 def _valued(data: ReportData, evaluation: str, rows: Sequence[str]) -> str:
     values = [(row, DECIDES.text(data.mean(evaluation, row, DECIDES.name))) for row in rows]
-    shown = [f"{_code(row)} {value}" for row, value in values[:6]]
-    return ", ".join([*shown, *([f"{len(rows) - 6} more"] if len(rows) > 6 else [])])
+    shown = [f"{_code(row)} ({value})" for row, value in values[:2]]
+    return ", ".join([*shown, *([f"{len(rows) - 2} more"] if len(rows) > 2 else [])])
 
 
 def _power(data: ReportData, place: Standing) -> str:
@@ -316,14 +323,10 @@ def _shipped(data: ReportData, row: str) -> Shipped:
     return Shipped(row, arm, row.endswith(PLUS_T), folder.removesuffix("+T"))
 
 
-def _commands(data: ReportData, row: str, level: Sequence[str]) -> tuple[str, ...]:
-    return tuple(commands(data.location, row, exported(data, level)))
-
-
-def exported(data: ReportData, level: Sequence[str]) -> list[str]:
-    """Return the students with a temperature that `first export` folds in, level ones first."""
+def _exportable(data: ReportData, level: Sequence[str]) -> tuple[str, ...]:
+    """Return the students with a temperature, those level with the best one first."""
     post_hoc = [row for row in data.students if row.endswith(PLUS_T)]
-    return sorted(post_hoc, key=lambda row: row not in level)
+    return tuple(sorted(post_hoc, key=lambda row: row not in level))
 
 
 def _points(share: float) -> str:

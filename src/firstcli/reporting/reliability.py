@@ -87,7 +87,9 @@ def drawing(data: ReportData, evaluation: str, first: Sequence[str] = ()) -> Dra
     order = {row: i for i, row in enumerate(first)}
     pairs = sorted(_by_model(curves), key=lambda pair: order.get(pair[0].row, len(order)))
     panels = [panel(pair, data.settings.confidence) for pair in pairs]
-    rows: list[tuple[JSON, ...]] = [(row, *b) for row, curve in curves.items() for b in curve.filled]
+    rows: list[tuple[JSON, ...]] = [
+        (row, *b) for row, curve in curves.items() for b in curve.filled
+    ]
     key = Panel("key", _key, "Key to the reliability diagrams, explained in the text above.")
     numbers = Numbers(("model", *ReliabilityBin._fields), rows)
     name = f"reliability+{evaluation}"
@@ -179,7 +181,6 @@ def _draw_counts(main: Axes, curves: Sequence[Curve]) -> None:
     main.set(xlim=(0, 1), ylim=(0, 1.1 * largest), yticks=[largest], xticks=_TICKS)
     main.tick_params(axis="y", labelsize=6.5)
     main.spines[["left"]].set_visible(False)
-    main.set_ylabel("n", size=7)
 
 
 def _key(place: SubFigure) -> None:

@@ -98,13 +98,16 @@ def _draw(
         style.percent(axis)
     main.grid(True)
     _draw_trust(main)
+    _draw_interval(main, list(shown.values()))
     for row, p in shown.items():
-        color = look[row].color
-        faint: dict[str, Any] = {"color": color, "alpha": 0.35, "linewidth": 0.8, "zorder": 2}
-        main.plot(p.ece_ends, [p.accuracy] * 2, **faint)
-        main.plot([p.ece] * 2, p.accuracy_ends, **faint)
         if plain := shown.get(row.removesuffix(PLUS_T) if row.endswith(PLUS_T) else ""):
-            main.plot([plain.ece, p.ece], [plain.accuracy, p.accuracy], color=color, lw=1, ls=":")
+            main.plot(
+                [plain.ece, p.ece],
+                [plain.accuracy, p.accuracy],
+                color=look[row].color,
+                lw=1,
+                ls=":",
+            )
         mark = look[row].options | {"linestyle": "none", "markersize": 6.5, "zorder": 4}
         main.plot(p.ece, p.accuracy, **mark)
     if len(shown) <= _LABELLED:
@@ -121,7 +124,7 @@ def _draw_trust(main: Axes) -> None:
         main.axline((0, trust), slope=1, color=style.BAND, lw=0.8, ls=(0, (2, 2)), zorder=1)
         x = min(right, top - trust)  # where the line leaves the picture
         if x > left + 0.25 * (right - left):
-            corner = {"ha": "right", "va": "top" if x < right else "center"}
+            corner: dict[str, Any] = {"ha": "right", "va": "top" if x < right else "center"}
             main.text(
                 *(x - 0.008 * (right - left), min(x + trust, top) - 0.012 * (top - bottom)),
                 f"Trust {100 * trust:.0f}",
@@ -130,6 +133,36 @@ def _draw_trust(main: Axes) -> None:
                 zorder=1,
                 **corner,
             )
+
+
+def _draw_interval(main: Axes, shown: Sequence[Point]) -> None:
+    """Draw a cross as wide and high as most intervals are, in the corner with the most room."""
+    half, up = (
+        float(np.median([end[1] - end[0] for end in ends])) / 2
+        for ends in ([p.ece_ends for p in shown], [p.accuracy_ends for p in shown])
+    )
+    (left, right), (bottom, top) = main.get_xlim(), main.get_ylim()
+    width, height = right - left, top - bottom
+
+    def room(corner: tuple[float, float]) -> float:
+        steps = [((p.ece - corner[0]) / width, (p.accuracy - corner[1]) / height) for p in shown]
+        return min(math.hypot(0.5 * across, up) for across, up in steps)  # a label is wide
+
+    y = bottom + up + 0.03 * height
+    x = max((right - half, left + half), key=lambda each: room((each, y)))
+    inwards = 1 if x < (left + right) / 2 else -1
+    x += inwards * 0.02 * width
+    main.plot([x - half, x + half], [y, y], color=style.SOFT, linewidth=1)
+    main.plot([x, x], [y - up, y + up], color=style.SOFT, linewidth=1)
+    main.text(
+        x + inwards * (half + 0.01 * width),
+        y,
+        "typical 95 % interval",
+        ha="left" if inwards > 0 else "right",
+        va="center",
+        size=6.5,
+        color=style.SOFT,
+    )
 
 
 class _Box(NamedTuple):
@@ -147,36 +180,35 @@ class _Box(NamedTuple):
         return max(0.0, across) * max(0.0, up - max(self.bottom, other.bottom))
 
 
-_DIRECTIONS = ((1, 0), (-1, 0), (0.6, 1), (0.6, -1), (-0.6, 1), (-0.6, -1), (0, 1.2), (0, -1.2))
-_DISTANCES = (7.0, 13.0, 20.0)  # points
+_DIRECTIONS = (  # right, up, and what the direction costs
+    *((1, 0, 0), (-1, 0, 4), (0, 1, 6), (0, -1, 8)),
+    *((0.6, 0.8, 12), (-0.6, 0.8, 14), (0.6, -0.8, 14), (-0.6, -0.8, 16)),
+)
+_DISTANCES = (6.0, 9.0, 13.0)  # points
 
 
 def _label(main: Axes, shown: Mapping[str, Point], look: Mapping[str, style.Look]) -> None:
-    """Write each name where it covers least: no point, line or other name, nothing outside."""
+    """Write each name near its point, where it covers no point, line or other name."""
 
     def in_points(x: float, y: float) -> tuple[float, float]:
         right, up = main.transData.transform((x, y)) * 72 / main.figure.dpi
         return float(right), float(up)
 
-    def line(start: tuple[float, float], end: tuple[float, float]) -> _Box:
-        (left, bottom), (right, top) = in_points(*start), in_points(*end)
-        return _Box(min(left, right) - 1, bottom - 1, abs(right - left) + 2, top - bottom + 2)
-
     (left, right), (bottom, top) = main.get_xlim(), main.get_ylim()
-    inside = line((left, bottom), (right, top))
-    taken = []
+    low, high = in_points(left, bottom), in_points(right, top)
+    inside = _Box(*low, high[0] - low[0], high[1] - low[1])
+    centres = {row: in_points(p.ece, p.accuracy) for row, p in shown.items()}
+    taken = [_Box(x - 4, y - 4, 8, 8) for x, y in centres.values()]
+    for row, (x, y) in centres.items():  # the lines to the points with a temperature
+        if row + PLUS_T in centres:
+            end = centres[row + PLUS_T][0]
+            taken.append(_Box(min(x, end), y - 0.5, abs(x - end), 1))
     for row, p in shown.items():
-        x, y = in_points(p.ece, p.accuracy)
-        taken.append(_Box(x - 4, y - 4, 8, 8))
-        taken.append(line((p.ece_ends[0], p.accuracy), (p.ece_ends[1], p.accuracy)))
-        taken.append(line((p.ece, p.accuracy_ends[0]), (p.ece, p.accuracy_ends[1])))
-        if warmed := shown.get(row + PLUS_T):
-            taken.append(line((p.ece, p.accuracy), (warmed.ece, p.accuracy)))
-    for row, p in shown.items():
-        x, y = in_points(p.ece, p.accuracy)
+        x, y = centres[row]
         text = style.shortened(row, _LONGEST)
-        width, height = _LETTER * _TEXT * len(text), 1.15 * _TEXT
-        best = min(_places(x, y, width, height), key=lambda box: _cost(box, taken, inside))
+        size = (_LETTER * _TEXT * len(text), 1.15 * _TEXT)
+        costs = [(_cost(box, taken, inside) + d, box) for d, box in _places(x, y, *size)]
+        _, best = min(costs)
         taken.append(best)
         main.annotate(
             text,
@@ -190,17 +222,17 @@ def _label(main: Axes, shown: Mapping[str, Point], look: Mapping[str, style.Look
         )
 
 
-def _places(x: float, y: float, width: float, height: float) -> list[_Box]:
+def _places(x: float, y: float, width: float, height: float) -> list[tuple[float, _Box]]:
+    """Return the places of a label around a point, each with a penalty for its distance."""
     boxes = []
     for distance in _DISTANCES:
-        for right, up in _DIRECTIONS:
+        for right, up, cost in _DIRECTIONS:
             left = x + distance * right - width * (1 - np.sign(right)) / 2
             bottom = y + distance * up - height * (1 - np.sign(up)) / 2
-            boxes.append(_Box(left, bottom, width, height))
+            boxes.append((4 * distance + cost, _Box(left, bottom, width, height)))
     return boxes
 
 
 def _cost(box: _Box, taken: Sequence[_Box], inside: _Box) -> float:
     outside = box.width * box.height - box.overlap(inside)
-    return sum(map(box.overlap, taken)) + 3 * outside
-
+    return sum(map(box.overlap, taken)) + 8 * outside

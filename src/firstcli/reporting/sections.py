@@ -154,7 +154,7 @@ def _ranks(data: ReportData) -> Section:
 
 
 def _reliability(data: ReportData, decision: Decision) -> Section:
-    paper = (TEACHER, *shipped_rows(decision), *ranks.SHOWN)
+    paper = (TEACHER, *shipped_rows(decision), "first", *ranks.SHOWN)
     first = list(dict.fromkeys(row.removesuffix(PLUS_T) for row in paper))
     return Section(
         "reliability",

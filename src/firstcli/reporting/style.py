@@ -40,7 +40,10 @@ _DARK = {
     OVER_FILL: "#7A4A26",
     UNDER_FILL: "#2B5874",
     "#FFFFFF": "#14181D",
-    **dict(zip(_HUES, ("#58ACE6", "#F28C45", "#35C99D", "#E5A3CB", "#56B4E9", "#E69F00"), strict=True)),
+    "#0072B2": "#58ACE6",
+    "#D55E00": "#F28C45",
+    "#009E73": "#35C99D",
+    "#CC79A7": "#E5A3CB",
 }
 """The colour in dark mode that takes the place of each colour of a figure; the SVG file of a
 figure contains both, so the page follows the reader's system without a second image."""
