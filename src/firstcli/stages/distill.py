@@ -30,6 +30,7 @@ class Distill(TrainingStage):
 
     name = "distill"
     help = "Train the students, one per arm, after everything that they need."
+    example = "recipe.yaml --arm first"
     format = 3  # float32 logits of half-precision products
     has_arms = True
 
@@ -92,6 +93,12 @@ class Distill(TrainingStage):
         if distributed.is_first():
             (folder / "README.md").write_text(card.model_card(run, unit, facts), "utf-8")
         return facts
+
+    def in_words(self, run: Run, unit: Unit) -> list[str]:
+        arm = run.recipe.arms[unit.arm]
+        return TrainingFacts.of(run.manifests[unit.key].facts).in_words(
+            arm.top_k or run.recipe.knowledge.top_k
+        )
 
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
         headings = ("arm", "learned", "steps", "loss", "P", "Q", "folder")

@@ -56,6 +56,7 @@ class Report(Stage):
 
     name = "report"
     help = "Run everything and write the table, the figures and one HTML page."
+    example = "recipe.yaml --dry-run"
     format = 4  # macro averages; intervals allow for unseen outcomes; tests are counted
     uses_models = False
     checks = (checks.UNPINNED,)
@@ -80,6 +81,12 @@ class Report(Stage):
         data = report_data(run)
         write_report(folder, data)
         return ReportFacts(str(unit.artifact.path / PAGE), paper_table(data).to_json())
+
+    def is_brief(self, unit: Unit) -> bool:
+        return True
+
+    def in_words(self, run: Run, unit: Unit) -> list[str]:
+        return ["table, figures and page"]
 
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
         from firstcli.reporting.terminal import Table, TerminalTable
