@@ -31,23 +31,22 @@ UsageMistake: type[Exception] = typer.BadParameter.__mro__[1]
 """What typer raises for wrong arguments; it exports only this one kind of it."""
 
 
-class _FlagsWithoutType:
-    """A command whose help shows no type after flags, typer's own ones included."""
-
-    def get_params(self, ctx: typer.Context) -> list[Any]:
-        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
-        for param in params:
-            if getattr(param, "is_flag", False) and param.metavar is None:
-                param.metavar = ""
-        return params
+def _flags_without_type(params: list[Any]) -> list[Any]:
+    """Let the help show no type after flags, typer's own ones included."""
+    for param in params:
+        if getattr(param, "is_flag", False) and param.metavar is None:
+            param.metavar = ""
+    return params
 
 
-class _Command(_FlagsWithoutType, TyperCommand):
-    pass
+class _Command(TyperCommand):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _flags_without_type(super().get_params(ctx))
 
 
-class _Group(_FlagsWithoutType, TyperGroup):
-    pass
+class _Group(TyperGroup):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _flags_without_type(super().get_params(ctx))
 
 
 app = typer.Typer(

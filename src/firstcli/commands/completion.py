@@ -5,11 +5,12 @@ A completion never fails: where something cannot be read, it offers nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import shlex
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
-
-import typer
 
 
 @contextmanager
@@ -31,17 +32,30 @@ def starters(incomplete: str) -> list[tuple[str, str]]:
     return [(name, about) for name, about in offered if name.startswith(incomplete)]
 
 
-def arms(ctx: typer.Context, incomplete: str) -> list[str]:
+def arms(incomplete: str) -> list[str]:
     """Return the arms of the recipe on the command line that begin like this."""
     offered: list[str] = []
     with _without_errors():
         from firstcli.recipe.load import arm_names
 
-        recipe, overrides = ctx.params.get("recipe"), ctx.params.get("overrides")
-        given = set(ctx.params.get("arms") or ())
-        if recipe:
-            offered = [arm for arm in arm_names(Path(recipe), overrides or ()) if arm not in given]
+        words = _command_line()
+        recipe = next(path for path in map(Path, words[2:]) if path.is_file())
+        offered = arm_names(recipe, _values_of("--set", words))
+        offered = [arm for arm in offered if arm not in _values_of("--arm", words[:-1])]
     return [arm for arm in offered if arm.startswith(incomplete)]
+
+
+def _command_line() -> list[str]:
+    """Return the words that are typed so far, from the variables that typer's scripts set.
+
+    typer's context is of no use here: an option without its value ends the parsing.
+    """
+    text = os.environ.get("_TYPER_COMPLETE_ARGS") or os.environ.get("COMP_WORDS", "")
+    return shlex.split(text)
+
+
+def _values_of(option: str, words: Sequence[str]) -> list[str]:
+    return [value for name, value in pairwise(words) if name == option]
 
 
 def plugins(incomplete: str) -> list[tuple[str, str]]:

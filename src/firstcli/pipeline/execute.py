@@ -117,7 +117,7 @@ def _show(run: Run, rows: Sequence[plan.PlanRow], request: plan.Request) -> None
     if request.verbose:
         run.console.show(plan.plan_table(rows))
     sentence, phrases = plan.summary(rows)
-    run.console.say(sentence)
+    run.console.say(sentence, wrap=True)
     if phrases:
         run.console.say_phrases(" ", phrases)
 
@@ -153,8 +153,9 @@ def _work(run: Run, unit: Unit, outlook: Outlook, request: plan.Request) -> None
         manifest = _made(run, unit, inputs)
     run.manifests[unit.key] = manifest
     outlook.finish(unit, manifest.seconds)
-    head = f"{DONE} {unit.key:<{outlook.longest_key}}"
-    run.console.say_phrases(head, stage.in_words(run, unit), duration(max(manifest.seconds, 0.1)))
+    head = f"{DONE} {unit.key:<{outlook.widths[unit.stage]}}"
+    took = duration(manifest.seconds) if manifest.seconds >= 1 else ""
+    run.console.say_phrases(head, stage.in_words(run, unit), took)
     if request.verbose:
         run.console.say_phrases(" ", facts_in_words(manifest.facts))
 

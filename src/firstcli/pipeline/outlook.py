@@ -29,7 +29,10 @@ class Outlook:
             pending: the units to work on, in this order.
             known: units whose artifacts may tell how long they took.
         """
-        self.longest_key = max((len(unit.key) for unit in pending), default=0)
+        self.widths: dict[str, int] = {}
+        """The length of the longest key of each stage, to align their lines."""
+        for unit in pending:
+            self.widths[unit.stage] = max(len(unit.key), self.widths.get(unit.stage, 0))
         self._total = len(pending)
         self._left = list(pending)
         self._seconds: dict[Unit, float] = {}

@@ -14,7 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rich.table import Column, Table
+from rich import box
+from rich.markup import escape
+from rich.table import Table
 
 from firstcli.api import JSON
 from firstcli.errors import UserError, one_per_cause, shortened
@@ -340,10 +342,9 @@ def free_bytes(folder: Path) -> int:
 
 
 def plan_table(rows: Sequence[PlanRow]) -> Table:
-    headings = ("stage", "what", "state", "estimate")
-    table = Table(*(Column(heading, overflow="fold") for heading in headings))
+    table = Table("unit", "state", "estimate", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
     for row in rows:
-        table.add_row(row.unit.stage, row.unit.subject, row.state, row.size)
+        table.add_row(*map(escape, (row.unit.key, row.state, row.size)))
     return table
 
 

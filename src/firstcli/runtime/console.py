@@ -52,8 +52,9 @@ class Console:
         """Whether lines can be drawn anew, as spinners and bars require."""
         return self._out.is_terminal and not self._out.is_dumb_terminal
 
-    def say(self, text: str) -> None:
-        self._out.print(escape(text), soft_wrap=True)
+    def say(self, text: str, *, wrap: bool = False) -> None:
+        """Print a text; with `wrap`, a terminal that is too narrow breaks it between words."""
+        self._out.print(escape(text), soft_wrap=not (wrap and self._out.is_terminal))
 
     def say_phrases(self, head: str, phrases: Sequence[str], tail: str = "") -> None:
         """Print a line of phrases; a terminal that is too narrow breaks it between them.
@@ -104,7 +105,10 @@ class Console:
             warnings.append(text)
         if text not in self._warned:
             self._warned.add(text)
-            self._err.print(f"[yellow]warning:[/yellow] {escape(text)}", soft_wrap=True)
+            # What is drawn at the bottom of the terminal must be moved, which its console does.
+            out = self._out if self._drawn and self._err.is_terminal else self._err
+            line = f"[yellow]warning:[/yellow] {escape(text)}"
+            out.print(line, soft_wrap=not self._err.is_terminal)
 
     @contextmanager
     def collect_warnings(self) -> Iterator[list[str]]:
@@ -181,9 +185,7 @@ class Console:
             bars.TextColumn("{task.description}"),
             bars.BarColumn(bar_width=max(8, min(40, self._out.width - 72))),
             bars.MofNCompleteColumn(),
-            _RateColumn(unit),
-            bars.TimeElapsedColumn(),
-            bars.TimeRemainingColumn(),
+            _PaceColumn(pace, unit),
         )
         bar = bars.Progress(*columns, console=self._out)
         task = bar.add_task(escape(what), total=pace.total, completed=pace.done)
@@ -199,12 +201,9 @@ class Console:
         def advance(count: int) -> None:
             pace.done += count
             if pace.done < pace.total and self._is_due():
-                left = pace.seconds_left() or 0.0
-                line = f"  {what}: {pace.done}/{pace.total} {unit}, {pace.rate:.1f}/s"
-                overall = self._overall()
-                self.say(
-                    f"{line}, {left:.0f} s left" + (f"{SEPARATOR}{overall}" if overall else "")
-                )
+                left = duration(round(pace.seconds_left() or 0))
+                line = f"  {what}: {pace.done}/{pace.total} {unit}, {pace.rate:.1f}/s, {left} left"
+                self.say(SEPARATOR.join(filter(None, (line, self._overall()))))
 
         return advance
 
@@ -315,12 +314,15 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-class _RateColumn(bars.TextColumn):
-    def __init__(self, unit: str) -> None:
+class _PaceColumn(bars.TextColumn):
+    """Rate and time left."""
+
+    def __init__(self, pace: _Pace, unit: str) -> None:
         super().__init__("")
-        self._unit = unit
+        self._pace, self._unit = pace, unit
 
     def render(self, task: bars.Task) -> Text:
-        speed = task.finished_speed or task.speed
-        text = "" if speed is None else f"{speed:.1f} {self._unit}/s"
+        left = self._pace.seconds_left()
+        text = "" if left is None else f"{self._pace.rate:.1f} {self._unit}/s"
+        text += f", {duration(round(left))} left" if left else ""
         return Text(text, style="progress.data.speed")

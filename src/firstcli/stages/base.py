@@ -198,8 +198,8 @@ class TrainingFacts(Facts):
 
         phrases = [f"{self.samples:,} samples", f"{self.steps:,} steps", f"loss {self.loss:.3g}"]
         if self.P is not None and self.Q is not None:
-            masses = f"{percent(self.P)} in the teacher, {percent(self.Q)} in the student"
-            phrases.append(f"top {top_k} hold {masses}")
+            held = f"{percent(self.P)}, in the student {percent(self.Q)}"
+            phrases.append(f"top {top_k} hold {held}")
         if self.rank_swaps:
-            phrases.append(f"{percent(self.rank_swaps)} of the top tokens swapped")
+            phrases.append(f"{percent(self.rank_swaps)} of top tokens swapped")
         return phrases

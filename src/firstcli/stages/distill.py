@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Column, Table
+from rich.table import Table
 
 from firstcli.runtime import distributed
 from firstcli.stages import fingerprints
@@ -101,8 +101,7 @@ class Distill(TrainingStage):
         )
 
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
-        headings = ("arm", "learned", "steps", "loss", "P", "Q", "folder")
-        table = Table(*(Column(name, overflow="fold") for name in headings), title="students")
+        table = Table("arm", "learned", "steps", "loss", "P", "Q", title="students")
         for unit in units:
             facts = TrainingFacts.of(run.manifests[unit.key].facts)
             arm = run.recipe.arms[unit.arm]
@@ -112,9 +111,9 @@ class Distill(TrainingStage):
                 str(facts.steps),
                 f"{facts.loss:.4f}",
                 *("–" if mass is None else f"{mass:.4f}" for mass in (facts.P, facts.Q)),
-                str(unit.artifact.path),
             )
         run.console.show(table)
+        run.console.say(f"each student is in its folder: {run.folder / 'students'}/ARM")
         return {unit.subject: run.manifests[unit.key].facts for unit in units}
 
 

@@ -120,10 +120,8 @@ class Evaluate(Stage):
         facts = EvalFacts.of(run.manifests[unit.key].facts)
         names = ("accuracy", "ECE", "Trust", "confidence")
         values = (facts.accuracy, facts.ece, facts.trust, facts.confidence)
-        known = [
-            f"{name} {percent(v)}" for name, v in zip(names, values, strict=True) if v is not None
-        ]
-        return [*known, f"{facts.n:,} questions"]
+        shown = [(name, v) for name, v in zip(names, values, strict=True) if v is not None]
+        return [f"{name} {percent(value)}" for name, value in shown]
 
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
         """Print the main metrics, one table per evaluation; return every metric."""
