@@ -70,18 +70,39 @@ class Console:
         self.say(line)
 
     def show(self, renderable: RenderableType) -> None:
-        """Print a text or a table; a table that is too wide becomes a list of keys and values."""
-        if isinstance(renderable, Table) and self._is_too_wide(renderable):
+        """Print a text or a table.
+
+        A table that is too wide wraps between words. If that is not enough, or if it has only one
+        row, it becomes a list of headings and values.
+        """
+        if isinstance(renderable, Table) and not self._fits(renderable):
             self._show_records(renderable)
         else:
             self._out.print(renderable)
 
-    def _is_too_wide(self, table: Table) -> bool:
-        """Return whether a table would break words, or lines although it has only one row."""
+    def _fits(self, table: Table) -> bool:
+        """Return whether a table needs no break within a word; set the widths of its columns.
+
+        Left to itself, rich shortens the widest columns first, although others have room.
+        """
         unlimited = self._out.options.update(width=10_000)
-        needed = Measurement.get(self._out, unlimited, table)
-        width = needed.maximum if table.row_count == 1 else needed.minimum
-        return width > self._out.width
+        ranges = []
+        for column in table.columns:
+            cells = (column.header, *column.cells)
+            each = [Measurement.get(self._out, unlimited, cell) for cell in cells]
+            widest = max(cell.maximum for cell in each)
+            least = widest if column.no_wrap else max(cell.minimum for cell in each)
+            ranges.append((least, widest))
+        needed = Measurement.get(self._out, unlimited, table).maximum
+        excess = needed - self._out.width
+        slack = sum(widest - least for least, widest in ranges)
+        if excess <= 0:
+            return True
+        if table.row_count == 1 or excess > slack:
+            return False
+        for column, (least, widest) in zip(table.columns, ranges, strict=True):
+            column.width = least + (widest - least) * (slack - excess) // slack
+        return True
 
     def _show_records(self, table: Table) -> None:
         """Print each row of a table as lines of a heading and a value."""

@@ -196,7 +196,8 @@ class TrainingFacts(Facts):
         """
         from firstcli.runtime.console import percent
 
-        phrases = [f"{self.samples:,} samples", f"{self.steps:,} steps", f"loss {self.loss:.3g}"]
+        steps = f"{self.steps:,} step{'s' * (self.steps != 1)}"
+        phrases = [f"{self.samples:,} samples", steps, f"loss {self.loss:.3g}"]
         if self.P is not None and self.Q is not None:
             held = f"{percent(self.P)}, in the student {percent(self.Q)}"
             phrases.append(f"top {top_k} hold {held}")
