@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from firstcli import __version__
+from firstcli import DOCUMENTATION, __version__
+from firstcli.commands import completion
 from firstcli.errors import UserError
 from firstcli.runtime import distributed, streams
 from firstcli.runtime.redaction import without_secrets
@@ -24,8 +27,33 @@ from firstcli.stages import STAGES
 from firstcli.stages.base import Stage
 from firstcli.stages.evaluate import EVALUATE
 
+UsageMistake: type[Exception] = typer.BadParameter.__mro__[1]
+"""What typer raises for wrong arguments; it exports only this one kind of it."""
+
+
+def _flags_without_type(params: list[Any]) -> list[Any]:
+    """Let the help show no type after flags, typer's own ones included."""
+    for param in params:
+        if getattr(param, "is_flag", False) and param.metavar is None:
+            param.metavar = ""
+    return params
+
+
+class _Command(TyperCommand):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _flags_without_type(super().get_params(ctx))
+
+
+class _Group(TyperGroup):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _flags_without_type(super().get_params(ctx))
+
+
 app = typer.Typer(
     name="first",
+    cls=_Group,
+    epilog=f"Example: first init quickstart > recipe.yaml && first report recipe.yaml\n\n"
+    f"Documentation: {DOCUMENTATION}",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -36,10 +64,38 @@ Parameters = dict[str, tuple[Any, Any]]
 """Type and typer's description of each parameter of a command; most are fields of `Request`."""
 
 
+START, STEPS = "Start", "Steps, in the order in which they run"
+USE = "Use a student"
+PANELS = (
+    {"init": START, "plan": START, "plugins": START}
+    | {each.name: STEPS for each in STAGES}
+    | {"predict": USE, "export": USE, "compare": USE, "judge": USE}
+)
+"""The panel of `first --help` that shows a command; "Commands" for the others."""
+EXAMPLES = {
+    "init": "first init --from tickets.csv > recipe.yaml",
+    "plan": "first plan recipe.yaml --set student.training.epochs=1",
+    "plugins": "first plugins classification",
+    "predict": 'first predict runs/tickets "My card was charged twice"',
+    "export": 'first export runs/tickets --arm "distill + T" my-model',
+    "compare": "first compare runs/llama1-csqa runs/llama2-csqa",
+}
+"""An example of each command that is no stage; a stage has its own."""
+
+
 def _option(
-    name: str, kind: Any, default: Any, help: str, metavar: str | None = None, minimum: Any = None
+    name: str,
+    kind: Any,
+    default: Any,
+    help: str,
+    metavar: str | None = None,
+    minimum: Any = None,
+    **further: Any,
 ) -> tuple[Any, Any]:
-    return kind, typer.Option(default, f"--{name}", help=help, metavar=metavar, min=minimum)
+    option = typer.Option(
+        *(default, f"--{name}"), help=help, metavar=metavar, min=minimum, **further
+    )
+    return kind, option
 
 
 RECIPE: Parameters = {
@@ -47,7 +103,10 @@ RECIPE: Parameters = {
     "overrides": _option(
         "set", list[str], [], "Override a recipe key; can be repeated.", "KEY.PATH=VALUE"
     ),
-    "arms": _option("arm", list[str], [], "Only this arm; can be repeated.", "NAME"),
+    "arms": _option(
+        *("arm", list[str], [], "Only this arm; can be repeated.", "NAME"),
+        autocompletion=completion.arms,
+    ),
     "run_dir": _option("run-dir", Path | None, None, "Run folder; default runs/NAME.", "DIR"),
 }
 WORK: Parameters = {
@@ -58,6 +117,10 @@ WORK: Parameters = {
 PROBE: Parameters = {
     "probe": _option("probe", bool, False, "Run a few batches and estimate time and memory."),
     "processes": _option("processes", int, 1, "Estimate for N processes, as on N GPUs.", "N", 1),
+}
+_VERBOSE_HELP = "Show the whole plan, and all facts of each unit."
+VERBOSE: Parameters = {
+    "verbose": (bool, typer.Option(False, "--verbose", "-v", help=_VERBOSE_HELP)),
 }
 _JSON_HELP = "Result as JSON on stdout, everything else on stderr."
 OUTPUT: Parameters = {
@@ -76,6 +139,13 @@ JUDGE: Parameters = {
     "gold": _option("gold", str | None, None, _GOLD_HELP, "KIND"),
     "bins": _option("bins", int | None, None, "With --from: bins of the ECE; default 10.", "N", 1),
 }
+for _panel, _parameters in (
+    ("What runs", WORK),
+    ("Output", VERBOSE | OUTPUT),
+    ("With --from FILE", JUDGE),
+):
+    for _, _declared in _parameters.values():
+        _declared.rich_help_panel = _panel
 
 
 def _print_version(requested: bool) -> None:
@@ -118,10 +188,29 @@ def root(
     """Make a small language model that is accurate and knows when it may be wrong."""
 
 
+def _about(name: str, example: str = "") -> dict[str, Any]:
+    """Return the panel of a command in `first --help`, and what its own help ends with."""
+    example = example or EXAMPLES.get(name, "")
+    epilog = f"Example: {example}\n\nDocumentation: {DOCUMENTATION}" if example else None
+    return {"cls": _Command, "rich_help_panel": PANELS.get(name), "epilog": epilog}
+
+
 def _add_command(
-    name: str, help: str, run: Callable[[dict[str, Any]], None], parameters: Parameters
+    name: str,
+    help: str,
+    run: Callable[[dict[str, Any]], None],
+    parameters: Parameters,
+    example: str = "",
 ) -> None:
-    """Add a command whose parameters are given as data: typer reads them from the signature."""
+    """Add a command whose parameters are given as data: typer reads them from the signature.
+
+    Args:
+        name: of the command.
+        help: one sentence.
+        run: does the work, with the values of the parameters.
+        parameters: the types and descriptions of the parameters.
+        example: a command line for the help; by default that of `EXAMPLES`.
+    """
 
     def command(**values: Any) -> None:
         run(values)
@@ -134,10 +223,15 @@ def _add_command(
         ]
     )
     command.__annotations__ = {name: kind for name, (kind, _) in parameters.items()}
-    app.command(name, help=help)(command)
+    app.command(name, help=help, **_about(name, example))(command)
 
 
-_STARTER = typer.Argument(None, metavar="STARTER", help="Name of a starter; omit it to list all.")
+_STARTER = typer.Argument(
+    None,
+    metavar="STARTER",
+    help="Name of a starter; omit it to list all.",
+    autocompletion=completion.starters,
+)
 _FROM_DATA = "Write a recipe for this data: a CSV, TSV, JSONL, JSON or Parquet file, or a folder."
 INIT: Parameters = {
     "starter": (str | None, _STARTER),
@@ -273,7 +367,7 @@ _add_command("export", _EXPORT_HELP, _export, EXPORT | OUTPUT)
 
 def add_stage(stage: Stage) -> None:
     run: Callable[[dict[str, Any]], None] = partial(_run_stage, stage)
-    parameters = RECIPE | WORK | OUTPUT
+    parameters = RECIPE | WORK | VERBOSE | OUTPUT
     if not stage.has_arms:
         del parameters["arms"]
     for option in stage.options:
@@ -281,7 +375,7 @@ def add_stage(stage: Stage) -> None:
     if stage is EVALUATE:  # the one command that also works without a recipe
         recipe = typer.Argument(None, metavar="RECIPE", help="A recipe; omit it with --from.")
         run, parameters = _evaluate, parameters | {"recipe": (Path | None, recipe)} | JUDGE
-    _add_command(stage.name, stage.help, run, parameters)
+    _add_command(stage.name, stage.help, run, parameters, f"first {stage.name} {stage.example}")
 
 
 def _run_stage(stage: Stage, values: dict[str, Any]) -> None:
@@ -297,7 +391,7 @@ def _evaluate(values: dict[str, Any]) -> None:
     """Evaluate a recipe's models, or judge the outputs in a file."""
     if values["outputs"] is not None:
         reason = "evaluating a recipe, and --from judges the outputs in a file; use one of the two"
-        values = _without(RECIPE | WORK, values, f"is for {reason}")
+        values = _without(RECIPE | WORK | VERBOSE, values, f"is for {reason}")
         from firstcli.commands import judge
 
         _print(judge.show(**values), values["json"])
@@ -339,13 +433,32 @@ def main() -> None:
     """Run the command line; exit codes: 0 done, 1 a bug, 2 a user error, 130 interrupted."""
     streams.make_tolerant()
     try:
-        app(standalone_mode=True)
-    except SystemExit as stop:  # how typer ends; after Ctrl-C it prints nothing
-        if stop.code == 130 and distributed.is_first():
-            print("interrupted; finished work is kept, run the same command again", file=sys.stderr)
-        raise
+        code = app(prog_name="first", standalone_mode=False) or 0  # what a command exits with
+    except typer.Abort:  # Ctrl-C at a question
+        code = 130
     except UserError as error:
-        if distributed.is_first():
-            for message in error.messages:
-                print(f"error: {without_secrets(message)}", file=sys.stderr)
-        sys.exit(2)
+        _print_errors(error.messages)
+        code = 2
+    except UsageMistake as error:
+        _print_errors(_usage_messages(error))
+        code = 2
+    if code == 130 and distributed.is_first():
+        print("interrupted; finished work is kept, run the same command again", file=sys.stderr)
+    sys.exit(code)
+
+
+def _print_errors(messages: Iterable[str]) -> None:
+    if distributed.is_first():
+        for message in messages:
+            print(f"error: {without_secrets(message)}", file=sys.stderr)
+
+
+def _usage_messages(error: Any) -> list[str]:
+    """Return a mistake in the arguments as a sentence in our style."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help has been printed
+        return []
+    command = error.ctx.command_path if error.ctx else app.info.name
+    text = " ".join(error.format_message().split()).rstrip(".")
+    text = re.sub(r"\. Did you mean (.*)\?$", r" (did you mean \1?)", text)
+    text = re.sub(r"\(Possible options: (.*)\)$", r"(did you mean \1?)", text)
+    return [f"{command}: {text[:1].lower()}{text[1:]}; see `{command} --help`"]

@@ -50,6 +50,7 @@ class Evaluate(Stage):
 
     name = "eval"
     help = "Measure accuracy, ECE and Trust of teacher and students, or of the outputs in a file."
+    example = "recipe.yaml --arm first --arm teacher"
     format = 3  # float32 logits of half-precision products
     shared = True
     has_arms = True
@@ -109,6 +110,18 @@ class Evaluate(Stage):
         accuracy = metrics.accuracy(records.correct)
         ece = metrics.ece(records.confidence, records.correct)
         return EvalFacts(len(records), accuracy, ece, accuracy - ece)
+
+    def is_brief(self, unit: Unit) -> bool:
+        return unit.model.posthoc
+
+    def in_words(self, run: Run, unit: Unit) -> list[str]:
+        from firstcli.runtime.console import percent
+
+        facts = EvalFacts.of(run.manifests[unit.key].facts)
+        names = ("accuracy", "ECE", "Trust", "confidence")
+        values = (facts.accuracy, facts.ece, facts.trust, facts.confidence)
+        shown = [(name, v) for name, v in zip(names, values, strict=True) if v is not None]
+        return [f"{name} {percent(value)}" for name, value in shown]
 
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
         """Print the main metrics, one table per evaluation; return every metric."""

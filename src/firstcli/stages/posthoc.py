@@ -113,6 +113,9 @@ class Posthoc(Stage):
         artifact.save(folder / f"{unit.subject}.json")
         return CalibrationFacts.of(artifact.short_facts())
 
+    def in_words(self, run: Run, unit: Unit) -> list[str]:
+        return CalibrationFacts.of(run.manifests[unit.key].facts).in_words()
+
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
         title = "post-hoc recalibrators, on the validation rows that they were fitted on"
         return show_fitted(run, title, units)

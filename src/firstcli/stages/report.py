@@ -63,6 +63,7 @@ class Report(Stage):
 
     name = "report"
     help = "Run everything and write the table, the figures and one HTML page."
+    example = "recipe.yaml --open"
     format = 5  # a decision; only what separates is marked; answers that T keeps are not tested
     uses_models = False
     checks = (checks.UNPINNED,)
@@ -96,6 +97,12 @@ class Report(Stage):
             paper_table(data).to_json(),
             overview_table(data, shipped_rows(decision)).to_json(),
         )
+
+    def is_brief(self, unit: Unit) -> bool:
+        return True
+
+    def in_words(self, run: Run, unit: Unit) -> list[str]:
+        return ["table, figures and page"]
 
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
         from firstcli.reporting.commands import commands
