@@ -163,6 +163,8 @@ def add_stage(stage: Stage) -> None:
         del parameters["arms"]
     for option in stage.options:
         parameters[option.name] = _option(kind=type(option.default), **asdict(option))
+    for each in stage.recipe_options:
+        parameters[each.parameter] = _option(each.name, str | None, None, each.help, each.metavar)
     if stage is EVALUATE:  # the one command that also works without a recipe
         recipe = typer.Argument(None, metavar="RECIPE", help="A recipe; omit it with --from.")
         run, parameters = _evaluate, parameters | {"recipe": (Path | None, recipe)} | JUDGE
@@ -175,6 +177,9 @@ def _run_stage(stage: Stage, values: dict[str, Any]) -> None:
     from firstcli.pipeline.plan import Request
 
     further = {option.name: values.pop(option.name) for option in stage.options}
+    overrides = {each.key: values.pop(each.parameter) for each in stage.recipe_options}
+    given = [f"{key}={value}" for key, value in overrides.items() if value is not None]
+    values["overrides"] = [*values["overrides"], *given]
     _print(execute(Request(**values, stage_options=further), stage), values["json"])
 
 

@@ -18,6 +18,7 @@ from firstcli.reporting.questions import questions
 from firstcli.reporting.sections import Section, sections
 from firstcli.reporting.style import Numbers, Picture, save
 from firstcli.reporting.table import difference_tables, full_tables, paper_table
+from firstcli.reporting.thresholds import promise_tables
 
 
 class PageFigure(NamedTuple):
@@ -86,6 +87,7 @@ def _html(data: ReportData, shown: list[PageSection]) -> str:
         paper=paper_table(data),
         differences=difference_tables(data),
         groups=group_tables(data),
+        promises=promise_tables(data),
         illustrated=data.illustrated,
         full=full_tables(data),
         shown=shown,

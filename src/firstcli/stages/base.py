@@ -51,6 +51,21 @@ class Option:
     minimum: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class RecipeOption:
+    """A command-line option that overrides a recipe key, as `--set KEY=VALUE` would."""
+
+    name: str
+    key: str
+    help: str
+    metavar: str
+
+    @property
+    def parameter(self) -> str:
+        """The name of the option in Python."""
+        return self.name.replace("-", "_")
+
+
 class Stage(ABC):
     """One step of the pipeline: its units, what they depend on, and the work.
 
@@ -75,6 +90,8 @@ class Stage(ABC):
     """Checks that units have in common with units of other stages."""
     options: ClassVar[tuple[Option, ...]] = ()
     """Further options of the command."""
+    recipe_options: ClassVar[tuple[RecipeOption, ...]] = ()
+    """Further options of the command that override recipe keys."""
     why_nothing: ClassVar[str] = "the recipe does not need it"
     """Why a recipe has no unit of this stage."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from firstcli.runtime.redaction import redacted
 from firstcli.stages import checks, fingerprints
-from firstcli.stages.base import Facts, Stage, TrainingFacts
+from firstcli.stages.base import Facts, RecipeOption, Stage, TrainingFacts
 from firstcli.stages.calibrate import CALIBRATE
 from firstcli.stages.distill import DISTILL
 from firstcli.stages.evaluate import EVALUATE, load_records
@@ -49,6 +49,8 @@ class ReportFacts(Facts):
     """The path of the page when it was written."""
     table: JSON
     """The cells of the table in the terminal."""
+    promises: JSON = None
+    """The cells of the tables of thresholds and prediction sets, if the recipe asks for them."""
 
 
 class Report(Stage):
@@ -59,6 +61,20 @@ class Report(Stage):
     format = 4  # macro averages; intervals allow for unseen outcomes; tests are counted
     uses_models = False
     checks = (checks.UNPINNED,)
+    recipe_options = (
+        RecipeOption(
+            "target-accuracy",
+            "metrics.target_accuracy",
+            "Choose each model's lowest confidence with at least this accuracy; 95 % certain.",
+            "SHARE",
+        ),
+        RecipeOption(
+            "coverage",
+            "metrics.coverage",
+            "Report sets of candidates that contain the right one with this probability.",
+            "SHARE",
+        ),
+    )
 
     def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
         stages = (CALIBRATE, POSTHOC, EVALUATE)
@@ -75,11 +91,14 @@ class Report(Stage):
     def work(self, run: Run, unit: Unit, folder: Path) -> ReportFacts:
         from firstcli.reporting.page import write_report
         from firstcli.reporting.table import paper_table
+        from firstcli.reporting.thresholds import promise_tables
 
         shutil.rmtree(folder / "figures", ignore_errors=True)  # of an interrupted run
         data = report_data(run)
         write_report(folder, data)
-        return ReportFacts(str(unit.artifact.path / PAGE), paper_table(data).to_json())
+        promises = [table.to_json() for table in promise_tables(data)]
+        page, table = str(unit.artifact.path / PAGE), paper_table(data).to_json()
+        return ReportFacts(page, table, {"tables": promises} if promises else None)
 
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
         from firstcli.reporting.terminal import Table, TerminalTable
@@ -87,7 +106,8 @@ class Report(Stage):
         (unit,) = units
         table = json.loads((unit.artifact.path / "table.json").read_text("utf-8"))
         facts = ReportFacts.of(run.manifests[unit.key].facts)
-        run.console.show(TerminalTable(Table.from_json(facts.table)))
+        for stored in (facts.table, *(facts.promises or {"tables": ()})["tables"]):
+            run.console.show(TerminalTable(Table.from_json(stored)))
         for note in table["notes"]:
             run.console.say(f"{note['label']}: {note['value']}")
         page = unit.artifact.path / PAGE
@@ -97,18 +117,21 @@ class Report(Stage):
 
 def report_data(run: Run) -> ReportData:
     """Collect what a report shows."""
+    from firstcli.recipe.schema import VALIDATION
     from firstcli.reporting.data import FittedRecalibrator, ReportData, TeacherPart
     from firstcli.reporting.questions import disputed
     from firstcli.workspace.run import as_yaml
 
     recipe = run.recipe
+    records = load_records(EVALUATE.units(recipe, run.folder), recipe.metrics.candidates)
     finished = {key: manifest for key, manifest in run.manifests.items() if key != REPORT.name}
     data = ReportData(
         run=recipe.name,
         recipe=as_yaml(run.publishable),
         members={row: [model.name for model in models] for row, models in _rows(run).items()},
         evaluations=[section.name for section in recipe.evaluate],
-        records=load_records(EVALUATE.units(recipe, run.folder), recipe.metrics.candidates),
+        records={key: value for key, value in records.items() if key[0] != VALIDATION},
+        validation={model: value for (name, model), value in records.items() if name == VALIDATION},
         settings=recipe.metrics,
         notes=[*_notes_on_data(run), *_notes_on_knowledge(run), *_notes_on_calibration(run)],
         versions=next(iter(finished.values())).versions,
