@@ -78,6 +78,27 @@ JUDGE: Parameters = {
 }
 
 
+_RECALIBRATE_HELP = (
+    "Fit a recalibrator on a part, such as logit-temperature or a plugin; judge it on the rest."
+)
+_FIT_ON_HELP = "With --recalibrate: a share of each FILE, or another file; default 0.5."
+_OUT_HELP = "Folder of the page; default judge/NAME, with the name of the first FILE."
+_FILES_HELP = "Outputs: .csv, .tsv, .npz, records (.parquet) or an lm-eval log (.jsonl)."
+JUDGED: Parameters = {
+    "files": (list[Path], typer.Argument(metavar="FILE ...", help=_FILES_HELP)),
+    "confidence": _option("confidence", str | None, None, "candidates (default) or full.", "KIND"),
+    "candidates": _option("candidates", str | None, None, "first-token or whole (logs).", "KIND"),
+    "gold": _option(
+        *("gold", str | None, None, "A log's target: index-from-0, index-from-1, letter or text."),
+        "KIND",
+    ),
+    "bins": _option("bins", int | None, None, "Bins of the ECE; default 10.", "N", 1),
+    "recalibrate": _option("recalibrate", str | None, None, _RECALIBRATE_HELP, "NAME"),
+    "fit_on": _option("fit-on", str | None, None, _FIT_ON_HELP, "SHARE|FILE"),
+    "out": _option("out", Path | None, None, _OUT_HELP, "DIR"),
+}
+
+
 def _print_version(requested: bool) -> None:
     if requested:
         typer.echo(f"firstcli {__version__}")
@@ -145,12 +166,22 @@ def _plugins(values: dict[str, Any]) -> None:
         raise UserError(*broken)
 
 
+def _judge(values: dict[str, Any]) -> None:
+    from firstcli.commands import judge
+
+    _print(judge.judge(**values), values["json"])
+
+
+_JUDGE_HELP = (
+    "Judge the outputs of any model, without running it: all metrics, differences and the page."
+)
 _PLAN_HELP = "Show what would run, how large it is, and whether it can work."
 _PLUGINS_HELP = "List every family, task and recalibrator with its package and version."
 _CHECK_HELP = "Import each plugin, check the contract of other packages' plugins, report errors."
 _CHECK = _option("check", bool, False, _CHECK_HELP)
 _add_command("plan", _PLAN_HELP, _plan, RECIPE | PROBE | OUTPUT)
 _add_command("plugins", _PLUGINS_HELP, _plugins, {"check": _CHECK, "json": OUTPUT["json"]})
+_add_command("judge", _JUDGE_HELP, _judge, JUDGED | OUTPUT)
 
 
 # The commands of the stages, made from the table.
