@@ -78,6 +78,7 @@ EXAMPLES = {
     "plugins": "first plugins classification",
     "predict": 'first predict runs/tickets "My card was charged twice"',
     "export": 'first export runs/tickets --arm "distill + T" my-model',
+    "judge": "first judge outputs.csv --recalibrate logit-temperature",
     "compare": "first compare runs/llama1-csqa runs/llama2-csqa",
 }
 """An example of each command that is no stage; a stage has its own."""
@@ -146,6 +147,27 @@ for _panel, _parameters in (
 ):
     for _, _declared in _parameters.values():
         _declared.rich_help_panel = _panel
+
+
+_RECALIBRATE_HELP = (
+    "Fit a recalibrator on a part, such as logit-temperature or a plugin; judge it on the rest."
+)
+_FIT_ON_HELP = "With --recalibrate: a share of each FILE, or another file; default 0.5."
+_JUDGED_HELP = "Folder of the page; default judge/NAME, with the name of the first FILE."
+_FILES_HELP = "Outputs: .csv, .tsv, .npz, records (.parquet) or an lm-eval log (.jsonl)."
+JUDGED: Parameters = {
+    "files": (list[Path], typer.Argument(metavar="FILE ...", help=_FILES_HELP)),
+    "confidence": _option("confidence", str | None, None, "candidates (default) or full.", "KIND"),
+    "candidates": _option("candidates", str | None, None, "first-token or whole (logs).", "KIND"),
+    "gold": _option(
+        *("gold", str | None, None, "A log's target: index-from-0, index-from-1, letter or text."),
+        "KIND",
+    ),
+    "bins": _option("bins", int | None, None, "Bins of the ECE; default 10.", "N", 1),
+    "recalibrate": _option("recalibrate", str | None, None, _RECALIBRATE_HELP, "NAME"),
+    "fit_on": _option("fit-on", str | None, None, _FIT_ON_HELP, "SHARE|FILE"),
+    "out": _option("out", Path | None, None, _JUDGED_HELP, "DIR"),
+}
 
 
 def _print_version(requested: bool) -> None:
@@ -348,6 +370,15 @@ def _export(values: dict[str, Any]) -> None:
     _print(export.show(export.ExportOptions(**values)), values["json"])
 
 
+def _judge(values: dict[str, Any]) -> None:
+    from firstcli.commands import judge
+
+    _print(judge.judge(**values), values["json"])
+
+
+_JUDGE_HELP = (
+    "Judge the outputs of any model, without running it: all metrics, differences and the page."
+)
 _PLAN_HELP = "Show what would run, how large it is, and whether it can work."
 _PLUGINS_HELP = "List every family, task and recalibrator; with NAME, show one and its options."
 _PLUGIN = typer.Argument(None, metavar="NAME", help="A plugin to describe; omit it to list all.")
@@ -360,6 +391,7 @@ _add_command("compare", _COMPARE_HELP, _compare, COMPARE | OUTPUT)
 _PLUGINS: Parameters = {"name": (str | None, _PLUGIN), "check": _CHECK, "json": OUTPUT["json"]}
 _add_command("plugins", _PLUGINS_HELP, _plugins, _PLUGINS)
 _add_command("export", _EXPORT_HELP, _export, EXPORT | OUTPUT)
+_add_command("judge", _JUDGE_HELP, _judge, JUDGED | OUTPUT)
 
 
 # The commands of the stages, made from the table.
@@ -372,6 +404,8 @@ def add_stage(stage: Stage) -> None:
         del parameters["arms"]
     for option in stage.options:
         parameters[option.name] = _option(kind=type(option.default), **asdict(option))
+    for each in stage.recipe_options:
+        parameters[each.parameter] = _option(each.name, str | None, None, each.help, each.metavar)
     if stage is EVALUATE:  # the one command that also works without a recipe
         recipe = typer.Argument(None, metavar="RECIPE", help="A recipe; omit it with --from.")
         run, parameters = _evaluate, parameters | {"recipe": (Path | None, recipe)} | JUDGE
@@ -384,6 +418,9 @@ def _run_stage(stage: Stage, values: dict[str, Any]) -> None:
     from firstcli.pipeline.plan import Request
 
     further = {option.name: values.pop(option.name) for option in stage.options}
+    overrides = {each.key: values.pop(each.parameter) for each in stage.recipe_options}
+    given = [f"{key}={value}" for key, value in overrides.items() if value is not None]
+    values["overrides"] = [*values["overrides"], *given]
     _print(execute(Request(**values, stage_options=further), stage), values["json"])
 
 

@@ -30,6 +30,8 @@ from firstcli.recipe.references import (
 )
 from firstcli.runtime.redaction import redacted
 
+VALIDATION = "validation"
+"""Reserved name of the evaluation on the questions that are held out of the training split."""
 DEFAULT_ARMS = {"first": {"recalibrator": {"name": "temperature-scaling"}}}
 
 
@@ -132,6 +134,17 @@ class MetricsSettings(RecipeSection):
     correction: Literal["none", "holm"] = "none"
     """How the marks of the report allow for the number of its tests: not at all, or so that all
     true differences of zero stay unmarked with a probability of 95 % (`holm`)."""
+    target_accuracy: float | None = Field(default=None, gt=0, lt=1)
+    """Choose for each model the lowest confidence from which on its answers have at least this
+    accuracy, with 95 % certainty. The models also answer the validation questions then."""
+    coverage: float | None = Field(default=None, gt=0, lt=1)
+    """Report for each model sets of candidates that contain the right one with at least this
+    probability. The models also answer the validation questions then."""
+
+    @property
+    def use_validation(self) -> bool:
+        """Whether the models also answer the validation questions."""
+        return self.target_accuracy is not None or self.coverage is not None
 
     @property
     def definition(self) -> str:
@@ -294,7 +307,8 @@ class Recipe(RecipeSection):
         return self.model_dump(mode="json", exclude_none=True)
 
     @field_validator(
-        "evaluate", "seeds", "teacher", "student", "knowledge", "arms", "paper", "trainer"
+        *("evaluate", "metrics", "seeds", "teacher", "student", "knowledge", "arms"),
+        *("paper", "trainer"),
     )
     @classmethod
     def _fits_the_recipe(cls, section: Any, info: ValidationInfo) -> Any:
@@ -322,6 +336,8 @@ def _conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
         for i, evaluation in enumerate(section):
             if names[i] in names[:i]:
                 yield (i, "name"), f"two evaluations are named '{evaluation.name}'; rename one"
+    if name == "metrics" and section.use_validation:
+        yield from _validation_conflicts(section, valid)
     if name == "trainer":
         for key, value in section.items():
             if key.startswith("hub_") or redacted({key: value}) != {key: value}:
@@ -394,6 +410,21 @@ def _posthoc_conflicts(train: Train | None) -> Conflicts:
     elif train and not train.task.build().has_candidates:
         text = f"task '{train.task.name}' has no candidates to choose from; leave it out"
         yield (POSTHOC_KEY,), text
+
+
+def _validation_conflicts(metrics: MetricsSettings, valid: Mapping[str, Any]) -> Conflicts:
+    """Yield what prevents the models from answering the validation questions."""
+    train: Train | None = valid.get("train")
+    given = (key for key in ("target_accuracy", "coverage") if getattr(metrics, key) is not None)
+    key = next(given)
+    if train and train.validation == 0:
+        yield (key,), "it needs held-out questions, but train.validation is 0; raise it"
+    elif train and not train.task.build().has_candidates:
+        yield (key,), f"task '{train.task.name}' has no candidates to choose from; leave it out"
+    for evaluation in valid.get("evaluate", ()):
+        if evaluation.name.casefold() == VALIDATION:
+            text = f"it makes records named '{VALIDATION}', as an evaluation is; rename that one"
+            yield (key,), text
 
 
 def _recalibrator_conflicts(

@@ -106,6 +106,8 @@ class ReportData:
     settings: MetricsSettings
     """The kind of confidence and the number of bins; `records` are already those of
     `settings.candidates`."""
+    validation: Mapping[str, EvalRecords] = field(default_factory=dict)
+    """Answers to the validation questions by model, for thresholds and prediction sets."""
     notes: Sequence[tuple[str, str]] = ()
     """Labelled facts below the tables, such as fitted temperatures."""
     versions: Mapping[str, str] = field(default_factory=dict)

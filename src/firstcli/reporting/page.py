@@ -22,6 +22,7 @@ from firstcli.reporting.sections import Section, overview, sections
 from firstcli.reporting.style import Drawing, Numbers, Picture, save
 from firstcli.reporting.table import narrow_table, paper_table, undecided
 from firstcli.reporting.terminal import Table
+from firstcli.reporting.thresholds import promise_tables
 
 _FIRST_CARDS = 4  # evaluations on the first screen; the others are folded
 _FEW_EVALUATIONS = 4  # with more, a table per evaluation would repeat the models' names too often
@@ -145,6 +146,7 @@ def _html(
         more_cards=cards[visible:],
         undecided=undecided(data),
         paper=paper_table(data),
+        promises=promise_tables(data),
         illustrated=data.illustrated,
         shown=shown,
         disputed={name: chosen for name, chosen in disputed.items() if chosen},

@@ -67,6 +67,21 @@ class Option:
     minimum: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class RecipeOption:
+    """A command-line option that overrides a recipe key, as `--set KEY=VALUE` would."""
+
+    name: str
+    key: str
+    help: str
+    metavar: str
+
+    @property
+    def parameter(self) -> str:
+        """The name of the option in Python."""
+        return self.name.replace("-", "_")
+
+
 class Stage(ABC):
     """One step of the pipeline: its units, what they depend on, and the work.
 
@@ -95,6 +110,8 @@ class Stage(ABC):
     """Further options of the command."""
     completes: ClassVar[Stage | None] = None
     """The stage whose command also does this one's units of the same models."""
+    recipe_options: ClassVar[tuple[RecipeOption, ...]] = ()
+    """Further options of the command that override recipe keys."""
     why_nothing: ClassVar[str] = "the recipe does not need it"
     """Why a recipe has no unit of this stage."""
 

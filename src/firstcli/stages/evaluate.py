@@ -17,7 +17,7 @@ from firstcli.stages.base import Facts, Stage
 from firstcli.stages.checks import SharedCheck
 from firstcli.stages.posthoc import POSTHOC
 from firstcli.workspace.artifacts import Artifact
-from firstcli.workspace.units import Model, Unit, models_of, records_path
+from firstcli.workspace.units import Model, Unit, evaluations_of, models_of, records_path
 
 if TYPE_CHECKING:
     from firstcli.api import JSON
@@ -60,7 +60,7 @@ class Evaluate(Stage):
         return f"{self.name} {evaluation}/{model.name}"
 
     def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
-        for name in (section.name for section in recipe.evaluate):
+        for name in evaluations_of(recipe):
             for model in models_of(recipe):
                 artifact = Artifact(records_path(folder, name, model), False)
                 needs = posthoc.trained_by(recipe, model)
@@ -126,11 +126,13 @@ class Evaluate(Stage):
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
         """Print the main metrics, one table per evaluation; return every metric."""
         from firstcli import metrics
+        from firstcli.recipe.schema import VALIDATION
 
         settings = run.recipe.metrics
+        shown = [unit for unit in units if unit.evaluation != VALIDATION]  # recalibrators saw it
         summaries = {
             key: metrics.summarize(records, settings.confidence, settings.bins)
-            for key, records in load_records(units, settings.candidates).items()
+            for key, records in load_records(shown, settings.candidates).items()
         }
         run.console.show(f"{settings.definition}, in percent")
         for evaluation in dict.fromkeys(evaluation for evaluation, _ in summaries):

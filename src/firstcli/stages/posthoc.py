@@ -163,7 +163,8 @@ def recalibrated_records(run: Run, unit: Unit) -> EvalRecords:
             f"{unit.key}: the candidates hold {100 * mass:.0f} % of the model's probability; a "
             "recalibrator that is fitted to all tokens may not suit them"
         )
-    task = next(each.task for each in run.recipe.evaluate if each.name == unit.evaluation)
+    tasks = {each.name: each.task for each in run.recipe.evaluate}
+    task = tasks.get(unit.evaluation, run.recipe.train.task)  # the latter for validation questions
     return recalibrated(records, fitted, task.name)
 
 

@@ -15,7 +15,7 @@ from firstcli import __version__
 from firstcli.runtime import distributed
 from firstcli.runtime.redaction import redacted, without_folders
 from firstcli.stages import checks, fingerprints
-from firstcli.stages.base import Facts, Option, Stage, TrainingFacts
+from firstcli.stages.base import Facts, Option, RecipeOption, Stage, TrainingFacts
 from firstcli.stages.calibrate import CALIBRATE
 from firstcli.stages.distill import DISTILL
 from firstcli.stages.evaluate import EVALUATE, load_records
@@ -56,6 +56,8 @@ class ReportFacts(Facts):
     """The cells of the table that `--full` prints."""
     overview: JSON
     """The cells of the narrow table."""
+    promises: JSON = None
+    """The cells of the tables of thresholds and prediction sets, if the recipe asks for them."""
 
 
 class Report(Stage):
@@ -70,6 +72,20 @@ class Report(Stage):
     options = (
         Option("full", "Also print all intervals, null values and notes.", default=False),
         Option("open", "Open the page in a browser.", default=False),
+    )
+    recipe_options = (
+        RecipeOption(
+            "target-accuracy",
+            "metrics.target_accuracy",
+            "Choose each model's lowest confidence with at least this accuracy; 95 % certain.",
+            "SHARE",
+        ),
+        RecipeOption(
+            "coverage",
+            "metrics.coverage",
+            "Report sets of candidates that contain the right one with this probability.",
+            "SHARE",
+        ),
     )
 
     def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
@@ -88,14 +104,17 @@ class Report(Stage):
         from firstcli.reporting.decision import shipped_rows
         from firstcli.reporting.page import write_report
         from firstcli.reporting.table import overview_table, paper_table
+        from firstcli.reporting.thresholds import promise_tables
 
         shutil.rmtree(folder / "figures", ignore_errors=True)  # of an interrupted run
         data = report_data(run)
         decision = write_report(folder, data)
+        promises = [table.to_json() for table in promise_tables(data)]
         return ReportFacts(
             str(unit.artifact.path / PAGE),
             paper_table(data).to_json(),
             overview_table(data, shipped_rows(decision)).to_json(),
+            {"tables": promises} if promises else None,
         )
 
     def is_brief(self, unit: Unit) -> bool:
@@ -106,14 +125,17 @@ class Report(Stage):
 
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
         from firstcli.reporting.commands import commands
-        from firstcli.reporting.terminal import Table, VerdictText
+        from firstcli.reporting.terminal import Table, TerminalTable, VerdictText
 
         (unit,) = units
         decision, table = (_read(unit, name) for name in (DECISION, "table.json"))
-        overview = Table.from_json(ReportFacts.of(run.manifests[unit.key].facts).overview)
+        facts = ReportFacts.of(run.manifests[unit.key].facts)
+        overview = Table.from_json(facts.overview)
         page, ship = str(unit.artifact.path / PAGE), decision["ship"]
         # the run folder may have moved since the report was written
         lines = commands(str(run.folder), ship["row"], decision["exportable"]) if ship else []
+        for stored in (facts.promises or {"tables": ()})["tables"]:
+            run.console.show(TerminalTable(Table.from_json(stored)))
         run.console.show(VerdictText(decision, overview, lines, page))
         return {"page": page, "decision": decision, **table}
 
@@ -146,18 +168,21 @@ def _read(unit: Unit, name: str) -> JSON:
 
 def report_data(run: Run) -> ReportData:
     """Collect what a report shows."""
+    from firstcli.recipe.schema import VALIDATION
     from firstcli.reporting.data import FittedRecalibrator, ReportData, TeacherPart
     from firstcli.reporting.questions import disputed
     from firstcli.workspace.run import as_yaml
 
     recipe = run.recipe
+    records = load_records(EVALUATE.units(recipe, run.folder), recipe.metrics.candidates)
     finished = {key: manifest for key, manifest in run.manifests.items() if key != REPORT.name}
     data = ReportData(
         run=recipe.name,
         recipe=as_yaml(run.publishable),
         members={row: [model.name for model in models] for row, models in _rows(run).items()},
         evaluations=[section.name for section in recipe.evaluate],
-        records=load_records(EVALUATE.units(recipe, run.folder), recipe.metrics.candidates),
+        records={key: value for key, value in records.items() if key[0] != VALIDATION},
+        validation={model: value for (name, model), value in records.items() if name == VALIDATION},
         settings=recipe.metrics,
         notes=[*_notes_on_data(run), *_notes_on_knowledge(run), *_notes_on_calibration(run)],
         versions=next(iter(finished.values())).versions,
