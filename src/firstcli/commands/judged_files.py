@@ -219,7 +219,7 @@ def fit(ref: PosthocRef, file: JudgedFile) -> CalibrationArtifact:
         UserError: it does not suit them.
     """
     from firstcli.recalibration.diagnostics import CalibrationArtifact
-    from firstcli.stages.posthoc import candidate_rows
+    from firstcli.recalibration.candidates import candidate_rows
 
     if not file.records.answerable:
         raise UserError(f"{file.path}: no candidate is right, so nothing can be fitted")
@@ -242,10 +242,10 @@ def recalibrated(artifact: CalibrationArtifact, file: JudgedFile, name: str) -> 
         file: the outputs.
         name: the name of the result in tables.
     """
-    from firstcli.stages import posthoc
+    from firstcli.recalibration import candidates
 
     plain = file.records
-    records = posthoc.recalibrated(plain, artifact.restored(), "")
+    records = candidates.recalibrated(plain, artifact.restored(), "")
     if file.table.only_confidence:
         confidence = np.minimum(records.probabilities[:, 0], 1.0)
         records = outputs.of_confidences(records.ids, confidence, plain.correct)
