@@ -218,8 +218,8 @@ def fit(ref: PosthocRef, file: JudgedFile) -> CalibrationArtifact:
     Raises:
         UserError: it does not suit them.
     """
-    from firstcli.recalibration.diagnostics import CalibrationArtifact
     from firstcli.recalibration.candidates import candidate_rows
+    from firstcli.recalibration.diagnostics import CalibrationArtifact
 
     if not file.records.answerable:
         raise UserError(f"{file.path}: no candidate is right, so nothing can be fitted")
