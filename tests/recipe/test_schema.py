@@ -194,13 +194,13 @@ class Splits(Fake):
 
 def test_an_evaluation_without_a_task_means_the_training_task() -> None:
     train = {"task": {"name": "questions", "options": {"size": 2.0}}}
-    entries = [{}, {"name": "seen", "split": "train", "limit": 3}, {"task": {"name": "questions"}}]
-    entries[2]["name"] = "other"
+    other = {"task": {"name": "questions"}, "name": "other"}
+    entries = [{}, {"name": "seen", "split": "train", "limit": 3}, other]
     recipe = Recipe.model_validate(raw(train=train, evaluate=entries))
-    first, seen, other = recipe.evaluate
+    first, seen, separate = recipe.evaluate
     assert (first.name, first.split, first.task) == ("questions", "test", recipe.train.task)
     assert (seen.name, seen.split, seen.limit) == ("seen", "train", 3)
-    assert seen.task == recipe.train.task != other.task
+    assert seen.task == recipe.train.task != separate.task
     assert recipe.resolved()["evaluate"][0]["task"] == train["task"]
     assert Recipe.model_validate(recipe.resolved()) == recipe
 

@@ -351,7 +351,7 @@ def test_a_sound_task_passes() -> None:
         (Given(replace(QUESTION, prompt=" \n")), "sample 'q1': the prompt is empty"),
         (GivenInstructions(replace(INSTRUCTION, response="")), "number 0: the response is empty"),
         (GivenInstructions(QUESTION), "the task has no candidates"),
-        (Given(INSTRUCTION), "has 0 candidates, expected 2 to 26"),
+        (Given(INSTRUCTION), "has 0 candidates, expected 2 to 1,000"),
         (Given(replace(QUESTION, candidates=(" yes",))), "has 1 candidates"),
         (Given(replace(QUESTION, candidates=tuple(map(str, range(27))))), "has 27 candidates"),
         (Given(replace(QUESTION, candidates=(" yes", " yes"))), "two candidates are the same"),

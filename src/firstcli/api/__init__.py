@@ -6,6 +6,7 @@ This package does not import torch or transformers, so a recipe that names a plu
 
 from firstcli.api.contract import (
     JSON,
+    Adaptation,
     BoolArray,
     DataPath,
     DataPaths,
@@ -16,6 +17,7 @@ from firstcli.api.contract import (
     ModelFamily,
     ModelRef,
     PluginOptions,
+    ResponseTokens,
     Sample,
     SourcedStr,
     Split,
@@ -29,12 +31,15 @@ from firstcli.api.recalibrators import (
     Recalibrator,
     TopKRows,
 )
+from firstcli.api.usage import ChoiceForm, InputField, Label, TaskUsage
 from firstcli.errors import UserError
 
 __all__ = [
     "JSON",
     "RESERVED_FACTS",
+    "Adaptation",
     "BoolArray",
+    "ChoiceForm",
     "Curve",
     "DataPath",
     "DataPaths",
@@ -42,16 +47,20 @@ __all__ = [
     "Dtype",
     "FitInputs",
     "FloatArray",
+    "InputField",
     "IntArray",
+    "Label",
     "MassMode",
     "ModelFamily",
     "ModelRef",
     "PluginOptions",
     "Recalibrator",
+    "ResponseTokens",
     "Sample",
     "SourcedStr",
     "Split",
     "Task",
+    "TaskUsage",
     "TopKRows",
     "UserError",
 ]

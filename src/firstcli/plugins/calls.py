@@ -17,6 +17,7 @@ import numpy as np
 from firstcli import plugins
 from firstcli.api import (
     JSON,
+    Adaptation,
     BoolArray,
     Diagnostics,
     FloatArray,
@@ -24,8 +25,10 @@ from firstcli.api import (
     ModelFamily,
     PluginOptions,
     Recalibrator,
+    ResponseTokens,
     Split,
     Task,
+    TaskUsage,
     TopKRows,
     UserError,
 )
@@ -278,10 +281,35 @@ class CheckedTask(Task[Any]):
             files = self._task.sources(split)
             return None if files is None else [Path(file) for file in files]
 
-    def unlabelled(self, path: Path | Sequence[Path]) -> Task[Any] | None:
+    def unlabelled(self, path: Path | Sequence[Path]) -> CheckedTask | None:
         with explained(self._plugin, "`unlabelled`"):
             task = self._task.unlabelled(path)
         return None if task is None else CheckedTask(self._plugin, task)
+
+    def usage(self) -> TaskUsage | None:
+        with explained(self._plugin, "`usage`"):
+            usage = self._task.usage()
+        if not (usage is None or isinstance(usage, TaskUsage)):
+            found = type(usage).__name__
+            raise UserError(
+                f"{self._plugin.title}: `usage` returned a {found}, expected a TaskUsage or None"
+            )
+        return usage
+
+    @property
+    def adapts(self) -> bool:
+        """Whether its options may depend on the tokenizers or on the training task."""
+        return type(self._task).adapted is not Task.adapted
+
+    def adapted(self, tokens: ResponseTokens, training: Any) -> Adaptation[Any]:
+        with explained(self._plugin, "`adapted`"):
+            adaptation = self._task.adapted(tokens, training)
+        if not isinstance(adaptation, Adaptation):
+            found = type(adaptation).__name__
+            raise UserError(
+                f"{self._plugin.title}: `adapted` returned a {found}, expected an Adaptation"
+            )
+        return adaptation
 
 
 class _ExplainedFamily:
@@ -310,7 +338,7 @@ def recalibrator(name: str, options: PluginOptions) -> CheckedRecalibrator:
     return CheckedRecalibrator(plugin, _built(plugin, options))
 
 
-def task(name: str, options: PluginOptions) -> Task[Any]:
+def task(name: str, options: PluginOptions) -> CheckedTask:
     """Return a task with its options."""
     plugin = plugins.find("tasks", name)
     return CheckedTask(plugin, _built(plugin, options))

@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from firstcli import plugins
-from firstcli.api import ModelFamily, PluginOptions, Task
+from firstcli.api import ModelFamily, PluginOptions
 from firstcli.errors import UserError
 from firstcli.plugins import calls
 
@@ -169,11 +169,11 @@ class TaskRef(PluginRef):
 
     kind = "tasks"
 
-    def build(self) -> Task[Any]:
+    def build(self) -> calls.CheckedTask:
         """Return the task with its options."""
         return calls.task(self.name, self.options)
 
-    def build_unlabelled(self, path: Path | Sequence[Path]) -> Task[Any]:
+    def build_unlabelled(self, path: Path | Sequence[Path]) -> calls.CheckedTask:
         """Return the task over further files, whose labels are ignored.
 
         Raises:
@@ -192,6 +192,10 @@ class TaskRef(PluginRef):
         fields = type(self.options).model_fields
         can = "path" in fields and "test" in fields
         return "cut a test part off its data with the task's option `test: 0.2`, or " if can else ""
+
+    def with_options(self, options: object) -> TaskRef:
+        """Return a reference to the same task with other options, given as JSON values."""
+        return TaskRef.model_validate({"name": self.name, "options": options})
 
 
 class RecalibratorRef(PluginRef):

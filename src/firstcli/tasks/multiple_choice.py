@@ -14,6 +14,7 @@ need only the option `path`. Texts with a label, `{"sentence": "what a film", "l
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
@@ -21,13 +22,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from firstcli.api import DataPaths, PluginOptions, Sample, Split, Task
+from firstcli.api import ChoiceForm, InputField, Label, Sample, Split, Task, TaskUsage
 from firstcli.errors import UserError
 from firstcli.tasks import choices, layout, tables
 from firstcli.tasks.answers import Evidence, GoldAnswer, Reading, answer_of, is_missing
 from firstcli.tasks.choices import MAX_CHOICES, Choices
+from firstcli.tasks.table_splits import GroupedTableOptions, TableSplits, over_files
 from firstcli.tasks.tables import TableRow
-from firstcli.tasks.templates import Template, columns_of, fill, of_names
+from firstcli.tasks.templates import Template, columns_of, fill, of_names, with_filled
 
 _LINE = "line"
 """Column of the answer in a row that `_with_lines` made."""
@@ -35,16 +37,13 @@ _ADVICE = (
     "; if the choices are separated within a text, set `separator`; if each is in its own column, "
     "list the columns in `choices_column`"
 )
-_PLACES = {"name": layout.name_of, "folder": layout.folder_of}
-"""What an option may say of the file of a row."""
 _EVIDENCE: dict[object, tuple[Evidence, UserError | None]] = {}
 """What the answers of a split show, by options and state of the files."""
 
 
-class MultipleChoiceOptions(PluginOptions):
+class MultipleChoiceOptions(GroupedTableOptions):
     """The location of the data, the meaning of their columns, and the format of the prompt."""
 
-    path: DataPaths = Field(description=layout.PATH_HELP)
     question_column: str = Field(
         "question", description="column of the question; question.stem is a field within a column"
     )
@@ -80,16 +79,6 @@ class MultipleChoiceOptions(PluginOptions):
         "the data (or the name of its column), its text, or as true or false where the choices are "
         "yes and no; `auto` finds the reading that fits the answers of all splits, and is refused "
         "if two fit",
-    )
-    id_column: str | None = Field(
-        None, description="column with an id for each row (default: `id`, if it exists)"
-    )
-    group: str | None = Field(
-        None,
-        min_length=1,
-        description="column with the group of each question, such as its subject, over which the "
-        "report also averages; or {name} or {folder}, which stand for the name of the data file "
-        "(without its ending) and of its folder, for a path with one file or folder per group",
     )
     prompt: Template = Field(
         "{question}\n{choices}\nAnswer:",
@@ -138,22 +127,18 @@ class MultipleChoiceOptions(PluginOptions):
         return name
 
     @model_validator(mode="after")
+    def _answer_lines_are_whole(self) -> MultipleChoiceOptions:
+        if self.answer_file and self.split_column:
+            raise ValueError("`split_column` cannot be used with `answer_file`; remove one")
+        return self
+
+    @model_validator(mode="after")
     def _one_source_of_answers(self) -> MultipleChoiceOptions:
         if self.answer_file and "answer_column" in self.model_fields_set:
             raise ValueError(
                 "answer_column has no effect, since `answer_file` contains the answers; remove one"
             )
         return self
-
-    @field_validator("group")
-    @classmethod
-    def _names_a_column_or_a_file(cls, group: str | None) -> str | None:
-        if group and ({*columns_of(group)} - {*_PLACES}):
-            raise ValueError(
-                "expected the name of a column, or a text in which only {name} and {folder} have a "
-                "meaning"
-            )
-        return group
 
     @field_validator("answer_as", mode="before")
     @classmethod
@@ -187,10 +172,13 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
     Options = MultipleChoiceOptions
     _has_answers = True
 
+    def __init__(self, options: MultipleChoiceOptions) -> None:
+        super().__init__(options)
+        self._table = TableSplits(options)
+
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits of a folder, or train, validation and test for files."""
-        return layout.splits_at(self.options.path)
+        return self._table.names
 
     def sources(self, split: str) -> Sequence[Path]:
         """The split's files; with `auto`, those of all splits, which decide on the reading."""
@@ -200,6 +188,37 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
         known = [file for name in others for file in self._sources(name) if file.is_file()]
         return tuple(dict.fromkeys((*self._sources(split), *known)))
 
+    def usage(self) -> TaskUsage:
+        options = self.options
+        names = [name for name in columns_of(options.prompt) if name != "choices"]
+        inputs = {
+            name: InputField(columns=(options.question_column,))
+            if name == "question"
+            else InputField(columns=(name,), required="column")
+            for name in names
+        }
+        if options.choices is None:
+            columns = options.choices_column
+            form = ChoiceForm(
+                columns=(columns,) if isinstance(columns, str) else tuple(columns),
+                separate=not isinstance(columns, str),
+                separator=options.separator,
+                line=options.choice,
+                letters=options.letters,
+                respond_with=options.respond_with,
+                response=options.response,
+            )
+            return TaskUsage(
+                kind="multiple-choice", prompt=options.prompt, inputs=inputs, choices=form
+            )
+        pairs = zip(options.choices, self._candidates(options.choices), strict=True)
+        return TaskUsage(
+            kind="classification",
+            prompt=with_filled(options.prompt, {"choices": self._lines(options.choices)}),
+            inputs=inputs,
+            labels=tuple(Label(name=name, response=response) for name, response in pairs),
+        )
+
     def load(self, split: str) -> Split:
         """Return the questions in the order of the file; an empty answer is no label."""
         notes: list[str] = []
@@ -207,16 +226,18 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
 
     def unlabelled(self, path: Path | Sequence[Path]) -> MultipleChoice:
         """Return the task over other files, whose answers are not read."""
-        task = MultipleChoice(self.options.model_copy(update={"path": path}))
+        task = MultipleChoice(over_files(self.options, path))
         task._has_answers = False
         return task
 
     def _samples(self, split: str, notes: list[str]) -> Iterator[Sample]:
         readings = self._readings(split) if self._has_answers else ()
         for row, label in self._rows(split, notes):
-            choices = self._choices(row)
-            answer = self._answer(row, label, choices)
-            yield self._sample(row, choices.texts, answer.correct(readings) if answer else None)
+            choices, answer = self._question(row, label)
+            correct = answer.correct(readings) if answer else None
+            sample = self._sample(row, choices.texts, correct)
+            if self._table.has_prompt(split, sample.prompt, labelled=answer is not None):
+                yield sample
 
     def _readings(self, split: str) -> Sequence[Reading]:
         """Return the readings of the answers: the same for all splits.
@@ -231,20 +252,23 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
         if (error := self._evidence(split)[1]) is not None:
             raise error
         evidence = Evidence()
-        # A single file serves as every split, but counts once.
-        for name in {self._sources(name): name for name in self.splits}.values():
+        # A single file serves as every split, but counts once; a column divides its rows.
+        divided = self.options.split_column is not None
+        for name in {(self._sources(n), n if divided else ""): n for n in self.splits}.values():
             evidence = evidence.followed_by(self._evidence(name)[0])
         return evidence.readings()
 
     def _evidence(self, split: str) -> tuple[Evidence, UserError | None]:
         """Return what a split's answers show, and the split's first mistake; remembered."""
-        key = (self.options.model_dump_json(), *map(_stamp, self._sources(split)))
+        part = split if self.options.split_column else ""
+        key = (self.options.model_dump_json(), part, *map(_stamp, self._sources(split)))
         if key not in _EVIDENCE:
             evidence, first = Evidence(), None
             try:
                 for row, label in self._rows(split, []):
                     try:
-                        if answer := self._answer(row, label, self._choices(row)):
+                        _, answer = self._question(row, label)
+                        if answer:
                             evidence.add(answer)
                     except UserError as error:
                         first = first or error
@@ -254,36 +278,52 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
         return _EVIDENCE[key]
 
     def _sources(self, split: str) -> tuple[Path, ...]:
-        files = layout.split_files(self.options.path, split)
-        if not self.options.answer_file or not self._has_answers:
+        files = self._table.files(split)
+        if not self._answer_name:
             return files
         return tuple(path for file in files for path in (file, self._answer_file(file)))
 
+    @property
+    def _answer_name(self) -> str | None:
+        """The option `answer_file`, unless answers are not read."""
+        return self.options.answer_file if self._has_answers else None
+
     def _answer_file(self, file: Path) -> Path:
-        return file.with_name(fill(self.options.answer_file or "", lambda _: layout.name_of(file)))
+        return file.with_name(fill(self._answer_name or "", lambda _: layout.name_of(file)))
 
     def _rows(self, split: str, notes: list[str]) -> Iterator[tuple[TableRow, TableRow]]:
         """Yield each row, and the row that contains its answer: itself, or a line beside it."""
-        files = layout.split_files(self.options.path, split)
-        if not self.options.answer_file or not self._has_answers:
-            yield from ((row, row) for row in tables.read_rows(files, notes))
+        files = self._table.files(split)
+        if not self._answer_name:
+            rows = self._table.rows(split, tables.read_rows(files, notes))
+            yield from ((row, row) for row in rows)
             return
         for file in files:
             yield from _with_lines(file, tables.read_rows(file, notes), self._answer_file(file))
 
-    def _answer(self, row: TableRow, label: TableRow, choices: Choices) -> GoldAnswer | None:
-        """Return the answer to a row, or None if the row has no label."""
-        if not self._has_answers:
-            return None
-        if self.options.answer_file:
-            return answer_of(label.where, label.value(_LINE), choices)
-        column = self.options.answer_column
-        value = row.value(column)
-        return (
-            None
-            if is_missing(value)
-            else answer_of(f"{row.where}: column '{column}'", value, choices)
-        )
+    @cached_property
+    def _columns(self) -> dict[str, str]:
+        """The option that names each column that a row must have."""
+        options = self.options
+        columns = [] if options.choices else options.choices_column
+        named = {name: "prompt" for name in columns_of(options.prompt)}
+        if named.pop("question", None):
+            named[options.question_column] = "question_column"
+        named.pop("choices", None)
+        for column in [columns] if isinstance(columns, str) else columns:
+            named[column] = "choices_column (or `choices`, if all questions have the same)"
+        in_column = self._has_answers and not options.answer_file
+        return named | ({options.answer_column: "answer_column"} if in_column else {})
+
+    def _question(self, row: TableRow, label: TableRow) -> tuple[Choices, GoldAnswer | None]:
+        """Return the choices of a row and the answer, or None if the row has no label."""
+        row.require(self._columns)
+        choices, column = self._choices(row), self.options.answer_column
+        if self._answer_name:
+            return choices, answer_of(label.where, label.value(_LINE), choices)
+        if not self._has_answers or is_missing(value := row.value(column)):
+            return choices, None
+        return choices, answer_of(f"{row.where}: column '{column}'", value, choices)
 
     def _choices(self, row: TableRow) -> Choices:
         column = self.options.choices_column
@@ -303,31 +343,34 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
 
     def _sample(self, row: TableRow, texts: Sequence[str], answer: int | None) -> Sample:
         options = self.options
-        letters = ascii_uppercase if options.letters == "upper" else ascii_lowercase
-        lettered = zip(letters, texts, strict=False)
-        lines = [options.choice.format(letter=letter, text=text) for letter, text in lettered]
-        answers = texts if options.respond_with == "text" else letters[: len(texts)]
-        candidates = [options.response.format(answer=text) for text in answers]
 
         def text_of(name: str) -> str:
             if name == "choices":
-                return "\n".join(lines)
+                return self._lines(texts)
             return row.filled(options.question_column) if name == "question" else row.text(name)
 
         columns = [name for name in columns_of(options.prompt) if name != "choices"]
         if columns and "question" not in columns:
             row.require_any(columns)
         prompt = fill(options.prompt, text_of)
-        id, group = row.id(options.id_column), self._group(row)
-        return Sample.question(prompt, candidates, answer, id=id, group=group)
+        id, group = row.id(options.id_column), options.group_of(row)
+        return Sample.question(prompt, self._candidates(texts), answer, id=id, group=group)
 
-    def _group(self, row: TableRow) -> str | None:
-        group = self.options.group
-        if group is None or not columns_of(group):
-            return None if group is None else row.filled(group).strip()
-        assert row.file
-        file = row.file
-        return fill(group, lambda name: _PLACES[name](file))
+    @property
+    def _letters(self) -> str:
+        return ascii_uppercase if self.options.letters == "upper" else ascii_lowercase
+
+    def _lines(self, texts: Sequence[str]) -> str:
+        """Return the lines of the choices in the prompt."""
+        lettered = zip(self._letters, texts, strict=False)
+        line = self.options.choice.format
+        return "\n".join(line(letter=letter, text=text) for letter, text in lettered)
+
+    def _candidates(self, texts: Sequence[str]) -> list[str]:
+        """Return the complete responses."""
+        letters = self._letters[: len(texts)]
+        answers = texts if self.options.respond_with == "text" else letters
+        return [self.options.response.format(answer=answer) for answer in answers]
 
 
 def _with_lines(
