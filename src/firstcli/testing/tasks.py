@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from firstcli.api import Sample, Task
+from firstcli.api import Adaptation, Sample, Task
 from firstcli.plugins.samples import MAX_CANDIDATES, sample_name, sample_problem
 from firstcli.testing.requirements import require
 
@@ -21,6 +22,26 @@ def check_task(task: Task[Any]) -> None:
     require(len(set(task.splits)) == len(task.splits), f"{name}.splits names a split twice")
     for split in task.splits:
         _check_split(task, split, f"{name}, split '{split}'")
+    _check_adaptation(task, name)
+
+
+def _check_adaptation(task: Task[Any], name: str) -> None:
+    """Check `adapted` with a stand-in tokenizer that makes one token of each character."""
+    if type(task).adapted is Task.adapted:
+        return
+
+    def tokens(prompt: str, responses: Sequence[str]) -> list[list[tuple[int, ...] | None]]:
+        return [[(*map(ord, response), 0) for response in responses]]
+
+    adaptation = task.adapted(tokens, None)
+    require(isinstance(adaptation, Adaptation), f"{name}.adapted returns no Adaptation")
+    options = adaptation.options
+    require(isinstance(options, type(task).Options), f"{name}.adapted returns no options of {name}")
+    dumped = options.model_dump(mode="json", exclude_unset=True)
+    restored = type(task).Options.model_validate(dumped)
+    require(restored == options, f"{name}.adapted: the options do not survive being saved as JSON")
+    again = type(task)(options).adapted(tokens, None).options
+    require(again == options, f"{name}.adapted: adapting the adapted options changes them")
 
 
 def _check_split(task: Task[Any], split: str, where: str) -> None:
