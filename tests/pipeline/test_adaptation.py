@@ -15,7 +15,8 @@ from firstcli.workspace.tokenizers import Tokenizers
 from support import command_line
 from support.command_line import MODEL, TRAINING, Result, first, pending, write_rows
 
-LABELS = ["card lost", "card stolen", "card blocked"]
+LABELS = ["card lost", "card stolen", "refund"]
+RENAMED = ["card lost", "card stolen", "return"]
 
 
 def rows(labels: Sequence[str], count: int = 48) -> list[dict[str, Any]]:
@@ -53,8 +54,8 @@ def plan(recipe: Path, *args: object) -> Result:
 
 
 NOTE = (
-    "Answers: 3 labels, answered as the codes A to C, because the labels 'card blocked' and 'card "
-    "lost' begin with the same token."
+    "Answers: 3 labels, answered as the codes A to C, because the labels 'card lost' and 'card "
+    "stolen' begin with the same token."
 )
 
 
@@ -62,12 +63,12 @@ def test_the_plan_shows_the_decision_and_one_question(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, test=0.25)
     shown = " ".join(plan(recipe).out.split())
     assert NOTE in shown
-    assert "| B. card lost | C. card stolen | | Text: text" in shown
+    assert "| B. card stolen | C. refund | | Text: text" in shown
     assert "candidates there: ' A' = " in shown
     example = plan(recipe, "--json").json["example"]
     assert example["count"] == len(example["candidates"]) == 3
     assert example["response"] == example["answer"][0]
-    assert example["prompt"].startswith("Labels:\nA. card blocked\n")
+    assert example["prompt"].startswith("Labels:\nA. card lost\n")
 
 
 def test_the_decision_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,12 +89,11 @@ def test_what_makes_a_model_stale(tmp_path: Path) -> None:
     assert first("report", recipe, *run).code == 0
     assert pending(recipe, *run) == set()
     kept = (tmp_path / "all.csv").read_bytes()
-    # The samples of the same rows stay the same, but the tokenizer has read a different label.
-    write_table(tmp_path / "all.csv", rows(["card lost", "card stolen", "card away"]))
+    write_table(tmp_path / "all.csv", rows(RENAMED))
     assert "distill fine-tune" in pending(recipe, *run)
     (tmp_path / "all.csv").write_bytes(kept)
     assert pending(recipe, *run) == set()
-    listed = ("--set", 'train.task.options.labels=["card stolen", "card lost", "card blocked"]')
+    listed = ("--set", 'train.task.options.labels=["card stolen", "card lost", "refund"]')
     assert "distill fine-tune" in pending(recipe, *run, *listed)
 
 
@@ -102,9 +102,7 @@ def test_codes_hide_no_change_of_the_tokenizer_s_text(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, test=0.25, prompt="{text}\n\nLabel:")
     run = ("--run-dir", tmp_path / "run")
     assert first("distill", recipe, *run).code == 0
-    write_table(tmp_path / "all.csv", rows(["card lost", "card stolen", "card away"]))
-    # Sorted, the labels are in a different order; their codes must be the same for this test.
-    write_table(tmp_path / "all.csv", rows(["card most", "card stolen", "card block"]))
+    write_table(tmp_path / "all.csv", rows(RENAMED))
     result = first("distill", recipe, *run, "--dry-run", "--json")
     (unit,) = result.json["units"]
     assert not unit["up_to_date"] and "tokenizer text" in unit["reason"]
@@ -120,7 +118,7 @@ def test_an_evaluation_has_the_labels_of_the_training_task(tmp_path: Path) -> No
 
     table = pq.read_table(tmp_path / "run" / "eval" / "other" / "fine-tune.parquet")
     assert {len(values) for values in table["log_probs"].to_pylist()} == {3}
-    assert table["answer"].to_pylist()[:2] == [1, 2]
+    assert table["answer"].to_pylist()[:2] == [0, 1]
     write_table(other, [{"text": "x", "label": "card lots"}])
     first("plan", recipe, *run).mistake(
         "other.csv:2: column 'label': found \"card lots\" (did you mean 'card lost'?)"
@@ -130,7 +128,7 @@ def test_an_evaluation_has_the_labels_of_the_training_task(tmp_path: Path) -> No
 def test_answers_that_cannot_be_told_apart(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, test=0.25, answers="labels")
     first("plan", recipe, "--run-dir", tmp_path / "run").mistake(
-        "answers: the labels 'card blocked' and 'card lost' begin with the same token"
+        "answers: the labels 'card lost' and 'card stolen' begin with the same token"
     )
 
 
