@@ -40,7 +40,7 @@ def decide(run: Path, ship: object) -> None:
 def test_a_students_folder_is_itself(run: Path) -> None:
     folder = run / "students" / "distill"
     assert find_student(folder) == find_student(folder, "distill + T") == Choice(folder)
-    with pytest.raises(UserError, match="--arm first: .* is the folder of 'distill'"):
+    with pytest.raises(UserError, match=r"--arm first: .* is the folder of 'distill'"):
         find_student(folder, "first")
 
 
@@ -81,7 +81,7 @@ def test_a_recipe_names_its_run_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = command_line.write_recipe(tmp_path)
-    with pytest.raises(UserError, match="first distill .*recipe.yaml` first"):
+    with pytest.raises(UserError, match=r"first distill .*recipe.yaml` first"):
         find_student(recipe)
     assert find_student(recipe, "distill", run).folder == run / "students" / "distill"
     folder = add(tmp_path / "runs" / "tiny" / "students" / "distill")
@@ -91,7 +91,7 @@ def test_a_recipe_names_its_run_folder(
 def test_what_is_no_student_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder or recipe"):
         find_student(tmp_path / "missing")
-    with pytest.raises(UserError, match="neither a student's folder .* nor a run folder"):
+    with pytest.raises(UserError, match=r"neither a student's folder .* nor a run folder"):
         find_student(tmp_path)
     (tmp_path / "run" / "students").mkdir(parents=True)
     with pytest.raises(UserError, match="run `first distill` with its recipe first"):
