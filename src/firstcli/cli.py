@@ -175,11 +175,53 @@ def _export(values: dict[str, Any]) -> None:
     _print(export.show(export.ExportOptions(**values)), values["json"])
 
 
+def _predict(values: dict[str, Any]) -> None:
+    from firstcli.commands import predict
+
+    predict.predict(**values)
+
+
+STUDENT: Parameters = {
+    "source": (
+        Path,
+        typer.Argument(metavar="FOLDER_OR_RUN", help="A student's folder, a run or a recipe."),
+    ),
+    "texts": (
+        list[str] | None,
+        typer.Argument(None, metavar="[TEXT]...", help="Texts; default: standard input."),
+    ),
+    "arm": _option("arm", str | None, None, "The arm, if a run has several.", "NAME"),
+    "run_dir": RECIPE["run_dir"],
+    "raw": _option("raw", bool, False, "Leave out the post-hoc recalibrator."),
+    "device": _option("device", str, "auto", "Where the model runs: auto, cpu, cuda, ...", "NAME"),
+}
+_FILE_HELP = "Answer each row of a table: .csv, .jsonl, .parquet, ..."
+_OUT_HELP = "With --file: write .csv, .jsonl or .parquet; resumes after a stop."
+_FORMAT_HELP = "Standard input is text (one per line), jsonl or csv; default: by its first line."
+_ABSTAIN_HELP = "Give no answer below this confidence."
+_TARGET_HELP = "Answer only where this accuracy is promised."
+_TOP_HELP = "Number of runners-up."
+_NEW_HELP = "Cut generated text off after N tokens; default 256."
+_BATCH_HELP = "Rows per batch; default: as many as have 8192 tokens together."
+ANSWERS: Parameters = {
+    "file": _option("file", Path | None, None, _FILE_HELP, "FILE"),
+    "out": _option("out", Path | None, None, _OUT_HELP, "FILE"),
+    "format": _option("format", str | None, None, _FORMAT_HELP, "KIND"),
+    "abstain_below": _option("abstain-below", float | None, None, _ABSTAIN_HELP, "CONFIDENCE"),
+    "target_accuracy": _option("target-accuracy", float | None, None, _TARGET_HELP, "SHARE"),
+    "top": _option("top", int, 2, _TOP_HELP, "N", 0),
+    "max_new_tokens": _option("max-new-tokens", int | None, None, _NEW_HELP, "N", 1),
+    "batch_size": _option("batch-size", int | None, None, _BATCH_HELP, "N", 1),
+    "json": _option("json", bool, False, "JSON lines also in a terminal."),
+    "quiet": _option("quiet", bool, False, "Print answers and errors only."),
+}
+_PREDICT_HELP = 'Let a student answer: first predict runs/tickets "My card was charged twice".'
 _PLAN_HELP = "Show what would run, how large it is, and whether it can work."
 _PLUGINS_HELP = "List every family, task and recalibrator with its package and version."
 _CHECK_HELP = "Import each plugin, check the contract of other packages' plugins, report errors."
 _CHECK = _option("check", bool, False, _CHECK_HELP)
 _add_command("plan", _PLAN_HELP, _plan, RECIPE | PROBE | OUTPUT)
+_add_command("predict", _PREDICT_HELP, _predict, STUDENT | ANSWERS)
 _add_command("plugins", _PLUGINS_HELP, _plugins, {"check": _CHECK, "json": OUTPUT["json"]})
 _add_command("export", _EXPORT_HELP, _export, EXPORT | OUTPUT)
 

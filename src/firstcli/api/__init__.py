@@ -6,6 +6,7 @@ This package does not import torch or transformers, so a recipe that names a plu
 
 from firstcli.api.contract import (
     JSON,
+    Adaptation,
     BoolArray,
     DataPath,
     DataPaths,
@@ -16,6 +17,7 @@ from firstcli.api.contract import (
     ModelFamily,
     ModelRef,
     PluginOptions,
+    ResponseTokens,
     Sample,
     SourcedStr,
     Split,
@@ -35,6 +37,7 @@ from firstcli.errors import UserError
 __all__ = [
     "JSON",
     "RESERVED_FACTS",
+    "Adaptation",
     "BoolArray",
     "ChoiceForm",
     "Curve",
@@ -52,6 +55,7 @@ __all__ = [
     "ModelRef",
     "PluginOptions",
     "Recalibrator",
+    "ResponseTokens",
     "Sample",
     "SourcedStr",
     "Split",

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -105,7 +105,8 @@ class Sample:
     id: str | None = None
     """The data's own id, unique in its split; with None, firstcli derives one from the content."""
     candidates: tuple[str, ...] = ()
-    """The complete responses to choose from: 2 to 26, all different, none empty."""
+    """The complete responses to choose from: 2 to 1,000, all different, none empty. Samples that
+    share one tuple are checked, stored and encoded faster."""
     answer: int | None = None
     """Index of the right candidate; None with candidates means that none is right."""
     truth: tuple[float, ...] | None = None
@@ -153,6 +154,29 @@ class Split:
     """What the user should know about how the data was read; also read after the last sample."""
 
 
+class ResponseTokens(Protocol):
+    """How the tokenizers of a run encode responses; passed to `Task.adapted`."""
+
+    def __call__(
+        self, prompt: str, responses: Sequence[str]
+    ) -> Sequence[Sequence[tuple[int, ...] | None]]:
+        """Return each response's tokens after a prompt, with EOS, for each tokenizer.
+
+        Prompt and response are encoded as one text. A response is None where the prompt's tokens
+        change because it follows.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Adaptation(Generic[OptionsT]):
+    """What a task has decided after it saw the tokenizers."""
+
+    options: OptionsT
+    """The task's options with every decision filled in. To adapt these again changes nothing."""
+    note: str = ""
+    """The decisions in a few words, for the plan."""
+
+
 class Task(PluginBase[OptionsT]):
     """A plugin of the group `firstcli.tasks`: the samples of each split."""
 
@@ -194,6 +218,26 @@ class Task(PluginBase[OptionsT]):
         user gives them, too.
         """
         return None
+
+    def adapted(self, tokens: ResponseTokens, training: OptionsT | None) -> Adaptation[OptionsT]:
+        """Return the options with which a run uses this task.
+
+        A task whose responses depend on the tokenizers of teacher and student, or on the training
+        task, overrides this method. The run builds the task again with the returned options. It
+        remembers them as long as the options, the files of the split `train`, and the models stay
+        the same. A tokenizer that is trained on the task's text sees the samples of the task
+        before it is adapted.
+
+        Args:
+            tokens: encodes responses with the tokenizer of each model; models with the same
+                tokenizer count once.
+            training: the adapted options of the training task, if this task belongs to an
+                evaluation and both use the same plugin.
+
+        Raises:
+            UserError: the options and the tokenizers do not fit.
+        """
+        return Adaptation(self.options)
 
 
 @dataclass(frozen=True, slots=True)

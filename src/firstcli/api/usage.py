@@ -32,6 +32,10 @@ class InputField(UsageForm):
     both (`no`)."""
     join: str | None = None
     """The text between several columns, blank ones left out; None reads a single column."""
+    named: bool = False
+    """Whether each of several columns is preceded by its name, as in `subject: text`."""
+    strip: bool = False
+    """Whether white space around the text of a column is removed."""
     without_suffix: str = ""
     """A suffix that is removed from the text, because the template contains it."""
 

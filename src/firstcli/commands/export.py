@@ -60,7 +60,10 @@ def show(options: ExportOptions) -> dict[str, Any]:
         result["lm_eval"] = _write_tasks(source, options, console)
     if options.gguf and tools:
         with console.status(f"converting to GGUF ({kind})"):
-            conversion.convert(tools, options.target, options.gguf, kind)
+            try:
+                conversion.convert(tools, options.target, options.gguf, kind)
+            except UserError as error:
+                raise UserError(f"{error}; the folder {options.target} is complete") from error
         result["gguf"] = _measured(source, options.gguf, kind, console)
     if options.hub:
         result["hub"] = _upload(source, options, console)

@@ -18,7 +18,7 @@ import numpy as np
 
 from firstcli.api import Sample
 from firstcli.data.findings import Findings, SpecialTokens
-from firstcli.data.joint import Ids, JointEncoder, JointEncoding
+from firstcli.data.joint import Continuations, Ids, JointEncoder, JointEncoding, decisive
 from firstcli.errors import UserError, shortened
 
 if TYPE_CHECKING:
@@ -115,13 +115,17 @@ def encode_questions(samples: Iterable[Sample], encoding: Encoding) -> list[Enco
     mistakes = Findings(encoding.where)
     special = SpecialTokens(encoding.tokenizer, encoder, mistakes)
     questions: list[EncodedQuestion] = []
+    looked_at: Continuations | None = None
     for joint in encoder(samples):
         sample = joint.sample
         if not sample.candidates:
             raise UserError(
                 f"{encoding.where}: sample '{sample.id}' has no candidates to choose from"
             )
-        special.look(joint, joint.responses)
+        is_known = joint.ends is not None and joint.ends is looked_at
+        right = joint.responses[sample.answer or 0]
+        special.look(joint, [right] if is_known else joint.responses)
+        looked_at = joint.ends
         choice = _choice(joint, encoder, encoding.tokenizer, mistakes, learned=False)
         if choice is not None:
             questions.append(_question(joint, *choice))
@@ -139,9 +143,12 @@ def encode_questions(samples: Iterable[Sample], encoding: Encoding) -> list[Enco
 
 def _question(joint: JointEncoding, position: int, tokens: tuple[int, ...]) -> EncodedQuestion:
     start = max(len(joint.prompt), 1)
-    candidates = tuple(
-        tuple(ids[start : max(length, position + 1)]) for ids, length in joint.responses
-    )
+    if joint.ends is not None and joint.prompt:
+        candidates = joint.ends.scored
+    else:
+        candidates = tuple(
+            tuple(ids[start : max(length, position + 1)]) for ids, length in joint.responses
+        )
     return EncodedQuestion(
         id=str(joint.sample.id),
         input_ids=np.asarray(joint.responses[0][0][:position], np.int32),
@@ -170,24 +177,24 @@ def _choice(
         mistakes: takes the reason.
         learned: whether the question is trained on, so that it needs a right answer.
     """
-    sample, prompt = joint.sample, joint.prompt
+    sample, prompt, start = joint.sample, joint.prompt, len(joint.prompt)
     if learned and sample.answer is None:
         mistakes.add("no answer", sample.id, lambda: _NO_ANSWER)
         return None
-    encodings = [ids for ids, _ in joint.responses]
-    for candidate, ids in zip(sample.candidates, encodings, strict=True):
-        if ids[: len(prompt)] != prompt:
-            text = partial(_border_problem, joint, candidate, ids, encoder, tokenizer)
-            mistakes.add("border", sample.id, text)
-            return None
-    position = len(prompt)
-    last = min(map(len, encodings)) - 1
-    while position < last and len({ids[position] for ids in encodings}) == 1:
-        position += 1
+    if joint.ends is not None:
+        place, tokens = joint.ends.decisive
+        position = start + place
+    else:
+        encodings = [ids for ids, _ in joint.responses]
+        for candidate, ids in zip(sample.candidates, encodings, strict=True):
+            if ids[:start] != prompt:
+                text = partial(_border_problem, joint, candidate, ids, encoder, tokenizer)
+                mistakes.add("border", sample.id, text)
+                return None
+        position, tokens = decisive(encodings, start)
     if position == 0:
         mistakes.add("no prompt", sample.id, lambda: _NO_PROMPT)
         return None
-    tokens = tuple(ids[position] for ids in encodings)
     if len(set(tokens)) < len(tokens):
         mistakes.add("token", sample.id, lambda: _shared_token(sample, tokens, tokenizer))
         return None

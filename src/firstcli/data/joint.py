@@ -5,6 +5,10 @@ characters, the tokens up to a space between two words depend on the text before
 tokens after it on the text after it alone. The first part is then encoded once, and only the end of
 the prompt again with every response. The right response is always encoded whole: if composing it
 from both parts gives other tokens, the sample's texts are all encoded whole.
+
+Samples of a classification with a thousand labels share their candidates. Of these, each sample
+only has its prompt and its right response encoded whole. The tokens of the other candidates are
+those of an earlier sample whose prompt ends in the same characters.
 """
 
 from __future__ import annotations
@@ -14,10 +18,14 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import cached_property
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from firstcli.api import Sample
+from firstcli.data.sequences import LazySequence
 from firstcli.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,6 +37,10 @@ CHUNK = 4096  # samples encoded at a time, because the offsets of a whole data s
 
 _LEAST_END = 8
 """Characters of a prompt that are encoded again with every response, at least."""
+MANY = 26
+"""Candidates of a sample beyond which their tokens are shared with other samples."""
+_KEPT_ENDS = 256
+"""Sets of shared tokens that an encoder keeps."""
 _PLACES = 20
 """Spaces and line ends of a prompt that are tried, from its end, as the place of the cut."""
 
@@ -44,17 +56,63 @@ _LOCAL_PRE_TOKENIZERS = frozenset(
 )
 
 
+@dataclass(frozen=True)
+class Continuations:
+    """The tokens of many candidates after a prompt, which samples share; the prompt's are kept."""
+
+    tokens: Sequence[tuple[int, ...]]
+    """The tokens of each candidate, with EOS."""
+    eos: int
+    """Number of tokens that EOS takes: 1, or 0 if the tokenizer has none."""
+
+    @cached_property
+    def decisive(self) -> tuple[int, tuple[int, ...]]:
+        """The first place at which the candidates differ, and the token of each there."""
+        return decisive(self.tokens, 0)
+
+    @cached_property
+    def scored(self) -> tuple[tuple[int, ...], ...]:
+        """All tokens of each candidate without EOS, unless that is where it differs."""
+        place, _ = self.decisive
+        return tuple(ids[: max(len(ids) - self.eos, place + 1)] for ids in self.tokens)
+
+
+class _Continued(LazySequence[tuple[Ids, int]]):
+    """A prompt with each of many candidates, which is put together on access."""
+
+    def __init__(self, prompt: Ids, ends: Continuations) -> None:
+        self._prompt, self._ends = prompt, ends
+        self.indices = np.arange(len(ends.tokens))
+
+    def _item(self, number: int) -> tuple[Ids, int]:
+        joint = [*self._prompt, *self._ends.tokens[number]]
+        return joint, len(joint) - self._ends.eos
+
+
 @dataclass(frozen=True, slots=True)
 class JointEncoding:
     """A sample's prompt, alone and together with each of its responses, as token ids."""
 
     sample: Sample
     prompt: Ids
-    responses: list[tuple[Ids, int]]
+    responses: Sequence[tuple[Ids, int]]
     """For every candidate, or for the only response: prompt, response and EOS, and the number of
     tokens before EOS."""
     start: int
     """Index of the first token that reaches into the right response, at least 1."""
+    ends: Continuations | None = None
+    """The tokens of the candidates after the prompt, if samples share them."""
+
+
+def decisive(sequences: Sequence[Sequence[int]], start: int) -> tuple[int, tuple[int, ...]]:
+    """Return the first place, from `start` on, at which sequences differ, and their tokens there.
+
+    No place is beyond the last token of the shortest sequence.
+    """
+    place, last = start, min(map(len, sequences)) - 1
+    while place < last and len({ids[place] for ids in sequences}) == 1:
+        place += 1
+    return place, tuple(ids[place] for ids in sequences)
 
 
 class JointEncoder:
@@ -94,12 +152,47 @@ class JointEncoder:
         # A token that is added to the vocabulary may contain spaces; none may reach over a cut.
         added = [token["content"] for token in state["added_tokens"]]
         self._end = max([_LEAST_END, *(len(text) for text in added if len(text.split()) > 1)])
+        self._shared: dict[tuple[str, tuple[str, ...]], Continuations | None] = {}
 
     def __call__(self, samples: Iterable[Sample]) -> Iterator[JointEncoding]:
         """Encode samples in order."""
         remaining = iter(samples)
         while chunk := list(islice(remaining, CHUNK)):
-            yield from self._encoded(chunk)
+            for many, group in groupby(chunk, lambda sample: len(sample.candidates) > MANY):
+                yield from (self._with_shared_ends if many else self._encoded)(list(group))
+
+    def _with_shared_ends(self, samples: Sequence[Sample]) -> Iterator[JointEncoding]:
+        """Encode samples with many candidates."""
+        texts = [
+            sample.prompt + text
+            for sample in samples
+            for text in ("", sample.candidates[sample.answer or 0])
+        ]
+        encoded = iter(self._whole(texts))
+        for sample, (prompt, _), (right, offsets) in zip(samples, encoded, encoded, strict=False):
+            start = _first_supervised(len(sample.prompt), offsets)
+            if self._drop and self.is_doubled(prompt):
+                cut = len(self.opening)
+                prompt, right, start = prompt[cut:], right[cut:], max(start - cut, 1)
+            ends = self._ends_after(sample)
+            expected = [*right, *self._eos]
+            if ends and [*prompt, *ends.tokens[sample.answer or 0]] == expected:
+                yield JointEncoding(sample, prompt, _Continued(prompt, ends), start, ends)
+            else:
+                (encoding,) = self._encoded([sample])
+                yield encoding
+
+    def _ends_after(self, sample: Sample) -> Continuations | None:
+        """Return the candidates' tokens after a prompt; None if one changes the prompt's."""
+        key = sample.prompt[-self._end :], sample.candidates
+        if key not in self._shared:
+            tokens = self.continuations(sample.prompt, sample.candidates)
+            known = [ids for ids in tokens if ids is not None]
+            complete = len(known) == len(tokens)
+            if len(self._shared) == _KEPT_ENDS:
+                del self._shared[next(iter(self._shared))]
+            self._shared[key] = Continuations(known, len(self._eos)) if complete else None
+        return self._shared[key]
 
     def _encoded(self, samples: Sequence[Sample]) -> Iterator[JointEncoding]:
         rights = self._whole([s.prompt + _responses(s)[s.answer or 0] for s in samples])
@@ -138,6 +231,17 @@ class JointEncoder:
         """Return whether the prompt's tokens stay the same when the response follows."""
         (alone, _), (joint, _) = self._whole([prompt, prompt + response])
         return joint[: len(alone)] == alone
+
+    def continuations(self, prompt: str, responses: Sequence[str]) -> list[tuple[int, ...] | None]:
+        """Return each response's tokens after the prompt's, with EOS.
+
+        None stands for a response that changes the prompt's tokens.
+        """
+        (alone, _), *joints = self._whole([prompt, *(prompt + text for text in responses)])
+        return [
+            (*ids[len(alone) :], *self._eos) if ids[: len(alone)] == alone else None
+            for ids, _ in joints
+        ]
 
     def _whole(self, texts: Sequence[str]) -> list[tuple[Ids, Offsets]]:
         # verbose=False: texts longer than the context are reported elsewhere.

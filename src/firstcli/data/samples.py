@@ -14,27 +14,60 @@ from firstcli.data.spool import Spool
 
 _DECODER = json.JSONDecoder()
 
+MOST_SHARED = 64
+"""Sets of candidates that samples can share; later sets are written with each sample."""
+
+Parts = tuple[str, str, str]
+
 
 class Samples(LazySequence[Sample]):
-    """Samples that are read from their source once and looked up from then on."""
+    """Samples that are read from their source once and looked up from then on.
+
+    The first sets of candidates are kept in memory, and samples refer to them by number: a task
+    with a thousand labels has the same thousand candidates in every sample.
+    """
 
     def __init__(self, samples: Iterable[Sample], folder: Path) -> None:
         """Read all samples; the spool is in `folder` if that exists."""
         self._spool = Spool(folder)
+        numbers: dict[tuple[str, ...], int] = {}
+        latest: tuple[tuple[str, ...], str] = ((), "")  # hashing a thousand texts takes long
+        self._texts: list[str] = []
+        """The candidates of each set as JSON."""
         for sample in samples:
-            self._spool.append(to_json(sample))
+            if latest[0] is not sample.candidates or not latest[1]:
+                latest = (sample.candidates, self._shared(sample.candidates, numbers))
+            head, texts, tail = _parts(sample, latest[1])
+            self._spool.append(f"{head}\0{texts}\0{tail}".encode())
+        self._candidates = list(numbers)
         self.indices = np.arange(len(self._spool), dtype=np.int32)
 
+    def _shared(self, candidates: tuple[str, ...], numbers: dict[tuple[str, ...], int]) -> str:
+        """Return the number of a set of candidates, or if there are too many sets, its JSON."""
+        if candidates not in numbers:
+            if len(numbers) == MOST_SHARED:
+                return json.dumps(candidates)
+            numbers[candidates] = len(numbers)
+            self._texts.append(json.dumps(candidates))
+        return str(numbers[candidates])
+
     def content(self, number: int) -> bytes:
-        """Return a sample as `to_json` has written it."""
-        return self._spool[number]
+        """Return a sample as `to_json` does."""
+        head, texts, tail = self._spool[number].decode("ascii").split("\0")
+        if not texts.startswith("["):
+            texts = self._texts[int(texts)]
+        return _joined(head, texts, tail)
 
     def _item(self, number: int) -> Sample:
         # `json.loads` would first guess the encoding, which takes as long as decoding.
-        fields = _DECODER.decode(self._spool[number].decode("ascii"))
-        id, prompt, response, candidates, answer, truth, *group = fields
+        head, texts, tail = self._spool[number].decode("ascii").split("\0")
+        id, prompt, response, answer, truth, *group = _DECODER.decode(f"[{head}, {tail}]")
+        if texts.startswith("["):
+            candidates = tuple(_DECODER.decode(texts))
+        else:
+            candidates = self._candidates[int(texts)]
         truth = None if truth is None else tuple(truth)
-        return Sample(prompt, response, id, tuple(candidates), answer, truth, *group)
+        return Sample(prompt, response, id, candidates, answer, truth, *group)
 
 
 def as_json(samples: Iterable[Sample]) -> Iterator[bytes]:
@@ -53,6 +86,16 @@ def to_json(sample: Sample) -> bytes:
 
     Without a group there is no field for it, so digests of such data are those of earlier versions.
     """
-    candidates, truth = sample.candidates, sample.truth
-    fields = (sample.id, sample.prompt, sample.response, candidates, sample.answer, truth)
-    return json.dumps(fields if sample.group is None else (*fields, sample.group)).encode()
+    return _joined(*_parts(sample, json.dumps(sample.candidates)))
+
+
+def _parts(sample: Sample, candidates: str) -> Parts:
+    """Return the fields before the candidates, the candidates, and the fields after them."""
+    head = (sample.id, sample.prompt, sample.response)
+    tail = (sample.answer, sample.truth)
+    after = json.dumps(tail if sample.group is None else (*tail, sample.group))
+    return json.dumps(head)[1:-1], candidates, after[1:-1]
+
+
+def _joined(head: str, candidates: str, tail: str) -> bytes:
+    return f"[{head}, {candidates}, {tail}]".encode()

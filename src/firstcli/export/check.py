@@ -7,7 +7,7 @@ after another goes through `AutoTokenizer` and `AutoModelForCausalLM`, as in a u
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +76,17 @@ def load_plain(folder: Path, **options: Any) -> tuple[PreTrainedModel, PreTraine
     options = {"local_files_only": True, **options}
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     model = AutoModelForCausalLM.from_pretrained(folder, **options)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval(), tokenizer
+    if torch.cuda.is_available():
+        model.cuda()
+    return model.eval(), tokenizer
 
 
 @torch.inference_mode()
 def next_log_probs(model: PreTrainedModel, input_ids: Sequence[int]) -> Tensor:
     """Return the log-probability of every next token, (V,), from float32 logits."""
     ids = torch.tensor([list(input_ids)], device=model.device)
-    return model(input_ids=ids).logits[0, -1].float().log_softmax(-1).cpu()
+    logits: Tensor = model(input_ids=ids).logits
+    return logits[0, -1].float().log_softmax(-1).cpu()
 
 
 def held_out(run: Run, model: Model, tokenizer: PreTrainedTokenizerBase) -> HeldOut | None:
@@ -164,13 +166,18 @@ def check(folder: Path, source: Source, dtype: Dtype) -> SelfCheck:
         )
     elif problem:
         raise _wrong(f"on questions of {known.evaluation}, {problem}")
+    return replace(_compared(found, known), note=note)
+
+
+def _compared(found: EvalRecords, known: HeldOut) -> SelfCheck:
+    differences = np.abs(found.confidence - known.recorded.confidence)
     return SelfCheck(
         known.evaluation,
         len(found),
         float(differences.max()),
         float(differences.mean()),
-        *(_ece(each, known.bins) for each in (found, recorded)),
-        note,
+        _ece(found, known.bins),
+        _ece(known.recorded, known.bins),
     )
 
 
@@ -192,11 +199,7 @@ def check_gguf(file: Path, source: Source) -> SelfCheck:
     known = source.run and source.model and held_out(source.run, source.model, tokenizer)
     if not known:
         raise UserError("there are no recorded questions")
-    found = answers(model, known.questions)
-    differences = np.abs(found.confidence - known.recorded.confidence)
-    eces = (_ece(each, known.bins) for each in (found, known.recorded))
-    largest, mean = float(differences.max()), float(differences.mean())
-    return SelfCheck(known.evaluation, len(found), largest, mean, *eces)
+    return _compared(answers(model, known.questions), known)
 
 
 def recorded_name(source: Source, known: HeldOut) -> Path:

@@ -17,6 +17,7 @@ import numpy as np
 from firstcli import plugins
 from firstcli.api import (
     JSON,
+    Adaptation,
     BoolArray,
     Diagnostics,
     FloatArray,
@@ -24,6 +25,7 @@ from firstcli.api import (
     ModelFamily,
     PluginOptions,
     Recalibrator,
+    ResponseTokens,
     Split,
     Task,
     TaskUsage,
@@ -289,6 +291,21 @@ class CheckedTask(Task[Any]):
             )
         return usage
 
+    @property
+    def adapts(self) -> bool:
+        """Whether its options may depend on the tokenizers or on the training task."""
+        return type(self._task).adapted is not Task.adapted
+
+    def adapted(self, tokens: ResponseTokens, training: Any) -> Adaptation[Any]:
+        with explained(self._plugin, "`adapted`"):
+            adaptation = self._task.adapted(tokens, training)
+        if not isinstance(adaptation, Adaptation):
+            found = type(adaptation).__name__
+            raise UserError(
+                f"{self._plugin.title}: `adapted` returned a {found}, expected an Adaptation"
+            )
+        return adaptation
+
 
 class _ExplainedFamily:
     """A third-party family whose exceptions are explained."""
@@ -316,7 +333,7 @@ def recalibrator(name: str, options: PluginOptions) -> CheckedRecalibrator:
     return CheckedRecalibrator(plugin, _built(plugin, options))
 
 
-def task(name: str, options: PluginOptions) -> Task[Any]:
+def task(name: str, options: PluginOptions) -> CheckedTask:
     """Return a task with its options."""
     plugin = plugins.find("tasks", name)
     return CheckedTask(plugin, _built(plugin, options))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from firstcli.api import Sample
 from firstcli.errors import UserError
 
-MAX_CANDIDATES = 26  # they are named by letters
+MAX_CANDIDATES = 1000
 
 
 def checked_samples(samples: Iterable[object], where: str) -> Iterator[Sample]:
@@ -17,8 +17,9 @@ def checked_samples(samples: Iterable[object], where: str) -> Iterator[Sample]:
         UserError: one is malformed; names it after `where`.
     """
     grouped: bool | None = None
+    valid: tuple[str, ...] | None = None  # candidates that many samples may share
     for number, sample in enumerate(samples):
-        problem = sample_problem(sample)
+        problem = sample_problem(sample, valid)
         if isinstance(sample, Sample) and not problem:
             grouped = sample.group is not None if grouped is None else grouped
             if grouped != (sample.group is not None):
@@ -26,6 +27,7 @@ def checked_samples(samples: Iterable[object], where: str) -> Iterator[Sample]:
         if problem:
             raise UserError(f"{where}, {sample_name(sample, number)}: {problem}")
         assert isinstance(sample, Sample)
+        valid = sample.candidates
         yield sample
 
 
@@ -35,8 +37,13 @@ def sample_name(sample: object, number: int) -> str:
     return f"sample number {number}" if id is None else f"sample '{id}'"
 
 
-def sample_problem(sample: object) -> str | None:
-    """Say what is wrong with a sample, with or without candidates; None if nothing is."""
+def sample_problem(sample: object, valid: tuple[str, ...] | None = None) -> str | None:
+    """Say what is wrong with a sample, with or without candidates; None if nothing is.
+
+    Args:
+        sample: what a task returned.
+        valid: candidates that have been checked; the same tuple is not checked again.
+    """
     if not isinstance(sample, Sample):
         return f"found a {type(sample).__name__}, expected a firstcli.api.Sample"
     for key in ("prompt", "response"):
@@ -49,23 +56,26 @@ def sample_problem(sample: object) -> str | None:
     if not sample.prompt.strip():
         return "the prompt is empty"
     if sample.candidates:
-        return _candidates_problem(sample)
+        problem = None if sample.candidates is valid else _candidates_problem(sample.candidates)
+        return problem or _answer_problem(sample)
     if sample.answer is not None or sample.truth is not None:
         return "has an answer or a truth, but no candidates"
     return None
 
 
-def _candidates_problem(sample: Sample) -> str | None:
-    candidates, answer = sample.candidates, sample.answer
+def _candidates_problem(candidates: object) -> str | None:
     if not isinstance(candidates, tuple) or not all(isinstance(text, str) for text in candidates):
         return "the candidates are not a tuple of texts"
     count = len(candidates)
     if not 2 <= count <= MAX_CANDIDATES:
-        return f"has {count} candidates, expected 2 to {MAX_CANDIDATES}"
+        return f"has {count} candidates, expected 2 to {MAX_CANDIDATES:,}"
     if len(set(candidates)) < count:
         return "two candidates are the same"
-    if not all(candidates):
-        return "a candidate is empty"
+    return None if all(candidates) else "a candidate is empty"
+
+
+def _answer_problem(sample: Sample) -> str | None:
+    candidates, answer, count = sample.candidates, sample.answer, len(sample.candidates)
     if answer is None:
         unused = not sample.response and sample.truth is None
         return None if unused else "has no right answer, but has a response or a truth"

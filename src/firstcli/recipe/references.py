@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from firstcli import plugins
-from firstcli.api import ModelFamily, PluginOptions, Task
+from firstcli.api import ModelFamily, PluginOptions
 from firstcli.errors import UserError
 from firstcli.plugins import calls
 
@@ -169,9 +169,13 @@ class TaskRef(PluginRef):
 
     kind = "tasks"
 
-    def build(self) -> Task[Any]:
+    def build(self) -> calls.CheckedTask:
         """Return the task with its options."""
         return calls.task(self.name, self.options)
+
+    def with_options(self, options: object) -> TaskRef:
+        """Return a reference to the same task with other options, given as JSON values."""
+        return TaskRef.model_validate({"name": self.name, "options": options})
 
 
 class RecalibratorRef(PluginRef):

@@ -21,6 +21,7 @@ from firstcli.data.encoding import (
     each_encoded,
     encode_questions,
 )
+from firstcli.data.joint import MANY
 from firstcli.errors import UserError
 from firstcli.workspace.artifacts import fingerprint
 from firstcli.workspace.run import Run, once_per_run
@@ -91,6 +92,11 @@ def evaluation(
     return _Source(run, tokenizer, EncodedQuestion, list, slot, content).rows(encode, where)
 
 
+def _has_many_candidates(row: EncodedSample | EncodedQuestion) -> bool:
+    """Return whether encoding again is faster than reading: such samples share candidates."""
+    return isinstance(row, EncodedQuestion) and len(row.candidates) > MANY
+
+
 class _Source(Generic[Row, Rows]):
     """One set of samples and one tokenizer."""
 
@@ -155,7 +161,7 @@ class _Source(Generic[Row, Rows]):
         else:
             with self._run.console.status(f"encoding {where}"):
                 rows = self._hold(encode(encoding))
-            if len(rows) >= FEW:
+            if len(rows) >= FEW and not _has_many_candidates(rows[0]):
                 self._run.write_cache(lambda: self._write(rows, warnings))
         for warning in warnings:
             self._run.console.warn(f"{where}: {warning}")

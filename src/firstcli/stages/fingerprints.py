@@ -84,7 +84,8 @@ def training(run: Run, unit: Unit) -> Inputs:
 
 def training_data(run: Run) -> Inputs:
     # The validation part is included: the text of `scratch` tokenizers covers it.
-    return {f"{part} samples": run.part_content(part) for part in ("train", "validation")}
+    inputs: Inputs = {f"{p} samples": run.part_content(p) for p in ("train", "validation")}
+    return inputs if run.text_content is None else inputs | {"tokenizer text": run.text_content}
 
 
 def arm_fields(recipe: Recipe, name: str, fields: Iterable[str]) -> Inputs:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, islice
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -39,45 +39,9 @@ def family(run: Run, role: Role) -> inference.Family:
     return run.model_section(role).build()
 
 
-@once_per_run
 def tokenizer(run: Run, role: Role) -> PreTrainedTokenizerBase:
     """Return the tokenizer with which a role's model starts; training does not change it."""
-    role_family = family(run, role)
-    if role == "student" and role_family.uses_teacher_tokenizer:
-        if run.recipe.teacher is None:
-            raise UserError(
-                f"student.model: family '{run.recipe.student.model.family}' uses the teacher's "
-                "tokenizer, but the recipe has no teacher; add one"
-            )
-        return tokenizer(run, "teacher")
-    text: Iterable[str] = ()
-    if role_family.needs_text:
-        text = (
-            sample.prompt + response
-            for sample in chain(run.training.train, run.training.validation)
-            for response in sample.candidates or (sample.response,)
-        )
-    with run.console.status(f"loading the {role}'s tokenizer"):
-        own = role_family.tokenizer(run.reference(role), text)
-    if role == "student" and run.recipe.student.eos == "teacher":
-        _use_eos(own, tokenizer(run, "teacher"))
-    return own
-
-
-def _use_eos(own: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
-    """Let the student's tokenizer end texts like the teacher's.
-
-    Raises:
-        UserError: it does not have the teacher's token.
-    """
-    eos = teacher.eos_token
-    if eos is None or own.get_vocab().get(str(eos)) != teacher.eos_token_id:
-        found = "has none" if eos is None else f"is '{eos}' ({teacher.eos_token_id})"
-        raise UserError(
-            f"student.eos: the teacher's end-of-sequence token {found}, which the student's "
-            "tokenizer does not have; set student.eos: student, or choose other models"
-        )
-    own.eos_token = eos
+    return run.tokenizers.of(role)
 
 
 @once_per_run

@@ -14,6 +14,7 @@ import numpy as np
 
 from firstcli.data.encoded import IntArray
 from firstcli.data.encoding import EncodedQuestion, EncodedSample
+from firstcli.data.joint import MANY
 from firstcli.data.sequences import LazySequence
 from firstcli.errors import UserError
 from firstcli.models import readout
@@ -64,10 +65,17 @@ def _id(question: str, candidate: int) -> str:
 def sequences(run: Run, role: Role, evaluation: str) -> CandidateSequences | None:
     """Return the sequences of an evaluation; None if one exceeds the model's context.
 
+    Questions with many candidates would need a hundred times the work of their first tokens, so
+    they have sequences only if `metrics.candidates` is `whole`.
+
     Raises:
         UserError: one does, and `metrics.candidates` is `whole`.
     """
-    found = CandidateSequences(inputs.questions(run, role, evaluation))
+    questions = inputs.questions(run, role, evaluation)
+    many = max(len(question.candidates) for question in questions) > MANY
+    if many and run.recipe.metrics.candidates != "whole":
+        return None
+    found = CandidateSequences(questions)
     longest = inputs.context(run, role)
     too_long = np.flatnonzero(found.lengths > longest)
     if not len(too_long):

@@ -151,7 +151,7 @@ def usage_of(run: Run, model: Model, results: Results) -> Usage:
 
 def task_usage(run: Run) -> TaskUsage:
     """Return how the training task is used: as it says, or by complete prompts."""
-    task = run.recipe.train.task.build()
+    task = run.training_task.build()
     if (usage := task.usage()) is not None:
         return usage
     if not task.has_candidates:
@@ -223,7 +223,7 @@ def _trained_key(run: Run, model: Model) -> str:
 
 def _source(run: Run, results: Results) -> str:
     """Return a digest of everything that a model's sidecars are made from."""
-    recipe, task = run.recipe, run.recipe.train.task
+    recipe, task = run.recipe, run.training_task
     options = json.dumps(task.effective, sort_keys=True)
     inputs = {f"result of {key}": content for key, content in results.items()} | {
         "format": str(FORMAT),

@@ -8,16 +8,16 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from firstcli.api import DataPaths, InputField, PluginOptions, Sample, Split, Task, TaskUsage
-from firstcli.tasks import layout, tables
+from firstcli.api import InputField, Sample, Split, Task, TaskUsage
+from firstcli.tasks import tables
+from firstcli.tasks.table_splits import TableOptions, TableSplits
 from firstcli.tasks.tables import TableRow
 from firstcli.tasks.templates import Template, columns_of, fill
 
 
-class InstructionOptions(PluginOptions):
+class InstructionOptions(TableOptions):
     """The location of the data, and the templates of prompt and response."""
 
-    path: DataPaths = Field(description=layout.PATH_HELP)
     prompt: Template = Field(
         "{prompt}",
         description="template of the prompt, in which {name} stands for the column of that name, "
@@ -27,9 +27,6 @@ class InstructionOptions(PluginOptions):
         "{response}",
         description="template of the response; a space between prompt and response belongs here",
     )
-    id_column: str | None = Field(
-        None, description="column with an id for each row (default: `id`, if it exists)"
-    )
 
 
 class Instruction(Task[InstructionOptions]):
@@ -38,13 +35,16 @@ class Instruction(Task[InstructionOptions]):
     Options = InstructionOptions
     has_candidates: ClassVar[bool] = False
 
+    def __init__(self, options: InstructionOptions) -> None:
+        super().__init__(options)
+        self._table = TableSplits(options)
+
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits of a folder, or train, validation and test for files."""
-        return layout.splits_at(self.options.path)
+        return self._table.names
 
     def sources(self, split: str) -> Sequence[Path]:
-        return layout.split_files(self.options.path, split)
+        return self._table.files(split)
 
     def usage(self) -> TaskUsage:
         names = columns_of(self.options.prompt)
@@ -54,8 +54,10 @@ class Instruction(Task[InstructionOptions]):
     def load(self, split: str) -> Split:
         """Return the rows that have a response, in the order of the file."""
         notes: list[str] = []
-        rows = tables.read_rows(self.sources(split), notes)
-        return with_responses(Split(map(self._sample, rows), notes=notes), "empty response")
+        rows = self._table.rows(split, tables.read_rows(self.sources(split), notes))
+        samples = map(self._sample, rows)
+        kept = (sample for sample in samples if self._table.has_prompt(split, sample.prompt))
+        return with_responses(Split(kept, notes=notes), "empty response")
 
     def _sample(self, row: TableRow) -> Sample:
         options = self.options

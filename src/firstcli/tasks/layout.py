@@ -46,6 +46,16 @@ def splits_at(path: Path | Sequence[Path]) -> tuple[str, ...]:
     return tuple(_files_by_split(path))
 
 
+def is_one_table(path: Path | Sequence[Path]) -> bool:
+    """Return whether the same files serve as every split.
+
+    Raises:
+        UserError: `splits_at` fails.
+    """
+    files = _files_by_split(path)
+    return set(files) == set(SPLITS) and len(set(files.values())) == 1
+
+
 def split_files(path: Path | Sequence[Path], split: str) -> Files:
     """Return the files of a split.
 

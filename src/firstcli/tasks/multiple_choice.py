@@ -21,21 +21,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from firstcli.api import (
-    ChoiceForm,
-    DataPaths,
-    InputField,
-    Label,
-    PluginOptions,
-    Sample,
-    Split,
-    Task,
-    TaskUsage,
-)
+from firstcli.api import ChoiceForm, InputField, Label, Sample, Split, Task, TaskUsage
 from firstcli.errors import UserError
 from firstcli.tasks import choices, layout, tables
 from firstcli.tasks.answers import Evidence, GoldAnswer, Reading, answer_of
 from firstcli.tasks.choices import MAX_CHOICES, Choices
+from firstcli.tasks.table_splits import GroupedTableOptions, TableSplits
 from firstcli.tasks.tables import TableRow
 from firstcli.tasks.templates import Template, columns_of, fill, of_names, with_filled
 
@@ -45,16 +36,13 @@ _ADVICE = (
     "; if the choices are separated within a text, set `separator`; if each is in its own column, "
     "list the columns in `choices_column`"
 )
-_PLACES = {"name": layout.name_of, "folder": layout.folder_of}
-"""What an option may say of the file of a row."""
 _EVIDENCE: dict[object, tuple[Evidence, UserError | None]] = {}
 """What the answers of a split show, by options and state of the files."""
 
 
-class MultipleChoiceOptions(PluginOptions):
+class MultipleChoiceOptions(GroupedTableOptions):
     """The location of the data, the meaning of their columns, and the format of the prompt."""
 
-    path: DataPaths = Field(description=layout.PATH_HELP)
     question_column: str = Field(
         "question", description="column of the question; question.stem is a field within a column"
     )
@@ -87,16 +75,6 @@ class MultipleChoiceOptions(PluginOptions):
         "the data (or the name of its column), its text, or as true or false where the choices are "
         "yes and no; `auto` finds the reading that fits the answers of all splits, and is refused "
         "if two fit",
-    )
-    id_column: str | None = Field(
-        None, description="column with an id for each row (default: `id`, if it exists)"
-    )
-    group: str | None = Field(
-        None,
-        min_length=1,
-        description="column with the group of each question, such as its subject, over which the "
-        "report also averages; or {name} or {folder}, which stand for the name of the data file "
-        "(without its ending) and of its folder, for a path with one file or folder per group",
     )
     prompt: Template = Field(
         "{question}\n{choices}\nAnswer:",
@@ -145,22 +123,18 @@ class MultipleChoiceOptions(PluginOptions):
         return name
 
     @model_validator(mode="after")
+    def _answer_lines_are_whole(self) -> MultipleChoiceOptions:
+        if self.answer_file and self.split_column:
+            raise ValueError("`split_column` cannot be used with `answer_file`; remove one")
+        return self
+
+    @model_validator(mode="after")
     def _one_source_of_answers(self) -> MultipleChoiceOptions:
         if self.answer_file and "answer_column" in self.model_fields_set:
             raise ValueError(
                 "answer_column has no effect, since `answer_file` contains the answers; remove one"
             )
         return self
-
-    @field_validator("group")
-    @classmethod
-    def _names_a_column_or_a_file(cls, group: str | None) -> str | None:
-        if group and ({*columns_of(group)} - {*_PLACES}):
-            raise ValueError(
-                "expected the name of a column, or a text in which only {name} and {folder} have a "
-                "meaning"
-            )
-        return group
 
     @field_validator("answer_as", mode="before")
     @classmethod
@@ -193,10 +167,13 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
 
     Options = MultipleChoiceOptions
 
+    def __init__(self, options: MultipleChoiceOptions) -> None:
+        super().__init__(options)
+        self._table = TableSplits(options)
+
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits of a folder, or train, validation and test for files."""
-        return layout.splits_at(self.options.path)
+        return self._table.names
 
     def sources(self, split: str) -> Sequence[Path]:
         """The split's files; with `auto`, those of all splits, which decide on the reading."""
@@ -246,7 +223,9 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
         readings = self._readings(split)
         for row, label in self._rows(split, notes):
             answer = self._answer(row, label)
-            yield self._sample(row, answer.choices.texts, answer.correct(readings))
+            sample = self._sample(row, answer.choices.texts, answer.correct(readings))
+            if self._table.has_prompt(split, sample.prompt):
+                yield sample
 
     def _readings(self, split: str) -> Sequence[Reading]:
         """Return the readings of the answers: the same for all splits.
@@ -260,14 +239,16 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
         if (error := self._evidence(split)[1]) is not None:
             raise error
         evidence = Evidence()
-        # A single file serves as every split, but counts once.
-        for name in {self._sources(name): name for name in self.splits}.values():
+        # A single file serves as every split, but counts once; a column divides its rows.
+        divided = self.options.split_column is not None
+        for name in {(self._sources(n), n if divided else ""): n for n in self.splits}.values():
             evidence = evidence.followed_by(self._evidence(name)[0])
         return evidence.readings()
 
     def _evidence(self, split: str) -> tuple[Evidence, UserError | None]:
         """Return what a split's answers show, and the split's first mistake; remembered."""
-        key = (self.options.model_dump_json(), *map(_stamp, self._sources(split)))
+        part = split if self.options.split_column else ""
+        key = (self.options.model_dump_json(), part, *map(_stamp, self._sources(split)))
         if key not in _EVIDENCE:
             evidence, first = Evidence(), None
             try:
@@ -282,7 +263,7 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
         return _EVIDENCE[key]
 
     def _sources(self, split: str) -> tuple[Path, ...]:
-        files = layout.split_files(self.options.path, split)
+        files = self._table.files(split)
         if not self.options.answer_file:
             return files
         return tuple(path for file in files for path in (file, self._answer_file(file)))
@@ -292,9 +273,10 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
 
     def _rows(self, split: str, notes: list[str]) -> Iterator[tuple[TableRow, TableRow]]:
         """Yield each row, and the row that contains its answer: itself, or a line beside it."""
-        files = layout.split_files(self.options.path, split)
+        files = self._table.files(split)
         if not self.options.answer_file:
-            yield from ((row, row) for row in tables.read_rows(files, notes))
+            rows = self._table.rows(split, tables.read_rows(files, notes))
+            yield from ((row, row) for row in rows)
             return
         for file in files:
             yield from _with_lines(file, tables.read_rows(file, notes), self._answer_file(file))
@@ -333,7 +315,7 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
         if columns and "question" not in columns:
             row.require_any(columns)
         prompt = fill(options.prompt, text_of)
-        id, group = row.id(options.id_column), self._group(row)
+        id, group = row.id(options.id_column), options.group_of(row)
         return Sample.question(prompt, self._candidates(texts), answer, id=id, group=group)
 
     @property
@@ -351,14 +333,6 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
         letters = self._letters[: len(texts)]
         answers = texts if self.options.respond_with == "text" else letters
         return [self.options.response.format(answer=answer) for answer in answers]
-
-    def _group(self, row: TableRow) -> str | None:
-        group = self.options.group
-        if group is None or not columns_of(group):
-            return None if group is None else row.filled(group).strip()
-        assert row.file
-        file = row.file
-        return fill(group, lambda name: _PLACES[name](file))
 
 
 def _with_lines(

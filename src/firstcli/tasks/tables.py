@@ -42,6 +42,14 @@ class TableRow:
             f"the row has {shortened(names, 10) or 'none'}"
         )
 
+    def has(self, column: str) -> bool:
+        """Return whether the row has a column, or a field within a column."""
+        if column in self.values:
+            return True
+        outer, _, inner = column.partition(".")
+        nested = self.values.get(outer) if inner else None
+        return isinstance(nested, dict) and TableRow(self.where, nested).has(inner)
+
     def text(self, column: str) -> str:
         """Return a column as text, empty if the value is missing."""
         value = self.value(column)

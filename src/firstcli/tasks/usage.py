@@ -50,27 +50,21 @@ def built_prompt(usage: TaskUsage, row: TableRow) -> BuiltPrompt:
 
 
 def _text(field: InputField, row: TableRow) -> str:
-    if field.join is not None:
-        parts = [row.text(column) for column in field.columns if _has(row, column)]
-        text = field.join.join(part for part in parts if part.strip())
-        missing = not parts
-    else:
-        column = next((name for name in field.columns if _has(row, name)), None)
-        text, missing = "" if column is None else row.text(column), column is None
-    if missing and field.required != "no":
+    present = [column for column in field.columns if row.has(column)]
+    if field.join is None:
+        present = present[:1]
+    if not present and field.required != "no":
         row.value(field.columns[0])  # raises the error of a missing column
+    texts = {column: row.text(column) for column in present}
+    if field.strip:
+        texts = {column: text.strip() for column, text in texts.items()}
+    if field.join is not None:
+        texts = {column: text for column, text in texts.items() if text.strip()}
+    parts = [f"{column}: {text}" if field.named else text for column, text in texts.items()]
+    text = (field.join or "").join(parts)
     if field.required == "text" and not text.strip():
         raise row.mistake(f"the text is empty (column '{field.columns[0]}')")
     return text.removesuffix(field.without_suffix)
-
-
-def _has(row: TableRow, column: str) -> bool:
-    """Return whether a row has a column, or a field within a column."""
-    outer, _, inner = column.partition(".")
-    nested = row.values.get(outer) if inner else None
-    return column in row.values or (
-        isinstance(nested, dict) and _has(TableRow(row.where, nested), inner)
-    )
 
 
 def _of_choices(form: ChoiceForm, row: TableRow) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
@@ -89,7 +83,7 @@ def _choices(form: ChoiceForm, row: TableRow) -> Choices:
     if form.separate:
         found = choices.in_columns(row, form.columns)
     else:
-        column = next((name for name in form.columns if _has(row, name)), form.columns[-1])
+        column = next((name for name in form.columns if row.has(name)), form.columns[-1])
         if "." in column and column not in row.values:
             outer, _, inner = column.partition(".")
             row = TableRow(f"{row.where}: column '{outer}'", row.value(outer))

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from firstcli.api import Sample, Task
+from firstcli.api import JSON, Sample, Task, TaskUsage, UserError
 from firstcli.plugins.samples import MAX_CANDIDATES, sample_name, sample_problem
+from firstcli.tasks.formats import data_file
+from firstcli.tasks.tables import TableRow, read_rows
+from firstcli.tasks.usage import built_prompt
 from firstcli.testing.requirements import require
 
+Rows = Mapping[str, Iterable[Mapping[str, JSON]]]
 
-def check_task(task: Task[Any]) -> None:
+
+def check_task(task: Task[Any], rows: Rows | None = None) -> None:
     """Check the contract of a task, with the options that it was built with.
+
+    If the task describes its use, every sample must be rebuilt from a row of the data.
+
+    Args:
+        task: the task.
+        rows: the rows of each split in order, if the task describes its use and `sources` does not
+            return table files.
 
     Raises:
         AssertionError: the task breaks the contract.
@@ -21,6 +34,53 @@ def check_task(task: Task[Any]) -> None:
     require(len(set(task.splits)) == len(task.splits), f"{name}.splits names a split twice")
     for split in task.splits:
         _check_split(task, split, f"{name}, split '{split}'")
+    if (usage := task.usage()) is not None:
+        require(isinstance(usage, TaskUsage), f"{name}.usage returns no TaskUsage")
+        again = TaskUsage.model_validate_json(usage.model_dump_json())
+        require(again == usage, f"{name}.usage changes when it is written as JSON and read again")
+        for split in task.splits:
+            _check_usage(task, usage, split, rows)
+
+
+def _check_usage(task: Task[Any], usage: TaskUsage, split: str, given: Rows | None) -> None:
+    """Rebuild the samples from rows in the same order; the task may have left rows out."""
+    name = f"{type(task).__name__}.usage"
+    generates = not task.has_candidates
+    problem = f"{name} has the kind '{usage.kind}', which does not fit `has_candidates`"
+    require((usage.kind == "instruction") == generates, problem)
+    samples, _ = _loaded(task, split)
+    remaining = _built(usage, _rows_of(task, usage, split, samples, given))
+    for index, sample in enumerate(samples):
+        wanted = (sample.prompt, sample.candidates)
+        problem = f"{name} does not rebuild {sample_name(sample, index)} of split '{split}'"
+        require(any(built == wanted for built in remaining), f"{problem} from its row")
+
+
+def _rows_of(
+    task: Task[Any],
+    usage: TaskUsage,
+    split: str,
+    samples: Sequence[Sample],
+    given: Rows | None,
+) -> Iterable[TableRow]:
+    where = f"split '{split}', row"
+    if given is not None:
+        return (TableRow(f"{where} {i}", row) for i, row in enumerate(given.get(split, ()), 1))
+    if usage.kind == "prompt":
+        rows = ({"prompt": sample.prompt, "choices": [*sample.candidates]} for sample in samples)
+        return (TableRow(f"{where} {i}", row) for i, row in enumerate(rows, 1))
+    tables = [path for path in task.sources(split) or () if data_file(path)]
+    require(tables, f"{type(task).__name__}: give the check the `rows` of split '{split}'")
+    return read_rows(tables)
+
+
+def _built(usage: TaskUsage, rows: Iterable[TableRow]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for row in rows:
+        try:
+            built = built_prompt(usage, row)
+        except UserError:  # a row that the task leaves out
+            continue
+        yield built.prompt, built.candidates
 
 
 def _check_split(task: Task[Any], split: str, where: str) -> None:
@@ -52,7 +112,7 @@ def _check_sample(sample: Sample, where: str, has_candidates: bool) -> None:
     problem = sample_problem(sample)
     require(not problem, f"{where}: {problem}")
     if has_candidates:
-        expected = f"expected 2 to {MAX_CANDIDATES}"
+        expected = f"expected 2 to {MAX_CANDIDATES:,}"
         require(sample.candidates, f"{where}: has 0 candidates, {expected}")
         return
     require(sample.response, f"{where}: the response is empty")

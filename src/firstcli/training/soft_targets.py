@@ -171,9 +171,13 @@ def candidate_indices(
     `samples` holds the id of each row's sample, N; None for a row that is no answer position.
     """
     indices = np.full(token_ids.shape, -1, np.int64)
+    places: dict[tuple[int, ...], dict[int, int]] = {}  # samples may share a thousand candidates
     for row, id in enumerate(samples) if candidates else ():
-        for index, token in enumerate(candidates.get(id, ()) if id else ()):
-            indices[row, token_ids[row] == token] = index
+        tokens = candidates.get(id, ()) if id else ()
+        if tokens not in places:
+            places[tokens] = {token: index for index, token in enumerate(tokens)}
+        known = places[tokens]
+        indices[row] = [known.get(token, -1) for token in token_ids[row].tolist()]
     return indices
 
 

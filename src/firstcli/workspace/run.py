@@ -27,6 +27,7 @@ from firstcli.runtime.console import Console
 from firstcli.runtime.files import suppress_read_only, write_json
 from firstcli.runtime.redaction import redacted, without_folders
 from firstcli.workspace.artifacts import Digests, Manifest, fingerprint
+from firstcli.workspace.tokenizers import Tokenizers
 from firstcli.workspace.units import Part, Role, Unit
 
 if TYPE_CHECKING:
@@ -156,6 +157,7 @@ class Run:
         """Manifests of the units that are known to be up to date, by key."""
         self.loaded: dict[object, object] = {}
         """Results of `once_per_run` functions."""
+        self.tokenizers = Tokenizers(recipe, console, self._text)
         self._samples: dict[str, Sequence[Sample]] = {}
         self._caches: list[Callable[[], None]] = []
         self._announced = False
@@ -210,6 +212,78 @@ class Run:
         """The resolved recipe as YAML."""
         return as_yaml(self.resolved)
 
+    # Tasks, with the options that depend on the tokenizers.
+
+    @property
+    def training_task(self) -> TaskRef:
+        """The training task with adapted options."""
+        return self._adapted_training[0]
+
+    @property
+    def adaptation_note(self) -> str:
+        """What the training task decided when it saw the tokenizers, in a few words."""
+        return self._adapted_training[1]
+
+    @cached_property
+    def _adapted_training(self) -> tuple[TaskRef, str]:
+        return self._adapted(self.recipe.train.task, None)
+
+    @once_per_run
+    def evaluation_task(self, name: str) -> TaskRef:
+        """Return the task of an evaluation with adapted options."""
+        ref, training = self._evaluation(name).task, self.recipe.train.task
+        if ref == training:
+            return self.training_task
+        return self._adapted(ref, self.training_task if ref.name == training.name else None)[0]
+
+    def _adapted(self, ref: TaskRef, training: TaskRef | None) -> tuple[TaskRef, str]:
+        """Return a task with the options that `Task.adapted` returns, and its note; remembered.
+
+        Args:
+            ref: the task, as the recipe states it.
+            training: the adapted training task, if it uses the same plugin.
+        """
+        task = ref.build()
+        if not task.adapts:
+            return ref, ""
+
+        def make() -> dict[str, Any]:
+            self.announce_libraries()
+            options = None if training is None else training.options
+            adaptation = task.adapted(self.tokenizers.continuations, options)
+            given = adaptation.options.model_dump(mode="json", exclude_unset=True)
+            return {"options": given, "note": adaptation.note}
+
+        source = self._source(ref, "train")
+        if source is None:
+            result = make()
+        else:
+            source["models"] = self._tokenizers_source()
+            source["training"] = "" if training is None else _as_json(training.effective)
+            result = self.memory.recall("adapted options", source, make)
+        return ref.with_options(result["options"]), result["note"]
+
+    def _tokenizers_source(self) -> str:
+        """Return everything that the tokenizers depend on."""
+        from importlib.metadata import version  # takes a tenth of the time that help takes
+
+        roles: list[Role] = ["teacher", "student"] if self.recipe.teacher else ["student"]
+        parts: list[object] = [self.recipe.student.eos]
+        for role in roles:
+            section = self.model_section(role)
+            parts += [section.family, section.effective, section.identity, section.source]
+            if section.checkpoint is not None:
+                parts.append(self.checkpoint_identity(role))
+            elif section.plugin.needs_text:
+                parts += [self.recipe.train.limit, self._source(self.recipe.train.task, "train")]
+        parts += [version(name) for name in ("transformers", "tokenizers")]
+        return _as_json(parts)
+
+    def _text(self) -> Iterator[Sample]:
+        """Return the samples on whose text tokenizers are trained."""
+        split = self._training_split(self.recipe.train.task)
+        return chain(split.train, split.validation)
+
     # Data: the samples of the tasks, with ids.
 
     def _samples_of(
@@ -227,7 +301,7 @@ class Run:
             UserError: the task has no such split or no samples, a row is malformed, an id occurs
                 twice, or reading broke off.
         """
-        key = json.dumps([ref.name, ref.effective, split, limit], sort_keys=True)
+        key = _as_json([ref.name, ref.effective, split, limit])
         if key in self._samples:
             return self._samples[key]
         task = ref.build()
@@ -280,8 +354,11 @@ class Run:
     @cached_property
     def training(self) -> TrainingSplit:
         """The training split, cut by the hash of each prompt."""
+        return self._training_split(self.training_task)
+
+    def _training_split(self, ref: TaskRef) -> TrainingSplit:
         section = self.recipe.train
-        samples = self._samples_of(section.task, "train", "train.task", section.limit)
+        samples = self._samples_of(ref, "train", "train.task", section.limit)
         training = TrainingSplit(*splits.cut_validation(samples, section.validation))
         if not training.train:
             raise UserError(
@@ -296,7 +373,8 @@ class Run:
     def evaluation_samples(self, name: str) -> Sequence[Sample]:
         section = self._evaluation(name)
         where = f"evaluate '{name}'"
-        return self._samples_of(section.task, section.split, where, section.limit)
+        task = self.evaluation_task(name)
+        return self._samples_of(task, section.split, where, section.limit)
 
     def overlap(self, name: str) -> int:
         """Count the prompts of an evaluation that also occur in the training split."""
@@ -322,7 +400,22 @@ class Run:
             return {part: splits.content_digest(self.training.part(part)) for part in parts}
 
         what = f"training split, {section.validation} of it for validation{_of_first(section)}"
-        return self._content(what, section.task, "train", make)
+        return self._content(what, self.training_task, "train", make)
+
+    @cached_property
+    def text_content(self) -> str | None:
+        """A digest of the text on which tokenizers are trained, if the training part has others."""
+        section = self.recipe.train
+        roles: list[Role] = ["teacher", "student"] if self.recipe.teacher else ["student"]
+        trained = any(self.model_section(role).plugin.needs_text for role in roles)
+        if not trained or self.training_task == section.task:
+            return None
+
+        def make() -> dict[str, str]:
+            return {"all": splits.content_digest(self._text())}
+
+        what = f"text of the tokenizers{_of_first(section)}"
+        return self._content(what, section.task, "train", make)["all"]
 
     @once_per_run
     def evaluation_content(self, name: str) -> str:
@@ -333,24 +426,30 @@ class Run:
             return {"all": splits.content_digest(self.evaluation_samples(name))}
 
         what = f"evaluation {name}{_of_first(section)}"
-        return self._content(what, section.task, section.split, make)["all"]
+        return self._content(what, self.evaluation_task(name), section.split, make)["all"]
 
     def _content(
         self, what: str, ref: TaskRef, split: str, make: Callable[[], dict[str, str]]
     ) -> dict[str, str]:
         """Return digests of a split, remembered as long as its source does not change."""
+        source = self._source(ref, split)
+        return (
+            make() if source is None else self.memory.recall(f"content of the {what}", source, make)
+        )
+
+    def _source(self, ref: TaskRef, split: str) -> dict[str, str] | None:
+        """Return what identifies a split's content; None if only reading the split can tell."""
         task = ref.build()
         files = task.sources(split) if split in task.splits else None
         if files is None or not all(file.is_file() for file in files):
-            return make()  # only reading the split can tell
-        source = {
+            return None
+        return {
             "task": " ".join((ref.identity, ref.source)).strip(),
-            "options": json.dumps(ref.effective, sort_keys=True),
+            "options": _as_json(ref.effective),
             "split": split,
             "files": ", ".join(self.digests.of_file(file) for file in files),
             "firstcli": __version__,
         }
-        return self.memory.recall(f"content of the {what}", source, make)
 
     # Models: how they are trained, which checkpoint, and what identifies it.
 
@@ -365,11 +464,7 @@ class Run:
         return self.recipe.seed if unit.model.seed is None else unit.model.seed
 
     def model_section(self, role: Role) -> ModelSection:
-        if role == "student":
-            return self.recipe.student.model
-        if self.recipe.teacher is None:
-            raise UserError("teacher: missing; only arms with 'learn: labels' work without one")
-        return self.recipe.teacher.model
+        return self.tokenizers.section(role)
 
     def reference(self, role: Role) -> ModelRef:
         section = self.model_section(role)
@@ -383,6 +478,10 @@ class Run:
         if not ref.folder.is_dir():
             raise UserError(f"{role}.model.checkpoint: {ref.folder} is not a folder")
         return self.digests.of_checkpoint(ref.folder)
+
+
+def _as_json(value: object) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 def _of_first(section: Train | Evaluation) -> str:
