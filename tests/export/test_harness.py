@@ -110,7 +110,8 @@ def test_the_harness_agrees(exported: Path) -> None:
     names = {"tiny_known_world": "known-world", "tiny_shifted": "shifted"}
     found = lm_eval.simple_evaluate(
         model="hf",
-        model_args={"pretrained": str(exported / "out"), "device": "cpu"},
+        model_args={"pretrained": str(exported / "out")},
+        device="cpu",
         tasks=list(names),
         task_manager=TaskManager(include_path=str(exported / "tasks"), include_defaults=False),
         bootstrap_iters=0,

@@ -217,7 +217,8 @@ def _untie(model: PreTrainedModel, head: nn.Module) -> bool:
 
 
 def _name(model: nn.Module, wanted: nn.Module) -> str:
-    return next(name for name, module in model.named_modules() if module is wanted)
+    found: str = next(name for name, module in model.named_modules() if module is wanted)
+    return found
 
 
 def _equal(logits: Tensor, expected: Tensor) -> bool:
