@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,22 +29,7 @@ from support import command_line
 from support.checkpoints import edit
 from support.command_line import first
 
-
-@pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny run with a temperature; tests must not change it."""
-    home = tmp_path_factory.mktemp("export")
-    teacher = {
-        "model": command_line.MODEL,
-        "finetune": command_line.TRAINING,
-        "posthoc": {"name": "logit-temperature"},
-    }
-    temperature = {"posthoc": {"name": "logit-temperature"}}
-    arms = {"fine-tune": {"learn": "labels", **temperature}, "plain": {"learn": "labels"}}
-    path = command_line.write_recipe(home, teacher=teacher, arms=arms)
-    result = first("eval", path, "--run-dir", home / "run")
-    assert result.code == 0, result.err
-    return home / "run"
+pytest_plugins = ["support.run_with_temperature"]
 
 
 @pytest.fixture
@@ -185,7 +170,7 @@ def test_a_wrong_folder_is_never_left_behind(
     break_a_weight(monkeypatch, factor)
     args = ("--arm", "fine-tune + T", "--dtype", dtype)
     refused(run, tmp_path / "out", *args).mistake("failed its check and was deleted", "differ")
-    refused(moved, tmp_path / "out", *args).mistake("probe texts")
+    refused(moved, tmp_path / "out", *args).mistake("in probe texts", "log-probabilities differ")
 
 
 def test_an_interrupted_export_leaves_nothing(
@@ -407,12 +392,12 @@ def blocks(card: Path, language: str) -> list[str]:
     return re.findall(rf"~~~{language}\n(.*?)\n~~~", card.read_text(), re.DOTALL)
 
 
-def run_code(code: str, cwd: Path) -> str:
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=cwd, env=env, capture_output=True, text=True, check=True
-    )
-    return done.stdout.strip()
+def printed(code: str) -> str:
+    """Run code in the current folder and return what it prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(code, "README.md", "exec"), {})
+    return out.getvalue().strip()
 
 
 @pytest.mark.parametrize("exported", [False, True])
@@ -425,13 +410,13 @@ def test_the_code_in_the_card_agrees_with_first_predict(
         export(run, place, "--arm", "fine-tune + T")
     code, vllm = blocks(place / "README.md", "python")
     assert "vllm" in vllm and "transformers" in code
-    answer, confidence = run_code(code, place).split()
-    (command,) = blocks(place / "README.md", "sh")
     monkeypatch.chdir(place)
+    answer, confidence = printed(code).split()
+    (command,) = blocks(place / "README.md", "sh")
     program, *words = shlex.split(command)
     assert program == "first"
     result = first(*words)
     assert result.code == 0, result.err
     (row,) = [json.loads(line) for line in result.out.splitlines() if line.startswith("{")]
-    assert row["answer"] == answer
+    assert row["prediction"] == answer
     assert row["confidence"] == pytest.approx(float(confidence), abs=1e-5)

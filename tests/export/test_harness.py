@@ -17,8 +17,9 @@ from firstcli.api import Sample
 from firstcli.data.encoding import Encoding, encode_questions
 from firstcli.export import harness, lm_eval_hook
 from firstcli.metrics.records import EvalRecords
-from support import command_line
 from support.command_line import first
+
+pytest_plugins = ["support.run_with_temperature"]
 
 ANSWERS = st.lists(st.lists(st.floats(-20, 0), min_size=2, max_size=4), min_size=1, max_size=30)
 
@@ -76,33 +77,32 @@ def test_choices_are_the_tokens_in_which_candidates_differ(
     assert all(long.startswith(short) for long, short in zip(whole, texts, strict=True))
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `run`, the export `out` and the tasks in `tasks`."""
+@pytest.fixture(scope="session")
+def tasks(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the export `out` and the tasks in `tasks`."""
     home = tmp_path_factory.mktemp("harness")
-    arms = {"fine-tune": {"learn": "labels", "posthoc": {"name": "logit-temperature"}}}
-    path = command_line.write_recipe(home, teacher=None, arms=arms)
-    assert first("eval", path, "--run-dir", home / "run").code == 0
     args = ("--arm", "fine-tune + T", "--lm-eval", home / "tasks")
-    result = first("export", home / "run", home / "out", *args)
+    result = first("export", run, home / "out", *args)
     assert result.code == 0, result.err
     assert "lm_eval --model hf" in result.out
     return home
 
 
-def test_every_evaluation_becomes_a_task(exported: Path) -> None:
-    names = {path.name for path in (exported / "tasks").iterdir()}
-    tasks = {"tiny_known_world", "tiny_shifted"}
-    assert names == {"firstcli_ece.py", *(f"{t}.{e}" for t in tasks for e in ("yaml", "jsonl"))}
-    lines = (exported / "tasks" / "tiny_known_world.jsonl").read_text().splitlines()
+def test_every_evaluation_becomes_a_task(tasks: Path) -> None:
+    names = {path.name for path in (tasks / "tasks").iterdir()}
+    expected = [
+        f"tiny_{name}.{e}" for name in ("known_world", "shifted") for e in ("yaml", "jsonl")
+    ]
+    assert names == {"firstcli_ece.py", *expected}
+    lines = (tasks / "tasks" / "tiny_known_world.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert len(rows) == 24
     assert set(rows[0]) == {"id", "context", "choices", "answer"}
-    for path in (exported / "tasks").iterdir():
-        assert str(exported) not in path.read_text()
+    for path in (tasks / "tasks").iterdir():
+        assert str(tasks) not in path.read_text()
 
 
-def test_the_harness_agrees(exported: Path) -> None:
+def test_the_harness_agrees(tasks: Path, run: Path) -> None:
     """Run lm-evaluation-harness on the exported folder; the run's records are the reference."""
     lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
     from lm_eval.tasks import TaskManager  # type: ignore[import-not-found,unused-ignore]
@@ -110,14 +110,14 @@ def test_the_harness_agrees(exported: Path) -> None:
     names = {"tiny_known_world": "known-world", "tiny_shifted": "shifted"}
     found = lm_eval.simple_evaluate(
         model="hf",
-        model_args={"pretrained": str(exported / "out")},
+        model_args={"pretrained": str(tasks / "out")},
         device="cpu",
         tasks=list(names),
-        task_manager=TaskManager(include_path=str(exported / "tasks"), include_defaults=False),
+        task_manager=TaskManager(include_path=str(tasks / "tasks"), include_defaults=False),
         bootstrap_iters=0,
     )["results"]
     for task, evaluation in names.items():
-        path = exported / "run" / "eval" / evaluation / "fine-tune+T.parquet"
+        path = run / "eval" / evaluation / "fine-tune+T.parquet"
         records = EvalRecords.load(path)
         assert found[task]["acc,none"] == metrics.accuracy(records.correct)
         expected = metrics.ece(records.confidence, records.correct)

@@ -139,7 +139,7 @@ def _findings(checked: SelfCheck, dtype: str) -> list[str]:
     if checked.evaluation is None:
         return [
             f"checked with plain transformers on {checked.count} texts, because no recorded "
-            f"questions are at hand: the probabilities of all tokens differ {apart}"
+            f"questions are at hand: the log-probabilities of all tokens differ {apart}"
         ]
     lines = [
         f"checked with plain transformers on {checked.count} questions of {checked.evaluation}: "
