@@ -165,17 +165,17 @@ def tickets(rows: int, wrong: float, seed: int) -> Iterator[tuple[str, str, str]
     Args:
         rows: number of tickets.
         wrong: share of the tickets whose label is wrong, in exactly this proportion.
-        seed: determines everything that is drawn.
+        seed: determines everything that is drawn; the texts do not depend on `wrong`.
     """
-    draw = random.Random(seed)
+    draw, err = random.Random(seed), random.Random(f"wrong labels, {seed}")
     labels = list(PROBLEMS)
     truth = [labels[number % len(labels)] for number in range(rows)]
     draw.shuffle(truth)
-    mistaken = set(draw.sample(range(rows), round(wrong * rows)))
+    mistaken = set(err.sample(range(rows), round(wrong * rows)))
     for number, label in enumerate(truth):
         text = _text(draw, label)
         if number in mistaken:
-            label = draw.choice([other for other in labels if other != label])
+            label = err.choice([other for other in labels if other != label])
         yield f"T{number + 1:05}", text, label
 
 

@@ -498,4 +498,5 @@ def _usage_messages(error: Any) -> list[str]:
     text = " ".join(error.format_message().split()).rstrip(".")
     text = re.sub(r"\. Did you mean (.*)\?$", r" (did you mean \1?)", text)
     text = re.sub(r"\(Possible options: (.*)\)$", r"(did you mean \1?)", text)
+    text = text.replace("': Input should ", "': it should ")
     return [f"{command}: {text[:1].lower()}{text[1:]}; see `{command} --help`"]

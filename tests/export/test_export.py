@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import os
 import re
-import subprocess
+import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +21,15 @@ from firstcli.export import check, folder, gguf, hub
 from firstcli.export.fold import Fold
 from firstcli.metrics import ece
 from firstcli.metrics.records import EvalRecords
+from firstcli.student.load import load_student
 from firstcli.student.usage import read_usage
+from firstcli.tasks.known_world import KnownWorld, KnownWorldOptions
 from firstcli.workspace.units import Model, export_command
 from support import command_line
 from support.checkpoints import edit
 from support.command_line import first
 
-ARMS = {
-    "fine-tune": {"learn": "labels", "posthoc": {"name": "logit-temperature"}},
-    "smoothed": {"learn": "labels", "posthoc": {"name": "vector-scaling"}},
-    "plain": {"learn": "labels"},
-}
-
-
-@pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny run with a temperature; tests must not change it."""
-    home = tmp_path_factory.mktemp("export")
-    teacher = {
-        "model": command_line.MODEL,
-        "finetune": command_line.TRAINING,
-        "posthoc": {"name": "logit-temperature"},
-    }
-    arms = {name: ARMS[name] for name in ("fine-tune", "plain")}
-    path = command_line.write_recipe(home, teacher=teacher, arms=arms)
-    result = first("eval", path, "--run-dir", home / "run")
-    assert result.code == 0, result.err
-    return home / "run"
+pytest_plugins = ["support.run_with_temperature"]
 
 
 @pytest.fixture
@@ -72,21 +54,17 @@ def refused(source: Path, target: Path, *args: object) -> command_line.Result:
     return result
 
 
-def naive_answers(target: Path, run: Path, temperature: float = 1.0) -> tuple[Any, Any]:
+def naive_answers(target: Path) -> tuple[Any, Any]:
     """Return confidence and correctness of 24 questions, with nothing but transformers."""
     tokenizer = AutoTokenizer.from_pretrained(target)
     model = AutoModelForCausalLM.from_pretrained(target)
-    task = first("plan", run / "recipe.yaml", "--run-dir", run)
-    assert task.code == 0
-    from firstcli.tasks.known_world import KnownWorld, KnownWorldOptions
-
     world = KnownWorld(KnownWorldOptions(**command_line.WORLD["options"]))
     confidence, correct = [], []
     for sample in world.load("test").samples:
         ids = tokenizer(sample.prompt, return_tensors="pt")
         tokens = [tokenizer(sample.prompt + text)["input_ids"][-1] for text in sample.candidates]
         with torch.no_grad():
-            logits = model(**ids).logits[0, -1].double() / temperature
+            logits = model(**ids).logits[0, -1].double()
         probabilities = logits[tokens].softmax(-1)
         confidence.append(float(probabilities.max()))
         correct.append(int(probabilities.argmax()) == sample.answer)
@@ -97,13 +75,15 @@ def test_plain_transformers_shows_the_confidence_and_the_ece_of_the_run(
     run: Path, tmp_path: Path
 ) -> None:
     result = export(run, tmp_path / "out", "--arm", "fine-tune + T")
-    confidence, correct = naive_answers(tmp_path / "out", run)
+    confidence, correct = naive_answers(tmp_path / "out")
     recorded = EvalRecords.load(run / "eval" / "known-world" / "fine-tune+T.parquet")
     np.testing.assert_allclose(confidence, recorded.confidence, atol=1e-5)
     assert ece(confidence, correct) == pytest.approx(ece(recorded.confidence, recorded.correct))
     checked = result["check"]
     assert (checked["evaluation"], checked["count"]) == ("known-world", 24)
-    assert checked["largest"] == pytest.approx(abs(confidence - recorded.confidence).max(), abs=1e-6)
+    assert checked["largest"] == pytest.approx(
+        abs(confidence - recorded.confidence).max(), abs=1e-6
+    )
     assert checked["ece"] == pytest.approx(checked["recorded_ece"], abs=1e-5)
     assert result["folded"]["module"] == "model.norm" and not result["folded"]["untied"]
     state = json.loads((run / "calibration" / "fine-tune+T.json").read_text())["state"]
@@ -113,7 +93,7 @@ def test_plain_transformers_shows_the_confidence_and_the_ece_of_the_run(
 def test_the_temperature_changes_the_confidence(run: Path, tmp_path: Path) -> None:
     """The test above would prove nothing if the fitted temperature were 1."""
     export(run, tmp_path / "out", "--arm", "fine-tune")
-    plain, _ = naive_answers(tmp_path / "out", run)
+    plain, _ = naive_answers(tmp_path / "out")
     recorded = EvalRecords.load(run / "eval" / "known-world" / "fine-tune+T.parquet")
     assert abs(plain - recorded.confidence).max() > 1e-3
     assert read_usage(tmp_path / "out").folded is None
@@ -139,8 +119,6 @@ def test_the_folder_describes_itself(run: Path, tmp_path: Path) -> None:
 def test_an_export_answers_as_the_student_with_its_temperature(run: Path, tmp_path: Path) -> None:
     """`first predict` divides by T once, wherever T is."""
     export(run, tmp_path / "out", "--arm", "fine-tune + T")
-    from firstcli.student.load import load_student
-
     texts = ["At dusk in the fog it will", "The moth of the hills is green. It will"]
     inside = load_student(tmp_path / "out").predict(texts)
     outside = load_student(run / "students" / "fine-tune").predict(texts)
@@ -192,7 +170,7 @@ def test_a_wrong_folder_is_never_left_behind(
     break_a_weight(monkeypatch, factor)
     args = ("--arm", "fine-tune + T", "--dtype", dtype)
     refused(run, tmp_path / "out", *args).mistake("failed its check and was deleted", "differ")
-    refused(moved, tmp_path / "out", *args).mistake("probe texts")
+    refused(moved, tmp_path / "out", *args).mistake("in probe texts", "log-probabilities differ")
 
 
 def test_an_interrupted_export_leaves_nothing(
@@ -221,7 +199,9 @@ def test_records_of_a_different_precision_are_told_from_a_wrong_folder(
     stored = EvalRecords.load(path)
 
     def changed(noise: float) -> None:
-        rows = stored.ragged(stored.log_probs + noise * (-1.0) ** np.arange(stored.log_probs.shape[1]))
+        rows = stored.ragged(
+            stored.log_probs + noise * (-1.0) ** np.arange(stored.log_probs.shape[1])
+        )
         answers = stored.answer.tolist()
         EvalRecords.from_log_probs(stored.ids, answers, rows, scope="candidates").save(path, {})
 
@@ -261,7 +241,9 @@ def test_a_student_that_writes_text_needs_a_flag(moved: Path, tmp_path: Path) ->
     path = moved / "firstcli.json"
     content = json.loads(path.read_text()) | {"kind": "instruction", "labels": []}
     path.write_text(json.dumps(content))
-    refused(moved, tmp_path / "out").mistake("changes how that text is sampled", "--change-sampling")
+    refused(moved, tmp_path / "out").mistake(
+        "changes how that text is sampled", "--change-sampling"
+    )
     assert export(moved, tmp_path / "out", "--change-sampling")["folded"]["temperature"] != 1
 
 
@@ -410,12 +392,12 @@ def blocks(card: Path, language: str) -> list[str]:
     return re.findall(rf"~~~{language}\n(.*?)\n~~~", card.read_text(), re.DOTALL)
 
 
-def run_code(code: str, cwd: Path) -> str:
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=cwd, env=env, capture_output=True, text=True, check=True
-    )
-    return done.stdout.strip()
+def printed(code: str) -> str:
+    """Run code in the current folder and return what it prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(code, "README.md", "exec"), {})
+    return out.getvalue().strip()
 
 
 @pytest.mark.parametrize("exported", [False, True])
@@ -428,13 +410,13 @@ def test_the_code_in_the_card_agrees_with_first_predict(
         export(run, place, "--arm", "fine-tune + T")
     code, vllm = blocks(place / "README.md", "python")
     assert "vllm" in vllm and "transformers" in code
-    answer, confidence = run_code(code, place).split()
-    (command,) = blocks(place / "README.md", "sh")
     monkeypatch.chdir(place)
-    program, *words = __import__("shlex").split(command)
+    answer, confidence = printed(code).split()
+    (command,) = blocks(place / "README.md", "sh")
+    program, *words = shlex.split(command)
     assert program == "first"
     result = first(*words)
     assert result.code == 0, result.err
     (row,) = [json.loads(line) for line in result.out.splitlines() if line.startswith("{")]
-    assert row["answer"] == answer
+    assert row["prediction"] == answer
     assert row["confidence"] == pytest.approx(float(confidence), abs=1e-5)

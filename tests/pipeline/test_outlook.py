@@ -85,14 +85,23 @@ def test_its_own_earlier_time_comes_first_then_the_same_evaluation(tmp_path: Pat
 
     small = [evaluated("small", "a", 60.0), evaluated("small", "b")]
     large = [evaluated("large", "a", 600.0), evaluated("large", "b")]
+    brief = unit(tmp_path, "eval large/b+T", evaluation="large", model=Model("b", posthoc=True))
     known = [*small, *large]
-    assert Outlook(small[1:], known).in_words(nothing) == "0 of 1 done, about 1 min left"
-    assert Outlook(large[1:], known).in_words(nothing) == "0 of 1 done, about 10 min left"
-    assert Outlook(small[:1], known).in_words(nothing) == "0 of 1 done, about 1 min left"
-    calibrated = unit(
-        tmp_path, "eval large/b+T", evaluation="large", model=Model("b", posthoc=True)
-    )
-    assert Outlook([calibrated], known).in_words(nothing) == "0 of 1 done, about 10 s left"
+
+    def left(pending: Unit) -> str:
+        return Outlook([pending, brief], known).in_words(nothing).partition(", ")[2]
+
+    assert left(small[1]) == left(small[0]) == "about 1 min left"
+    assert left(large[1]) == "about 10 min left"
+    assert left(brief) == "about 10 s left"
+
+
+def test_a_single_unit_shows_its_own_progress(tmp_path: Path) -> None:
+    finetune = unit(tmp_path, "finetune", 60.0)
+    outlook = Outlook([finetune], [finetune])
+    assert outlook.in_words(nothing) == "" and outlook.remains
+    outlook.finish(finetune, 60.0)
+    assert not outlook.remains
 
 
 @pytest.mark.parametrize(

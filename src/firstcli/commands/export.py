@@ -60,7 +60,10 @@ def show(options: ExportOptions) -> dict[str, Any]:
         result["lm_eval"] = _write_tasks(source, options, console)
     if options.gguf and tools:
         with console.status(f"converting to GGUF ({kind})"):
-            conversion.convert(tools, options.target, options.gguf, kind)
+            try:
+                conversion.convert(tools, options.target, options.gguf, kind)
+            except UserError as error:
+                raise UserError(f"{error}; the folder {options.target} is complete") from error
         result["gguf"] = _measured(source, options.gguf, kind, console)
     if options.hub:
         result["hub"] = _upload(source, options, console)
@@ -136,7 +139,7 @@ def _findings(checked: SelfCheck, dtype: str) -> list[str]:
     if checked.evaluation is None:
         return [
             f"checked with plain transformers on {checked.count} texts, because no recorded "
-            f"questions are at hand: the probabilities of all tokens differ {apart}"
+            f"questions are at hand: the log-probabilities of all tokens differ {apart}"
         ]
     lines = [
         f"checked with plain transformers on {checked.count} questions of {checked.evaluation}: "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -118,17 +118,21 @@ def judge(
         raise UserError("--fit-on is for --recalibrate; name a recalibrator, or leave it out")
     folder = judge_page.page_folder(out, files[0])
     console = Console(json=json, quiet=quiet)
-    judged, fitted = _read(files, kind, candidates, gold), {}
+    judged = _read(files, kind, candidates, gold)
+    fitted: dict[str, CalibrationArtifact] = {}
     if recalibrate is not None:
         judged, fitted = _recalibrated(judged, recalibrate, fit_on or "0.5", kind, console)
-    compared = list(_comparisons(judged, kind, bins))
+    compared = list(_comparisons(judged, fitted, kind, bins))
     content = judge_page.JudgedContent(judged, fitted, kind, bins, [each[0] for each in compared])
     if len(judged) == 1:
         console.show(_judged(judged[0], kind, bins)[0])
     else:
         console.show(judge_page.table(content))
     result: dict[str, Any] = {
-        "files": [{"model": one.name, **_judged(one, kind, bins)[1]} for one in judged],
+        "files": [
+            {"model": one.name, **_judged(one, kind, bins)[1], "file": one.path.name}
+            for one in judged
+        ],
         "differences": [],
         "recalibrators": {name: fit.to_json() for name, fit in fitted.items()},
     }
@@ -185,11 +189,7 @@ def _recalibrated(
 
 def _parts(files: Sequence[JudgedFile], fit_on: str) -> Iterator[tuple[JudgedFile, JudgedFile]]:
     """Yield what to fit on and what to judge, for each file."""
-    try:
-        share = float(fit_on)
-    except ValueError:
-        share = None
-    if share is not None:
+    if (share := _number(fit_on)) is not None:
         if not 0 < share < 1:
             raise UserError(f"--fit-on {fit_on}: expected a share between 0 and 1, or a file")
         for file in files:
@@ -201,25 +201,35 @@ def _parts(files: Sequence[JudgedFile], fit_on: str) -> Iterator[tuple[JudgedFil
             "share, which is cut from each file"
         )
     (judged,) = files
-    candidates, logs = judged.records.candidates, None
-    (fitting,) = judged_files.read_alike([Path(fit_on)], "candidates", candidates, logs)
+    scored = judged.records.candidates
+    (fitting,) = judged_files.read_alike([Path(fit_on)], "candidates", scored, None)
     judged_files.separate(fitting, judged)
     yield fitting, judged
 
 
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
 def _comparisons(
-    files: Sequence[JudgedFile], kind: Confidence, bins: int
+    files: Sequence[JudgedFile], recalibrated: Container[str], kind: Confidence, bins: int
 ) -> Iterator[tuple[Comparison, Table | None, dict[str, Any]]]:
-    """Yield the differences of the later files from the first, and of `+ T` from its file."""
+    """Yield the differences of the later files from the first, and of `+ T` from its file.
+
+    Args:
+        files: the outputs; recalibrated ones follow those of their file.
+        recalibrated: the names of the recalibrated outputs.
+        kind: the kind of confidence.
+        bins: number of bins of the calibration errors.
+    """
     from firstcli.commands.judge_page import Comparison
 
-    plain = [file for file in files if not file.name.endswith(" + T")]
+    plain = [file for file in files if file.name not in recalibrated]
     pairs = [(file, plain[0]) for file in plain[1:]]
-    pairs += [
-        (tempered, file)
-        for file, tempered in pairwise(files)
-        if tempered.name == f"{file.name} + T"
-    ]
+    pairs += [(after, file) for file, after in pairwise(files) if after.name in recalibrated]
     for ours, theirs in pairs:
         if reason := judged_files.why_not_compared(ours, theirs):
             yield Comparison(ours.name, theirs.name, f"not compared: {reason}"), None, {}
@@ -291,6 +301,8 @@ def _compared(
     """
     gaps = differences(pair[:1], pair[1:], kind, bins)
     sides = [intervals([side], kind, bins) for side in pair]
+    ours, theirs = (dict(zip(side.ids, side.correct.tolist(), strict=True)) for side in pair)
+    same = ours == theirs
     columns = _columns("", *headings, "difference", "95 % interval", "")
     table = Table(*columns, title=title, caption=caption)
     for name in _NAMES:
@@ -298,7 +310,7 @@ def _compared(
             gap, values = gaps[name], (METRICS[name].text(side[name].value) for side in sides)
             shown = (f"{100 * gap.value:+.1f}", _interval(gap.interval))
             verdict = "distinguishable" if gap.distinguishable else "not distinguishable"
-            if gap.interval == (0.0, 0.0):
+            if name == "accuracy" and same:
                 shown, verdict = ("0.0", ""), "the same answers"
             table.add_row(METRICS[name].title, *values, *shown, verdict)
     facts = ("value", "interval", "distinguishable")

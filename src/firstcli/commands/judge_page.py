@@ -131,7 +131,7 @@ def report_data(content: JudgedContent) -> ReportData:
         candidates=content.files[0].records.candidates,
     )
     return ReportData(
-        run=content.files[0].name,
+        run=_title([file.name for file in content.files if file.name not in content.fitted]),
         recipe=_description(content),
         members={file.name: (file.name,) for file in content.files},
         evaluations=list(evaluations),
@@ -146,6 +146,11 @@ def report_data(content: JudgedContent) -> ReportData:
             for name, fit in content.fitted.items()
         },
     )
+
+
+def _title(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _evaluations(files: Sequence[JudgedFile]) -> dict[str, list[JudgedFile]]:

@@ -90,11 +90,17 @@ def _read(path: Path, gold: Gold | None) -> PredictionTable:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Return the files' names without suffix, or with their folders where the names are equal."""
-    stems = [path.stem for path in paths]
-    return [
-        str(path.with_suffix("")) if stems.count(path.stem) > 1 else path.stem for path in paths
-    ]
+    """Return the files' names without suffix, or as many of their folders as tell them apart."""
+    names = [path.stem for path in paths]
+    depth = 0
+    while len(set(names)) < len(names):
+        depth += 1
+        tails = ["/".join(path.absolute().parts[-depth:]) for path in paths]
+        stems = [path.stem for path in paths]
+        names = [
+            tail if stems.count(stem) > 1 else stem for tail, stem in zip(tails, stems, strict=True)
+        ]
+    return names
 
 
 def _scored(
@@ -147,7 +153,7 @@ def why_not_compared(ours: JudgedFile, theirs: JudgedFile) -> str | None:
     """Return why two files cannot be compared question by question; None if they can."""
     named = ours.table.has_ids and theirs.table.has_ids
     if not named and not same_questions(ours, theirs):
-        return "without ids, the rows of both files must be the same questions in the same order"
+        return "both files need ids, or the same questions in the same order"
     if not set(ours.records.ids) & set(theirs.records.ids):
         return "they have no question ids in common"
     if not ours.records.answerable or not theirs.records.answerable:

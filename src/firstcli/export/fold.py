@@ -207,18 +207,18 @@ def _own(module: nn.Module, name: str) -> list[nn.Parameter]:
 
 def _untie(model: PreTrainedModel, head: nn.Module) -> bool:
     """Give the output layer its own weight; return whether it shared the embeddings'."""
-    (weight,) = _own(head, "weight") or [None]
     embeddings: Any = model.get_input_embeddings()
-    if weight is None or weight is not getattr(embeddings, "weight", None):
+    if head.weight is not getattr(embeddings, "weight", None):
         return False
-    head.weight = nn.Parameter(weight.detach().clone())
+    head.weight = nn.Parameter(embeddings.weight.detach().clone())
     for config in (model.config, model.config.get_text_config()):
         config.tie_word_embeddings = False
     return True
 
 
-def _name(model: PreTrainedModel, wanted: nn.Module) -> str:
-    return next(name for name, module in model.named_modules() if module is wanted)
+def _name(model: nn.Module, wanted: nn.Module) -> str:
+    found: str = next(name for name, module in model.named_modules() if module is wanted)
+    return found
 
 
 def _equal(logits: Tensor, expected: Tensor) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from firstcli.api import JSON
 from firstcli.errors import UserError, did_you_mean
 from firstcli.recalibration.builtin import LogitTemperature
 from firstcli.recipe.load import load_recipe
@@ -45,7 +46,12 @@ class Source:
         if usage.posthoc is None:
             return usage
         # Numbers and thresholds are those of recalibrated answers.
-        without = {"posthoc": None, "validation": None, "thresholds": (), "raw_numbers": {}}
+        without: dict[str, JSON] = {
+            "posthoc": None,
+            "validation": None,
+            "thresholds": (),
+            "raw_numbers": {},
+        }
         return usage.model_copy(update={**without, "numbers": usage.raw_numbers})
 
 

@@ -159,6 +159,8 @@ def _work(run: Run, unit: Unit, outlook: Outlook, request: plan.Request) -> None
     run.console.say_phrases(head, stage.in_words(run, unit), took)
     if request.verbose:
         run.console.say_phrases(" ", facts_in_words(manifest.facts))
+    if outlook.remains:
+        run.console.say_if_due(overall())
 
 
 def _made(run: Run, unit: Unit, inputs: dict[str, str]) -> Manifest:

@@ -53,12 +53,22 @@ class Outlook:
         if seconds is not None:
             self._seconds[unit] = seconds
 
+    @property
+    def remains(self) -> bool:
+        """Whether there is more to do."""
+        return bool(self._left)
+
     def in_words(self, seconds_left: Callable[[], float | None]) -> str:
         """Return how many units are done, and how long the rest will take as far as it is known.
 
         Args:
             seconds_left: returns how long the current unit will take, if its progress shows it.
+
+        Returns:
+            The progress in words; empty if there is only one unit, which shows its own.
         """
+        if self._total == 1:
+            return ""
         done = f"{self._total - len(self._left)} of {self._total} done"
         each = [self._of(unit, seconds_left) for unit in self._left]
         others = [seconds for seconds in each[1:] if seconds is not None]

@@ -188,7 +188,7 @@ def best_keys(data: ReportData, evaluation: str, row: str) -> list[str]:
 
 
 def _legend(data: ReportData, deltas: bool = False) -> str:
-    best = "the best student and those level with it, where others are not"
+    best = "the best student and all not distinguishable from it, unless these are all students"
     more = "; for a difference: distinguishable from zero" if deltas else ""
     return best + more if len(data.students) > 1 else ""
 

@@ -156,7 +156,7 @@ class Console:
         """Show that a unit is worked on, and how much of the whole command is done.
 
         On a terminal, this is one line below everything else. Elsewhere, the lines of `progress`
-        say it, and one line every 15 seconds if there are none.
+        end with it.
 
         Args:
             name: the unit.
@@ -168,11 +168,14 @@ class Console:
                 with self._drawing(_Refreshed(name, overall, Spinner(self._spinner)), at=None):
                     yield
             else:
-                if self._is_due():
-                    self.say(f"  {overall()}")
                 yield
         finally:
             self._overall = str
+
+    def say_if_due(self, text: str) -> None:
+        """Without a terminal, print how far a command is, unless a line of progress is recent."""
+        if not self._is_live and self._is_due():
+            self.say(f"  {text}")
 
     def seconds_left(self) -> float | None:
         """Return how long the innermost open `progress` will take; None if that is unknown."""

@@ -125,7 +125,9 @@ def _numbers(usage: Usage, figure: bool) -> str:
     ]
     if not rows:
         return "## Numbers\n\nIt has not been evaluated yet.\n"
-    picture = f"\n![Reliability diagram: accuracy by confidence]({FIGURE})\n" if figure else ""
+    picture = (
+        f"\n![Reliability diagram: accuracy by confidence]({FIGURE})\n{_CAPTION}" if figure else ""
+    )
     table = "\n".join(
         ["| evaluation | questions | accuracy | ECE | Trust |", "|---|---|---|---|---|"]
     )
@@ -136,6 +138,10 @@ def _numbers(usage: Usage, figure: bool) -> str:
     )
 
 
+_CAPTION = """
+Black lines show the accuracy of each bin with its 95 % interval; shaded bands contain 95 % of
+calibrated models. Confidence equals accuracy on the diagonal.
+"""
 _KINDS = {"candidates": "among the candidates", "full": "in the whole vocabulary"}
 
 

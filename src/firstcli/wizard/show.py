@@ -156,8 +156,8 @@ def _label_findings(column: Column, name: str) -> Iterator[str]:
         )
     if all(label.strip().lstrip("+-").isdecimal() for label in counts):
         yield (
-            f"the labels in column '{printable(name)}' are numbers, which tell a model nothing; name them "
-            "under `labels` in the recipe"
+            f"the labels in column '{printable(name)}' are numbers, which tell a model nothing; "
+            "describe them under `labels` in the recipe"
         )
 
 
