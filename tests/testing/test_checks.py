@@ -388,8 +388,9 @@ class Adapting(Given):
         self.options = options
 
     def adapted(self, tokens: Any, training: Any) -> Any:
-        codes = [*(self.options.codes or ()), "A"]
-        return Adaptation(self.options.model_copy(update={"codes": codes}))
+        options: Any = self.options
+        codes = [*(options.codes or ()), "A"]
+        return Adaptation(options.model_copy(update={"codes": codes}))
 
 
 class Unadapted(Adapting):
@@ -399,7 +400,8 @@ class Unadapted(Adapting):
 
 class Unsaved(Adapting):
     def adapted(self, tokens: Any, training: Any) -> Any:
-        return Adaptation(AdaptedOptions.model_construct(codes=("A",)))
+        values: dict[str, Any] = {"codes": ("A",)}
+        return Adaptation(AdaptedOptions.model_construct(**values))
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ class ResponseTokens(Protocol):
     """How the tokenizers of a run encode responses; passed to `Task.adapted`."""
 
     def __call__(
-        self, prompt: str, responses: Sequence[str]
+        self, prompt: str, responses: Sequence[str], /
     ) -> Sequence[Sequence[tuple[int, ...] | None]]:
         """Return each response's tokens after a prompt, with EOS, for each tokenizer.
 
