@@ -255,12 +255,14 @@ _STARTER = typer.Argument(
     autocompletion=completion.starters,
 )
 _FROM_DATA = "Write a recipe for this data: a CSV, TSV, JSONL, JSON or Parquet file, or a folder."
+_ANSWER_AS_HELP = "With --from: how answers name choices, such as index-from-0 or letter."
 INIT: Parameters = {
     "starter": (str | None, _STARTER),
     "file": _option("from", Path | None, None, _FROM_DATA, "FILE"),
     "text": _option("text", list[str], [], "With --from: text column; can be repeated.", "COLUMN"),
     "label": _option("label", str | None, None, "With --from: label or answer column.", "COLUMN"),
     "task": _option("task", str | None, None, "With --from: the task.", "TASK"),
+    "answer_as": _option("answer-as", str | None, None, _ANSWER_AS_HELP, "READING"),
     "teacher": _option("teacher", str | None, None, "With --from: checkpoint.", "MODEL"),
     "student": _option("student", str | None, None, "With --from: checkpoint.", "MODEL"),
     "out": _option("out", Path | None, None, "With --from: save the recipe here.", "RECIPE"),
@@ -274,7 +276,7 @@ def _init(values: dict[str, Any]) -> None:
 
     starter, schema = values.pop("starter"), values.pop("schema")
     if values["file"] is None:
-        if given := [name for name, value in values.items() if value]:
+        if given := [name.replace("_", "-") for name, value in values.items() if value]:
             raise UserError(f"first init: --{given[0]} needs --from FILE")
         typer.echo(init.text(starter, schema=schema), nl=False)
         return

@@ -125,7 +125,7 @@ def _optional(guess: Guess, name: str) -> bool:
 
 def _label_findings(column: Column, name: str) -> Iterator[str]:
     counts = _counts(column)
-    raw = column.values or {}
+    raw: Mapping[str, int] = column.values or {}
     if surrounded := sum(count for value, count in raw.items() if value != value.strip()):
         yield f"{_rows(surrounded)} white space around the label, which is ignored"
     for group in variants(counts):
