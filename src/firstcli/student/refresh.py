@@ -17,11 +17,13 @@ from firstcli import __version__
 from firstcli.api import Sample, TaskUsage
 from firstcli.api.usage import prompt_usage
 from firstcli.errors import UserError
-from firstcli.runtime.files import suppress_read_only, write_text
+from firstcli.runtime.files import atomic_write, suppress_read_only, write_text
+from firstcli.stages.base import TrainingFacts
 from firstcli.stages.distill import DISTILL
 from firstcli.stages.evaluate import EVALUATE
 from firstcli.stages.finetune import FINETUNE
 from firstcli.stages.posthoc import POSTHOC
+from firstcli.student.card import CARD, FIGURE, card, run_parts
 from firstcli.student.usage import (
     FILE,
     FORMAT,
@@ -56,7 +58,27 @@ def refresh(run: Run) -> None:
             run.announce_libraries()
             usage = usage_of(run, model, results).model_copy(update={"source": source})
             with suppress_read_only():
+                _write_card(run, model, folder, usage)
                 write_text(folder / FILE, write_usage(usage))
+
+
+def _write_card(run: Run, model: Model, folder: Path, usage: Usage) -> None:
+    """Write the model card and its figure."""
+    facts = TrainingFacts.of(run.manifests[_trained_key(run, model)].facts)
+    measured = [name for name, numbers in usage.numbers.items() if numbers.ece]
+    if measured:
+        from firstcli.metrics.records import EvalRecords
+        from firstcli.student.diagram import reliability_diagram
+
+        shown = replace(model, posthoc=usage.posthoc is not None)
+        records = EvalRecords.load(records_path(run.folder, measured[0], shown))
+        title = f"{usage.title}, {measured[0]}"
+        image = reliability_diagram(title, records, usage.confidence, run.recipe.metrics.bins)
+        atomic_write(folder / FIGURE, image)
+    else:
+        (folder / FIGURE).unlink(missing_ok=True)
+    text = card(usage, run_parts(run, model, facts), figure=bool(measured))
+    write_text(folder / CARD, text)
 
 
 def trained_models(run: Run) -> Iterator[Model]:
@@ -206,6 +228,7 @@ def _source(run: Run, results: Results) -> str:
     inputs = {f"result of {key}": content for key, content in results.items()} | {
         "format": str(FORMAT),
         "run": recipe.name,
+        "recipe": run.publishable_text,
         "task": " ".join((task.identity, task.source, options)),
         "metrics": recipe.metrics.model_dump_json(),
         "doubled BOS": recipe.train.doubled_bos,

@@ -62,6 +62,12 @@ class EvaluationNumbers(UsageForm):
     trust: StoredEstimate | None = None
 
 
+class FoldedTemperature(UsageForm):
+    """A temperature that is part of the weights: their logits come out divided by it."""
+
+    temperature: float
+
+
 class Usage(TaskUsage):
     """The content of `firstcli.json`."""
 
@@ -87,6 +93,8 @@ class Usage(TaskUsage):
     """The confidence that `numbers` are about."""
     posthoc: StoredRecalibrator | None = None
     """The recalibrator that is applied to the candidates' probabilities, if one was fitted."""
+    folded: FoldedTemperature | None = None
+    """The temperature that `first export` has folded into the weights, if it has."""
     validation: ValidationAnswers | None = None
     thresholds: tuple[AnswerThreshold, ...] = ()
     numbers: dict[str, EvaluationNumbers] = Field(default_factory=dict)
@@ -95,6 +103,12 @@ class Usage(TaskUsage):
     """By evaluation: of the answers without `posthoc`; empty if there is none."""
     source: str = ""
     """Digest of everything that the file was made from."""
+
+    @property
+    def title(self) -> str:
+        """The model's name for people: `first@1 + T`."""
+        seed = "" if self.seed is None else f"@{self.seed}"
+        return f"{self.arm}{seed}{' + T' if self.posthoc or self.folded else ''}"
 
 
 def write_usage(usage: Usage) -> str:

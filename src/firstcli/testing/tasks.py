@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from firstcli.api import JSON, Sample, Task, TaskUsage, UserError
+from firstcli.api import JSON, Adaptation, Sample, Task, TaskUsage, UserError
 from firstcli.plugins.samples import MAX_CANDIDATES, sample_name, sample_problem
 from firstcli.tasks.formats import data_file
 from firstcli.tasks.tables import TableRow, read_rows
@@ -34,6 +34,7 @@ def check_task(task: Task[Any], rows: Rows | None = None) -> None:
     require(len(set(task.splits)) == len(task.splits), f"{name}.splits names a split twice")
     for split in task.splits:
         _check_split(task, split, f"{name}, split '{split}'")
+    _check_adaptation(task, name)
     if (usage := task.usage()) is not None:
         require(isinstance(usage, TaskUsage), f"{name}.usage returns no TaskUsage")
         again = TaskUsage.model_validate_json(usage.model_dump_json())
@@ -83,6 +84,25 @@ def _built(usage: TaskUsage, rows: Iterable[TableRow]) -> Iterator[tuple[str, tu
         except UserError:  # a row that the task leaves out
             continue
         yield built.prompt, built.candidates
+
+
+def _check_adaptation(task: Task[Any], name: str) -> None:
+    """Check `adapted` with a stand-in tokenizer that makes one token of each character."""
+    if type(task).adapted is Task.adapted:
+        return
+
+    def tokens(prompt: str, responses: Sequence[str]) -> list[list[tuple[int, ...] | None]]:
+        return [[(*map(ord, response), 0) for response in responses]]
+
+    adaptation = task.adapted(tokens, None)
+    require(isinstance(adaptation, Adaptation), f"{name}.adapted returns no Adaptation")
+    options = adaptation.options
+    require(isinstance(options, type(task).Options), f"{name}.adapted returns no options of {name}")
+    dumped = options.model_dump(mode="json", exclude_unset=True)
+    restored = type(task).Options.model_validate(dumped)
+    require(restored == options, f"{name}.adapted: the options do not survive being saved as JSON")
+    again = type(task)(options).adapted(tokens, None).options
+    require(again == options, f"{name}.adapted: adapting the adapted options changes them")
 
 
 def _check_split(task: Task[Any], split: str, where: str) -> None:

@@ -6,6 +6,7 @@ units of a recipe; with several seeds, an arm has several models and therefore s
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,11 @@ class Model:
     def row(self) -> str:
         """Label of the model's table row, the same for all seeds: `first`, or `first + T`."""
         return (self.arm or "teacher") + (" + T" if self.posthoc else "")
+
+    @property
+    def title(self) -> str:
+        """The model's name for people and for `--arm`: `first@1 + T`."""
+        return self.trained + (" + T" if self.posthoc else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +102,14 @@ def models_of(recipe: Recipe) -> list[Model]:
     return models
 
 
+def evaluations_of(recipe: Recipe) -> list[str]:
+    """Return the names of all evaluations, with that of the validation questions if it is used."""
+    from firstcli.recipe.schema import VALIDATION
+
+    names = [section.name for section in recipe.evaluate]
+    return [*names, VALIDATION] if recipe.metrics.use_validation else names
+
+
 def records_path(folder: Path, evaluation: str, model: Model) -> Path:
     """Return the file of a model's answers in a run folder."""
     return folder / f"eval/{evaluation}/{model.name}.parquet"
@@ -104,6 +118,12 @@ def records_path(folder: Path, evaluation: str, model: Model) -> Path:
 def calibration_path(folder: Path, name: str) -> Path:
     """Return the file of a fitted recalibrator in a run folder; `name` is an arm's or a model's."""
     return folder / f"calibration/{name}.json"
+
+
+def export_command(folder: Path, model: Model) -> str:
+    """Return the command that exports a model of a run folder, for reports and messages."""
+    target = f"exported/{model.trained}{'-calibrated' if model.posthoc else ''}"
+    return shlex.join(["first", "export", str(folder), target, "--arm", model.title])
 
 
 def part_of(recipe: Recipe, arm: Arm) -> Part:
