@@ -65,7 +65,7 @@ def test_the_context_cuts_off_long_prompts_alone(
     writer: TrainedRun, author: TrainedStudent
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(writer.folder)
-    long_prompt = tokenizer.decode(tokenizer("Say 1. " * 40)["input_ids"][:60])
+    long_prompt = str(tokenizer.decode(tokenizer("Say 1. " * 40)["input_ids"][:60]))
     room = 64 - len(tokenizer(long_prompt)["input_ids"])
     assert 0 < room < 12
     short, long, too_long = author.generate(["Say", long_prompt, "Say 1. " * 40], 12)

@@ -151,7 +151,7 @@ def test_the_python_interface_is_imported_late() -> None:
     assert (result.code, result.out) == (0, "[]\n"), result.err
     assert firstcli.load_student is load_student
     with pytest.raises(AttributeError, match="no attribute 'load_teacher'"):
-        firstcli.load_teacher  # type: ignore[attr-defined]  # noqa: B018
+        firstcli.load_teacher  # noqa: B018
 
 
 FOLDER_ALONE = """

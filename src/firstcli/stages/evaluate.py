@@ -62,12 +62,23 @@ class Evaluate(Stage):
     def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
         for name in evaluations_of(recipe):
             for model in models_of(recipe):
-                artifact = Artifact(records_path(folder, name, model), False)
-                needs = posthoc.trained_by(recipe, model)
-                if model.posthoc:  # the plain model's answers with different confidences
-                    needs = (self.key(name, replace(model, posthoc=False)), POSTHOC.key(model))
-                key = self.key(name, model)
-                yield Unit(key, self.name, artifact, needs, evaluation=name, model=model)
+                yield self.unit(recipe, folder, name, model)
+
+    def unit(self, recipe: Recipe, folder: Path, name: str, model: Model) -> Unit:
+        """Return the unit of one evaluation and one model.
+
+        Args:
+            recipe: the recipe.
+            folder: the run folder.
+            name: the evaluation.
+            model: the model.
+        """
+        artifact = Artifact(records_path(folder, name, model), False)
+        needs = posthoc.trained_by(recipe, model)
+        if model.posthoc:  # the plain model's answers with different confidences
+            needs = (self.key(name, replace(model, posthoc=False)), POSTHOC.key(model))
+        key = self.key(name, model)
+        return Unit(key, self.name, artifact, needs, evaluation=name, model=model)
 
     def checks_of(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
         if unit.model.posthoc:
