@@ -57,8 +57,8 @@ def row_of(sample: Sample, tokenizer: PreTrainedTokenizerFast) -> dict[str, obje
     row = harness._by_token(sample, question, tokenizer)
     if row is not None:
         for choice, token in zip(row["choices"], question.candidate_ids, strict=True):
-            pair = harness._harness_tokens(row["context"], choice, tokenizer)
-            assert pair == (question.input_ids.tolist(), [token])
+            context, choice_ids = harness._harness_tokens(row["context"], choice, tokenizer)
+            assert [*context, *choice_ids] == [*question.input_ids, token]
     return row
 
 
