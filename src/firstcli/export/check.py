@@ -80,7 +80,7 @@ def load_plain(folder: Path, **options: Any) -> tuple[PreTrainedModel, PreTraine
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     model = AutoModelForCausalLM.from_pretrained(folder, **options)
     if torch.cuda.is_available():
-        model.cuda()
+        model.to("cuda")  # type: ignore[arg-type]  # a decorator hides its signature
     return model.eval(), tokenizer
 
 
