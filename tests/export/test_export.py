@@ -18,7 +18,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from firstcli.export import check, folder, gguf, hub
-from firstcli.export.fold import Fold
+from firstcli.export.fold import Fold, fold
 from firstcli.metrics import ece
 from firstcli.metrics.records import EvalRecords
 from firstcli.student.load import load_student
@@ -58,7 +58,8 @@ def naive_answers(target: Path) -> tuple[Any, Any]:
     """Return confidence and correctness of 24 questions, with nothing but transformers."""
     tokenizer = AutoTokenizer.from_pretrained(target)
     model = AutoModelForCausalLM.from_pretrained(target)
-    world = KnownWorld(KnownWorldOptions(**command_line.WORLD["options"]))
+    options: Any = command_line.WORLD["options"]
+    world = KnownWorld(KnownWorldOptions(**options))
     confidence, correct = [], []
     for sample in world.load("test").samples:
         ids = tokenizer(sample.prompt, return_tensors="pt")
@@ -147,12 +148,11 @@ def test_the_teacher_and_a_moved_folder(run: Path, moved: Path, tmp_path: Path) 
 
 def break_a_weight(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
     """Let the fold be wrong after its own check."""
-    real = folder.fold
 
     def wrong(model: PreTrainedModel, *args: Any) -> Fold:
-        done = real(model, *args)
+        done = fold(model, *args)
         with torch.no_grad():
-            model.get_submodule("model.norm").weight.mul_(factor)  # type: ignore[operator,union-attr]
+            model.get_submodule("model.norm").weight.mul_(factor)  # type: ignore[operator]
         return done
 
     monkeypatch.setattr(folder, "fold", wrong)

@@ -85,7 +85,8 @@ def build(name: str, config: dict[str, Any]) -> PreTrainedModel:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))
-    return model.eval()
+    model.eval()
+    return model
 
 
 @torch.no_grad()

@@ -80,9 +80,8 @@ def _check_options(options: ExportOptions) -> None:
         raise UserError("--dry-run belongs to --hub REPO, whose upload it lists; give both")
     if options.hub and not options.dry_run:
         uploads.require_token()
-    for folder in (options.lm_eval,):
-        if folder is not None and folder.exists() and any(folder.iterdir()):
-            raise UserError(f"--lm-eval {folder}: exists already; choose a different folder")
+    if options.lm_eval:
+        check_target(options.lm_eval, options.source, "--lm-eval ")
 
 
 def _check_sampling(source: Source, options: ExportOptions) -> None:
@@ -107,6 +106,8 @@ def _export(source: Source, options: ExportOptions, console: Console) -> dict[st
     console.say(f"exported {source.title} to {options.target} ({written.dtype}, {size(weight)})")
     for line in (*_place(written.folded), *_findings(checked, written.dtype)):
         console.say(f"  {line}")
+    if checked.note:
+        console.say(f"  {checked.note}")
     if source.usage.kind == "instruction" and written.folded:
         console.say("  the temperature also changes how text is sampled (--change-sampling)")
     return {
@@ -148,7 +149,7 @@ def _findings(checked: SelfCheck, dtype: str) -> list[str]:
     if checked.ece is not None and checked.recorded_ece is not None:
         ece, recorded = 100 * checked.ece, 100 * checked.recorded_ece
         lines.append(f"ECE of these questions: {ece:.4f} % here, {recorded:.4f} % in the run")
-    return [*lines, *([checked.note] if checked.note else [])]
+    return lines
 
 
 def _write_tasks(source: Source, options: ExportOptions, console: Console) -> list[dict[str, Any]]:

@@ -80,7 +80,7 @@ def load_plain(folder: Path, **options: Any) -> tuple[PreTrainedModel, PreTraine
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     model = AutoModelForCausalLM.from_pretrained(folder, **options)
     if torch.cuda.is_available():
-        model.cuda()
+        model.to("cuda")  # type: ignore[arg-type]  # a decorator hides its signature
     return model.eval(), tokenizer
 
 
@@ -145,12 +145,16 @@ def check(folder: Path, source: Source, dtype: Dtype) -> SelfCheck:
         UserError: the folder does not predict what it should.
     """
     model, tokenizer = load_plain(folder)
-    known = source.run and source.model and held_out(source.run, source.model, tokenizer)
-    if not known:
-        return _check_texts(model, tokenizer, source, dtype)
+    known, note = None, None
+    if source.run and source.model:
+        try:
+            known = held_out(source.run, source.model, tokenizer)
+        except UserError as error:  # data that has moved, for example
+            note = f"the run's questions cannot be used: {error}"
+    if known is None:
+        return replace(_check_texts(model, tokenizer, source, dtype), note=note)
     found = answers(model, known.questions)
     recorded = known.recorded
-    note = None
     differences = np.abs(found.confidence - recorded.confidence)
     problem = _problem(differences, dtype)
     if problem and dtype == "float32":  # whether the records were made in half precision

@@ -114,9 +114,11 @@ def _by_token(
         pieces.append(text[start:end])
     if len({*contexts}) > 1 or len({*pieces}) < len(pieces):
         return None
+    # Tokens that all choices share, such as a blank, change the confidence in none of them.
     expected = question.input_ids.tolist()
     for piece, token in zip(pieces, question.candidate_ids, strict=True):
-        if _harness_tokens(contexts[0], piece, tokenizer) != (expected, [token]):
+        before, after = _harness_tokens(contexts[0], piece, tokenizer)
+        if [*before, *after] != [*expected, token]:
             return None
     return _row(sample, contexts[0], pieces)
 

@@ -40,7 +40,6 @@ def upload(folder: Path, repository: str, title: str) -> str:
         UserError: the hub refuses, or cannot be reached.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     api = HfApi(token=require_token())
     try:
@@ -48,7 +47,7 @@ def upload(folder: Path, repository: str, title: str) -> str:
         api.upload_folder(
             folder_path=folder, repo_id=repository, commit_message=f"first export: {title}"
         )
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except Exception as error:  # of the hub, the network or the disk
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"--hub {repository}: the upload failed ({reason}); {folder} is complete, so check "

@@ -168,13 +168,15 @@ def _temperature(usage: Usage, model: Model, folder: Path) -> float:
     return fitted.temperature
 
 
-def check_target(target: Path, source: Path) -> None:
-    """Check that a folder can be created.
+def check_target(target: Path, source: Path, option: str = "") -> None:
+    """Check that a folder can be created; `option` begins the message.
 
     Raises:
         UserError: it exists and is not empty, or lies inside the folder that is exported.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target}: exists already; choose a different folder, or delete it")
+        raise UserError(
+            f"{option}{target}: exists already; choose a different folder, or delete it"
+        )
     if target.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"{target}: lies inside {source}; choose a folder outside it")
+        raise UserError(f"{option}{target}: lies inside {source}; choose a folder outside it")
