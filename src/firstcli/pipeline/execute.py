@@ -154,7 +154,7 @@ def _work(run: Run, unit: Unit, outlook: Outlook, request: plan.Request) -> None
         manifest = _made(run, unit, inputs)
     run.manifests[unit.key] = manifest
     outlook.finish(unit, manifest.seconds)
-    head = f"{DONE} {unit.key:<{outlook.widths[unit.stage]}}"
+    head = f"{DONE} {unit.key:<{outlook.widths.get(unit.stage, 0)}}"
     took = duration(manifest.seconds) if manifest.seconds >= 1 else ""
     run.console.say_phrases(head, stage.in_words(run, unit), took)
     if request.verbose:

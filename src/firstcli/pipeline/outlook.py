@@ -48,7 +48,7 @@ class Outlook:
 
     def finish(self, unit: Unit, seconds: float | None = None) -> None:
         """Note that a unit is done, and how long it took if it was worked on."""
-        self._left = [other for other in self._left if other is not unit]
+        self._left = [other for other in self._left if other != unit]
         self._current = None
         if seconds is not None:
             self._seconds[unit] = seconds
@@ -81,7 +81,7 @@ class Outlook:
     def _of(self, unit: Unit, seconds_left: Callable[[], float | None]) -> float | None:
         """Estimate how long a unit will still take."""
         estimate = self._estimate(unit)
-        if unit is not self._current:
+        if unit != self._current:
             return estimate
         if (left := seconds_left()) is not None:
             return left
