@@ -207,7 +207,7 @@ def test_options_are_written_as_in_a_recipe(here: Path) -> None:
         (("--recalibrate", "none", "--fit-on", "1.5"), ("--fit-on 1.5", "between 0 and 1")),
         (("--recalibrate", "none", "--fit-on", "0.00001"), ("no question to fit on",)),
         (("--recalibrate", "none", "--fit-on", "gone.npz"), ("gone.npz", "no such file")),
-        (("--recalibrate", "none", "--confidence", "full"), ("full",)),
+        (("--recalibrate", "none", "--confidence", "full"), ("candidates",)),
         (("--fit-on", "0.5"), ("--fit-on", "--recalibrate")),
         (("--gold", "text"), ("--gold", "logs")),
         (("--confidence", "full"), ("x.npz", "--confidence candidates")),
