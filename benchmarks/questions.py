@@ -18,8 +18,7 @@ from torch import Tensor
 import measure
 import shapes
 from firstcli.data.encoding import EncodedQuestion
-from firstcli.models import inference, readout
-from firstcli.stages import scoring
+from firstcli.models import answers, inference, readout
 from measure import Comparison, Report
 
 SAMPLES = 256
@@ -30,8 +29,8 @@ CANDIDATES = 5
 def evaluate_all(reader: readout.Reader, questions: Sequence[EncodedQuestion]) -> None:
     """Process the questions as `stages.evaluate` does."""
     lengths = [len(question.input_ids) for question in questions]
-    for batch in inference.batches(lengths, scoring.EVALUATION_TOKENS):
-        scoring.candidate_log_probs(reader, [questions[i] for i in batch])
+    for batch in inference.batches(lengths, answers.EVALUATION_TOKENS):
+        answers.candidate_log_probs(reader, [questions[i] for i in batch])
 
 
 @torch.inference_mode()
@@ -55,7 +54,7 @@ def compare(shape: shapes.Model, repeats: int) -> Comparison:
         for i, ids in enumerate(prompts)
     ]
     batches = []
-    for batch in inference.batches([len(ids) for ids in prompts], scoring.EVALUATION_TOKENS):
+    for batch in inference.batches([len(ids) for ids in prompts], answers.EVALUATION_TOKENS):
         chosen = [prompts[i] for i in batch]
         batches.append((inference.pad(chosen), torch.tensor([len(ids) - 1 for ids in chosen])))
     reader = readout.Reader(model)

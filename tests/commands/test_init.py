@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from firstcli.recipe.starters import starter, starters
+from firstcli.recipe.starters import OWN_DATA, starter, starters
 from support.command_line import Result, first, write_rows
 from support.paths import SHARED
 
@@ -26,6 +26,13 @@ def test_the_list_names_and_describes_every_starter() -> None:
     lines = first("init").out.splitlines()
     for each in starters():
         assert any(each.name in line and each.description in line for line in lines)
+
+
+def test_starters_for_own_data_are_listed_first_under_a_heading() -> None:
+    lines = first("init").out.splitlines()
+    heading = lines.index("your own data:")
+    assert [line.split()[0] for line in lines[heading + 1 : heading + 3]] == [*OWN_DATA]
+    assert heading < lines.index("examples:") < lines.index("the paper's settings:")
 
 
 def test_a_starter_is_printed_as_it_ships() -> None:

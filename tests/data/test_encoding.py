@@ -14,6 +14,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from firstcli.api import Sample
+from firstcli.data import joint
 from firstcli.data.encoding import (
     EncodedQuestion,
     EncodedSample,
@@ -306,6 +307,21 @@ def test_training_and_evaluation_agree_for_every_answer(tokenizer: Tokenizer) ->
 # What cannot be encoded.
 
 
+def test_many_candidates_give_the_same_questions_as_few(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters = [f" {chr(code)}" for code in range(ord("a"), ord("z") + 1)]
+    samples = [
+        Sample.question(f"{i} the water: {text}", [*letters, " A"], i, id=str(i))
+        for i, text in enumerate(("wet", "dry", "wet"))
+    ]
+    shared = encode_questions(samples, Encoding(tokenizer, "here"))
+    trained = encode_training(samples, tokenizer, "here")
+    monkeypatch.setattr(joint, "MANY", 1000)
+    assert str(shared) == str(encode_questions(samples, Encoding(tokenizer, "here")))
+    assert str(trained) == str(encode_training(samples, tokenizer, "here"))
+
+
 def test_candidates_that_share_a_token_are_named(byte_tokenizer: Tokenizer) -> None:
     sample = question("Answer:", " yesx", " yesy", " no")
     for message in mistakes([sample], byte_tokenizer):
@@ -379,9 +395,7 @@ def test_evaluation_needs_candidates(byte_tokenizer: Tokenizer) -> None:
         encode_questions([Sample("a", "b", id="x")], Encoding(byte_tokenizer, "test"))
 
 
-def test_a_question_without_a_correct_answer_can_only_be_evaluated(
-    byte_tokenizer: Tokenizer,
-) -> None:
+def test_a_question_without_a_correct_answer_can_be_evaluated(byte_tokenizer: Tokenizer) -> None:
     answered = Sample.question("Q: A:", [" yes", " no"], 1, id="x")
     without = Sample.question("Q: A:", [" yes", " no"], None, id="y")
     assert (without.response, without.answer) == ("", None)
@@ -390,10 +404,34 @@ def test_a_question_without_a_correct_answer_can_only_be_evaluated(
     assert found.answer is None
     assert found.candidate_ids == expected.candidate_ids
     assert found.input_ids.tolist() == expected.input_ids.tolist()
-    with pytest.raises(UserError, match=r"train: sample 'y': none of its candidates is right"):
-        encode_training([answered, without], byte_tokenizer, "train")
     with pytest.raises(UserError, match=r"1 of 2 questions.* 'y', have no right answer"):
         encode_questions([answered, without], Encoding(byte_tokenizer, "test"))
+
+
+@pytest.mark.parametrize(
+    "candidates",
+    [(" yes", " no"), (" (a", " (b"), (" it is yes", " it is no"), ("x", "xy")],
+)
+def test_an_unlabelled_question_ends_with_its_answer_position(
+    tokenizer: Tokenizer, candidates: tuple[str, ...]
+) -> None:
+    """The tokens before the answer position are those of the question with any label."""
+    prompt = "Q: What is water?\nA:" if candidates[0] != "x" else "Q:\n"
+    labelled = [Sample.question(prompt, candidates, answer, id=f"{answer}") for answer in (0, 1)]
+    unlabelled = Sample.question(prompt, candidates, None, id="u")
+    rows, _ = encode_training([*labelled, unlabelled], tokenizer, "train")
+    found = rows[-1]
+    assert found.answer_position == found.start == len(found.input_ids) - 1
+    assert len(found.targets) == 1
+    for row in rows[:-1]:
+        assert row.answer_position == found.answer_position
+        assert row.input_ids[: found.start].tolist() == found.input_ids[: found.start].tolist()
+
+
+def test_mistakes_in_unlabelled_questions_are_named(byte_tokenizer: Tokenizer) -> None:
+    shared = Sample.question("Q: A:", [" yes", " no", " not"], None, id="u")
+    with pytest.raises(UserError, match=r"train: sample 'u': .* share the token"):
+        encode_training([shared], byte_tokenizer, "train")
 
 
 # Real tokenizers.

@@ -117,14 +117,13 @@ trainer: [1]
         "x.yaml:20: arms.d: found 'hello', expected a mapping",
         "x.yaml:21: trainer: found a list, expected a mapping",
         "x.yaml:2: sed: unknown key (did you mean 'seed'?); known: arms, evaluate, knowledge, "
-        "metrics, name, seed, seeds, student, teacher, train, trainer",
+        "metrics, name, paper, seed, seeds, student, teacher, train, trainer",
     ]
 
 
 def test_missing_sections_are_named(folder: Path) -> None:
     assert errors("name: x") == [
         "x.yaml: train: missing, expected a mapping with 'task'",
-        "x.yaml: evaluate: missing, expected a list with at least 1 entry",
         "x.yaml: student: missing, expected a mapping with 'model'",
         "x.yaml: arms.first: learns from a teacher, but the recipe has none; add 'teacher' or "
         "'learn: labels'",
@@ -389,7 +388,7 @@ def test_paths_in_set_start_from_the_current_folder(folder: Path) -> None:
         (
             "studnet.training.epochs=1",
             "--set: studnet: unknown key (did you mean 'student'?); known: arms, evaluate, "
-            "knowledge, metrics, name, seed, seeds, student, teacher, train, trainer",
+            "knowledge, metrics, name, paper, seed, seeds, student, teacher, train, trainer",
         ),
         (
             "student.training.epcohs=1",

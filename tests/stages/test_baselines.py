@@ -17,6 +17,7 @@ from firstcli.pipeline.plan import Request, open_run
 from firstcli.plugins import calls
 from firstcli.plugins.calls import CheckedRecalibrator
 from firstcli.recalibration.builtin import LogitTemperature
+from firstcli.recalibration.candidates import recalibrated
 from firstcli.stages import inputs, posthoc, scoring, units_of
 from firstcli.workspace.run import Run
 from support import command_line
@@ -110,13 +111,13 @@ def tempered(temperature: float) -> CheckedRecalibrator:
 def test_temperature_one_renormalises_only() -> None:
     rows = [np.log([0.5, 0.2, 0.1]), np.log([0.3, 0.6])]
     plain = EvalRecords.from_log_probs(["a", "b"], [0, 1], rows, [[0.5, 0.5, 0], [1, 0]])
-    same = posthoc.recalibrated(plain, tempered(1.0), "task")
+    same = recalibrated(plain, tempered(1.0), "task")
     np.testing.assert_allclose(same.probabilities, plain.probabilities, rtol=1e-15)
     assert same.truth is not None and plain.truth is not None
     assert same.truth.tolist() == plain.truth.tolist()
-    flat = posthoc.recalibrated(plain, tempered(1e6), "task")
+    flat = recalibrated(plain, tempered(1e6), "task")
     np.testing.assert_allclose(flat.confidence, [1 / 3, 1 / 2], atol=1e-5)
-    sure = posthoc.recalibrated(plain, tempered(0.01), "task")
+    sure = recalibrated(plain, tempered(0.01), "task")
     np.testing.assert_allclose(sure.confidence, 1, atol=1e-12)
 
 

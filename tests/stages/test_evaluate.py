@@ -18,8 +18,8 @@ from firstcli.api import Sample
 from firstcli.data.encoding import EncodedQuestion, Encoding, encode_questions
 from firstcli.metrics.records import EvalRecords
 from firstcli.models import readout
-from firstcli.stages.scoring import candidate_log_probs
-from firstcli.stages.whole_candidates import CandidateSequences, target_log_probs
+from firstcli.models.answers import candidate_log_probs
+from firstcli.stages.whole_candidates import CandidateSequences, response_log_probs
 from support import command_line
 from support.command_line import first
 
@@ -144,7 +144,7 @@ def test_a_whole_candidate_is_the_sum_of_its_tokens_in_any_batch(
     reader, every = readout.Reader(model), list(sequences)
     for batch in (every, every[::-1], every[3:6], *([one] for one in every)):
         with torch.no_grad():
-            sums = target_log_probs(reader, batch)
+            sums = response_log_probs(reader, batch)
         assert list(sums) == [one.id for one in batch]
         for one in batch:
             assert sums[one.id] == pytest.approx(expected[one.id], abs=1e-4)

@@ -18,6 +18,8 @@ LAYERS = (
     ("commands",),
     ("wizard",),
     ("pipeline",),
+    ("export",),
+    ("student",),
     ("stages",),
     ("reporting",),
     ("training",),
@@ -29,7 +31,8 @@ LAYERS = (
     ("metrics",),
     ("data",),
     ("runtime",),
-    ("tasks", "families", "testing"),
+    ("testing",),
+    ("tasks", "families"),
     ("plugins",),
     ("api",),
     ("checkpoints",),
@@ -47,7 +50,8 @@ def import_graph(source: Path = SOURCE, *, modules: bool = False) -> Graph:
     for path in sorted(source.rglob("*.py")):
         parts = path.relative_to(source).with_suffix("").parts
         name = ".".join(part for part in parts if part != "__init__") or "firstcli"
-        imported = set(_imports(path, source))
+        # `firstcli` itself only names the Python interface, which is imported on access.
+        imported = set() if path == source / "__init__.py" else set(_imports(path, source))
         if not modules:
             name = name.partition(".")[0]
             imported = {target.partition(".")[0] for target in imported}

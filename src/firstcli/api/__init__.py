@@ -31,6 +31,7 @@ from firstcli.api.recalibrators import (
     Recalibrator,
     TopKRows,
 )
+from firstcli.api.usage import ChoiceForm, InputField, Label, TaskUsage
 from firstcli.errors import UserError
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "RESERVED_FACTS",
     "Adaptation",
     "BoolArray",
+    "ChoiceForm",
     "Curve",
     "DataPath",
     "DataPaths",
@@ -45,7 +47,9 @@ __all__ = [
     "Dtype",
     "FitInputs",
     "FloatArray",
+    "InputField",
     "IntArray",
+    "Label",
     "MassMode",
     "ModelFamily",
     "ModelRef",
@@ -56,6 +60,7 @@ __all__ = [
     "SourcedStr",
     "Split",
     "Task",
+    "TaskUsage",
     "TopKRows",
     "UserError",
 ]

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 from firstcli.errors import UserError, shortened
@@ -24,9 +25,17 @@ def text(name: str | None, *, schema: bool) -> str:
         return json.dumps(load.schema(), indent=2) + "\n"
     if name is not None:
         return starter(name).text
+    return f"Starters, for example `first init classification > recipe.yaml`:\n{_listed()}"
+
+
+def _listed() -> str:
+    """Return the starters with their descriptions, under headings."""
     width = max(len(each.name) for each in starters())
-    lines = "\n".join(f"  {each.name:<{width}}  {each.description}" for each in starters())
-    return f"Starters, for example `first init quickstart > recipe.yaml`:\n\n{lines}\n"
+    lines: list[str] = []
+    for heading, group in groupby(starters(), lambda each: each.heading):
+        lines += ["", f"{heading}:"]
+        lines += [f"  {each.name:<{width}}  {each.description}" for each in group]
+    return "\n".join(lines) + "\n"
 
 
 def from_data(

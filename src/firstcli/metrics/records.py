@@ -175,6 +175,11 @@ class EvalRecords:
         """The true probability that each prediction is right, (N,); None if unknown."""
         return None if self.truth is None else self.truth[np.arange(len(self)), self.prediction]
 
+    @property
+    def in_right(self) -> FloatArray:
+        """Probability of the right candidate among the candidates, (N,), if there is one."""
+        return np.asarray(self.probabilities[np.arange(len(self)), self.answer])
+
     def shown(self, kind: Confidence) -> FloatArray | None:
         """Return the confidence of the kind `metrics.confidence`, (N,); None if unknown."""
         return self.confidence if kind == "candidates" else self.confidence_full

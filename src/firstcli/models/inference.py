@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,38 +23,56 @@ Family = ModelFamily[PluginOptions]
 
 
 def device_of(family: Family) -> torch.device:
-    """Resolve a family's device: `auto` prefers CUDA, then MPS, then the CPU.
+    """Resolve a family's device.
+
+    Raises:
+        UserError: as for `device_named`.
+    """
+    return device_named(family.device, "model.options.device")
+
+
+def device_named(wanted: str, where: str) -> torch.device:
+    """Resolve the name of a device: `auto` prefers CUDA, then MPS, then the CPU.
+
+    Args:
+        wanted: `auto`, or a name that `torch.device` accepts.
+        where: the option that states it, for messages.
 
     Raises:
         UserError: the device does not exist, or names one GPU for all processes of a launch.
     """
-    name = family.device
+    name = wanted
     if name == "auto":
         mps = "mps" if torch.backends.mps.is_available() else "cpu"
         name = "cuda" if torch.cuda.is_available() else mps
     try:
         device = torch.device(name)
-        if family.device != "auto":
+        if wanted != "auto":
             torch.zeros(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"model.options.device: '{name}' is not usable: {reason}") from error
+        raise UserError(f"{where}: '{name}' is not usable: {reason}") from error
     if device.type != "cuda":
         return device
     if distributed.count() == 1:
         return torch.device("cuda", device.index or 0)
     if device.index is not None:
         raise UserError(
-            f"model.options.device: '{name}' names one GPU, but each of the {distributed.count()} "
+            f"{where}: '{name}' names one GPU, but each of the {distributed.count()} "
             "processes uses a different one; set it to cuda or auto"
         )
     return torch.device("cuda", torch.cuda.current_device())
 
 
 def inference_dtype(family: Family, device: torch.device) -> Dtype:
-    """Resolve a family's dtype outside training: `auto` is bfloat16 on a GPU that supports it."""
-    if family.inference_dtype != "auto":
-        return family.inference_dtype
+    """Resolve a family's dtype outside training; see `dtype_named`."""
+    return dtype_named(family.inference_dtype, device)
+
+
+def dtype_named(wanted: Literal["auto"] | Dtype, device: torch.device) -> Dtype:
+    """Resolve the name of a dtype: `auto` is bfloat16 on a GPU that supports it, else float32."""
+    if wanted != "auto":
+        return wanted
     return "bfloat16" if has_bfloat16(device) else "float32"
 
 

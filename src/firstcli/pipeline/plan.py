@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import platform
 import shlex
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rich.table import Column, Table
+from rich import box
+from rich.markup import escape
+from rich.table import Table
 
 from firstcli.api import JSON
 from firstcli.errors import UserError, one_per_cause, shortened
@@ -23,11 +26,16 @@ from firstcli.recipe.load import load_recipe
 from firstcli.runtime.console import Console, duration, size
 from firstcli.stages import fingerprints, stage_of, units_of
 from firstcli.stages.checks import EXAMPLE, SharedCheck
-from firstcli.workspace.artifacts import Manifest, changes
+from firstcli.workspace.artifacts import Manifest, changes, fingerprint
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit, of_arms, with_upstream
 
 T = TypeVar("T")
+
+NEVER_RUN = "not run yet"
+INTERRUPTED = "interrupted"
+MAX_REASONS = 3
+"""Reasons in the summary of a plan; the table has all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +51,7 @@ class Request:
     dry_run: bool = False
     probe: bool = False
     processes: int = 1
+    verbose: bool = False
     json: bool = False
     quiet: bool = False
     stage_options: Mapping[str, Any] = field(default_factory=dict)
@@ -65,6 +74,18 @@ class PlanRow:
     reason: str
     size: str = ""
     """The size of the unit's work, in words."""
+    resumes: str = ""
+    """Where the work goes on that an interrupted run has begun."""
+    depends: bool = False
+    """Whether the unit will only run if the result of another one changes."""
+
+    @property
+    def state(self) -> str:
+        """Whether and why the unit will run, in words."""
+        if self.current:
+            return self.reason
+        resumes = f"; resumes at {self.resumes}" if self.resumes else ""
+        return f"will run: {self.reason}{resumes}"
 
 
 def open_run(request: Request) -> Run:
@@ -73,8 +94,10 @@ def open_run(request: Request) -> Run:
     folder = request.run_dir or Path("runs") / recipe.name
     if folder.exists() and not folder.is_dir():
         raise UserError(f"run folder {folder}: is not a folder; choose a different --run-dir")
-    console = Console(json=request.json, quiet=request.quiet)
-    return Run(recipe, folder, console)
+    run = Run(recipe, folder, Console(json=request.json, quiet=request.quiet))
+    with disk_errors_reported(folder):
+        run.state_unlabelled()
+    return run
 
 
 def plan(request: Request) -> dict[str, JSON]:
@@ -113,14 +136,17 @@ def status_of(run: Run, unit: Unit, *, force: bool = False) -> PlanRow:
     """Determine whether a unit is up to date; a current unit's manifest is kept in the run."""
     manifest = unit.artifact.manifest(run.digests)
     if missing := [key for key in unit.needs if key not in run.manifests]:
-        reason = f"after {missing[0]}"
-        return PlanRow(unit, False, reason + (", if its result changes" if manifest else ""))
+        if manifest:
+            return PlanRow(unit, False, f"after {missing[0]}, if its result changes", depends=True)
+        return PlanRow(unit, False, f"after {missing[0]}")
+    resumes = _resumption(run, unit)
     if force:
-        return PlanRow(unit, False, "--force")
+        return PlanRow(unit, False, "--force", resumes=resumes)
     if manifest is None:
         damaged = unit.artifact.damage(run.digests)
-        reason = f"damaged: {shortened(damaged, 3)}" if damaged else "not run yet"
-        return PlanRow(unit, False, reason)
+        never = INTERRUPTED if resumes else NEVER_RUN
+        reason = f"damaged: {shortened(damaged, 3)}" if damaged else never
+        return PlanRow(unit, False, reason, resumes=resumes)
     inputs = fingerprint_inputs(run, unit)
     recorded = recorded_inputs(run, manifest, inputs)
     if recorded == inputs:
@@ -128,7 +154,16 @@ def status_of(run: Run, unit: Unit, *, force: bool = False) -> PlanRow:
         return PlanRow(unit, True, "up to date")
     differences = changes(recorded, inputs)
     more = " ..." if len(differences) > 3 else ""
-    return PlanRow(unit, False, "; ".join(differences[:3]) + more)
+    return PlanRow(unit, False, "; ".join(differences[:3]) + more, resumes=resumes)
+
+
+def _resumption(run: Run, unit: Unit) -> str:
+    """Return where work goes on that an interrupted run has begun; empty if it starts anew."""
+    artifact = unit.artifact
+    if not artifact.work.is_dir():
+        return ""
+    begun = artifact.is_begun(fingerprint(fingerprint_inputs(run, unit)))
+    return stage_of(unit).resumption(artifact.work) if begun else ""
 
 
 def statuses(
@@ -313,13 +348,68 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+@contextmanager
+def disk_errors_reported(folder: Path) -> Iterator[None]:
+    """Turn the error of a full or read-only disk into a sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if (reason := _disk_error(error, folder)) is None:
+            raise
+        raise UserError(
+            f"run folder {folder}: cannot be written: {reason}; finished work is kept, fix this "
+            "and run the same command again"
+        ) from error
+
+
+def _disk_error(error: Exception, folder: Path) -> str | None:
+    """Return what is wrong with the disk if that caused an error of any library."""
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        inside = Path(str(error.filename)).absolute().is_relative_to(folder.absolute())
+        return str(error.strerror) if inside else None
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or "os error 28" in str(error) or free_bytes(folder) < 2**20:
+        return "no space left on the disk"
+    return None
+
+
 def plan_table(rows: Sequence[PlanRow]) -> Table:
-    headings = ("stage", "what", "state", "estimate")
-    table = Table(*(Column(heading, overflow="fold") for heading in headings))
+    table = Table("unit", "state", "estimate", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
     for row in rows:
-        state = row.reason if row.current else f"will run: {row.reason}"
-        table.add_row(row.unit.stage, row.unit.subject, state, row.size)
+        table.add_row(*map(escape, (row.unit.key, row.state, row.size)))
     return table
+
+
+def summary(rows: Sequence[PlanRow]) -> tuple[str, list[str]]:
+    """Return the plan in a sentence, and phrases that say why units run and where they resume."""
+    pending = [row for row in rows if not row.current]
+    certain = [row for row in pending if not row.depends]
+    dependent = [row for row in pending if row.depends]
+    count = f"{len(rows)} unit{'s' * (len(rows) != 1)}"
+    current = f"{len(rows) - len(pending)} up to date; " if len(pending) < len(rows) else ""
+    sentence = f"{count}: {current}will run {_counted(certain)}"
+    if dependent:
+        sentence += f", and {_counted(dependent)} if results change"
+    reasons: dict[str, list[PlanRow]] = {}
+    for row in certain:
+        if row.reason not in (NEVER_RUN, INTERRUPTED) and not row.reason.startswith("after "):
+            reasons.setdefault(row.reason, []).append(row)
+    phrases = [f"{_counted(of_reason)}: {reason}" for reason, of_reason in reasons.items()]
+    phrases = phrases[:MAX_REASONS] + ["..."] * (len(phrases) > MAX_REASONS)
+    phrases += [f"{row.unit.key} resumes at {row.resumes}" for row in pending if row.resumes]
+    return sentence, phrases
+
+
+def _counted(rows: Sequence[PlanRow]) -> str:
+    """Return how many units of each stage there are: `distill (3), report`."""
+    stages: dict[str, list[str]] = {}
+    for row in rows:
+        stages.setdefault(row.unit.stage, []).append(row.unit.key)
+    return ", ".join(
+        keys[0] if len(keys) == 1 else f"{stage} ({len(keys)})" for stage, keys in stages.items()
+    )
 
 
 def plan_result(run: Run, rows: Sequence[PlanRow]) -> dict[str, JSON]:
@@ -328,6 +418,7 @@ def plan_result(run: Run, rows: Sequence[PlanRow]) -> dict[str, JSON]:
             "unit": row.unit.key,
             "up_to_date": row.current,
             "reason": row.reason,
+            "resumes": row.resumes,
             "estimate": row.size,
         }
         for row in rows

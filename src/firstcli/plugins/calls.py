@@ -28,6 +28,7 @@ from firstcli.api import (
     ResponseTokens,
     Split,
     Task,
+    TaskUsage,
     TopKRows,
     UserError,
 )
@@ -279,6 +280,21 @@ class CheckedTask(Task[Any]):
         with explained(self._plugin, "`sources`"):
             files = self._task.sources(split)
             return None if files is None else [Path(file) for file in files]
+
+    def unlabelled(self, path: Path | Sequence[Path]) -> CheckedTask | None:
+        with explained(self._plugin, "`unlabelled`"):
+            task = self._task.unlabelled(path)
+        return None if task is None else CheckedTask(self._plugin, task)
+
+    def usage(self) -> TaskUsage | None:
+        with explained(self._plugin, "`usage`"):
+            usage = self._task.usage()
+        if not (usage is None or isinstance(usage, TaskUsage)):
+            found = type(usage).__name__
+            raise UserError(
+                f"{self._plugin.title}: `usage` returned a {found}, expected a TaskUsage or None"
+            )
+        return usage
 
     @property
     def adapts(self) -> bool:

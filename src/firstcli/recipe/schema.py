@@ -15,8 +15,8 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails
 
-from firstcli.api import MassMode
-from firstcli.errors import UserError
+from firstcli.api import DataPaths, MassMode
+from firstcli.errors import UserError, did_you_mean, shortened
 from firstcli.recipe.references import (
     POSTHOC_KEY,
     ArmName,
@@ -27,9 +27,14 @@ from firstcli.recipe.references import (
     RecipeSection,
     TaskRef,
     mistake,
+    user_errors_as_mistakes,
 )
 from firstcli.runtime.redaction import redacted
 
+TEST = "test"
+"""The split that is evaluated by default."""
+VALIDATION = "validation"
+"""Reserved name of the evaluation on the questions that are held out of the training split."""
 DEFAULT_ARMS = {"first": {"recalibrator": {"name": "temperature-scaling"}}}
 
 
@@ -70,6 +75,21 @@ class TrainingOverrides(RecipeSection):
     dtype: Literal["float32", "bfloat16"] | None = None
 
 
+class Unlabelled(RecipeSection):
+    """Training samples without a label, from which only students learn.
+
+    At the answer position they learn the teacher's recalibrated probabilities, and nothing else.
+    """
+
+    path: DataPaths | None = None
+    """The file or files of the samples, relative to this recipe. The training task reads them with
+    its other options; labels are not needed, and ignored. Default: only the rows of the training
+    split whose label is empty."""
+    limit: int | None = Field(default=None, ge=0)
+    """Use only this many unlabelled samples, those of the training split first; 0 leaves them all
+    out. Default: all."""
+
+
 class Train(RecipeSection):
     """The training data of teacher and students."""
 
@@ -86,16 +106,35 @@ class Train(RecipeSection):
     doubled_bos: Literal["error", "drop"] = "error"
     """What to do with prompts, also those of evaluations, that begin with the BOS token that the
     tokenizer adds, as rendered chat templates do: stop with an error, or drop the added one."""
+    unlabelled: Unlabelled | None = None
+    """Samples without a label, from which students learn the teacher's probabilities. Default: the
+    rows of the training split whose label is empty, if there are any."""
+
+    @field_validator("unlabelled")
+    @classmethod
+    def _can_be_read(cls, section: Unlabelled | None, info: ValidationInfo) -> Unlabelled | None:
+        task: TaskRef | None = info.data.get("task")
+        if section is None or task is None:
+            return section
+        if not task.plugin.has_candidates:
+            raise mistake(
+                f"task '{task.name}' has no candidates, so the teacher has no probabilities of "
+                "answers to teach; leave it out, or use a task with candidates"
+            )
+        if section.path is not None:
+            with user_errors_as_mistakes():
+                task.build_unlabelled(section.path)
+        return section
 
 
 class Evaluation(RecipeSection):
     """A task on which teacher and students are evaluated."""
 
-    task: TaskRef
-    """A task whose samples have candidate answers."""
+    task: TaskRef = Field(default=cast(Any, None))
+    """A task whose samples have candidate answers. Default: the training task."""
     name: FolderName = Field(default=None, validate_default=True)
     """Unique name of the evaluation. Default: the task's name."""
-    split: str = "test"
+    split: str = TEST
     """The task's split to evaluate on."""
     limit: int | None = Field(default=None, ge=1)
     """For a quick trial, evaluate on only this many rows from the start of the split. Default:
@@ -115,7 +154,8 @@ class Evaluation(RecipeSection):
     def _task_name_by_default(cls, name: object, info: ValidationInfo) -> object:
         if name is not None:
             return name
-        return info.data["task"].name if "task" in info.data else "unnamed"
+        task: TaskRef | None = info.data.get("task")
+        return task.name if task else "unnamed"
 
 
 class MetricsSettings(RecipeSection):
@@ -132,6 +172,17 @@ class MetricsSettings(RecipeSection):
     correction: Literal["none", "holm"] = "none"
     """How the marks of the report allow for the number of its tests: not at all, or so that all
     true differences of zero stay unmarked with a probability of 95 % (`holm`)."""
+    target_accuracy: float | None = Field(default=None, gt=0, lt=1)
+    """Choose for each model the lowest confidence from which on its answers have at least this
+    accuracy, with 95 % certainty. The models also answer the validation questions then."""
+    coverage: float | None = Field(default=None, gt=0, lt=1)
+    """Report for each model sets of candidates that contain the right one with at least this
+    probability. The models also answer the validation questions then."""
+
+    @property
+    def use_validation(self) -> bool:
+        """Whether the models also answer the validation questions."""
+        return self.target_accuracy is not None or self.coverage is not None
 
     @property
     def definition(self) -> str:
@@ -245,6 +296,17 @@ class Arm(RecipeSection):
         return values
 
 
+class PublishedValues(RecipeSection):
+    """What a paper reports for one row of its table, in percent."""
+
+    ece: float | None = None
+    """Expected calibration error."""
+    accuracy: float | None = None
+    """Accuracy."""
+    trust: float | None = None
+    """Accuracy minus ECE."""
+
+
 class Recipe(RecipeSection):
     """A run of firstcli: the data, the teacher, the student and the arms to compare."""
 
@@ -257,8 +319,10 @@ class Recipe(RecipeSection):
     `seed`."""
     train: Train
     """The training data of teacher and students."""
-    evaluate: Annotated[tuple[Evaluation, ...], Field(strict=False)] = Field(min_length=1)
-    """The evaluations of teacher and students."""
+    evaluate: Annotated[tuple[Evaluation, ...], Field(strict=False)] = Field(
+        default=cast(Any, None), validate_default=True, min_length=1
+    )
+    """The evaluations of teacher and students. Default: the split `test` of the training task."""
     metrics: MetricsSettings = MetricsSettings()
     """Settings of the report. Changing them reruns no model."""
     teacher: Teacher | None = None
@@ -272,6 +336,9 @@ class Recipe(RecipeSection):
     )
     """The arms by name; each trains one student. Default: the arm `first`, with temperature
     scaling."""
+    paper: dict[FolderName, dict[str, PublishedValues]] = Field(default_factory=dict)
+    """Published values to compare with, by evaluation and row (`teacher`, an arm, or either with
+    ` + T`). `first compare` shows them beside those of the run."""
     trainer: dict[str, Any] = Field(default_factory=dict)
     """Any field of transformers.TrainingArguments that firstcli does not set itself."""
 
@@ -279,7 +346,28 @@ class Recipe(RecipeSection):
         """Return the recipe as plain YAML values, with defaults and absolute local paths."""
         return self.model_dump(mode="json", exclude_none=True)
 
-    @field_validator("evaluate", "seeds", "teacher", "student", "knowledge", "arms", "trainer")
+    @field_validator("evaluate", mode="before")
+    @classmethod
+    def _of_the_training_task_by_default(cls, entries: object, info: ValidationInfo) -> object:
+        train: Train | None = info.data.get("train")
+        if entries is None and train:
+            _require_test_split(train.task)
+        entries = [{}] if entries is None else entries
+        if not isinstance(entries, list | tuple):
+            return entries
+
+        def completed(entry: object) -> object:
+            if not isinstance(entry, dict) or entry.get("task") is not None:
+                return entry
+            # Without a valid training task the recipe is invalid anyway.
+            return entry if train is None else {**entry, "task": train.task}
+
+        return [completed(entry) for entry in entries]
+
+    @field_validator(
+        *("evaluate", "metrics", "seeds", "teacher", "student", "knowledge", "arms"),
+        *("paper", "trainer"),
+    )
     @classmethod
     def _fits_the_recipe(cls, section: Any, info: ValidationInfo) -> Any:
         conflicts = _conflicts(str(info.field_name), section, info.data)
@@ -289,6 +377,25 @@ class Recipe(RecipeSection):
         if details:
             raise ValidationError.from_exception_data("recipe", details)
         return section
+
+
+def _require_test_split(task: TaskRef) -> None:
+    """Refuse a recipe without `evaluate` whose training task cannot be evaluated."""
+    example = "for example `evaluate: [{split: validation}]`"
+    if not task.plugin.has_candidates:
+        raise mistake(
+            f"missing, and the training task '{task.name}' has no candidates, so models cannot be "
+            "evaluated on it; list a task that has, as `evaluate: [{task: {name: ...}}]`"
+        )
+    try:
+        splits = task.build().splits
+    except UserError:
+        return  # the data cannot be read, which is a mistake in `train.task`
+    if TEST not in splits:
+        raise mistake(
+            f"missing, and the training task '{task.name}' has no split '{TEST}'; it has "
+            f"{shortened(splits)}; {task.advice_on_test_split}list a different split, {example}"
+        )
 
 
 _NO_CREDENTIALS = (
@@ -306,10 +413,14 @@ def _conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
         for i, evaluation in enumerate(section):
             if names[i] in names[:i]:
                 yield (i, "name"), f"two evaluations are named '{evaluation.name}'; rename one"
+    if name == "metrics" and section.use_validation:
+        yield from _validation_conflicts(section, valid)
     if name == "trainer":
         for key, value in section.items():
             if key.startswith("hub_") or redacted({key: value}) != {key: value}:
                 yield (key,), _NO_CREDENTIALS
+    if name == "paper":
+        yield from _unknown_rows(section, valid)
     if name == "seeds" and len(set(section)) < len(section):
         yield (), f"found {list(section)}, expected seeds without repetition"
     if name == "teacher" and section and section.posthoc:
@@ -354,6 +465,21 @@ def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
             yield ("training",), f"micro_batch_size {micro} does not divide batch_size {batch}"
 
 
+def _unknown_rows(
+    paper: Mapping[str, Mapping[str, PublishedValues]], valid: Mapping[str, Any]
+) -> Conflicts:
+    evaluations = [section.name for section in valid.get("evaluate", ())]
+    models = ["teacher", *valid.get("arms", {})]
+    rows = [*models, *(f"{model} + T" for model in models)]
+    for evaluation, values in paper.items():
+        if "evaluate" in valid and evaluation not in evaluations:
+            hint = did_you_mean(evaluation, evaluations)
+            yield (evaluation,), f"the recipe has no such evaluation{hint}"
+        for row in values:
+            if "arms" in valid and row not in rows:
+                yield (evaluation, row), f"the recipe has no such model{did_you_mean(row, rows)}"
+
+
 def _posthoc_conflicts(train: Train | None) -> Conflicts:
     if train and train.validation == 0:
         text = "it is fitted on held-out samples, but train.validation is 0; raise it"
@@ -361,6 +487,21 @@ def _posthoc_conflicts(train: Train | None) -> Conflicts:
     elif train and not train.task.build().has_candidates:
         text = f"task '{train.task.name}' has no candidates to choose from; leave it out"
         yield (POSTHOC_KEY,), text
+
+
+def _validation_conflicts(metrics: MetricsSettings, valid: Mapping[str, Any]) -> Conflicts:
+    """Yield what prevents the models from answering the validation questions."""
+    train: Train | None = valid.get("train")
+    given = (key for key in ("target_accuracy", "coverage") if getattr(metrics, key) is not None)
+    key = next(given)
+    if train and train.validation == 0:
+        yield (key,), "it needs held-out questions, but train.validation is 0; raise it"
+    elif train and not train.task.build().has_candidates:
+        yield (key,), f"task '{train.task.name}' has no candidates to choose from; leave it out"
+    for evaluation in valid.get("evaluate", ()):
+        if evaluation.name.casefold() == VALIDATION:
+            text = f"it makes records named '{VALIDATION}', as an evaluation is; rename that one"
+            yield (key,), text
 
 
 def _recalibrator_conflicts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,3 +30,21 @@ def stage_of(unit: Unit) -> Stage:
 def units_of(recipe: Recipe, folder: Path) -> dict[str, Unit]:
     """Return every unit of a recipe by its key, in an order in which they can run."""
     return {unit.key: unit for stage in STAGES for unit in stage.units(recipe, folder)}
+
+
+def completing_units(
+    stage: Stage, targets: Iterable[Unit], recipe: Recipe, folder: Path
+) -> list[Unit]:
+    """Return the units of other stages without which a command's targets are incomplete.
+
+    Args:
+        stage: the command's stage.
+        targets: its units.
+        recipe: the recipe.
+        folder: the run folder.
+    """
+    trained = {unit.model.trained for unit in targets}
+    units = [
+        unit for other in STAGES if other.completes is stage for unit in other.units(recipe, folder)
+    ]
+    return [unit for unit in units if unit.model.trained in trained]

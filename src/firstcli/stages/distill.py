@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Column, Table
+from rich.table import Table
 
-from firstcli.runtime import distributed
 from firstcli.stages import checks, fingerprints
 from firstcli.stages.base import TrainingFacts
 from firstcli.stages.calibrate import CALIBRATE, candidate_tokens
@@ -17,7 +16,15 @@ from firstcli.stages.checks import SharedCheck
 from firstcli.stages.extract import EXTRACT
 from firstcli.stages.finetune import TrainingStage
 from firstcli.workspace.artifacts import Artifact
-from firstcli.workspace.units import Model, Unit, calibration_path, models_of, needs_fit, part_of
+from firstcli.workspace.units import (
+    Model,
+    Unit,
+    calibration_path,
+    learns_unlabelled,
+    models_of,
+    needs_fit,
+    part_of,
+)
 
 if TYPE_CHECKING:
     from firstcli.api import JSON
@@ -30,6 +37,7 @@ class Distill(TrainingStage):
 
     name = "distill"
     help = "Train the students, one per arm, after everything that they need."
+    example = "recipe.yaml --arm first"
     format = 3  # float32 logits of half-precision products
     has_arms = True
 
@@ -42,6 +50,7 @@ class Distill(TrainingStage):
                 continue
             arm = recipe.arms[model.arm]
             needs = [EXTRACT.key(part_of(recipe, arm))] if arm.learn == "knowledge" else []
+            needs += [EXTRACT.key("unlabelled")] if learns_unlabelled(recipe, arm) else []
             needs += [CALIBRATE.key(model.arm)] if needs_fit(arm) else []
             artifact = Artifact(folder / "students" / model.name, True)
             yield Unit(self.key(model), self.name, artifact, tuple(needs), model=model)
@@ -50,6 +59,8 @@ class Distill(TrainingStage):
         inputs = super().fingerprint_inputs(run, unit)
         if run.recipe.arms[unit.arm].learn == "labels":
             return inputs
+        if learns_unlabelled(run.recipe, run.recipe.arms[unit.arm]):
+            inputs = {**inputs, "unlabelled samples": run.part_content("unlabelled")}
         names = ("recalibrator", "mass", "objective", "recalibrate", "top_k")
         return {**inputs, **fingerprints.arm_fields(run.recipe, unit.arm, names)}
 
@@ -65,7 +76,7 @@ class Distill(TrainingStage):
         return super().check(run, unit)
 
     def work(self, run: Run, unit: Unit, folder: Path) -> TrainingFacts:
-        from firstcli.stages import card, inputs, train_model
+        from firstcli.stages import inputs, train_model
         from firstcli.training import soft_targets
 
         arm, title = run.recipe.arms[unit.arm], f"distilling {unit.subject}"
@@ -73,16 +84,20 @@ class Distill(TrainingStage):
             facts = train_model.train(run, unit, folder, title)
         else:
             rows = inputs.rows_of(run, unit)
-            knowledge = inputs.stored_knowledge(run, part_of(run.recipe, arm))
+            knowledge = inputs.knowledge_of(run, arm)
+            unlabelled = learns_unlabelled(run.recipe, arm)
             fitted = calibration_path(run.folder, unit.arm)
             recalibrator = soft_targets.recalibrator_for(arm, fitted)
+            candidates = dict(candidate_tokens(run, recalibrator, "train"))
+            if unlabelled:
+                candidates |= candidate_tokens(run, recalibrator, "unlabelled")
             targets = soft_targets.SoftTargetBuilder(
                 arm,
                 recalibrator,
                 knowledge,
                 rows,
                 run.recipe.train.task.name,
-                candidate_tokens(run, recalibrator, "train"),
+                candidates,
                 inputs.exchanged_eos(run),
             )
             swaps = targets.rank_swaps()
@@ -90,13 +105,19 @@ class Distill(TrainingStage):
                 run, unit, folder, title, arm.objective or "topk-tail", targets
             )
             facts = replace(facts, rank_swaps=swaps or None)
-        if distributed.is_first():
-            (folder / "README.md").write_text(card.model_card(run, unit, facts), "utf-8")
+            if unlabelled:
+                count = len(inputs.training_rows(run, unit.role, "unlabelled"))
+                facts = replace(facts, unlabelled=count)
         return facts
 
+    def in_words(self, run: Run, unit: Unit) -> list[str]:
+        arm = run.recipe.arms[unit.arm]
+        return TrainingFacts.of(run.manifests[unit.key].facts).in_words(
+            arm.top_k or run.recipe.knowledge.top_k
+        )
+
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
-        headings = ("arm", "learned", "steps", "loss", "P", "Q", "folder")
-        table = Table(*(Column(name, overflow="fold") for name in headings), title="students")
+        table = Table("arm", "learned", "steps", "loss", "P", "Q", title="students")
         for unit in units:
             facts = TrainingFacts.of(run.manifests[unit.key].facts)
             arm = run.recipe.arms[unit.arm]
@@ -106,9 +127,9 @@ class Distill(TrainingStage):
                 str(facts.steps),
                 f"{facts.loss:.4f}",
                 *("–" if mass is None else f"{mass:.4f}" for mass in (facts.P, facts.Q)),
-                str(unit.artifact.path),
             )
         run.console.show(table)
+        run.console.say(f"each student is in its folder: {run.folder / 'students'}/ARM")
         return {unit.subject: run.manifests[unit.key].facts for unit in units}
 
 

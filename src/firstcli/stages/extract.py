@@ -14,7 +14,7 @@ from firstcli.stages.base import Facts, Option, Stage
 from firstcli.stages.checks import SharedCheck
 from firstcli.stages.finetune import FINETUNE
 from firstcli.workspace.artifacts import Artifact
-from firstcli.workspace.units import Part, Unit, needs_fit, part_of
+from firstcli.workspace.units import Part, Unit, learns_unlabelled, needs_fit, part_of
 
 if TYPE_CHECKING:
     from firstcli.api import JSON
@@ -39,7 +39,8 @@ class ExtractFacts(Facts):
     judged: int
     """Positions over which confidence and accuracy of the top token are averaged."""
     confidence: float
-    accuracy: float
+    accuracy: float | None = None
+    """None for samples without a label."""
     batches_halved: int | None = None
 
 
@@ -48,6 +49,7 @@ class Extract(Stage):
 
     name = "extract"
     help = "Store the teacher's top-k probabilities over the training data."
+    example = "recipe.yaml --verify 100"
     format = 4  # float32 logits of half-precision products
     shared = True
     precious = True
@@ -69,6 +71,8 @@ class Extract(Stage):
             parts["out-of-fold"] = FINETUNE.fold_keys(recipe)
         if any(map(needs_fit, arms)):
             parts["validation"] = teacher
+        if any(learns_unlabelled(recipe, arm) for arm in arms):
+            parts["unlabelled"] = teacher  # which has never seen them, with and without folds
         for part, needs in parts.items():
             artifact = Artifact(folder / "knowledge" / part, True)
             yield Unit(self.key(part), self.name, artifact, needs, part=part)
@@ -93,6 +97,11 @@ class Extract(Stage):
                 f"train.validation: {run.recipe.train.validation} of the training split leaves no "
                 "sample to fit a recalibrator on; raise it"
             )
+        if unit.part == "unlabelled" and not run.training.unlabelled:
+            raise UserError(
+                "train.unlabelled: there is no row to use; give rows whose prompts do not also "
+                "occur with a label, or leave it out"
+            )
         rows = inputs.training_rows(run, "teacher", unit.part)
         scoring.shards_of(run, unit)
         stored = size(self.disk(run, unit))
@@ -108,6 +117,30 @@ class Extract(Stage):
 
     def probe(self, probe: Probe, unit: Unit) -> CostEstimate | None:
         return probe.extraction(unit)
+
+    def resumption(self, folder: Path) -> str:
+        from firstcli.knowledge.shards import shard_facts
+
+        finished = list(filter(None, map(shard_facts, folder.glob("shard-*.parquet"))))
+        if not finished:
+            return ""
+        total = finished[0].get("shards")
+        return f"shard {len(finished)}" + (f" of {total}" if total else "")
+
+    def in_words(self, run: Run, unit: Unit) -> list[str]:
+        from firstcli.runtime.console import percent, size
+
+        manifest = run.manifests[unit.key]
+        facts = ExtractFacts.of(manifest.facts)
+        stored = sum(file["size"] for file in manifest.files.values())
+        phrases = [f"{facts.positions:,} positions", size(stored)]
+        phrases.append(f"top {run.recipe.knowledge.top_k} hold {percent(facts.mean_top_k_mass)}")
+        if facts.judged:
+            right = "" if facts.accuracy is None else f"right {percent(facts.accuracy)}, "
+            phrases.append(f"teacher {right}says {percent(facts.confidence)}")
+        if facts.batches_halved:
+            phrases.append(f"{facts.batches_halved:,} batches halved")
+        return phrases
 
     def unsound_files(self, folder: Path) -> list[str]:
         from firstcli.knowledge.shards import is_sound

@@ -26,10 +26,9 @@ from firstcli.workspace.artifacts import Artifact
 from firstcli.workspace.units import Model, Unit, calibration_path, models_of, records_path
 
 if TYPE_CHECKING:
-    from firstcli.api import JSON, TopKRows
+    from firstcli.api import JSON
     from firstcli.data.encoded import EncodedStore
     from firstcli.metrics.records import EvalRecords
-    from firstcli.plugins.calls import CheckedRecalibrator
     from firstcli.recipe.references import PosthocRef
     from firstcli.recipe.schema import Recipe
     from firstcli.workspace.run import Run
@@ -47,6 +46,7 @@ class Posthoc(Stage):
     shared = True
     has_arms = True
     checks = (checks.OVERLAP, checks.UNPINNED)
+    completes = DISTILL  # a student's folder contains its post-hoc recalibrator
     why_nothing = "neither the teacher nor an arm has a posthoc"
 
     def key(self, model: Model) -> str:
@@ -86,6 +86,7 @@ class Posthoc(Stage):
         return f"{_section(run, unit).name} on {samples} validation samples"
 
     def work(self, run: Run, unit: Unit, folder: Path) -> CalibrationFacts | None:
+        from firstcli.recalibration.candidates import candidate_rows
         from firstcli.recalibration.diagnostics import CalibrationArtifact
         from firstcli.stages import inputs, scoring
 
@@ -111,6 +112,9 @@ class Posthoc(Stage):
         )
         artifact.save(folder / f"{unit.subject}.json")
         return CalibrationFacts.of(artifact.short_facts())
+
+    def in_words(self, run: Run, unit: Unit) -> list[str]:
+        return CalibrationFacts.of(run.manifests[unit.key].facts).in_words()
 
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
         title = "post-hoc recalibrators, on the validation rows that they were fitted on"
@@ -147,6 +151,7 @@ def _rows(run: Run, unit: Unit) -> EncodedStore:
 def recalibrated_records(run: Run, unit: Unit) -> EvalRecords:
     """Return the records of the plain model with the post-hoc recalibrator applied."""
     from firstcli.metrics.records import EvalRecords
+    from firstcli.recalibration.candidates import recalibrated
     from firstcli.recalibration.diagnostics import CalibrationArtifact
 
     plain = replace(unit.model, posthoc=False)
@@ -158,73 +163,9 @@ def recalibrated_records(run: Run, unit: Unit) -> EvalRecords:
             f"{unit.key}: the candidates hold {100 * mass:.0f} % of the model's probability; a "
             "recalibrator that is fitted to all tokens may not suit them"
         )
-    task = next(each.task for each in run.recipe.evaluate if each.name == unit.evaluation)
+    tasks = {each.name: each.task for each in run.recipe.evaluate}
+    task = tasks.get(unit.evaluation, run.recipe.train.task)  # the latter for validation questions
     return recalibrated(records, fitted, task.name)
-
-
-def candidate_rows(records: EvalRecords, task: str) -> TopKRows:
-    """Return the candidates of each question as rows, most likely first.
-
-    Rows with fewer candidates than others are filled up with probability 0 and candidate -1.
-    """
-    import numpy as np
-
-    from firstcli.api import TopKRows
-
-    order = np.argsort(-records.log_probs, axis=1, kind="stable")  # (N, C)
-    count = len(records)
-    return TopKRows(
-        topk=np.take_along_axis(records.probabilities, order, axis=1),
-        mass=np.ones(count),
-        mass_mode="one",
-        candidate=np.where(order < records.count[:, None], order, -1),
-        token_ids=None,
-        sample_ids=records.ids,
-        position=np.zeros(count, np.int64),
-        is_answer=np.ones(count, np.bool_),
-        task=task,
-    )
-
-
-def recalibrated(records: EvalRecords, fitted: CheckedRecalibrator, task: str) -> EvalRecords:
-    """Return records with recalibrated probabilities of the candidates.
-
-    Args:
-        records: a model's answers.
-        fitted: the fitted recalibrator.
-        task: name of the task that the questions come from.
-    """
-    import numpy as np
-
-    from firstcli.metrics.records import EvalRecords
-
-    rows = candidate_rows(records, task)
-    log_probs = np.full(records.log_probs.shape, -np.inf)
-    for count in np.unique(records.count):  # no question gets probability for missing candidates
-        chosen = np.flatnonzero(records.count == count)
-        part = _narrowed(rows.rows(chosen), int(count))
-        with np.errstate(divide="ignore"):
-            values = np.log(fitted.transform(part).distribution)
-        log_probs[chosen[:, None], part.candidate] = values
-
-    whole = None
-    if records.whole is not None:
-        with np.errstate(invalid="ignore"):  # of padding, replaced by what the token has: -inf
-            changed = records.whole + (log_probs - records.log_probs)
-        whole = records.ragged(np.where(np.isneginf(log_probs), log_probs, changed))
-    return EvalRecords.from_log_probs(
-        ids=records.ids,
-        answers=records.answer.tolist(),
-        log_probs=records.ragged(log_probs),
-        truth=None if records.truth is None else records.ragged(records.truth),
-        whole=whole,
-        groups=records.groups,
-        scope="candidates",
-    )
-
-
-def _narrowed(rows: TopKRows, count: int) -> TopKRows:
-    return replace(rows, topk=rows.topk[:, :count], candidate=rows.candidate[:, :count])
 
 
 POSTHOC = Posthoc()

@@ -20,7 +20,7 @@ from firstcli.api import FloatArray
 from firstcli.data.encoded import IntArray, lengths_of
 from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError
-from firstcli.models import inference, readout
+from firstcli.models import answers, inference, readout
 from firstcli.models.batching import Item, free_memory, is_out_of_memory
 from firstcli.stages import inputs, scoring, whole_candidates
 from firstcli.training import arguments, trainer
@@ -66,7 +66,8 @@ class Probe:
     def training(self, unit: Unit) -> CostEstimate:
         """Estimate the training of a model."""
         settings = self.run.training_settings(unit)
-        key = ("training", unit.role, settings.model_dump_json(), str(unit.fold))
+        samples = str(len(inputs.rows_of(self.run, unit)))  # not all arms learn unlabelled ones
+        key = ("training", unit.role, settings.model_dump_json(), str(unit.fold), samples)
         if key not in self._measured:
             self._measured[key] = self._measure_training(unit)
         return self._measured[key]
@@ -139,10 +140,10 @@ class Probe:
         key = ("evaluation", unit.role, unit.evaluation)
         if key not in self._measured:
             questions = inputs.questions(self.run, unit.role, unit.evaluation)
-            cost = self._answering(unit, questions, scoring.candidate_log_probs)
+            cost = self._answering(unit, questions, answers.candidate_log_probs)
             sequences = whole_candidates.sequences(self.run, unit.role, unit.evaluation)
             if sequences:
-                whole = self._answering(unit, sequences, whole_candidates.target_log_probs)
+                whole = self._answering(unit, sequences, whole_candidates.response_log_probs)
                 seconds, memory = cost.seconds + whole.seconds, max(cost.memory, whole.memory)
                 cost = CostEstimate(seconds, memory)
             self._measured[key] = cost
@@ -154,7 +155,7 @@ class Probe:
         items: Sequence[Item],
         score: Callable[[readout.Reader, Sequence[Item]], object],
     ) -> CostEstimate:
-        batches = _batches(items, scoring.EVALUATION_TOKENS)
+        batches = _batches(items, answers.EVALUATION_TOKENS)
         ranks = [index % self._processes for index in range(len(batches))]
         return self._scoring(unit, batches, ranks, score)
 

@@ -8,7 +8,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from firstcli.api import BoolArray, TopKRows
 from firstcli.data.encoded import EncodedStore, counts_of, lengths_of
@@ -19,6 +18,7 @@ from firstcli.knowledge import store
 from firstcli.knowledge.top_k import TopK
 from firstcli.metrics.records import EvalRecords
 from firstcli.models import inference, readout
+from firstcli.models.answers import EVALUATION_TOKENS, candidate_log_probs
 from firstcli.models.batching import HalvingBatches, free_memory, run_batched
 from firstcli.stages import inputs, whole_candidates
 from firstcli.training.soft_targets import CandidateTokens, candidate_indices
@@ -27,8 +27,6 @@ from firstcli.workspace.units import Unit
 
 EXTRACTION_TOKENS = 4096
 """Tokens per batch of extraction, padding included."""
-EVALUATION_TOKENS = 8192
-"""Tokens per batch of evaluation, padding included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,29 +161,6 @@ def top_k_of(
             log_tail[end - count : end].numpy(),
         )
         for row, count, end in zip(rows, counts, ends, strict=True)
-    }
-
-
-def candidate_log_probs(
-    reader: readout.Reader, questions: Sequence[EncodedQuestion]
-) -> dict[str, list[float]]:
-    """Return each candidate's log-probability in the whole vocabulary, by question id."""
-    device = next(reader.model.parameters()).device
-    padded = inference.pad([question.input_ids for question in questions])
-    rows = torch.arange(len(questions), device=device)
-    last = torch.tensor([len(question.input_ids) - 1 for question in questions], device=device)
-    candidates = [torch.tensor(question.candidate_ids) for question in questions]
-    token_ids = pad_sequence(candidates, batch_first=True).to(device)  # (B, C)
-    log_probs = reader(
-        padded.input_ids.to(device),
-        padded.attention_mask.to(device),
-        rows,
-        last,
-        lambda scores: readout.log_probs(scores, token_ids),
-    ).tolist()
-    return {
-        question.id: values[: len(question.candidate_ids)]
-        for question, values in zip(questions, log_probs, strict=True)
     }
 
 

@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
-import torch
 
 from firstcli.data.encoded import IntArray
 from firstcli.data.encoding import EncodedQuestion, EncodedSample
 from firstcli.data.joint import MANY
 from firstcli.data.sequences import LazySequence
 from firstcli.errors import UserError
-from firstcli.models import inference, readout
+from firstcli.models import readout
+from firstcli.models.answers import target_log_probs
 from firstcli.models.batching import run_batched
 from firstcli.stages import inputs
 from firstcli.workspace.run import Run, once_per_run
@@ -91,23 +91,9 @@ def sequences(run: Run, role: Role, evaluation: str) -> CandidateSequences | Non
     return None
 
 
-def target_log_probs(reader: readout.Reader, rows: Sequence[EncodedSample]) -> dict[str, float]:
+def response_log_probs(reader: readout.Reader, rows: Sequence[EncodedSample]) -> dict[str, float]:
     """Return the log-probability of each sample's targets, summed over its tokens, by id."""
-    device = next(reader.model.parameters()).device
-    padded = inference.pad([row.input_ids[:-1] for row in rows])  # no target follows the last token
-    batch_rows, columns = inference.before_targets(rows)
-    targets = np.concatenate([row.targets for row in rows]).astype(np.int64)
-    token_ids = torch.from_numpy(targets)[:, None].to(device)  # (N, 1)
-    log_probs = reader(
-        padded.input_ids.to(device),
-        padded.attention_mask.to(device),
-        batch_rows.to(device),
-        columns.to(device),
-        lambda scores: readout.log_probs(scores, token_ids),
-    )
-    tokens = log_probs[:, 0].cpu().numpy().astype(np.float64)
-    sums = np.bincount(batch_rows.numpy(), weights=tokens)
-    return {row.id: float(total) for row, total in zip(rows, sums, strict=True)}
+    return {id: sum(tokens.tolist()) for id, tokens in target_log_probs(reader, rows).items()}
 
 
 def scored(
@@ -135,7 +121,7 @@ def scored(
         return None
     sums: dict[str, float] = {}
     if len(rows):
-        title, score = f"{unit.key}, whole candidates", partial(target_log_probs, reader)
+        title, score = f"{unit.key}, whole candidates", partial(response_log_probs, reader)
         sums = run_batched(
             run.console, title, "candidates", rows, rows.lengths, batch_tokens, score
         )

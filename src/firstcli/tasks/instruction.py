@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from firstcli.api import Sample, Split, Task
+from firstcli.api import InputField, Sample, Split, Task, TaskUsage
 from firstcli.tasks import tables
 from firstcli.tasks.table_splits import TableOptions, TableSplits
 from firstcli.tasks.tables import TableRow
@@ -46,6 +46,11 @@ class Instruction(Task[InstructionOptions]):
     def sources(self, split: str) -> Sequence[Path]:
         return self._table.files(split)
 
+    def usage(self) -> TaskUsage:
+        names = columns_of(self.options.prompt)
+        inputs = {name: InputField(columns=(name,), required="column") for name in names}
+        return TaskUsage(kind="instruction", prompt=self.options.prompt, inputs=inputs)
+
     def load(self, split: str) -> Split:
         """Return the rows that have a response, in the order of the file."""
         notes: list[str] = []
@@ -56,6 +61,8 @@ class Instruction(Task[InstructionOptions]):
 
     def _sample(self, row: TableRow) -> Sample:
         options = self.options
+        named = dict.fromkeys(columns_of(options.prompt), "prompt")
+        row.require(dict.fromkeys(columns_of(options.response), "response") | named)
         row.require_any(columns_of(options.prompt))
         answered = any(row.text(column).strip() for column in columns_of(options.response))
         return Sample(

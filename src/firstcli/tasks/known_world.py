@@ -22,7 +22,8 @@ from random import Random
 
 from pydantic import Field
 
-from firstcli.api import PluginOptions, Sample, Split, Task
+from firstcli.api import PluginOptions, Sample, Split, Task, TaskUsage
+from firstcli.api.usage import prompt_usage
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "kind": ("fox", "hare", "toad", "crane", "moth", "goat"),
@@ -164,6 +165,13 @@ class KnownWorld(Task[KnownWorldOptions]):
     def sources(self, split: str) -> Sequence[Path]:
         return ()  # the options alone determine the questions
 
+    def usage(self) -> TaskUsage:
+        return prompt_usage(self._candidates)
+
+    @property
+    def _candidates(self) -> tuple[str, ...]:
+        return tuple(f" {answer}" for answer in ANSWERS[: self.options.choices])
+
     def load(self, split: str) -> Split:
         """Return the questions of a split; a larger split begins with those of a smaller one."""
         # Training questions avoid the test questions, so that `test` does not depend on the size
@@ -177,7 +185,7 @@ class KnownWorld(Task[KnownWorldOptions]):
         options = self.options
         random = Random(f"known-world {split} {options.seed}")
         laws = Laws(options.seed, options.choices)
-        candidates = [f" {answer}" for answer in ANSWERS[: options.choices]]
+        candidates = self._candidates
         number = 0
         while True:
             answer, truth = None, None

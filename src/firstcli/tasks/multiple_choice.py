@@ -14,6 +14,7 @@ need only the option `path`. Texts with a label, `{"sentence": "what a film", "l
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
@@ -21,14 +22,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from firstcli.api import Sample, Split, Task
+from firstcli.api import ChoiceForm, InputField, Label, Sample, Split, Task, TaskUsage
 from firstcli.errors import UserError
 from firstcli.tasks import choices, layout, tables
-from firstcli.tasks.answers import Evidence, GoldAnswer, Reading, answer_of
+from firstcli.tasks.answers import Evidence, GoldAnswer, Reading, answer_of, is_missing
 from firstcli.tasks.choices import MAX_CHOICES, Choices
-from firstcli.tasks.table_splits import GroupedTableOptions, TableSplits
+from firstcli.tasks.table_splits import GroupedTableOptions, TableSplits, over_files
 from firstcli.tasks.tables import TableRow
-from firstcli.tasks.templates import Template, columns_of, fill, of_names
+from firstcli.tasks.templates import Template, columns_of, fill, of_names, with_filled
 
 _LINE = "line"
 """Column of the answer in a row that `_with_lines` made."""
@@ -61,7 +62,10 @@ class MultipleChoiceOptions(GroupedTableOptions):
     separator: str | None = Field(
         None, min_length=1, description="the text between the choices, if the column contains text"
     )
-    answer_column: str = Field("answer", description="column of the correct choice")
+    answer_column: str = Field(
+        "answer",
+        description="column of the correct choice; a row in which it is empty has no label",
+    )
     answer_file: str | None = Field(
         None,
         min_length=1,
@@ -166,6 +170,7 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
     """Questions with 2 to 26 choices each, from the user's files."""
 
     Options = MultipleChoiceOptions
+    _has_answers = True
 
     def __init__(self, options: MultipleChoiceOptions) -> None:
         super().__init__(options)
@@ -177,29 +182,68 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
 
     def sources(self, split: str) -> Sequence[Path]:
         """The split's files; with `auto`, those of all splits, which decide on the reading."""
-        if self.options.answer_as != "auto":
+        if self.options.answer_as != "auto" or not self._has_answers:
             return self._sources(split)
         others = [name for name in self.splits if name != split]
         known = [file for name in others for file in self._sources(name) if file.is_file()]
         return tuple(dict.fromkeys((*self._sources(split), *known)))
 
+    def usage(self) -> TaskUsage:
+        options = self.options
+        names = [name for name in columns_of(options.prompt) if name != "choices"]
+        inputs = {
+            name: InputField(columns=(options.question_column,))
+            if name == "question"
+            else InputField(columns=(name,), required="column")
+            for name in names
+        }
+        if options.choices is None:
+            columns = options.choices_column
+            form = ChoiceForm(
+                columns=(columns,) if isinstance(columns, str) else tuple(columns),
+                separate=not isinstance(columns, str),
+                separator=options.separator,
+                line=options.choice,
+                letters=options.letters,
+                respond_with=options.respond_with,
+                response=options.response,
+            )
+            return TaskUsage(
+                kind="multiple-choice", prompt=options.prompt, inputs=inputs, choices=form
+            )
+        pairs = zip(options.choices, self._candidates(options.choices), strict=True)
+        return TaskUsage(
+            kind="classification",
+            prompt=with_filled(options.prompt, {"choices": self._lines(options.choices)}),
+            inputs=inputs,
+            labels=tuple(Label(name=name, response=response) for name, response in pairs),
+        )
+
     def load(self, split: str) -> Split:
-        """Return the questions in the order of the file."""
+        """Return the questions in the order of the file; an empty answer is no label."""
         notes: list[str] = []
         return Split(self._samples(split, notes), notes=notes)
 
+    def unlabelled(self, path: Path | Sequence[Path]) -> MultipleChoice:
+        """Return the task over other files, whose answers are not read."""
+        task = MultipleChoice(over_files(self.options, path))
+        task._has_answers = False
+        return task
+
     def _samples(self, split: str, notes: list[str]) -> Iterator[Sample]:
-        readings = self._readings(split)
+        readings = self._readings(split) if self._has_answers else ()
         for row, label in self._rows(split, notes):
-            answer = self._answer(row, label)
-            sample = self._sample(row, answer.choices.texts, answer.correct(readings))
-            if self._table.has_prompt(split, sample.prompt):
+            choices, answer = self._question(row, label)
+            correct = answer.correct(readings) if answer else None
+            sample = self._sample(row, choices.texts, correct)
+            if self._table.has_prompt(split, sample.prompt, labelled=answer is not None):
                 yield sample
 
     def _readings(self, split: str) -> Sequence[Reading]:
         """Return the readings of the answers: the same for all splits.
 
         Only all answers together show how to interpret them, so every file is read once for that.
+        Empty answers show nothing.
         In the other splits, rows without a readable answer are ignored: published test sets often
         have no answers.
         """
@@ -223,7 +267,9 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
             try:
                 for row, label in self._rows(split, []):
                     try:
-                        evidence.add(self._answer(row, label))
+                        _, answer = self._question(row, label)
+                        if answer:
+                            evidence.add(answer)
                     except UserError as error:
                         first = first or error
             except UserError as error:  # the file cannot be read any further
@@ -233,28 +279,51 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
 
     def _sources(self, split: str) -> tuple[Path, ...]:
         files = self._table.files(split)
-        if not self.options.answer_file:
+        if not self._answer_name:
             return files
         return tuple(path for file in files for path in (file, self._answer_file(file)))
 
+    @property
+    def _answer_name(self) -> str | None:
+        """The option `answer_file`, unless answers are not read."""
+        return self.options.answer_file if self._has_answers else None
+
     def _answer_file(self, file: Path) -> Path:
-        return file.with_name(fill(self.options.answer_file or "", lambda _: layout.name_of(file)))
+        return file.with_name(fill(self._answer_name or "", lambda _: layout.name_of(file)))
 
     def _rows(self, split: str, notes: list[str]) -> Iterator[tuple[TableRow, TableRow]]:
         """Yield each row, and the row that contains its answer: itself, or a line beside it."""
         files = self._table.files(split)
-        if not self.options.answer_file:
+        if not self._answer_name:
             rows = self._table.rows(split, tables.read_rows(files, notes))
             yield from ((row, row) for row in rows)
             return
         for file in files:
             yield from _with_lines(file, tables.read_rows(file, notes), self._answer_file(file))
 
-    def _answer(self, row: TableRow, label: TableRow) -> GoldAnswer:
-        column = self.options.answer_column
-        place = label.where if self.options.answer_file else f"{row.where}: column '{column}'"
-        value = label.value(_LINE if self.options.answer_file else column)
-        return answer_of(place, value, self._choices(row))
+    @cached_property
+    def _columns(self) -> dict[str, str]:
+        """The option that names each column that a row must have."""
+        options = self.options
+        columns = [] if options.choices else options.choices_column
+        named = {name: "prompt" for name in columns_of(options.prompt)}
+        if named.pop("question", None):
+            named[options.question_column] = "question_column"
+        named.pop("choices", None)
+        for column in [columns] if isinstance(columns, str) else columns:
+            named[column] = "choices_column (or `choices`, if all questions have the same)"
+        in_column = self._has_answers and not options.answer_file
+        return named | ({options.answer_column: "answer_column"} if in_column else {})
+
+    def _question(self, row: TableRow, label: TableRow) -> tuple[Choices, GoldAnswer | None]:
+        """Return the choices of a row and the answer, or None if the row has no label."""
+        row.require(self._columns)
+        choices, column = self._choices(row), self.options.answer_column
+        if self._answer_name:
+            return choices, answer_of(label.where, label.value(_LINE), choices)
+        if not self._has_answers or is_missing(value := row.value(column)):
+            return choices, None
+        return choices, answer_of(f"{row.where}: column '{column}'", value, choices)
 
     def _choices(self, row: TableRow) -> Choices:
         column = self.options.choices_column
@@ -272,17 +341,12 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
             )
         return found
 
-    def _sample(self, row: TableRow, texts: Sequence[str], answer: int) -> Sample:
+    def _sample(self, row: TableRow, texts: Sequence[str], answer: int | None) -> Sample:
         options = self.options
-        letters = ascii_uppercase if options.letters == "upper" else ascii_lowercase
-        lettered = zip(letters, texts, strict=False)
-        lines = [options.choice.format(letter=letter, text=text) for letter, text in lettered]
-        answers = texts if options.respond_with == "text" else letters[: len(texts)]
-        candidates = [options.response.format(answer=text) for text in answers]
 
         def text_of(name: str) -> str:
             if name == "choices":
-                return "\n".join(lines)
+                return self._lines(texts)
             return row.filled(options.question_column) if name == "question" else row.text(name)
 
         columns = [name for name in columns_of(options.prompt) if name != "choices"]
@@ -290,7 +354,23 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
             row.require_any(columns)
         prompt = fill(options.prompt, text_of)
         id, group = row.id(options.id_column), options.group_of(row)
-        return Sample.question(prompt, candidates, answer, id=id, group=group)
+        return Sample.question(prompt, self._candidates(texts), answer, id=id, group=group)
+
+    @property
+    def _letters(self) -> str:
+        return ascii_uppercase if self.options.letters == "upper" else ascii_lowercase
+
+    def _lines(self, texts: Sequence[str]) -> str:
+        """Return the lines of the choices in the prompt."""
+        lettered = zip(self._letters, texts, strict=False)
+        line = self.options.choice.format
+        return "\n".join(line(letter=letter, text=text) for letter, text in lettered)
+
+    def _candidates(self, texts: Sequence[str]) -> list[str]:
+        """Return the complete responses."""
+        letters = self._letters[: len(texts)]
+        answers = texts if self.options.respond_with == "text" else letters
+        return [self.options.response.format(answer=answer) for answer in answers]
 
 
 def _with_lines(

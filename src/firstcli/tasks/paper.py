@@ -10,11 +10,21 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from firstcli.api import DataPaths, PluginOptions, Sample, Split, Task
+from firstcli.api import (
+    ChoiceForm,
+    DataPaths,
+    InputField,
+    Label,
+    PluginOptions,
+    Sample,
+    Split,
+    Task,
+    TaskUsage,
+)
 from firstcli.errors import UserError
 from firstcli.tasks import layout
 from firstcli.tasks.answers import answer_of
@@ -30,6 +40,8 @@ TASK_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further "
     "context. Write a response that appropriately completes the request."
 )
+
+_BOOLQ = "Read the input passage and answer the question: {}? Your answer should be Yes or No."
 
 
 class PaperOptions(PluginOptions):
@@ -145,6 +157,9 @@ class CommonsenseQA(PaperTask):
     hub_splits: ClassVar = {"train": "train", "test": "validation"}
     files: ClassVar = {"train": ("train_rand_split.jsonl",), "test": ("dev_rand_split.jsonl",)}
 
+    def usage(self) -> TaskUsage:
+        return _lettered_usage("lower")
+
     def sample(self, row: TableRow) -> Sample:
         return _lettered(row, ascii_lowercase)
 
@@ -162,6 +177,9 @@ class OpenBookQA(PaperTask):
         "test": ("test.jsonl", "Data/Main/test.jsonl"),
     }
 
+    def usage(self) -> TaskUsage:
+        return _lettered_usage("upper")
+
     def sample(self, row: TableRow) -> Sample:
         return _lettered(row, ascii_uppercase)
 
@@ -174,15 +192,22 @@ class BoolQ(PaperTask):
     hub_splits: ClassVar = {"train": "train", "test": "validation"}
     files: ClassVar = {"train": ("train.jsonl",), "test": ("dev.jsonl",)}
 
+    def usage(self) -> TaskUsage:
+        return TaskUsage(
+            kind="classification",
+            prompt=instructed(_BOOLQ.format("{question}"), "{passage}", TASK),
+            inputs={
+                "question": InputField(columns=("question",), without_suffix="?"),
+                "passage": InputField(columns=("passage",)),
+            },
+            labels=(Label(name="Yes", response="Yes"), Label(name="No", response="No")),
+        )
+
     def sample(self, row: TableRow) -> Sample:
         choices = Choices(("Yes", "No"))
         answer = answer_of(f"{row.where}: column 'answer'", row.value("answer"), choices)
         question = row.filled("question").removesuffix("?")
-        instruction = (
-            f"Read the input passage and answer the question: {question}? "
-            "Your answer should be Yes or No."
-        )
-        prompt = instructed(instruction, row.filled("passage"), TASK)
+        prompt = instructed(_BOOLQ.format(question), row.filled("passage"), TASK)
         correct = answer.correct(["boolean"])
         return Sample.question(prompt, choices.texts, correct, id=row.id(None))
 
@@ -200,6 +225,17 @@ class Alpaca(PaperTask):
         """Return the rows that have an output; a few have none."""
         return with_responses(super().load(split), "empty output")
 
+    def usage(self) -> TaskUsage:
+        return TaskUsage(
+            kind="instruction",
+            prompt=instructed("{instruction}", "{input}", TASK_WITH_INPUT),
+            if_blank={"input": instructed("{instruction}", "", TASK)},
+            inputs={
+                "instruction": InputField(columns=("instruction",)),
+                "input": InputField(columns=("input",), required="no"),
+            },
+        )
+
     def sample(self, row: TableRow) -> Sample:
         text = row.text("input") if "input" in row.values else ""
         preface = TASK_WITH_INPUT if text.strip() else TASK
@@ -213,6 +249,22 @@ def instructed(instruction: str, text: str, preface: str) -> str:
     if text.strip():
         parts.append(f"### Input:\n{text}")
     return "\n\n".join([*parts, "### Response:\n"])
+
+
+def _lettered_usage(letters: Literal["upper", "lower"]) -> TaskUsage:
+    """Return how `_lettered` makes a question, from each format of its rows."""
+    return TaskUsage(
+        kind="multiple-choice",
+        prompt="Q: {question}\nAnswer Choices:\n{choices}\nA: The answer is (",
+        inputs={"question": InputField(columns=("question.stem", "question_stem", "question"))},
+        choices=ChoiceForm(
+            columns=("question.choices", "choices"),
+            strip=False,
+            line="({letter}) {text}",
+            letters=letters,
+            response="{answer}).",
+        ),
+    )
 
 
 def _lettered(row: TableRow, letters: str) -> Sample:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from string import Formatter
 from typing import Annotated
 
@@ -29,6 +29,19 @@ def fill(template: str, text_of: Callable[[str], str]) -> str:
     """Replace every `{name}` by `text_of(name)`; braces in that text have no meaning."""
     return "".join(
         literal + ("" if name is None else text_of(name))
+        for literal, name, _, _ in Formatter().parse(template)
+    )
+
+
+def with_filled(template: str, texts: Mapping[str, str]) -> str:
+    """Return the template in which some names are replaced by text for good."""
+
+    def escaped(text: str) -> str:
+        return text.replace("{", "{{").replace("}", "}}")
+
+    return "".join(
+        escaped(literal)
+        + ("" if name is None else escaped(texts[name]) if name in texts else f"{{{name}}}")
         for literal, name, _, _ in Formatter().parse(template)
     )
 

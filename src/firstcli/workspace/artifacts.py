@@ -28,7 +28,12 @@ FORMAT = 2
 """Format of manifests. Format 1 recorded neither versions of plugins nor defaults of options.
 A manifest of a newer firstcli is never mistaken for a missing one."""
 
-INCIDENTAL = ("README.md", "training_log.jsonl", "manifest.json", "concentration.json")
+SIDECARS = ("firstcli.json", "README.md", "reliability.png")
+"""Files in the folder of a trained model that describe it. They are written again when more is
+known about the model, so they are no part of the artifact: manifests do not cover them, and those
+of earlier versions that cover a README.md stay valid whatever it contains."""
+
+INCIDENTAL = (*SIDECARS, "training_log.jsonl", "manifest.json", "concentration.json")
 """Files that describe how an artifact was made; they do not count as its content."""
 
 
@@ -201,9 +206,12 @@ class Artifact:
         return [
             name
             for name, facts in manifest.files.items()
-            if not (path := root / name).is_file()
-            or path.stat().st_size != facts["size"]
-            or digests.of_file(path) != facts["sha256"]
+            if name not in SIDECARS
+            and (
+                not (path := root / name).is_file()
+                or path.stat().st_size != facts["size"]
+                or digests.of_file(path) != facts["sha256"]
+            )
         ]
 
     def reopen(self, damaged: Iterable[str], fingerprint: str) -> None:
@@ -224,13 +232,17 @@ class Artifact:
         (self.work / "manifest.json").unlink()
         sync(self.work)
 
+    def is_begun(self, fingerprint: str) -> bool:
+        """Return whether an interrupted run of the same work left a work folder."""
+        mark = self.work / _MARK
+        return mark.is_file() and mark.read_text("utf-8") == fingerprint
+
     def begin(self, fingerprint: str) -> Path:
         """Return the work folder, with what an interrupted run of the same work left there."""
-        mark = self.work / _MARK
-        if not (mark.is_file() and mark.read_text("utf-8") == fingerprint):
+        if not self.is_begun(fingerprint):
             shutil.rmtree(self.work, ignore_errors=True)
             self.work.mkdir(parents=True)
-            write_text(mark, fingerprint)
+            write_text(self.work / _MARK, fingerprint)
         return self.work
 
     def commit(
@@ -261,6 +273,7 @@ class Artifact:
         files = {
             name: {"size": path.stat().st_size, "sha256": digests.of_file(path)}
             for name, path in names.items()
+            if name not in SIDECARS
         }
         content = {n: str(f["sha256"]) for n, f in files.items() if n not in INCIDENTAL}
         manifest = Manifest(

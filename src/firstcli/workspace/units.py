@@ -6,6 +6,7 @@ units of a recipe; with several seeds, an arm has several models and therefore s
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,9 @@ from firstcli.workspace.artifacts import Artifact
 if TYPE_CHECKING:
     from firstcli.recipe.schema import Arm, Recipe
 
-Part = Literal["train", "validation", "out-of-fold"]
-"""A part of the training split. `out-of-fold` holds the samples of `train`; its knowledge comes
-from teachers that were not trained on them."""
+Part = Literal["train", "validation", "out-of-fold", "unlabelled"]
+"""A part of the training data. `out-of-fold` holds the samples of `train`; its knowledge comes
+from teachers that were not trained on them. `unlabelled` holds the samples without a label."""
 Role = Literal["teacher", "student"]
 
 
@@ -48,6 +49,11 @@ class Model:
     def row(self) -> str:
         """Label of the model's table row, the same for all seeds: `first`, or `first + T`."""
         return (self.arm or "teacher") + (" + T" if self.posthoc else "")
+
+    @property
+    def title(self) -> str:
+        """The model's name for people and for `--arm`: `first@1 + T`."""
+        return self.trained + (" + T" if self.posthoc else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +102,14 @@ def models_of(recipe: Recipe) -> list[Model]:
     return models
 
 
+def evaluations_of(recipe: Recipe) -> list[str]:
+    """Return the names of all evaluations, with that of the validation questions if it is used."""
+    from firstcli.recipe.schema import VALIDATION
+
+    names = [section.name for section in recipe.evaluate]
+    return [*names, VALIDATION] if recipe.metrics.use_validation else names
+
+
 def records_path(folder: Path, evaluation: str, model: Model) -> Path:
     """Return the file of a model's answers in a run folder."""
     return folder / f"eval/{evaluation}/{model.name}.parquet"
@@ -106,10 +120,25 @@ def calibration_path(folder: Path, name: str) -> Path:
     return folder / f"calibration/{name}.json"
 
 
+def export_command(folder: Path, model: Model) -> str:
+    """Return the command that exports a model of a run folder, for reports and messages."""
+    target = f"exported/{model.trained}{'-calibrated' if model.posthoc else ''}"
+    return shlex.join(["first", "export", str(folder), target, "--arm", model.title])
+
+
 def part_of(recipe: Recipe, arm: Arm) -> Part:
     """Return the part whose knowledge an arm learns from."""
     folded = recipe.knowledge.folds is not None if arm.out_of_fold is None else arm.out_of_fold
     return "out-of-fold" if folded else "train"
+
+
+def learns_unlabelled(recipe: Recipe, arm: Arm) -> bool:
+    """Return whether an arm learns the teacher's probabilities of unlabelled samples.
+
+    A run states in its recipe whether there are such samples (`Run.state_unlabelled`).
+    """
+    section = recipe.train.unlabelled
+    return arm.learn == "knowledge" and section is not None and section.limit != 0
 
 
 def needs_fit(arm: Arm) -> bool:

@@ -1,0 +1,180 @@
+"""What is exported: a model of a run, or a student's folder that was moved away from its run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from firstcli.api import JSON
+from firstcli.errors import UserError, did_you_mean
+from firstcli.recalibration.builtin import LogitTemperature
+from firstcli.recipe.load import load_recipe
+from firstcli.runtime.console import Console
+from firstcli.student.refresh import model_folder
+from firstcli.student.usage import FoldedTemperature, Usage, read_usage
+from firstcli.workspace.artifacts import Artifact, Digests
+from firstcli.workspace.run import Run
+from firstcli.workspace.units import Model, models_of
+
+RECIPE = "recipe.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A trained model, and the temperature that the export folds into it."""
+
+    folder: Path
+    usage: Usage
+    """What the model's folder says about its use."""
+    title: str
+    """The model's name for people, such as `distill + T`."""
+    temperature: float | None
+    """T, or None for an export of the model as it is."""
+    run: Run | None = None
+    """The run with the model's answers to held-out questions; None for a folder alone."""
+    model: Model | None = None
+
+    @property
+    def exported_usage(self) -> Usage:
+        """What the exported folder says about its use."""
+        usage = self.usage
+        if self.temperature is not None:
+            folded = FoldedTemperature(temperature=self.temperature)
+            return usage.model_copy(update={"posthoc": None, "folded": folded, "raw_numbers": {}})
+        if usage.posthoc is None:
+            return usage
+        # Numbers and thresholds are those of recalibrated answers.
+        without: dict[str, JSON] = {
+            "posthoc": None,
+            "validation": None,
+            "thresholds": (),
+            "raw_numbers": {},
+        }
+        return usage.model_copy(update={**without, "numbers": usage.raw_numbers})
+
+
+def find(path: Path, arm: str | None, console: Console) -> Source:
+    """Find the model that `first export` exports.
+
+    Args:
+        path: a run folder, or a student's folder in a run or elsewhere.
+        arm: the model's name, such as `distill` or `distill + T`. A student's folder needs none.
+        console: takes warnings.
+
+    Raises:
+        UserError: there is no such model, it is incomplete, or its recalibrator is no temperature.
+    """
+    if (path / RECIPE).is_file():
+        return _of_run(_opened(path, console), arm)
+    if not (path / "config.json").is_file():
+        raise UserError(
+            f"{path}: neither a run folder (it has no {RECIPE}) nor a student's folder (it has no "
+            "config.json)"
+        )
+    usage = read_usage(path)
+    arm = arm or usage.title
+    if (run_folder := _run_around(path)) is not None:
+        try:
+            return _of_run(_opened(run_folder, console), arm)
+        except UserError as error:
+            console.warn(f"{run_folder}: the run is not used: {error}")
+    model = _chosen({m.name: m for m in _models_of_folder(usage)}, arm, path)
+    return _source(path, usage, model)
+
+
+def _opened(folder: Path, console: Console) -> Run:
+    return Run(load_recipe(folder / RECIPE), folder, console)
+
+
+def _run_around(folder: Path) -> Path | None:
+    """Return the run folder that a model's folder lies in, or None."""
+    parent = folder.resolve().parent
+    run = parent.parent if parent.name == "students" else parent
+    return run if (run / RECIPE).is_file() else None
+
+
+def _models_of_folder(usage: Usage) -> list[Model]:
+    arm = "" if usage.arm == "teacher" else usage.arm
+    return [Model(arm, usage.seed, posthoc) for posthoc in (False, usage.posthoc is not None)]
+
+
+def _of_run(run: Run, arm: str | None) -> Source:
+    models = {model.name: model for model in models_of(run.recipe)}
+    model = _chosen(models, arm, run.folder)
+    folder = model_folder(run, model)
+    _require_complete(folder, model)
+    return _source(folder, read_usage(folder), model, run)
+
+
+def _source(folder: Path, usage: Usage, model: Model, run: Run | None = None) -> Source:
+    temperature = _temperature(usage, model, folder) if model.posthoc else None
+    return Source(folder, usage, model.title, temperature, run, model)
+
+
+def _chosen(models: Mapping[str, Model], arm: str | None, folder: Path) -> Model:
+    """Return the model with a name; blanks around `+` do not matter."""
+    known = ", ".join(f"'{model.title}'" for model in models.values())
+    if arm is None:
+        raise UserError(f"{folder}: say which model to export with --arm: {known}")
+    name = re.sub(r"\s*\+\s*T$", "+T", arm.strip())
+    if name in models:
+        return models[name]
+    if seeds := [m.title for m in models.values() if m.row == name.replace("+T", " + T")]:
+        raise UserError(
+            f"--arm '{arm}': {folder} has several seeds of it; choose one of "
+            f"{', '.join(repr(seed) for seed in seeds)}"
+        )
+    if name.removesuffix("+T") in models:
+        raise UserError(
+            f"--arm '{arm}': no temperature was fitted to it; set `posthoc: "
+            f"{{name: {LogitTemperature.name}}}` for the arm in the recipe, or export it without "
+            "'+ T'"
+        )
+    raise UserError(
+        f"--arm '{arm}': {folder} has no such model{did_you_mean(name, models)}; it has {known}"
+    )
+
+
+def _require_complete(folder: Path, model: Model) -> None:
+    """Check that a model's folder is finished and undamaged."""
+    artifact = Artifact(folder, True)
+    if not folder.is_dir() and not model.arm:
+        raise UserError(
+            f"{folder}: there is no such folder, because the recipe does not fine-tune its "
+            "teacher; export a student"
+        )
+    if artifact.written() is None:
+        raise UserError(f"{folder}: not finished; run `first distill` with the recipe first")
+    if damaged := artifact.damage(Digests()):
+        raise UserError(
+            f"{folder}: {damaged[0]} is damaged or was changed; run `first distill` again"
+        )
+
+
+def _temperature(usage: Usage, model: Model, folder: Path) -> float:
+    fitted = usage.posthoc
+    if fitted is None:
+        raise UserError(
+            f"{folder}: no temperature was fitted to it yet; run `first distill` with the recipe"
+        )
+    if fitted.temperature is None:
+        raise UserError(
+            f"'{model.title}': its recalibrator `{fitted.name}` is not a temperature, and only "
+            f"`{LogitTemperature.name}` can be folded into weights; export the model without "
+            "'+ T', or use `first predict`, which applies any recalibrator"
+        )
+    return fitted.temperature
+
+
+def check_target(target: Path, source: Path) -> None:
+    """Check that a folder can be created.
+
+    Raises:
+        UserError: it exists and is not empty, or lies inside the folder that is exported.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: exists already; choose a different folder, or delete it")
+    if target.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{target}: lies inside {source}; choose a folder outside it")

@@ -1,0 +1,1 @@
+"""A student's folder by itself: what describes its use, and the answers that it gives."""

@@ -1,0 +1,186 @@
+"""Let an instruction student write, with the probability of each token (the paper's Table 2).
+
+The text is greedy: always the most likely next token. The probabilities are read as in training and
+evaluation, in one forward pass over prompt and text, from the softmax over the whole vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from firstcli.api import Sample
+from firstcli.data.encoding import EncodedSample
+from firstcli.data.joint import JointEncoder
+from firstcli.student.answering import built_prompts, too_long
+from firstcli.student.model import LoadedModel
+from firstcli.student.rows import windows
+from firstcli.tasks.tables import TableRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BATCH_SIZE = 16
+"""Rows that are generated at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedToken:
+    """A token of a generated text."""
+
+    text: str
+    """Its part of the text; empty for a token that only the next one completes to a character."""
+    probability: float
+    """Its probability in the whole vocabulary, given all tokens before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A generated text."""
+
+    text: str | None
+    """The texts of all tokens; None where there is an error."""
+    tokens: tuple[GeneratedToken, ...] = ()
+    """The end-of-sequence token is left out."""
+    finished: bool = False
+    """Whether the student ended the text, and no limit cut it off."""
+    error: str | None = None
+
+
+def generated(
+    loaded: LoadedModel, rows: Sequence[TableRow], max_new_tokens: int, batch_size: int | None
+) -> list[Generation]:
+    """Write a response to each row of a window; those that cannot be answered have an error each.
+
+    Args:
+        loaded: the student.
+        rows: the rows.
+        max_new_tokens: tokens after which a response is cut off.
+        batch_size: rows per batch; None: 16.
+    """
+    import torch
+
+    errors: list[str | None] = [None] * len(rows)
+    prompts = _encoded_prompts(loaded, rows, errors)
+    responses: dict[int, Generation] = {}
+    with torch.inference_mode():
+        for batch, limit in _batches(prompts, loaded.context, max_new_tokens, batch_size):
+            ids = _continued(loaded, [prompts[number] for number in batch], limit)
+            responses |= _scored(loaded, prompts, dict(zip(batch, ids, strict=True)))
+    return [
+        responses[number] if number in responses else Generation(None, error=errors[number])
+        for number in range(len(rows))
+    ]
+
+
+def _encoded_prompts(
+    loaded: LoadedModel, rows: Sequence[TableRow], errors: list[str | None]
+) -> dict[int, list[int]]:
+    """Return the tokens of each prompt; note in `errors` which have none or leave no room."""
+    built = built_prompts(loaded, rows, errors)
+    encoder = JointEncoder(loaded.tokenizer, drop_doubled_bos=loaded.usage.drop_doubled_bos)
+    samples = [Sample(each.prompt, "", id=str(number)) for number, each in built.items()]
+    prompts = {}
+    for joint in encoder(samples):
+        number, ids = int(joint.sample.id or 0), joint.prompt
+        errors[number] = too_long(len(ids), loaded.context - 1)
+        if not ids:
+            errors[number] = "the prompt has no token"
+        if errors[number] is None:
+            prompts[number] = ids
+    return prompts
+
+
+def _batches(
+    prompts: Mapping[int, Sequence[int]], context: float, most: int, batch_size: int | None
+) -> Iterator[tuple[list[int], int]]:
+    """Yield batches of rows with the same number of tokens to generate, the longest prompts first.
+
+    A prompt near the end of the context leaves less room; it would cut off the others of its batch.
+    """
+    rooms = {number: int(min(most, context - len(ids))) for number, ids in prompts.items()}
+    for room in sorted({*rooms.values()}):
+        numbers = [number for number in prompts if rooms[number] == room]
+        numbers.sort(key=lambda number: -len(prompts[number]))
+        for batch in windows(numbers, batch_size or BATCH_SIZE):
+            yield batch, room
+
+
+def _continued(
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], limit: int
+) -> list[list[int]]:
+    """Generate greedily; return each row's new tokens up to and including EOS."""
+    import torch
+    from transformers import GenerationConfig
+
+    model: Any = loaded.reader.model
+    eos = loaded.tokenizer.eos_token_id
+    padding = 0 if eos is None else eos
+    width = max(map(len, prompts))
+    device = next(model.parameters()).device
+    # On the left, so that every row continues at the end.
+    ids = torch.tensor([[padding] * (width - len(row)) + list(row) for row in prompts])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
+    settings = GenerationConfig(
+        max_new_tokens=limit, do_sample=False, eos_token_id=eos, pad_token_id=padding
+    )
+    output = model.generate(
+        input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
+    )
+    rows = output[:, width:].tolist()
+    return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
+
+
+def _scored(
+    loaded: LoadedModel, prompts: Mapping[int, Sequence[int]], responses: Mapping[int, list[int]]
+) -> dict[int, Generation]:
+    """Read the probability of each generated token; return the generations by row."""
+    from firstcli.models.answers import target_log_probs
+    from firstcli.models.batching import HalvingBatches
+
+    encoded = [
+        EncodedSample(
+            str(number),
+            np.array([*prompts[number], *ids], np.int32),
+            len(prompts[number]),
+            None,
+        )
+        for number, ids in responses.items()
+    ]
+    halving = HalvingBatches(lambda _: None, "reading probabilities")
+    log_probs = halving.run(encoded, lambda rows: target_log_probs(loaded.reader, rows))
+    eos = loaded.tokenizer.eos_token_id
+    generations = {}
+    for number, ids in responses.items():
+        finished = bool(ids) and ids[-1] == eos
+        kept = ids[:-1] if finished else ids
+        texts = token_texts(loaded.tokenizer, kept)
+        probabilities = np.exp(log_probs[str(number)]).tolist()
+        pairs = zip(texts, probabilities, strict=False)  # EOS has no text
+        tokens = tuple(GeneratedToken(text, probability) for text, probability in pairs)
+        generations[number] = Generation("".join(texts), tokens, finished)
+    return generations
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """Return each token's part of the decoded text; together they are the whole text.
+
+    Decoders look back: a token's text can depend on the token before it, and a character can take
+    several tokens, of which the last one gets it.
+    """
+    decode: Any = tokenizer.decode
+    texts: list[str] = []
+    # Decoding starts at the last place where a character ended, which bounds the work per token.
+    start = read = 0
+    for end in range(1, len(ids) + 1):
+        before = decode(ids[start:read], skip_special_tokens=False)
+        text = decode(ids[start:end], skip_special_tokens=False)
+        if text.endswith("\ufffd") and end < len(ids):
+            texts.append("")
+            continue
+        texts.append(text[len(before) :])
+        start, read = read, end
+    return texts
