@@ -164,8 +164,8 @@ def _check(source: Source, table: Contents, overrides: Overrides) -> None:
         )
     if overrides.answer_as is not None and overrides.answer_as not in READINGS:
         raise UserError(
-            f"--answer-as {overrides.answer_as}: unknown{did_you_mean(overrides.answer_as, READINGS)}; "
-            f"expected {', '.join(READINGS)}"
+            f"--answer-as {overrides.answer_as}: unknown"
+            f"{did_you_mean(overrides.answer_as, READINGS)}; expected {', '.join(READINGS)}"
         )
     label = () if overrides.label is None else (("--label", overrides.label),)
     for option, name in (*(("--text", text) for text in overrides.text), *label):
