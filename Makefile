@@ -2,7 +2,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint fix bench overhead clean
+.PHONY: demo test test-slow lint docs fix reference bench overhead clean
 
 demo: $(VENV)/.installed  ## install, run the quick start, show its table
 	$(BIN)/first distill recipes/quickstart.yaml
@@ -18,6 +18,13 @@ lint: $(VENV)/.installed-dev  ## what CI checks besides the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed-docs  ## the documentation as a site in docs/_build; warnings are errors
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+reference: $(VENV)/.installed  ## the pages of docs/reference, from the models of recipes and plugins
+	$(BIN)/python -m firstcli.commands.reference docs/reference
 
 bench: $(VENV)/.installed  ## speed and memory against goals, as a table; needs an idle machine
 	$(BIN)/python benchmarks/bench.py
@@ -45,5 +52,9 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@ $(VENV)/.installed-test $(VENV)/.installed
 
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@ $(VENV)/.installed
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf docs/_build $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import firstcli
+from firstcli import cli
 from support import command_line
 from support.command_line import Finished, first
 
@@ -38,14 +39,56 @@ def test_every_command_explains_itself(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "args",
-    [("nonsense",), ("plan",), ("plan", "a.yaml", "--nonsense"), ("distill", "a.yaml", "--set")],
+    ("args", "sentence"),
+    [
+        (("nonsense",), "first: no such command 'nonsense'; see `first --help`"),
+        (("distil",), "first: no such command 'distil' (did you mean 'distill'?); see"),
+        (("plan",), "first plan: missing argument 'RECIPE'; see `first plan --help`"),
+        (("plan", "a.yaml", "--nonsense"), "first plan: no such option: --nonsense; see"),
+        (("plan", "a.yaml", "--probes"), "no such option: --probes (did you mean --probe"),
+        (("plan", "a.yaml", "b.yaml"), "first plan: got unexpected extra argument"),
+        (("distill", "a.yaml", "--set"), "option '--set' requires an argument; see"),
+        (("plan", "a.yaml", "--processes", "x"), "first plan: invalid value for '--processes': "),
+    ],
 )
-def test_wrong_usage_ends_with_2(args: tuple[str, ...]) -> None:
+def test_wrong_usage_is_one_sentence(args: tuple[str, ...], sentence: str) -> None:
     result = first(*args)
-    assert result.code == 2
-    assert "Traceback" not in result.err
-    assert "Usage" in result.err or "Error" in result.err
+    result.mistake(sentence)
+    assert result.err.count("\n") == 1 and result.out == ""
+
+
+def test_without_arguments_the_help_is_printed() -> None:
+    result = first()
+    assert result.code == 2 and result.err == ""
+    assert result.out.split() == first("--help").out.split()
+
+
+@pytest.mark.parametrize("command", [(), *((command,) for command in COMMANDS)])
+def test_help_shows_no_types_of_flags_but_an_example_and_the_docs(command: tuple[str, ...]) -> None:
+    shown = first(*command, "--help").out
+    assert "<bool>" not in shown and "[no-]" not in shown and "BOOLEAN" not in shown
+    assert f"Example: first {' '.join(command)}" in shown
+    assert f"Documentation: {firstcli.DOCUMENTATION}" in shown
+
+
+def test_help_groups_commands_and_options() -> None:
+    shown = first("--help").out
+    panels = [
+        shown.index(f"─ {title}") for title in ("Options", *dict.fromkeys(cli.PANELS.values()))
+    ]
+    assert panels == sorted(panels)
+    assert shown.index("Steps, in") < shown.index("finetune") < shown.index("report")
+    options = first("eval", "--help").out
+    panels = [options.index(f"─ {title}") for title in ("What runs", "Output", "With --from")]
+    places = [options.index(option) for option in ("--only", "--quiet", "--versus")]
+    assert sorted(panels + places) == [
+        panels[0],
+        places[0],
+        panels[1],
+        places[1],
+        panels[2],
+        places[2],
+    ]
 
 
 def test_mistakes_go_to_stderr_even_when_quiet(tmp_path: Path) -> None:

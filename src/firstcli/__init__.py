@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from firstcli.student.load import load_student as load_student
 
 __version__ = "0.1.0"
+DOCUMENTATION = "https://firstcli.readthedocs.io"
 __all__ = ["TrainedStudent", "__version__", "load_student"]
 
 

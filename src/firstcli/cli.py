@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from firstcli import __version__
+from firstcli import DOCUMENTATION, __version__
+from firstcli.commands import completion
 from firstcli.errors import UserError
 from firstcli.runtime import distributed, streams
 from firstcli.runtime.redaction import without_secrets
@@ -24,8 +27,33 @@ from firstcli.stages import STAGES
 from firstcli.stages.base import Stage
 from firstcli.stages.evaluate import EVALUATE
 
+UsageMistake: type[Exception] = typer.BadParameter.__mro__[1]
+"""What typer raises for wrong arguments; it exports only this one kind of it."""
+
+
+def _flags_without_type(params: list[Any]) -> list[Any]:
+    """Let the help show no type after flags, typer's own ones included."""
+    for param in params:
+        if getattr(param, "is_flag", False) and param.metavar is None:
+            param.metavar = ""
+    return params
+
+
+class _Command(TyperCommand):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _flags_without_type(super().get_params(ctx))
+
+
+class _Group(TyperGroup):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _flags_without_type(super().get_params(ctx))
+
+
 app = typer.Typer(
     name="first",
+    cls=_Group,
+    epilog=f"Example: first init quickstart > recipe.yaml && first report recipe.yaml\n\n"
+    f"Documentation: {DOCUMENTATION}",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -36,10 +64,39 @@ Parameters = dict[str, tuple[Any, Any]]
 """Type and typer's description of each parameter of a command; most are fields of `Request`."""
 
 
+START, STEPS = "Start", "Steps, in the order in which they run"
+USE = "Use a student"
+PANELS = (
+    {"init": START, "plan": START, "plugins": START}
+    | {each.name: STEPS for each in STAGES}
+    | {"predict": USE, "export": USE, "compare": USE, "judge": USE}
+)
+"""The panel of `first --help` that shows a command; "Commands" for the others."""
+EXAMPLES = {
+    "init": "first init --from tickets.csv > recipe.yaml",
+    "plan": "first plan recipe.yaml --set student.training.epochs=1",
+    "plugins": "first plugins classification",
+    "predict": 'first predict runs/tickets "My card was charged twice"',
+    "export": 'first export runs/tickets --arm "distill + T" my-model',
+    "judge": "first judge outputs.csv --recalibrate logit-temperature",
+    "compare": "first compare runs/llama1-csqa runs/llama2-csqa",
+}
+"""An example of each command that is no stage; a stage has its own."""
+
+
 def _option(
-    name: str, kind: Any, default: Any, help: str, metavar: str | None = None, minimum: Any = None
+    name: str,
+    kind: Any,
+    default: Any,
+    help: str,
+    metavar: str | None = None,
+    minimum: Any = None,
+    **further: Any,
 ) -> tuple[Any, Any]:
-    return kind, typer.Option(default, f"--{name}", help=help, metavar=metavar, min=minimum)
+    option = typer.Option(
+        *(default, f"--{name}"), help=help, metavar=metavar, min=minimum, **further
+    )
+    return kind, option
 
 
 RECIPE: Parameters = {
@@ -47,7 +104,10 @@ RECIPE: Parameters = {
     "overrides": _option(
         "set", list[str], [], "Override a recipe key; can be repeated.", "KEY.PATH=VALUE"
     ),
-    "arms": _option("arm", list[str], [], "Only this arm; can be repeated.", "NAME"),
+    "arms": _option(
+        *("arm", list[str], [], "Only this arm; can be repeated.", "NAME"),
+        autocompletion=completion.arms,
+    ),
     "run_dir": _option("run-dir", Path | None, None, "Run folder; default runs/NAME.", "DIR"),
 }
 WORK: Parameters = {
@@ -58,6 +118,10 @@ WORK: Parameters = {
 PROBE: Parameters = {
     "probe": _option("probe", bool, False, "Run a few batches and estimate time and memory."),
     "processes": _option("processes", int, 1, "Estimate for N processes, as on N GPUs.", "N", 1),
+}
+_VERBOSE_HELP = "Show the whole plan, and all facts of each unit."
+VERBOSE: Parameters = {
+    "verbose": (bool, typer.Option(False, "--verbose", "-v", help=_VERBOSE_HELP)),
 }
 _JSON_HELP = "Result as JSON on stdout, everything else on stderr."
 OUTPUT: Parameters = {
@@ -75,6 +139,34 @@ JUDGE: Parameters = {
     "candidates": _option("candidates", str | None, None, _SCORED_HELP, "KIND"),
     "gold": _option("gold", str | None, None, _GOLD_HELP, "KIND"),
     "bins": _option("bins", int | None, None, "With --from: bins of the ECE; default 10.", "N", 1),
+}
+for _panel, _parameters in (
+    ("What runs", WORK),
+    ("Output", VERBOSE | OUTPUT),
+    ("With --from FILE", JUDGE),
+):
+    for _, _declared in _parameters.values():
+        _declared.rich_help_panel = _panel
+
+
+_RECALIBRATE_HELP = (
+    "Fit a recalibrator on a part, such as logit-temperature or a plugin; judge it on the rest."
+)
+_FIT_ON_HELP = "With --recalibrate: a share of each FILE, or another file; default 0.5."
+_JUDGED_HELP = "Folder of the page; default judge/NAME, with the name of the first FILE."
+_FILES_HELP = "Outputs: .csv, .tsv, .npz, records (.parquet) or an lm-eval log (.jsonl)."
+JUDGED: Parameters = {
+    "files": (list[Path], typer.Argument(metavar="FILE ...", help=_FILES_HELP)),
+    "confidence": _option("confidence", str | None, None, "candidates (default) or full.", "KIND"),
+    "candidates": _option("candidates", str | None, None, "first-token or whole (logs).", "KIND"),
+    "gold": _option(
+        *("gold", str | None, None, "A log's target: index-from-0, index-from-1, letter or text."),
+        "KIND",
+    ),
+    "bins": _option("bins", int | None, None, "Bins of the ECE; default 10.", "N", 1),
+    "recalibrate": _option("recalibrate", str | None, None, _RECALIBRATE_HELP, "NAME"),
+    "fit_on": _option("fit-on", str | None, None, _FIT_ON_HELP, "SHARE|FILE"),
+    "out": _option("out", Path | None, None, _JUDGED_HELP, "DIR"),
 }
 
 
@@ -118,26 +210,29 @@ def root(
     """Make a small language model that is accurate and knows when it may be wrong."""
 
 
-@app.command()
-def init(
-    starter: Annotated[
-        str | None,
-        typer.Argument(metavar="STARTER", help="Name of a starter; omit it to list all."),
-    ] = None,
-    schema: Annotated[
-        bool, typer.Option("--schema", help="Print the JSON Schema of recipes, for editors.")
-    ] = False,
-) -> None:
-    """Print a commented starter recipe: first init quickstart > recipe.yaml."""
-    from firstcli.commands.init import text
-
-    typer.echo(text(starter, schema=schema), nl=False)
+def _about(name: str, example: str = "") -> dict[str, Any]:
+    """Return the panel of a command in `first --help`, and what its own help ends with."""
+    example = example or EXAMPLES.get(name, "")
+    epilog = f"Example: {example}\n\nDocumentation: {DOCUMENTATION}" if example else None
+    return {"cls": _Command, "rich_help_panel": PANELS.get(name), "epilog": epilog}
 
 
 def _add_command(
-    name: str, help: str, run: Callable[[dict[str, Any]], None], parameters: Parameters
+    name: str,
+    help: str,
+    run: Callable[[dict[str, Any]], None],
+    parameters: Parameters,
+    example: str = "",
 ) -> None:
-    """Add a command whose parameters are given as data: typer reads them from the signature."""
+    """Add a command whose parameters are given as data: typer reads them from the signature.
+
+    Args:
+        name: of the command.
+        help: one sentence.
+        run: does the work, with the values of the parameters.
+        parameters: the types and descriptions of the parameters.
+        example: a command line for the help; by default that of `EXAMPLES`.
+    """
 
     def command(**values: Any) -> None:
         run(values)
@@ -150,7 +245,43 @@ def _add_command(
         ]
     )
     command.__annotations__ = {name: kind for name, (kind, _) in parameters.items()}
-    app.command(name, help=help)(command)
+    app.command(name, help=help, **_about(name, example))(command)
+
+
+_STARTER = typer.Argument(
+    None,
+    metavar="STARTER",
+    help="Name of a starter; omit it to list all.",
+    autocompletion=completion.starters,
+)
+_FROM_DATA = "Write a recipe for this data: a CSV, TSV, JSONL, JSON or Parquet file, or a folder."
+INIT: Parameters = {
+    "starter": (str | None, _STARTER),
+    "file": _option("from", Path | None, None, _FROM_DATA, "FILE"),
+    "text": _option("text", list[str], [], "With --from: text column; can be repeated.", "COLUMN"),
+    "label": _option("label", str | None, None, "With --from: label or answer column.", "COLUMN"),
+    "task": _option("task", str | None, None, "With --from: the task.", "TASK"),
+    "teacher": _option("teacher", str | None, None, "With --from: checkpoint.", "MODEL"),
+    "student": _option("student", str | None, None, "With --from: checkpoint.", "MODEL"),
+    "out": _option("out", Path | None, None, "With --from: save the recipe here.", "RECIPE"),
+    "schema": _option("schema", bool, False, "Print the JSON Schema of recipes, for editors."),
+}
+_INIT_HELP = "Print a commented recipe: first init quickstart, or first init --from tickets.csv."
+
+
+def _init(values: dict[str, Any]) -> None:
+    from firstcli.commands import init
+
+    starter, schema = values.pop("starter"), values.pop("schema")
+    if values["file"] is None:
+        if given := [name for name, value in values.items() if value]:
+            raise UserError(f"first init: --{given[0]} needs --from FILE")
+        typer.echo(init.text(starter, schema=schema), nl=False)
+        return
+    if starter or schema:
+        other = "--schema" if schema else f"the starter '{starter}'"
+        raise UserError(f"first init: --from writes its own recipe; leave out {other}")
+    init.from_data(**values)
 
 
 def _plan(values: dict[str, Any]) -> None:
@@ -163,16 +294,31 @@ def _plan(values: dict[str, Any]) -> None:
 def _plugins(values: dict[str, Any]) -> None:
     from firstcli.commands import plugins
 
+    name = values.pop("name")
+    if name is not None:
+        if values["check"]:
+            raise UserError("first plugins: --check checks all plugins; leave out the name")
+        _print(plugins.describe(name, json=values["json"]), values["json"])
+        return
     result = plugins.show(**values)
     _print(result, values["json"])
     if values["check"] and (broken := plugins.broken(result)):
         raise UserError(*broken)
 
 
-def _export(values: dict[str, Any]) -> None:
-    from firstcli.commands import export
+def _compare(values: dict[str, Any]) -> None:
+    from firstcli.commands import compare
 
-    _print(export.show(export.ExportOptions(**values)), values["json"])
+    _print(compare.show(**values), values["json"])
+
+
+_COMPARE_HELP = "Show the results of several runs in one table."
+_PAGE_HELP = "Also write index.html, table.md and table.csv into this folder."
+_RUNS = typer.Argument(metavar="RUN RUN ...", help="Run folders, such as runs/quickstart.")
+COMPARE: Parameters = {
+    "runs": (list[Path], _RUNS),
+    "out": _option("out", Path | None, None, _PAGE_HELP, "DIR"),
+}
 
 
 def _predict(values: dict[str, Any]) -> None:
@@ -216,14 +362,36 @@ ANSWERS: Parameters = {
     "quiet": _option("quiet", bool, False, "Print answers and errors only."),
 }
 _PREDICT_HELP = 'Let a student answer: first predict runs/tickets "My card was charged twice".'
+
+
+def _export(values: dict[str, Any]) -> None:
+    from firstcli.commands import export
+
+    _print(export.show(export.ExportOptions(**values)), values["json"])
+
+
+def _judge(values: dict[str, Any]) -> None:
+    from firstcli.commands import judge
+
+    _print(judge.judge(**values), values["json"])
+
+
+_JUDGE_HELP = (
+    "Judge the outputs of any model, without running it: all metrics, differences and the page."
+)
 _PLAN_HELP = "Show what would run, how large it is, and whether it can work."
-_PLUGINS_HELP = "List every family, task and recalibrator with its package and version."
+_PLUGINS_HELP = "List every family, task and recalibrator; with NAME, show one and its options."
+_PLUGIN = typer.Argument(None, metavar="NAME", help="A plugin to describe; omit it to list all.")
 _CHECK_HELP = "Import each plugin, check the contract of other packages' plugins, report errors."
 _CHECK = _option("check", bool, False, _CHECK_HELP)
+_add_command("init", _INIT_HELP, _init, INIT)
 _add_command("plan", _PLAN_HELP, _plan, RECIPE | PROBE | OUTPUT)
 _add_command("predict", _PREDICT_HELP, _predict, STUDENT | ANSWERS)
-_add_command("plugins", _PLUGINS_HELP, _plugins, {"check": _CHECK, "json": OUTPUT["json"]})
+_add_command("compare", _COMPARE_HELP, _compare, COMPARE | OUTPUT)
+_PLUGINS: Parameters = {"name": (str | None, _PLUGIN), "check": _CHECK, "json": OUTPUT["json"]}
+_add_command("plugins", _PLUGINS_HELP, _plugins, _PLUGINS)
 _add_command("export", _EXPORT_HELP, _export, EXPORT | OUTPUT)
+_add_command("judge", _JUDGE_HELP, _judge, JUDGED | OUTPUT)
 
 
 # The commands of the stages, made from the table.
@@ -231,15 +399,17 @@ _add_command("export", _EXPORT_HELP, _export, EXPORT | OUTPUT)
 
 def add_stage(stage: Stage) -> None:
     run: Callable[[dict[str, Any]], None] = partial(_run_stage, stage)
-    parameters = RECIPE | WORK | OUTPUT
+    parameters = RECIPE | WORK | VERBOSE | OUTPUT
     if not stage.has_arms:
         del parameters["arms"]
     for option in stage.options:
         parameters[option.name] = _option(kind=type(option.default), **asdict(option))
+    for each in stage.recipe_options:
+        parameters[each.parameter] = _option(each.name, str | None, None, each.help, each.metavar)
     if stage is EVALUATE:  # the one command that also works without a recipe
         recipe = typer.Argument(None, metavar="RECIPE", help="A recipe; omit it with --from.")
         run, parameters = _evaluate, parameters | {"recipe": (Path | None, recipe)} | JUDGE
-    _add_command(stage.name, stage.help, run, parameters)
+    _add_command(stage.name, stage.help, run, parameters, f"first {stage.name} {stage.example}")
 
 
 def _run_stage(stage: Stage, values: dict[str, Any]) -> None:
@@ -248,6 +418,9 @@ def _run_stage(stage: Stage, values: dict[str, Any]) -> None:
     from firstcli.pipeline.plan import Request
 
     further = {option.name: values.pop(option.name) for option in stage.options}
+    overrides = {each.key: values.pop(each.parameter) for each in stage.recipe_options}
+    given = [f"{key}={value}" for key, value in overrides.items() if value is not None]
+    values["overrides"] = [*values["overrides"], *given]
     _print(execute(Request(**values, stage_options=further), stage), values["json"])
 
 
@@ -255,7 +428,7 @@ def _evaluate(values: dict[str, Any]) -> None:
     """Evaluate a recipe's models, or judge the outputs in a file."""
     if values["outputs"] is not None:
         reason = "evaluating a recipe, and --from judges the outputs in a file; use one of the two"
-        values = _without(RECIPE | WORK, values, f"is for {reason}")
+        values = _without(RECIPE | WORK | VERBOSE, values, f"is for {reason}")
         from firstcli.commands import judge
 
         _print(judge.show(**values), values["json"])
@@ -297,13 +470,33 @@ def main() -> None:
     """Run the command line; exit codes: 0 done, 1 a bug, 2 a user error, 130 interrupted."""
     streams.make_tolerant()
     try:
-        app(standalone_mode=True)
-    except SystemExit as stop:  # how typer ends; after Ctrl-C it prints nothing
-        if stop.code == 130 and distributed.is_first():
-            print("interrupted; finished work is kept, run the same command again", file=sys.stderr)
-        raise
+        code = app(prog_name="first", standalone_mode=False) or 0  # what a command exits with
+    except typer.Abort:  # Ctrl-C at a question
+        code = 130
     except UserError as error:
-        if distributed.is_first():
-            for message in error.messages:
-                print(f"error: {without_secrets(message)}", file=sys.stderr)
-        sys.exit(2)
+        _print_errors(error.messages)
+        code = 2
+    except UsageMistake as error:
+        _print_errors(_usage_messages(error))
+        code = 2
+    if code == 130 and distributed.is_first():
+        print("interrupted; finished work is kept, run the same command again", file=sys.stderr)
+    sys.exit(code)
+
+
+def _print_errors(messages: Iterable[str]) -> None:
+    if distributed.is_first():
+        for message in messages:
+            print(f"error: {without_secrets(message)}", file=sys.stderr)
+
+
+def _usage_messages(error: Any) -> list[str]:
+    """Return a mistake in the arguments as a sentence in our style."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help has been printed
+        return []
+    command = error.ctx.command_path if error.ctx else app.info.name
+    text = " ".join(error.format_message().split()).rstrip(".")
+    text = re.sub(r"\. Did you mean (.*)\?$", r" (did you mean \1?)", text)
+    text = re.sub(r"\(Possible options: (.*)\)$", r"(did you mean \1?)", text)
+    text = text.replace("': Input should ", "': it should ")
+    return [f"{command}: {text[:1].lower()}{text[1:]}; see `{command} --help`"]

@@ -14,6 +14,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from firstcli.api import Sample
+from firstcli.data import joint
 from firstcli.data.encoding import (
     EncodedQuestion,
     EncodedSample,
@@ -304,6 +305,21 @@ def test_training_and_evaluation_agree_for_every_answer(tokenizer: Tokenizer) ->
 
 
 # What cannot be encoded.
+
+
+def test_many_candidates_give_the_same_questions_as_few(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters = [f" {chr(code)}" for code in range(ord("a"), ord("z") + 1)]
+    samples = [
+        Sample.question(f"{i} the water: {text}", [*letters, " A"], i, id=str(i))
+        for i, text in enumerate(("wet", "dry", "wet"))
+    ]
+    shared = encode_questions(samples, Encoding(tokenizer, "here"))
+    trained = encode_training(samples, tokenizer, "here")
+    monkeypatch.setattr(joint, "MANY", 1000)
+    assert str(shared) == str(encode_questions(samples, Encoding(tokenizer, "here")))
+    assert str(trained) == str(encode_training(samples, tokenizer, "here"))
 
 
 def test_candidates_that_share_a_token_are_named(byte_tokenizer: Tokenizer) -> None:

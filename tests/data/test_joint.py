@@ -32,7 +32,7 @@ def assert_each_text_alone(samples: Sequence[Sample], tokenizer: Any) -> None:
         responses = sample.candidates or (sample.response,)
         expected = [tokenizer(sample.prompt + text)["input_ids"] for text in responses]
         assert found.prompt == tokenizer(sample.prompt)["input_ids"]
-        assert found.responses == [(ids + eos, len(ids)) for ids in expected]
+        assert list(found.responses) == [(ids + eos, len(ids)) for ids in expected]
 
 
 class Counting:
@@ -76,6 +76,42 @@ def test_a_shared_prompt_is_encoded_once(byte_tokenizer: Tokenizer) -> None:
     encodings(samples, counting)
     assert counting.characters < 8 * len(LONG + " yes") + 20
     assert_each_text_alone(samples, byte_tokenizer)
+
+
+MANY = [f" {number} wet" for number in range(joint.MANY + 4)]
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(prompts=st.lists(words, min_size=1, max_size=3), end=words, right=st.integers())
+def test_many_candidates_have_the_tokens_of_the_whole_text(
+    tokenizer: Tokenizer, prompts: list[str], end: str, right: int
+) -> None:
+    samples = [
+        Sample.question(f"{prompt}the water{end}", MANY, (right + i) % len(MANY))
+        for i, prompt in enumerate(prompts)
+    ]
+    assert_each_text_alone([*samples, Sample.question("the water", MANY[:2], 0)], tokenizer)
+
+
+def test_many_candidates_are_encoded_once_for_equal_ends(byte_tokenizer: Tokenizer) -> None:
+    counting: Any = Counting(byte_tokenizer)
+    samples = [Sample.question(f"{i} {LONG}", MANY, i % len(MANY)) for i in range(64)]
+    shared = {id(found.ends) for found in encodings(samples, counting)}
+    assert len(shared) == 1 and None not in shared
+    once = len(LONG + MANY[-1]) + 3
+    assert counting.characters < (2 * len(samples) + len(MANY) + 2) * once
+    assert_each_text_alone(samples, byte_tokenizer)
+
+
+def test_tokens_that_do_not_fit_are_not_shared(byte_tokenizer: Tokenizer) -> None:
+    """Two prompts with equal ends, of which one takes its candidates' first letters with it."""
+    backend = deepcopy(byte_tokenizer)
+    backend.add_tokens(["ab of the lot:x"])
+    candidates = [f"x{number}" for number in range(joint.MANY + 1)]
+    samples = [Sample.question(f"{head} of the lot:", candidates, 0) for head in ("cd", "ab")]
+    found = encodings(samples, backend)
+    assert found[0].ends is not None and found[1].ends is None
+    assert_each_text_alone(samples, backend)
 
 
 @pytest.mark.parametrize("pattern", [None, r"[\s\S]+"])

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from firstcli.api import Sample
 from firstcli.data import splits
-from firstcli.data.samples import Samples, to_json
+from firstcli.data.samples import MOST_SHARED, Samples, as_json, to_json
 from firstcli.data.sequences import Selected
 from firstcli.tasks.known_world import KnownWorld, KnownWorldOptions
 from support import command_line
@@ -47,10 +47,29 @@ def test_samples_equal_the_list(samples: list[Sample]) -> None:
     stored = Samples(iter(samples), NOWHERE)
     assert len(stored) == len(samples)
     assert list(stored) == samples
+    assert list(as_json(stored)) == [to_json(sample) for sample in samples]
     assert [stored[i] for i in range(-len(samples), 0)] == samples
     assert list(stored[1:][::-2]) == samples[1:][::-2]
     with pytest.raises(IndexError):
         stored[len(samples)]
+
+
+def test_samples_share_their_candidates() -> None:
+    labels = tuple(f" label {number}" for number in range(1000))
+    samples = [Sample.question(f"text {i}", labels, i, id=str(i)) for i in range(500)]
+    stored = Samples(iter(samples), NOWHERE)
+    assert list(stored) == samples
+    assert len({id(sample.candidates) for sample in stored}) == 1
+    assert stored._spool._borders[-1] < 100 * len(samples)  # bytes
+    assert list(as_json(stored)) == [to_json(sample) for sample in samples]
+
+
+def test_more_sets_of_candidates_than_are_kept() -> None:
+    sets = [(f"a{number}", "b") for number in range(2 * MOST_SHARED)]
+    samples = [Sample.question("?", sets[i % len(sets)], 1, id=str(i)) for i in range(300)]
+    stored = Samples(iter(samples), NOWHERE)
+    assert list(stored) == samples
+    assert list(as_json(stored[::-1])) == [to_json(sample) for sample in reversed(samples)]
 
 
 def test_a_selection_keeps_its_order() -> None:

@@ -46,8 +46,13 @@ def test_training_that_ended_is_not_trained_on(
         patch.setattr(trainer, "write_log", die)
         with pytest.raises(Killed):
             first(*command, tmp_path / "run")
+    steps = {0.5: 3, 1: 5, 2.5: 13}[epochs]
+    place = f"step {steps} of {steps}"
+    planned = first("plan", *command[1:], tmp_path / "run", "--json").json["units"]
+    assert {unit["unit"]: unit["resumes"] for unit in planned}["finetune"] == place
     again = first(*command, tmp_path / "run")
     assert again.code == 0, again.err
+    assert f"finetune resumes at {place}" in again.out
     assert "resuming after step" in again.out
     assert results(tmp_path / "run") == results(tmp_path / "undisturbed")
 
@@ -85,6 +90,7 @@ def test_extraction_resumes_after_the_last_whole_shard(
     with monkeypatch.context() as patch:
         patch.setattr(scoring, "top_k_of", noted)
         again = first(*command, run)
+    assert "extract train resumes at shard 2 of 4" in again.out
     assert "extract train: resuming after 40 finished samples" in again.out
     assert sum(scored) == 26 + 30  # the rest of the training part, and the validation part
     assert results(run) == results(undisturbed)

@@ -137,3 +137,12 @@ def test_equal_confidences_count_with_their_mean_accuracy() -> None:
     correct = np.array([True, True, False, False])
     assert metrics.accuracy_at(0.25, np.full(4, 0.5), correct) == 0.5
     assert metrics.aurc(np.full(4, 0.5), correct) == 0.5
+
+
+def test_confidences_that_differ_in_the_last_bit_are_decomposed() -> None:
+    """As those of saturated models do, next to 1."""
+    confidence = np.array([0.5, 0.6, np.nextafter(1.0, 0.0), 1.0])
+    for correct in ([True, False, True, False], [False, False, True, True]):
+        parts = metrics.brier_parts(confidence, np.array(correct))
+        total = parts.miscalibration - parts.discrimination + parts.uncertainty
+        assert total == pytest.approx(np.mean((confidence - correct) ** 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import Any
 import pytest
 
 from firstcli.data.joint import JointEncoder
+from firstcli.pipeline.plan import PlanRow, summary
 from firstcli.stages import encoded
+from firstcli.workspace.artifacts import Artifact
+from firstcli.workspace.units import Unit
 from support import command_line
 from support.command_line import Result, first
 
@@ -57,7 +61,8 @@ def times_encoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 def test_teacher_and_student_share_the_tokens(recipe: Path, times_encoded: list[int]) -> None:
     assert first("plan", recipe, "--run-dir", recipe.parent / "run").code == 0
-    assert len(times_encoded) == 3 and sum(times_encoded) == 60  # train, validation, test
+    # the parts of the training split, the evaluation, and the example
+    assert len(times_encoded) == 4 and sum(times_encoded) == 61
 
 
 def test_a_second_plan_checks_nothing_again(recipe: Path, times_encoded: list[int]) -> None:
@@ -105,6 +110,70 @@ def test_damaged_and_foreign_token_files_are_ignored(
     (run / ".checks.json").unlink()
     assert first("plan", recipe, "--run-dir", run).code == 0
     assert sum(times_encoded) == 40
+
+
+# The plan in words.
+
+
+def row(key: str, reason: str = "", **about: Any) -> PlanRow:
+    stage = key.partition(" ")[0]
+    return PlanRow(Unit(key, stage, Artifact(Path(key), True)), not reason, reason, **about)
+
+
+def test_a_plan_in_a_sentence_with_reasons_and_places() -> None:
+    changed = "student.training.epochs changed (1.0 -> 2.0)"
+    rows = [
+        *(row("finetune"), row("extract train"), row("extract validation"), row("calibrate first")),
+        row("distill first", changed, resumes="step 140 of 840"),
+        *(row("distill a", changed), row("distill b", "not run yet")),
+        row("report", "after distill first"),
+    ]
+    assert summary(rows) == (
+        "8 units: 4 up to date; will run distill (3), report",
+        [f"distill (2): {changed}", "distill first resumes at step 140 of 840"],
+    )
+    late = "after finetune, if its result changes"
+    rows = [row("finetune", "--force"), *(row(f"eval {name}", late, depends=True) for name in "ab")]
+    assert summary(rows) == (
+        "3 units: will run finetune, and eval (2) if results change",
+        ["finetune: --force"],
+    )
+    assert summary([row("finetune", "not run yet")]) == ("1 unit: will run finetune", [])
+
+
+def test_a_plan_names_few_reasons() -> None:
+    rows = [row(f"distill {i}", f"key{i} changed") for i in range(5)]
+    _, phrases = summary(rows)
+    assert phrases == [*(f"distill {i}: key{i} changed" for i in range(3)), "..."]
+
+
+def test_the_whole_table_is_shown_by_plan_and_on_request(recipe: Path) -> None:
+    run = ("--run-dir", recipe.parent / "run")
+    short = first("report", recipe, *run, "--dry-run").out
+    assert "estimate" not in short
+    assert "units: will run finetune, extract (2), calibrate first" in short
+    for shown in (
+        first("plan", recipe, *run).out,
+        first("eval", recipe, *run, "--dry-run", "-v").out,
+    ):
+        assert "estimate" in shown and "will run: not run yet" in shown
+
+
+def test_every_unit_is_one_line_in_words_and_more_on_request(recipe: Path) -> None:
+    run = ("--run-dir", recipe.parent / "run", "--set", "teacher.finetune.epochs=0.5")
+    shown = first("extract", recipe, *run).out.splitlines()
+    lines = [line for line in shown if line.startswith("✓")]
+    assert len(lines) == 3 and lines[0].startswith("✓ finetune   31 samples · 1 step · loss ")
+    assert re.fullmatch(
+        r"✓ extract train        \d+ positions · [\d.]+ kB · top 5 hold \d+\.\d % · "
+        r"teacher right \d+\.\d %, says \d+\.\d %(   .* s)?",
+        lines[1],
+    )
+    assert not any("mean kl" in line for line in shown)
+    verbose = first("extract", recipe, *run, "--force", "--verbose").out
+    assert "mean kl" in verbose and "bytes per position" in verbose
+    fitted = first("calibrate", recipe, *run).out
+    assert re.search(r"✓ calibrate first   temperature-scaling · T = .* · ECE .* → .* · ", fitted)
 
 
 # Mistakes.

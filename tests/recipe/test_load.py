@@ -117,7 +117,7 @@ trainer: [1]
         "x.yaml:20: arms.d: found 'hello', expected a mapping",
         "x.yaml:21: trainer: found a list, expected a mapping",
         "x.yaml:2: sed: unknown key (did you mean 'seed'?); known: arms, evaluate, knowledge, "
-        "metrics, name, seed, seeds, student, teacher, train, trainer",
+        "metrics, name, paper, seed, seeds, student, teacher, train, trainer",
     ]
 
 
@@ -389,7 +389,7 @@ def test_paths_in_set_start_from_the_current_folder(folder: Path) -> None:
         (
             "studnet.training.epochs=1",
             "--set: studnet: unknown key (did you mean 'student'?); known: arms, evaluate, "
-            "knowledge, metrics, name, seed, seeds, student, teacher, train, trainer",
+            "knowledge, metrics, name, paper, seed, seeds, student, teacher, train, trainer",
         ),
         (
             "student.training.epcohs=1",

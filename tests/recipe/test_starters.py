@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +14,8 @@ import yaml
 from firstcli.errors import UserError
 from firstcli.recipe.load import load_recipe
 from firstcli.recipe.schema import Recipe
-from firstcli.recipe.starters import starter, starters
+from firstcli.recipe.starters import HEADINGS, OWN_DATA, starter, starters
+from support.command_line import MODEL, first, sums, write_rows
 
 NAMES = [each.name for each in starters()]
 FAMILIES = {
@@ -39,7 +43,30 @@ def resolved(name: str) -> Any:
 
 
 def test_what_ships() -> None:
-    assert {"quickstart", "trec", "sst2", "csqa", "study-top-k", *STUDIES, *PAPER} == set(NAMES)
+    examples = {"quickstart", "trec", "sst2", "csqa", "study-top-k"}
+    assert {*OWN_DATA, *examples, *STUDIES, *PAPER} == set(NAMES)
+
+
+def test_starters_for_own_data_come_first_and_the_papers_last() -> None:
+    assert NAMES[:2] == [*OWN_DATA]
+    assert NAMES[-len(PAPER) :] == sorted(PAPER)
+    assert [heading for heading, _ in groupby(each.heading for each in starters())] == [*HEADINGS]
+
+
+@pytest.mark.parametrize("name", OWN_DATA)
+def test_starters_for_own_data_work_with_a_file_at_their_place(name: str, tmp_path: Path) -> None:
+    """With small new models instead of those from the hub."""
+    rows = [f"text {n},{'yes' if n % 2 else 'no'}" for n in range(80)]
+    (tmp_path / "data.csv").write_text("\n".join(["text,label", *rows, ""]))
+    write_rows(tmp_path / "questions.jsonl", sums(80))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(starter(name).text)
+    model = json.dumps(MODEL)
+    models = [f"--set=teacher.model={model}", f"--set=student.model={model}"]
+    result = first("plan", recipe, *models, "--run-dir", tmp_path / "run", "--json")
+    assert result.code == 0, result.err
+    assert result.json["example"]["count"] == 2
+    assert "also occur in the training split" not in result.err
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -114,5 +141,9 @@ def test_short_names_and_unknown_names() -> None:
     assert starter("csqa").name == "csqa"
     with pytest.raises(UserError, match=r"unknown starter 'quikstart' \(did you mean 'quickstart'"):
         starter("quikstart")
+    with pytest.raises(UserError, match=r"\(did you mean 'llama2-csqa'\?\)"):
+        starter("lama2-csqa")
+    with pytest.raises(UserError, match=r"\(did you mean 'classification'\?\)"):
+        starter("clasification")
     with pytest.raises(UserError, match="unknown starter"):
         starter("../../x")

@@ -13,7 +13,16 @@ from scipy import stats
 
 from firstcli.metrics import accuracy_at, reliability_bins, summarize
 from firstcli.metrics.records import EvalRecords
-from firstcli.reporting import concentration, coverage, questions, ranks, reliability, studies
+from firstcli.reporting import (
+    concentration,
+    coverage,
+    forest,
+    questions,
+    ranks,
+    reliability,
+    scatter,
+    studies,
+)
 from firstcli.reporting import temperature as temperatures
 from firstcli.reporting.data import FittedRecalibrator
 from firstcli.reporting.style import Drawing, Numbers, Panel, heading, looks, save, shortened
@@ -178,11 +187,20 @@ def test_shortened_keeps_both_ends() -> None:
     assert shortened("a-very-long-name", 9) == "a-ve…name"
 
 
-def diagram(right: int = 160, title: str = "first", bins: int = 10) -> Drawing:
-    found = answers(0.85, right)
-    drawn = reliability_bins(found.confidence, found.correct, bins)
-    panel = reliability.panel(title, summarize(found, "candidates", bins), drawn, "candidates")
+def diagram(
+    right: int = 160, title: str = "first", bins: int = 10, *, post_hoc: bool = False
+) -> Drawing:
+    pair = [reliability_curve(answers(0.85, right), title, bins)]
+    if post_hoc:
+        pair.append(reliability_curve(answers(0.75, right, post_hoc=True), f"{title} + T", bins))
+    panel = reliability.panel(pair, "candidates")
     return Drawing("x", (panel,), Numbers(("n",), ((1,),)))
+
+
+def reliability_curve(found: EvalRecords, row: str, bins: int) -> reliability.Curve:
+    drawn = reliability_bins(found.confidence, found.correct, bins)
+    metrics = summarize(found, "candidates", bins)
+    return reliability.Curve(row, metrics, drawn, looks([row])[row])
 
 
 def texts(svg: bytes) -> list[str]:
@@ -190,29 +208,115 @@ def texts(svg: bytes) -> list[str]:
     return ["".join(element.itertext()).strip() for element in found]
 
 
-def test_a_diagram_prints_numbers_and_counts(tmp_path: Path) -> None:
+def test_a_diagram_prints_its_numbers(tmp_path: Path) -> None:
     (picture,) = save(diagram(), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"x.svg", "x.png"}
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     found = texts(picture.svg)
     assert "first" in found and "confidence (candidates)" in found
     assert any("ECE 5.0 (null" in text and "Acc 80.0" in text for text in found)
-    assert found.count("0") == 9 and found.count("200") == 1  # questions in each bin
+    assert found.count("200") == 1  # questions in the fullest bin
 
 
-def fillings(svg: bytes) -> set[str]:
-    """Return the colours behind the hatching."""
-    found = re.findall(r"<pattern [^>]*>\s*<rect[^>]*fill=\"(#\w+)\"", svg.decode())
-    return {color.lower() for color in found}
+def test_a_diagram_shows_a_model_before_and_after_its_temperature(tmp_path: Path) -> None:
+    panel = diagram(160, post_hoc=True).panels[0]
+    assert panel.title == "first → + T"
+    assert "first: ECE 5.0 percent" in panel.description
+    assert "first + T: ECE 5.0 percent" in panel.description
+    assert "1 over-confident and 0 under-confident" in panel.description
+    assert "0 over-confident and 1 under-confident" in panel.description
+    (picture,) = save(diagram(160, post_hoc=True), tmp_path)
+    assert any(text.startswith("ECE 5.0 → 5.0 (null") for text in texts(picture.svg))
 
 
-def test_an_empty_bin_has_no_bar_and_each_direction_has_its_colour(tmp_path: Path) -> None:
-    (over,) = save(diagram(160), tmp_path)
-    (under,) = save(diagram(200), tmp_path)
-    assert len(fillings(over.svg)) == len(fillings(under.svg)) == 1  # one bin is in use
-    assert fillings(over.svg) != fillings(under.svg)
-    assert "1 over-confident and 0 under-confident" in over.description
-    assert "0 over-confident and 1 under-confident" in under.description
+def test_each_model_has_one_panel_and_the_first_ones_are_chosen() -> None:
+    drawing = reliability.drawing(report(), "csqa", ("first", "teacher"))
+    assert drawing
+    titles = [panel.title for panel in drawing.panels]
+    assert titles == ["first", "teacher", "fine-tune → + T", "distill"]
+    assert {row[0] for row in drawing.numbers.rows} == set(report().rows)
+
+
+def test_bins_with_few_questions_are_faded(tmp_path: Path) -> None:
+    few = EvalRecords.from_log_probs(
+        [f"q{i}" for i in range(100)],
+        [0] * 100,
+        [
+            np.log([0.95, 0.05]) if i < reliability.FEW - 1 else np.log([0.75, 0.25])
+            for i in range(100)
+        ],
+    )
+    panel = reliability.panel([reliability_curve(few, "x", 10)], "candidates")
+    (picture,) = save(Drawing("x", (panel,), Numbers(("n",), ())), tmp_path)
+    many = reliability.panel([reliability_curve(answers(0.85, 90), "x", 10)], "candidates")
+    (other,) = save(Drawing("x", (many,), Numbers(("n",), ())), tmp_path)
+    assert "opacity: 0.3" in picture.svg.decode() and "opacity: 0.3" not in other.svg.decode()
+
+
+def test_figures_have_colours_for_dark_mode(tmp_path: Path) -> None:
+    (picture,) = save(diagram(post_hoc=True), tmp_path)
+    svg = picture.svg.decode()
+    style = re.search(r"@media \(prefers-color-scheme:dark\)\{(.*)\}</style>", svg)
+    assert style
+    exchanged = dict(re.findall(r'\[style\*="(\w+: #\w{6})"\],\[[^]]*\]\{(\w+:#\w{6})!', style[1]))
+    assert exchanged["fill: #ffffff"] == "fill:#14181D"
+    used = {c.lower() for c in re.findall(r"(?:fill|stroke): (#\w{6})", svg.split("</style>")[1])}
+    kept = used - {name.split()[1] for name in exchanged}
+    assert kept <= {"#000000"}, kept  # every colour has a twin
+
+
+def test_points_have_labels_and_share_their_axes(tmp_path: Path) -> None:
+    data = report()
+    drawing = scatter.drawing(data, "csqa")
+    assert drawing
+    first = next(row for row in drawing.numbers.rows if row[0] == "first")
+    accuracy = data.estimates("csqa", "first")["accuracy"]
+    assert first[1] == pytest.approx(0.05) and first[4:] == (accuracy.value, *accuracy.interval)
+    (picture,) = save(drawing, tmp_path)
+    assert {*data.rows, "typical 95 % interval"} <= set(texts(picture.svg))
+    assert "first: accuracy 80.0, ECE 5.0" in picture.description
+    ends = scatter.limits(scatter.points(data, "csqa").values())
+    for p in scatter.points(data, "csqa").values():
+        assert ends.ece[0] <= p.ece <= ends.ece[1]
+        assert ends.accuracy[0] <= p.accuracy <= ends.accuracy[1]
+    assert scatter.drawing(report(records={}), "csqa") is None
+
+
+def test_labels_of_close_points_do_not_overlap(tmp_path: Path) -> None:
+    near = {f"arm-{i}": answers(0.8, 160 + i) for i in range(6)}
+    data = report(
+        members={row: (row,) for row in near},
+        evaluations=["csqa"],
+        records={("csqa", row): r for row, r in near.items()},
+    )
+    drawing = scatter.drawing(data, "csqa")
+    assert drawing
+    (picture,) = save(drawing, tmp_path)
+    found = re.findall(r' x="([\d.]+)" y="([\d.]+)"[^>]*>(arm-\d)<', picture.svg.decode())
+    assert len(found) == 6
+    places = [(float(x), float(y)) for x, y, _ in found]
+    for i, (x, y) in enumerate(places):
+        for left, up in places[:i]:
+            assert abs(x - left) > 20 or abs(y - up) > 7
+
+
+def test_a_forest_shows_what_is_better_to_the_right() -> None:
+    data = report()
+    drawing = forest.drawing(data, "csqa", "first")
+    assert drawing
+    titles = [panel.title for panel in drawing.panels]
+    assert titles == [
+        *("Trust of first: higher by", "Accuracy of first: higher by", "ECE of first: lower by")
+    ]
+    rows = {(row[0], row[1]): row[2:] for row in drawing.numbers.rows}
+    gap = data.compared("csqa", "first", "fine-tune")["ece"].questions
+    assert rows["ECE", "fine-tune"][0] == pytest.approx(0.2) == pytest.approx(-gap.value)
+    assert rows["ECE", "fine-tune"][1:3] == (-gap.interval.high, -gap.interval.low)
+    assert rows["ECE", "fine-tune"][3] == "yes"
+    assert rows["Trust", "fine-tune"][0] == pytest.approx(0.3)
+    twins = forest.drawing(data, "csqa", "fine-tune + T")
+    assert twins and ("accuracy", "fine-tune") not in {row[:2] for row in twins.numbers.rows}
+    assert forest.drawing(report(records={}), "csqa", "first") is None
 
 
 def test_a_diagram_of_many_bins_stays_small(tmp_path: Path) -> None:
@@ -221,8 +325,7 @@ def test_a_diagram_of_many_bins_stays_small(tmp_path: Path) -> None:
     rows = [np.log([c, 0.7 * (1 - c), 0.3 * (1 - c)]) for c in confidence]
     right = (random.random(3000) > confidence).astype(int)
     found = EvalRecords.from_log_probs([f"q{i}" for i in range(3000)], right.tolist(), rows)
-    bins = reliability_bins(found.confidence, found.correct, 50)
-    panel = reliability.panel("x", summarize(found, "candidates", 50), bins, "candidates")
+    panel = reliability.panel([reliability_curve(found, "x", 50)], "candidates")
     (picture,) = save(Drawing("x", (panel,), Numbers(("n",), ())), tmp_path)
     assert len(picture.svg) < 100_000  # a page has about twenty; base64 makes them a third larger
 

@@ -17,9 +17,10 @@ from firstcli.metrics.groups import group_scores
 from firstcli.metrics.records import EvalRecords
 from firstcli.reporting import data, page
 from firstcli.reporting.data import ReportData
+from firstcli.reporting.decision import decide
 from firstcli.reporting.formats import to_csv, to_json, to_markdown
 from firstcli.reporting.groups import group_tables
-from firstcli.reporting.sections import sections
+from firstcli.reporting.sections import Section, sections
 from firstcli.reporting.style import Picture
 from firstcli.reporting.table import paper_table
 from firstcli.reporting.terminal import Table
@@ -136,7 +137,8 @@ def test_figures_are_bounded(evaluations: int, rows: int, shown: int) -> None:
 
 def test_sections_have_figures_of_the_first_evaluations_only() -> None:
     names = [f"subject-{i}" for i in range(2)]
-    for section in sections(many(6, 8)):
+    content = many(6, 8)
+    for section in sections(content, decide(content)):
         assert [heading for heading, _ in section.drawings] in (names, [])
 
 
@@ -150,11 +152,17 @@ def test_a_page_of_57_evaluations_is_small(tmp_path: Path, monkeypatch: pytest.M
     assert len(html.encode()) < 3_000_000
     assert "Figures and single questions are shown for the first 4 of 57 evaluations" in html
     assert "Is it? subject-3" in html and "Is it? subject-4" not in html
-    assert html.count("<img") == 4 * (4 + 4 + 1)  # ranks, reliability, risk and coverage
+    # accuracy against ECE, differences, reliability, risk and coverage, ranks
+    assert html.count("<img") == 4 * (1 + 3 + 4 + 1 + 4)
 
 
 def test_names_of_groups_are_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "sections", lambda _: [])
+    monkeypatch.setattr(page, "overview", lambda _: [])
+    monkeypatch.setattr(
+        page,
+        "sections",
+        lambda data, _: [Section("groups", "Groups", "", tables=group_tables(data))],
+    )
     records = EvalRecords.from_log_probs(
         ["a", "b"], [0, 1], [[-0.5, -1.5]] * 2, groups=[EVIL, "plain"]
     )

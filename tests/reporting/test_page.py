@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
@@ -32,13 +33,14 @@ def written(invented_report: Path) -> Mapping[str, bytes]:
 def test_the_folder_is_complete(written: Mapping[str, bytes]) -> None:
     drawn = {
         f"{kind}+{name}"
-        for kind in ("ranks", "reliability", "risk-coverage")
+        for kind in ("accuracy-ece", "differences", "ranks", "reliability", "risk-coverage")
         for name in ("csqa", "world")
     }
     drawn |= {"concentration", "ranks-validation", "temperature+first", "temperature+fine-tune+T"}
     drawn |= {"trust-over-temperature+csqa", "top-k+csqa", "top-k+world", "unanswerable+none"}
     expected = {f"figures/{name}.{kind}" for name in drawn for kind in ("svg", "png")}
-    assert set(written) == expected | {"index.html", "table.md", "table.csv", "table.json"}
+    tables = {"table.md", "table.csv", "table.json"}
+    assert set(written) == expected | tables | {"index.html", "decision.json"}
     for name, content in written.items():
         if name.endswith(".svg"):
             ET.fromstring(content)
@@ -91,13 +93,14 @@ def test_the_page_has_all_sections(written: Mapping[str, bytes]) -> None:
         assert part in page.text
     for part in ("name: demo", "firstcli 1.2.3", "6 min 40 s", "over-confident by", "+17.0"):
         assert part in page.text
-    for title in ("Concentrated knowledge", "Miscalibration rank by rank", "Reliability diagrams"):
+    for title in ("Concentrated knowledge", "Miscalibration rank by rank", "Reliability"):
         assert title in page.text
     for title in ("Temperature", "Risk and coverage", "How many tokens to keep"):
         assert title in page.text
     for title in ("Questions without a right answer", "Questions on which the models differ most"):
         assert title in page.text
-    assert "<strong>75.0</strong>" in written["index.html"].decode()
+    html = written["index.html"].decode()
+    assert "<strong>75.0</strong> <small>±" in html and '<tr class="shipped">' in html
     assert page.of("html") == [{"lang": "en"}]
     assert page.of("meta")[:2] == [
         {"charset": "utf-8"},
@@ -109,7 +112,8 @@ def test_the_page_is_accessible(written: Mapping[str, bytes]) -> None:
     page = Page(written["index.html"])
     images = page.of("img")
     assert len(images) > 30 and all(len(str(image["alt"])) > 20 for image in images)
-    assert sum("Reliability diagram of" in str(image["alt"]) for image in images) == 12
+    # `fine-tune` and `fine-tune + T` share one
+    assert sum("Reliability diagram of" in str(image["alt"]) for image in images) == 11
     regions = [one for one in page.of("div") if one.get("role") == "region"]
     assert regions and all(one["tabindex"] == "0" and one["aria-label"] for one in regions)
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
@@ -154,10 +158,44 @@ def test_user_text_never_becomes_markup(tmp_path: Path) -> None:
     page = Page((tmp_path / "index.html").read_bytes())
     assert not page.of("script")
     assert page.text.count(EVIL) >= 9 and "https://example.org" in page.text
-    assert len(list((tmp_path / "figures").iterdir())) == 6
+    assert len(list((tmp_path / "figures").iterdir())) == 10
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("index.html", "table.md", "table.csv", "table.json", "figures")
+        *("index.html", "decision.json", "table.md", "table.csv", "table.json", "figures")
     }
+
+
+def test_the_page_opens_with_the_decision(written: Mapping[str, bytes]) -> None:
+    decision = json.loads(written["decision.json"])
+    page = Page(written["index.html"])
+    opening = page.text[: page.text.index("csqa (n = 200)")]
+    assert decision["headline"].replace("`", "") in opening
+    assert all(text.replace("`", "") in " ".join(opening.split()) for text in decision["limits"])
+    assert f"RUN/{decision['ship']['folder']}" in opening and decision["commands"][0] in opening
+    assert "<code>" in written["index.html"].decode()
+
+
+def test_only_the_first_figures_are_unfolded(written: Mapping[str, bytes]) -> None:
+    visible = unfolded(written["index.html"].decode())
+    assert visible.count("<img") < written["index.html"].count(b"<img") / 2
+    assert visible.count('alt="Reliability diagram of') == 4
+    assert 'class="results"' not in visible  # tables of all metrics and differences
+
+
+def unfolded(html: str) -> str:
+    """Return HTML without `details`, the innermost of which are removed first."""
+    line = html.replace("\n", " ")
+    inner = re.compile(r"<details[^>]*>(?:(?!<details).)*?</details>")
+    while inner.search(line):
+        line = inner.sub("", line)
+    return line
+
+
+def test_the_page_has_rules_for_dark_mode_and_print(written: Mapping[str, bytes]) -> None:
+    html = written["index.html"].decode()
+    assert "prefers-color-scheme: dark" in html and "@media print" in html
+    for name, content in written.items():
+        if name.endswith(".svg"):
+            assert b"prefers-color-scheme:dark" in content, name
 
 
 def bare(**changes: object) -> ReportData:

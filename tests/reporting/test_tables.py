@@ -8,6 +8,7 @@ import json
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -15,15 +16,19 @@ from firstcli.metrics import METRICS
 from firstcli.metrics.uncertainty import Interval
 from firstcli.recipe.schema import MetricsSettings
 from firstcli.reporting.data import ReportData
+from firstcli.reporting.decision import decide, shipped_rows
 from firstcli.reporting.formats import to_csv, to_json, to_markdown
 from firstcli.reporting.table import (
     difference_tables,
     full_tables,
+    narrow_table,
+    overview_table,
     p_text,
     paper_table,
     range_text,
+    undecided,
 )
-from firstcli.reporting.terminal import INDISTINCT, Cell, Table, TerminalTable
+from firstcli.reporting.terminal import INDISTINCT, Cell, Table, TerminalTable, VerdictText
 from support import command_line
 from support.invented_report import EVIL, answers, everything, report
 
@@ -100,6 +105,51 @@ def test_all_students_that_are_not_distinguishable_from_the_best_are_marked() ->
     assert found["c"] == ["40.0", "50.0", "10.0"]
     assert not any("*" in cell for cell in found["teacher"])
     assert "not distinguishable from it" in paper_table(data).legend
+    assert not undecided(data)
+
+
+def test_nothing_is_marked_where_no_student_stands_out() -> None:
+    members = {row: (row,) for row in "abc"}
+    right = {"a": 180, "b": 179, "c": 178}
+    data = report(
+        members=members,
+        evaluations=["csqa", "world"],
+        records={("csqa", row): answers(0.9, k) for row, k in right.items()}
+        | {("world", row): answers(0.9, k) for row, k in (right | {"c": 100}).items()},
+    )
+    found = shown(paper_table(data))
+    assert [cell.endswith("*") for cell in found["a"]] == [False, False, False, True, True, True]
+    sentence = "No student stands out in ECE on csqa; accuracy on csqa; Trust on csqa."
+    assert undecided(data) == sentence
+    marked = {row.name for row in narrow_table(data, (), "csqa").rows if row.groups[0][0].marked}
+    assert not marked
+
+
+def test_the_narrow_table_has_half_widths_and_points_out_what_is_shipped() -> None:
+    data = report()
+    table = narrow_table(data, ("first",), "csqa")
+    assert table.groups[0].headings == ("Acc ↑", "ECE ↓", "Trust ↑")
+    for row in table.rows:
+        estimates = data.estimates("csqa", row.name)
+        halves = [np.ptp(estimates[key].interval) / 2 for key in ("accuracy", "ece", "trust")]
+        assert [cell.interval for cell in row.groups[0]] == [
+            f"±{100 * half:.1f}" for half in halves
+        ]
+    assert [row.kind for row in table.rows] == ["teacher", *["student"] * 3, "shipped"]
+    both = overview_table(data, ("first",))
+    assert [group.evaluation for group in both.groups] == ["csqa", "world"]
+    assert both.rows[0].groups[0] == table.rows[0].groups[0]
+    assert Table.from_json(json.loads(json.dumps(both.to_json()))) == both
+
+
+def test_a_temperature_cannot_change_accuracy() -> None:
+    data = report()
+    assert "accuracy" not in data.compared("csqa", "fine-tune + T", "fine-tune")
+    cell = cells(difference_tables(data)[0], "fine-tune + T")[1]
+    assert (cell.text, cell.marked, cell.aside) == ("same", False, ("answers",))
+    changed = dict(data.records) | {("csqa", "fine-tune+T"): answers(0.75, 141, post_hoc=True)}
+    data = report(records=changed)  # another recalibrator may change answers
+    assert "accuracy" in data.compared("csqa", "fine-tune + T", "fine-tune")
 
 
 def test_a_single_student_has_no_mark() -> None:
@@ -169,14 +219,15 @@ def test_a_difference_that_seeds_explain_is_not_marked() -> None:
 
 def test_the_table_states_how_many_tests_the_marks_come_from() -> None:
     data = report()
-    # csqa: 6 pairs of its 4 students x 3 metrics; world: first - fine-tune x 4 metrics
-    assert len(data.p_values) == 6 * 3 + 4
+    # csqa: 6 pairs of its 4 students x 3 metrics, but fine-tune and fine-tune + T have the same
+    # accuracy; world: first - fine-tune x 4 metrics
+    assert len(data.p_values) == 6 * 3 - 1 + 4
     for table in (paper_table(data), *difference_tables(data)):
-        assert "22 tests at the 95 % level without correction: about 1.1 false" in table.caption
+        assert "21 tests at the 95 % level without correction: about 1.1 false" in table.caption
     corrected = report(settings=MetricsSettings(correction="holm"))
-    assert "Holm-corrected for 22 tests" in paper_table(corrected).caption
+    assert "Holm-corrected for 21 tests" in paper_table(corrected).caption
     content = json.loads(to_json(corrected))
-    assert (content["tests"], content["correction"]) == (22, "holm")
+    assert (content["tests"], content["correction"]) == (21, "holm")
     alone = report(members={"teacher": ("teacher",), "first": ("first",)})
     assert "no tests" in paper_table(alone).caption
 
@@ -204,7 +255,9 @@ def test_holm_unmarks_differences_that_the_number_of_tests_explains() -> None:
     assert [cell.aside for cell in marks] == [("better",), (INDISTINCT,)]
     assert marks[0].interval == marks[1].interval  # intervals stay those of one comparison
     best = [shown(paper_table(data))["b"][1] for data in (plain, corrected)]
-    assert best == ["75.0", "75.0*"]  # no longer distinguishable from the best, 79.0
+    assert best == ["75.0", "75.0"]
+    best = [shown(paper_table(data))["a"][1] for data in (plain, corrected)]
+    assert best == ["79.0*", "79.0"]  # the best no longer stands out
     difference = json.loads(to_json(corrected))["differences"][0]["accuracy"]
     assert not difference["distinguishable"]
     assert difference["p_value"] < 0.05 < difference["corrected_p_value"]
@@ -375,3 +428,42 @@ def test_json_is_at_full_precision_and_holds_bins_and_differences() -> None:
         and difference["trust"]["distinguishable"]
     )
     assert content["notes"] == [{"label": "temperature of first", "value": "T = 0.34"}]
+
+
+def verdict(data: ReportData, width: int) -> list[str]:
+    decision = decide(data)
+    table = overview_table(data, shipped_rows(decision))
+    file = io.StringIO()
+    content = json.loads(decision.to_json())
+    text = VerdictText(content, table, list(decision.commands), "runs/demo/report/index.html")
+    Console(width=width, file=file, color_system=None).print(text)
+    return file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize(
+    "data", [report(), everything(), seeded(170, 180, 190), report(records={})]
+)
+def test_the_verdict_fits_into_a_small_terminal(data: ReportData) -> None:
+    lines = verdict(data, 80)
+    assert len(lines) <= 22  # of 24: the command, and what it says before
+    assert all(len(line) <= 80 for line in lines)
+    assert decide(data).headline in " ".join(line.strip() for line in lines)
+    assert lines[-2] == "report: runs/demo/report/index.html"
+
+
+def test_the_verdict_has_one_line_per_row() -> None:
+    lines = verdict(report(), 80)
+    (line,) = [line for line in lines if line.startswith("> first")]
+    estimate = report().estimates("csqa", "first")["accuracy"].interval
+    assert line.split()[2] == f"80.0±{50 * (estimate.high - estimate.low):.1f}*"
+    assert sum("fine-tune" in line and "±" in line for line in lines) == 2
+
+
+def test_the_verdict_counts_what_does_not_fit() -> None:
+    members = {f"student-{i}": (f"student-{i}",) for i in range(30)}
+    names = [f"evaluation-{i}" for i in range(4)]
+    records = {(name, row): answers(0.8, 150) for name in names for row in members}
+    records |= {(name, "student-29"): answers(0.8, 199) for name in names}
+    lines = verdict(report(members=members, evaluations=names, records=records), 80)
+    assert len(lines) <= 22 and any(line.startswith("> student-29") for line in lines)
+    assert any("more evaluations and" in line and "more rows" in line for line in lines)

@@ -21,6 +21,7 @@ group = Group("Frage – é 日", "e", ("ece", "accuracy"), ("ECE ↓", "Acc ↑
 console.show(TerminalTable(Table("run → x", "n = 5", "best", (group,),
                                  (ReportRow("modèle", "teacher", (cells,)),))))
 console.warn("half … done ± 1")
+console.say_phrases("✓ extract", ["4 positions", "25 kB"])
 with console.status("reading 日"):
     pass
 with console.progress("work", 2, "steps") as advance:
@@ -57,6 +58,7 @@ def test_any_terminal_shows_the_whole_output(env: dict[str, str]) -> None:
 def test_missing_characters_become_their_closest_equivalent() -> None:
     result = run(TABLE, PYTHONIOENCODING="ascii")
     assert b"run -> x" in result.stdout and b"modele" in result.stdout
+    assert b"ok extract   4 positions . 25 kB" in result.stdout
     assert b"ECE v" in result.stdout and b"Frage - e ?" in result.stdout
     assert result.stderr == b"warning: half ... done +- 1\n"
 

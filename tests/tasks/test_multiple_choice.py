@@ -242,7 +242,7 @@ def test_a_test_split_without_answers_does_not_matter(tmp_path: Path) -> None:
     assert correct(folder, "train") == [0, 1]
     with pytest.raises(UserError, match="found -1, expected an index from 0 to 2 or an index from"):
         correct(folder, "test")
-    with pytest.raises(UserError, match=r"extra\.jsonl:1: there is no column"):
+    with pytest.raises(UserError, match=r"extra\.jsonl:1: there are no columns"):
         correct(folder, "extra")
 
 
@@ -311,9 +311,27 @@ def test_fields_within_a_column(tmp_path: Path) -> None:
     nested = loaded(tmp_path, row, answer_column="gold.key.letter", **options)
     assert nested[0].prompt.startswith("2 + 2?\nA. 3\nB. 4") and nested[0].answer == 1
     found = complaint(tmp_path, row, answer_column="gold.keys.letter", **options)
-    assert found == ("FILE:1: column 'gold': there is no column 'keys.letter'; the row has 'key'")
+    missing = "FILE:1: column 'gold': there is no column 'keys.letter'; the row has 'key'"
+    assert found == f"{missing}; set answer_column"
     template = "{question.stem}{choices}"
     assert loaded(tmp_path, row, answer_column="gold.key.letter", prompt=template, **options)
+
+
+def test_all_missing_columns_are_named_at_once_with_their_options(tmp_path: Path) -> None:
+    row = {"text": "What colour?", "label": "red"}
+    assert complaint(tmp_path, row) == (
+        "FILE:1: there are no columns 'question', 'choices' and 'answer'; the row has 'text', "
+        "'label'; set question_column, choices_column (or `choices`, if all questions have the "
+        "same) and answer_column"
+    )
+    named: dict[str, Any] = {"question_column": "text", "choices": ["red", "blue"]}
+    assert complaint(tmp_path, row, **named) == (
+        "FILE:1: there is no column 'answer'; the row has 'text', 'label'; set answer_column"
+    )
+    prompt = "{subject}: {question}\n{choices}"
+    assert complaint(tmp_path, row, answer_column="label", prompt=prompt, **named) == (
+        "FILE:1: there is no column 'subject'; the row has 'text', 'label'; set prompt"
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 
 from firstcli.api import (
     JSON,
+    Adaptation,
     BoolArray,
     Curve,
     Diagnostics,
@@ -350,9 +351,9 @@ def test_a_sound_task_passes() -> None:
         (Given(replace(QUESTION, prompt=" \n")), "sample 'q1': the prompt is empty"),
         (GivenInstructions(replace(INSTRUCTION, response="")), "number 0: the response is empty"),
         (GivenInstructions(QUESTION), "the task has no candidates"),
-        (Given(INSTRUCTION), "has 0 candidates, expected 2 to 26"),
+        (Given(INSTRUCTION), "has 0 candidates, expected 2 to 1,000"),
         (Given(replace(QUESTION, candidates=(" yes",))), "has 1 candidates"),
-        (Given(replace(QUESTION, candidates=tuple(map(str, range(27))))), "has 27 candidates"),
+        (Given(replace(QUESTION, candidates=tuple(map(str, range(1001))))), "has 1001 candidates"),
         (Given(replace(QUESTION, candidates=(" yes", " yes"))), "two candidates are the same"),
         (Given(replace(QUESTION, answer=2)), "answer is 2, expected 0 to 1"),
         (Given(replace(QUESTION, answer=None)), "no right answer, but has a response or a truth"),
@@ -371,6 +372,47 @@ def test_a_sound_task_passes() -> None:
 def test_a_broken_task_is_named(task: Any, sentence: str) -> None:
     with pytest.raises(AssertionError, match=sentence):
         check_task(task)
+
+
+class AdaptedOptions(PluginOptions):
+    codes: list[str] | None = None
+
+
+class Adapting(Given):
+    """Adds a code whenever it is adapted."""
+
+    Options = AdaptedOptions
+
+    def __init__(self, options: Any) -> None:
+        super().__init__(QUESTION)
+        self.options = options
+
+    def adapted(self, tokens: Any, training: Any) -> Any:
+        codes = [*(self.options.codes or ()), "A"]
+        return Adaptation(self.options.model_copy(update={"codes": codes}))
+
+
+class Unadapted(Adapting):
+    def adapted(self, tokens: Any, training: Any) -> Any:
+        return self.options
+
+
+class Unsaved(Adapting):
+    def adapted(self, tokens: Any, training: Any) -> Any:
+        return Adaptation(AdaptedOptions.model_construct(codes=("A",)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        (Adapting, "adapting the adapted options changes them"),
+        (Unadapted, "returns no Adaptation"),
+        (Unsaved, "do not survive being saved as JSON"),
+    ],
+)
+def test_a_task_that_adapts_wrongly_is_named(kind: type[Adapting], sentence: str) -> None:
+    with pytest.raises(AssertionError, match=sentence):
+        check_task(kind(AdaptedOptions()))
 
 
 # --- families -----------------------------------------------------------------------------------

@@ -30,7 +30,15 @@ from firstcli.recalibration.builtin import NoRecalibration
 from firstcli.recipe.schema import Arm, Training
 from firstcli.runtime.console import Console
 from firstcli.stages.scoring import top_k_of
-from firstcli.training import arguments, batches, objectives, trainer, trainer_fields, trial
+from firstcli.training import (
+    arguments,
+    batches,
+    checkpoints,
+    objectives,
+    trainer,
+    trainer_fields,
+    trial,
+)
 from firstcli.training.soft_targets import SoftTargetBuilder, SoftTargets
 from firstcli.training.trainer import Objective
 from support.encoding import encode_training
@@ -514,8 +522,8 @@ def test_only_the_last_checkpoint_is_kept(tmp_path: Path, make_llama: MakeLlama)
 def test_incomplete_checkpoints_are_deleted(tmp_path: Path) -> None:
     for step in (2, 10, 9):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / trainer.COMPLETE_MARK).touch()
-    (tmp_path / "checkpoint-10" / trainer.COMPLETE_MARK).unlink()
+        (tmp_path / f"checkpoint-{step}" / checkpoints.COMPLETE_MARK).touch()
+    (tmp_path / "checkpoint-10" / checkpoints.COMPLETE_MARK).unlink()
     last = trainer.last_checkpoint(tmp_path)
     assert last is not None and last.name == "checkpoint-9"
     assert not (tmp_path / "checkpoint-10").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,6 +77,18 @@ def weight_files(folder: Path) -> list[Path]:
         if isinstance(weight_map, dict):
             return sorted({folder / str(file) for file in weight_map.values()})
     return []
+
+
+def count_weights(folder: Path) -> int:
+    """Return the number of weights in the safetensors files of a folder."""
+    from safetensors import safe_open
+
+    count = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="numpy") as file:
+            names: list[str] = list(file.keys())
+            count += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+    return count
 
 
 def adapter_problem(path: Path, *, beside_weights: bool) -> str:

@@ -1,21 +1,27 @@
-"""`first eval --from`: all metrics of the outputs in a file, without a recipe or model."""
+"""`first judge`, also called `first eval --from`: metrics of outputs in files, without a model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 from rich.table import Column, Table
 
-from firstcli.errors import UserError, shortened
-from firstcli.metrics import FLOOR, METRICS, EvalMetrics, lm_eval, summarize
+from firstcli.commands import judged_files
+from firstcli.commands.judged_files import CANDIDATES, CONFIDENCES, TABLES, JudgedFile
+from firstcli.errors import UserError
+from firstcli.metrics import FLOOR, METRICS, EvalMetrics, summarize
 from firstcli.metrics.gold import GOLD, Gold
 from firstcli.metrics.records import Candidates, Confidence, EvalRecords
 from firstcli.metrics.uncertainty import differences, intervals
 from firstcli.runtime.console import Console
+
+if TYPE_CHECKING:
+    from firstcli.commands.judge_page import Comparison
+    from firstcli.recalibration.diagnostics import CalibrationArtifact
 
 _NAMES = (
     *("accuracy", "chance", "confidence", "ece", "trust", "ece_debiased", "over_confidence"),
@@ -25,6 +31,8 @@ _NAMES = (
     *("accuracy_at_90", "accuracy_at_80", "accuracy_at_50", "candidate_mass"),
 )
 """The metrics of the table, in its order."""
+_OF_CLASSES = ("chance", "ece_classwise")
+"""Metrics that say nothing where only the confidence is known."""
 
 
 def show(
@@ -41,7 +49,7 @@ def show(
     """Print and return all metrics of a file and its differences from a second file.
 
     Args:
-        outputs: records of firstcli or a log of lm-evaluation-harness.
+        outputs: a file of any format that `first judge` reads.
         versus: the file to compare with, if any.
         confidence: `candidates`, which is the default, or `full`.
         bins: number of bins of the calibration errors; default 10.
@@ -55,104 +63,211 @@ def show(
         UserError: an option or a file cannot be used.
     """
     kind, bins = cast(Confidence, confidence or "candidates"), bins or 10
-    _check("confidence", kind, get_args(Confidence))
-    _check("candidates", candidates, get_args(Candidates))
-    _check("gold", gold, GOLD)
+    paths = [outputs] if versus is None else [outputs, versus]
     console = Console(json=json, quiet=quiet)
-    files = [outputs] if versus is None else [outputs, versus]
-    records, *others = _read_alike(
-        files, kind, cast(Candidates | None, candidates), cast(Gold | None, gold)
-    )
+    ours, *others = _read(paths, kind, candidates, gold)
     # before anything is printed, because it may raise
-    pair = None if versus is None else _pair(outputs, records, versus, others[0])
-    table, result = _judged(outputs, records, kind, bins)
+    pair = judged_files.pair(ours, others[0]) if others else None
+    table, result = _judged(ours, kind, bins)
     console.show(table)
-    if versus and pair:
-        table, result["versus"] = _compared(pair, versus, kind, bins)
+    if pair:
+        title = f"{len(pair[0])} common questions, in percent"
+        headings, caption = ("this file", "other file"), f"other file: {versus}"
+        table, compared = _compared(pair, headings, title, caption, kind, bins)
         console.show(table)
+        result["versus"] = {"file": str(versus), **compared}
     return result
 
 
-def _check(option: str, value: str | None, allowed: Sequence[str]) -> None:
-    if value is not None and value not in allowed:
-        raise UserError(f"--{option} must be {' or '.join(allowed)}, not '{value}'")
-
-
-def _read_alike(
-    paths: Sequence[Path],
-    confidence: Confidence,
-    candidates: Candidates | None,
-    gold: Gold | None,
-) -> list[EvalRecords]:
-    """Read files so that all score the same of each candidate.
+def judge(
+    files: Sequence[Path],
+    confidence: str | None,
+    bins: int | None,
+    candidates: str | None,
+    gold: str | None,
+    recalibrate: str | None,
+    fit_on: str | None,
+    out: Path | None,
+    *,
+    json: bool,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Print and return the metrics of files and their differences, and write the page.
 
     Args:
-        paths: the files.
-        confidence: the kind of confidence that will be shown.
-        candidates: what to score; None prefers first tokens, where all files have them.
-        gold: how the logs name the right choice; None infers it.
+        files: files of any format, one per model.
+        confidence: `candidates`, which is the default, or `full`.
+        bins: number of bins of the calibration errors; default 10.
+        candidates: `first-token` or `whole`; see `show`.
+        gold: how logs name the right choice; the default infers it.
+        recalibrate: name of a recalibrator, or its name and options as in a recipe.
+        fit_on: a share of each file, or a file, to fit it on; default 0.5.
+        out: folder of the page; default `judge/` and the first file's name.
+        json: whether stdout is reserved for the result as JSON.
+        quiet: whether to print nothing.
+
+    Raises:
+        UserError: an option or a file cannot be used.
     """
-    stored = [read(path, gold) for path in paths]
-    if gold and all(path.suffix == ".parquet" for path in paths):
-        raise UserError("--gold is for logs of lm-evaluation-harness; records state their answers")
-    if candidates is None:
-        logged = any(records.candidates == "whole" for records in stored)
-        candidates = "whole" if logged else "first-token"
-    return [
-        _scored(path, records, confidence, candidates)
-        for path, records in zip(paths, stored, strict=True)
-    ]
+    from firstcli.commands import judge_page
+
+    kind, bins = cast(Confidence, confidence or "candidates"), bins or 10
+    if repeated := [path for i, path in enumerate(files) if path in files[:i]]:
+        raise UserError(f"{repeated[0]}: is given twice; give each file once")
+    if fit_on is not None and recalibrate is None:
+        raise UserError("--fit-on is for --recalibrate; name a recalibrator, or leave it out")
+    folder = judge_page.page_folder(out, files[0])
+    console = Console(json=json, quiet=quiet)
+    judged = _read(files, kind, candidates, gold)
+    fitted: dict[str, CalibrationArtifact] = {}
+    if recalibrate is not None:
+        judged, fitted = _recalibrated(judged, recalibrate, fit_on or "0.5", kind, console)
+    compared = list(_comparisons(judged, fitted, kind, bins))
+    content = judge_page.JudgedContent(judged, fitted, kind, bins, [each[0] for each in compared])
+    if len(judged) == 1:
+        console.show(_judged(judged[0], kind, bins)[0])
+    else:
+        console.show(judge_page.table(content))
+    result: dict[str, Any] = {
+        "files": [
+            {"model": one.name, **_judged(one, kind, bins)[1], "file": one.path.name}
+            for one in judged
+        ],
+        "differences": [],
+        "recalibrators": {name: fit.to_json() for name, fit in fitted.items()},
+    }
+    for comparison, table, difference in compared:
+        if table:
+            console.show(table)
+            result["differences"].append(
+                {"model": comparison.ours, "minus": comparison.theirs, **difference}
+            )
+        else:
+            console.say(comparison.text)
+    page = judge_page.write(folder, content, result)
+    console.say(f"page: {page}")
+    return {**result, "page": str(page)}
 
 
-def _scored(
-    path: Path, stored: EvalRecords, confidence: Confidence, candidates: Candidates
-) -> EvalRecords:
+def _read(
+    paths: Sequence[Path], kind: Confidence, candidates: str | None, gold: str | None
+) -> list[JudgedFile]:
+    judged_files.check_option("confidence", kind, CONFIDENCES)
+    judged_files.check_option("candidates", candidates, CANDIDATES)
+    judged_files.check_option("gold", gold, GOLD)
+    scored = cast(Candidates | None, candidates)
+    return judged_files.read_alike(paths, kind, scored, cast(Gold | None, gold))
+
+
+def _recalibrated(
+    files: Sequence[JudgedFile], recalibrate: str, fit_on: str, kind: Confidence, console: Console
+) -> tuple[list[JudgedFile], dict[str, CalibrationArtifact]]:
+    """Return each file's rest, plain and recalibrated, and what was fitted, by the row's name.
+
+    Args:
+        files: the files.
+        recalibrate: the recalibrator.
+        fit_on: a share of each file, or a file.
+        kind: the kind of confidence.
+        console: receives the warnings of the fit.
+    """
+    if kind == "full":
+        raise UserError(
+            "--recalibrate changes the probabilities of the candidates, and those in the whole "
+            "vocabulary are unknown from then on; leave out --confidence full"
+        )
+    ref, found, fitted = judged_files.posthoc_ref(recalibrate), [], {}
+    for fitting, rest in _parts(files, fit_on):
+        artifact = judged_files.fit(ref, fitting)
+        for warning in artifact.restored().diagnostics().warnings:
+            console.warn(f"{rest.name}: {warning}")
+        name = f"{rest.name} + T"
+        found += [rest, judged_files.recalibrated(artifact, rest, name)]
+        fitted[name] = artifact
+    return found, fitted
+
+
+def _parts(files: Sequence[JudgedFile], fit_on: str) -> Iterator[tuple[JudgedFile, JudgedFile]]:
+    """Yield what to fit on and what to judge, for each file."""
+    if (share := _number(fit_on)) is not None:
+        if not 0 < share < 1:
+            raise UserError(f"--fit-on {fit_on}: expected a share between 0 and 1, or a file")
+        for file in files:
+            yield judged_files.cut(file, share)
+        return
+    if len(files) > 1:
+        raise UserError(
+            f"--fit-on {fit_on}: holds the outputs of one model; judge one FILE with it, or give a "
+            "share, which is cut from each file"
+        )
+    (judged,) = files
+    scored = judged.records.candidates
+    (fitting,) = judged_files.read_alike([Path(fit_on)], "candidates", scored, None)
+    judged_files.separate(fitting, judged)
+    yield fitting, judged
+
+
+def _number(text: str) -> float | None:
     try:
-        records = stored.scored(candidates)
-    except UserError as error:
-        raise UserError(f"{path}: --candidates {candidates}: {error}") from error
-    if records.shown(confidence) is None:
-        raise UserError(
-            f"{path}: the file only compares the candidates and has no probabilities in the whole "
-            "vocabulary; use --confidence candidates"
-        )
-    return records
+        return float(text)
+    except ValueError:
+        return None
 
 
-def read(path: Path, gold: Gold | None) -> EvalRecords:
-    """Read records of firstcli or a log of lm-evaluation-harness, depending on the suffix.
+def _comparisons(
+    files: Sequence[JudgedFile], recalibrated: Container[str], kind: Confidence, bins: int
+) -> Iterator[tuple[Comparison, Table | None, dict[str, Any]]]:
+    """Yield the differences of the later files from the first, and of `+ T` from its file.
 
     Args:
-        path: the file.
-        gold: how a log names the right choice; None infers it.
+        files: the outputs; recalibrated ones follow those of their file.
+        recalibrated: the names of the recalibrated outputs.
+        kind: the kind of confidence.
+        bins: number of bins of the calibration errors.
     """
-    if path.suffix not in (".parquet", ".jsonl", ".json"):
-        raise UserError(
-            f"{path}: the file name must end in .parquet (records of firstcli) or .jsonl or .json "
-            "(samples of lm-evaluation-harness)"
-        )
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file")
-    return EvalRecords.load(path) if path.suffix == ".parquet" else lm_eval.read(path, gold)
+    from firstcli.commands.judge_page import Comparison
+
+    plain = [file for file in files if file.name not in recalibrated]
+    pairs = [(file, plain[0]) for file in plain[1:]]
+    pairs += [(after, file) for file, after in pairwise(files) if after.name in recalibrated]
+    for ours, theirs in pairs:
+        if reason := judged_files.why_not_compared(ours, theirs):
+            yield Comparison(ours.name, theirs.name, f"not compared: {reason}"), None, {}
+            continue
+        pair = judged_files.pair(ours, theirs)
+        title = f"{ours.name} minus {theirs.name}: {len(pair[0])} common questions, in percent"
+        headings = (ours.name, theirs.name)
+        table, difference = _compared(pair, headings, title, None, kind, bins)
+        shown = [
+            f"{METRICS[name].title} {100 * each['value']:+.1f} ({_interval(each['interval'])})"
+            for name, each in difference["differences"].items()
+            if each["distinguishable"]
+        ]
+        text = f"distinguishable: {', '.join(shown)}" if shown else "not distinguishable"
+        text = f"{text}; {len(pair[0])} common questions"
+        yield Comparison(ours.name, theirs.name, text), table, difference
 
 
-def _judged(
-    path: Path, records: EvalRecords, kind: Confidence, bins: int
-) -> tuple[Table, dict[str, Any]]:
+def _judged(file: JudgedFile, kind: Confidence, bins: int) -> tuple[Table, dict[str, Any]]:
     """Return the metrics of a file as a table and as JSON."""
+    path, records = file.path, file.records
     metrics = summarize(records, kind, bins)
     estimates = intervals([records], kind, bins)
+    scored = "" if path.suffix in TABLES else f"scored: {records.candidates}; "
     caption = (
-        f"confidence: {kind}; scored: {records.candidates}; {bins} bins (lo, hi] of equal width; "
+        f"confidence: {kind}; {scored}{bins} bins (lo, hi] of equal width; "
         "prediction: the most likely candidate; in percent, except scores; 95 % intervals over "
         "questions"
     )
     columns = _columns("", "value", "95 % interval", "")
     table = Table(*columns, title=f"{path}: {metrics.n} questions", caption=caption)
     remarks = _remarks(metrics, records, bins)
+    if file.table.only_confidence:
+        remarks["nll"] = remarks["brier"] = "of the confidence: right or wrong are the candidates"
+        remarks["confidence"] = "the file states no other probability"
     for name in _NAMES:
         metric, value = METRICS[name], getattr(metrics, name)
-        if value is not None:
+        if value is not None and not (name in _OF_CLASSES and file.table.only_confidence):
             interval = _interval(estimates[name].interval) if name in estimates else ""
             table.add_row(metric.title, metric.text(value), interval, remarks.get(name, ""))
     return table, {
@@ -167,46 +282,40 @@ def _judged(
 
 
 def _compared(
-    pair: tuple[EvalRecords, EvalRecords], versus: Path, kind: Confidence, bins: int
+    pair: tuple[EvalRecords, EvalRecords],
+    headings: tuple[str, str],
+    title: str,
+    caption: str | None,
+    kind: Confidence,
+    bins: int,
 ) -> tuple[Table, dict[str, Any]]:
-    """Return the differences between two files as a table and as JSON."""
-    n, gaps = len(pair[0]), differences(pair[:1], pair[1:], kind, bins)
+    """Return the differences between two files as a table and as JSON.
+
+    Args:
+        pair: the records of their common questions.
+        headings: the files' names.
+        title: title of the table.
+        caption: caption of the table.
+        kind: the kind of confidence.
+        bins: number of bins of the calibration errors.
+    """
+    gaps = differences(pair[:1], pair[1:], kind, bins)
     sides = [intervals([side], kind, bins) for side in pair]
-    columns = _columns("", "this file", "other file", "difference", "95 % interval", "")
-    title, caption = f"{n} common questions, in percent", f"other file: {versus}"
+    ours, theirs = (dict(zip(side.ids, side.correct.tolist(), strict=True)) for side in pair)
+    same = ours == theirs
+    columns = _columns("", *headings, "difference", "95 % interval", "")
     table = Table(*columns, title=title, caption=caption)
     for name in _NAMES:
         if name in gaps:
             gap, values = gaps[name], (METRICS[name].text(side[name].value) for side in sides)
             shown = (f"{100 * gap.value:+.1f}", _interval(gap.interval))
             verdict = "distinguishable" if gap.distinguishable else "not distinguishable"
+            if name == "accuracy" and same:
+                shown, verdict = ("0.0", ""), "the same answers"
             table.add_row(METRICS[name].title, *values, *shown, verdict)
     facts = ("value", "interval", "distinguishable")
     by_name = {name: {key: getattr(gap, key) for key in facts} for name, gap in gaps.items()}
-    return table, {"file": str(versus), "n": n, "differences": by_name}
-
-
-def _pair(
-    path: Path, ours: EvalRecords, versus: Path, theirs: EvalRecords
-) -> tuple[EvalRecords, EvalRecords]:
-    """Return both files' records of their common questions."""
-    for file, records in ((path, ours), (versus, theirs)):
-        if not records.answerable:
-            raise UserError(f"{file}: no candidate is right, so --versus has nothing to compare")
-    ids = set(ours.ids) & set(theirs.ids)
-    if not ids:
-        raise UserError(f"{path} and {versus} have no question ids in common")
-    ours, theirs = ours.only(ids), theirs.only(ids)
-    index = {name: i for i, name in enumerate(theirs.ids)}
-    rows = [index[name] for name in ours.ids]
-    differ = (ours.answer != theirs.answer[rows]) | (ours.count != theirs.count[rows])
-    if differ.any():
-        names = [ours.ids[int(i)] for i in np.flatnonzero(differ)]
-        raise UserError(
-            f"{path} and {versus} have different candidates or right answers in {len(names)} of "
-            f"{len(ids)} common questions: {shortened(names)}"
-        )
-    return ours, theirs
+    return table, {"n": len(pair[0]), "differences": by_name}
 
 
 def _columns(*headings: str) -> list[Column]:

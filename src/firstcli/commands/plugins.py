@@ -1,17 +1,27 @@
-"""`first plugins`: every registered plugin, the package that provides it, and its state."""
+"""`first plugins`: every registered plugin, the package that provides it, and its state.
+
+`first plugins NAME` says what a plugin is and which options it has.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import asdict
+from json import loads as parsed
+from textwrap import indent
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Column, Table
+from rich.text import Text
 
 from firstcli import plugins
-from firstcli.errors import UserError
+from firstcli.errors import UserError, did_you_mean
 from firstcli.runtime.console import Console
+
+if TYPE_CHECKING:
+    from firstcli.recipe.describe import KeyDescription
 
 _BROKEN = "broken: "
 
@@ -44,6 +54,59 @@ def show(*, check: bool, json: bool) -> dict[str, Any]:
         table.add_row(*row.values())
     Console(json=json).show(table)
     return {"plugins": rows}
+
+
+def describe(name: str, *, json: bool) -> dict[str, Any]:
+    """Print and return what the plugins of a name are: one, or one of each kind.
+
+    Raises:
+        UserError: no plugin has the name, or one cannot be imported.
+    """
+    from firstcli.recipe.describe import plugin_named
+
+    every = [plugin for kind in plugins.KINDS for plugin in plugins.registered(kind)]
+    matching = {plugin.kind: plugin for plugin in every if plugin.name == name}
+    if not matching:
+        names = sorted({plugin.name for plugin in every})
+        raise UserError(
+            f"unknown plugin '{name}'{did_you_mean(name, names)}; available: {', '.join(names)}"
+        )
+    found = [plugin_named(plugin) for plugin in matching.values()]
+    console = Console(json=json)
+    for number, each in enumerate(found):
+        console.say(
+            f"{chr(10) if number else ''}{each.kind} `{each.name}`, from {each.package} "
+            f"{each.version}\n\n{each.description}\n"
+        )
+        if each.options:
+            table = Table(
+                Column("option", no_wrap=True),
+                Column("takes", ratio=2),
+                Column("default", ratio=2, overflow="fold"),
+                Column("meaning", ratio=5),
+            )
+            for key in each.options:
+                default = "required" if key.default is None else key.default
+                table.add_row(*map(Text, (key.name, key.type, default, key.description)))
+            console.show(table)
+        else:
+            console.say("It has no options.")
+        console.say(f"\nIn a recipe:\n\n{indent(each.example, '  ')}")
+    return {"plugins": [asdict(each) | {"options": _options(each.options)} for each in found]}
+
+
+def _options(keys: Sequence[KeyDescription]) -> list[dict[str, Any]]:
+    """Return options as JSON."""
+    return [
+        {
+            "name": key.name,
+            "type": key.type,
+            "required": key.default is None,
+            "default": parsed(key.default) if key.default else None,
+            "description": key.description,
+        }
+        for key in keys
+    ]
 
 
 def broken(result: dict[str, Any]) -> list[str]:

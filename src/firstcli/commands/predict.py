@@ -196,12 +196,13 @@ def _print_answers(
     from firstcli.student.output import check_columns, columns_of, merged, records_of
 
     terminal, tally = RichConsole(highlight=False), Tally()
+    as_table = sys.stdout.isatty() and not as_json
     for window in windows(rows, WINDOW):
         records = records_of(student, window, settings)
         for row, record in zip(window, records, strict=True):
             check_columns(row.values, columns_of(student.usage, settings), row.where)
             tally.add(row.where, record)
-        if terminal.is_terminal and not as_json:
+        if as_table:
             for shown in _shown(student.usage, window, records):
                 terminal.print(shown)
             continue

@@ -73,7 +73,9 @@ def brier_parts(confidence: FloatArray, correct: BoolArray) -> Decomposition:
     from sklearn.isotonic import IsotonicRegression
 
     confidence, outcome = pair(confidence, correct)
-    recalibrated = IsotonicRegression().fit(confidence, outcome).predict(confidence)
+    # It merges confidences that differ in the last bit, so one of them may be out of its bounds.
+    regression = IsotonicRegression(out_of_bounds="clip").fit(confidence, outcome)
+    recalibrated = regression.predict(confidence)
     score = np.mean((confidence - outcome) ** 2)
     best = np.mean((recalibrated - outcome) ** 2)
     uncertainty = np.mean((np.mean(outcome) - outcome) ** 2)

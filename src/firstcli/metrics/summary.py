@@ -128,8 +128,9 @@ class Metric:
             return f"{value:.6g}" if value % 1 else f"{value:.0f}"
         shown, digits = (100 * value, 1) if self.unit == "share" else (value, 3)
         text = f"{shown:z.{digits}f}"
-        if not float(text):  # a tiny share is shown as 0.01, not as 0.0, unless rounding made it
-            return text if signed or abs(value) < ROUNDING else f"{shown:.1g}"
+        if not float(text):  # a tiny value is not 0.0, unless rounding made it
+            tiny = signed or value < ROUNDING
+            return text if tiny else f"<{10.0**-digits:.{digits}f}"
         return f"+{text}" if signed and shown > 0 else text
 
 

@@ -8,17 +8,20 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from firstcli.api import JSON
 from firstcli.errors import UserError
 from firstcli.pipeline import plan
+from firstcli.pipeline.outlook import Outlook
 from firstcli.pipeline.repair import repair
 from firstcli.runtime import distributed
+from firstcli.runtime.console import DONE, duration
 from firstcli.runtime.files import locked, write_text
 from firstcli.stages import completing_units, stage_of, units_of
-from firstcli.stages.base import Stage
+from firstcli.stages.base import Stage, facts_in_words
 from firstcli.student.refresh import refresh
 from firstcli.workspace.artifacts import Manifest, fingerprint
 from firstcli.workspace.run import Run
@@ -45,20 +48,22 @@ def execute(request: plan.Request, stage: Stage) -> dict[str, JSON]:
     forced = keys if request.force else set()
     if request.dry_run:
         rows = _statuses(run, chain, forced)
-        _show(run, rows)
+        _show(run, rows, request)
         return plan.plan_result(run, rows)
 
     with _disk_errors_reported(run.folder), distributed.together(), ExitStack() as stack:
         if distributed.by_first(lambda: _only_reads(run, chain, request)):
             rows = distributed.by_first(lambda: _statuses(run, chain, forced))
-            _show(run, rows)
+            _show(run, rows, request)
         else:
             distributed.by_first(lambda: stack.enter_context(locked(run.folder)))
             try:
                 rows = distributed.by_first(lambda: _prepared(run, request, chain, keys))
+                outlook = Outlook([row.unit for row in rows if not row.current], units.values())
                 for unit in chain:
                     if not _is_current(run, unit, forced):
-                        _work(run, unit)
+                        _work(run, unit, outlook, request)
+                    outlook.finish(unit)
                 distributed.by_first(lambda: refresh(run))
             finally:
                 if distributed.is_first():
@@ -91,7 +96,7 @@ def _prepared(
                 f"--only: {row.unit.key} is not up to date ({row.reason}); run "
                 f"`{request.command(row.unit.stage)}` first"
             )
-    _show(run, rows)
+    _show(run, rows, request)
     path = run.folder / "recipe.yaml"
     if not path.exists() or path.read_text("utf-8") != run.recipe_text:
         write_text(path, run.recipe_text)
@@ -107,11 +112,17 @@ def _statuses(run: Run, chain: Sequence[Unit], forced: set[str]) -> list[plan.Pl
     return rows
 
 
-def _show(run: Run, rows: Sequence[plan.PlanRow]) -> None:
+def _show(run: Run, rows: Sequence[plan.PlanRow], request: plan.Request) -> None:
+    """Say in one or two lines what will run; the whole table only on request."""
     if all(row.current for row in rows):
         run.console.say("everything is up to date")
-    else:
+        return
+    if request.verbose:
         run.console.show(plan.plan_table(rows))
+    sentence, phrases = plan.summary(rows)
+    run.console.say(sentence, wrap=True)
+    if phrases:
+        run.console.say_phrases(" ", phrases)
 
 
 def _only_reads(run: Run, chain: Sequence[Unit], request: plan.Request) -> bool:
@@ -135,12 +146,27 @@ def _is_current(run: Run, unit: Unit, forced: set[str]) -> bool:
     return manifest is not None
 
 
-def _work(run: Run, unit: Unit) -> None:
+def _work(run: Run, unit: Unit, outlook: Outlook, request: plan.Request) -> None:
     """Do a unit's work and make its artifact; an interrupted run's work is resumed."""
     stage = stage_of(unit)
     inputs = distributed.by_first(lambda: plan.fingerprint_inputs(run, unit))
-    began = time.monotonic()
-    run.console.say(f"{unit.key} ...")
+    outlook.begin(unit)
+    overall = partial(outlook.in_words, run.console.seconds_left)
+    with run.console.work(unit.key, overall):
+        manifest = _made(run, unit, inputs)
+    run.manifests[unit.key] = manifest
+    outlook.finish(unit, manifest.seconds)
+    head = f"{DONE} {unit.key:<{outlook.widths[unit.stage]}}"
+    took = duration(manifest.seconds) if manifest.seconds >= 1 else ""
+    run.console.say_phrases(head, stage.in_words(run, unit), took)
+    if request.verbose:
+        run.console.say_phrases(" ", facts_in_words(manifest.facts))
+    if outlook.remains:
+        run.console.say_if_due(overall())
+
+
+def _made(run: Run, unit: Unit, inputs: dict[str, str]) -> Manifest:
+    stage, began = stage_of(unit), time.monotonic()
     folder = distributed.by_first(lambda: unit.artifact.begin(fingerprint(inputs)))
     facts = None
     if stage.shared or distributed.is_first():
@@ -150,11 +176,9 @@ def _work(run: Run, unit: Unit) -> None:
             raise UserError(*(f"{unit.key}: {message}" for message in error.messages)) from error
     distributed.wait()
     seconds, values = time.monotonic() - began, facts.as_json() if facts else {}
-    manifest = distributed.by_first(
+    return distributed.by_first(
         lambda: unit.artifact.commit(unit.key, inputs, values, seconds, _versions(), run.digests)
     )
-    run.manifests[unit.key] = manifest
-    run.console.say(f"{unit.key}: {_summary_line(manifest)}")
 
 
 @contextmanager
@@ -181,23 +205,6 @@ def _disk_error(error: Exception, folder: Path) -> str | None:
     if full or "os error 28" in str(error) or plan.free_bytes(folder) < 2**20:
         return "no space left on the disk"
     return None
-
-
-def _summary_line(manifest: Manifest) -> str:
-    texts = {name.replace("_", " "): _text(value) for name, value in manifest.facts.items()}
-    facts = [f"{name} {text}" for name, text in texts.items() if text]
-    return ", ".join([*facts, f"{manifest.seconds:.1f} s"])
-
-
-def _text(value: object) -> str:
-    """Return a fact in words; False and nested facts are left out."""
-    if isinstance(value, bool):
-        return "yes" if value else ""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list | tuple):
-        return " to ".join(map(_text, value))
-    return "" if isinstance(value, dict) else str(value)
 
 
 def _versions() -> dict[str, str]:

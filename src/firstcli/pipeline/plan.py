@@ -14,19 +14,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rich.table import Column, Table
+from rich import box
+from rich.markup import escape
+from rich.table import Table
 
 from firstcli.api import JSON
 from firstcli.errors import UserError, one_per_cause, shortened
+from firstcli.pipeline.example import example_text
 from firstcli.recipe.load import load_recipe
 from firstcli.runtime.console import Console, duration, size
 from firstcli.stages import fingerprints, stage_of, units_of
-from firstcli.stages.checks import SharedCheck
-from firstcli.workspace.artifacts import Manifest, changes
+from firstcli.stages.checks import EXAMPLE, SharedCheck
+from firstcli.workspace.artifacts import Manifest, changes, fingerprint
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit, of_arms, with_upstream
 
 T = TypeVar("T")
+
+NEVER_RUN = "not run yet"
+INTERRUPTED = "interrupted"
+MAX_REASONS = 3
+"""Reasons in the summary of a plan; the table has all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,7 @@ class Request:
     dry_run: bool = False
     probe: bool = False
     processes: int = 1
+    verbose: bool = False
     json: bool = False
     quiet: bool = False
     stage_options: Mapping[str, Any] = field(default_factory=dict)
@@ -64,6 +73,18 @@ class PlanRow:
     reason: str
     size: str = ""
     """The size of the unit's work, in words."""
+    resumes: str = ""
+    """Where the work goes on that an interrupted run has begun."""
+    depends: bool = False
+    """Whether the unit will only run if the result of another one changes."""
+
+    @property
+    def state(self) -> str:
+        """Whether and why the unit will run, in words."""
+        if self.current:
+            return self.reason
+        resumes = f"; resumes at {self.resumes}" if self.resumes else ""
+        return f"will run: {self.reason}{resumes}"
 
 
 def open_run(request: Request) -> Run:
@@ -85,15 +106,18 @@ def plan(request: Request) -> dict[str, JSON]:
         of_stages = [unit for unit in chain if stage_of(unit).has_arms]
         chain = with_upstream(units, of_arms(of_stages, request.arms))
     rows, problems = statuses(chain, partial(status_of, run))
-    sizes, found = check_units(run, chain, trusting=True)
+    results, found = check_units(run, chain, trusting=True)
     if run.has_caches or not problems + found:
         with suppress(OSError):  # the folder is only to remember what was found out
             run.folder.mkdir(parents=True, exist_ok=True)
     run.save_memory()
     raise_any(problems + found)
-    rows = [replace(row, size=sizes.get(row.unit.key, "")) for row in rows]
+    rows = [replace(row, size=results.get(row.unit.key, "")) for row in rows]
     run.console.show(plan_table(rows))
     result = plan_result(run, rows)
+    if example := results.get(EXAMPLE.name):
+        run.console.show(example_text(example))
+        result["example"] = example
     return result | {"probe": _probe(run, rows, request.processes)} if request.probe else result
 
 
@@ -109,14 +133,17 @@ def status_of(run: Run, unit: Unit, *, force: bool = False) -> PlanRow:
     """Determine whether a unit is up to date; a current unit's manifest is kept in the run."""
     manifest = unit.artifact.manifest(run.digests)
     if missing := [key for key in unit.needs if key not in run.manifests]:
-        reason = f"after {missing[0]}"
-        return PlanRow(unit, False, reason + (", if its result changes" if manifest else ""))
+        if manifest:
+            return PlanRow(unit, False, f"after {missing[0]}, if its result changes", depends=True)
+        return PlanRow(unit, False, f"after {missing[0]}")
+    resumes = _resumption(run, unit)
     if force:
-        return PlanRow(unit, False, "--force")
+        return PlanRow(unit, False, "--force", resumes=resumes)
     if manifest is None:
         damaged = unit.artifact.damage(run.digests)
-        reason = f"damaged: {shortened(damaged, 3)}" if damaged else "not run yet"
-        return PlanRow(unit, False, reason)
+        never = INTERRUPTED if resumes else NEVER_RUN
+        reason = f"damaged: {shortened(damaged, 3)}" if damaged else never
+        return PlanRow(unit, False, reason, resumes=resumes)
     inputs = fingerprint_inputs(run, unit)
     recorded = recorded_inputs(run, manifest, inputs)
     if recorded == inputs:
@@ -124,7 +151,16 @@ def status_of(run: Run, unit: Unit, *, force: bool = False) -> PlanRow:
         return PlanRow(unit, True, "up to date")
     differences = changes(recorded, inputs)
     more = " ..." if len(differences) > 3 else ""
-    return PlanRow(unit, False, "; ".join(differences[:3]) + more)
+    return PlanRow(unit, False, "; ".join(differences[:3]) + more, resumes=resumes)
+
+
+def _resumption(run: Run, unit: Unit) -> str:
+    """Return where work goes on that an interrupted run has begun; empty if it starts anew."""
+    artifact = unit.artifact
+    if not artifact.work.is_dir():
+        return ""
+    begun = artifact.is_begun(fingerprint(fingerprint_inputs(run, unit)))
+    return stage_of(unit).resumption(artifact.work) if begun else ""
 
 
 def statuses(
@@ -232,8 +268,8 @@ def _machine() -> dict[str, str]:
 
 def check_units(
     run: Run, units: Sequence[Unit], *, trusting: bool = False
-) -> tuple[dict[str, str], list[str]]:
-    """Run every check; return each unit's size in words, and all mistakes.
+) -> tuple[dict[str, Any], list[str]]:
+    """Run every check; return the results, such as each unit's size in words, and all mistakes.
 
     Checks that load weights come last, and only if there is no mistake so far.
 
@@ -310,12 +346,40 @@ def free_bytes(folder: Path) -> int:
 
 
 def plan_table(rows: Sequence[PlanRow]) -> Table:
-    headings = ("stage", "what", "state", "estimate")
-    table = Table(*(Column(heading, overflow="fold") for heading in headings))
+    table = Table("unit", "state", "estimate", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
     for row in rows:
-        state = row.reason if row.current else f"will run: {row.reason}"
-        table.add_row(row.unit.stage, row.unit.subject, state, row.size)
+        table.add_row(*map(escape, (row.unit.key, row.state, row.size)))
     return table
+
+
+def summary(rows: Sequence[PlanRow]) -> tuple[str, list[str]]:
+    """Return the plan in a sentence, and phrases that say why units run and where they resume."""
+    pending = [row for row in rows if not row.current]
+    certain = [row for row in pending if not row.depends]
+    dependent = [row for row in pending if row.depends]
+    count = f"{len(rows)} unit{'s' * (len(rows) != 1)}"
+    current = f"{len(rows) - len(pending)} up to date; " if len(pending) < len(rows) else ""
+    sentence = f"{count}: {current}will run {_counted(certain)}"
+    if dependent:
+        sentence += f", and {_counted(dependent)} if results change"
+    reasons: dict[str, list[PlanRow]] = {}
+    for row in certain:
+        if row.reason not in (NEVER_RUN, INTERRUPTED) and not row.reason.startswith("after "):
+            reasons.setdefault(row.reason, []).append(row)
+    phrases = [f"{_counted(of_reason)}: {reason}" for reason, of_reason in reasons.items()]
+    phrases = phrases[:MAX_REASONS] + ["..."] * (len(phrases) > MAX_REASONS)
+    phrases += [f"{row.unit.key} resumes at {row.resumes}" for row in pending if row.resumes]
+    return sentence, phrases
+
+
+def _counted(rows: Sequence[PlanRow]) -> str:
+    """Return how many units of each stage there are: `distill (3), report`."""
+    stages: dict[str, list[str]] = {}
+    for row in rows:
+        stages.setdefault(row.unit.stage, []).append(row.unit.key)
+    return ", ".join(
+        keys[0] if len(keys) == 1 else f"{stage} ({len(keys)})" for stage, keys in stages.items()
+    )
 
 
 def plan_result(run: Run, rows: Sequence[PlanRow]) -> dict[str, JSON]:
@@ -324,6 +388,7 @@ def plan_result(run: Run, rows: Sequence[PlanRow]) -> dict[str, JSON]:
             "unit": row.unit.key,
             "up_to_date": row.current,
             "reason": row.reason,
+            "resumes": row.resumes,
             "estimate": row.size,
         }
         for row in rows

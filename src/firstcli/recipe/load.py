@@ -26,15 +26,29 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: one message per mistake.
     """
-    root = _read_merged(path)
-    if "arms" not in root.children:  # written out, so that `--set arms.first...` can change them
-        arms = parse(json.dumps(DEFAULT_ARMS), root.place, Path.cwd(), root.place)
-        root = Node({**root.children, "arms": arms}, root.place)
-    root = _overridden(root, overrides)
+    root = _with_overrides(path, overrides)
     try:
         return Recipe.model_validate(root.plain())
     except ValidationError as error:
         raise UserError(*sentences(error, root)) from error
+
+
+def arm_names(path: Path, overrides: Sequence[str] = ()) -> list[str]:
+    """Return the names of a recipe's arms, and `teacher` if it has one, without validating it.
+
+    Raises:
+        UserError: the file cannot be read, or an override cannot be applied.
+    """
+    sections = _with_overrides(path, overrides).children
+    return [*(["teacher"] if "teacher" in sections else []), *sections["arms"].children]
+
+
+def _with_overrides(path: Path, overrides: Sequence[str]) -> Node:
+    root = _read_merged(path)
+    if "arms" not in root.children:  # written out, so that `--set arms.first...` can change them
+        arms = parse(json.dumps(DEFAULT_ARMS), root.place, Path.cwd(), root.place)
+        root = Node({**root.children, "arms": arms}, root.place)
+    return _overridden(root, overrides)
 
 
 def _text_of(path: Path) -> str:

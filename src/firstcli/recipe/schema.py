@@ -16,7 +16,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails
 
 from firstcli.api import MassMode
-from firstcli.errors import UserError
+from firstcli.errors import UserError, did_you_mean
 from firstcli.recipe.references import (
     POSTHOC_KEY,
     ArmName,
@@ -30,6 +30,8 @@ from firstcli.recipe.references import (
 )
 from firstcli.runtime.redaction import redacted
 
+VALIDATION = "validation"
+"""Reserved name of the evaluation on the questions that are held out of the training split."""
 DEFAULT_ARMS = {"first": {"recalibrator": {"name": "temperature-scaling"}}}
 
 
@@ -132,6 +134,17 @@ class MetricsSettings(RecipeSection):
     correction: Literal["none", "holm"] = "none"
     """How the marks of the report allow for the number of its tests: not at all, or so that all
     true differences of zero stay unmarked with a probability of 95 % (`holm`)."""
+    target_accuracy: float | None = Field(default=None, gt=0, lt=1)
+    """Choose for each model the lowest confidence from which on its answers have at least this
+    accuracy, with 95 % certainty. The models also answer the validation questions then."""
+    coverage: float | None = Field(default=None, gt=0, lt=1)
+    """Report for each model sets of candidates that contain the right one with at least this
+    probability. The models also answer the validation questions then."""
+
+    @property
+    def use_validation(self) -> bool:
+        """Whether the models also answer the validation questions."""
+        return self.target_accuracy is not None or self.coverage is not None
 
     @property
     def definition(self) -> str:
@@ -245,6 +258,17 @@ class Arm(RecipeSection):
         return values
 
 
+class PublishedValues(RecipeSection):
+    """What a paper reports for one row of its table, in percent."""
+
+    ece: float | None = None
+    """Expected calibration error."""
+    accuracy: float | None = None
+    """Accuracy."""
+    trust: float | None = None
+    """Accuracy minus ECE."""
+
+
 class Recipe(RecipeSection):
     """A run of firstcli: the data, the teacher, the student and the arms to compare."""
 
@@ -272,6 +296,9 @@ class Recipe(RecipeSection):
     )
     """The arms by name; each trains one student. Default: the arm `first`, with temperature
     scaling."""
+    paper: dict[FolderName, dict[str, PublishedValues]] = Field(default_factory=dict)
+    """Published values to compare with, by evaluation and row (`teacher`, an arm, or either with
+    ` + T`). `first compare` shows them beside those of the run."""
     trainer: dict[str, Any] = Field(default_factory=dict)
     """Any field of transformers.TrainingArguments that firstcli does not set itself."""
 
@@ -279,7 +306,10 @@ class Recipe(RecipeSection):
         """Return the recipe as plain YAML values, with defaults and absolute local paths."""
         return self.model_dump(mode="json", exclude_none=True)
 
-    @field_validator("evaluate", "seeds", "teacher", "student", "knowledge", "arms", "trainer")
+    @field_validator(
+        *("evaluate", "metrics", "seeds", "teacher", "student", "knowledge", "arms"),
+        *("paper", "trainer"),
+    )
     @classmethod
     def _fits_the_recipe(cls, section: Any, info: ValidationInfo) -> Any:
         conflicts = _conflicts(str(info.field_name), section, info.data)
@@ -306,10 +336,14 @@ def _conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
         for i, evaluation in enumerate(section):
             if names[i] in names[:i]:
                 yield (i, "name"), f"two evaluations are named '{evaluation.name}'; rename one"
+    if name == "metrics" and section.use_validation:
+        yield from _validation_conflicts(section, valid)
     if name == "trainer":
         for key, value in section.items():
             if key.startswith("hub_") or redacted({key: value}) != {key: value}:
                 yield (key,), _NO_CREDENTIALS
+    if name == "paper":
+        yield from _unknown_rows(section, valid)
     if name == "seeds" and len(set(section)) < len(section):
         yield (), f"found {list(section)}, expected seeds without repetition"
     if name == "teacher" and section and section.posthoc:
@@ -354,6 +388,21 @@ def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
             yield ("training",), f"micro_batch_size {micro} does not divide batch_size {batch}"
 
 
+def _unknown_rows(
+    paper: Mapping[str, Mapping[str, PublishedValues]], valid: Mapping[str, Any]
+) -> Conflicts:
+    evaluations = [section.name for section in valid.get("evaluate", ())]
+    models = ["teacher", *valid.get("arms", {})]
+    rows = [*models, *(f"{model} + T" for model in models)]
+    for evaluation, values in paper.items():
+        if "evaluate" in valid and evaluation not in evaluations:
+            hint = did_you_mean(evaluation, evaluations)
+            yield (evaluation,), f"the recipe has no such evaluation{hint}"
+        for row in values:
+            if "arms" in valid and row not in rows:
+                yield (evaluation, row), f"the recipe has no such model{did_you_mean(row, rows)}"
+
+
 def _posthoc_conflicts(train: Train | None) -> Conflicts:
     if train and train.validation == 0:
         text = "it is fitted on held-out samples, but train.validation is 0; raise it"
@@ -361,6 +410,21 @@ def _posthoc_conflicts(train: Train | None) -> Conflicts:
     elif train and not train.task.build().has_candidates:
         text = f"task '{train.task.name}' has no candidates to choose from; leave it out"
         yield (POSTHOC_KEY,), text
+
+
+def _validation_conflicts(metrics: MetricsSettings, valid: Mapping[str, Any]) -> Conflicts:
+    """Yield what prevents the models from answering the validation questions."""
+    train: Train | None = valid.get("train")
+    given = (key for key in ("target_accuracy", "coverage") if getattr(metrics, key) is not None)
+    key = next(given)
+    if train and train.validation == 0:
+        yield (key,), "it needs held-out questions, but train.validation is 0; raise it"
+    elif train and not train.task.build().has_candidates:
+        yield (key,), f"task '{train.task.name}' has no candidates to choose from; leave it out"
+    for evaluation in valid.get("evaluate", ()):
+        if evaluation.name.casefold() == VALIDATION:
+            text = f"it makes records named '{VALIDATION}', as an evaluation is; rename that one"
+            yield (key,), text
 
 
 def _recalibrator_conflicts(

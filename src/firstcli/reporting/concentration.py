@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from firstcli.api import JSON
 from firstcli.reporting import style
@@ -69,10 +70,16 @@ def _draw_disk(size: Mapping[int, float], top_k: int, precision: str, place: Sub
     main = style.axes(place, bottom=0.42)
     ks = sorted(size)
     main.plot(ks, [size[k] for k in ks], color=_DISK, marker="s")
-    style.label_points(main, sorted(size.items()), "{:.1f}")
+    for k in ks:  # to the left of the point, where neither the curve nor the line of k is
+        above: dict[str, Any] = {"xytext": (-5, 2), "textcoords": "offset points", "ha": "right"}
+        main.annotate(f"{size[k]:.1f}", (k, size[k]), size=7, **above)
     main.set(xlabel="most likely tokens kept, k", ylabel="bytes per position")
-    main.set_ylim(0, 1.15 * max(size.values()))
+    main.set_yscale("log")
+    main.margins(y=0.12)
     _over_k(main, max(ks), top_k)
+    main.set_xlim(left=0.55 * min(ks))
+    main.yaxis.set_major_formatter(ScalarFormatter())
+    main.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _over_k(main: Axes, largest: int, top_k: int) -> None:

@@ -8,6 +8,8 @@ from functools import cached_property
 from statistics import fmean, stdev
 from typing import NamedTuple
 
+import numpy as np
+
 from firstcli.api import JSON, Curve, FloatArray, Sample
 from firstcli.metrics import METRICS, EvalMetrics, summarize, uncertainty
 from firstcli.metrics.groups import GroupScores, group_scores
@@ -104,6 +106,8 @@ class ReportData:
     settings: MetricsSettings
     """The kind of confidence and the number of bins; `records` are already those of
     `settings.candidates`."""
+    validation: Mapping[str, EvalRecords] = field(default_factory=dict)
+    """Answers to the validation questions by model, for thresholds and prediction sets."""
     notes: Sequence[tuple[str, str]] = ()
     """Labelled facts below the tables, such as fitted temperatures."""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -120,6 +124,12 @@ class ReportData:
     """The arms that learn from knowledge."""
     top_k: int = 5
     """The recipe's `knowledge.top_k`."""
+    labels_only: frozenset[str] = frozenset()
+    """The arms that learn from labels alone and need no teacher."""
+    location: str = "RUN"
+    """What the commands that the report offers call the run folder."""
+    setup: Sequence[str] = ()
+    """What was run, in a few phrases: models, rows, seeds, date, version."""
     teacher_parts: Sequence[TeacherPart] = ()
     questions: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
     """The questions to show, by evaluation."""
@@ -267,10 +277,25 @@ class ReportData:
         kind, bins = self.settings.confidence, self.settings.bins
         compared = {}
         for key, difference in uncertainty.differences(mine, other, kind, bins).items():
+            if key == "accuracy" and self.same_answers(evaluation, ours, theirs):
+                continue
             values = [self.values(evaluation, row, key) for row in (ours, theirs)]
             seeds = uncertainty.over_seeds(*values) if len(values[0]) > 1 else None
             compared[key] = Compared(difference, seeds)
         return compared
+
+    def same_answers(self, evaluation: str, ours: str, theirs: str) -> bool:
+        """Return whether two rows are one model whose temperature changes no answer.
+
+        Their accuracies are equal by construction, so there is nothing to test.
+        """
+        if ours.removesuffix(PLUS_T) != theirs.removesuffix(PLUS_T):
+            return False
+        mine, other = (self.records_of(evaluation, row) for row in (ours, theirs))
+        return len(mine) == len(other) > 0 and all(
+            a.ids == b.ids and np.array_equal(a.correct, b.correct)
+            for a, b in zip(mine, other, strict=True)
+        )
 
     def best(self, evaluation: str, key: str) -> str | None:
         """Return the student with the best mean of a metric; None if fewer than two have one."""

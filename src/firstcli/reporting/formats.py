@@ -22,6 +22,7 @@ from firstcli.reporting.table import (
     paper_table,
 )
 from firstcli.reporting.terminal import INDISTINCT, Cell, Table
+from firstcli.reporting.thresholds import promise_tables, promises_as_json
 
 FORMAT = 2  # of table.json
 MACRO_REMARK = (
@@ -42,7 +43,7 @@ def to_markdown(data: ReportData) -> str:
     for table in question_groups.group_tables(data):
         body = _markdown_table(replace(table, caption=f"{table.caption}. {MACRO_REMARK}"))
         parts += [f"## {escape_markdown(table.title)}", body]
-    for table in (*difference_tables(data), *full_tables(data)):
+    for table in (*promise_tables(data), *difference_tables(data), *full_tables(data)):
         parts += [f"## {escape_markdown(table.title)}", *map(_markdown_table, table.by_group())]
     if data.notes:
         notes = (f"- {escape_markdown(label)}: {escape_markdown(v)}" for label, v in data.notes)
@@ -136,6 +137,7 @@ def to_json(data: ReportData, figures: Mapping[str, Numbers] | None = None) -> s
         ],
         "groups": [line for evaluation in data.grouped for line in _group_lines(data, evaluation)],
         "differences": [_json_difference(data, *pair) for pair in _pairs(data)],
+        **promises_as_json(data),
         "notes": [{"label": label, "value": value} for label, value in data.notes],
         "versions": dict(data.versions),
         "figures": {name: asdict(numbers) for name, numbers in (figures or {}).items()},

@@ -9,13 +9,11 @@ from matplotlib.figure import SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from firstcli.reporting.style import INK
+from firstcli.reporting.style import BAR, INK, OVER, OVER_FILL, UNDER, UNDER_FILL
 
 # Colours that are safe for the colour-blind (Okabe and Ito 2008); hatching repeats the distinction.
-_OVER: dict[str, Any] = {"edgecolor": "#D55E00", "facecolor": "#F7CDAE99", "hatch": "/////"}
-_UNDER: dict[str, Any] = {"edgecolor": "#0072B2", "facecolor": "#A8D1EA99", "hatch": "\\\\\\\\\\"}
-ACCURACY = "#E4E7EB"
-BAND = "#CFC8E6"
+_OVER: dict[str, Any] = {"edgecolor": OVER, "facecolor": f"{OVER_FILL}99", "hatch": "/////"}
+_UNDER: dict[str, Any] = {"edgecolor": UNDER, "facecolor": f"{UNDER_FILL}99", "hatch": "\\\\\\\\\\"}
 
 
 class Gap(NamedTuple):
@@ -32,7 +30,7 @@ class Gap(NamedTuple):
 def draw(axes: Axes, gap: Gap) -> None:
     """Draw the bar of accuracy, the gap to the confidence, and the accuracy's interval."""
     left, width, confidence, accuracy, low, high = gap
-    axes.bar(left, accuracy, width, align="edge", color=ACCURACY, edgecolor="white", zorder=1)
+    axes.bar(left, accuracy, width, align="edge", color=BAR, edgecolor="white", zorder=1)
     style = (_OVER if confidence > accuracy else _UNDER) | {"linewidth": 0.7, "zorder": 2}
     axes.bar(left, confidence - accuracy, width, bottom=accuracy, align="edge", **style)
     middle = left + width / 2

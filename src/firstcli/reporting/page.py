@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from firstcli.reporting.data import PLUS_T, ReportData
+from firstcli.reporting.decision import Decision, decide, shipped_rows
 from firstcli.reporting.formats import to_csv, to_json, to_markdown
-from firstcli.reporting.groups import group_tables
 from firstcli.reporting.questions import questions
-from firstcli.reporting.sections import Section, sections
-from firstcli.reporting.style import Numbers, Picture, save
-from firstcli.reporting.table import difference_tables, full_tables, paper_table
+from firstcli.reporting.sections import Section, overview, sections
+from firstcli.reporting.style import Drawing, Numbers, Picture, save
+from firstcli.reporting.table import narrow_table, paper_table, undecided
+from firstcli.reporting.terminal import Table
+from firstcli.reporting.thresholds import promise_tables
+
+_FIRST_CARDS = 4  # evaluations on the first screen; the others are folded
+_FEW_EVALUATIONS = 4  # with more, a table per evaluation would repeat the models' names too often
 
 
 class PageFigure(NamedTuple):
@@ -25,52 +33,91 @@ class PageFigure(NamedTuple):
 
     heading: str
     pictures: list[Picture]
-    numbers: Numbers
+    numbers: Numbers | None
+    """None if another part of the figure shows them."""
 
 
 class PageSection(NamedTuple):
-    """A section and its figures."""
+    """A section with its visible and its folded figures."""
 
     section: Section
-    figures: list[PageFigure]
+    visible: list[PageFigure]
+    folded: list[PageFigure]
 
     @property
     def slim(self) -> bool:
         """Whether the figures are narrow enough for two side by side."""
-        return all(len(figure.pictures) <= 2 for figure in self.figures)
+        return all(len(figure.pictures) <= 2 for figure in self.visible)
+
+    @property
+    def beside(self) -> bool:
+        """Whether there is room for the text beside the only figure."""
+        return self.slim and len(self.visible) == 1
 
 
-def write_report(folder: Path, data: ReportData) -> None:
-    """Write index.html, table.{md,csv,json} and figures/*.{svg,png} into an existing folder.
+class Card(NamedTuple):
+    """One evaluation on the first screen: its picture, if it has one, and its table."""
+
+    evaluation: str
+    figure: PageFigure | None
+    table: Table
+
+
+def write_report(folder: Path, data: ReportData) -> Decision:
+    """Write index.html, decision.json, table.{md,csv,json} and figures/*.{svg,png} into a folder.
 
     The same data gives the same bytes.
+
+    Returns:
+        The decision, which the page and decision.json state.
     """
     figures = folder / "figures"
     figures.mkdir()
-    content = sections(data)
-    drawings = [drawing for section in content for _, drawing in section.drawings]
-    numbers = {_file_name(drawing.name): drawing.numbers for drawing in drawings}
+    decision = decide(data)
+    pictures, content = overview(data), sections(data, decision)
+    drawings = [*pictures, *(named for section in content for named in section.drawings)]
+    numbers = {_file_name(drawing.name): drawing.numbers for _, drawing in drawings}
+    first = {name: _figure(name, drawing, figures) for name, drawing in pictures}
     texts = {
+        "decision.json": decision.to_json(),
         "table.md": to_markdown(data),
         "table.csv": to_csv(data),
         "table.json": to_json(data, numbers),
-        "index.html": _html(data, [_drawn(section, figures) for section in content]),
+        "index.html": _html(data, decision, first, [_drawn(part, figures) for part in content]),
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    return decision
+
+
+def _figure(heading: str, drawing: Drawing, folder: Path) -> PageFigure:
+    pictures = save(replace(drawing, name=_file_name(drawing.name)), folder)
+    return PageFigure(heading, pictures, drawing.numbers)
 
 
 def _drawn(section: Section, folder: Path) -> PageSection:
-    figures: list[PageFigure] = []
-    for heading, drawing in section.drawings:
-        pictures = save(replace(drawing, name=_file_name(drawing.name)), folder)
-        if figures:  # the first figure shows the key for all
-            pictures = [picture for picture in pictures if not picture.key]
-        figures.append(PageFigure(heading, pictures, drawing.numbers))
-    return PageSection(section, figures)
+    visible: list[PageFigure] = []
+    folded: list[PageFigure] = []
+    for i, (heading, drawing) in enumerate(section.drawings):
+        figure = _figure(heading, drawing, folder)
+        if i >= section.figures:
+            folded.append(figure)
+            continue
+        # the first figure shows the key for all
+        kept = [picture for picture in figure.pictures if not (picture.key and visible)]
+        most = section.panels + sum(picture.key for picture in kept)
+        visible.append(figure._replace(pictures=kept[:most]))
+        if kept[most:]:
+            folded.append(PageFigure(heading, kept[most:], None))
+    return PageSection(section, visible, folded)
 
 
-def _html(data: ReportData, shown: list[PageSection]) -> str:
+def _html(
+    data: ReportData,
+    decision: Decision,
+    pictures: Mapping[str, PageFigure],
+    shown: list[PageSection],
+) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -79,19 +126,42 @@ def _html(data: ReportData, shown: list[PageSection]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"uri": _data_uri, "number": _number, "duration": _duration}
+    environment.filters |= {
+        "uri": _data_uri,
+        "number": _number,
+        "duration": _duration,
+        "code": _code,
+        "parts": partial(_parts, few=len(data.evaluations) <= _FEW_EVALUATIONS),
+    }
     disputed = {name: questions(data, name) for name in data.illustrated}
+    shipped = shipped_rows(decision)
+    cards = [
+        Card(name, pictures.get(name), narrow_table(data, shipped, name)) for name in data.judged
+    ]
+    visible = min(_FIRST_CARDS, len(data.illustrated))
     return environment.get_template("page.html.j2").render(
         data=data,
+        decision=decision,
+        cards=cards[:visible],
+        more_cards=cards[visible:],
+        undecided=undecided(data),
         paper=paper_table(data),
-        differences=difference_tables(data),
-        groups=group_tables(data),
+        promises=promise_tables(data),
         illustrated=data.illustrated,
-        full=full_tables(data),
         shown=shown,
         disputed={name: chosen for name, chosen in disputed.items() if chosen},
         stages=list(_stages(data.seconds)),
     )
+
+
+def _parts(table: Table, *, few: bool) -> list[Table]:
+    """Return a table's column groups one by one, so that they fit; many stay side by side."""
+    return table.by_group() if few or table.head == "group" else [table]
+
+
+def _code(text: str) -> Markup:
+    """Turn the names in backticks into code, and escape everything."""
+    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _stages(seconds: Mapping[str, float]) -> Iterator[tuple[str, int, float]]:

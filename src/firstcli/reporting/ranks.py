@@ -49,10 +49,15 @@ def profile(records: EvalRecords) -> list[Rank]:
 
 def drawing(data: ReportData, evaluation: str) -> Drawing | None:
     """Return one diagram per model, at its first seed."""
-    records = data.first_of(evaluation)
+    profiles = _profiles(data, evaluation)
+    alike = [each for name in data.illustrated for each in _profiles(data, name).values()]
+    return _drawing(f"ranks+{evaluation}", profiles, alike) if profiles else None
+
+
+def _profiles(data: ReportData, evaluation: str) -> dict[str, list[Rank]]:
+    records = {row: r for row, r in data.first_of(evaluation).items() if r.answerable}
     shown = [row for row in SHOWN if row in records] or list(records)
-    profiles = {row: profile(records[row]) for row in shown}
-    return _drawing(f"ranks+{evaluation}", profiles) if profiles else None
+    return {row: profile(records[row]) for row in shown}
 
 
 def validation(data: ReportData) -> Drawing | None:
@@ -63,11 +68,14 @@ def validation(data: ReportData) -> Drawing | None:
         if (ranks := [rank for rank in fitted.ranks if rank.n][:MAX_RANKS])
         for when, key in (("before", "confidence_before"), ("after", "confidence_after"))
     }
-    return _drawing("ranks-validation", profiles) if profiles else None
+    return _drawing("ranks-validation", profiles, list(profiles.values())) if profiles else None
 
 
-def _drawing(name: str, profiles: Mapping[str, Sequence[Rank]]) -> Drawing:
-    tops = [max(r.confidence, r.frequency) for ranks in profiles.values() for r in ranks]
+def _drawing(
+    name: str, profiles: Mapping[str, Sequence[Rank]], alike: Sequence[Sequence[Rank]]
+) -> Drawing:
+    """Return one panel per profile; `alike` are all profiles that share the scale."""
+    tops = [max(r.confidence, r.frequency) for ranks in alike for r in ranks]
     top = min(1.0, 1.1 * max(tops))
     panels = tuple(
         Panel(title, partial(_draw, title, ranks, top), _description(title, ranks))

@@ -22,10 +22,31 @@ INK = "#222222"
 SOFT = "#5F6875"
 GRID = "#E3E6EA"
 BAND = "#AEB6C2"
+BAR = "#E4E7EB"
+CALIBRATED = "#CFC8E6"
+OVER, OVER_FILL = "#D55E00", "#F7CDAE"
+UNDER, UNDER_FILL = "#0072B2", "#A8D1EA"
 
 # Colours that are safe for the colour-blind (Okabe and Ito 2008), without yellow, which is
 # invisible on white. Lines and markers repeat the distinction.
 _HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_DARK = {
+    INK: "#E4E8EE",
+    SOFT: "#A3ADBA",
+    GRID: "#2C343E",
+    BAND: "#66717F",
+    BAR: "#333C47",
+    CALIBRATED: "#4B4570",
+    OVER_FILL: "#7A4A26",
+    UNDER_FILL: "#2B5874",
+    "#FFFFFF": "#14181D",
+    "#0072B2": "#58ACE6",
+    "#D55E00": "#F28C45",
+    "#009E73": "#35C99D",
+    "#CC79A7": "#E5A3CB",
+}
+"""The colour in dark mode that takes the place of each colour of a figure; the SVG file of a
+figure contains both, so the page follows the reader's system without a second image."""
 _MARKERS = "osD^vP"
 Dash = Literal["-"] | tuple[float, tuple[float, ...]]
 _DASHES: tuple[Dash, ...] = ("-", (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
@@ -39,6 +60,7 @@ _SETTINGS = {
     "axes.linewidth": 0.7,
     "axes.edgecolor": SOFT,
     "axes.labelcolor": INK,
+    "text.color": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
@@ -175,7 +197,19 @@ def _picture(panel: Panel, size: tuple[float, float]) -> Picture:
 def _svg(figure: Figure, title: str) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Creator": None, "Date": None, "Title": title})
-    return file.getvalue()
+    svg = file.getvalue()
+    return svg.replace(b"</style>", _dark_rules(svg.decode("utf-8")).encode() + b"</style>", 1)
+
+
+def _dark_rules(svg: str) -> str:
+    """Return the CSS that exchanges the colours of an SVG file in dark mode."""
+    rules = [
+        f'[style*="{name}: {color}"],[{name}="{color}"]{{{name}:{_DARK[key]}!important}}'
+        for key in _DARK
+        for name in ("fill", "stroke")
+        if f"{name}: {(color := key.lower())}" in svg or f'{name}="{color}"' in svg
+    ]
+    return f"@media (prefers-color-scheme:dark){{{''.join(rules)}}}" if rules else ""
 
 
 def inches(place: SubFigure) -> tuple[float, float]:

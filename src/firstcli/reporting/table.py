@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from firstcli.metrics import METRICS, Metric
 from firstcli.metrics.summary import DASH, ROUNDING
-from firstcli.metrics.uncertainty import Interval
+from firstcli.metrics.uncertainty import Estimate, Interval
 from firstcli.reporting import groups as question_groups
 from firstcli.reporting.data import BASELINES, COMPARED, ReportData
-from firstcli.reporting.terminal import INDISTINCT, Cell, Group, ReportRow, Table
+from firstcli.reporting.terminal import INDISTINCT, Cell, Group, ReportRow, RowKind, Table
 
 _DELTAS = ("first", "fine-tune")  # the paper's last row is the former minus the latter
 
 ECE = METRICS["ece"]
 PAPER = (ECE, METRICS["accuracy"], METRICS["trust"])
+NARROW = (METRICS["accuracy"], ECE, METRICS["trust"])
 KNOWN_TRUTH = (METRICS["ece_true"], METRICS["confidence_mae"])
 FAMILIES = {
     "Calibration": (
@@ -45,6 +46,49 @@ def paper_table(data: ReportData) -> Table:
     caption = f"{data.definition}; {intervals}; {data.tests}"
     legend = _legend(data, rows[-1].kind == "difference")
     return Table(f"Results of {data.run}", caption, legend, groups, tuple(rows))
+
+
+def narrow_table(data: ReportData, shipped: Collection[str], evaluation: str) -> Table:
+    """Return accuracy, ECE and Trust on one evaluation, each with half the width of its interval.
+
+    Args:
+        data: the report.
+        shipped: the rows to point out.
+        evaluation: the evaluation's name.
+    """
+    names = [metric.name for metric in NARROW]
+    group = replace(_paper_group(data, evaluation), metrics=tuple(names))
+    group = replace(group, headings=tuple(metric.heading for metric in NARROW))
+    best = {metric: best_students(data, evaluation, metric) for metric in NARROW}
+    rows = []
+    for row in data.rows:
+        estimates = data.estimates(evaluation, row)
+        cells = []
+        for metric in NARROW:
+            text = metric.text(data.mean(evaluation, row, metric.name))
+            estimate = estimates.get(metric.name)
+            cells.append(Cell(text, row in best[metric], _half(estimate) if estimate else ""))
+        kind: RowKind = "student" if row in data.students else "teacher"
+        rows.append(ReportRow(row, "shipped" if row in shipped else kind, (tuple(cells),)))
+    title = f"Accuracy, ECE and Trust on {evaluation}"
+    return Table(title, "in percent, ± half of the 95 % interval", "", (group,), tuple(rows))
+
+
+def overview_table(data: ReportData, shipped: Collection[str]) -> Table:
+    """Return the narrow tables of all evaluations side by side."""
+    tables = [narrow_table(data, shipped, name) for name in data.judged]
+    rows = tuple(
+        replace(first, groups=tuple(each.groups[0] for each in (first, *others)))
+        for first, *others in zip(*(table.rows for table in tables), strict=True)
+    )
+    groups = tuple(table.groups[0] for table in tables)
+    caption = tables[0].caption if tables else ""
+    return Table(f"Results of {data.run}", caption, "", groups, rows)
+
+
+def _half(estimate: Estimate) -> str:
+    low, high = estimate.interval
+    return f"±{50 * (high - low):.1f}"
 
 
 def difference_tables(data: ReportData) -> list[Table]:
@@ -95,7 +139,8 @@ def _group(title: str, evaluation: str, names: Sequence[str]) -> Group:
 def best_students(data: ReportData, evaluation: str, metric: Metric) -> frozenset[str]:
     """Return the best student and all students that are not distinguishable from it.
 
-    The result is empty with fewer than two students or for a metric without intervals.
+    The result is empty where no student stands out, because all are level or there is only one,
+    and for a metric without intervals.
     """
     best = data.best(evaluation, metric.name)
     if best is None:
@@ -103,23 +148,47 @@ def best_students(data: ReportData, evaluation: str, metric: Metric) -> frozense
     means = {row: data.mean(evaluation, row, metric.name) for row in data.students}
     values = {row: mean for row, mean in means.items() if mean is not None}
 
-    def alike(row: str) -> bool:
-        if abs(values[row] - values[best]) <= ROUNDING:
-            return True
-        known = metric.name in data.compared(evaluation, row, best)
-        return known and not data.distinguishable(evaluation, row, best, metric.name)
+    def equal(row: str) -> bool:
+        return abs(values[row] - values[best]) <= ROUNDING
 
-    return frozenset(filter(alike, values))
+    def tested(row: str) -> bool:
+        return metric.name in data.compared(evaluation, row, best)
+
+    def level(row: str) -> bool:
+        return equal(row) or not data.distinguishable(evaluation, row, best, metric.name)
+
+    ranked = [row for row in values if equal(row) or tested(row)]
+    alike = frozenset(filter(level, ranked))
+    return alike if len(alike) < len(ranked) else frozenset()
+
+
+def undecided(data: ReportData) -> str:
+    """Return a sentence on the metrics in which no student stands out, empty if there are none."""
+    if len(data.students) < 2:
+        return ""
+    names: dict[str, list[str]] = {}
+    for evaluation in data.judged:
+        for metric in PAPER:
+            if data.best(evaluation, metric.name) and not best_students(data, evaluation, metric):
+                names.setdefault(metric.title, []).append(evaluation)
+    found = [f"{title} on {_counted(names[title], data.judged)}" for title in names]
+    return f"No student stands out in {'; '.join(found)}." if found else ""
+
+
+def _counted(some: Sequence[str], every: Sequence[str]) -> str:
+    if len(some) <= 3:
+        return " and ".join([", ".join(some[:-1]), some[-1]] if len(some) > 1 else some)
+    return f"{len(some)} of {len(every)} evaluations"
 
 
 def best_keys(data: ReportData, evaluation: str, row: str) -> list[str]:
-    """Return the metrics in which no student is distinguishably better."""
+    """Return the metrics in which a row is marked."""
     metrics = (*PAPER, *KNOWN_TRUTH)
     return [m.name for m in metrics if row in best_students(data, evaluation, m)]
 
 
 def _legend(data: ReportData, deltas: bool = False) -> str:
-    best = "the best student and all that are not distinguishable from it"
+    best = "the best student and all not distinguishable from it, unless these are all students"
     more = "; for a difference: distinguishable from zero" if deltas else ""
     return best + more if len(data.students) > 1 else ""
 
@@ -225,6 +294,8 @@ def _difference_cell(
     data: ReportData, evaluation: str, ours: str, theirs: str, metric: Metric
 ) -> Cell:
     difference = data.compared(evaluation, ours, theirs).get(metric.name)
+    if metric.name == "accuracy" and data.same_answers(evaluation, ours, theirs):
+        return Cell("same", aside=("answers",))
     if difference is None:
         return Cell(DASH)
     value = difference.questions.value

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from textwrap import wrap
 from typing import TYPE_CHECKING, Literal
 
 from rich import box
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -30,12 +31,15 @@ class Cell:
     aside: tuple[str, ...] = ()
 
 
+RowKind = Literal["teacher", "student", "shipped", "difference", "group"]
+
+
 @dataclass(frozen=True, slots=True)
 class ReportRow:
     """A model or a difference between two, with one tuple of cells per column group."""
 
     name: str
-    kind: Literal["teacher", "student", "difference", "group"]
+    kind: RowKind
     groups: tuple[tuple[Cell, ...], ...]
 
 
@@ -104,6 +108,106 @@ class Table:
         kept = replace(group, metrics=group.metrics[columns], headings=group.headings[columns])
         rows = tuple(replace(row, groups=(row.groups[g][columns],)) for row in self.rows)
         return replace(self, groups=(kept,), rows=rows)
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictText:
+    """A rich renderable for a small terminal: headline, why, a narrow table, what to do next.
+
+    Every row of the table takes one line. Evaluations that do not fit into the width, and rows
+    that do not fit into the height, are left out and counted.
+    """
+
+    decision: Mapping[str, JSON]
+    """Content of decision.json."""
+    table: Table
+    """The narrow tables of all evaluations side by side."""
+    commands: Sequence[str]
+    page: str
+    height: int = 22
+    """Lines; the terminal also shows the command and the prompt."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = options.max_width
+        above = [Text(line, "bold") for line in _wrapped(self.decision["headline"], width)]
+        for text in (*self.decision["reasons"], *self.decision["limits"][:1]):
+            above += map(Text, _wrapped(f"- {text}", width))
+        below = [Text(f"try:    {line}") for line in self.commands[:1]]
+        below += [Text(f"export: {line}") for line in self.commands[1:2]]
+        below.append(Text(f"report: {self.page}"))
+        below.append(Text("        --full prints all tables, --open shows the page", "dim"))
+        yield from above
+        yield from _narrow_lines(self.table, width, self.height - len(above) - len(below))
+        yield from below
+
+
+_LEGEND = "  > take this one, or one level with it; * best; in percent, ± half the interval"
+_FEWEST_ROWS = 4
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _narrow_lines(table: Table, width: int, height: int) -> Iterator[Text]:
+    """Yield a table of single lines, with as many column groups and rows as fit."""
+    if not table.groups:
+        return
+    room = height - 3  # besides two lines of headings and the legend
+    room -= len(table.rows) > room  # the number of hidden rows is stated
+    rows = _most_important(table.rows, max(_FEWEST_ROWS, room))
+    names = min(2 + max(cell_len(row.name) for row in rows), width // 3)
+    columns = [_column_widths(table, g) for g in range(len(table.groups))]
+    fit = [sum(map(sum, columns[: g + 1])) <= width - names for g in range(len(columns))]
+    shown = max(1, sum(fit))
+    titles, headings = Text(" " * names), Text(_fit("  model", names), "dim")
+    for group, widths in zip(table.groups[:shown], columns, strict=False):
+        titles.append(_fit(group.title, sum(widths) - 2).strip().rjust(sum(widths) - 1) + " ")
+        for heading, each in zip(group.headings, widths, strict=True):
+            headings.append(f"{heading} ".rjust(each))
+    yield titles
+    yield headings
+    for row in rows:
+        yield _narrow_row(row, names, columns[:shown])
+    yield Text(_fit(_LEGEND, width), "dim")
+    counts = {"evaluations": len(table.groups) - shown, "rows": len(table.rows) - len(rows)}
+    if hidden := [f"{count} more {what}" for what, count in counts.items() if count]:
+        yield Text(f"  --full shows {' and '.join(hidden)}", "dim")
+
+
+def _most_important(rows: Sequence[ReportRow], count: int) -> list[ReportRow]:
+    """Return the rows to show in a small space, in the table's order: teachers go first."""
+    ranks = {"shipped": 0, "student": 1}
+    order = sorted(range(len(rows)), key=lambda i: (ranks.get(rows[i].kind, 2), i))
+    return [rows[i] for i in sorted(order[:count])]
+
+
+def _column_widths(table: Table, group: int) -> list[int]:
+    """Return the width of each column of a group, with a space on the left."""
+    columns = zip(*(row.groups[group] for row in table.rows), strict=True)
+    widths = [1 + max(cell_len(_on_one_line(cell)) for cell in column) for column in columns]
+    headings = table.groups[group].headings
+    return [max(width, 2 + len(text)) for width, text in zip(widths, headings, strict=True)]
+
+
+def _on_one_line(cell: Cell) -> str:
+    return f"{cell.text}{cell.interval}{'*' if cell.marked else ' '}"
+
+
+def _narrow_row(row: ReportRow, names: int, columns: Sequence[Sequence[int]]) -> Text:
+    shipped = row.kind == "shipped"
+    name = _fit(f"{'>' if shipped else ' '} {row.name}", names)
+    line = Text(name, "bold green" if shipped else "")
+    for cells, widths in zip(row.groups, columns, strict=False):
+        for cell, width in zip(cells, widths, strict=True):
+            line.append(_on_one_line(cell).rjust(width), "bold" if cell.marked else "")
+    line.rstrip()
+    return line
+
+
+def _fit(text: str, width: int) -> str:
+    """Return the text with exactly this width; a longer one ends in an ellipsis."""
+    return set_cell_size(text if cell_len(text) <= width else f"{text[: width - 2]}…", width)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 _ERRORS = "firstcli.closest"
-_CLOSEST = {"→": "->", "↑": "^", "↓": "v", "…": "...", "–": "-", "±": "+-", "·": "."}
+_CLOSEST = {
+    **{"→": "->", "↑": "^", "↓": "v", "…": "...", "–": "-", "±": "+-", "·": "."},
+    "✓": "ok",
+}
 
 
 def make_tolerant() -> None:

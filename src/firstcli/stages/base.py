@@ -40,6 +40,22 @@ class Facts:
         return cls(**{name: value for name, value in facts.items() if name in known})
 
 
+def facts_in_words(facts: Mapping[str, JSON]) -> list[str]:
+    """Return the name and value of every fact; False and nested facts are left out."""
+    texts = {name.replace("_", " "): _text(value) for name, value in facts.items()}
+    return [f"{name} {text}" for name, text in texts.items() if text]
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return " to ".join(map(_text, value))
+    return "" if isinstance(value, dict) else str(value)
+
+
 @dataclass(frozen=True, slots=True)
 class Option:
     """A command-line option that only one stage has."""
@@ -49,6 +65,21 @@ class Option:
     default: bool | int
     metavar: str | None = None
     minimum: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeOption:
+    """A command-line option that overrides a recipe key, as `--set KEY=VALUE` would."""
+
+    name: str
+    key: str
+    help: str
+    metavar: str
+
+    @property
+    def parameter(self) -> str:
+        """The name of the option in Python."""
+        return self.name.replace("-", "_")
 
 
 class Stage(ABC):
@@ -61,6 +92,8 @@ class Stage(ABC):
     """Name of the command and first word of the units' keys."""
     help: ClassVar[str]
     """One sentence for `first --help`."""
+    example: ClassVar[str] = "recipe.yaml"
+    """Arguments of the command, for an example in its help."""
     format: ClassVar[int] = 1
     """Raise it when the same inputs give a different result than before."""
     shared: ClassVar[bool] = False
@@ -77,6 +110,8 @@ class Stage(ABC):
     """Further options of the command."""
     completes: ClassVar[Stage | None] = None
     """The stage whose command also does this one's units of the same models."""
+    recipe_options: ClassVar[tuple[RecipeOption, ...]] = ()
+    """Further options of the command that override recipe keys."""
     why_nothing: ClassVar[str] = "the recipe does not need it"
     """Why a recipe has no unit of this stage."""
 
@@ -125,6 +160,22 @@ class Stage(ABC):
             The facts for the manifest; only those of the first process are kept.
         """
 
+    def is_brief(self, unit: Unit) -> bool:
+        """Return whether the work takes seconds, so that estimates of time can leave it out."""
+        return False
+
+    def resumption(self, folder: Path) -> str:
+        """Describe where the work in a work folder goes on: `step 140 of 840`.
+
+        Returns:
+            The place; empty if the work starts anew.
+        """
+        return ""
+
+    def in_words(self, run: Run, unit: Unit) -> list[str]:
+        """Describe the result of finished work in a few phrases, for one line in the terminal."""
+        return facts_in_words(run.manifests[unit.key].facts)
+
     def unsound_files(self, folder: Path) -> list[str]:
         """Return the names of files that are damaged although their checksums match."""
         return []
@@ -155,3 +206,20 @@ class TrainingFacts(Facts):
     """The student's mean mass on the same tokens."""
     rank_swaps: float | None = None
     """Share of recalibrated positions whose top token changed, if any did."""
+
+    def in_words(self, top_k: int) -> list[str]:
+        """Describe the training in phrases.
+
+        Args:
+            top_k: tokens per position that a student learns from.
+        """
+        from firstcli.runtime.console import percent
+
+        steps = f"{self.steps:,} step{'s' * (self.steps != 1)}"
+        phrases = [f"{self.samples:,} samples", steps, f"loss {self.loss:.3g}"]
+        if self.P is not None and self.Q is not None:
+            held = f"{percent(self.P)}, in the student {percent(self.Q)}"
+            phrases.append(f"top {top_k} hold {held}")
+        if self.rank_swaps:
+            phrases.append(f"{percent(self.rank_swaps)} of top tokens swapped")
+        return phrases

@@ -45,6 +45,16 @@ class CalibrationFacts(Facts):
         own = {name: facts[name] for field in fields(cls) if (name := field.name) in facts}
         return cls(**own, plugin={k: v for k, v in facts.items() if k not in own})
 
+    def in_words(self) -> list[str]:
+        """Describe the fit in phrases."""
+        from firstcli.runtime.console import percent
+
+        before, after = percent(self.ece_before), percent(self.ece_after)
+        temperature = [f"T = {_temperature(self.plugin)}"] if "temperature" in self.plugin else []
+        learned = [self.learned] if self.learned else []
+        measured = [f"ECE {before} → {after}", f"{self.rows:,} validation rows"]
+        return [self.recalibrator, *temperature, *learned, *measured]
+
     def as_json(self) -> dict[str, JSON]:
         own = asdict(self)
         plugin: dict[str, JSON] = own.pop("plugin")
@@ -121,6 +131,12 @@ class Calibrate(Stage):
         )
         artifact.save(folder / f"{unit.arm}.json")
         return CalibrationFacts.of(artifact.short_facts())
+
+    def is_brief(self, unit: Unit) -> bool:
+        return True
+
+    def in_words(self, run: Run, unit: Unit) -> list[str]:
+        return CalibrationFacts.of(run.manifests[unit.key].facts).in_words()
 
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
         title = "recalibrators, on the validation rows that they were fitted on"

@@ -27,7 +27,7 @@ class SharedCheck:
 
     name: str
     run: Callable[[Run], object]
-    """Warns, or raises UserError; returns `NOT_REMEMBERED` if it could not check."""
+    """Warns, or raises UserError; returns a JSON value, `NOT_REMEMBERED` if it could not check."""
     heavy: bool = False
     """Whether it loads weights, which takes long."""
 
@@ -153,6 +153,12 @@ def _check_weights(run: Run, role: Role) -> object:
     return weights.check(run, role)
 
 
+def _encoded_example(run: Run) -> object:
+    from firstcli.stages.example import encoded_example
+
+    return encoded_example(run)
+
+
 WEIGHTS: dict[Role, SharedCheck] = {
     "teacher": SharedCheck(
         "teacher's weights", partial(_check_weights, role="teacher"), heavy=True
@@ -170,6 +176,8 @@ def untrained_teacher(run: Run, role: Role) -> tuple[SharedCheck, ...]:
     return () if trained else (WEIGHTS[role],)
 
 
+EXAMPLE = SharedCheck("encoded example", _encoded_example)
+"""Not only a check: the plan shows its result."""
 TOKENIZERS = SharedCheck("tokenizers", _check_tokenizers)
 TOP_K = SharedCheck("top_k", _check_top_k)
 OVERLAP = SharedCheck("overlap", _warn_of_overlap)

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Column, Table
+from rich.table import Table
 
-from firstcli.stages import fingerprints
+from firstcli.stages import checks, fingerprints
 from firstcli.stages.base import TrainingFacts
 from firstcli.stages.calibrate import CALIBRATE, candidate_tokens
 from firstcli.stages.checks import SharedCheck
@@ -29,6 +29,7 @@ class Distill(TrainingStage):
 
     name = "distill"
     help = "Train the students, one per arm, after everything that they need."
+    example = "recipe.yaml --arm first"
     format = 3  # float32 logits of half-precision products
     has_arms = True
 
@@ -54,7 +55,8 @@ class Distill(TrainingStage):
 
     def checks_of(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
         learns_knowledge = run.recipe.arms[unit.arm].learn == "knowledge"
-        return (*(EXTRACT.checks if learns_knowledge else ()), *super().checks_of(run, unit))
+        of_knowledge = EXTRACT.checks if learns_knowledge else ()
+        return (*of_knowledge, checks.EXAMPLE, *super().checks_of(run, unit))
 
     def check(self, run: Run, unit: Unit) -> str:
         arm = run.recipe.arms[unit.arm]
@@ -90,9 +92,14 @@ class Distill(TrainingStage):
             facts = replace(facts, rank_swaps=swaps or None)
         return facts
 
+    def in_words(self, run: Run, unit: Unit) -> list[str]:
+        arm = run.recipe.arms[unit.arm]
+        return TrainingFacts.of(run.manifests[unit.key].facts).in_words(
+            arm.top_k or run.recipe.knowledge.top_k
+        )
+
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
-        headings = ("arm", "learned", "steps", "loss", "P", "Q", "folder")
-        table = Table(*(Column(name, overflow="fold") for name in headings), title="students")
+        table = Table("arm", "learned", "steps", "loss", "P", "Q", title="students")
         for unit in units:
             facts = TrainingFacts.of(run.manifests[unit.key].facts)
             arm = run.recipe.arms[unit.arm]
@@ -102,9 +109,9 @@ class Distill(TrainingStage):
                 str(facts.steps),
                 f"{facts.loss:.4f}",
                 *("–" if mass is None else f"{mass:.4f}" for mass in (facts.P, facts.Q)),
-                str(unit.artifact.path),
             )
         run.console.show(table)
+        run.console.say(f"each student is in its folder: {run.folder / 'students'}/ARM")
         return {unit.subject: run.manifests[unit.key].facts for unit in units}
 
 

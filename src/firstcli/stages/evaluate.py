@@ -17,7 +17,7 @@ from firstcli.stages.base import Facts, Stage
 from firstcli.stages.checks import SharedCheck
 from firstcli.stages.posthoc import POSTHOC
 from firstcli.workspace.artifacts import Artifact
-from firstcli.workspace.units import Model, Unit, models_of, records_path
+from firstcli.workspace.units import Model, Unit, evaluations_of, models_of, records_path
 
 if TYPE_CHECKING:
     from firstcli.api import JSON
@@ -50,6 +50,7 @@ class Evaluate(Stage):
 
     name = "eval"
     help = "Measure accuracy, ECE and Trust of teacher and students, or of the outputs in a file."
+    example = "recipe.yaml --arm first --arm teacher"
     format = 3  # float32 logits of half-precision products
     shared = True
     has_arms = True
@@ -59,14 +60,25 @@ class Evaluate(Stage):
         return f"{self.name} {evaluation}/{model.name}"
 
     def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
-        for name in (section.name for section in recipe.evaluate):
+        for name in evaluations_of(recipe):
             for model in models_of(recipe):
-                artifact = Artifact(records_path(folder, name, model), False)
-                needs = posthoc.trained_by(recipe, model)
-                if model.posthoc:  # the plain model's answers with different confidences
-                    needs = (self.key(name, replace(model, posthoc=False)), POSTHOC.key(model))
-                key = self.key(name, model)
-                yield Unit(key, self.name, artifact, needs, evaluation=name, model=model)
+                yield self.unit(recipe, folder, name, model)
+
+    def unit(self, recipe: Recipe, folder: Path, name: str, model: Model) -> Unit:
+        """Return the unit of one evaluation and one model.
+
+        Args:
+            recipe: the recipe.
+            folder: the run folder.
+            name: the evaluation.
+            model: the model.
+        """
+        artifact = Artifact(records_path(folder, name, model), False)
+        needs = posthoc.trained_by(recipe, model)
+        if model.posthoc:  # the plain model's answers with different confidences
+            needs = (self.key(name, replace(model, posthoc=False)), POSTHOC.key(model))
+        key = self.key(name, model)
+        return Unit(key, self.name, artifact, needs, evaluation=name, model=model)
 
     def checks_of(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
         if unit.model.posthoc:
@@ -110,14 +122,28 @@ class Evaluate(Stage):
         ece = metrics.ece(records.confidence, records.correct)
         return EvalFacts(len(records), accuracy, ece, accuracy - ece)
 
+    def is_brief(self, unit: Unit) -> bool:
+        return unit.model.posthoc
+
+    def in_words(self, run: Run, unit: Unit) -> list[str]:
+        from firstcli.runtime.console import percent
+
+        facts = EvalFacts.of(run.manifests[unit.key].facts)
+        names = ("accuracy", "ECE", "Trust", "confidence")
+        values = (facts.accuracy, facts.ece, facts.trust, facts.confidence)
+        shown = [(name, v) for name, v in zip(names, values, strict=True) if v is not None]
+        return [f"{name} {percent(value)}" for name, value in shown]
+
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
         """Print the main metrics, one table per evaluation; return every metric."""
         from firstcli import metrics
+        from firstcli.recipe.schema import VALIDATION
 
         settings = run.recipe.metrics
+        shown = [unit for unit in units if unit.evaluation != VALIDATION]  # recalibrators saw it
         summaries = {
             key: metrics.summarize(records, settings.confidence, settings.bins)
-            for key, records in load_records(units, settings.candidates).items()
+            for key, records in load_records(shown, settings.candidates).items()
         }
         run.console.show(f"{settings.definition}, in percent")
         for evaluation in dict.fromkeys(evaluation for evaluation, _ in summaries):

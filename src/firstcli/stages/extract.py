@@ -48,6 +48,7 @@ class Extract(Stage):
 
     name = "extract"
     help = "Store the teacher's top-k probabilities over the training data."
+    example = "recipe.yaml --verify 100"
     format = 4  # float32 logits of half-precision products
     shared = True
     precious = True
@@ -108,6 +109,30 @@ class Extract(Stage):
 
     def probe(self, probe: Probe, unit: Unit) -> CostEstimate | None:
         return probe.extraction(unit)
+
+    def resumption(self, folder: Path) -> str:
+        from firstcli.knowledge.shards import shard_facts
+
+        finished = list(filter(None, map(shard_facts, folder.glob("shard-*.parquet"))))
+        if not finished:
+            return ""
+        total = finished[0].get("shards")
+        return f"shard {len(finished)}" + (f" of {total}" if total else "")
+
+    def in_words(self, run: Run, unit: Unit) -> list[str]:
+        from firstcli.runtime.console import percent, size
+
+        manifest = run.manifests[unit.key]
+        facts = ExtractFacts.of(manifest.facts)
+        stored = sum(file["size"] for file in manifest.files.values())
+        phrases = [f"{facts.positions:,} positions", size(stored)]
+        phrases.append(f"top {run.recipe.knowledge.top_k} hold {percent(facts.mean_top_k_mass)}")
+        if facts.judged:
+            says = percent(facts.confidence)
+            phrases.append(f"teacher right {percent(facts.accuracy)}, says {says}")
+        if facts.batches_halved:
+            phrases.append(f"{facts.batches_halved:,} batches halved")
+        return phrases
 
     def unsound_files(self, folder: Path) -> list[str]:
         from firstcli.knowledge.shards import is_sound

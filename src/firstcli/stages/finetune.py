@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from firstcli.stages import checks, fingerprints
 from firstcli.stages.base import Stage, TrainingFacts
 from firstcli.stages.checks import SharedCheck
-from firstcli.workspace.artifacts import Artifact
+from firstcli.workspace.artifacts import CHECKPOINTS, Artifact
 from firstcli.workspace.units import Unit, part_of
 
 if TYPE_CHECKING:
@@ -49,12 +49,21 @@ class TrainingStage(Stage):
     def probe(self, probe: Probe, unit: Unit) -> CostEstimate:
         return probe.training(unit)
 
+    def resumption(self, folder: Path) -> str:
+        from firstcli.training import checkpoints
+
+        return checkpoints.resumption(folder / CHECKPOINTS)
+
+    def in_words(self, run: Run, unit: Unit) -> list[str]:
+        return TrainingFacts.of(run.manifests[unit.key].facts).in_words(run.recipe.knowledge.top_k)
+
 
 class Finetune(TrainingStage):
     """Trains the teacher, and with `knowledge.folds` one more teacher per fold."""
 
     name = "finetune"
     help = "Fine-tune the teacher."
+    example = "recipe.yaml --set teacher.finetune.epochs=2"
     format = 3  # float32 logits of half-precision products
     why_nothing = "the recipe has no teacher.finetune"
 

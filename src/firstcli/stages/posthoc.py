@@ -113,6 +113,9 @@ class Posthoc(Stage):
         artifact.save(folder / f"{unit.subject}.json")
         return CalibrationFacts.of(artifact.short_facts())
 
+    def in_words(self, run: Run, unit: Unit) -> list[str]:
+        return CalibrationFacts.of(run.manifests[unit.key].facts).in_words()
+
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
         title = "post-hoc recalibrators, on the validation rows that they were fitted on"
         return show_fitted(run, title, units)
@@ -160,7 +163,8 @@ def recalibrated_records(run: Run, unit: Unit) -> EvalRecords:
             f"{unit.key}: the candidates hold {100 * mass:.0f} % of the model's probability; a "
             "recalibrator that is fitted to all tokens may not suit them"
         )
-    task = next(each.task for each in run.recipe.evaluate if each.name == unit.evaluation)
+    tasks = {each.name: each.task for each in run.recipe.evaluate}
+    task = tasks.get(unit.evaluation, run.recipe.train.task)  # the latter for validation questions
     return recalibrated(records, fitted, task.name)
 
 

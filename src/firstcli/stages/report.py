@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
+import webbrowser
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from firstcli.runtime.redaction import redacted
+from firstcli import __version__
+from firstcli.runtime import distributed
+from firstcli.runtime.redaction import redacted, without_folders
 from firstcli.stages import checks, fingerprints
-from firstcli.stages.base import Facts, Stage, TrainingFacts
+from firstcli.stages.base import Facts, Option, RecipeOption, Stage, TrainingFacts
 from firstcli.stages.calibrate import CALIBRATE
 from firstcli.stages.distill import DISTILL
 from firstcli.stages.evaluate import EVALUATE, load_records
 from firstcli.stages.extract import EXTRACT, ExtractFacts
 from firstcli.stages.posthoc import POSTHOC
 from firstcli.workspace.artifacts import Artifact
-from firstcli.workspace.units import Model, Part, Unit, calibration_path, models_of
+from firstcli.workspace.units import Model, Part, Role, Unit, calibration_path, models_of
 
 if TYPE_CHECKING:
     from firstcli.api import JSON
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from firstcli.workspace.run import Run
 
 PAGE = "index.html"
+DECISION = "decision.json"
 
 _PARTS: dict[Part, str] = {
     "train": "training",
@@ -48,7 +53,11 @@ class ReportFacts(Facts):
     page: str
     """The path of the page when it was written."""
     table: JSON
-    """The cells of the table in the terminal."""
+    """The cells of the table that `--full` prints."""
+    overview: JSON
+    """The cells of the narrow table."""
+    promises: JSON = None
+    """The cells of the tables of thresholds and prediction sets, if the recipe asks for them."""
 
 
 class Report(Stage):
@@ -56,9 +65,28 @@ class Report(Stage):
 
     name = "report"
     help = "Run everything and write the table, the figures and one HTML page."
-    format = 4  # macro averages; intervals allow for unseen outcomes; tests are counted
+    example = "recipe.yaml --open"
+    format = 5  # a decision; only what separates is marked; answers that T keeps are not tested
     uses_models = False
     checks = (checks.UNPINNED,)
+    options = (
+        Option("full", "Also print all intervals, null values and notes.", default=False),
+        Option("open", "Open the page in a browser.", default=False),
+    )
+    recipe_options = (
+        RecipeOption(
+            "target-accuracy",
+            "metrics.target_accuracy",
+            "Choose each model's lowest confidence with at least this accuracy; 95 % certain.",
+            "SHARE",
+        ),
+        RecipeOption(
+            "coverage",
+            "metrics.coverage",
+            "Report sets of candidates that contain the right one with this probability.",
+            "SHARE",
+        ),
+    )
 
     def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
         stages = (CALIBRATE, POSTHOC, EVALUATE)
@@ -73,42 +101,88 @@ class Report(Stage):
         return inputs | ({"seeds": list(recipe.seeds)} if recipe.seeds else {})
 
     def work(self, run: Run, unit: Unit, folder: Path) -> ReportFacts:
+        from firstcli.reporting.decision import shipped_rows
         from firstcli.reporting.page import write_report
-        from firstcli.reporting.table import paper_table
+        from firstcli.reporting.table import overview_table, paper_table
+        from firstcli.reporting.thresholds import promise_tables
 
         shutil.rmtree(folder / "figures", ignore_errors=True)  # of an interrupted run
         data = report_data(run)
-        write_report(folder, data)
-        return ReportFacts(str(unit.artifact.path / PAGE), paper_table(data).to_json())
+        decision = write_report(folder, data)
+        promises = [table.to_json() for table in promise_tables(data)]
+        return ReportFacts(
+            str(unit.artifact.path / PAGE),
+            paper_table(data).to_json(),
+            overview_table(data, shipped_rows(decision)).to_json(),
+            {"tables": promises} if promises else None,
+        )
+
+    def is_brief(self, unit: Unit) -> bool:
+        return True
+
+    def in_words(self, run: Run, unit: Unit) -> list[str]:
+        return ["table, figures and page"]
 
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
-        from firstcli.reporting.terminal import Table, TerminalTable
+        from firstcli.reporting.commands import commands
+        from firstcli.reporting.terminal import Table, TerminalTable, VerdictText
 
         (unit,) = units
-        table = json.loads((unit.artifact.path / "table.json").read_text("utf-8"))
+        decision, table = (_read(unit, name) for name in (DECISION, "table.json"))
         facts = ReportFacts.of(run.manifests[unit.key].facts)
-        run.console.show(TerminalTable(Table.from_json(facts.table)))
-        for note in table["notes"]:
-            run.console.say(f"{note['label']}: {note['value']}")
-        page = unit.artifact.path / PAGE
-        run.console.say(f"report: {page}")
-        return {"page": str(page), **table}
+        overview = Table.from_json(facts.overview)
+        page, ship = str(unit.artifact.path / PAGE), decision["ship"]
+        # the run folder may have moved since the report was written
+        lines = commands(str(run.folder), ship["row"], decision["exportable"]) if ship else []
+        for stored in (facts.promises or {"tables": ()})["tables"]:
+            run.console.show(TerminalTable(Table.from_json(stored)))
+        run.console.show(VerdictText(decision, overview, lines, page))
+        return {"page": page, "decision": decision, **table}
+
+    def finish(
+        self, run: Run, units: Sequence[Unit], options: Mapping[str, Any]
+    ) -> dict[str, JSON]:
+        (unit,) = units
+        if distributed.is_first() and options.get("full"):
+            _show_everything(run, unit)
+        if distributed.is_first() and options.get("open"):
+            page = (unit.artifact.path / PAGE).resolve()
+            if not webbrowser.open(page.as_uri()):
+                run.console.warn(f"--open: no browser could be started; the page is {page}")
+        return {}
+
+
+def _show_everything(run: Run, unit: Unit) -> None:
+    """Print the table with all intervals, and the notes."""
+    from firstcli.reporting.terminal import Table, TerminalTable
+
+    facts = ReportFacts.of(run.manifests[unit.key].facts)
+    run.console.show(TerminalTable(Table.from_json(facts.table)))
+    for note in _read(unit, "table.json")["notes"]:
+        run.console.say(f"{note['label']}: {note['value']}")
+
+
+def _read(unit: Unit, name: str) -> JSON:
+    return json.loads((unit.artifact.path / name).read_text("utf-8"))
 
 
 def report_data(run: Run) -> ReportData:
     """Collect what a report shows."""
+    from firstcli.recipe.schema import VALIDATION
     from firstcli.reporting.data import FittedRecalibrator, ReportData, TeacherPart
     from firstcli.reporting.questions import disputed
     from firstcli.workspace.run import as_yaml
 
     recipe = run.recipe
+    records = load_records(EVALUATE.units(recipe, run.folder), recipe.metrics.candidates)
     finished = {key: manifest for key, manifest in run.manifests.items() if key != REPORT.name}
     data = ReportData(
         run=recipe.name,
         recipe=as_yaml(run.publishable),
         members={row: [model.name for model in models] for row, models in _rows(run).items()},
         evaluations=[section.name for section in recipe.evaluate],
-        records=load_records(EVALUATE.units(recipe, run.folder), recipe.metrics.candidates),
+        records={key: value for key, value in records.items() if key[0] != VALIDATION},
+        validation={model: value for (name, model), value in records.items() if name == VALIDATION},
         settings=recipe.metrics,
         notes=[*_notes_on_data(run), *_notes_on_knowledge(run), *_notes_on_calibration(run)],
         versions=next(iter(finished.values())).versions,
@@ -127,6 +201,9 @@ def report_data(run: Run) -> ReportData:
             if arm.learn == "knowledge"
         },
         top_k=recipe.knowledge.top_k,
+        labels_only=frozenset(name for name, arm in recipe.arms.items() if arm.learn == "labels"),
+        location=_location(run.folder),
+        setup=list(_setup(run)),
         teacher_parts=[
             TeacherPart(title, facts.confidence, facts.accuracy, facts.judged)
             for title, _, facts in _knowledge(run)
@@ -137,6 +214,58 @@ def report_data(run: Run) -> ReportData:
         samples = {sample.id: sample for sample in run.evaluation_samples(name)}
         questions[name] = [samples[id] for id in disputed(data.first_of(name))]
     return replace(data, questions=questions)
+
+
+def _location(folder: Path) -> str:
+    """Return what commands call the run folder: no absolute path is published."""
+    folder, here = folder.resolve(), Path.cwd().resolve()
+    return folder.relative_to(here).as_posix() if folder.is_relative_to(here) else folder.name
+
+
+def _setup(run: Run) -> Iterator[str]:
+    """Yield what was run: models, rows, evaluations, seeds, date and version."""
+    recipe, training = run.recipe, run.training
+    students = [model for model in models_of(recipe) if model.arm and not model.posthoc]
+    arms = len(recipe.arms)
+    trained = run.folder / "students" / students[0].trained
+    yield f"{arms} student{'s' * (arms != 1)} ({_size(run, 'student', trained)})"
+    if recipe.teacher:
+        yield f"teacher ({_size(run, 'teacher', run.folder / 'teacher')})"
+    held_out = f", {len(training.validation):,} held out" if training.validation else ""
+    yield f"{len(training.train):,} training rows{held_out}"
+    count = len(recipe.evaluate)
+    yield f"{count} evaluation{'s' * (count != 1)}"
+    seeds = recipe.seeds or [recipe.seed]
+    yield f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    if newest := max(map(_finished, EVALUATE.units(recipe, run.folder)), default=0.0):
+        yield f"{datetime.fromtimestamp(newest, UTC):%d %B %Y}"
+    yield f"firstcli {__version__}"
+
+
+def _size(run: Run, role: Role, folder: Path) -> str:
+    """Return a model's checkpoint and number of weights, as far as they are known."""
+    from firstcli.checkpoints.folder import count_weights
+
+    section, local = run.model_section(role), run.reference(role).folder
+    counted = next((each for each in (folder, local) if each and each.is_dir()), None)
+    count = count_weights(counted) if counted else 0
+    name = Path(without_folders(section.checkpoint)).name if section.checkpoint else ""
+    weights = f"{_amount(count)} weights" if count else ""
+    return ", ".join(filter(None, [name, weights])) or section.family
+
+
+def _amount(count: int) -> str:
+    """Format a number of weights: 361 k, 0.5 M, 6.7 B."""
+    for limit, unit in ((1e5, "k"), (1e9, "M")):
+        if count < limit:
+            return f"{count / (1e3 if unit == 'k' else 1e6):.1f} {unit}"
+    return f"{count / 1e9:.1f} B"
+
+
+def _finished(unit: Unit) -> float:
+    """Return when a unit was finished, in seconds since 1970; 0 if it was not."""
+    path = unit.artifact.manifest_path
+    return path.stat().st_mtime if path.exists() else 0.0
 
 
 def _rows(run: Run) -> dict[str, list[Model]]:

@@ -24,9 +24,9 @@ def reliability_diagram(
     shown = records.shown(confidence)
     assert shown is not None
     numbers = summarize(records, confidence, bins)
-    panel = reliability.panel(
-        title, numbers, reliability_bins(shown, records.correct, bins), confidence
-    )
+    drawn = reliability_bins(shown, records.correct, bins)
+    curve = reliability.Curve(title, numbers, drawn, style.looks([title])[title])
+    panel = reliability.panel([curve], confidence)
     drawing = style.Drawing("reliability", (panel,), style.Numbers((), ()))
     with TemporaryDirectory() as folder:
         style.save(drawing, Path(folder))

@@ -17,6 +17,7 @@ from firstcli import __version__
 from firstcli.api import Sample, TaskUsage
 from firstcli.api.usage import prompt_usage
 from firstcli.errors import UserError
+from firstcli.recipe.schema import VALIDATION
 from firstcli.runtime.files import atomic_write, suppress_read_only, write_text
 from firstcli.stages.base import TrainingFacts
 from firstcli.stages.distill import DISTILL
@@ -31,12 +32,19 @@ from firstcli.student.usage import (
     StoredEstimate,
     StoredRecalibrator,
     Usage,
+    ValidationAnswers,
     read_usage,
     write_usage,
 )
 from firstcli.workspace.artifacts import fingerprint
 from firstcli.workspace.run import Run
-from firstcli.workspace.units import Model, calibration_path, models_of, records_path
+from firstcli.workspace.units import (
+    Model,
+    calibration_path,
+    evaluations_of,
+    models_of,
+    records_path,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -101,17 +109,18 @@ def finished_results(run: Run, model: Model) -> Results:
     """
     trained = _trained_key(run, model)
     results = {trained: run.manifests[trained].content}
-    models = (model, replace(model, posthoc=True))
-    for stage in (POSTHOC, EVALUATE):
-        for unit in stage.units(run.recipe, run.folder):
-            if unit.model not in models:
-                continue
-            manifest = run.manifests.get(unit.key) or unit.artifact.manifest(run.digests)
-            if manifest and all(
-                manifest.inputs.get(f"result of {key}") == results.get(key, "")
-                for key in unit.needs
-            ):
-                results[unit.key] = manifest.content
+    recipe, folder = run.recipe, run.folder
+    models = [each for each in models_of(recipe) if each.trained == model.trained]
+    units = [unit for unit in POSTHOC.units(recipe, folder) if unit.model in models]
+    # Another command may have asked for the answers to the validation questions.
+    names = dict.fromkeys([*evaluations_of(recipe), VALIDATION])
+    units += [EVALUATE.unit(recipe, folder, name, each) for name in names for each in models]
+    for unit in units:
+        manifest = run.manifests.get(unit.key) or unit.artifact.manifest(run.digests)
+        if manifest and all(
+            manifest.inputs.get(f"result of {key}") == results.get(key, "") for key in unit.needs
+        ):
+            results[unit.key] = manifest.content
     return results
 
 
@@ -144,6 +153,7 @@ def usage_of(run: Run, model: Model, results: Results) -> Usage:
         dtype=section.build().inference_dtype,
         confidence=recipe.metrics.confidence,
         posthoc=posthoc,
+        validation=_validation(run, with_posthoc if posthoc else model, results),
         numbers=dict(_numbers(run, with_posthoc, results)) if posthoc else plain,
         raw_numbers=plain if posthoc else {},
     )
@@ -195,6 +205,19 @@ def _posthoc(run: Run, model: Model, results: Results) -> StoredRecalibrator | N
     )
 
 
+def _validation(run: Run, model: Model, results: Results) -> ValidationAnswers | None:
+    """Return a model's answers to the validation questions, if it has answered them."""
+    from firstcli.metrics.records import EvalRecords
+
+    is_evaluation = any(section.name == VALIDATION for section in run.recipe.evaluate)
+    if is_evaluation or EVALUATE.key(VALIDATION, model) not in results:
+        return None
+    records = EvalRecords.load(records_path(run.folder, VALIDATION, model))
+    return ValidationAnswers(
+        confidence=tuple(records.confidence.tolist()), correct=tuple(records.correct.tolist())
+    )
+
+
 def _numbers(run: Run, model: Model, results: Results) -> Iterator[tuple[str, EvaluationNumbers]]:
     """Yield what the finished evaluations measured of a model, by first differing tokens."""
     from firstcli.metrics.records import EvalRecords
@@ -230,7 +253,7 @@ def _source(run: Run, results: Results) -> str:
         "run": recipe.name,
         "recipe": run.publishable_text,
         "task": " ".join((task.identity, task.source, options)),
-        "metrics": recipe.metrics.model_dump_json(),
+        "metrics": recipe.metrics.model_dump_json(include={"bins", "confidence"}),
         "doubled BOS": recipe.train.doubled_bos,
         "firstcli": __version__,
     }

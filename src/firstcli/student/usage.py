@@ -32,9 +32,10 @@ class ValidationAnswers(UsageForm):
     """The student's answers to the validation part, from which thresholds are chosen."""
 
     confidence: tuple[float, ...]
+    """The confidence that `first predict` shows: among the candidates, with `posthoc`."""
     correct: tuple[bool, ...]
-    true_probability: tuple[float, ...] | None = None
-    """The probability of the right answer."""
+    true_probability: tuple[float, ...] = ()
+    """The probability of the right candidate, from which prediction sets are made."""
 
 
 class AnswerThreshold(UsageForm):

@@ -154,7 +154,7 @@ class Classification(Task[ClassificationOptions]):
 
     def usage(self) -> TaskUsage:
         labels = self.options.descriptions or self._found_labels()
-        return _Prompt(self.options, labels).usage(labels)
+        return _Prompt(self.options, labels).usage([*labels])
 
     def load(self, split: str) -> Split:
         """Return the rows that have a text and a label, in the order of the file."""

@@ -15,6 +15,8 @@ Tokens = tuple[int, ...]
 TokensOf = Callable[[Sequence[str]], Sequence[Sequence[Tokens | None]]]
 """Returns the tokens of each text for each tokenizer; None if a text cannot be used."""
 
+_SHORT = 26 + 26 * 26
+"""Number of codes of one or two capital letters, which come first."""
 _DEPTHS = range(3)
 """Tokens that all codes may share before they differ: a space, for example."""
 
@@ -45,10 +47,10 @@ def chosen_codes(count: int, tokens_of: TokensOf) -> list[str]:
     Returns:
         The codes; fewer than `count` if there are not enough.
     """
-    letters = list(ascii_uppercase[:count])
-    pools = [letters] if count <= len(letters) else []
+    short = list(islice(_all_codes(), _SHORT))
+    pools = [short[:count]] if count <= len(ascii_uppercase) else []
     best: list[str] = []
-    for pool in (*pools, list(_all_codes())):
+    for pool in (*pools, short, list(_all_codes())):
         encoded = tokens_of(pool)
         usable = [n for n in range(len(pool)) if all(texts[n] is not None for texts in encoded)]
         tokenizers = [{n: tokens for n in usable if (tokens := texts[n])} for texts in encoded]

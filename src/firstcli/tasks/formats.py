@@ -26,7 +26,7 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zip": "zip"}
 LONGEST_CELL = 2**31 - 1  # the csv module's default is 131,072 characters
 SNIFFED_LINES = 100
 GIT_LFS = b"version https://git-lfs"
-SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
 @dataclass(frozen=True, slots=True)

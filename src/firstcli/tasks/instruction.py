@@ -61,6 +61,8 @@ class Instruction(Task[InstructionOptions]):
 
     def _sample(self, row: TableRow) -> Sample:
         options = self.options
+        named = dict.fromkeys(columns_of(options.prompt), "prompt")
+        row.require(dict.fromkeys(columns_of(options.response), "response") | named)
         row.require_any(columns_of(options.prompt))
         answered = any(row.text(column).strip() for column in columns_of(options.response))
         return Sample(

@@ -14,6 +14,7 @@ need only the option `path`. Texts with a label, `{"sentence": "what a film", "l
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
@@ -281,7 +282,21 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
         for file in files:
             yield from _with_lines(file, tables.read_rows(file, notes), self._answer_file(file))
 
+    @cached_property
+    def _columns(self) -> dict[str, str]:
+        """The option that names each column that a row must have."""
+        options = self.options
+        columns = [] if options.choices else options.choices_column
+        named = {name: "prompt" for name in columns_of(options.prompt)}
+        if named.pop("question", None):
+            named[options.question_column] = "question_column"
+        named.pop("choices", None)
+        for column in [columns] if isinstance(columns, str) else columns:
+            named[column] = "choices_column (or `choices`, if all questions have the same)"
+        return named if options.answer_file else named | {options.answer_column: "answer_column"}
+
     def _answer(self, row: TableRow, label: TableRow) -> GoldAnswer:
+        row.require(self._columns)
         column = self.options.answer_column
         place = label.where if self.options.answer_file else f"{row.where}: column '{column}'"
         value = label.value(_LINE if self.options.answer_file else column)

@@ -67,6 +67,29 @@ class TableRow:
         if not any(self.text(column).strip() for column in columns):
             raise self.mistake(f"nothing in {shortened(columns)}")
 
+    def require(self, columns: Mapping[str, str]) -> None:
+        """Refuse a row that lacks columns; names all of them at once, and what to set.
+
+        Args:
+            columns: the option that names a column, by column.
+        """
+        problems: dict[str, UserError] = {}
+        for column in columns:
+            try:
+                self.value(column)
+            except UserError as error:
+                problems[column] = error
+        if not problems:
+            return
+        options = _listed(list(dict.fromkeys(columns[column] for column in problems)))
+        if len(problems) == 1:
+            raise UserError(f"{next(iter(problems.values()))}; set {options}")
+        missing = _listed([f"'{column}'" for column in problems])
+        raise self.mistake(
+            f"there are no columns {missing}; the row has "
+            f"{shortened(list(self.values), 10) or 'none'}; set {options}"
+        )
+
     def as_text(self, value: object, column: str) -> str:
         """Return text or an integer as text; other values could be spelt in several ways."""
         if not isinstance(value, str | int) or isinstance(value, bool):
@@ -97,6 +120,11 @@ class TableRow:
             return self.text("id").strip() or None
         except UserError:
             return None
+
+
+def _listed(words: Sequence[str]) -> str:
+    """Join words as in a sentence: `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def describe(value: object) -> str:

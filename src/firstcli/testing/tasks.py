@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from firstcli.api import JSON, Sample, Task, TaskUsage, UserError
+from firstcli.api import JSON, Adaptation, Sample, Task, TaskUsage, UserError
 from firstcli.plugins.samples import MAX_CANDIDATES, sample_name, sample_problem
 from firstcli.tasks.formats import data_file
 from firstcli.tasks.tables import TableRow, read_rows
@@ -18,12 +18,12 @@ Rows = Mapping[str, Iterable[Mapping[str, JSON]]]
 def check_task(task: Task[Any], rows: Rows | None = None) -> None:
     """Check the contract of a task, with the options that it was built with.
 
-    If the task describes its use, every sample must be rebuilt from a row of the data.
+    If the task describes its use, every sample must be rebuilt from a row of the data. Splits whose
+    rows are neither given nor in table files are not rebuilt.
 
     Args:
         task: the task.
-        rows: the rows of each split in order, if the task describes its use and `sources` does not
-            return table files.
+        rows: the rows of each split in order, if `sources` returns no table files.
 
     Raises:
         AssertionError: the task breaks the contract.
@@ -34,6 +34,7 @@ def check_task(task: Task[Any], rows: Rows | None = None) -> None:
     require(len(set(task.splits)) == len(task.splits), f"{name}.splits names a split twice")
     for split in task.splits:
         _check_split(task, split, f"{name}, split '{split}'")
+    _check_adaptation(task, name)
     if (usage := task.usage()) is not None:
         require(isinstance(usage, TaskUsage), f"{name}.usage returns no TaskUsage")
         again = TaskUsage.model_validate_json(usage.model_dump_json())
@@ -49,7 +50,10 @@ def _check_usage(task: Task[Any], usage: TaskUsage, split: str, given: Rows | No
     problem = f"{name} has the kind '{usage.kind}', which does not fit `has_candidates`"
     require((usage.kind == "instruction") == generates, problem)
     samples, _ = _loaded(task, split)
-    remaining = _built(usage, _rows_of(task, usage, split, samples, given))
+    rows = _rows_of(task, usage, split, samples, given)
+    if rows is None:
+        return
+    remaining = _built(usage, rows)
     for index, sample in enumerate(samples):
         wanted = (sample.prompt, sample.candidates)
         problem = f"{name} does not rebuild {sample_name(sample, index)} of split '{split}'"
@@ -62,7 +66,7 @@ def _rows_of(
     split: str,
     samples: Sequence[Sample],
     given: Rows | None,
-) -> Iterable[TableRow]:
+) -> Iterable[TableRow] | None:
     where = f"split '{split}', row"
     if given is not None:
         return (TableRow(f"{where} {i}", row) for i, row in enumerate(given.get(split, ()), 1))
@@ -70,8 +74,7 @@ def _rows_of(
         rows = ({"prompt": sample.prompt, "choices": [*sample.candidates]} for sample in samples)
         return (TableRow(f"{where} {i}", row) for i, row in enumerate(rows, 1))
     tables = [path for path in task.sources(split) or () if data_file(path)]
-    require(tables, f"{type(task).__name__}: give the check the `rows` of split '{split}'")
-    return read_rows(tables)
+    return read_rows(tables) if tables else None
 
 
 def _built(usage: TaskUsage, rows: Iterable[TableRow]) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -81,6 +84,25 @@ def _built(usage: TaskUsage, rows: Iterable[TableRow]) -> Iterator[tuple[str, tu
         except UserError:  # a row that the task leaves out
             continue
         yield built.prompt, built.candidates
+
+
+def _check_adaptation(task: Task[Any], name: str) -> None:
+    """Check `adapted` with a stand-in tokenizer that makes one token of each character."""
+    if type(task).adapted is Task.adapted:
+        return
+
+    def tokens(prompt: str, responses: Sequence[str]) -> list[list[tuple[int, ...] | None]]:
+        return [[(*map(ord, response), 0) for response in responses]]
+
+    adaptation = task.adapted(tokens, None)
+    require(isinstance(adaptation, Adaptation), f"{name}.adapted returns no Adaptation")
+    options = adaptation.options
+    require(isinstance(options, type(task).Options), f"{name}.adapted returns no options of {name}")
+    dumped = options.model_dump(mode="json", exclude_unset=True)
+    restored = type(task).Options.model_validate(dumped)
+    require(restored == options, f"{name}.adapted: the options do not survive being saved as JSON")
+    again = type(task)(options).adapted(tokens, None).options
+    require(again == options, f"{name}.adapted: adapting the adapted options changes them")
 
 
 def _check_split(task: Task[Any], split: str, where: str) -> None:

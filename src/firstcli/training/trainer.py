@@ -35,15 +35,13 @@ from firstcli.models import readout
 from firstcli.runtime import distributed
 from firstcli.runtime.console import Advance, Console
 from firstcli.runtime.files import write_text
-from firstcli.training import fused_objectives
+from firstcli.training import checkpoints, fused_objectives
 from firstcli.training.batches import MicroBatches, SoftTargetSource, TrainingBatches, padding_share
 
 Objective = Literal["labels", "topk-tail", "topk-renormalized"]
 
 UNLOGGED = "unlogged-{rank}.json"
 """In a checkpoint: what a process has summed since the last log, which the next log reports."""
-
-COMPLETE_MARK = "complete"  # written last, so that an unfinished checkpoint is never resumed from
 
 
 def install_objective(
@@ -162,7 +160,9 @@ class PositionTrainer(Trainer):
         distributed.wait()  # each process writes its part of a checkpoint
         if self.args.should_save:
             os.sync()
-            write_text(last / COMPLETE_MARK, "")  # on disk before earlier checkpoints are deleted
+            write_text(
+                last / checkpoints.COMPLETE_MARK, ""
+            )  # on disk before earlier checkpoints are deleted
             for folder in last.parent.glob("checkpoint-*"):
                 if folder != last:
                     shutil.rmtree(folder)
@@ -286,7 +286,7 @@ def train(
     trainer = PositionTrainer(model=model, args=args, train_dataset=batches)
     trainer.remove_callback(PrinterCallback)
     checkpoint = distributed.by_first(lambda: last_checkpoint(Path(str(args.output_dir))))
-    done = _step_of(checkpoint) if checkpoint else 0
+    done = checkpoints.step_of(checkpoint) if checkpoint else 0
     if checkpoint:
         console.say(f"{title}: resuming after step {done}")
         trainer.add_callback(_Restoring(trainer, checkpoint))
@@ -323,8 +323,8 @@ def is_sharded(args: TrainingArguments) -> bool:
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the newest complete checkpoint; incomplete ones are deleted."""
     complete = []
-    for path in sorted(folder.glob("checkpoint-*"), key=_step_of):
-        if (path / COMPLETE_MARK).exists():
+    for path in checkpoints.checkpoints(folder):
+        if checkpoints.is_complete(path):
             complete.append(path)
         else:
             shutil.rmtree(path)
@@ -334,7 +334,3 @@ def last_checkpoint(folder: Path) -> Path | None:
 def write_log(path: Path, log: Sequence[dict[str, float]]) -> None:
     lines = (json.dumps(entry, sort_keys=True) for entry in log)  # sorted like a resumed run's
     path.write_text("".join(line + "\n" for line in lines), "utf-8")
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])

@@ -232,13 +232,17 @@ class Artifact:
         (self.work / "manifest.json").unlink()
         sync(self.work)
 
+    def is_begun(self, fingerprint: str) -> bool:
+        """Return whether an interrupted run of the same work left a work folder."""
+        mark = self.work / _MARK
+        return mark.is_file() and mark.read_text("utf-8") == fingerprint
+
     def begin(self, fingerprint: str) -> Path:
         """Return the work folder, with what an interrupted run of the same work left there."""
-        mark = self.work / _MARK
-        if not (mark.is_file() and mark.read_text("utf-8") == fingerprint):
+        if not self.is_begun(fingerprint):
             shutil.rmtree(self.work, ignore_errors=True)
             self.work.mkdir(parents=True)
-            write_text(mark, fingerprint)
+            write_text(self.work / _MARK, fingerprint)
         return self.work
 
     def commit(

@@ -21,7 +21,7 @@ from firstcli.data import splits
 from firstcli.data.samples import Samples
 from firstcli.errors import UserError, did_you_mean
 from firstcli.recipe.references import ModelSection, TaskRef
-from firstcli.recipe.schema import Evaluation, Recipe, Train, Training, training_of
+from firstcli.recipe.schema import VALIDATION, Evaluation, Recipe, Train, Training, training_of
 from firstcli.runtime import distributed
 from firstcli.runtime.console import Console
 from firstcli.runtime.files import suppress_read_only, write_json
@@ -370,7 +370,20 @@ class Run:
     def _evaluation(self, name: str) -> Evaluation:
         return next(section for section in self.recipe.evaluate if section.name == name)
 
+    @cached_property
+    def _validation_questions(self) -> Sequence[Sample]:
+        """The validation samples that have a right candidate."""
+        questions = [s for s in self.training.validation if s.candidates and s.answer is not None]
+        if not questions:
+            raise UserError(
+                f"train.validation: {self.recipe.train.validation} of the training split leaves no "
+                "question for metrics.target_accuracy and metrics.coverage; raise it"
+            )
+        return questions
+
     def evaluation_samples(self, name: str) -> Sequence[Sample]:
+        if name == VALIDATION:
+            return self._validation_questions
         section = self._evaluation(name)
         where = f"evaluate '{name}'"
         task = self.evaluation_task(name)
@@ -420,6 +433,8 @@ class Run:
     @once_per_run
     def evaluation_content(self, name: str) -> str:
         """Return a digest of an evaluation's samples."""
+        if name == VALIDATION:
+            return self.part_content("validation")
         section = self._evaluation(name)
 
         def make() -> dict[str, str]:

@@ -102,6 +102,14 @@ def models_of(recipe: Recipe) -> list[Model]:
     return models
 
 
+def evaluations_of(recipe: Recipe) -> list[str]:
+    """Return the names of all evaluations, with that of the validation questions if it is used."""
+    from firstcli.recipe.schema import VALIDATION
+
+    names = [section.name for section in recipe.evaluate]
+    return [*names, VALIDATION] if recipe.metrics.use_validation else names
+
+
 def records_path(folder: Path, evaluation: str, model: Model) -> Path:
     """Return the file of a model's answers in a run folder."""
     return folder / f"eval/{evaluation}/{model.name}.parquet"
