@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from firstcli.data.encoding import (
     encode_questions,
 )
 from firstcli.errors import UserError
+from firstcli.tasks.codes import chosen_codes
 from support.encoding import encode_training
 
 Tokenizer = PreTrainedTokenizerFast
@@ -310,11 +312,16 @@ def test_training_and_evaluation_agree_for_every_answer(tokenizer: Tokenizer) ->
 def test_many_candidates_give_the_same_questions_as_few(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    letters = [f" {chr(code)}" for code in range(ord("a"), ord("z") + 1)]
+    def tokens_of(texts: Sequence[str]) -> list[list[tuple[int, ...] | None]]:
+        encoder = joint.JointEncoder(tokenizer)
+        return [encoder.continuations("the water:", [f" {text}" for text in texts])]
+
+    candidates = [f" {code}" for code in chosen_codes(5, tokens_of)]
     samples = [
-        Sample.question(f"{i} the water: {text}", [*letters, " A"], i, id=str(i))
+        Sample.question(f"{i} {text} is the water:", candidates, i, id=str(i))
         for i, text in enumerate(("wet", "dry", "wet"))
     ]
+    monkeypatch.setattr(joint, "MANY", 3)
     shared = encode_questions(samples, Encoding(tokenizer, "here"))
     trained = encode_training(samples, tokenizer, "here")
     monkeypatch.setattr(joint, "MANY", 1000)
