@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from statistics import mean
 
+from firstcli.errors import UserError
 from firstcli.stages import stage_of
 from firstcli.workspace.units import Unit
 
@@ -39,8 +41,9 @@ class Outlook:
         self._current: Unit | None = None
         self._began = 0.0
         for unit in known:
-            if (manifest := unit.artifact.written()) is not None:
-                self._seconds[unit] = manifest.seconds
+            with suppress(UserError):  # a newer firstcli made it
+                if (manifest := unit.artifact.written()) is not None:
+                    self._seconds[unit] = manifest.seconds
 
     def begin(self, unit: Unit) -> None:
         """Note that a unit is worked on from now on."""
