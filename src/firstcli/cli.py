@@ -156,7 +156,7 @@ _FIT_ON_HELP = "With --recalibrate: a share of each FILE, or another file; defau
 _JUDGED_HELP = "Folder of the page; default judge/NAME, with the name of the first FILE."
 _FILES_HELP = "Outputs: .csv, .tsv, .npz, records (.parquet) or an lm-eval log (.jsonl)."
 JUDGED: Parameters = {
-    "files": (list[Path], typer.Argument(metavar="FILE ...", help=_FILES_HELP)),
+    "files": (list[Path], typer.Argument(metavar="FILE", help=_FILES_HELP)),
     "confidence": _option("confidence", str | None, None, "candidates (default) or full.", "KIND"),
     "candidates": _option("candidates", str | None, None, "first-token or whole (logs).", "KIND"),
     "gold": _option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from firstcli.reporting import page
 from firstcli.reporting.data import ReportData
 from firstcli.reporting.formats import to_json, to_markdown
 from support.command_line import contents, first, write_rows
-from support.installed_plugins import Install
+
+if TYPE_CHECKING:
+    from support.installed_plugins import Install
 
 pytest_plugins = ["support.installed_plugins"]
 

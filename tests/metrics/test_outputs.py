@@ -73,7 +73,7 @@ def test_logits_and_rounded_probabilities(tmp_path: Path) -> None:
     header = ["logit_a", "logit_b", "logit_c", "label"]
     rows = [header, *([*p, y] for p, y in zip(shifted, LABELS, strict=True))]
     check(read_csv(write(tmp_path / "x.csv", rows)))
-    rounded = [["a", "b", "c", "label"], [0.333, 0.333, 0.333, "a"]]
+    rounded: list[list[object]] = [["a", "b", "c", "label"], [0.333, 0.333, 0.333, "a"]]
     found = read_csv(write(tmp_path / "y.csv", rounded)).records
     assert found.probabilities[0] == pytest.approx([1 / 3] * 3)
 
