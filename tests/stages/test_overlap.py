@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import Field
 
 from firstcli.errors import UserError
 from firstcli.recipe.schema import Recipe
 from firstcli.runtime.console import Console
 from firstcli.stages import checks
-from firstcli.tasks.multiple_choice import MultipleChoice, MultipleChoiceOptions
 from firstcli.workspace.run import Run
 from support.command_line import of_files, recipe, sums, write_rows
 
@@ -45,8 +43,9 @@ def test_the_same_file_for_training_and_evaluation_is_refused(
 ) -> None:
     run = opened(tmp_path, of_files(one_file), [{"name": "tickets"}])
     assert refused(run) == (
-        "evaluate 'tickets': all 1,200 questions are also in the training split; give a file with "
-        "other questions; or state `split: train` to evaluate on the training data"
+        "evaluate 'tickets': all 1,200 questions are also in the training split; cut a test part "
+        "off the file with the task's option `test: 0.2`, or give a file with other questions; or "
+        "state `split: train` to evaluate on the training data"
     )
     limited = opened(tmp_path, of_files(one_file), [{"limit": 100}, {"name": "b"}], limit=900)
     first, second = refused(limited).splitlines()
@@ -54,45 +53,23 @@ def test_the_same_file_for_training_and_evaluation_is_refused(
     assert "evaluate 'b': 900 of 1,200 questions (75.0 %) are also" in second
 
 
-class CuttingOptions(MultipleChoiceOptions):
-    test: float | None = Field(None, description="share of the rows that is the test split")
-
-
-class Cutting(MultipleChoice):
-    """A task that cuts a test part off its file, if asked to."""
-
-    Options = CuttingOptions
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return ("train", "validation") if "folder" in str(self.options.path) else ("train", "test")
-
-
-@pytest.fixture
-def cutting(monkeypatch: pytest.MonkeyPatch) -> None:
-    from firstcli import plugins
-
-    load = plugins.load
-
-    def patched(kind: plugins.Kind, name: str) -> Any:
-        return Cutting if name == "multiple-choice" else load(kind, name)
-
-    monkeypatch.setattr(plugins, "load", patched)
-
-
-@pytest.mark.usefixtures("cutting")
-def test_a_task_that_can_cut_a_test_part_is_advised_to(tmp_path: Path, one_file: Path) -> None:
-    whole = opened(tmp_path, of_files(one_file), None)
-    advice = "; cut a test part off its data with the task's option `test: 0.2`, or give"
-    assert advice in refused(whole)
+def test_a_recipe_that_cuts_a_test_part_off_is_advised_to_use_it(
+    tmp_path: Path, one_file: Path
+) -> None:
     cut = of_files(one_file, test=0.2)
-    separate = opened(tmp_path, cut, [{"task": of_files(one_file)}])
+    separate = opened(tmp_path, cut, [{"task": of_files(one_file), "name": "all"}])
     assert "; the training task cuts a test part off its data, so leave out `task`" in refused(
         separate
     )
-    folder = of_files(tmp_path / "folder")
+    assert found(opened(tmp_path, cut, [{"name": "cut"}])) == []
+
+
+def test_a_folder_without_a_test_split_gets_advice(tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        write_rows(tmp_path / "mc" / f"{split}.jsonl", sums(9))
+    run = opened(tmp_path, of_files(tmp_path / "mc"), [{"name": "x"}])
     with pytest.raises(UserError, match=r"no split 'test'.*; it has train, validation; cut a test"):
-        opened(tmp_path, folder, [{"name": "x"}]).evaluation_samples("x")
+        run.evaluation_samples("x")
 
 
 def test_evaluation_on_the_training_data_must_be_stated(tmp_path: Path, one_file: Path) -> None:

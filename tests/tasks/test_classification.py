@@ -99,19 +99,19 @@ def test_numbers_booleans_and_missing_labels(tmp_path: Path) -> None:
     split = Classification(options(tmp_path / "all.parquet")).load("train")
     found = list(split.samples)
     assert found[0].candidates == (" 2", " 10")  # sorted as numbers
-    assert [sample.answer for sample in found] == [1, 0, 0]
-    assert split.dropped == {"empty label": 2}
+    assert [sample.answer for sample in found] == [1, 0, None, None, 0]  # None is unlabelled
+    assert split.dropped == {}
     rows = [{"text": "a", "label": True}, {"text": "b", "label": False}]
     path = write_rows(tmp_path / "all.jsonl", rows)
     assert [sample.response for sample in samples(path)] == [" true", " false"]
 
 
-def test_rows_without_text_or_label_are_counted(tmp_path: Path) -> None:
+def test_rows_without_text_are_counted(tmp_path: Path) -> None:
     rows = [*ROWS, {"text": " ", "label": "billing"}, {"text": "c", "label": ""}]
     task = Classification(options(write_rows(tmp_path / "all.jsonl", rows)))
     split = task.load("train")
-    assert len(list(split.samples)) == 3
-    assert split.dropped == {"empty text": 1, "empty label": 1}
+    assert len(list(split.samples)) == 4
+    assert split.dropped == {"empty text": 1}
     check_task(task)
 
 

@@ -191,7 +191,7 @@ class TaskRef(PluginRef):
         """How to cut a test part off the task's file, if it can: the start of a sentence."""
         fields = type(self.options).model_fields
         can = "path" in fields and "test" in fields
-        return "cut a test part off its data with the task's option `test: 0.2`, or " if can else ""
+        return "cut a test part off the file with the task's option `test: 0.2`, or " if can else ""
 
     def with_options(self, options: object) -> TaskRef:
         """Return a reference to the same task with other options, given as JSON values."""
