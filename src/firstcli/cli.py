@@ -258,14 +258,23 @@ _FROM_DATA = "Write a recipe for this data: a CSV, TSV, JSONL, JSON or Parquet f
 INIT: Parameters = {
     "starter": (str | None, _STARTER),
     "file": _option("from", Path | None, None, _FROM_DATA, "FILE"),
-    "text": _option("text", list[str], [], "With --from: text column; can be repeated.", "COLUMN"),
-    "label": _option("label", str | None, None, "With --from: label or answer column.", "COLUMN"),
-    "task": _option("task", str | None, None, "With --from: the task.", "TASK"),
-    "teacher": _option("teacher", str | None, None, "With --from: checkpoint.", "MODEL"),
-    "student": _option("student", str | None, None, "With --from: checkpoint.", "MODEL"),
-    "out": _option("out", Path | None, None, "With --from: save the recipe here.", "RECIPE"),
     "schema": _option("schema", bool, False, "Print the JSON Schema of recipes, for editors."),
 }
+_TEXT_HELP = "Column of the text, question or instruction; can be repeated."
+_LABEL_HELP = "Column of the label, answer or response."
+_TASK_HELP = "classification, multiple-choice or instruction."
+_ANSWER_AS_HELP = "How answers name choices, such as index-from-0 or letter."
+FROM_DATA: Parameters = {
+    "text": _option("text", list[str], [], _TEXT_HELP, "COLUMN"),
+    "label": _option("label", str | None, None, _LABEL_HELP, "COLUMN"),
+    "task": _option("task", str | None, None, _TASK_HELP, "TASK"),
+    "answer_as": _option("answer-as", str | None, None, _ANSWER_AS_HELP, "READING"),
+    "teacher": _option("teacher", str | None, None, "Hub id or folder of the teacher.", "MODEL"),
+    "student": _option("student", str | None, None, "Hub id or folder of the student.", "MODEL"),
+    "out": _option("out", Path | None, None, "Save the recipe here.", "RECIPE"),
+}
+for _, _declared in FROM_DATA.values():
+    _declared.rich_help_panel = "With --from FILE; what is not stated is guessed"
 _INIT_HELP = "Print a commented recipe: first init quickstart, or first init --from tickets.csv."
 
 
@@ -274,7 +283,7 @@ def _init(values: dict[str, Any]) -> None:
 
     starter, schema = values.pop("starter"), values.pop("schema")
     if values["file"] is None:
-        if given := [name for name, value in values.items() if value]:
+        if given := [name.replace("_", "-") for name, value in values.items() if value]:
             raise UserError(f"first init: --{given[0]} needs --from FILE")
         typer.echo(init.text(starter, schema=schema), nl=False)
         return
@@ -384,7 +393,7 @@ _PLUGINS_HELP = "List every family, task and recalibrator; with NAME, show one a
 _PLUGIN = typer.Argument(None, metavar="NAME", help="A plugin to describe; omit it to list all.")
 _CHECK_HELP = "Import each plugin, check the contract of other packages' plugins, report errors."
 _CHECK = _option("check", bool, False, _CHECK_HELP)
-_add_command("init", _INIT_HELP, _init, INIT)
+_add_command("init", _INIT_HELP, _init, INIT | FROM_DATA)
 _add_command("plan", _PLAN_HELP, _plan, RECIPE | PROBE | OUTPUT)
 _add_command("predict", _PREDICT_HELP, _predict, STUDENT | ANSWERS)
 _add_command("compare", _COMPARE_HELP, _compare, COMPARE | OUTPUT)

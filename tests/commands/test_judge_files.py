@@ -97,6 +97,7 @@ def test_nothing_foreign_is_replaced(here: Path) -> None:
     (here / "mine" / "thesis.tex").write_text("precious")
     first("judge", path, "--out", "mine").mistake("--out mine", "'thesis.tex'")
     first("judge", path, "--out", path).mistake("x.npz", "not a folder")
+    first("judge", path, "--out", ".").mistake("--out .", "current folder")
     assert first("judge", path, "--out", "page").code == 0
     (here / "page" / "notes.txt").write_text("precious")
     first("judge", path, "--out", "page").mistake("'notes.txt'")
@@ -207,7 +208,8 @@ def test_options_are_written_as_in_a_recipe(here: Path) -> None:
         (("--recalibrate", "none", "--fit-on", "1.5"), ("--fit-on 1.5", "between 0 and 1")),
         (("--recalibrate", "none", "--fit-on", "0.00001"), ("no question to fit on",)),
         (("--recalibrate", "none", "--fit-on", "gone.npz"), ("gone.npz", "no such file")),
-        (("--recalibrate", "none", "--confidence", "full"), ("full",)),
+        (("--recalibrate", "none", "--confidence", "full"), ("candidates",)),
+        (("--recalibrate", "none", "--fit-on", "./x.npz"), ("is the judged file",)),
         (("--fit-on", "0.5"), ("--fit-on", "--recalibrate")),
         (("--gold", "text"), ("--gold", "logs")),
         (("--confidence", "full"), ("x.npz", "--confidence candidates")),

@@ -122,7 +122,7 @@ class Everything(PluginOptions):
 
 
 def test_types_and_defaults_in_words() -> None:
-    keys: dict[str, Any] = {key.name: (key.type, key.default) for key in keys_of(Everything)}
+    keys: dict[str, Any] = {key.name: (key.takes, key.default) for key in keys_of(Everything)}
     assert keys == {
         "paths": ("path or list of path", None),
         "number": ("whole number at least 1 and below 9", "3"),

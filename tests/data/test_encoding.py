@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from firstcli.data.encoding import (
     encode_questions,
 )
 from firstcli.errors import UserError
+from firstcli.tasks.codes import chosen_codes
 from support.encoding import encode_training
 
 Tokenizer = PreTrainedTokenizerFast
@@ -310,11 +312,16 @@ def test_training_and_evaluation_agree_for_every_answer(tokenizer: Tokenizer) ->
 def test_many_candidates_give_the_same_questions_as_few(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    letters = [f" {chr(code)}" for code in range(ord("a"), ord("z") + 1)]
+    def tokens_of(texts: Sequence[str]) -> list[list[tuple[int, ...] | None]]:
+        encoder = joint.JointEncoder(tokenizer)
+        return [encoder.continuations("the water:", [f" {text}" for text in texts])]
+
+    candidates = [f" {code}" for code in chosen_codes(5, tokens_of)]
     samples = [
-        Sample.question(f"{i} the water: {text}", [*letters, " A"], i, id=str(i))
+        Sample.question(f"{i} {text} is the water:", candidates, i, id=str(i))
         for i, text in enumerate(("wet", "dry", "wet"))
     ]
+    monkeypatch.setattr(joint, "MANY", 3)
     shared = encode_questions(samples, Encoding(tokenizer, "here"))
     trained = encode_training(samples, tokenizer, "here")
     monkeypatch.setattr(joint, "MANY", 1000)
@@ -395,9 +402,7 @@ def test_evaluation_needs_candidates(byte_tokenizer: Tokenizer) -> None:
         encode_questions([Sample("a", "b", id="x")], Encoding(byte_tokenizer, "test"))
 
 
-def test_a_question_without_a_correct_answer_can_only_be_evaluated(
-    byte_tokenizer: Tokenizer,
-) -> None:
+def test_a_question_without_a_correct_answer_can_be_evaluated(byte_tokenizer: Tokenizer) -> None:
     answered = Sample.question("Q: A:", [" yes", " no"], 1, id="x")
     without = Sample.question("Q: A:", [" yes", " no"], None, id="y")
     assert (without.response, without.answer) == ("", None)
@@ -406,10 +411,34 @@ def test_a_question_without_a_correct_answer_can_only_be_evaluated(
     assert found.answer is None
     assert found.candidate_ids == expected.candidate_ids
     assert found.input_ids.tolist() == expected.input_ids.tolist()
-    with pytest.raises(UserError, match=r"train: sample 'y': none of its candidates is right"):
-        encode_training([answered, without], byte_tokenizer, "train")
     with pytest.raises(UserError, match=r"1 of 2 questions.* 'y', have no right answer"):
         encode_questions([answered, without], Encoding(byte_tokenizer, "test"))
+
+
+@pytest.mark.parametrize(
+    "candidates",
+    [(" yes", " no"), (" (a", " (b"), (" it is yes", " it is no"), ("x", "xy")],
+)
+def test_an_unlabelled_question_ends_with_its_answer_position(
+    tokenizer: Tokenizer, candidates: tuple[str, ...]
+) -> None:
+    """The tokens before the answer position are those of the question with any label."""
+    prompt = "Q: What is water?\nA:" if candidates[0] != "x" else "Q:\n"
+    labelled = [Sample.question(prompt, candidates, answer, id=f"{answer}") for answer in (0, 1)]
+    unlabelled = Sample.question(prompt, candidates, None, id="u")
+    rows, _ = encode_training([*labelled, unlabelled], tokenizer, "train")
+    found = rows[-1]
+    assert found.answer_position == found.start == len(found.input_ids) - 1
+    assert len(found.targets) == 1
+    for row in rows[:-1]:
+        assert row.answer_position == found.answer_position
+        assert row.input_ids[: found.start].tolist() == found.input_ids[: found.start].tolist()
+
+
+def test_mistakes_in_unlabelled_questions_are_named(byte_tokenizer: Tokenizer) -> None:
+    shared = Sample.question("Q: A:", [" yes", " no", " not"], None, id="u")
+    with pytest.raises(UserError, match=r"train: sample 'u': .* share the token"):
+        encode_training([shared], byte_tokenizer, "train")
 
 
 # Real tokenizers.

@@ -18,7 +18,7 @@ from firstcli.errors import UserError
 from firstcli.knowledge import shards, store
 from firstcli.knowledge.codec import Precision
 from firstcli.knowledge.shards import StoreFormat
-from firstcli.knowledge.store import Knowledge
+from firstcli.knowledge.store import JoinedKnowledge, Knowledge
 from firstcli.knowledge.top_k import TopK
 from support.paths import DOCS
 
@@ -48,6 +48,20 @@ def some_knowledge(row: EncodedSample, seed: int, largest: int = 100) -> TopK:
 
 def some_rows(count: int) -> list[EncodedSample]:
     return [some_row(number) for number in range(count)]
+
+
+def test_joined_parts_answer_for_their_own_samples(tmp_path: Path) -> None:
+    labelled, others = some_rows(5), [some_row(number) for number in range(5, 9)]
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    known = write(folders[0], labelled, 5) | write(folders[1], others, 4)
+    joined = JoinedKnowledge([Knowledge(folder) for folder in folders])
+    assert joined.top_k == K
+    for row in (*others, *labelled):
+        np.testing.assert_array_equal(joined.of(row).token_ids, known[row.id].token_ids)
+    with pytest.raises(UserError, match=r"no knowledge of sample 'id 9/ä'"):
+        joined.of(some_row(9))
 
 
 def write(

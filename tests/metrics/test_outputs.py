@@ -80,7 +80,8 @@ def test_logits_and_rounded_probabilities(tmp_path: Path) -> None:
 
 def test_confidence_and_correctness(tmp_path: Path) -> None:
     confidence, correct = [0.9, 0.2, 0.4, 1.0, 0.0], [True, False, True, True, False]
-    rows = [["Confidence", "correct"], *zip(confidence, correct, strict=True)]
+    rows: list[Sequence[object]] = [["Confidence", "correct"]]
+    rows += zip(confidence, correct, strict=True)
     table = read_csv(write(tmp_path / "x.csv", rows))
     assert table.only_confidence
     records = table.records

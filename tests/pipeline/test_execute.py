@@ -503,7 +503,7 @@ def test_plan_counts_what_overlaps_and_what_is_left_out(tmp_path: Path) -> None:
         tmp_path, train={"task": task}, evaluate=[{"task": task, "split": "train"}]
     )
     result = first("plan", path)
-    assert "evaluate 'multiple-choice': 31 prompts also occur in the training split" in result.err
+    assert "evaluate 'multiple-choice': all 31 questions are also in the training" in result.err
     assert "1 rows of split 'train' repeat the prompt and response" in result.err
     (tmp_path / "texts").mkdir()
     for number in range(2):

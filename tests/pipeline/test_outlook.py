@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from firstcli.errors import UserError
 from firstcli.pipeline.outlook import Outlook, rounded
 from firstcli.workspace.artifacts import Artifact, Digests
 from firstcli.workspace.units import Model, Unit
@@ -94,6 +95,16 @@ def test_its_own_earlier_time_comes_first_then_the_same_evaluation(tmp_path: Pat
     assert left(small[1]) == left(small[0]) == "about 1 min left"
     assert left(large[1]) == "about 10 min left"
     assert left(brief) == "about 10 s left"
+
+
+def test_an_artifact_of_a_newer_firstcli_is_no_obstacle(tmp_path: Path) -> None:
+    known = unit(tmp_path, "distill a", 60.0, model=Model("a"))
+    manifest = known.artifact.manifest_path
+    manifest.write_text(manifest.read_text("utf-8").replace('"format": 2', '"format": 99'), "utf-8")
+    with pytest.raises(UserError, match="newer"):
+        known.artifact.written()
+    units = [unit(tmp_path, f"distill {name}", model=Model(name)) for name in "bc"]
+    assert Outlook(units, [known, *units]).in_words(nothing) == "0 of 2 done"
 
 
 def test_a_single_unit_shows_its_own_progress(tmp_path: Path) -> None:

@@ -124,7 +124,6 @@ trainer: [1]
 def test_missing_sections_are_named(folder: Path) -> None:
     assert errors("name: x") == [
         "x.yaml: train: missing, expected a mapping with 'task'",
-        "x.yaml: evaluate: missing, expected a list with at least 1 entry",
         "x.yaml: student: missing, expected a mapping with 'model'",
         "x.yaml: arms.first: learns from a teacher, but the recipe has none; add 'teacher' or "
         "'learn: labels'",

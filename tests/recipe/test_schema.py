@@ -186,6 +186,62 @@ def test_an_arm_overrides_training_key_by_key() -> None:
     assert training_of(recipe.student, recipe.arms["a"]) == Training(epochs=5, batch_size=8)
 
 
+class Splits(Fake):
+    """A task with some splits."""
+
+    splits: tuple[str, ...] = ("train", "test")
+
+
+def test_an_evaluation_without_a_task_means_the_training_task() -> None:
+    train = {"task": {"name": "questions", "options": {"size": 2.0}}}
+    other = {"task": {"name": "questions"}, "name": "other"}
+    entries = [{}, {"name": "seen", "split": "train", "limit": 3}, other]
+    recipe = Recipe.model_validate(raw(train=train, evaluate=entries))
+    first, seen, separate = recipe.evaluate
+    assert (first.name, first.split, first.task) == ("questions", "test", recipe.train.task)
+    assert (seen.name, seen.split, seen.limit) == ("seen", "train", 3)
+    assert seen.task == recipe.train.task != separate.task
+    assert recipe.resolved()["evaluate"][0]["task"] == train["task"]
+    assert Recipe.model_validate(recipe.resolved()) == recipe
+
+
+def test_a_recipe_without_evaluate_evaluates_the_test_split(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(FAKES["tasks"], "questions", Splits)
+    recipe = Recipe.model_validate(raw(evaluate=None))
+    [evaluation] = recipe.evaluate
+    assert (evaluation.name, evaluation.split) == ("questions", "test")
+    without = {key: value for key, value in raw().items() if key != "evaluate"}
+    assert Recipe.model_validate(without) == recipe
+    monkeypatch.setattr(Splits, "splits", ("train", "dev"))
+    message = mistakes(without)["evaluate"]
+    assert "the training task 'questions' has no split 'test'; it has 'train', 'dev'" in message
+    assert "list a different split, for example `evaluate: [{split: validation}]`" in message
+    without["train"] = {"task": {"name": "instructions"}}
+    assert "'instructions' has no candidates" in mistakes(without)["evaluate"]
+
+
+def test_mistakes_in_the_training_task_are_not_repeated_for_its_evaluations() -> None:
+    train = {"task": {"name": "questions", "options": {"size": -1.0}}}
+    found = mistakes(raw(train=train, evaluate=[{}, {"name": "b", "limit": 0}]))
+    assert set(found) == {"train.task.options", "evaluate.1.limit"} or set(found) == {
+        "train.task.options.size",
+        "evaluate.1.limit",
+    }
+
+
+def test_unlabelled_data_need_a_task_that_can_read_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = {"task": {"name": "instructions"}, "unlabelled": {}}
+    assert "has no candidates" in mistakes(raw(train=train))["train.unlabelled"]
+    train = {"task": {"name": "questions"}, "unlabelled": {"path": "pool.csv"}}
+    monkeypatch.setattr(Fake, "unlabelled", lambda self, path: None, raising=False)
+    assert "reads no files without labels" in mistakes(raw(train=train))["train.unlabelled"]
+    monkeypatch.setattr(Fake, "unlabelled", lambda self, path: self)
+    section = Recipe.model_validate(raw(train=train)).train.unlabelled
+    assert section is not None and section.path == Path.cwd() / "pool.csv"
+
+
 def test_only_tasks_with_candidates_are_evaluated() -> None:
     errors = mistakes(raw(evaluate=[{"task": {"name": "instructions"}}]))
     assert "no candidates" in errors["evaluate.0.task"]

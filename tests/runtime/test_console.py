@@ -185,6 +185,11 @@ def test_a_table_wraps_between_words_and_breaks_none() -> None:
     assert max(map(len, screen.getvalue().splitlines())) <= 60
     console, screen = on_a_terminal(50)
     console.show(fitted("first", "distill"))
+    shown = screen.getvalue()
+    assert shown.count("┃ fitted for ┃") == 2 and shown.count("│ distill ") == 2
+    assert shown.count(" runs/quickstart/distill ") == 1
+    console, screen = on_a_terminal(40)
+    console.show(fitted("first", "x" * 30))
     assert screen.getvalue().count("folder      runs/quickstart/") == 2
     assert "┃" not in screen.getvalue()
 

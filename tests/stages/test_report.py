@@ -11,8 +11,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from firstcli.checkpoints.folder import count_weights
-from support.command_line import first
-from support.finished_runs import Finished
+from support.command_line import Finished, first
+
+pytest_plugins = ["support.finished_runs"]
 
 
 def test_the_report_prints_the_decision_that_it_stores(finished: Finished) -> None:

@@ -71,7 +71,7 @@ def test_several_text_columns_and_other_columns(tmp_path: Path) -> None:
         for n in range(2)
     ]
     path = write_rows(tmp_path / "all.jsonl", [*rows, {**rows[0], "subject": "", "key": "k2"}])
-    given = {"text": ["subject", "body"], "label": "topic", "prompt": "[{lang}] {text}\n>"}
+    given: Row = {"text": ["subject", "body"], "label": "topic", "prompt": "[{lang}] {text}\n>"}
     first, second, third = samples(path, **given, id_column="key", group="lang")
     assert first.prompt == "[en] subject: Hi\nbody: broken 0\n>"
     assert third.prompt == "[en] body: broken 0\n>"
@@ -80,7 +80,7 @@ def test_several_text_columns_and_other_columns(tmp_path: Path) -> None:
 
 def test_labels_with_descriptions_are_listed_in_the_prompt(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "all.jsonl", ROWS)
-    labels = {"technical": "faults", "billing": ""}
+    labels: Any = {"technical": "faults", "billing": ""}
     sample = samples(path, labels=labels)[0]
     listed = "- technical: faults\n- billing"
     assert sample.prompt == f"Labels:\n{listed}\n\nText: pay me\n\nLabel:"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -103,7 +104,7 @@ def test_codes_of_tiny_tokenizers(tokenizer: PreTrainedTokenizerFast, count: int
 def test_a_thousand_codes_of_real_tokenizers(shared_models: Path) -> None:
     names = ("tokenizers/gpt2", "tokenizers/mistral", "wiki-5m")
     for name in names:
-        tokenizer = AutoTokenizer.from_pretrained(shared_models / name)
+        tokenizer: Any = AutoTokenizer.from_pretrained(shared_models / name)
         codes = chosen_codes(1000, tokens_of(tokenizer))
         assert len(codes) == 1000 and distinct(codes, tokenizer), name
         assert chosen_codes(26, tokens_of(tokenizer))[:3] == ["A", "B", "C"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,6 @@ def test_26_choices_have_letters(tmp_path: Path) -> None:
         ({"question": "  "}, "FILE:2: column 'question' is empty"),
         ({"question": None}, "FILE:2: column 'question' is empty"),
         ({"question": ["x"]}, "FILE:2: column 'question': found the list [\"x\"], expected text"),
-        ({"answer": None}, "FILE:2: column 'answer' is empty"),
         ({"answer": True}, "FILE:2: column 'answer': found true, but the choices 'red', 'blue' "),
         ({"answer": 3}, "FILE:2: column 'answer': found 3, expected an index from 0 to 1 or an "),
         ({"answer": -1}, "FILE:2: column 'answer': found -1, expected an index from 0 to 1"),
@@ -244,6 +244,35 @@ def test_a_test_split_without_answers_does_not_matter(tmp_path: Path) -> None:
         correct(folder, "test")
     with pytest.raises(UserError, match=r"extra\.jsonl:1: there are no columns"):
         correct(folder, "extra")
+
+
+@pytest.mark.parametrize("empty", [None, "", " \t", math.nan])
+def test_an_empty_answer_is_no_label(tmp_path: Path, empty: object) -> None:
+    """It does not count as evidence of how the answers are written."""
+    folder = written(tmp_path, train=[empty, 1, empty, 2, 0], test=["", 1])
+    samples = list(task(folder).load("train").samples)
+    assert [sample.answer for sample in samples] == [None, 1, None, 2, 0]
+    assert (samples[0].response, samples[0].candidates) == ("", samples[1].candidates)
+    assert correct(folder, "test") == [None, 1]
+    assert correct(folder, "train", answer_as="index-from-0") == [None, 1, None, 2, 0]
+    with pytest.raises(UserError, match="no other answer in the data decides"):
+        correct(written(tmp_path, train=[empty, 2, 1], test=[""]), "train")
+
+
+def test_unlabelled_files_need_no_answers(tmp_path: Path) -> None:
+    folder = written(tmp_path, train=[0, 1])
+    pool = tmp_path / "pool.jsonl"
+    rows = [{"question": "p", "choices": ["x", "y"]}, {"question": "q", "choices": ["z", "y"]}]
+    rows[1]["answer"] = "not an answer"
+    pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    unlabelled = task(folder, prompt="{question}:", respond_with="text").unlabelled(pool)
+    first, second = unlabelled.load("train").samples
+    assert (first.prompt, first.candidates) == ("p:", (" x", " y"))
+    assert (second.answer, second.response) == (None, "")
+    assert unlabelled.sources("train") == (pool,)
+    beside = social(tmp_path, 2, "0\n1\n").unlabelled(tmp_path / "train.jsonl")
+    assert [sample.answer for sample in beside.load("train").samples] == [None, None]
+    assert beside.sources("train") == (tmp_path / "train.jsonl",)
 
 
 def test_the_files_of_all_splits_are_sources(tmp_path: Path) -> None:

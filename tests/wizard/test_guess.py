@@ -235,7 +235,11 @@ def test_answers_that_can_be_read_in_two_ways_are_asked(guessed: Callable[..., G
     rows = questions(answer=1)
     with pytest.raises(Asked) as asked:
         guessed(rows)
-    assert asked.value.args[1:] == ("index-from-0", "index-from-1")
+    assert asked.value.args == ("--answer-as", "index-from-0", "index-from-1")
+    stated = guessed(rows, answer_as="index-from-0")
+    assert stated == ChoiceQuestions("question", "choices", "answer", "index-from-0")
+    with pytest.raises(UserError, match="did you mean 'index-from-"):
+        guessed(rows, answer_as="index-from-2")
     found = guessed(rows, choose=lambda question, candidates, option: "index-from-1")
     assert found == ChoiceQuestions("question", "choices", "answer", "index-from-1")
 

@@ -108,7 +108,8 @@ class Sample:
     """The complete responses to choose from: 2 to 1,000, all different, none empty. Samples that
     share one tuple are checked, stored and encoded faster."""
     answer: int | None = None
-    """Index of the right candidate; None with candidates means that none is right."""
+    """Index of the right candidate. None with candidates means that none is right, or in training
+    data that it is unknown."""
     truth: tuple[float, ...] | None = None
     """The true probability of each candidate, if known; sums to 1 and needs an `answer`."""
     group: str | None = None
@@ -131,8 +132,8 @@ class Sample:
         Args:
             prompt: the text before the response.
             candidates: the complete responses to choose from.
-            answer: index of the right candidate. With None the response is empty, and the
-                question can be evaluated but not learned from.
+            answer: index of the right candidate. With None the response is empty, and in training
+                data the question is unlabelled.
             id: the data's own id.
             truth: the true probability of each candidate, where it is known.
             group: the question's group, such as its subject.
@@ -158,7 +159,7 @@ class ResponseTokens(Protocol):
     """How the tokenizers of a run encode responses; passed to `Task.adapted`."""
 
     def __call__(
-        self, prompt: str, responses: Sequence[str]
+        self, prompt: str, responses: Sequence[str], /
     ) -> Sequence[Sequence[tuple[int, ...] | None]]:
         """Return each response's tokens after a prompt, with EOS, for each tokenizer.
 
@@ -193,7 +194,9 @@ class Task(PluginBase[OptionsT]):
         """Return the samples of one of `splits`: at least one, in the same order at every load.
 
         Candidates are compared at the first token in which they differ, so no two may share it.
-        Either all questions of a split have a right answer or none has; those of `train` must.
+        Questions of `train` without a right answer are unlabelled: only students learn from them,
+        and some must have one. In a split that is evaluated, questions without a right answer are
+        left out, unless none has one.
 
         Raises:
             UserError: a file is missing or a row is malformed; names file, line and key. It may
@@ -206,6 +209,17 @@ class Task(PluginBase[OptionsT]):
 
         Data whose files have not changed is not checked again. Return an empty sequence if the
         options alone determine the samples; with None, every command reads the split.
+        """
+        return None
+
+    def unlabelled(self, path: Path | Sequence[Path]) -> Task[Any] | None:
+        """Return a task whose split `train` are the questions of other files, without answers.
+
+        A recipe names the files in `train.unlabelled`. They are read with the options of this task
+        and may have labels, which are ignored. None if the task reads no such files.
+
+        Args:
+            path: one file or folder, or several, as in a task's option `path`.
         """
         return None
 

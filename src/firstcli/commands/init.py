@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from itertools import groupby
@@ -42,6 +43,7 @@ def from_data(
     text: Sequence[str] = (),
     label: str | None = None,
     task: str | None = None,
+    answer_as: str | None = None,
     teacher: str | None = None,
     student: str | None = None,
     out: Path | None = None,
@@ -53,6 +55,7 @@ def from_data(
         text: the text columns; default: a guess.
         label: the column of the label, the answer or the response; default: a guess.
         task: the task; default: a guess.
+        answer_as: how answers name choices; default: what fits all answers.
         teacher: the teacher's checkpoint; default: a small model of the hub.
         student: the student's checkpoint.
         out: where to save the recipe; default: standard output.
@@ -76,7 +79,8 @@ def from_data(
     console.say(show.rows_line(table, others))
     for note in notes:
         console.warn(note)
-    roles = guess.guess(data, table, guess.Overrides(tuple(text), label, task), _choose)
+    overrides = guess.Overrides(tuple(text), label, task, answer_as)
+    roles = guess.guess(data, table, overrides, _choose)
     if problem := show.unusable_test(others, roles):
         console.warn(problem)
         data = data.without_splits()
@@ -85,8 +89,9 @@ def from_data(
         for line in show.label_lines(table, roles.label):
             console.say(line)
     with console.status("looking for repeated rows ..."):
-        for finding in show.findings(data, table, roles):
-            console.warn(finding)
+        findings = list(show.findings(data, table, roles))
+    for finding in findings:
+        console.warn(finding)
     models = write.Models(
         teacher or write.DEFAULT_MODELS.teacher, student or write.DEFAULT_MODELS.student
     )
@@ -108,9 +113,9 @@ def _choose(question: str, candidates: Sequence[str], option: str) -> str:
         UserError: standard input or standard error is not a terminal.
     """
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        example = f", for example {option} {candidates[0]}" if option.startswith("--") else ""
         raise UserError(
-            f"{question} found {shortened(list(candidates), 20)}; state {option}{example}"
+            f"{question} found {shortened(list(candidates), 20)}; state {option}, for example "
+            f"{option} {shlex.quote(candidates[0])}"
         )
     from rich.console import Console as RichConsole
     from rich.prompt import IntPrompt

@@ -124,14 +124,12 @@ def judge(
         judged, fitted = _recalibrated(judged, recalibrate, fit_on or "0.5", kind, console)
     compared = list(_comparisons(judged, fitted, kind, bins))
     content = judge_page.JudgedContent(judged, fitted, kind, bins, [each[0] for each in compared])
-    if len(judged) == 1:
-        console.show(_judged(judged[0], kind, bins)[0])
-    else:
-        console.show(judge_page.table(content))
+    details = [_judged(file, kind, bins) for file in judged]
+    console.show(details[0][0] if len(judged) == 1 else judge_page.table(content))
     result: dict[str, Any] = {
         "files": [
-            {"model": one.name, **_judged(one, kind, bins)[1], "file": one.path.name}
-            for one in judged
+            {"model": file.name, **metrics, "file": file.path.name}
+            for file, (_, metrics) in zip(judged, details, strict=True)
         ],
         "differences": [],
         "recalibrators": {name: fit.to_json() for name, fit in fitted.items()},
@@ -143,7 +141,7 @@ def judge(
                 {"model": comparison.ours, "minus": comparison.theirs, **difference}
             )
         else:
-            console.say(comparison.text)
+            console.say(f"{comparison.ours} and {comparison.theirs}: {comparison.text}")
     page = judge_page.write(folder, content, result)
     console.say(f"page: {page}")
     return {**result, "page": str(page)}
@@ -201,6 +199,8 @@ def _parts(files: Sequence[JudgedFile], fit_on: str) -> Iterator[tuple[JudgedFil
             "share, which is cut from each file"
         )
     (judged,) = files
+    if Path(fit_on).resolve() == judged.path.resolve():
+        raise UserError(f"--fit-on {fit_on}: is the judged file; give a share of it, such as 0.5")
     scored = judged.records.candidates
     (fitting,) = judged_files.read_alike([Path(fit_on)], "candidates", scored, None)
     judged_files.separate(fitting, judged)

@@ -70,6 +70,8 @@ def page_folder(out: Path | None, first: Path) -> Path:
         UserError: the folder holds something that this command did not write.
     """
     folder = FOLDER / first.stem if out is None else out
+    if folder.resolve() == Path.cwd():
+        raise UserError(f"--out {folder}: is the current folder; choose one inside it")
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UserError(f"--out {folder}: is not a folder; choose a different one")
     names = {path.name for path in folder.iterdir()} if folder.exists() else set()

@@ -91,12 +91,12 @@ def _read(path: Path, gold: Gold | None) -> PredictionTable:
 
 def _names(paths: Sequence[Path]) -> list[str]:
     """Return the files' names without suffix, or as many of their folders as tell them apart."""
-    names = [path.stem for path in paths]
-    depth = 0
-    while len(set(names)) < len(names):
-        depth += 1
+    stems = [path.stem for path in paths]
+    names = stems
+    for depth in range(1, max(len(path.absolute().parts) for path in paths)):
+        if len(set(names)) == len(set(paths)):
+            break
         tails = ["/".join(path.absolute().parts[-depth:]) for path in paths]
-        stems = [path.stem for path in paths]
         names = [
             tail if stems.count(stem) > 1 else stem for tail, stem in zip(tails, stems, strict=True)
         ]

@@ -87,7 +87,7 @@ def describe(name: str, *, json: bool) -> dict[str, Any]:
             )
             for key in each.options:
                 default = "required" if key.default is None else key.default
-                table.add_row(*map(Text, (key.name, key.type, default, key.description)))
+                table.add_row(*map(Text, (key.name, key.takes, default, key.description)))
             console.show(table)
         else:
             console.say("It has no options.")
@@ -100,7 +100,7 @@ def _options(keys: Sequence[KeyDescription]) -> list[dict[str, Any]]:
     return [
         {
             "name": key.name,
-            "type": key.type,
+            "type": key.takes,
             "required": key.default is None,
             "default": parsed(key.default) if key.default else None,
             "description": key.description,

@@ -82,9 +82,9 @@ def _sections(model: type[BaseModel], place: str = "") -> Iterator[tuple[type[Ba
 
 def _place(outer: str, key: KeyDescription) -> str:
     path = f"{outer}.{key.name}" if outer else key.name
-    if key.type.startswith("list of"):
+    if key.takes.startswith("list of"):
         return f"{path}.N"
-    return f"{path}.NAME" if key.type.startswith("mapping to") else path
+    return f"{path}.NAME" if key.takes.startswith("mapping to") else path
 
 
 def plugins_page() -> str:
@@ -145,11 +145,11 @@ def _takes(key: KeyDescription, places: dict[type[BaseModel], str]) -> str:
     """Return the type of a key's value, as a link if it is a section."""
     known = [places[each] for each in key.sections if each in places]
     if not known:
-        return _cell(key.type)
+        return _cell(key.takes)
     link = f"[`{known[0]}`](#{_anchor(known[0])})"
-    if key.type.startswith("mapping to"):
+    if key.takes.startswith("mapping to"):
         return f"mapping of names to {link}"
-    return f"list of {link}" if key.type.startswith("list of") else link
+    return f"list of {link}" if key.takes.startswith("list of") else link
 
 
 def _cell(text: str) -> str:

@@ -35,7 +35,8 @@ class EncodedSample:
     start: int
     """Index of the first supervised token, at least 1; all later tokens are supervised too."""
     answer_position: int | None
-    """Index of the token at which the candidates differ; None for instruction tasks."""
+    """Index of the token at which the candidates differ; None for instruction tasks. In a sample
+    without a label it is the only supervised token, a placeholder that no model learns or reads."""
 
     @property
     def targets(self) -> npt.NDArray[np.int32]:
@@ -74,27 +75,34 @@ class Encoding:
 def each_encoded(samples: Iterable[Sample], encoding: Encoding) -> Iterator[EncodedSample]:
     """Encode samples, which have ids, for training, one by one.
 
+    A question without a right answer ends with its answer position, the only supervised one: the
+    tokens before it do not depend on the answer.
+
     Raises:
         UserError: after the last sample: a prompt begins with the BOS that the tokenizer adds, or
-            in a question, a token crosses the border between prompt and response, two candidates
-            have the same token at the answer position, or no candidate is correct.
+            in a question, a token crosses the border between prompt and response, or two candidates
+            have the same token at the answer position.
     """
     encoder = JointEncoder(encoding.tokenizer, drop_doubled_bos=encoding.drop_doubled_bos)
     mistakes, crossing = Findings(encoding.where), Findings(encoding.where)
     special = SpecialTokens(encoding.tokenizer, encoder, mistakes)
     for joint in encoder(samples):
         sample, right = joint.sample, joint.responses[joint.sample.answer or 0]
-        special.look(joint, [right])
+        unlabelled = bool(sample.candidates) and sample.answer is None
+        special.look(joint, [] if unlabelled else [right])
         answer_position = None
         if sample.candidates:
-            choice = _choice(joint, encoder, encoding.tokenizer, mistakes, learned=True)
+            choice = _choice(joint, encoder, encoding.tokenizer, mistakes)
             if choice is None:
                 continue
             answer_position, _ = choice
         elif right[0][: len(joint.prompt)] != joint.prompt:
             crossing.add("border", sample.id, lambda: _CROSSING)
-        ids = np.asarray(right[0], np.int32)
-        yield EncodedSample(str(sample.id), ids, joint.start, answer_position)
+        ids, start = np.asarray(right[0], np.int32), joint.start
+        if unlabelled:
+            assert answer_position is not None
+            ids, start = ids[: answer_position + 1], answer_position
+        yield EncodedSample(str(sample.id), ids, start, answer_position)
     mistakes.raise_any()
     encoding.warnings.extend(text for found in (crossing, special.unexpected) for _, text in found)
 
@@ -126,7 +134,7 @@ def encode_questions(samples: Iterable[Sample], encoding: Encoding) -> list[Enco
         right = joint.responses[sample.answer or 0]
         special.look(joint, [right] if is_known else joint.responses)
         looked_at = joint.ends
-        choice = _choice(joint, encoder, encoding.tokenizer, mistakes, learned=False)
+        choice = _choice(joint, encoder, encoding.tokenizer, mistakes)
         if choice is not None:
             questions.append(_question(joint, *choice))
     mistakes.raise_any()
@@ -165,8 +173,6 @@ def _choice(
     encoder: JointEncoder,
     tokenizer: PreTrainedTokenizerBase,
     mistakes: Findings,
-    *,
-    learned: bool,
 ) -> tuple[int, tuple[int, ...]] | None:
     """Return the answer position and each candidate's token there, or note why there is none.
 
@@ -175,12 +181,8 @@ def _choice(
         encoder: what encoded it.
         tokenizer: the encoder's tokenizer.
         mistakes: takes the reason.
-        learned: whether the question is trained on, so that it needs a right answer.
     """
     sample, prompt, start = joint.sample, joint.prompt, len(joint.prompt)
-    if learned and sample.answer is None:
-        mistakes.add("no answer", sample.id, lambda: _NO_ANSWER)
-        return None
     if joint.ends is not None:
         place, tokens = joint.ends.decisive
         position = start + place
@@ -201,10 +203,6 @@ def _choice(
     return position, tokens
 
 
-_NO_ANSWER = (
-    "none of its candidates is right, so there is nothing to learn from it; leave such questions "
-    "out of the training split, or evaluate them in a separate split"
-)
 _NO_PROMPT = "no token precedes the candidates; give it a prompt"
 
 

@@ -34,13 +34,18 @@ class Samples(LazySequence[Sample]):
         latest: tuple[tuple[str, ...], str] = ((), "")  # hashing a thousand texts takes long
         self._texts: list[str] = []
         """The candidates of each set as JSON."""
-        for sample in samples:
+        without: list[int] = []
+        for number, sample in enumerate(samples):
             if latest[0] is not sample.candidates or not latest[1]:
                 latest = (sample.candidates, self._shared(sample.candidates, numbers))
             head, texts, tail = _parts(sample, latest[1])
             self._spool.append(f"{head}\0{texts}\0{tail}".encode())
+            if sample.candidates and sample.answer is None:
+                without.append(number)
         self._candidates = list(numbers)
         self.indices = np.arange(len(self._spool), dtype=np.int32)
+        self.unanswered = np.isin(self.indices, without)
+        """Which questions have no right answer, (N,)."""
 
     def _shared(self, candidates: tuple[str, ...], numbers: dict[tuple[str, ...], int]) -> str:
         """Return the number of a set of candidates, or if there are too many sets, its JSON."""

@@ -93,9 +93,14 @@ def prompt_digests(samples: Iterable[Sample]) -> npt.NDArray[np.uint64]:
     return _digests(sample.prompt for sample in samples)
 
 
+def among(samples: Iterable[Sample], digests: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Return which samples have a prompt with one of the digests, (N,)."""
+    return np.isin(prompt_digests(samples), digests)
+
+
 def overlap(trained: npt.NDArray[np.uint64], evaluation: Iterable[Sample]) -> int:
     """Count the evaluation samples whose prompt is among those with the digests `trained`."""
-    return int(np.isin(prompt_digests(evaluation), trained).sum())
+    return int(among(evaluation, trained).sum())
 
 
 def content_digest(samples: Iterable[Sample]) -> str:

@@ -48,7 +48,7 @@ class StoreFormat:
 
     top_k: int
     precision: codec.Precision
-    split: str | None = None  # train, validation or out-of-fold
+    split: str | None = None  # train, validation, out-of-fold or unlabelled
     shards: int | None = None  # the number of shards that belong together
     teacher: str | None = None  # fingerprint of the weights
     tokenizer: str | None = None  # fingerprint of the vocabulary
@@ -105,7 +105,7 @@ def write_shard(
         knowledge: the top k of each sample, in the same order.
         format: what the shard states; `shards` must be the number of shards in the folder.
         teacher_top_1: sums over positions of the teacher's most likely token: how many were
-            `judged`, their `confidence`, and how many were `correct`.
+            `judged`, their `confidence`, and if the samples have labels, how many were `correct`.
     """
     order = sorted(range(len(rows)), key=lambda i: rows[i].id)
     rows, knowledge = [rows[i] for i in order], [knowledge[i] for i in order]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -51,6 +51,8 @@ def summary(folder: Path) -> dict[str, Any]:
     positions = sum(facts["positions"] for facts in shards)
     top_1 = [facts["teacher_top_1"] for facts in shards if "teacher_top_1" in facts]
     judged = sum(part["judged"] for part in top_1)
+    without_labels = any("correct" not in part for part in top_1)
+    correct = sum(part.get("correct", 0) for part in top_1)
     means = ("mean_top_k_mass", "mean_probability_error", "mean_mass_error", "mean_kl")
     maxima = ("max_probability_error", "max_mass_error")
     return {
@@ -64,8 +66,19 @@ def summary(folder: Path) -> dict[str, Any]:
         **{name: max(facts[name] for facts in shards) for name in maxima},
         "judged": judged,
         "confidence": sum(part["confidence"] for part in top_1) / max(judged, 1),
-        "accuracy": sum(part["correct"] for part in top_1) / max(judged, 1),
+        **({} if without_labels else {"accuracy": correct / max(judged, 1)}),
     }
+
+
+class KnowledgeSource(Protocol):
+    """Where the knowledge of samples is looked up."""
+
+    @property
+    def top_k(self) -> int:
+        """Number of tokens per position."""
+
+    def of(self, sample: EncodedSample) -> TopK:
+        """Return the knowledge of a sample."""
 
 
 class Knowledge:
@@ -84,6 +97,7 @@ class Knowledge:
         self.folder = folder
         self.facts: list[dict[str, Any]] = []  # the metadata of each shard
         self._spool = Spool(folder)
+        self.top_k = 0
         keys = []
         for path in _shard_paths(folder):
             shard = read_shard(path)
@@ -115,6 +129,9 @@ class Knowledge:
         index = int(np.searchsorted(self._keys, key))
         exists = index < len(self._keys) and self._keys[index] == key
         return int(self._rows[index]) if exists else None
+
+    def __contains__(self, sample: EncodedSample) -> bool:
+        return self._row(sample.id) is not None
 
     def of(self, sample: EncodedSample) -> TopK:
         """Return the knowledge of a sample; call `check` first to compare the samples' tokens.
@@ -166,6 +183,27 @@ class Knowledge:
                 path = shard_path(self.folder, index)
                 raise UserError(_other_tokens(f"{path}: samples"))
             start = end
+
+
+class JoinedKnowledge:
+    """The knowledge of several parts, such as labelled and unlabelled samples.
+
+    The parts have the same k, and no sample is in two of them.
+    """
+
+    def __init__(self, parts: Sequence[Knowledge]) -> None:
+        """Join parts, at least one."""
+        self._parts = parts
+        self.top_k = parts[0].top_k
+
+    def of(self, sample: EncodedSample) -> TopK:
+        """Return the knowledge of a sample from the part that has it.
+
+        Raises:
+            UserError: no part has it, or it has a different number of positions.
+        """
+        holder = next((part for part in self._parts if sample in part), self._parts[0])
+        return holder.of(sample)
 
 
 def _other_tokens(subject: str) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 
 from firstcli.api import JSON
 from firstcli.errors import UserError
@@ -51,7 +49,7 @@ def execute(request: plan.Request, stage: Stage) -> dict[str, JSON]:
         _show(run, rows, request)
         return plan.plan_result(run, rows)
 
-    with _disk_errors_reported(run.folder), distributed.together(), ExitStack() as stack:
+    with plan.disk_errors_reported(run.folder), distributed.together(), ExitStack() as stack:
         if distributed.by_first(lambda: _only_reads(run, chain, request)):
             rows = distributed.by_first(lambda: _statuses(run, chain, forced))
             _show(run, rows, request)
@@ -156,7 +154,7 @@ def _work(run: Run, unit: Unit, outlook: Outlook, request: plan.Request) -> None
         manifest = _made(run, unit, inputs)
     run.manifests[unit.key] = manifest
     outlook.finish(unit, manifest.seconds)
-    head = f"{DONE} {unit.key:<{outlook.widths[unit.stage]}}"
+    head = f"{DONE} {unit.key:<{outlook.widths.get(unit.stage, 0)}}"
     took = duration(manifest.seconds) if manifest.seconds >= 1 else ""
     run.console.say_phrases(head, stage.in_words(run, unit), took)
     if request.verbose:
@@ -179,32 +177,6 @@ def _made(run: Run, unit: Unit, inputs: dict[str, str]) -> Manifest:
     return distributed.by_first(
         lambda: unit.artifact.commit(unit.key, inputs, values, seconds, _versions(), run.digests)
     )
-
-
-@contextmanager
-def _disk_errors_reported(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        if (reason := _disk_error(error, folder)) is None:
-            raise
-        raise UserError(
-            f"run folder {folder}: cannot be written: {reason}; finished work is kept, fix this "
-            "and run the same command again"
-        ) from error
-
-
-def _disk_error(error: Exception, folder: Path) -> str | None:
-    """Return what is wrong with the disk if that caused an error of any library."""
-    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        inside = Path(str(error.filename)).absolute().is_relative_to(folder.absolute())
-        return str(error.strerror) if inside else None
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or "os error 28" in str(error) or plan.free_bytes(folder) < 2**20:
-        return "no space left on the disk"
-    return None
 
 
 def _versions() -> dict[str, str]:

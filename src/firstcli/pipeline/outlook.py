@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from statistics import mean
 
+from firstcli.errors import UserError
 from firstcli.stages import stage_of
 from firstcli.workspace.units import Unit
 
@@ -39,8 +41,9 @@ class Outlook:
         self._current: Unit | None = None
         self._began = 0.0
         for unit in known:
-            if (manifest := unit.artifact.written()) is not None:
-                self._seconds[unit] = manifest.seconds
+            with suppress(UserError):  # a newer firstcli made it
+                if (manifest := unit.artifact.written()) is not None:
+                    self._seconds[unit] = manifest.seconds
 
     def begin(self, unit: Unit) -> None:
         """Note that a unit is worked on from now on."""
@@ -48,7 +51,7 @@ class Outlook:
 
     def finish(self, unit: Unit, seconds: float | None = None) -> None:
         """Note that a unit is done, and how long it took if it was worked on."""
-        self._left = [other for other in self._left if other is not unit]
+        self._left = [other for other in self._left if other != unit]
         self._current = None
         if seconds is not None:
             self._seconds[unit] = seconds
@@ -81,7 +84,7 @@ class Outlook:
     def _of(self, unit: Unit, seconds_left: Callable[[], float | None]) -> float | None:
         """Estimate how long a unit will still take."""
         estimate = self._estimate(unit)
-        if unit is not self._current:
+        if unit != self._current:
             return estimate
         if (left := seconds_left()) is not None:
             return left

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import platform
 import shlex
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -93,8 +94,10 @@ def open_run(request: Request) -> Run:
     folder = request.run_dir or Path("runs") / recipe.name
     if folder.exists() and not folder.is_dir():
         raise UserError(f"run folder {folder}: is not a folder; choose a different --run-dir")
-    console = Console(json=request.json, quiet=request.quiet)
-    return Run(recipe, folder, console)
+    run = Run(recipe, folder, Console(json=request.json, quiet=request.quiet))
+    with disk_errors_reported(folder):
+        run.state_unlabelled()
+    return run
 
 
 def plan(request: Request) -> dict[str, JSON]:
@@ -343,6 +346,33 @@ def free_bytes(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
+
+
+@contextmanager
+def disk_errors_reported(folder: Path) -> Iterator[None]:
+    """Turn the error of a full or read-only disk into a sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if (reason := _disk_error(error, folder)) is None:
+            raise
+        raise UserError(
+            f"run folder {folder}: cannot be written: {reason}; finished work is kept, fix this "
+            "and run the same command again"
+        ) from error
+
+
+def _disk_error(error: Exception, folder: Path) -> str | None:
+    """Return what is wrong with the disk if that caused an error of any library."""
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        inside = Path(str(error.filename)).absolute().is_relative_to(folder.absolute())
+        return str(error.strerror) if inside else None
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or "os error 28" in str(error) or free_bytes(folder) < 2**20:
+        return "no space left on the disk"
+    return None
 
 
 def plan_table(rows: Sequence[PlanRow]) -> Table:

@@ -281,6 +281,11 @@ class CheckedTask(Task[Any]):
             files = self._task.sources(split)
             return None if files is None else [Path(file) for file in files]
 
+    def unlabelled(self, path: Path | Sequence[Path]) -> CheckedTask | None:
+        with explained(self._plugin, "`unlabelled`"):
+            task = self._task.unlabelled(path)
+        return None if task is None else CheckedTask(self._plugin, task)
+
     def usage(self) -> TaskUsage | None:
         with explained(self._plugin, "`usage`"):
             usage = self._task.usage()

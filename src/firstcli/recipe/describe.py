@@ -25,7 +25,7 @@ class KeyDescription:
     """One key of a recipe, or one option of a plugin."""
 
     name: str
-    type: str
+    takes: str
     """The allowed values in words."""
     default: str | None
     """The default in the notation of JSON; empty if there is none to state, None if required."""
@@ -172,6 +172,6 @@ def _placeholder(field: FieldInfo, key: KeyDescription) -> Any:
     if field.examples:
         return field.examples[0]
     for word, value in (("path", "data.csv"), ("number", 1), ("true", True)):
-        if word in key.type.split():
+        if word in key.takes.split():
             return value
     return "..."

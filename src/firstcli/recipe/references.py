@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
@@ -35,7 +35,7 @@ def mistake(text: str) -> PydanticCustomError:
 
 
 @contextmanager
-def _user_errors_as_mistakes() -> Iterator[None]:
+def user_errors_as_mistakes() -> Iterator[None]:
     """Report a plugin's error together with all other mistakes, at its key path."""
     try:
         yield
@@ -136,7 +136,7 @@ class PluginSection(RecipeSection):
     @field_validator("name", "family", check_fields=False)
     @classmethod
     def _exists(cls, name: str) -> str:
-        with _user_errors_as_mistakes():
+        with user_errors_as_mistakes():
             plugins.load(cls.kind, name)
         return name
 
@@ -144,7 +144,7 @@ class PluginSection(RecipeSection):
     @classmethod
     def _fit_the_plugin(cls, options: Any, info: ValidationInfo) -> Any:
         if cls.key in info.data:
-            with _user_errors_as_mistakes():
+            with user_errors_as_mistakes():
                 return calls.validated(plugins.find(cls.kind, info.data[cls.key]), options)
         if not isinstance(options, dict):
             raise PydanticKnownError("dict_type")
@@ -172,6 +172,26 @@ class TaskRef(PluginRef):
     def build(self) -> calls.CheckedTask:
         """Return the task with its options."""
         return calls.task(self.name, self.options)
+
+    def build_unlabelled(self, path: Path | Sequence[Path]) -> calls.CheckedTask:
+        """Return the task over further files, whose labels are ignored.
+
+        Raises:
+            UserError: the task reads no such files.
+        """
+        if (task := self.build().unlabelled(path)) is None:
+            raise UserError(
+                f"task '{self.name}' reads no files without labels; leave it out, or use a task "
+                "such as 'multiple-choice'"
+            )
+        return task
+
+    @property
+    def advice_on_test_split(self) -> str:
+        """How to cut a test part off the task's file, if it can: the start of a sentence."""
+        fields = type(self.options).model_fields
+        can = "path" in fields and "test" in fields
+        return "cut a test part off its data with the task's option `test: 0.2`, or " if can else ""
 
     def with_options(self, options: object) -> TaskRef:
         """Return a reference to the same task with other options, given as JSON values."""

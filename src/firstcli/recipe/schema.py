@@ -15,8 +15,8 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails
 
-from firstcli.api import MassMode
-from firstcli.errors import UserError, did_you_mean
+from firstcli.api import DataPaths, MassMode
+from firstcli.errors import UserError, did_you_mean, shortened
 from firstcli.recipe.references import (
     POSTHOC_KEY,
     ArmName,
@@ -27,9 +27,12 @@ from firstcli.recipe.references import (
     RecipeSection,
     TaskRef,
     mistake,
+    user_errors_as_mistakes,
 )
 from firstcli.runtime.redaction import redacted
 
+TEST = "test"
+"""The split that is evaluated by default."""
 VALIDATION = "validation"
 """Reserved name of the evaluation on the questions that are held out of the training split."""
 DEFAULT_ARMS = {"first": {"recalibrator": {"name": "temperature-scaling"}}}
@@ -72,6 +75,21 @@ class TrainingOverrides(RecipeSection):
     dtype: Literal["float32", "bfloat16"] | None = None
 
 
+class Unlabelled(RecipeSection):
+    """Training samples without a label, from which only students learn.
+
+    At the answer position they learn the teacher's recalibrated probabilities, and nothing else.
+    """
+
+    path: DataPaths | None = None
+    """The file or files of the samples, relative to this recipe. The training task reads them with
+    its other options; labels are not needed, and ignored. Default: only the rows of the training
+    split whose label is empty."""
+    limit: int | None = Field(default=None, ge=0)
+    """Use only this many unlabelled samples, those of the training split first; 0 leaves them all
+    out. Default: all."""
+
+
 class Train(RecipeSection):
     """The training data of teacher and students."""
 
@@ -88,16 +106,35 @@ class Train(RecipeSection):
     doubled_bos: Literal["error", "drop"] = "error"
     """What to do with prompts, also those of evaluations, that begin with the BOS token that the
     tokenizer adds, as rendered chat templates do: stop with an error, or drop the added one."""
+    unlabelled: Unlabelled | None = None
+    """Samples without a label, from which students learn the teacher's probabilities. Default: the
+    rows of the training split whose label is empty, if there are any."""
+
+    @field_validator("unlabelled")
+    @classmethod
+    def _can_be_read(cls, section: Unlabelled | None, info: ValidationInfo) -> Unlabelled | None:
+        task: TaskRef | None = info.data.get("task")
+        if section is None or task is None:
+            return section
+        if not task.plugin.has_candidates:
+            raise mistake(
+                f"task '{task.name}' has no candidates, so the teacher has no probabilities of "
+                "answers to teach; leave it out, or use a task with candidates"
+            )
+        if section.path is not None:
+            with user_errors_as_mistakes():
+                task.build_unlabelled(section.path)
+        return section
 
 
 class Evaluation(RecipeSection):
     """A task on which teacher and students are evaluated."""
 
-    task: TaskRef
-    """A task whose samples have candidate answers."""
+    task: TaskRef = Field(default=cast(Any, None))
+    """A task whose samples have candidate answers. Default: the training task."""
     name: FolderName = Field(default=None, validate_default=True)
     """Unique name of the evaluation. Default: the task's name."""
-    split: str = "test"
+    split: str = TEST
     """The task's split to evaluate on."""
     limit: int | None = Field(default=None, ge=1)
     """For a quick trial, evaluate on only this many rows from the start of the split. Default:
@@ -117,7 +154,8 @@ class Evaluation(RecipeSection):
     def _task_name_by_default(cls, name: object, info: ValidationInfo) -> object:
         if name is not None:
             return name
-        return info.data["task"].name if "task" in info.data else "unnamed"
+        task: TaskRef | None = info.data.get("task")
+        return task.name if task else "unnamed"
 
 
 class MetricsSettings(RecipeSection):
@@ -281,8 +319,10 @@ class Recipe(RecipeSection):
     `seed`."""
     train: Train
     """The training data of teacher and students."""
-    evaluate: Annotated[tuple[Evaluation, ...], Field(strict=False)] = Field(min_length=1)
-    """The evaluations of teacher and students."""
+    evaluate: Annotated[tuple[Evaluation, ...], Field(strict=False)] = Field(
+        default=cast(Any, None), validate_default=True, min_length=1
+    )
+    """The evaluations of teacher and students. Default: the split `test` of the training task."""
     metrics: MetricsSettings = MetricsSettings()
     """Settings of the report. Changing them reruns no model."""
     teacher: Teacher | None = None
@@ -306,6 +346,24 @@ class Recipe(RecipeSection):
         """Return the recipe as plain YAML values, with defaults and absolute local paths."""
         return self.model_dump(mode="json", exclude_none=True)
 
+    @field_validator("evaluate", mode="before")
+    @classmethod
+    def _of_the_training_task_by_default(cls, entries: object, info: ValidationInfo) -> object:
+        train: Train | None = info.data.get("train")
+        if entries is None and train:
+            _require_test_split(train.task)
+        entries = [{}] if entries is None else entries
+        if not isinstance(entries, list | tuple):
+            return entries
+
+        def completed(entry: object) -> object:
+            if not isinstance(entry, dict) or entry.get("task") is not None:
+                return entry
+            # Without a valid training task the recipe is invalid anyway.
+            return entry if train is None else {**entry, "task": train.task}
+
+        return [completed(entry) for entry in entries]
+
     @field_validator(
         *("evaluate", "metrics", "seeds", "teacher", "student", "knowledge", "arms"),
         *("paper", "trainer"),
@@ -319,6 +377,25 @@ class Recipe(RecipeSection):
         if details:
             raise ValidationError.from_exception_data("recipe", details)
         return section
+
+
+def _require_test_split(task: TaskRef) -> None:
+    """Refuse a recipe without `evaluate` whose training task cannot be evaluated."""
+    example = "for example `evaluate: [{split: validation}]`"
+    if not task.plugin.has_candidates:
+        raise mistake(
+            f"missing, and the training task '{task.name}' has no candidates, so models cannot be "
+            "evaluated on it; list a task that has, as `evaluate: [{task: {name: ...}}]`"
+        )
+    try:
+        splits = task.build().splits
+    except UserError:
+        return  # the data cannot be read, which is a mistake in `train.task`
+    if TEST not in splits:
+        raise mistake(
+            f"missing, and the training task '{task.name}' has no split '{TEST}'; it has "
+            f"{shortened(splits)}; {task.advice_on_test_split}list a different split, {example}"
+        )
 
 
 _NO_CREDENTIALS = (

@@ -20,7 +20,6 @@ from firstcli.reporting.data import PLUS_T, Compared, ReportData
 Verdict = Literal[
     "ship", "either", "no-winner", "not-worth-it", "too-few-questions", "only-student", "undecided"
 ]
-FILE_NAME = "decision.json"
 FORMAT = 1
 DECIDES = METRICS["trust"]
 """The metric that decides."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,7 +15,7 @@ from firstcli.reporting import style
 from firstcli.reporting.data import PLUS_T, ReportData
 from firstcli.reporting.table import ECE, PAPER
 
-_SIZE = (4.5, 2.75)
+_SIZE = (4.5, 2.85)
 _TEXT = 7.5  # points
 _LETTER = 0.6  # mean width of a letter, per point of its size
 _LONGEST = 22  # letters of a label
@@ -90,15 +90,14 @@ def _draw(
     if len(shown) > _LABELLED:
         main = style.keyed_axes(place, title, look, left=0.55)
     else:
-        style.heading(place, title)
-        main = style.axes(place, left=0.55, top=0.34, bottom=0.45)
+        style.heading(place, title, _typical(list(shown.values())))
+        main = style.axes(place, left=0.55, top=0.48, bottom=0.45)
     main.set(xlim=ends.ece, ylim=ends.accuracy)
     main.set(xlabel="calibration error (ECE): left is better", ylabel="accuracy")
     for axis in (main.xaxis, main.yaxis):
         style.percent(axis)
     main.grid(True)
-    _draw_trust(main)
-    _draw_interval(main, list(shown.values()))
+    written = _draw_trust(main)
     for row, p in shown.items():
         if plain := shown.get(row.removesuffix(PLUS_T) if row.endswith(PLUS_T) else ""):
             main.plot(
@@ -111,11 +110,21 @@ def _draw(
         mark = look[row].options | {"linestyle": "none", "markersize": 6.5, "zorder": 4}
         main.plot(p.ece, p.accuracy, **mark)
     if len(shown) <= _LABELLED:
-        _label(main, shown, look)
+        _label(main, shown, look, written)
 
 
-def _draw_trust(main: Axes) -> None:
-    """Draw lines of equal Trust, accuracy - ECE."""
+def _typical(shown: Sequence[Point]) -> str:
+    """Return how wide most intervals are."""
+    wide, high = (
+        50 * float(np.median([end[1] - end[0] for end in ends]))
+        for ends in ([p.ece_ends for p in shown], [p.accuracy_ends for p in shown])
+    )
+    return f"95 % intervals are about ±{high:.1f} high and ±{wide:.1f} wide"
+
+
+def _draw_trust(main: Axes) -> list[tuple[float, float]]:
+    """Draw lines of equal Trust, accuracy - ECE; return the right ends of their labels."""
+    written = []
     (left, right), (bottom, top) = main.get_xlim(), main.get_ylim()
     lowest, highest = bottom - right, top - left
     step = 0.1 if highest - lowest > 0.25 else 0.05
@@ -124,45 +133,12 @@ def _draw_trust(main: Axes) -> None:
         main.axline((0, trust), slope=1, color=style.BAND, lw=0.8, ls=(0, (2, 2)), zorder=1)
         x = min(right, top - trust)  # where the line leaves the picture
         if x > left + 0.25 * (right - left):
-            corner: dict[str, Any] = {"ha": "right", "va": "top" if x < right else "center"}
-            main.text(
-                *(x - 0.008 * (right - left), min(x + trust, top) - 0.012 * (top - bottom)),
-                f"Trust {100 * trust:.0f}",
-                size=6.5,
-                color=style.SOFT,
-                zorder=1,
-                **corner,
-            )
-
-
-def _draw_interval(main: Axes, shown: Sequence[Point]) -> None:
-    """Draw a cross as wide and high as most intervals are, in the corner with the most room."""
-    half, up = (
-        float(np.median([end[1] - end[0] for end in ends])) / 2
-        for ends in ([p.ece_ends for p in shown], [p.accuracy_ends for p in shown])
-    )
-    (left, right), (bottom, top) = main.get_xlim(), main.get_ylim()
-    width, height = right - left, top - bottom
-
-    def room(corner: tuple[float, float]) -> float:
-        steps = [((p.ece - corner[0]) / width, (p.accuracy - corner[1]) / height) for p in shown]
-        return min(math.hypot(0.5 * across, up) for across, up in steps)  # a label is wide
-
-    y = bottom + up + 0.03 * height
-    x = max((right - half, left + half), key=lambda each: room((each, y)))
-    inwards = 1 if x < (left + right) / 2 else -1
-    x += inwards * 0.02 * width
-    main.plot([x - half, x + half], [y, y], color=style.SOFT, linewidth=1)
-    main.plot([x, x], [y - up, y + up], color=style.SOFT, linewidth=1)
-    main.text(
-        x + inwards * (half + 0.01 * width),
-        y,
-        "typical 95 % interval",
-        ha="left" if inwards > 0 else "right",
-        va="center",
-        size=6.5,
-        color=style.SOFT,
-    )
+            corner = (x - 0.008 * (right - left), min(x + trust, top) - 0.012 * (top - bottom))
+            up = "top" if x < right else "center"
+            text = f"Trust {100 * trust:.0f}"
+            main.text(*corner, text, size=6.5, color=style.SOFT, zorder=1, ha="right", va=up)
+            written.append(corner)
+    return written
 
 
 class _Box(NamedTuple):
@@ -187,8 +163,20 @@ _DIRECTIONS = (  # right, up, and what the direction costs
 _DISTANCES = (6.0, 9.0, 13.0)  # points
 
 
-def _label(main: Axes, shown: Mapping[str, Point], look: Mapping[str, style.Look]) -> None:
-    """Write each name near its point, where it covers no point, line or other name."""
+def _label(
+    main: Axes,
+    shown: Mapping[str, Point],
+    look: Mapping[str, style.Look],
+    written: Sequence[tuple[float, float]],
+) -> None:
+    """Write each name near its point, where it covers no point, line or other text.
+
+    Args:
+        main: the axes.
+        shown: the points by row.
+        look: the look of each row.
+        written: the right ends of the labels that are there.
+    """
 
     def in_points(x: float, y: float) -> tuple[float, float]:
         right, up = main.transData.transform((x, y)) * 72 / main.figure.dpi
@@ -199,6 +187,7 @@ def _label(main: Axes, shown: Mapping[str, Point], look: Mapping[str, style.Look
     inside = _Box(*low, high[0] - low[0], high[1] - low[1])
     centres = {row: in_points(p.ece, p.accuracy) for row, p in shown.items()}
     taken = [_Box(x - 4, y - 4, 8, 8) for x, y in centres.values()]
+    taken += [_Box(x - 32, y - 8, 32, 12) for x, y in (in_points(*end) for end in written)]
     for row, (x, y) in centres.items():  # the lines to the points with a temperature
         if row + PLUS_T in centres:
             end = centres[row + PLUS_T][0]

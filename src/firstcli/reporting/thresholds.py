@@ -37,6 +37,8 @@ class ModelPromise:
 
     row: str
     model: str
+    label: str
+    """The row, or the model where a row has several."""
     questions: int
     """Number of validation questions."""
     threshold: PromisedThreshold | None
@@ -53,6 +55,8 @@ class ModelSets:
 
     row: str
     model: str
+    label: str
+    """The row, or the model where a row has several."""
     questions: int
     """Number of validation questions."""
     least: float
@@ -67,7 +71,7 @@ def model_promises(data: ReportData) -> list[ModelPromise]:
     if target is None:
         return []
     promises = []
-    for row, model, records in _validated(data):
+    for row, model, label, records in _validated(data):
         confidence = _shown(data, records)
         if confidence is None:
             continue
@@ -78,7 +82,7 @@ def model_promises(data: ReportData) -> list[ModelPromise]:
             for name, tested in _tested(data, model)
             if chosen and (shown := _shown(data, tested)) is not None
         }
-        promises.append(ModelPromise(row, model, len(records), chosen, needed, outcomes))
+        promises.append(ModelPromise(row, model, label, len(records), chosen, needed, outcomes))
     return promises
 
 
@@ -88,10 +92,10 @@ def model_sets(data: ReportData) -> list[ModelSets]:
     if coverage is None:
         return []
     found = []
-    for row, model, records in _validated(data):
+    for row, model, label, records in _validated(data):
         least = least_probability(records.in_right, coverage)
         outcomes = {name: set_sizes(tested, least) for name, tested in _tested(data, model)}
-        found.append(ModelSets(row, model, len(records), least, outcomes))
+        found.append(ModelSets(row, model, label, len(records), least, outcomes))
     return found
 
 
@@ -113,12 +117,13 @@ def promises_as_json(data: ReportData) -> dict[str, JSON]:
     return content
 
 
-def _validated(data: ReportData) -> Iterator[tuple[str, str, EvalRecords]]:
-    """Yield the row, the name and the validation records of every model, in the table's order."""
+def _validated(data: ReportData) -> Iterator[tuple[str, str, str, EvalRecords]]:
+    """Yield the row, the model, its label and its validation records, in the table's order."""
     for row, models in data.members.items():
         for model in models:
             if model in data.validation:
-                yield row, model, data.validation[model]
+                label = row if len(models) == 1 else model
+                yield row, model, label, data.validation[model]
 
 
 def _tested(data: ReportData, model: str) -> Iterator[tuple[str, EvalRecords]]:
@@ -140,7 +145,7 @@ def _threshold_table(data: ReportData) -> Iterator[Table]:
     groups += [_group(name, name, _OUTCOME) for name in names]
     rows = tuple(
         ReportRow(
-            promise.model,
+            promise.label,
             "student" if promise.row in data.students else "teacher",
             (
                 _threshold_cells(promise.threshold),
@@ -151,7 +156,7 @@ def _threshold_table(data: ReportData) -> Iterator[Table]:
     )
     without = _without_threshold([promise for promise in promises if not promise.threshold])
     caption = (
-        f"a model answers if its confidence ({data.settings.confidence}) is at least the "
+        f"A model answers if its confidence ({data.settings.confidence}) is at least the "
         f"threshold; chosen on the validation part as the lowest with an accuracy of at least "
         f"{_target(target)} % with 95 % certainty; this holds for questions like those of the "
         "validation part; in percent, with exact 95 % intervals"
@@ -168,7 +173,7 @@ def _without_threshold(promises: list[ModelPromise]) -> Iterator[str]:
         by_need.setdefault(needed, []).append(promise)
     for needed, alike in by_need.items():
         questions = max(promise.questions for promise in alike)
-        names = ", ".join(promise.model for promise in alike)
+        names = ", ".join(promise.label for promise in alike)
         reason = (
             "the most confident answers are wrong too often, so that more questions would not help"
             if needed is None
@@ -216,7 +221,7 @@ def _set_table(data: ReportData) -> Iterator[Table]:
     groups += [_group(name, name, _SIZES) for name in names]
     rows = tuple(
         ReportRow(
-            sets.model,
+            sets.label,
             "student" if sets.row in data.students else "teacher",
             (
                 (Cell(f"{sets.least:.4f}"),),
@@ -226,7 +231,7 @@ def _set_table(data: ReportData) -> Iterator[Table]:
         for sets in found
     )
     caption = (
-        "a set contains the candidates with at least this probability, and always the most likely "
+        "A set contains the candidates with at least this probability, and always the most likely "
         f"one; the right candidate is in {_target(coverage)} % of the sets, for questions like "
         "those of the validation part and on average over such parts; coverage in percent, with "
         "exact 95 % intervals; mean size in candidates; sets of one candidate in percent"
@@ -259,6 +264,7 @@ def _validation_title(models: list[ModelPromise] | list[ModelSets]) -> str:
 def _threshold_json(promise: ModelPromise, target: float) -> dict[str, JSON]:
     chosen = promise.threshold
     return {
+        "row": promise.row,
         "model": promise.model,
         "questions": promise.questions,
         "questions_needed": promise.needed,
@@ -282,6 +288,7 @@ def _threshold_json(promise: ModelPromise, target: float) -> dict[str, JSON]:
 
 def _sets_json(sets: ModelSets, coverage: float) -> dict[str, JSON]:
     return {
+        "row": sets.row,
         "model": sets.model,
         "questions": sets.questions,
         "least_probability": sets.least,

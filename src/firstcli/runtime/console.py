@@ -72,18 +72,21 @@ class Console:
     def show(self, renderable: RenderableType) -> None:
         """Print a text or a table.
 
-        A table that is too wide wraps between words. If that is not enough, or if it has only one
-        row, it becomes a list of headings and values.
+        A table that is too wide wraps between words. If that is not enough, its columns are divided
+        among several tables, or it becomes a list of headings and values, as single rows do.
         """
         if isinstance(renderable, Table) and not self._fits(renderable):
-            self._show_records(renderable)
+            for part in (parts := self._divided(renderable)):
+                self._out.print(part)
+            if not parts:
+                self._show_records(renderable)
         else:
             self._out.print(renderable)
 
     def _fits(self, table: Table) -> bool:
         """Return whether a table needs no break within a word; set the widths of its columns.
 
-        Left to itself, rich shortens the widest columns first, although others have room.
+        Left to itself, rich breaks long words although other columns have room.
         """
         unlimited = self._out.options.update(width=10_000)
         ranges = []
@@ -94,15 +97,32 @@ class Console:
             least = widest if column.no_wrap else max(cell.minimum for cell in each)
             ranges.append((least, widest))
         needed = Measurement.get(self._out, unlimited, table).maximum
-        excess = needed - self._out.width
-        slack = sum(widest - least for least, widest in ranges)
-        if excess <= 0:
+        room = self._out.width - needed + sum(widest for _, widest in ranges)
+        limit = max((widest for _, widest in ranges), default=0)
+        if needed <= self._out.width:
             return True
-        if table.row_count == 1 or excess > slack:
+        if table.row_count == 1 or sum(least for least, _ in ranges) > room:
             return False
+        while sum(max(least, min(widest, limit)) for least, widest in ranges) > room:
+            limit -= 1
         for column, (least, widest) in zip(table.columns, ranges, strict=True):
-            column.width = least + (widest - least) * (slack - excess) // slack
+            column.width = max(least, min(widest, limit))
         return True
+
+    def _divided(self, table: Table) -> list[Table]:
+        """Return tables with the first column and some others each; none if one is too wide."""
+        parts: list[Table] = []
+        start, count = 1, len(table.columns)
+        while start < count and table.row_count > 1:
+            candidates = (
+                _selected(table, [0, *range(start, end)]) for end in range(count, start, -1)
+            )
+            fitting = next(filter(self._fits, candidates), None)
+            if fitting is None:
+                return []
+            parts.append(fitting)
+            start += len(fitting.columns) - 1
+        return parts
 
     def _show_records(self, table: Table) -> None:
         """Print each row of a table as lines of a heading and a value."""
@@ -311,6 +331,22 @@ def _wrapped(head: str, phrases: Sequence[str], tail: str, width: int) -> list[s
     elif tail:
         line += f"   {tail}"
     return [*lines, line]
+
+
+def _selected(table: Table, columns: Sequence[int]) -> Table:
+    """Return a table with some of the columns."""
+    chosen = [table.columns[index] for index in columns]
+    part = Table(
+        *(column.copy() for column in chosen),
+        title=table.title,
+        caption=table.caption,
+        box=table.box,
+        padding=table.padding,
+        title_justify=table.title_justify,
+    )
+    for row in zip(*(column.cells for column in chosen), strict=True):
+        part.add_row(*row)
+    return part
 
 
 def _plain(cell: RenderableType) -> str:

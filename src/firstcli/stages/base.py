@@ -196,6 +196,7 @@ class TrainingFacts(Facts):
     """The size and the outcome of one model's training."""
 
     samples: int
+    """Labelled and unlabelled samples."""
     steps: int
     positions: int
     loss: float
@@ -206,6 +207,8 @@ class TrainingFacts(Facts):
     """The student's mean mass on the same tokens."""
     rank_swaps: float | None = None
     """Share of recalibrated positions whose top token changed, if any did."""
+    unlabelled: int | None = None
+    """Number of the samples that have no label, if there are any."""
 
     def in_words(self, top_k: int) -> list[str]:
         """Describe the training in phrases.
@@ -216,7 +219,8 @@ class TrainingFacts(Facts):
         from firstcli.runtime.console import percent
 
         steps = f"{self.steps:,} step{'s' * (self.steps != 1)}"
-        phrases = [f"{self.samples:,} samples", steps, f"loss {self.loss:.3g}"]
+        without = f" ({self.unlabelled:,} unlabelled)" if self.unlabelled else ""
+        phrases = [f"{self.samples:,} samples{without}", steps, f"loss {self.loss:.3g}"]
         if self.P is not None and self.Q is not None:
             held = f"{percent(self.P)}, in the student {percent(self.Q)}"
             phrases.append(f"top {top_k} hold {held}")

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from firstcli.errors import UserError
 from firstcli.stages import checks, fingerprints
@@ -156,11 +156,14 @@ def show_fitted(run: Run, title: str, units: Sequence[Unit]) -> dict[str, JSON]:
     """Print the facts of fitted recalibrators, one row per arm or model, and return them."""
     from firstcli.recalibration.criteria import CRITERIA
 
-    headings = ("fitted for", "recalibrator", "T", "by ECE", "by NLL", "by Brier")
+    headings: tuple[str, ...] = (
+        *("fitted for", "recalibrator", "T", "by ECE", "by NLL", "by Brier"),
+        *("rows", "accuracy", "confidence", "ECE"),
+    )
     every = {unit: CalibrationFacts.of(run.manifests[unit.key].facts) for unit in units}
     learned = any(facts.learned for facts in every.values())
     columns = ("learned",) if learned else ()
-    table = Table(*headings, "rows", "accuracy", "confidence", "ECE", *columns, title=title)
+    table = Table(*(Column(name, no_wrap=True) for name in headings), *columns, title=title)
     for unit, facts in every.items():
         temperatures = facts.plugin.get("temperatures", {})
         table.add_row(

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from transformers import PreTrainedTokenizerBase
 
+    from firstcli.recipe.schema import Evaluation
     from firstcli.workspace.run import Run
-    from firstcli.workspace.units import Role
+    from firstcli.workspace.units import Part, Role
 
     IdArray = npt.NDArray[np.int32]
 
@@ -59,7 +60,8 @@ def _check_tokenizers(run: Run) -> None:
             f"'{student.eos_token}': students learn the teacher's probability of its end as that "
             "of their own; set student.eos: teacher to let them end with the teacher's token"
         )
-    for part in ("train", "validation"):
+    parts: tuple[Part, ...] = ("train", "validation", "unlabelled")
+    for part in parts:
         if not run.training.part(part):
             continue
         ours = inputs.training_rows(run, "teacher", part)
@@ -69,13 +71,15 @@ def _check_tokenizers(run: Run) -> None:
             ours.indices, theirs.indices, assume_unique=True, return_indices=True
         )
         for sample, other in zip(Selected(ours, ours_at), Selected(theirs, theirs_at), strict=True):
-            expected = sample.input_ids
-            if eos:
+            expected, found = sample.input_ids, other.input_ids
+            if part == "unlabelled":  # whose last token is a placeholder
+                expected, found = expected[:-1], found[:-1]
+            elif eos:
                 expected = np.append(expected[:-1], np.int32(eos[1]))
-            if not np.array_equal(expected, other.input_ids):
+            if not np.array_equal(expected, found):
                 raise UserError(
                     f"teacher and student encode sample '{sample.id}' differently: "
-                    f"{_first_difference(expected, other.input_ids, teacher, student)}; choose "
+                    f"{_first_difference(expected, found, teacher, student)}; choose "
                     "models with the same tokenizer"
                 )
 
@@ -118,13 +122,65 @@ def _check_top_k(run: Run) -> None:
         )
 
 
-def _warn_of_overlap(run: Run) -> None:
+MOST_OVERLAP = 0.5
+"""Share of an evaluation's questions that may also be in the training split. Above it, the numbers
+say more about memory than about new questions, and nothing but a mistake is likely."""
+
+
+def _check_overlap(run: Run) -> None:
+    """Compare each evaluation with the training data.
+
+    Raises:
+        UserError: most questions of an evaluation are also in the training split, and the recipe
+            does not state that it is meant to be evaluated.
+    """
+    mistakes = []
     for evaluation in run.recipe.evaluate:
+        name, count = f"evaluate '{evaluation.name}'", len(run.evaluation_samples(evaluation.name))
         if shared := run.overlap(evaluation.name):
+            problem = f"{name}: {_part(shared, count)} are also in the training split"
+            if shared / count <= MOST_OVERLAP:
+                run.console.warn(
+                    f"{problem}, so its numbers will be optimistic; remove these rows from one of "
+                    "the two"
+                )
+            elif evaluation.split == "train":
+                run.console.warn(
+                    f"{problem}, as `split: train` states; its numbers will show what the models "
+                    "remember, not how they answer new questions"
+                )
+            else:
+                mistakes.append(f"{problem}; {_advice_on_overlap(run, evaluation)}")
+        if shared := run.unlabelled_overlap(evaluation.name):
             run.console.warn(
-                f"evaluate '{evaluation.name}': {shared} prompts also occur in the training split; "
-                "its numbers will be optimistic"
+                f"{name}: {_part(shared, count)} are also among the unlabelled samples; students "
+                "learn the teacher's answers to them, though no labels (transductive learning), so "
+                "new questions may go worse; remove these rows from the unlabelled data"
             )
+    if mistakes:
+        raise UserError(*mistakes)
+
+
+def _part(shared: int, count: int) -> str:
+    """Return how many of an evaluation's questions are shared, in words."""
+    if shared == count:
+        return f"all {count:,} questions"
+    return f"{shared:,} of {count:,} questions ({100 * shared / count:.1f} %)"
+
+
+def _advice_on_overlap(run: Run, evaluation: Evaluation) -> str:
+    """Return how to evaluate on other questions than those of the training split."""
+    trained = run.recipe.train.task
+    can_cut = bool(trained.advice_on_test_split)
+    if can_cut and getattr(trained.options, "test", None) and evaluation.task != trained:
+        return (
+            "the training task cuts a test part off its data, so leave out `task` in this "
+            "evaluation to use it; or state `split: train` to evaluate on the training data"
+        )
+    return (
+        f"{trained.advice_on_test_split}give a file with other questions; or state `split: train` "
+        "to evaluate on the training data"
+    )
 
 
 def _warn_of_seen_rows(run: Run) -> None:
@@ -180,6 +236,6 @@ EXAMPLE = SharedCheck("encoded example", _encoded_example)
 """Not only a check: the plan shows its result."""
 TOKENIZERS = SharedCheck("tokenizers", _check_tokenizers)
 TOP_K = SharedCheck("top_k", _check_top_k)
-OVERLAP = SharedCheck("overlap", _warn_of_overlap)
+OVERLAP = SharedCheck("overlap", _check_overlap)
 SEEN_ROWS = SharedCheck("seen rows", _warn_of_seen_rows)
 UNPINNED = SharedCheck("unpinned checkpoints", _warn_of_unpinned_checkpoints)

@@ -16,7 +16,15 @@ from firstcli.stages.checks import SharedCheck
 from firstcli.stages.extract import EXTRACT
 from firstcli.stages.finetune import TrainingStage
 from firstcli.workspace.artifacts import Artifact
-from firstcli.workspace.units import Model, Unit, calibration_path, models_of, needs_fit, part_of
+from firstcli.workspace.units import (
+    Model,
+    Unit,
+    calibration_path,
+    learns_unlabelled,
+    models_of,
+    needs_fit,
+    part_of,
+)
 
 if TYPE_CHECKING:
     from firstcli.api import JSON
@@ -42,6 +50,7 @@ class Distill(TrainingStage):
                 continue
             arm = recipe.arms[model.arm]
             needs = [EXTRACT.key(part_of(recipe, arm))] if arm.learn == "knowledge" else []
+            needs += [EXTRACT.key("unlabelled")] if learns_unlabelled(recipe, arm) else []
             needs += [CALIBRATE.key(model.arm)] if needs_fit(arm) else []
             artifact = Artifact(folder / "students" / model.name, True)
             yield Unit(self.key(model), self.name, artifact, tuple(needs), model=model)
@@ -50,6 +59,8 @@ class Distill(TrainingStage):
         inputs = super().fingerprint_inputs(run, unit)
         if run.recipe.arms[unit.arm].learn == "labels":
             return inputs
+        if learns_unlabelled(run.recipe, run.recipe.arms[unit.arm]):
+            inputs = {**inputs, "unlabelled samples": run.part_content("unlabelled")}
         names = ("recalibrator", "mass", "objective", "recalibrate", "top_k")
         return {**inputs, **fingerprints.arm_fields(run.recipe, unit.arm, names)}
 
@@ -73,16 +84,20 @@ class Distill(TrainingStage):
             facts = train_model.train(run, unit, folder, title)
         else:
             rows = inputs.rows_of(run, unit)
-            knowledge = inputs.stored_knowledge(run, part_of(run.recipe, arm))
+            knowledge = inputs.knowledge_of(run, arm)
+            unlabelled = learns_unlabelled(run.recipe, arm)
             fitted = calibration_path(run.folder, unit.arm)
             recalibrator = soft_targets.recalibrator_for(arm, fitted)
+            candidates = dict(candidate_tokens(run, recalibrator, "train"))
+            if unlabelled:
+                candidates |= candidate_tokens(run, recalibrator, "unlabelled")
             targets = soft_targets.SoftTargetBuilder(
                 arm,
                 recalibrator,
                 knowledge,
                 rows,
                 run.recipe.train.task.name,
-                candidate_tokens(run, recalibrator, "train"),
+                candidates,
                 inputs.exchanged_eos(run),
             )
             swaps = targets.rank_swaps()
@@ -90,6 +105,9 @@ class Distill(TrainingStage):
                 run, unit, folder, title, arm.objective or "topk-tail", targets
             )
             facts = replace(facts, rank_swaps=swaps or None)
+            if unlabelled:
+                count = len(inputs.training_rows(run, unit.role, "unlabelled"))
+                facts = replace(facts, unlabelled=count)
         return facts
 
     def in_words(self, run: Run, unit: Unit) -> list[str]:

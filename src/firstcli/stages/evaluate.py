@@ -176,15 +176,17 @@ def load_records(
 
 
 def _table(evaluation: str, rows: Mapping[str, EvalMetrics]) -> Table:
-    """Return a table that fits 80 columns; it wraps lines rather than cut a number."""
+    """Return a table that fits 80 columns."""
     from firstcli.metrics import METRICS
 
-    metrics = [METRICS[name] for name in COLUMNS]
-    columns = [Column(metric.short, justify="right", overflow="fold") for metric in metrics]
+    counts = {summary.n for summary in rows.values()}
+    title = f"{evaluation}: {counts.pop():,} questions" if len(counts) == 1 else evaluation
+    metrics = [METRICS[name] for name in COLUMNS if name != "n" or counts]
+    columns = [Column(metric.short, justify="right") for metric in metrics]
     table = Table(
-        Column("model", overflow="fold"),
+        "model",
         *columns,
-        title=evaluation,
+        title=title,
         box=box.SIMPLE_HEAD,
         padding=(0, 0, 0, 1),
         title_justify="left",

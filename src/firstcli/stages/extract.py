@@ -14,7 +14,7 @@ from firstcli.stages.base import Facts, Option, Stage
 from firstcli.stages.checks import SharedCheck
 from firstcli.stages.finetune import FINETUNE
 from firstcli.workspace.artifacts import Artifact
-from firstcli.workspace.units import Part, Unit, needs_fit, part_of
+from firstcli.workspace.units import Part, Unit, learns_unlabelled, needs_fit, part_of
 
 if TYPE_CHECKING:
     from firstcli.api import JSON
@@ -39,7 +39,8 @@ class ExtractFacts(Facts):
     judged: int
     """Positions over which confidence and accuracy of the top token are averaged."""
     confidence: float
-    accuracy: float
+    accuracy: float | None = None
+    """None for samples without a label."""
     batches_halved: int | None = None
 
 
@@ -70,6 +71,8 @@ class Extract(Stage):
             parts["out-of-fold"] = FINETUNE.fold_keys(recipe)
         if any(map(needs_fit, arms)):
             parts["validation"] = teacher
+        if any(learns_unlabelled(recipe, arm) for arm in arms):
+            parts["unlabelled"] = teacher  # which has never seen them, with and without folds
         for part, needs in parts.items():
             artifact = Artifact(folder / "knowledge" / part, True)
             yield Unit(self.key(part), self.name, artifact, needs, part=part)
@@ -93,6 +96,11 @@ class Extract(Stage):
             raise UserError(
                 f"train.validation: {run.recipe.train.validation} of the training split leaves no "
                 "sample to fit a recalibrator on; raise it"
+            )
+        if unit.part == "unlabelled" and not run.training.unlabelled:
+            raise UserError(
+                "train.unlabelled: there is no row to use; give rows whose prompts do not also "
+                "occur with a label, or leave it out"
             )
         rows = inputs.training_rows(run, "teacher", unit.part)
         scoring.shards_of(run, unit)
@@ -128,8 +136,8 @@ class Extract(Stage):
         phrases = [f"{facts.positions:,} positions", size(stored)]
         phrases.append(f"top {run.recipe.knowledge.top_k} hold {percent(facts.mean_top_k_mass)}")
         if facts.judged:
-            says = percent(facts.confidence)
-            phrases.append(f"teacher right {percent(facts.accuracy)}, says {says}")
+            right = "" if facts.accuracy is None else f"right {percent(facts.accuracy)}, "
+            phrases.append(f"teacher {right}says {percent(facts.confidence)}")
         if facts.batches_halved:
             phrases.append(f"{facts.batches_halved:,} batches halved")
         return phrases

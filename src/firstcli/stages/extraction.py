@@ -39,7 +39,7 @@ def extract(run: Run, unit: Unit, folder: Path) -> dict[str, Any] | None:
             f"{folder}: {unseen} shards that other processes wrote are not visible here; all "
             "machines must share the run folder"
         )
-    if unit.part != "validation" and not (folder / concentration.FILE_NAME).exists():
+    if unit.part in ("train", "out-of-fold") and not (folder / concentration.FILE_NAME).exists():
         measured = _concentration(run, scorer, sampled_shards)
         write_text(folder / concentration.FILE_NAME, json.dumps(measured) + "\n")
     return store.summary(folder) | {"batches_halved": halved or None}
@@ -78,7 +78,7 @@ def _write_shards(
             rows = sampled_shards[index].rows
             knowledge = scorer(sampled_shards[index], run.recipe.knowledge.top_k, advance)
             ordered = [knowledge[row.id] for row in rows]
-            top_1 = _top_1(rows, knowledge, answers_only)
+            top_1 = _top_1(rows, knowledge, answers_only, labelled=unit.part != "unlabelled")
             shards.write_shard(paths[index], rows, ordered, format, top_1)
 
 
@@ -100,12 +100,21 @@ def _concentration(
 
 
 def _top_1(
-    rows: Sequence[EncodedSample], knowledge: Mapping[str, TopK], answers_only: bool
+    rows: Sequence[EncodedSample],
+    knowledge: Mapping[str, TopK],
+    answers_only: bool,
+    *,
+    labelled: bool = True,
 ) -> dict[str, Any]:
     """Compare the top token's probability with how often it is the label.
 
-    A teacher is more confident, and more often right, on samples that it was fine-tuned on. With
-    `answers_only`, only the answer positions count, which tell the candidates apart.
+    A teacher is more confident, and more often right, on samples that it was fine-tuned on.
+
+    Args:
+        rows: the samples.
+        knowledge: their knowledge, by id.
+        answers_only: count only the answer positions, which tell the candidates apart.
+        labelled: whether the samples have labels; without them, nothing is `correct` or wrong.
     """
     confidence, correct = [], []
     for row in rows:
@@ -115,11 +124,11 @@ def _top_1(
             positions = np.arange(row.start, len(row.input_ids)) == row.answer_position
         confidence.append(np.exp(top.log_probs[positions, 0], dtype=np.float64))
         correct.append(top.token_ids[positions, 0] == row.targets[positions])
-    return {
+    sums = {
         "judged": sum(map(len, confidence)),
         "confidence": float(np.concatenate(confidence).sum()),
-        "correct": int(np.concatenate(correct).sum()),
     }
+    return sums | ({"correct": int(np.concatenate(correct).sum())} if labelled else {})
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +27,12 @@ from firstcli.data.encoding import (
 from firstcli.data.joint import CHUNK
 from firstcli.errors import UserError, shortened
 from firstcli.knowledge.shards import StoreFormat
-from firstcli.knowledge.store import Knowledge
+from firstcli.knowledge.store import JoinedKnowledge, Knowledge, KnowledgeSource
 from firstcli.models import inference
+from firstcli.recipe.schema import Arm
 from firstcli.stages import encoded
 from firstcli.workspace.run import Run, once_per_run
-from firstcli.workspace.units import Model, Part, Role, Unit
+from firstcli.workspace.units import Model, Part, Role, Unit, learns_unlabelled, part_of
 
 
 @once_per_run
@@ -198,9 +199,17 @@ def rows_of_fold(run: Run, fold: int, *, seen: bool) -> EncodedStore:
 
 def rows_of(run: Run, unit: Unit) -> EncodedStore:
     """Return the samples that a unit's model is trained on."""
-    if unit.fold is None:
-        return training_rows(run, unit.role, "train")
-    return rows_of_fold(run, unit.fold, seen=True)
+    if unit.fold is not None:
+        return rows_of_fold(run, unit.fold, seen=True)
+    if unit.arm and learns_unlabelled(run.recipe, run.recipe.arms[unit.arm]):
+        return _rows_with_unlabelled(run, unit.role)
+    return training_rows(run, unit.role, "train")
+
+
+@once_per_run
+def _rows_with_unlabelled(run: Run, role: Role) -> EncodedStore:
+    parts: tuple[Part, ...] = ("train", "unlabelled")
+    return EncodedStore(chain(*(training_rows(run, role, part) for part in parts)), run.folder)
 
 
 @once_per_run
@@ -298,6 +307,14 @@ def vocabulary_digest(run: Run, role: Role) -> str:
     """Return a digest of a tokenizer's tokens; how it splits text shows in the samples' tokens."""
     tokens = sorted(tokenizer(run, role).get_vocab().items(), key=lambda item: item[1])
     return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
+
+
+def knowledge_of(run: Run, arm: Arm) -> KnowledgeSource:
+    """Return the knowledge that an arm learns: of labelled samples, and of unlabelled ones."""
+    knowledge = stored_knowledge(run, part_of(run.recipe, arm))
+    if not learns_unlabelled(run.recipe, arm):
+        return knowledge
+    return JoinedKnowledge([knowledge, stored_knowledge(run, "unlabelled")])
 
 
 @once_per_run

@@ -66,7 +66,8 @@ class Probe:
     def training(self, unit: Unit) -> CostEstimate:
         """Estimate the training of a model."""
         settings = self.run.training_settings(unit)
-        key = ("training", unit.role, settings.model_dump_json(), str(unit.fold))
+        samples = str(len(inputs.rows_of(self.run, unit)))  # not all arms learn unlabelled ones
+        key = ("training", unit.role, settings.model_dump_json(), str(unit.fold), samples)
         if key not in self._measured:
             self._measured[key] = self._measure_training(unit)
         return self._measured[key]

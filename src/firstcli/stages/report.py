@@ -38,6 +38,7 @@ _PARTS: dict[Part, str] = {
     "train": "training",
     "out-of-fold": "training (out of fold)",
     "validation": "validation",
+    "unlabelled": "unlabelled",
 }
 _REMARKS = {
     "at_grid_end": ", at the end of the searched range",
@@ -207,6 +208,7 @@ def report_data(run: Run) -> ReportData:
         teacher_parts=[
             TeacherPart(title, facts.confidence, facts.accuracy, facts.judged)
             for title, _, facts in _knowledge(run)
+            if facts.accuracy is not None
         ],
     )
     questions = {}
@@ -334,16 +336,25 @@ def _knowledge(run: Run) -> Iterator[tuple[str, int, ExtractFacts]]:
 def _notes_on_data(run: Run) -> Iterator[tuple[str, str]]:
     training = run.training
     students = [model for model in models_of(run.recipe) if model.arm and not model.posthoc]
-    used = max(_training_facts(run, model).samples for model in students)
+    facts = [_training_facts(run, model) for model in students]
+    used = max(each.samples - (each.unlabelled or 0) for each in facts)
     left_out = len(training.train) - used
     yield (
         "data",
         f"{used} training samples{f' ({left_out} more left out)' if left_out else ''}; "
         f"{len(training.validation)} held out, on which no model was trained",
     )
+    if unlabelled := max(each.unlabelled or 0 for each in facts):
+        yield (
+            "unlabelled data",
+            f"{unlabelled} samples without a label, from which students learned the teacher's "
+            "probabilities at the answer position",
+        )
     for section in run.recipe.evaluate:
         if shared := run.overlap(section.name):
             yield section.name, f"{shared} of its prompts also occur in the training split"
+        if shared := run.unlabelled_overlap(section.name):
+            yield section.name, f"{shared} of its prompts also occur in the unlabelled data"
 
 
 def _notes_on_knowledge(run: Run) -> Iterator[tuple[str, str]]:

@@ -50,8 +50,10 @@ def check(run: Run, unit: Unit) -> str:
     needed = _memory(run, unit, args)
     if not trainer.is_sharded(args):
         memory.require_capacity(needed, device)
+    labelled = len(inputs.training_rows(run, unit.role, "train")) if unit.fold is None else 0
+    without = f" ({len(rows) - labelled} unlabelled)" if 0 < labelled < len(rows) else ""
     return (
-        f"{len(rows)} samples, {inputs.positions(rows)} positions, "
+        f"{len(rows)} samples{without}, {inputs.positions(rows)} positions, "
         f"{settings.epochs:g} epoch{'s' * (settings.epochs != 1)}; "
         f"{parameters / 1e6:.1f} M weights, {size(needed)} of memory for "
         "them with gradients and the optimizer's state"

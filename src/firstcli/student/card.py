@@ -275,7 +275,7 @@ _TRAINING = """
 - **Arm**: `{arm}`, which learns {source}.
 - **Base model**: {base}.
 - **Data**: task `{task}`, {samples} training samples;
-  {held_out} held out, on which no model was trained.
+  {held_out} held out, on which no model was trained.{unlabelled}
 - **Training**: {epochs}, {batch_size} sequences per step, peak learning
   rate {learning_rate:g}, seed {seed}.
 - **Licence of these weights**: unknown – fill in, and add `license` to the header of this card.
@@ -297,6 +297,11 @@ student's mass on the same tokens at the end of training.
 {arm_settings}"""
 
 
+_UNLABELLED = """
+  {} more samples have no label: of them it learned
+  the teacher's probabilities at the answer position."""
+
+
 def _training(run: Run, model: Model, facts: TrainingFacts) -> str:
     recipe = run.recipe
     arm = recipe.arms[model.arm] if model.arm else None
@@ -314,7 +319,8 @@ def _training(run: Run, model: Model, facts: TrainingFacts) -> str:
         base=without_folders(section.checkpoint) or f"new weights (family {section.family})",
         base_licence=_base_licence(run, model),
         task=recipe.train.task.name,
-        samples=facts.samples,
+        samples=facts.samples - (facts.unlabelled or 0),
+        unlabelled="" if not facts.unlabelled else _UNLABELLED.format(facts.unlabelled),
         held_out=len(run.training.validation),
         **settings.model_dump(include={"batch_size", "learning_rate"}),
         epochs=f"{settings.epochs:g} epoch{'s' * (settings.epochs != 1)}",

@@ -8,6 +8,7 @@ fits all of them, and only if no other reading that fits them all gives a differ
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -180,6 +181,12 @@ class GoldAnswer:
         answers = [GoldAnswer(self.place, part.strip(), self.choices) for part in parts]
         named = all(answer.meanings(READINGS) for answer in answers)
         return len(parts) if named and len({*parts}) == len(parts) else 1
+
+
+def is_missing(value: object) -> bool:
+    """Return whether a cell is empty, so that its question has no label; pandas writes NaN."""
+    blank = isinstance(value, str) and not value.strip()
+    return value is None or blank or (isinstance(value, float) and math.isnan(value))
 
 
 def answer_of(place: str, value: object, choices: Choices) -> GoldAnswer:

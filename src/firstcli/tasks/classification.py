@@ -26,7 +26,7 @@ from firstcli.api import (
 from firstcli.errors import UserError, did_you_mean, shortened
 from firstcli.tasks import tables
 from firstcli.tasks.codes import Tokens, chosen_codes, clash
-from firstcli.tasks.table_splits import GroupedTableOptions, TableSplits
+from firstcli.tasks.table_splits import GroupedTableOptions, TableSplits, over_files
 from firstcli.tasks.tables import TableRow, describe
 from firstcli.tasks.templates import Template, columns_of, fill, with_filled
 
@@ -50,7 +50,9 @@ class ClassificationOptions(GroupedTableOptions):
         description="column of the text, or several columns, which are joined line by line as "
         "`name: value`",
     )
-    label: str = Field("label", description="column of the label")
+    label: str = Field(
+        "label", description="column of the label; a row in which it is empty has no label"
+    )
     labels: list[str] | dict[str, str] | None = Field(
         None,
         description="the labels, or each label with a description (default: those that occur in "
@@ -140,6 +142,8 @@ class Classification(Task[ClassificationOptions]):
     def __init__(self, options: ClassificationOptions) -> None:
         super().__init__(options)
         self._table = TableSplits(options)
+        self._with_labels = self
+        """The task whose rows have labels."""
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -147,20 +151,24 @@ class Classification(Task[ClassificationOptions]):
 
     def sources(self, split: str) -> Sequence[Path]:
         """The split's files; if the labels are not listed, also those of `train`."""
-        files = self._table.files(split)
-        if self.options.labels is not None or split == "train":
-            return files
-        return tuple(dict.fromkeys((*files, *self._table.files("train"))))
+        files, labelled = self._table.files(split), self._with_labels._table.files("train")
+        return files if self.options.labels is not None else (*dict.fromkeys((*files, *labelled)),)
 
     def usage(self) -> TaskUsage:
         labels = self.options.descriptions or self._found_labels()
         return _Prompt(self.options, labels).usage([*labels])
 
     def load(self, split: str) -> Split:
-        """Return the rows that have a text and a label, in the order of the file."""
+        """Return the rows that have a text, in the order of the file; some may have no label."""
         notes: list[str] = []
         dropped: dict[str, int] = {}
-        return Split(_labelled(self._samples(split, notes, dropped), dropped), dropped, notes)
+        return Split(self._samples(split, notes, dropped), dropped, notes)
+
+    def unlabelled(self, path: Path | Sequence[Path]) -> Classification:
+        """Return the task over other files, whose labels are not read."""
+        task = Classification(over_files(self.options, path))
+        task._with_labels = self
+        return task
 
     def _samples(self, split: str, notes: list[str], dropped: dict[str, int]) -> Iterator[Sample]:
         """Yield the samples of a split; a row without a label has no answer.
@@ -179,7 +187,7 @@ class Classification(Task[ClassificationOptions]):
                 dropped["empty text"] = dropped.get("empty text", 0) + 1
                 continue
             label = self._label(row)
-            if not self._table.has_prompt(split, prompt.of(row, "")):
+            if not self._table.has_prompt(split, prompt.of(row, ""), labelled=label is not None):
                 continue
             if label is not None and label not in indices:
                 raise self._unknown(row, label, labels)
@@ -203,7 +211,8 @@ class Classification(Task[ClassificationOptions]):
     def _require_columns(self, row: TableRow) -> None:
         options = self.options
         columns = {column: "text" for column in _text_columns(options)}
-        columns[options.label] = "label"
+        if self._with_labels is self:
+            columns[options.label] = "label"
         for name in columns_of(options.prompt or ""):
             if name not in ("text", "labels"):
                 columns.setdefault(name, "prompt")
@@ -218,6 +227,8 @@ class Classification(Task[ClassificationOptions]):
 
     def _label(self, row: TableRow) -> str | None:
         """Return a row's label as text, or None if it is missing."""
+        if self._with_labels is not self:
+            return None
         value = row.value(self.options.label)
         if isinstance(value, bool):
             return str(value).lower()
@@ -240,6 +251,8 @@ class Classification(Task[ClassificationOptions]):
 
         If `test` cuts a share off, its rows count too: chance decides where a rare label ends up.
         """
+        if self._with_labels is not self:
+            return self._with_labels._found_labels()
         found: set[str] = set()
         for row in self._rows("train", []):
             if (label := self._label(row)) is not None:
@@ -277,15 +290,6 @@ class Classification(Task[ClassificationOptions]):
         answers, codes, note = _decision(options.model_copy(update=update), labels, tokens)
         update |= {"answers": answers, "codes": codes}
         return Adaptation(options.model_copy(update=update), f"{len(labels)} labels, {note}")
-
-
-def _labelled(samples: Iterator[Sample], dropped: dict[str, int]) -> Iterator[Sample]:
-    """Pass on the samples that have an answer, and count the others."""
-    for sample in samples:
-        if sample.answer is None:
-            dropped["empty label"] = dropped.get("empty label", 0) + 1
-        else:
-            yield sample
 
 
 def _order(label: str) -> tuple[bool, int, str]:

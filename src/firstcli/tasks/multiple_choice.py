@@ -25,9 +25,9 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from firstcli.api import ChoiceForm, InputField, Label, Sample, Split, Task, TaskUsage
 from firstcli.errors import UserError
 from firstcli.tasks import choices, layout, tables
-from firstcli.tasks.answers import Evidence, GoldAnswer, Reading, answer_of
+from firstcli.tasks.answers import Evidence, GoldAnswer, Reading, answer_of, is_missing
 from firstcli.tasks.choices import MAX_CHOICES, Choices
-from firstcli.tasks.table_splits import GroupedTableOptions, TableSplits
+from firstcli.tasks.table_splits import GroupedTableOptions, TableSplits, over_files
 from firstcli.tasks.tables import TableRow
 from firstcli.tasks.templates import Template, columns_of, fill, of_names, with_filled
 
@@ -62,7 +62,10 @@ class MultipleChoiceOptions(GroupedTableOptions):
     separator: str | None = Field(
         None, min_length=1, description="the text between the choices, if the column contains text"
     )
-    answer_column: str = Field("answer", description="column of the correct choice")
+    answer_column: str = Field(
+        "answer",
+        description="column of the correct choice; a row in which it is empty has no label",
+    )
     answer_file: str | None = Field(
         None,
         min_length=1,
@@ -167,6 +170,7 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
     """Questions with 2 to 26 choices each, from the user's files."""
 
     Options = MultipleChoiceOptions
+    _has_answers = True
 
     def __init__(self, options: MultipleChoiceOptions) -> None:
         super().__init__(options)
@@ -178,7 +182,7 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
 
     def sources(self, split: str) -> Sequence[Path]:
         """The split's files; with `auto`, those of all splits, which decide on the reading."""
-        if self.options.answer_as != "auto":
+        if self.options.answer_as != "auto" or not self._has_answers:
             return self._sources(split)
         others = [name for name in self.splits if name != split]
         known = [file for name in others for file in self._sources(name) if file.is_file()]
@@ -216,22 +220,30 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
         )
 
     def load(self, split: str) -> Split:
-        """Return the questions in the order of the file."""
+        """Return the questions in the order of the file; an empty answer is no label."""
         notes: list[str] = []
         return Split(self._samples(split, notes), notes=notes)
 
+    def unlabelled(self, path: Path | Sequence[Path]) -> MultipleChoice:
+        """Return the task over other files, whose answers are not read."""
+        task = MultipleChoice(over_files(self.options, path))
+        task._has_answers = False
+        return task
+
     def _samples(self, split: str, notes: list[str]) -> Iterator[Sample]:
-        readings = self._readings(split)
+        readings = self._readings(split) if self._has_answers else ()
         for row, label in self._rows(split, notes):
-            answer = self._answer(row, label)
-            sample = self._sample(row, answer.choices.texts, answer.correct(readings))
-            if self._table.has_prompt(split, sample.prompt):
+            choices, answer = self._question(row, label)
+            correct = answer.correct(readings) if answer else None
+            sample = self._sample(row, choices.texts, correct)
+            if self._table.has_prompt(split, sample.prompt, labelled=answer is not None):
                 yield sample
 
     def _readings(self, split: str) -> Sequence[Reading]:
         """Return the readings of the answers: the same for all splits.
 
         Only all answers together show how to interpret them, so every file is read once for that.
+        Empty answers show nothing.
         In the other splits, rows without a readable answer are ignored: published test sets often
         have no answers.
         """
@@ -255,7 +267,9 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
             try:
                 for row, label in self._rows(split, []):
                     try:
-                        evidence.add(self._answer(row, label))
+                        _, answer = self._question(row, label)
+                        if answer:
+                            evidence.add(answer)
                     except UserError as error:
                         first = first or error
             except UserError as error:  # the file cannot be read any further
@@ -265,17 +279,22 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
 
     def _sources(self, split: str) -> tuple[Path, ...]:
         files = self._table.files(split)
-        if not self.options.answer_file:
+        if not self._answer_name:
             return files
         return tuple(path for file in files for path in (file, self._answer_file(file)))
 
+    @property
+    def _answer_name(self) -> str | None:
+        """The option `answer_file`, unless answers are not read."""
+        return self.options.answer_file if self._has_answers else None
+
     def _answer_file(self, file: Path) -> Path:
-        return file.with_name(fill(self.options.answer_file or "", lambda _: layout.name_of(file)))
+        return file.with_name(fill(self._answer_name or "", lambda _: layout.name_of(file)))
 
     def _rows(self, split: str, notes: list[str]) -> Iterator[tuple[TableRow, TableRow]]:
         """Yield each row, and the row that contains its answer: itself, or a line beside it."""
         files = self._table.files(split)
-        if not self.options.answer_file:
+        if not self._answer_name:
             rows = self._table.rows(split, tables.read_rows(files, notes))
             yield from ((row, row) for row in rows)
             return
@@ -293,14 +312,18 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
         named.pop("choices", None)
         for column in [columns] if isinstance(columns, str) else columns:
             named[column] = "choices_column (or `choices`, if all questions have the same)"
-        return named if options.answer_file else named | {options.answer_column: "answer_column"}
+        in_column = self._has_answers and not options.answer_file
+        return named | ({options.answer_column: "answer_column"} if in_column else {})
 
-    def _answer(self, row: TableRow, label: TableRow) -> GoldAnswer:
+    def _question(self, row: TableRow, label: TableRow) -> tuple[Choices, GoldAnswer | None]:
+        """Return the choices of a row and the answer, or None if the row has no label."""
         row.require(self._columns)
-        column = self.options.answer_column
-        place = label.where if self.options.answer_file else f"{row.where}: column '{column}'"
-        value = label.value(_LINE if self.options.answer_file else column)
-        return answer_of(place, value, self._choices(row))
+        choices, column = self._choices(row), self.options.answer_column
+        if self._answer_name:
+            return choices, answer_of(label.where, label.value(_LINE), choices)
+        if not self._has_answers or is_missing(value := row.value(column)):
+            return choices, None
+        return choices, answer_of(f"{row.where}: column '{column}'", value, choices)
 
     def _choices(self, row: TableRow) -> Choices:
         column = self.options.choices_column
@@ -318,7 +341,7 @@ class MultipleChoice(Task[MultipleChoiceOptions]):
             )
         return found
 
-    def _sample(self, row: TableRow, texts: Sequence[str], answer: int) -> Sample:
+    def _sample(self, row: TableRow, texts: Sequence[str], answer: int | None) -> Sample:
         options = self.options
 
         def text_of(name: str) -> str:

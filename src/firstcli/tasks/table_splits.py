@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -90,6 +91,14 @@ class GroupedTableOptions(TableOptions):
         return fill(self.group, lambda name: _PLACES[name](file))
 
 
+OptionsT = TypeVar("OptionsT", bound=TableOptions)
+
+
+def over_files(options: OptionsT, path: Path | Sequence[Path]) -> OptionsT:
+    """Return the options for other files, all of whose rows are used."""
+    return options.model_copy(update={"path": path, "test": None, "split_column": None})
+
+
 class TableSplits:
     """Which files, and which of their rows, belong to each split."""
 
@@ -166,11 +175,19 @@ class TableSplits:
         if empty and column is not None:
             raise UserError(f"{self._path}: no row has the split '{split}' in column '{column}'")
 
-    def has_prompt(self, split: str, prompt: str) -> bool:
-        """Return whether rows with a prompt belong to a split, if a share is cut off."""
+    def has_prompt(self, split: str, prompt: str, *, labelled: bool = True) -> bool:
+        """Return whether rows with a prompt belong to a split, if a share is cut off.
+
+        Args:
+            split: the split.
+            prompt: the rows' prompt.
+            labelled: whether they have a label; rows without one all belong to `train`.
+        """
         share = self._options.test
         if share is None or split not in ("train", "test"):
             return True
+        if not labelled:
+            return split == "train"
         return (_position(prompt) < share) == (split == "test")
 
 

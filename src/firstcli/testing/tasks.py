@@ -115,14 +115,12 @@ def _check_split(task: Task[Any], split: str, where: str) -> None:
     ids = [sample.id for sample in samples if sample.id is not None]
     require(len(set(ids)) == len(ids), f"{where}: two samples have the same id")
     if task.has_candidates:
-        without, count = sum(sample.answer is None for sample in samples), len(samples)
-        problem = f"{without} of {count} samples have no right answer; only all or none may"
-        require(without in (0, count), f"{where}: {problem}")
+        count = len(samples)
         grouped = sum(sample.group is not None for sample in samples)
         problem = f"{grouped} of {count} samples have a group; only all or none may"
         require(grouped in (0, count), f"{where}: {problem}")
-        learnable = not without or split != "train"
-        require(learnable, f"{where}: samples without a right answer cannot be learned from")
+        learnable = any(sample.answer is not None for sample in samples) or split != "train"
+        require(learnable, f"{where}: no sample has a right answer, so no teacher can learn it")
 
 
 def _loaded(task: Task[Any], split: str) -> tuple[list[Sample], dict[str, int]]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from firstcli.api import BoolArray, FloatArray, IntArray, TopKRows
 from firstcli.data.encoded import counts_of, has_answer_position
 from firstcli.data.encoding import EncodedSample
-from firstcli.knowledge.store import Knowledge
+from firstcli.knowledge.store import KnowledgeSource
 from firstcli.knowledge.top_k import TopK
 from firstcli.plugins.calls import CheckedRecalibrator, Recalibrated
 from firstcli.recalibration.builtin import NoRecalibration
@@ -91,7 +91,7 @@ class Positions:
 
 
 def positions_of(
-    samples: Sequence[EncodedSample], knowledge: Knowledge, top_k: int | None = None
+    samples: Sequence[EncodedSample], knowledge: KnowledgeSource, top_k: int | None = None
 ) -> Positions:
     """Look up the knowledge of every sample, in order; `top_k` limits the tokens per position."""
     known = [topk.first(top_k or knowledge.top_k) for topk in map(knowledge.of, samples)]
@@ -99,7 +99,7 @@ def positions_of(
 
 
 def recalibrated_chunks(
-    arm: Arm, samples: Sequence[EncodedSample], knowledge: Knowledge
+    arm: Arm, samples: Sequence[EncodedSample], knowledge: KnowledgeSource
 ) -> Iterator[Positions]:
     """Yield the positions that an arm recalibrates, `CHUNK_SAMPLES` samples at a time."""
     mode = positions_mode(arm, samples)
@@ -235,7 +235,7 @@ class SoftTargetBuilder:
     arm: Arm
     recalibrator: CheckedRecalibrator
     """The arm's recalibrator, fitted."""
-    knowledge: Knowledge
+    knowledge: KnowledgeSource
     samples: Sequence[EncodedSample]
     """All training samples; batches are drawn from them."""
     task: str = ""

@@ -49,6 +49,7 @@ class Overrides:
     text: tuple[str, ...] = ()
     label: str | None = None
     task: str | None = None
+    answer_as: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,11 @@ def _check(source: Source, table: Contents, overrides: Overrides) -> None:
         raise UserError(
             f"--task {overrides.task}: unknown task{did_you_mean(overrides.task, TASKS)}; "
             f"expected {', '.join(TASKS)}"
+        )
+    if overrides.answer_as is not None and overrides.answer_as not in READINGS:
+        raise UserError(
+            f"--answer-as {overrides.answer_as}: unknown"
+            f"{did_you_mean(overrides.answer_as, READINGS)}; expected {', '.join(READINGS)}"
         )
     label = () if overrides.label is None else (("--label", overrides.label),)
     for option, name in (*(("--text", text) for text in overrides.text), *label):
@@ -426,7 +432,8 @@ class _Columns:
             name for name in self.named(_GROUPS) if name not in taken and name in self.labels()
         ]
         context = next((name for name in free if self._table.columns[name].kind == TEXT), None)
-        reading = self._reading(answer, found)
+        stated = (reading for reading in READINGS if reading == overrides.answer_as)
+        reading = next(stated, None) or self._reading(answer, found)
         group = groups[0] if groups else None
         return ChoiceQuestions(question, found, answer, reading, context, group)
 
@@ -460,9 +467,9 @@ class _Columns:
             fitting = [name for name in READINGS if name not in evidence.misfits]
             if len(fitting) > 1:
                 chosen = self._choose(
-                    f"{self._source.given}: the answers in column '{answer}' can be read as",
+                    f"{self._source.given}: how do the answers in column '{answer}' name choices?",
                     fitting,
-                    "answer_as in the recipe",
+                    "--answer-as",
                 )
                 return next(name for name in fitting if name == chosen)
         return None

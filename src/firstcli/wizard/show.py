@@ -32,29 +32,34 @@ from firstcli.wizard.source import TEST, Source
 SHOWN_LABELS = 20
 IMBALANCE = 20  # the most frequent label has this many times the rows of the rarest
 FEW_PER_LABEL = 20  # rows of a label with which a model can hardly learn it
+SHOWN_EXAMPLE = 40  # characters
 BAR = 30  # characters
 
 
 def columns_table(table: Contents) -> RichTable:
     """Return one line per column: kind, missing values, lengths and an example."""
     shown = RichTable(
-        "column",
-        "contains",
-        TableColumn("missing", justify="right"),
-        TableColumn("characters\n50 % / 95 % / all", justify="right"),
-        TableColumn("for example", overflow="ellipsis", no_wrap=True, ratio=1),
+        TableColumn("column", no_wrap=True, max_width=18),
+        TableColumn("contains", min_width=9),
+        TableColumn("missing", justify="right", no_wrap=True),
+        TableColumn("characters\n50/95/100 %", justify="right", min_width=11),
+        TableColumn("for example", overflow="fold", min_width=10),
     )
     for name, column in table.columns.items():
-        lengths = "/".join(f" {column.lengths.quantile(q):,} " for q in (0.5, 0.95, 1.0)).strip()
+        lengths = "/".join(f"{column.lengths.quantile(share):,}" for share in (0.5, 0.95, 1.0))
         missing = table.missing(name)
         shown.add_row(
             Text(printable(name)),
             described(column),
             f"{missing:,}" if missing else "",
             lengths if column.lengths.counts.total() and column.lengths.quantile(1.0) else "",
-            Text(printable(column.example)),
+            Text(_cut(printable(column.example))),
         )
     return shown
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN_EXAMPLE else f"{text[: SHOWN_EXAMPLE - 3]}..."
 
 
 def label_lines(table: Contents, label: str) -> Iterator[str]:
@@ -125,7 +130,7 @@ def _optional(guess: Guess, name: str) -> bool:
 
 def _label_findings(column: Column, name: str) -> Iterator[str]:
     counts = _counts(column)
-    raw = column.values or {}
+    raw: Mapping[str, int] = column.values or {}
     if surrounded := sum(count for value, count in raw.items() if value != value.strip()):
         yield f"{_rows(surrounded)} white space around the label, which is ignored"
     for group in variants(counts):

@@ -7,21 +7,32 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, wraps
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
+import numpy as np
 import yaml
 
 from firstcli import __version__
-from firstcli.api import ModelRef, Sample
+from firstcli.api import ModelRef, Sample, Task
 from firstcli.data import splits
 from firstcli.data.samples import Samples
-from firstcli.errors import UserError, did_you_mean
+from firstcli.data.sequences import Selected
+from firstcli.errors import UserError, did_you_mean, shortened
 from firstcli.recipe.references import ModelSection, TaskRef
-from firstcli.recipe.schema import VALIDATION, Evaluation, Recipe, Train, Training, training_of
+from firstcli.recipe.schema import (
+    TEST,
+    VALIDATION,
+    Evaluation,
+    Recipe,
+    Train,
+    Training,
+    Unlabelled,
+    training_of,
+)
 from firstcli.runtime import distributed
 from firstcli.runtime.console import Console
 from firstcli.runtime.files import suppress_read_only, write_json
@@ -31,7 +42,6 @@ from firstcli.workspace.tokenizers import Tokenizers
 from firstcli.workspace.units import Part, Role, Unit
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
 P = ParamSpec("P")
@@ -45,15 +55,23 @@ NOT_REMEMBERED = "not remembered"
 """The result of a check that could not be made yet."""
 
 
+UNLABELLED_KEY = "train.unlabelled"
+"""The recipe's key of unlabelled samples, for messages."""
+UNLABELLED_ID = "unlabelled/"
+"""Beginning of the ids of samples from `train.unlabelled.path`, whose file has its own ids."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingSplit:
-    """The training split, cut in two; no model trains on the validation part."""
+    """The training data: no model trains on `validation`, and only students on `unlabelled`."""
 
     train: Sequence[Sample]
     validation: Sequence[Sample]
+    unlabelled: Sequence[Sample] = ()
 
     def part(self, part: Part) -> Sequence[Sample]:
-        return self.validation if part == "validation" else self.train
+        parts = {"validation": self.validation, "unlabelled": self.unlabelled}
+        return parts.get(part, self.train)
 
 
 def once_per_run(function: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run, P], T]:
@@ -158,7 +176,7 @@ class Run:
         self.loaded: dict[object, object] = {}
         """Results of `once_per_run` functions."""
         self.tokenizers = Tokenizers(recipe, console, self._text)
-        self._samples: dict[str, Sequence[Sample]] = {}
+        self._samples: dict[str, Samples] = {}
         self._caches: list[Callable[[], None]] = []
         self._announced = False
 
@@ -286,9 +304,7 @@ class Run:
 
     # Data: the samples of the tasks, with ids.
 
-    def _samples_of(
-        self, ref: TaskRef, split: str, where: str, limit: int | None
-    ) -> Sequence[Sample]:
+    def _samples_of(self, ref: TaskRef, split: str, where: str, limit: int | None) -> Samples:
         """Load a split, with ids; counts of dropped and duplicate samples become warnings.
 
         Args:
@@ -302,16 +318,24 @@ class Run:
                 twice, or reading broke off.
         """
         key = _as_json([ref.name, ref.effective, split, limit])
-        if key in self._samples:
-            return self._samples[key]
-        task = ref.build()
-        if split not in task.splits:
-            raise UserError(
-                f"{where}: task '{ref.name}' has no split '{split}'"
-                f"{did_you_mean(split, task.splits)}; it has {', '.join(task.splits) or 'none'}"
-            )
-        source = f"{where}: split '{split}' of task '{ref.name}'"
-        with self.console.status(f"reading split '{split}' of task '{ref.name}'"):
+        if key not in self._samples:
+            task = ref.build()
+            if split not in task.splits:
+                advice = f"; {ref.advice_on_test_split}name one of these with `split:`"
+                raise UserError(
+                    f"{where}: task '{ref.name}' has no split '{split}'"
+                    f"{did_you_mean(split, task.splits)}; it has {', '.join(task.splits) or 'none'}"
+                    f"{advice if split == TEST else ''}"
+                )
+            self._samples[key] = self._read(task, ref.name, split, where, limit)
+        return self._samples[key]
+
+    def _read(
+        self, task: Task[Any], name: str, split: str, where: str, limit: int | None
+    ) -> Samples:
+        """Read a split of a task; see `_samples_of`."""
+        source = f"{where}: split '{split}' of task '{name}'"
+        with self.console.status(f"reading split '{split}' of task '{name}'"):
             with _interruption_reported(source, 0):
                 loaded = task.load(split)
             rows = self._with_progress(loaded.samples, source)
@@ -334,7 +358,6 @@ class Run:
                 f"{where}: {repeated} rows of split '{split}' repeat the prompt and response of an "
                 "earlier row"
             )
-        self._samples[key] = samples
         return samples
 
     def _with_progress(self, samples: Iterable[Sample], source: str) -> Iterator[Sample]:
@@ -353,19 +376,97 @@ class Run:
 
     @cached_property
     def training(self) -> TrainingSplit:
-        """The training split, cut by the hash of each prompt."""
-        return self._training_split(self.training_task)
+        """The training data: the labelled rows cut by the hash of each prompt, and the others."""
+        cut = self._training_split(self.training_task)
+        return replace(cut, unlabelled=self._unlabelled(self.training_task, cut))
 
     def _training_split(self, ref: TaskRef) -> TrainingSplit:
+        """Cut the labelled samples of the training split."""
         section = self.recipe.train
         samples = self._samples_of(ref, "train", "train.task", section.limit)
-        training = TrainingSplit(*splits.cut_validation(samples, section.validation))
-        if not training.train:
+        labelled: Sequence[Sample] = samples
+        if samples.unanswered.any():
+            labelled = Selected(samples, np.flatnonzero(~samples.unanswered))
+        if not labelled:
             raise UserError(
-                f"train.validation: {section.validation} of {len(samples)} rows leaves none to "
+                "train.task: no row of the training split has a label; label some: recalibrators "
+                "are fitted on them, and a teacher is fine-tuned on them"
+            )
+        train, validation = splits.cut_validation(labelled, section.validation)
+        if not train:
+            raise UserError(
+                f"train.validation: {section.validation} of {len(labelled)} rows leaves none to "
                 "train on; lower it"
             )
-        return training
+        return TrainingSplit(train, validation)
+
+    def _unlabelled(self, ref: TaskRef, labelled: TrainingSplit) -> Sequence[Sample]:
+        """Return the unlabelled samples: those of the training split, then those of the files.
+
+        Left out are those whose prompt also has a label: it is learned with its label, or held out
+        so that no model is trained on it.
+
+        Args:
+            ref: the training task.
+            labelled: the samples with a label.
+        """
+        section, limit = self.recipe.train.unlabelled or Unlabelled(), self.recipe.train.limit
+        samples = self._samples_of(ref, "train", "train.task", limit)
+        parts: list[Iterable[Sample]] = [Selected(samples, np.flatnonzero(samples.unanswered))]
+        if section.path is not None and section.limit != 0:
+            parts.append(self._without_labels(ref, section.path, section.limit))
+        found = Samples(islice(chain(*parts), section.limit), self.folder)
+        if not found:
+            return ()
+        if not self._has_teacher_arm:
+            self.console.warn(
+                f"{UNLABELLED_KEY}: {len(found)} rows without a label are not used, because no arm "
+                "learns from a teacher"
+            )
+            return ()
+        with_label = splits.prompt_digests(chain(labelled.train, labelled.validation))
+        known = splits.among(found, with_label)
+        if known.any():
+            self.console.warn(
+                f"{UNLABELLED_KEY}: {known.sum()} of {len(found)} unlabelled rows are left out, "
+                "because their prompts also occur with a label"
+            )
+        unlabelled = Selected(found, np.flatnonzero(~known))
+        ids = {sample.id for sample in unlabelled if str(sample.id).startswith(UNLABELLED_ID)}
+        if ids and (repeated := [s.id for s in samples if s.id in ids]):
+            raise UserError(
+                f"train.task: sample ids such as {shortened([str(id) for id in repeated], 3)} are "
+                f"also given to rows of {UNLABELLED_KEY}.path; rename them"
+            )
+        return unlabelled
+
+    def _without_labels(
+        self, ref: TaskRef, path: Path | Sequence[Path], limit: int | None
+    ) -> Iterator[Sample]:
+        """Yield the samples of unlabelled files, with ids that the training split does not use."""
+        where = f"{UNLABELLED_KEY}.path"
+        for sample in self._read(ref.build_unlabelled(path), ref.name, "train", where, limit):
+            yield replace(
+                sample, id=f"{UNLABELLED_ID}{sample.id}", response="", answer=None, truth=None
+            )
+
+    @property
+    def _has_teacher_arm(self) -> bool:
+        return any(arm.learn == "knowledge" for arm in self.recipe.arms.values())
+
+    def state_unlabelled(self) -> None:
+        """State in the recipe that the training split has rows without a label, if it has some.
+
+        Units follow from the recipe alone. What students learn of such rows is a unit.
+        """
+        train = self.recipe.train
+        usable = self._has_teacher_arm and train.task.plugin.has_candidates
+        if train.unlabelled or not usable:
+            return
+        with suppress(UserError):  # a mistake in the data, which the checks report
+            if self.part_content("unlabelled"):
+                stated = train.model_copy(update={"unlabelled": Unlabelled()})
+                self.recipe = self.recipe.model_copy(update={"train": stated})
 
     def _evaluation(self, name: str) -> Evaluation:
         return next(section for section in self.recipe.evaluate if section.name == name)
@@ -382,38 +483,77 @@ class Run:
         return questions
 
     def evaluation_samples(self, name: str) -> Sequence[Sample]:
+        """Return the questions of an evaluation; those without a label are left out.
+
+        If no question has a label, none is left out.
+        """
         if name == VALIDATION:
             return self._validation_questions
         section = self._evaluation(name)
         where = f"evaluate '{name}'"
         task = self.evaluation_task(name)
-        return self._samples_of(task, section.split, where, section.limit)
+        samples = self._samples_of(task, section.split, where, section.limit)
+        without = samples.unanswered
+        if not without.any() or without.all():
+            return samples
+        return self._labelled(samples, where)
+
+    @once_per_run
+    def _labelled(self, samples: Samples, where: str) -> Sequence[Sample]:
+        """Return the samples with a label; warn of the others."""
+        count = int(samples.unanswered.sum())
+        self.console.warn(
+            f"{where}: {count} of {len(samples)} rows are left out, because they have no label"
+        )
+        return Selected(samples, np.flatnonzero(~samples.unanswered))
 
     def overlap(self, name: str) -> int:
         """Count the prompts of an evaluation that also occur in the training split."""
         return splits.overlap(self._trained_prompts, self.evaluation_samples(name))
+
+    def unlabelled_overlap(self, name: str) -> int:
+        """Count the prompts of an evaluation that also occur among the unlabelled samples."""
+        return splits.overlap(self._unlabelled_prompts, self.evaluation_samples(name))
 
     @cached_property
     def _trained_prompts(self) -> npt.NDArray[np.uint64]:
         """Digests of all prompts of the training split, with which each evaluation is compared."""
         return splits.prompt_digests(chain(self.training.train, self.training.validation))
 
+    @cached_property
+    def _unlabelled_prompts(self) -> npt.NDArray[np.uint64]:
+        return splits.prompt_digests(self.training.unlabelled)
+
     # The content of the data, which fingerprints cover.
 
     def part_content(self, part: Part) -> str:
-        """Return a digest of one part of the training split."""
-        return self._part_contents["validation" if part == "validation" else "train"]
+        """Return a digest of one part of the training data; empty if it has no samples."""
+        return self._part_contents["train" if part == "out-of-fold" else part]
 
     @cached_property
     def _part_contents(self) -> dict[str, str]:
         section = self.recipe.train
 
         def make() -> dict[str, str]:
-            parts: tuple[Part, ...] = ("train", "validation")
-            return {part: splits.content_digest(self.training.part(part)) for part in parts}
+            digests = {
+                part: splits.content_digest(self.training.part(part))
+                for part in ("train", "validation")
+            }
+            unlabelled = self.training.unlabelled
+            return digests | {"unlabelled": splits.content_digest(unlabelled) if unlabelled else ""}
 
-        what = f"training split, {section.validation} of it for validation{_of_first(section)}"
-        return self._content(what, self.training_task, "train", make)
+        what = f"training data, {section.validation} of it for validation{_of_first(section)}"
+        ref = self.training_task
+        source = self._source(ref, "train")
+        if section.unlabelled:
+            what += f", {section.unlabelled.model_dump_json()}"
+            if (path := section.unlabelled.path) is not None:
+                more = self._source(ref, "train", ref.build_unlabelled(path))
+                if source is not None and more is not None:
+                    source |= {f"unlabelled {key}": value for key, value in more.items()}
+                else:
+                    source = None
+        return self._remembered(what, source, make)
 
     @cached_property
     def text_content(self) -> str | None:
@@ -447,14 +587,27 @@ class Run:
         self, what: str, ref: TaskRef, split: str, make: Callable[[], dict[str, str]]
     ) -> dict[str, str]:
         """Return digests of a split, remembered as long as its source does not change."""
-        source = self._source(ref, split)
-        return (
-            make() if source is None else self.memory.recall(f"content of the {what}", source, make)
-        )
+        return self._remembered(what, self._source(ref, split), make)
 
-    def _source(self, ref: TaskRef, split: str) -> dict[str, str] | None:
-        """Return what identifies a split's content; None if only reading the split can tell."""
-        task = ref.build()
+    def _remembered(
+        self, what: str, source: dict[str, str] | None, make: Callable[[], dict[str, str]]
+    ) -> dict[str, str]:
+        """Return digests of data, remembered as long as their sources do not change."""
+        if source is None:
+            return make()
+        return self.memory.recall(f"content of the {what}", source, make)
+
+    def _source(
+        self, ref: TaskRef, split: str, task: Task[Any] | None = None
+    ) -> dict[str, str] | None:
+        """Return what identifies a split's content; None if only reading the split can tell.
+
+        Args:
+            ref: the task.
+            split: the split.
+            task: the task over other files, if not over its own.
+        """
+        task = task or ref.build()
         files = task.sources(split) if split in task.splits else None
         if files is None or not all(file.is_file() for file in files):
             return None

@@ -18,9 +18,9 @@ from firstcli.workspace.artifacts import Artifact
 if TYPE_CHECKING:
     from firstcli.recipe.schema import Arm, Recipe
 
-Part = Literal["train", "validation", "out-of-fold"]
-"""A part of the training split. `out-of-fold` holds the samples of `train`; its knowledge comes
-from teachers that were not trained on them."""
+Part = Literal["train", "validation", "out-of-fold", "unlabelled"]
+"""A part of the training data. `out-of-fold` holds the samples of `train`; its knowledge comes
+from teachers that were not trained on them. `unlabelled` holds the samples without a label."""
 Role = Literal["teacher", "student"]
 
 
@@ -130,6 +130,15 @@ def part_of(recipe: Recipe, arm: Arm) -> Part:
     """Return the part whose knowledge an arm learns from."""
     folded = recipe.knowledge.folds is not None if arm.out_of_fold is None else arm.out_of_fold
     return "out-of-fold" if folded else "train"
+
+
+def learns_unlabelled(recipe: Recipe, arm: Arm) -> bool:
+    """Return whether an arm learns the teacher's probabilities of unlabelled samples.
+
+    A run states in its recipe whether there are such samples (`Run.state_unlabelled`).
+    """
+    section = recipe.train.unlabelled
+    return arm.learn == "knowledge" and section is not None and section.limit != 0
 
 
 def needs_fit(arm: Arm) -> bool:
