@@ -178,7 +178,7 @@ def _print_version(requested: bool) -> None:
 
 _EXPORT_HELP = (
     "Write a plain Hugging Face folder: transformers, vLLM or llama.cpp then show calibrated "
-    "probabilities by themselves. Example: first export runs/quickstart student --arm 'distill + T'"
+    "probabilities by themselves."
 )
 _SOURCE_HELP = "A run folder, such as runs/quickstart, or a student's folder."
 _SAMPLING_HELP = "Fold a temperature although it changes how free text is sampled."

@@ -24,7 +24,6 @@ from firstcli.metrics.records import EvalRecords
 from firstcli.student.load import load_student
 from firstcli.student.usage import read_usage
 from firstcli.tasks.known_world import KnownWorld, KnownWorldOptions
-from firstcli.workspace.units import Model, export_command
 from support import command_line
 from support.checkpoints import edit
 from support.command_line import first
@@ -252,13 +251,6 @@ def test_a_damaged_student_is_refused(run: Path, tmp_path: Path) -> None:
     weights = other / "students" / "plain" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
     refused(other, tmp_path / "out", "--arm", "plain").mistake("model.safetensors is damaged")
-
-
-def test_the_command_for_reports_can_be_pasted() -> None:
-    command = export_command(Path("runs/a b"), Model("distill", 3, posthoc=True))
-    assert command == (
-        "first export 'runs/a b' exported/distill@3-calibrated --arm 'distill@3 + T'"
-    )
 
 
 # The hub, with a fake in its place.

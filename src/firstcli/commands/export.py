@@ -11,7 +11,7 @@ from firstcli.api import Dtype
 from firstcli.errors import UserError
 from firstcli.export import gguf as conversion
 from firstcli.export import hub as uploads
-from firstcli.export.source import Source, check_target, find
+from firstcli.export.source import ExportSource, check_target, find
 from firstcli.runtime.console import Console, size
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _check_options(options: ExportOptions) -> None:
         check_target(options.lm_eval, options.source, "--lm-eval ")
 
 
-def _check_sampling(source: Source, options: ExportOptions) -> None:
+def _check_sampling(source: ExportSource, options: ExportOptions) -> None:
     generates = source.usage.kind == "instruction"
     if generates and source.temperature is not None and not options.change_sampling:
         raise UserError(
@@ -94,7 +94,7 @@ def _check_sampling(source: Source, options: ExportOptions) -> None:
         )
 
 
-def _export(source: Source, options: ExportOptions, console: Console) -> dict[str, Any]:
+def _export(source: ExportSource, options: ExportOptions, console: Console) -> dict[str, Any]:
     from firstcli.export import check, folder
 
     with folder.new_folder(options.target) as work:
@@ -152,7 +152,9 @@ def _findings(checked: SelfCheck, dtype: str) -> list[str]:
     return lines
 
 
-def _write_tasks(source: Source, options: ExportOptions, console: Console) -> list[dict[str, Any]]:
+def _write_tasks(
+    source: ExportSource, options: ExportOptions, console: Console
+) -> list[dict[str, Any]]:
     from transformers import AutoTokenizer
 
     from firstcli.export.harness import write_tasks
@@ -173,7 +175,7 @@ def _write_tasks(source: Source, options: ExportOptions, console: Console) -> li
     return [asdict(task) for task in tasks]
 
 
-def _measured(source: Source, file: Path, kind: str, console: Console) -> dict[str, Any]:
+def _measured(source: ExportSource, file: Path, kind: str, console: Console) -> dict[str, Any]:
     """Measure a GGUF file on the same questions, where that is possible."""
     from firstcli.export import check
 
@@ -193,7 +195,7 @@ def _measured(source: Source, file: Path, kind: str, console: Console) -> dict[s
     return {"file": str(file), "type": kind, "check": asdict(checked)}
 
 
-def _upload(source: Source, options: ExportOptions, console: Console) -> dict[str, Any]:
+def _upload(source: ExportSource, options: ExportOptions, console: Console) -> dict[str, Any]:
     assert options.hub
     files = {file.name: file.stat().st_size for file in sorted(options.target.iterdir())}
     if options.dry_run:

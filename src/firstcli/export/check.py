@@ -25,7 +25,7 @@ from firstcli import metrics
 from firstcli.api import Dtype, FloatArray
 from firstcli.data.encoding import EncodedQuestion, Encoding, encode_questions
 from firstcli.errors import UserError
-from firstcli.export.source import Source
+from firstcli.export.source import ExportSource
 from firstcli.metrics.records import EvalRecords
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Model, records_path
@@ -133,7 +133,7 @@ def answers(model: PreTrainedModel, questions: Sequence[EncodedQuestion]) -> Eva
     )
 
 
-def check(folder: Path, source: Source, dtype: Dtype) -> SelfCheck:
+def check(folder: Path, source: ExportSource, dtype: Dtype) -> SelfCheck:
     """Compare an exported folder with the run's records, or with the original weights.
 
     Args:
@@ -188,7 +188,7 @@ def _compared(found: EvalRecords, known: HeldOut) -> SelfCheck:
     )
 
 
-def check_gguf(file: Path, source: Source) -> SelfCheck:
+def check_gguf(file: Path, source: ExportSource) -> SelfCheck:
     """Measure a GGUF file with transformers, which turns its weights back into float32.
 
     Args:
@@ -209,13 +209,13 @@ def check_gguf(file: Path, source: Source) -> SelfCheck:
     return _compared(answers(model, known.questions), known)
 
 
-def recorded_name(source: Source, known: HeldOut) -> Path:
+def recorded_name(source: ExportSource, known: HeldOut) -> Path:
     """Return the file of the answers that an export is compared with."""
     assert source.run and source.model
     return records_path(source.run.folder, known.evaluation, source.model)
 
 
-def _originals(source: Source, known: HeldOut) -> FloatArray:
+def _originals(source: ExportSource, known: HeldOut) -> FloatArray:
     """Return the confidences of the original weights, divided by T outside the model."""
     original, _ = load_plain(source.folder, dtype=torch.float32)
     plain = answers(original, known.questions).log_probs / (source.temperature or 1.0)
@@ -224,7 +224,7 @@ def _originals(source: Source, known: HeldOut) -> FloatArray:
 
 
 def _check_texts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: Source, dtype: Dtype
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: ExportSource, dtype: Dtype
 ) -> SelfCheck:
     """Compare the probabilities of all next tokens in some texts with the original weights."""
     original, own = load_plain(source.folder, dtype=torch.float32)

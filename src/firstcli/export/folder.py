@@ -16,7 +16,7 @@ from firstcli.api import Dtype
 from firstcli.checkpoints.folder import INDEX, READ_SUFFIXES, WEIGHTS, read_json
 from firstcli.checkpoints.loading import load_complete
 from firstcli.export.fold import Fold, fold
-from firstcli.export.source import Source
+from firstcli.export.source import ExportSource
 from firstcli.models import inference
 from firstcli.runtime.files import sync, write_text
 from firstcli.student.card import CARD, FIGURE, card, read_parts
@@ -55,7 +55,7 @@ def new_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def write_model(source: Source, folder: Path, dtype: Dtype | None) -> Written:
+def write_model(source: ExportSource, folder: Path, dtype: Dtype | None) -> Written:
     """Write weights, configuration and tokenizer; the temperature is folded in float32.
 
     Args:
@@ -81,7 +81,7 @@ def write_model(source: Source, folder: Path, dtype: Dtype | None) -> Written:
     return Written(chosen, folded)
 
 
-def _describe(source: Source, folder: Path) -> None:
+def _describe(source: ExportSource, folder: Path) -> None:
     """Write `firstcli.json` and the model card, with the figure if it shows this model."""
     usage = source.exported_usage
     shows_this_model = (source.temperature is not None) == (source.usage.posthoc is not None)

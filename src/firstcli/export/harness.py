@@ -22,7 +22,7 @@ from firstcli.data.encoding import EncodedQuestion, Encoding, encode_questions
 from firstcli.errors import UserError
 from firstcli.export import lm_eval_hook
 from firstcli.export.folder import new_folder
-from firstcli.export.source import Source
+from firstcli.export.source import ExportSource
 from firstcli.metrics.records import EvalRecords
 from firstcli.workspace.run import Run, as_yaml
 from firstcli.workspace.units import records_path
@@ -42,7 +42,7 @@ class HarnessTask:
 
 
 def write_tasks(
-    source: Source, tokenizer: PreTrainedTokenizerBase, target: Path
+    source: ExportSource, tokenizer: PreTrainedTokenizerBase, target: Path
 ) -> list[HarnessTask]:
     """Write one task per evaluation into a new folder.
 

@@ -22,7 +22,7 @@ RECIPE = "recipe.yaml"
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ExportSource:
     """A trained model, and the temperature that the export folds into it."""
 
     folder: Path
@@ -55,7 +55,7 @@ class Source:
         return usage.model_copy(update={**without, "numbers": usage.raw_numbers})
 
 
-def find(path: Path, arm: str | None, console: Console) -> Source:
+def find(path: Path, arm: str | None, console: Console) -> ExportSource:
     """Find the model that `first export` exports.
 
     Args:
@@ -100,7 +100,7 @@ def _models_of_folder(usage: Usage) -> list[Model]:
     return [Model(arm, usage.seed, posthoc) for posthoc in (False, usage.posthoc is not None)]
 
 
-def _of_run(run: Run, arm: str | None) -> Source:
+def _of_run(run: Run, arm: str | None) -> ExportSource:
     models = {model.name: model for model in models_of(run.recipe)}
     model = _chosen(models, arm, run.folder)
     folder = model_folder(run, model)
@@ -108,9 +108,9 @@ def _of_run(run: Run, arm: str | None) -> Source:
     return _source(folder, read_usage(folder), model, run)
 
 
-def _source(folder: Path, usage: Usage, model: Model, run: Run | None = None) -> Source:
+def _source(folder: Path, usage: Usage, model: Model, run: Run | None = None) -> ExportSource:
     temperature = _temperature(usage, model, folder) if model.posthoc else None
-    return Source(folder, usage, model.title, temperature, run, model)
+    return ExportSource(folder, usage, model.title, temperature, run, model)
 
 
 def _chosen(models: Mapping[str, Model], arm: str | None, folder: Path) -> Model:

@@ -6,7 +6,6 @@ units of a recipe; with several seeds, an arm has several models and therefore s
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,12 +117,6 @@ def records_path(folder: Path, evaluation: str, model: Model) -> Path:
 def calibration_path(folder: Path, name: str) -> Path:
     """Return the file of a fitted recalibrator in a run folder; `name` is an arm's or a model's."""
     return folder / f"calibration/{name}.json"
-
-
-def export_command(folder: Path, model: Model) -> str:
-    """Return the command that exports a model of a run folder, for reports and messages."""
-    target = f"exported/{model.trained}{'-calibrated' if model.posthoc else ''}"
-    return shlex.join(["first", "export", str(folder), target, "--arm", model.title])
 
 
 def part_of(recipe: Recipe, arm: Arm) -> Part:
