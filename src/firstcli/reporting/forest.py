@@ -62,7 +62,8 @@ def drawing(data: ReportData, evaluation: str, reference: str) -> style.Drawing 
     by_metric = {metric: found for metric, found in by_metric.items() if found}
     if not by_metric:
         return None
-    ends = [e for found in by_metric.values() for v in found.values() for e in (v.low, v.high)]
+    every = [lead for found in by_metric.values() for lead in found.values()]
+    ends = [end for lead in every for end in (lead.low, lead.high, *(lead.seeds or ()))]
     span = (min(0.0, *ends), max(0.0, *ends))
     look = style.looks(data.rows)
     panels = [_panel(found, metric, reference, look, span) for metric, found in by_metric.items()]
