@@ -54,7 +54,9 @@ def test_a_run_and_an_arm_name_the_student(classifier: TrainedRun) -> None:
     direct = first("predict", classifier.folder, TEXTS[0])
     for args in ((classifier.run,), (classifier.run, "--arm", "plain + T")):
         assert first("predict", *args, TEXTS[0]).out == direct.out
-    assert first("predict", classifier.folder, "--raw", TEXTS[0]).out != direct.out
+    raw = first("predict", classifier.folder, "--raw", TEXTS[0])
+    assert raw.out != direct.out
+    assert first("predict", classifier.run, "--arm", "plain", TEXTS[0]).out == raw.out
 
 
 @pytest.mark.parametrize(
@@ -126,6 +128,10 @@ def test_a_target_accuracy_needs_validation_answers(
 
     promised = threshold_for(np.array(confidence), np.array(correct), 0.9)
     assert promised is not None and threshold_of(usage, 0.9) == promised.threshold
+    with pytest.raises(UserError, match="no answers to validation questions"):
+        threshold_of(usage, 0.9, raw=True)
+    raw_usage = student.usage.model_copy(update={"raw_validation": answers})
+    assert threshold_of(raw_usage, 0.9, raw=True) == promised.threshold
     with pytest.raises(UserError, match="no confidence promises this accuracy"):
         threshold_of(usage, 0.9999)
     stored = (AnswerThreshold(target_accuracy=0.9, threshold=0.42),)

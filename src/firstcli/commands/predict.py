@@ -138,11 +138,7 @@ def _settings(
     if not generates and max_new_tokens is not None:
         raise UserError("--max-new-tokens: this student chooses an answer and writes no text")
     if target_accuracy is not None:
-        if raw and usage.posthoc is not None:
-            raise UserError(
-                "--target-accuracy: its threshold is for recalibrated answers, not --raw"
-            )
-        abstain_below = threshold_of(usage, target_accuracy)
+        abstain_below = threshold_of(usage, target_accuracy, raw=raw)
     return OutputSettings(top, abstain_below, max_new_tokens or MAX_NEW_TOKENS, batch_size)
 
 

@@ -352,7 +352,15 @@ def student_identity(folder: Path, usage: Usage, *, raw: bool) -> str:
     """
     answers = usage.model_dump(
         mode="json",
-        exclude={"numbers", "raw_numbers", "validation", "thresholds", "source", "firstcli"},
+        exclude={
+            "numbers",
+            "raw_numbers",
+            "validation",
+            "raw_validation",
+            "thresholds",
+            "source",
+            "firstcli",
+        },
     )
     if raw:
         answers.pop("posthoc")

@@ -28,9 +28,9 @@ def find_student(source: Path, arm: str | None = None, run_dir: Path | None = No
 
     Args:
         source: a student's folder, a run folder, or a recipe.
-        arm: the arm, for a run folder or recipe; `NAME + T` and `NAME` are the same folder, and
-            `NAME@SEED` is one of several seeds. None chooses what the report recommends, or the
-            only student.
+        arm: a row of the report's tables, for a run folder or recipe: `NAME + T` with the post-hoc
+            recalibrator, `NAME` without; `NAME@SEED` is one of several seeds. None chooses what
+            the report recommends, or the only student.
         run_dir: the run folder of a recipe, if it is not `runs/NAME`.
 
     Raises:
@@ -42,11 +42,11 @@ def find_student(source: Path, arm: str | None = None, run_dir: Path | None = No
                 f"--arm {arm}: {source} is the folder of '{read_usage(source).arm}'; leave --arm "
                 "out, or give the run folder"
             )
-        return Choice(source)
+        return _with_or_without(source, arm) if arm else Choice(source)
     run = _run_folder(source, run_dir)
     students = _students(run)
     if arm is not None:
-        return Choice(_of_arm(run, students, arm))
+        return _with_or_without(_of_arm(run, students, arm), arm)
     if (shipped := _recommended(run)) is not None:
         return shipped
     if len(students) == 1:
@@ -88,6 +88,15 @@ def _students(run: Path) -> dict[str, Path]:
         for folder in folders
         if not folder.name.startswith(".") and (folder / FILE).is_file()
     }
+
+
+def _with_or_without(folder: Path, arm: str) -> Choice:
+    """Return the student with its recalibrator, or without if the arm does not name that."""
+    if arm == _plain(arm):
+        return Choice(folder, raw=True)
+    if read_usage(folder).posthoc is None:
+        raise UserError(f"--arm {arm}: '{_plain(arm)}' has no post-hoc recalibrator; leave out + T")
+    return Choice(folder)
 
 
 def _plain(arm: str) -> str:

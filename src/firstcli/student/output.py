@@ -123,21 +123,24 @@ def check_columns(
         )
 
 
-def threshold_of(usage: Usage, target: float) -> float:
+def threshold_of(usage: Usage, target: float, *, raw: bool = False) -> float:
     """Return the confidence from which a student's answers reach a target accuracy.
 
     Args:
         usage: how the student is used.
         target: least share of right answers.
+        raw: whether the post-hoc recalibrator is left out.
 
     Raises:
         UserError: the folder has neither the threshold nor the validation answers, or no threshold
             reaches the target.
     """
-    for stored in usage.thresholds:
+    raw = raw and usage.posthoc is not None
+    for stored in () if raw else usage.thresholds:
         if stored.target_accuracy == target:
             return _reached(stored.threshold, target)
-    if usage.validation is None:
+    answers = usage.raw_validation if raw else usage.validation
+    if answers is None:
         raise UserError(
             f"--target-accuracy {target:g}: the student's folder has no answers to validation "
             f"questions, from which the threshold is chosen; run `first report RECIPE "
@@ -147,8 +150,8 @@ def threshold_of(usage: Usage, target: float) -> float:
 
     from firstcli.metrics.thresholds import threshold_for
 
-    confidence = np.array(usage.validation.confidence)
-    promised = threshold_for(confidence, np.array(usage.validation.correct), target)
+    confidence = np.array(answers.confidence)
+    promised = threshold_for(confidence, np.array(answers.correct), target)
     return _reached(None if promised is None else promised.threshold, target)
 
 

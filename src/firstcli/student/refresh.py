@@ -154,6 +154,7 @@ def usage_of(run: Run, model: Model, results: Results) -> Usage:
         confidence=recipe.metrics.confidence,
         posthoc=posthoc,
         validation=_validation(run, with_posthoc if posthoc else model, results),
+        raw_validation=_validation(run, model, results) if posthoc else None,
         numbers=dict(_numbers(run, with_posthoc, results)) if posthoc else plain,
         raw_numbers=plain if posthoc else {},
     )

@@ -32,7 +32,7 @@ class ValidationAnswers(UsageForm):
     """The student's answers to the validation part, from which thresholds are chosen."""
 
     confidence: tuple[float, ...]
-    """The confidence that `first predict` shows: among the candidates, with `posthoc`."""
+    """The confidence that `first predict` shows: among the candidates."""
     correct: tuple[bool, ...]
     true_probability: tuple[float, ...] = ()
     """The probability of the right candidate, from which prediction sets are made."""
@@ -97,6 +97,9 @@ class Usage(TaskUsage):
     folded: FoldedTemperature | None = None
     """The temperature that `first export` has folded into the weights, if it has."""
     validation: ValidationAnswers | None = None
+    """The answers with `posthoc`, if there is one."""
+    raw_validation: ValidationAnswers | None = None
+    """The answers without `posthoc`; None if there is none."""
     thresholds: tuple[AnswerThreshold, ...] = ()
     numbers: dict[str, EvaluationNumbers] = Field(default_factory=dict)
     """By evaluation: of the answers with `posthoc`, if there is one."""
