@@ -390,7 +390,12 @@ _JUDGE_HELP = (
 )
 _PLAN_HELP = "Show what would run, how large it is, and whether it can work."
 _PLUGINS_HELP = "List every family, task and recalibrator; with NAME, show one and its options."
-_PLUGIN = typer.Argument(None, metavar="NAME", help="A plugin to describe; omit it to list all.")
+_PLUGIN = typer.Argument(
+    None,
+    metavar="NAME",
+    help="A plugin to describe; omit it to list all.",
+    autocompletion=completion.plugins,
+)
 _CHECK_HELP = "Import each plugin, check the contract of other packages' plugins, report errors."
 _CHECK = _option("check", bool, False, _CHECK_HELP)
 _add_command("init", _INIT_HELP, _init, INIT | FROM_DATA)

@@ -100,11 +100,7 @@ def findings(source: Source, table: Contents, guess: Guess) -> Iterator[str]:
         UserError: a row is malformed.
     """
     for name in (*guess.texts, guess.label):
-        if (
-            name in table.columns
-            and (missing := table.missing(name))
-            and not _optional(guess, name)
-        ):
+        if (missing := table.missing(name)) and not _optional(guess, name):
             yield f"{_rows(missing)} nothing in column '{printable(name)}'"
     if isinstance(guess, LabelledTexts):
         yield from _label_findings(table.columns[guess.label], guess.label)

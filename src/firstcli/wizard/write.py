@@ -79,6 +79,8 @@ def _head(source: Source, table: Contents, guess: Guess) -> Iterator[str]:
     yield "#"
     yield "#   first plan recipe.yaml      what would run, and whether it can work"
     yield "#   first report recipe.yaml    train, evaluate and compare all models"
+    if isinstance(guess, LabelledTexts):
+        yield f'#   first predict runs/{source.name} "..."    answer a new text'
     yield ""
 
 
