@@ -17,7 +17,7 @@ from firstcli.recipe.load import load_recipe
 from firstcli.tasks.tables import TableRow
 from firstcli.wizard.guess import ChoiceQuestions, Guess, LabelledTexts, Responses
 from firstcli.wizard.look import Contents, look
-from firstcli.wizard.source import Source
+from firstcli.wizard.source import DataSource
 from firstcli.wizard.write import DEFAULT_MODELS, Models, recipe_text
 
 CELL = {"text": "some text", "label": "a", "A": "x", "B": "y", "q": "Which?", "more": "also text"}
@@ -36,7 +36,7 @@ def written(
     folder: Path | None = None,
     others: dict[str, Any] | None = None,
 ) -> str:
-    source = Source(path, path, (path,), others or {})
+    source = DataSource(path, path, (path,), others or {})
     return recipe_text(source, table or contents(), guess, models, folder)
 
 

@@ -29,7 +29,7 @@ from firstcli.wizard.look import (
     Column,
     Contents,
 )
-from firstcli.wizard.source import Source
+from firstcli.wizard.source import DataSource
 
 TASKS = ("classification", "multiple-choice", "instruction")
 SAMPLE_ROWS = 200  # whose choices are parsed
@@ -133,7 +133,7 @@ _IDS = re.compile(
 _TIMES = re.compile(r".*(?:date|time|timestamp|created|updated|_at)", re.IGNORECASE)
 
 
-def guess(source: Source, table: Contents, overrides: Overrides, choose: Choose) -> Guess:
+def guess(source: DataSource, table: Contents, overrides: Overrides, choose: Choose) -> Guess:
     """Say which task suits a table and which columns it uses.
 
     Args:
@@ -156,7 +156,7 @@ def guess(source: Source, table: Contents, overrides: Overrides, choose: Choose)
     return columns.labelled_texts(overrides)
 
 
-def _check(source: Source, table: Contents, overrides: Overrides) -> None:
+def _check(source: DataSource, table: Contents, overrides: Overrides) -> None:
     if overrides.task is not None and overrides.task not in TASKS:
         raise UserError(
             f"--task {overrides.task}: unknown task{did_you_mean(overrides.task, TASKS)}; "
@@ -197,7 +197,7 @@ def _task(columns: _Columns, overrides: Overrides) -> str:
 class _Columns:
     """The roles that the columns of one table can have."""
 
-    def __init__(self, source: Source, table: Contents, choose: Choose) -> None:
+    def __init__(self, source: DataSource, table: Contents, choose: Choose) -> None:
         self._source, self._table, self._choose = source, table, choose
         self._rows = list(islice(source.rows(), SAMPLE_ROWS))
         self._folded = {name.casefold(): name for name in reversed(list(table.columns))}

@@ -27,7 +27,7 @@ from firstcli.wizard.look import (
     repeats,
     variants,
 )
-from firstcli.wizard.source import TEST, Source
+from firstcli.wizard.source import TEST, DataSource
 
 SHOWN_LABELS = 20
 IMBALANCE = 20  # the most frequent label has this many times the rows of the rarest
@@ -93,7 +93,7 @@ def _reading(guess: Guess) -> str:
             return f"instruction: prompt {texts}, response `{guess.label}`"
 
 
-def findings(source: Source, table: Contents, guess: Guess) -> Iterator[str]:
+def findings(source: DataSource, table: Contents, guess: Guess) -> Iterator[str]:
     """Yield what the user should look at before training; reads the rows again.
 
     Raises:
@@ -162,7 +162,7 @@ def _label_findings(column: Column, name: str) -> Iterator[str]:
         )
 
 
-def _repeat_findings(source: Source, found: Repeats, labelled: bool) -> Iterator[str]:
+def _repeat_findings(source: DataSource, found: Repeats, labelled: bool) -> Iterator[str]:
     among = "" if found.compared < MAX_COMPARED else f" (of the first {MAX_COMPARED:,})"
     if found.rows:
         yield f"{_rows(found.rows)} a text that occurred before{among}"
@@ -179,7 +179,7 @@ def _rows(count: int) -> str:
     return "1 row has" if count == 1 else f"{count:,} rows have"
 
 
-def _places(source: Source, numbers: tuple[int, int]) -> list[str]:
+def _places(source: DataSource, numbers: tuple[int, int]) -> list[str]:
     rows = islice(source.rows(), max(numbers) + 1)
     return [row.where for number, row in enumerate(rows) if number in numbers]
 

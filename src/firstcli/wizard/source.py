@@ -17,7 +17,7 @@ _SPLIT_WORD = re.compile(r"(?<![a-z])(train|dev|val|valid|validation|test|eval)(
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class DataSource:
     """The files of a table, by split."""
 
     given: Path
@@ -44,13 +44,13 @@ class Source:
         cleaned = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-")[:100]
         return cleaned or "my-data"
 
-    def without_splits(self) -> Source:
+    def without_splits(self) -> DataSource:
         """Return the training files alone, as a table from which the test rows must be cut."""
         path = self.train[0] if len(self.train) == 1 else _glob_of(self.given, self.train)
-        return Source(self.given, path, self.train)
+        return DataSource(self.given, path, self.train)
 
 
-def source_at(path: Path) -> Source:
+def source_at(path: Path) -> DataSource:
     """Find the files of a path.
 
     A folder whose files are named like no split is one table, if they have the same columns.
@@ -62,9 +62,9 @@ def source_at(path: Path) -> Source:
     splits = layout.splits_at(path)
     files = {split: layout.split_files(path, split) for split in splits}
     if len(set(files.values())) == 1 and TRAIN in files:
-        return Source(path, path, files[TRAIN])
+        return DataSource(path, path, files[TRAIN])
     if TRAIN in files:
-        return Source(path, path, files[TRAIN], {k: v for k, v in files.items() if k != TRAIN})
+        return DataSource(path, path, files[TRAIN], {k: v for k, v in files.items() if k != TRAIN})
     if set(files) & set(layout.SPLITS):
         raise UserError(
             f"{path}: there is no file for the split 'train', only for {shortened(list(files))}; "
@@ -72,7 +72,7 @@ def source_at(path: Path) -> Source:
         )
     every = tuple(file for split in splits for file in files[split])
     if len(every) == 1:
-        return Source(path, every[0], every)
+        return DataSource(path, every[0], every)
     if parts := [file.name for file in every if _SPLIT_WORD.search(file.name.casefold())]:
         raise UserError(
             f"{path}: {shortened(parts)} may be different splits, whose files should be called "
@@ -83,7 +83,7 @@ def source_at(path: Path) -> Source:
             f"{path}: the files {shortened([file.name for file in every])} have different columns; "
             "give the path of one of them, or name them train and test"
         )
-    return Source(path, _glob_of(path, every), every)
+    return DataSource(path, _glob_of(path, every), every)
 
 
 def _columns(file: Path) -> frozenset[str]:

@@ -18,7 +18,7 @@ from firstcli.wizard.guess import (
     Responses,
 )
 from firstcli.wizard.look import Contents
-from firstcli.wizard.source import TEST, Source
+from firstcli.wizard.source import TEST, DataSource
 
 TEST_SHARE = 0.2
 FEW_ROWS = 5000  # below this many training rows, a fifth instead of a tenth is held out
@@ -38,7 +38,7 @@ DEFAULT_MODELS = Models()
 
 
 def recipe_text(
-    source: Source, table: Contents, guess: Guess, models: Models, folder: Path | None = None
+    source: DataSource, table: Contents, guess: Guess, models: Models, folder: Path | None = None
 ) -> str:
     """Return a commented recipe for a table.
 
@@ -69,7 +69,7 @@ def recipe_text(
     return "\n".join(lines) + "\n"
 
 
-def _head(source: Source, table: Contents, guess: Guess) -> Iterator[str]:
+def _head(source: DataSource, table: Contents, guess: Guess) -> Iterator[str]:
     what = {
         LabelledTexts: "Which label does a text have?",
         ChoiceQuestions: "Which choice answers a question?",
@@ -84,7 +84,7 @@ def _head(source: Source, table: Contents, guess: Guess) -> Iterator[str]:
     yield ""
 
 
-def _task(source: Source, table: Contents, guess: Guess, folder: Path | None) -> Iterator[str]:
+def _task(source: DataSource, table: Contents, guess: Guess, folder: Path | None) -> Iterator[str]:
     path = f"  path: {_scalar(_relative(source.path, folder))}"
     if isinstance(guess, LabelledTexts):
         yield from ("name: classification", "options:", path)
