@@ -197,10 +197,10 @@ def diagram(
     return Drawing("x", (panel,), Numbers(("n",), ((1,),)))
 
 
-def reliability_curve(found: EvalRecords, row: str, bins: int) -> reliability.Curve:
+def reliability_curve(found: EvalRecords, row: str, bins: int) -> reliability.BinnedRow:
     drawn = reliability_bins(found.confidence, found.correct, bins)
     metrics = summarize(found, "candidates", bins)
-    return reliability.Curve(row, metrics, drawn, looks([row])[row])
+    return reliability.BinnedRow(row, metrics, drawn, looks([row])[row])
 
 
 def texts(svg: bytes) -> list[str]:

@@ -50,7 +50,7 @@ class Filled(NamedTuple):
     band_high: float
 
 
-class Curve(NamedTuple):
+class BinnedRow(NamedTuple):
     """The bins of one row: a model, or the model with its temperature."""
 
     row: str
@@ -73,7 +73,7 @@ def drawing(data: ReportData, evaluation: str, first: Sequence[str] = ()) -> Dra
     """
     look = looks(data.rows)
     curves = {
-        row: Curve(
+        row: BinnedRow(
             row,
             data.metrics[evaluation, data.models(evaluation, row)[0]],
             reliability_bins(confidence, records.correct, data.settings.bins),
@@ -96,7 +96,7 @@ def drawing(data: ReportData, evaluation: str, first: Sequence[str] = ()) -> Dra
     return Drawing(name, tuple(panels), numbers, key, size=(3.0, 3.15), key_height=0.45)
 
 
-def _by_model(curves: dict[str, Curve]) -> Iterator[list[Curve]]:
+def _by_model(curves: dict[str, BinnedRow]) -> Iterator[list[BinnedRow]]:
     """Yield each model's curves: before and, if there is one, after the temperature."""
     for row, curve in curves.items():
         if not (row.endswith(PLUS_T) and row.removesuffix(PLUS_T) in curves):
@@ -104,7 +104,7 @@ def _by_model(curves: dict[str, Curve]) -> Iterator[list[Curve]]:
             yield [curve, *([after] if after else [])]
 
 
-def panel(curves: Sequence[Curve], kind: str) -> Panel:
+def panel(curves: Sequence[BinnedRow], kind: str) -> Panel:
     """Return the diagram of one model.
 
     Args:
@@ -120,7 +120,7 @@ def panel(curves: Sequence[Curve], kind: str) -> Panel:
     return Panel(title, partial(_draw, title, line, curves, kind), description)
 
 
-def _described(curve: Curve) -> str:
+def _described(curve: BinnedRow) -> str:
     m, filled = curve.metrics, curve.filled
     over = sum(b.confidence > b.accuracy for b in filled)
     under = sum(b.confidence < b.accuracy for b in filled)
@@ -135,7 +135,7 @@ def _described(curve: Curve) -> str:
     )
 
 
-def _draw(title: str, line: str, curves: Sequence[Curve], kind: str, place: SubFigure) -> None:
+def _draw(title: str, line: str, curves: Sequence[BinnedRow], kind: str, place: SubFigure) -> None:
     heading(place, title, line)
     main = axes(place, bottom=0.86)
     counts = axes(place, top=2.36, bottom=0.42)
@@ -152,7 +152,7 @@ def _draw(title: str, line: str, curves: Sequence[Curve], kind: str, place: SubF
     counts.set_xlabel(f"confidence ({kind})")
 
 
-def _draw_curve(main: Axes, curve: Curve) -> None:
+def _draw_curve(main: Axes, curve: BinnedRow) -> None:
     filled, look = curve.filled, curve.look
     xs, ys = [b.confidence for b in filled], [b.accuracy for b in filled]
     line: dict[str, Any] = {"color": look.color, "linestyle": look.line, "zorder": 3}
@@ -168,7 +168,7 @@ def _draw_curve(main: Axes, curve: Curve) -> None:
         main.plot(b.confidence, b.accuracy, color=look.color, alpha=alpha, zorder=4, **mark)
 
 
-def _draw_counts(main: Axes, curves: Sequence[Curve]) -> None:
+def _draw_counts(main: Axes, curves: Sequence[BinnedRow]) -> None:
     """Draw how many questions each bin has: filled before, an outline after the temperature."""
     edges = np.array([*(b.lo for b in curves[0].bins), curves[0].bins[-1].hi])
     for curve in curves:
