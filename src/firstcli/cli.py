@@ -65,12 +65,12 @@ Parameters = dict[str, tuple[Any, Any]]
 
 
 START, STEPS = "Start", "Steps, in the order in which they run"
-USE = "Use a student"
-PANELS = (
-    {"init": START, "plan": START, "plugins": START}
-    | {each.name: STEPS for each in STAGES}
-    | {"predict": USE, "export": USE, "compare": USE, "judge": USE}
-)
+USE = "Use, judge and compare models"
+PANELS = {
+    **{name: START for name in ("init", "plan", "plugins")},
+    **{stage.name: STEPS for stage in STAGES},
+    **{name: USE for name in ("predict", "export", "judge", "compare")},
+}
 """The panel of `first --help` that shows a command; "Commands" for the others."""
 EXAMPLES = {
     "init": "first init --from tickets.csv > recipe.yaml",
@@ -400,12 +400,8 @@ _CHECK_HELP = "Import each plugin, check the contract of other packages' plugins
 _CHECK = _option("check", bool, False, _CHECK_HELP)
 _add_command("init", _INIT_HELP, _init, INIT | FROM_DATA)
 _add_command("plan", _PLAN_HELP, _plan, RECIPE | PROBE | OUTPUT)
-_add_command("predict", _PREDICT_HELP, _predict, STUDENT | ANSWERS)
-_add_command("compare", _COMPARE_HELP, _compare, COMPARE | OUTPUT)
 _PLUGINS: Parameters = {"name": (str | None, _PLUGIN), "check": _CHECK, "json": OUTPUT["json"]}
 _add_command("plugins", _PLUGINS_HELP, _plugins, _PLUGINS)
-_add_command("export", _EXPORT_HELP, _export, EXPORT | OUTPUT)
-_add_command("judge", _JUDGE_HELP, _judge, JUDGED | OUTPUT)
 
 
 # The commands of the stages, made from the table.
@@ -467,6 +463,10 @@ def _without(parameters: Parameters, values: dict[str, Any], reason: str) -> dic
 
 for _stage in STAGES:
     add_stage(_stage)
+_add_command("predict", _PREDICT_HELP, _predict, STUDENT | ANSWERS)
+_add_command("export", _EXPORT_HELP, _export, EXPORT | OUTPUT)
+_add_command("judge", _JUDGE_HELP, _judge, JUDGED | OUTPUT)
+_add_command("compare", _COMPARE_HELP, _compare, COMPARE | OUTPUT)
 
 
 def _announce(values: dict[str, Any]) -> None:

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from firstcli.reporting.comparison import (
-    Comparison,
     Questions,
     RunResults,
+    RunTable,
     Value,
     differences_of_evaluation,
     page,
@@ -34,7 +34,7 @@ def results(name: str = "one", **changes: Any) -> RunResults:
 
 
 def test_each_run_has_its_rows_where_the_task_is_the_same() -> None:
-    compared = Comparison.of([results("one"), results("two")])
+    compared = RunTable.of([results("one"), results("two")])
     assert [block.title for block in compared.blocks] == ["one", "two"]
     (place,) = compared.places
     assert (place.title, place.runs) == ("qa", (0, 1))
@@ -43,7 +43,7 @@ def test_each_run_has_its_rows_where_the_task_is_the_same() -> None:
 
 
 def test_runs_of_the_same_name_are_told_apart_by_their_folders() -> None:
-    compared = Comparison.of([results(), results(where="elsewhere/one")])
+    compared = RunTable.of([results(), results(where="elsewhere/one")])
     assert [block.title for block in compared.blocks] == ["runs/one", "elsewhere/one"]
 
 
@@ -51,7 +51,7 @@ def test_the_nine_settings_of_the_paper_become_its_table() -> None:
     runs = [published(path.stem) for path in sorted((ROOT / "recipes" / "paper").glob("*.yaml"))]
     assert len(runs) == 9
     assert differences_of_evaluation(runs) == []
-    compared = Comparison.of(runs)
+    compared = RunTable.of(runs)
     assert [len(block.runs) for block in compared.blocks] == [3, 3, 3]
     assert all(
         block.rows == ("teacher", "fine-tune", "distill", "distill-ls", "first")
@@ -115,13 +115,13 @@ def test_different_evaluations_may_stand_side_by_side() -> None:
     questions = {"other": Questions(("x",), (0,), (4,))}
     other = results("two", models="larger → small", questions=questions)
     assert differences_of_evaluation([results(), other]) == []
-    compared = Comparison.of([results(), other])
+    compared = RunTable.of([results(), other])
     assert [place.title for place in compared.places] == ["qa", "other"]
     assert compared.text(compared.blocks[1], "first", compared.places[0], "ece") == "–"
 
 
 def test_names_are_escaped() -> None:
-    compared = Comparison.of([results("<b>|x"), results("two", models="<script> → small")])
+    compared = RunTable.of([results("<b>|x"), results("two", models="<script> → small")])
     html = page(compared)
     assert "<b>" not in html
     assert "&lt;b&gt;|x" in html
@@ -131,7 +131,7 @@ def test_names_are_escaped() -> None:
 
 def test_the_csv_has_every_value_at_full_precision() -> None:
     run = results("one", paper={("qa", "first", "ece"): 0.25})
-    lines = to_csv(Comparison.of([run, results("two")])).splitlines()
+    lines = to_csv(RunTable.of([run, results("two")])).splitlines()
     assert lines[0] == "run,evaluation,model,metric,value,half_width,published"
     assert "one,qa,first,ece,0.3,0.01,0.25" in lines
     assert len(lines) == 1 + 2 * 3

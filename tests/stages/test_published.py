@@ -28,5 +28,7 @@ def test_no_secret_is_written_and_page_and_card_name_no_folder(tmp_path: Path) -
     written = [file for file in run.rglob("*") if file.suffix in {".yaml", ".md", ".json", ".html"}]
     texts = {file.relative_to(run).as_posix(): file.read_text("utf-8") for file in written}
     assert [name for name, text in texts.items() if SECRET in text] == []
+    assert "students/fine-tune/firstcli.json" not in texts  # a redacted prompt would be wrong
+    assert "firstcli.json is not written" in result.err
     published = texts["report/index.html"] + texts["students/fine-tune/README.md"]
     assert str(tmp_path) not in published and "path: data" in published

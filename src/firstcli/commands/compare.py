@@ -16,10 +16,12 @@ from firstcli.errors import UserError
 from firstcli.metrics import METRICS
 from firstcli.metrics.records import EvalRecords
 from firstcli.reporting import comparison
-from firstcli.reporting.comparison import SHOWN, Comparison, Questions, RunResults, Value
+from firstcli.reporting.comparison import SHOWN, Questions, RunResults, RunTable, Value
 from firstcli.runtime.console import Console
 from firstcli.runtime.files import write_text
 from firstcli.runtime.redaction import without_folders
+from firstcli.stages.report import REPORT
+from firstcli.workspace.units import Model, records_path
 
 _SETTINGS = ("confidence", "candidates", "bins")
 _FILES = ("index.html", "table.md", "table.csv")
@@ -45,7 +47,7 @@ def show(runs: Sequence[Path], out: Path | None, *, json: bool, quiet: bool) -> 
     results = [read(run) for run in runs]
     if problems := comparison.differences_of_evaluation(results):
         raise UserError(*problems)
-    compared = Comparison.of(results)
+    compared = RunTable.of(results)
     for table in tables(compared):
         console.show(table)
     console.say(compared.caption)
@@ -100,13 +102,15 @@ def read(folder: Path) -> RunResults:
     Raises:
         UserError: the folder is not a run, or has no report.
     """
-    recipe_file, table_file = folder / "recipe.yaml", folder / "report" / "table.json"
+    recipe_file, table_file = folder / "recipe.yaml", folder / REPORT.name / "table.json"
     if not folder.is_dir() or not recipe_file.is_file():
         raise UserError(
             f"{folder}: there is no run here; expected a run folder, such as runs/quickstart"
         )
     if not table_file.is_file():
-        raise UserError(f"{folder}: there is no report; run `first report` for its recipe first")
+        raise UserError(
+            f"{folder}: there is no report; run `first {REPORT.name}` for its recipe first"
+        )
     recipe = yaml.safe_load(recipe_file.read_text("utf-8"))
     table = json_format.loads(table_file.read_text("utf-8"))
     names = [section["name"] for section in recipe["evaluate"]]
@@ -154,8 +158,8 @@ def _model(section: Mapping[str, Any]) -> str:
 
 
 def _questions(folder: Path, evaluation: str) -> Questions:
-    """Return the questions that the models of a run were asked."""
-    files = sorted((folder / "eval" / evaluation).glob("*.parquet"))
+    """Return the questions that the models of a run were asked, from any model's answers."""
+    files = sorted(records_path(folder, evaluation, Model()).parent.glob("*.parquet"))
     if not files:
         raise UserError(
             f"{folder}: there are no answers to evaluation '{evaluation}'; run `first report` for "
@@ -170,12 +174,12 @@ def _questions(folder: Path, evaluation: str) -> Questions:
     )
 
 
-def tables(compared: Comparison) -> list[Table]:
+def tables(compared: RunTable) -> list[Table]:
     """Return one table per group of columns, which keeps each within 80 columns."""
     return [_table(compared, place) for place in compared.places]
 
 
-def _table(compared: Comparison, place: comparison.Place) -> Table:
+def _table(compared: RunTable, place: comparison.Place) -> Table:
     table = Table(title=place.title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("model", no_wrap=True)
     for name in SHOWN:

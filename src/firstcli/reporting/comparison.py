@@ -81,7 +81,7 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class RunTable:
     """The layout of the table of several runs."""
 
     runs: tuple[RunResults, ...]
@@ -89,7 +89,7 @@ class Comparison:
     places: tuple[Place, ...]
 
     @classmethod
-    def of(cls, runs: Sequence[RunResults]) -> Comparison:
+    def of(cls, runs: Sequence[RunResults]) -> RunTable:
         """Lay out the runs.
 
         Runs with the same two models share their rows if they were trained on different tasks, as
@@ -123,21 +123,42 @@ class Comparison:
         return any(run.paper for run in self.runs)
 
     def value(self, block: Block, row: str, place: Place, metric: str) -> Value | None:
-        """Return a run's value, if one run of the block has it."""
+        """Return a run's value, if one run of the block has it.
+
+        Args:
+            block: the group of rows.
+            row: the row's model.
+            place: the group of columns.
+            metric: one of `SHOWN`.
+        """
         for run in self._members(block, place):
             if value := run.values.get((place.evaluation, row, metric)):
                 return value
         return None
 
     def published(self, block: Block, row: str, place: Place, metric: str) -> float | None:
-        """Return the published value of the same cell."""
+        """Return the published value of the same cell.
+
+        Args:
+            block: the group of rows.
+            row: the row's model.
+            place: the group of columns.
+            metric: one of `SHOWN`.
+        """
         for run in self._members(block, place):
             if (value := run.paper.get((place.evaluation, row, metric))) is not None:
                 return value
         return None
 
     def text(self, block: Block, row: str, place: Place, metric: str) -> str:
-        """Format a cell, with the published value in brackets."""
+        """Format a cell, with the published value in brackets.
+
+        Args:
+            block: the group of rows.
+            row: the row's model.
+            place: the group of columns.
+            metric: one of `SHOWN`.
+        """
         value, published = (
             self.value(block, row, place, metric),
             self.published(block, row, place, metric),
@@ -211,7 +232,7 @@ def _difference(ours: Questions, theirs: Questions) -> str:
     return f"{changed:,} of {len(ours.ids):,} questions have different answers or candidates"
 
 
-def to_markdown(comparison: Comparison) -> str:
+def to_markdown(comparison: RunTable) -> str:
     """Return the table in Markdown."""
     headings = ["", "model"]
     for place in comparison.places:
@@ -230,7 +251,7 @@ def to_markdown(comparison: Comparison) -> str:
     return f"{table}\n\n{comparison.caption}\n"
 
 
-def to_csv(comparison: Comparison) -> str:
+def to_csv(comparison: RunTable) -> str:
     """Return one line per run, evaluation, row and metric, at full precision."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -247,7 +268,7 @@ def to_csv(comparison: Comparison) -> str:
     return file.getvalue()
 
 
-def page(comparison: Comparison) -> str:
+def page(comparison: RunTable) -> str:
     """Return a self-contained page with the table."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

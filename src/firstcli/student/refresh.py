@@ -19,6 +19,7 @@ from firstcli.api.usage import prompt_usage
 from firstcli.errors import UserError
 from firstcli.recipe.schema import VALIDATION
 from firstcli.runtime.files import atomic_write, suppress_read_only, write_text
+from firstcli.runtime.redaction import without_secrets
 from firstcli.stages.base import TrainingFacts
 from firstcli.stages.distill import DISTILL
 from firstcli.stages.evaluate import EVALUATE
@@ -67,7 +68,15 @@ def refresh(run: Run) -> None:
             usage = usage_of(run, model, results).model_copy(update={"source": source})
             with suppress_read_only():
                 _write_card(run, model, folder, usage)
-                write_text(folder / FILE, write_usage(usage))
+                text = write_usage(usage)
+                if without_secrets(text) == text:
+                    write_text(folder / FILE, text)
+                else:  # a redacted prompt would give wrong answers
+                    (folder / FILE).unlink(missing_ok=True)
+                    run.console.warn(
+                        f"{folder / FILE} is not written, and `first predict` needs it: the prompt "
+                        "or a label contains what looks like a secret; take it out of the data"
+                    )
 
 
 def _write_card(run: Run, model: Model, folder: Path, usage: Usage) -> None:
