@@ -78,7 +78,7 @@ class Report(Stage):
         RecipeOption(
             "target-accuracy",
             "metrics.target_accuracy",
-            "Choose each model's lowest confidence with at least this accuracy; 95 % certain.",
+            "Find the confidence from which each model has this accuracy, with 95 % certainty.",
             "SHARE",
         ),
         RecipeOption(
@@ -257,7 +257,7 @@ def _size(run: Run, role: Role, folder: Path) -> str:
 
 
 def _amount(count: int) -> str:
-    """Format a number of weights: 361 k, 0.5 M, 6.7 B."""
+    """Format a number of weights: 36.1 k, 0.4 M, 6.7 B."""
     for limit, unit in ((1e5, "k"), (1e9, "M")):
         if count < limit:
             return f"{count / (1e3 if unit == 'k' else 1e6):.1f} {unit}"
