@@ -6,12 +6,10 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from firstcli.metrics import METRICS
 from firstcli.metrics.summary import DASH
+from firstcli.reporting.templates import templates
 
 SHOWN = ("ece", "accuracy", "trust")
 """The metrics of the paper's Table 1, in its order."""
@@ -270,16 +268,8 @@ def to_csv(comparison: RunTable) -> str:
 
 def page(comparison: RunTable) -> str:
     """Return a self-contained page with the table."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     headings = [METRICS[name].heading for name in SHOWN]
-    template = environment.get_template("comparison.html.j2")
+    template = templates().get_template("comparison.html.j2")
     return template.render(comparison=comparison, metrics=SHOWN, headings=headings)
 
 

@@ -43,6 +43,7 @@ from firstcli.workspace.units import (
     Model,
     calibration_path,
     evaluations_of,
+    model_path,
     models_of,
     records_path,
 )
@@ -62,7 +63,7 @@ def refresh(run: Run) -> None:
     """
     for model in trained_models(run):
         results = finished_results(run, model)
-        folder, source = model_folder(run, model), _source(run, results)
+        folder, source = model_path(run.folder, model), _source(run, results)
         if _known_source(folder) != source:
             run.announce_libraries()
             usage = usage_of(run, model, results).model_copy(update={"source": source})
@@ -105,11 +106,6 @@ def trained_models(run: Run) -> Iterator[Model]:
             yield model
 
 
-def model_folder(run: Run, model: Model) -> Path:
-    """Return the folder of a trained model."""
-    return run.folder / "students" / model.trained if model.arm else run.folder / "teacher"
-
-
 def finished_results(run: Run, model: Model) -> Results:
     """Return the results that belong to a trained model: training, `posthoc` and evaluations.
 
@@ -144,7 +140,7 @@ def usage_of(run: Run, model: Model, results: Results) -> Usage:
     from transformers import AutoTokenizer
 
     recipe, section = run.recipe, run.model_section("student" if model.arm else "teacher")
-    folder, with_posthoc = model_folder(run, model), replace(model, posthoc=True)
+    folder, with_posthoc = model_path(run.folder, model), replace(model, posthoc=True)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     drop = recipe.train.doubled_bos == "drop"
     form = _with_tokens(run, task_usage(run), tokenizer, drop)
