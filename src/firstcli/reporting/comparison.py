@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from firstcli.metrics import METRICS
 from firstcli.metrics.summary import DASH
@@ -100,7 +102,7 @@ class RunTable:
             columns = [{name: _column(run.task, name) for name in run.questions} for run in runs]
         else:
             repeated = len({run.name for run in runs}) < len(runs)
-            titles = [run.where if repeated else run.name for run in runs]
+            titles = _folders(runs) if repeated else [run.name for run in runs]
             columns = [{name: name for name in run.questions} for run in runs]
 
         blocks = []
@@ -180,6 +182,13 @@ class RunTable:
 
     def _members(self, block: Block, place: Place) -> Iterator[RunResults]:
         return (self.runs[i] for i in block.runs if i in place.runs)
+
+
+def _folders(runs: Sequence[RunResults]) -> list[str]:
+    """Return the runs' folders from where they differ on: no absolute path is published."""
+    folders = [Path(run.where).resolve() for run in runs]
+    common = os.path.commonpath(folders)
+    return [folder.relative_to(common).as_posix() for folder in folders]
 
 
 def _column(task: str, evaluation: str) -> str:
