@@ -72,7 +72,7 @@ def _run_folder(source: Path, run_dir: Path | None) -> Path:
     if run_dir is None:
         from firstcli.recipe.load import load_recipe
 
-        run_dir = Path("runs") / load_recipe(source).name
+        run_dir = load_recipe(source).run_folder
     if not (run_dir / STUDENTS).is_dir():
         raise UserError(f"{run_dir}: has no students yet; run `first distill {source}` first")
     return run_dir

@@ -29,6 +29,7 @@ from firstcli.student.card import CARD, FIGURE, card, run_parts
 from firstcli.student.usage import (
     FILE,
     FORMAT,
+    AnswerThreshold,
     EvaluationNumbers,
     StoredEstimate,
     StoredRecalibrator,
@@ -146,6 +147,7 @@ def usage_of(run: Run, model: Model, results: Results) -> Usage:
     form = _with_tokens(run, task_usage(run), tokenizer, drop)
     posthoc = _posthoc(run, with_posthoc, results)
     plain = dict(_numbers(run, model, results))
+    validation = _validation(run, with_posthoc if posthoc else model, results)
     return Usage(
         **form.model_dump(),
         firstcli=__version__,
@@ -158,8 +160,9 @@ def usage_of(run: Run, model: Model, results: Results) -> Usage:
         dtype=section.build().inference_dtype,
         confidence=recipe.metrics.confidence,
         posthoc=posthoc,
-        validation=_validation(run, with_posthoc if posthoc else model, results),
+        validation=validation,
         raw_validation=_validation(run, model, results) if posthoc else None,
+        thresholds=tuple(_thresholds(recipe.metrics.target_accuracy, validation)),
         numbers=dict(_numbers(run, with_posthoc, results)) if posthoc else plain,
         raw_numbers=plain if posthoc else {},
     )
@@ -221,6 +224,22 @@ def _validation(run: Run, model: Model, results: Results) -> ValidationAnswers |
     records = EvalRecords.load(records_path(run.folder, VALIDATION, model))
     return ValidationAnswers(
         confidence=tuple(records.confidence.tolist()), correct=tuple(records.correct.tolist())
+    )
+
+
+def _thresholds(
+    target: float | None, validation: ValidationAnswers | None
+) -> Iterator[AnswerThreshold]:
+    """Yield the threshold of the recipe's target accuracy, for programs that only read the file."""
+    if target is None or validation is None:
+        return
+    import numpy as np
+
+    from firstcli.metrics.thresholds import threshold_for
+
+    promised = threshold_for(np.array(validation.confidence), np.array(validation.correct), target)
+    yield AnswerThreshold(
+        target_accuracy=target, threshold=None if promised is None else promised.threshold
     )
 
 
