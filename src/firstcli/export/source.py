@@ -117,15 +117,15 @@ def _chosen(models: Sequence[Model], arm: str | None, folder: Path) -> Model:
     if arm is None:
         raise UserError(f"{folder}: say which model to export with --arm: {known}")
     name, posthoc = split_title(arm)
-    wanted = {(model.trained, model.posthoc): model for model in models}
-    if (name, posthoc) in wanted:
-        return wanted[name, posthoc]
+    by_name = {(model.trained, model.posthoc): model for model in models}
+    if (name, posthoc) in by_name:
+        return by_name[name, posthoc]
     if seeds := [m.title for m in models if (m.arm, m.posthoc) == (name, posthoc)]:
         raise UserError(
             f"--arm '{arm}': {folder} has several seeds of it; choose one of "
             f"{', '.join(repr(seed) for seed in seeds)}"
         )
-    if (name, False) in wanted:
+    if (name, False) in by_name:
         raise UserError(
             f"--arm '{arm}': no temperature was fitted to it; set `posthoc: "
             f"{{name: {LogitTemperature.name}}}` for the arm in the recipe, or export it without "
