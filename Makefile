@@ -4,9 +4,9 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test test-slow lint docs fix reference bench overhead clean
 
-demo: $(VENV)/.installed  ## install, run the quick start, show its table
-	$(BIN)/first distill recipes/quickstart.yaml
+demo: $(VENV)/.installed  ## install, run the quick start, ask its student a new question
 	$(BIN)/first report recipes/quickstart.yaml
+	$(BIN)/first predict runs/quickstart "At dusk Tibro, the black goat of the river, will"
 
 test: $(VENV)/.installed-test  ## install with the test extras, run the default tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile

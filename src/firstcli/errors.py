@@ -54,6 +54,13 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
+def check_choice(option: str, value: str | None, allowed: Sequence[str]) -> None:
+    """Raise UserError if an option is given and has none of the allowed values."""
+    if value is not None and value not in allowed:
+        hint = did_you_mean(value, allowed)
+        raise UserError(f"--{option} must be {' or '.join(allowed)}, not '{value}'{hint}")
+
+
 def shortened(names: Sequence[str], limit: int = 5, count: int | None = None) -> str:
     """Return the first names in quotes, and how many more there are.
 

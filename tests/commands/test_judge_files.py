@@ -85,7 +85,8 @@ def test_the_page_is_written_as_a_whole_and_again(drawn: Path) -> None:
     written = contents(here / "judge/x")
     assert {"index.html", "table.json", "table.csv", "table.md", "judge.json"} <= set(written)
     assert str(here).encode() not in b"".join(written.values())  # no path of this machine
-    assert b"Reliability diagrams" in written["index.html"]
+    assert b">Reliability<" in written["index.html"]
+    assert b"first predict" not in written["index.html"]  # there is no run
     args = ("--quiet", "--recalibrate", "logit-temperature")
     again = first("judge", npz(here / "x.npz", 2.0), *args)
     assert (again.code, again.out) == (0, "")

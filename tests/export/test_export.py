@@ -125,6 +125,13 @@ def test_an_export_answers_as_the_student_with_its_temperature(run: Path, tmp_pa
     np.testing.assert_allclose(inside.confidences, outside.confidences, atol=1e-5)
 
 
+def test_an_exported_folder_can_be_exported_again(run: Path, tmp_path: Path) -> None:
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    export(run, once, "--arm", "fine-tune + T")
+    assert export(once, twice, "--dtype", "bfloat16")["dtype"] == "bfloat16"
+    assert read_usage(twice).folded == read_usage(once).folded
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_rounding_is_measured(run: Path, tmp_path: Path, dtype: str) -> None:
     result = first("export", run, tmp_path / "out", "--arm", "fine-tune + T", "--dtype", dtype)
@@ -214,7 +221,7 @@ def test_records_of_a_different_precision_are_told_from_a_wrong_folder(
 def test_mistakes_are_sentences(run: Path, moved: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     refused(run, out).mistake("--arm", "'fine-tune + T'")
-    refused(run, out, "--arm", "fine tune + T").mistake("did you mean 'fine-tune+T'")
+    refused(run, out, "--arm", "fine tune + T").mistake("did you mean 'fine-tune + T'")
     refused(run, out, "--arm", "plain + T").mistake("no temperature was fitted", "posthoc")
     refused(run, out, "--arm", "plain", "--dtype", "int8").mistake("float32 or bfloat16")
     refused(tmp_path, out).mistake("neither a run folder")

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from firstcli.metrics.records import EvalRecords
 from firstcli.metrics.thresholds import (
     CERTAINTY,
     NUMBERS,
@@ -22,7 +21,6 @@ from firstcli.metrics.thresholds import (
     clopper_pearson,
     questions_needed,
     threshold_for,
-    validation_numbers,
 )
 
 Array = np.ndarray
@@ -222,19 +220,6 @@ def test_a_threshold_is_judged_on_other_questions() -> None:
 def test_the_exact_interval_agrees_with_scipy(hits: int, trials: int) -> None:
     expected = stats.binomtest(hits, trials).proportion_ci() if trials else (0.0, 1.0)
     assert clopper_pearson(hits, trials) == pytest.approx(tuple(expected), abs=1e-12)
-
-
-def test_the_numbers_of_the_validation_questions() -> None:
-    rows = [[math.log(p) for p in row] for row in ((0.5, 0.3), (0.1, 0.6))]
-    records = EvalRecords.from_log_probs(["a", "b"], [1, 1], rows)
-    numbers = validation_numbers(records, "candidates")
-    assert numbers["correct"] == [False, True]
-    assert numbers["confidence"] == pytest.approx([0.625, 6 / 7])
-    assert numbers["true_probability"] == pytest.approx([0.375, 6 / 7])
-    assert validation_numbers(records, "full")["confidence"] == pytest.approx([0.5, 0.6])
-    unanswerable = EvalRecords.from_log_probs(["a"], [-1], rows[:1])
-    with pytest.raises(ValueError, match="right candidate"):
-        validation_numbers(unanswerable, "candidates")
 
 
 @pytest.mark.parametrize(

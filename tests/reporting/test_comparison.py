@@ -45,6 +45,8 @@ def test_each_run_has_its_rows_where_the_task_is_the_same() -> None:
 def test_runs_of_the_same_name_are_told_apart_by_their_folders() -> None:
     compared = RunTable.of([results(), results(where="elsewhere/one")])
     assert [block.title for block in compared.blocks] == ["runs/one", "elsewhere/one"]
+    absolute = RunTable.of([results(where="/home/me/a/one"), results(where="/home/me/b/one")])
+    assert [block.title for block in absolute.blocks] == ["a/one", "b/one"]
 
 
 def test_the_nine_settings_of_the_paper_become_its_table() -> None:

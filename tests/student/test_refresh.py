@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from firstcli.api import Sample, Split, Task
 from firstcli.api.usage import prompt_usage
 from firstcli.errors import UserError
 from firstcli.metrics.records import EvalRecords
+from firstcli.metrics.thresholds import threshold_for
 from firstcli.metrics.uncertainty import intervals
 from firstcli.student.usage import FORMAT, Usage, read_usage, write_usage
 from firstcli.workspace.artifacts import SIDECARS
@@ -105,6 +107,20 @@ def test_other_settings_of_the_metrics_change_the_numbers(
     before, after = (sidecar(each / "students" / "first") for each in (finished.run, run))
     assert before["numbers"] != after["numbers"]
     assert {**before, "numbers": 0, "source": 0} == {**after, "numbers": 0, "source": 0}
+
+
+def test_the_file_states_the_threshold_of_the_target_accuracy(
+    finished: Finished, tmp_path: Path
+) -> None:
+    run = finished.copied_to(tmp_path)
+    args = (finished.recipe, "--run-dir", run, "--set", "metrics.target_accuracy=0.1")
+    assert first("eval", *args).code == 0
+    usage = read_usage(run / "students" / "first")
+    (stored,) = usage.thresholds
+    assert usage.validation is not None and stored.target_accuracy == 0.1
+    confidence, correct = np.array(usage.validation.confidence), np.array(usage.validation.correct)
+    promised = threshold_for(confidence, correct, 0.1)
+    assert stored.threshold == (promised and promised.threshold)
 
 
 def test_distill_also_fits_the_posthoc_recalibrator(tmp_path: Path, work: list[str]) -> None:

@@ -145,8 +145,8 @@ def test_with_a_share_for_testing_rare_labels_count_wherever_they_are(tmp_path: 
         (
             [{"body": "x", "labels": "y"}],
             {"prompt": "{text} {lang}"},
-            "all.jsonl:1: there is no column 'text', 'label' (did you mean 'labels'?), 'lang'; the "
-            "row has 'body', 'labels'; set the option `text` and `label` and `prompt`",
+            "all.jsonl:1: there are no columns 'text', 'label' (did you mean 'labels'?) and "
+            "'lang'; the row has 'body', 'labels'; set text, label and prompt",
         ),
         ([{"text": "x", "label": ["a"]}], {"labels": ["a", "b"]}, 'found the list ["a"]'),
         ([{"text": "x", "label": 1.5}], {"labels": ["a", "b"]}, "found 1.5, expected text"),

@@ -14,7 +14,7 @@ from firstcli.stages.base import Stage
 from firstcli.stages.distill import DISTILL
 from firstcli.stages.evaluate import EVALUATE
 from firstcli.stages.posthoc import POSTHOC
-from firstcli.workspace.units import Model, Unit, models_of, of_arms, with_upstream
+from firstcli.workspace.units import Model, Unit, models_of, of_arms, split_title, with_upstream
 from support import command_line
 
 T = {"name": "logit-temperature"}
@@ -106,3 +106,10 @@ def test_an_arm_stands_for_all_its_models(tmp_path: Path) -> None:
     assert keys(EVALUATE, "teacher") == {f"eval {evaluation}/teacher" for evaluation in on}
     with pytest.raises(UserError, match="--arm first@5: no such arm"):
         keys(DISTILL, "first@5")
+
+
+@pytest.mark.parametrize("title", ["first@3 + T", "first@3+T", " first@3 +T "])
+def test_a_title_names_the_model_and_its_recalibrator(title: str) -> None:
+    assert split_title(title) == ("first@3", True)
+    assert split_title(Model("first", 3).title) == ("first@3", False)
+    assert split_title("A+Test") == ("A+Test", False)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from firstcli.api import Dtype
-from firstcli.errors import UserError
+from firstcli.errors import UserError, check_choice
 from firstcli.export import gguf as conversion
 from firstcli.export import hub as uploads
 from firstcli.export.source import ExportSource, check_target, find
@@ -71,9 +71,7 @@ def show(options: ExportOptions) -> dict[str, Any]:
 
 
 def _check_options(options: ExportOptions) -> None:
-    if options.dtype is not None and options.dtype not in get_args(Dtype):
-        allowed = " or ".join(get_args(Dtype))
-        raise UserError(f"--dtype must be {allowed}, not '{options.dtype}'")
+    check_choice("dtype", options.dtype, get_args(Dtype))
     if options.gguf_type and not options.gguf:
         raise UserError("--gguf-type belongs to --gguf FILE; give both")
     if options.dry_run and not options.hub:

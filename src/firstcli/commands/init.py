@@ -121,7 +121,7 @@ def _choose(question: str, candidates: Sequence[str], option: str) -> str:
     from rich.prompt import IntPrompt
     from rich.text import Text
 
-    from firstcli.wizard.show import printable
+    from firstcli.wizard.look import printable
 
     console = RichConsole(stderr=True, highlight=False)
     console.print(Text(question))

@@ -12,7 +12,7 @@ from rich.table import Column, Table
 
 from firstcli.commands import judged_files
 from firstcli.commands.judged_files import CANDIDATES, CONFIDENCES, TABLES, JudgedFile
-from firstcli.errors import UserError
+from firstcli.errors import UserError, check_choice
 from firstcli.metrics import FLOOR, METRICS, EvalMetrics, summarize
 from firstcli.metrics.gold import GOLD, Gold
 from firstcli.metrics.records import Candidates, Confidence, EvalRecords
@@ -150,9 +150,9 @@ def judge(
 def _read(
     paths: Sequence[Path], kind: Confidence, candidates: str | None, gold: str | None
 ) -> list[JudgedFile]:
-    judged_files.check_option("confidence", kind, CONFIDENCES)
-    judged_files.check_option("candidates", candidates, CANDIDATES)
-    judged_files.check_option("gold", gold, GOLD)
+    check_choice("confidence", kind, CONFIDENCES)
+    check_choice("candidates", candidates, CANDIDATES)
+    check_choice("gold", gold, GOLD)
     scored = cast(Candidates | None, candidates)
     return judged_files.read_alike(paths, kind, scored, cast(Gold | None, gold))
 

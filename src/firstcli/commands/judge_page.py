@@ -26,7 +26,7 @@ FOLDER = Path("judge")
 PAGE = "index.html"
 RESULT = "judge.json"
 """The result of the command, by which a folder is recognised as its own."""
-_OURS = frozenset({PAGE, RESULT, "table.md", "table.csv", "table.json", "figures"})
+_OURS = frozenset({PAGE, RESULT, "decision.json", "table.md", "table.csv", "table.json", "figures"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +140,7 @@ def report_data(content: JudgedContent) -> ReportData:
         records=records,
         settings=settings,
         notes=_notes(content),
+        location=None,
         versions={name: version(name) for name in ("firstcli", "numpy", "scipy")},
         calibrations={
             name: FittedRecalibrator(

@@ -285,11 +285,5 @@ def posthoc_ref(text: str) -> PosthocRef:
         raise UserError(f"--recalibrate {text}: {'; '.join(mistakes)}") from error
 
 
-def check_option(option: str, value: str | None, allowed: Sequence[str]) -> None:
-    """Raise UserError if an option has none of the allowed values."""
-    if value is not None and value not in allowed:
-        raise UserError(f"--{option} must be {' or '.join(allowed)}, not '{value}'")
-
-
 CONFIDENCES = get_args(Confidence)
 CANDIDATES = get_args(Candidates)

@@ -163,7 +163,7 @@ def check(folder: Path, source: ExportSource, dtype: Dtype) -> SelfCheck:
             raise _wrong(f"on questions of {known.evaluation}, {problem}")
         if problem := _problem(differences, "bfloat16"):
             raise UserError(
-                f"{recorded_name(source, known)}: {problem}; these records are not of this model's "
+                f"{_records_of(source, known)}: {problem}; these records are not of this model's "
                 "weights; run `first eval` with the recipe again"
             )
         note = (
@@ -209,7 +209,7 @@ def check_gguf(file: Path, source: ExportSource) -> SelfCheck:
     return _compared(answers(model, known.questions), known)
 
 
-def recorded_name(source: ExportSource, known: HeldOut) -> Path:
+def _records_of(source: ExportSource, known: HeldOut) -> Path:
     """Return the file of the answers that an export is compared with."""
     assert source.run and source.model
     return records_path(source.run.folder, known.evaluation, source.model)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from firstcli.api import JSON
@@ -12,11 +11,10 @@ from firstcli.errors import UserError, did_you_mean
 from firstcli.recalibration.builtin import LogitTemperature
 from firstcli.recipe.load import load_recipe
 from firstcli.runtime.console import Console
-from firstcli.student.refresh import model_folder
 from firstcli.student.usage import FoldedTemperature, Usage, read_usage
 from firstcli.workspace.artifacts import Artifact, Digests
 from firstcli.workspace.run import Run
-from firstcli.workspace.units import Model, models_of
+from firstcli.workspace.units import STUDENTS, Model, model_path, models_of, split_title
 
 RECIPE = "recipe.yaml"
 
@@ -74,14 +72,14 @@ def find(path: Path, arm: str | None, console: Console) -> ExportSource:
             "config.json)"
         )
     usage = read_usage(path)
-    arm = arm or usage.title
+    models = _models_of_folder(usage)
+    arm = arm or models[-1].title
     if (run_folder := _run_around(path)) is not None:
         try:
             return _of_run(_opened(run_folder, console), arm)
         except UserError as error:
             console.warn(f"{run_folder}: the run is not used: {error}")
-    model = _chosen({m.name: m for m in _models_of_folder(usage)}, arm, path)
-    return _source(path, usage, model)
+    return _source(path, usage, _chosen(models, arm, path))
 
 
 def _opened(folder: Path, console: Console) -> Run:
@@ -91,19 +89,19 @@ def _opened(folder: Path, console: Console) -> Run:
 def _run_around(folder: Path) -> Path | None:
     """Return the run folder that a model's folder lies in, or None."""
     parent = folder.resolve().parent
-    run = parent.parent if parent.name == "students" else parent
+    run = parent.parent if parent.name == STUDENTS else parent
     return run if (run / RECIPE).is_file() else None
 
 
 def _models_of_folder(usage: Usage) -> list[Model]:
-    arm = "" if usage.arm == "teacher" else usage.arm
-    return [Model(arm, usage.seed, posthoc) for posthoc in (False, usage.posthoc is not None)]
+    """Return the model in a folder, without and if it has one, with its recalibrator."""
+    plain = Model("" if usage.arm == "teacher" else usage.arm, usage.seed)
+    return [plain, *([replace(plain, posthoc=True)] if usage.posthoc else [])]
 
 
 def _of_run(run: Run, arm: str | None) -> ExportSource:
-    models = {model.name: model for model in models_of(run.recipe)}
-    model = _chosen(models, arm, run.folder)
-    folder = model_folder(run, model)
+    model = _chosen(models_of(run.recipe), arm, run.folder)
+    folder = model_path(run.folder, model)
     _require_complete(folder, model)
     return _source(folder, read_usage(folder), model, run)
 
@@ -113,28 +111,28 @@ def _source(folder: Path, usage: Usage, model: Model, run: Run | None = None) ->
     return ExportSource(folder, usage, model.title, temperature, run, model)
 
 
-def _chosen(models: Mapping[str, Model], arm: str | None, folder: Path) -> Model:
+def _chosen(models: Sequence[Model], arm: str | None, folder: Path) -> Model:
     """Return the model with a name; blanks around `+` do not matter."""
-    known = ", ".join(f"'{model.title}'" for model in models.values())
+    known = ", ".join(f"'{model.title}'" for model in models)
     if arm is None:
         raise UserError(f"{folder}: say which model to export with --arm: {known}")
-    name = re.sub(r"\s*\+\s*T$", "+T", arm.strip())
-    if name in models:
-        return models[name]
-    if seeds := [m.title for m in models.values() if m.row == name.replace("+T", " + T")]:
+    name, posthoc = split_title(arm)
+    by_name = {(model.trained, model.posthoc): model for model in models}
+    if (name, posthoc) in by_name:
+        return by_name[name, posthoc]
+    if seeds := [m.title for m in models if (m.arm, m.posthoc) == (name, posthoc)]:
         raise UserError(
             f"--arm '{arm}': {folder} has several seeds of it; choose one of "
             f"{', '.join(repr(seed) for seed in seeds)}"
         )
-    if name.removesuffix("+T") in models:
+    if (name, False) in by_name:
         raise UserError(
             f"--arm '{arm}': no temperature was fitted to it; set `posthoc: "
             f"{{name: {LogitTemperature.name}}}` for the arm in the recipe, or export it without "
             "'+ T'"
         )
-    raise UserError(
-        f"--arm '{arm}': {folder} has no such model{did_you_mean(name, models)}; it has {known}"
-    )
+    hint = did_you_mean(arm, [model.title for model in models])
+    raise UserError(f"--arm '{arm}': {folder} has no such model{hint}; it has {known}")
 
 
 def _require_complete(folder: Path, model: Model) -> None:

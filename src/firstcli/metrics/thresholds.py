@@ -39,7 +39,6 @@ import numpy.typing as npt
 
 from firstcli.api import BoolArray, FloatArray
 from firstcli.metrics.calibration import pair
-from firstcli.metrics.records import Confidence, EvalRecords
 
 CERTAINTY = 0.95
 NUMBERS = 40
@@ -208,28 +207,6 @@ def clopper_pearson(hits: int, trials: int, certainty: float = CERTAINTY) -> tup
     low = float(betaincinv(hits, trials - hits + 1, tail)) if hits else 0.0
     high = float(betaincinv(hits + 1, trials - hits, 1 - tail)) if hits < trials else 1.0
     return low, high
-
-
-def validation_numbers(records: EvalRecords, kind: Confidence) -> dict[str, list[float | bool]]:
-    """Return what the choice of a threshold or of prediction sets needs, as JSON values.
-
-    `threshold_for` takes the first two entries, `prediction_sets.least_probability` the third.
-
-    Args:
-        records: a model's answers to the validation questions, which have a right candidate.
-        kind: the kind of confidence.
-
-    Raises:
-        ValueError: the confidence is not known.
-    """
-    confidence = records.shown(kind)
-    if confidence is None or not records.answerable:
-        raise ValueError("needs questions with a right candidate and a known confidence")
-    return {
-        "confidence": confidence.tolist(),
-        "correct": records.correct.tolist(),
-        "true_probability": records.in_right.tolist(),
-    }
 
 
 def _most_confident_first(

@@ -31,23 +31,23 @@ def device_of(family: Family) -> torch.device:
     return device_named(family.device, "model.options.device")
 
 
-def device_named(wanted: str, where: str) -> torch.device:
+def device_named(stated: str, where: str) -> torch.device:
     """Resolve the name of a device: `auto` prefers CUDA, then MPS, then the CPU.
 
     Args:
-        wanted: `auto`, or a name that `torch.device` accepts.
+        stated: `auto`, or a name that `torch.device` accepts.
         where: the option that states it, for messages.
 
     Raises:
         UserError: the device does not exist, or names one GPU for all processes of a launch.
     """
-    name = wanted
+    name = stated
     if name == "auto":
         mps = "mps" if torch.backends.mps.is_available() else "cpu"
         name = "cuda" if torch.cuda.is_available() else mps
     try:
         device = torch.device(name)
-        if wanted != "auto":
+        if stated != "auto":
             torch.zeros(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -69,10 +69,10 @@ def inference_dtype(family: Family, device: torch.device) -> Dtype:
     return dtype_named(family.inference_dtype, device)
 
 
-def dtype_named(wanted: Literal["auto"] | Dtype, device: torch.device) -> Dtype:
+def dtype_named(stated: Literal["auto"] | Dtype, device: torch.device) -> Dtype:
     """Resolve the name of a dtype: `auto` is bfloat16 on a GPU that supports it, else float32."""
-    if wanted != "auto":
-        return wanted
+    if stated != "auto":
+        return stated
     return "bfloat16" if has_bfloat16(device) else "float32"
 
 

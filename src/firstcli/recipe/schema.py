@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
@@ -341,6 +342,11 @@ class Recipe(RecipeSection):
     ` + T`). `first compare` shows them beside those of the run."""
     trainer: dict[str, Any] = Field(default_factory=dict)
     """Any field of transformers.TrainingArguments that firstcli does not set itself."""
+
+    @property
+    def run_folder(self) -> Path:
+        """The folder of the run, unless `--run-dir` names a different one."""
+        return Path("runs") / self.name
 
     def resolved(self) -> dict[str, Any]:
         """Return the recipe as plain YAML values, with defaults and absolute local paths."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from firstcli.metrics import METRICS
 from firstcli.metrics.summary import DASH
+from firstcli.reporting.templates import templates
 
 SHOWN = ("ece", "accuracy", "trust")
 """The metrics of the paper's Table 1, in its order."""
@@ -102,7 +102,7 @@ class RunTable:
             columns = [{name: _column(run.task, name) for name in run.questions} for run in runs]
         else:
             repeated = len({run.name for run in runs}) < len(runs)
-            titles = [run.where if repeated else run.name for run in runs]
+            titles = _folders(runs) if repeated else [run.name for run in runs]
             columns = [{name: name for name in run.questions} for run in runs]
 
         blocks = []
@@ -182,6 +182,13 @@ class RunTable:
 
     def _members(self, block: Block, place: Place) -> Iterator[RunResults]:
         return (self.runs[i] for i in block.runs if i in place.runs)
+
+
+def _folders(runs: Sequence[RunResults]) -> list[str]:
+    """Return the runs' folders from where they differ on: no absolute path is published."""
+    folders = [Path(run.where).resolve() for run in runs]
+    common = os.path.commonpath(folders)
+    return [folder.relative_to(common).as_posix() for folder in folders]
 
 
 def _column(task: str, evaluation: str) -> str:
@@ -270,16 +277,8 @@ def to_csv(comparison: RunTable) -> str:
 
 def page(comparison: RunTable) -> str:
     """Return a self-contained page with the table."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     headings = [METRICS[name].heading for name in SHOWN]
-    template = environment.get_template("comparison.html.j2")
+    template = templates().get_template("comparison.html.j2")
     return template.render(comparison=comparison, metrics=SHOWN, headings=headings)
 
 

@@ -126,8 +126,8 @@ class ReportData:
     """The recipe's `knowledge.top_k`."""
     labels_only: frozenset[str] = frozenset()
     """The arms that learn from labels alone and need no teacher."""
-    location: str = "RUN"
-    """What the commands that the report offers call the run folder."""
+    location: str | None = "RUN"
+    """What the commands that the report offers call the run folder; None if there is no run."""
     setup: Sequence[str] = ()
     """What was run, in a few phrases: models, rows, seeds, date, version."""
     teacher_parts: Sequence[TeacherPart] = ()

@@ -39,8 +39,9 @@ class Shipped:
     arm: str
     posthoc: bool
     """Whether its post-hoc temperature belongs to it."""
-    folder: str
-    """Its folder, relative to the run folder; the first seed's, with several seeds."""
+    folder: str | None
+    """Its folder, relative to the run folder; the first seed's, with several seeds. None if there
+    is no run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,8 @@ def decide(data: ReportData) -> Decision:
         return Decision("undecided", f"No student to ship: {missing} on {evaluation}.")
     if len(trust) == 1:
         (row,) = trust
+        if data.location is None:
+            return Decision("undecided", f"No decision: there is no other model than {_code(row)}.")
         headline = f"Ship {_code(row)}: it is the only student, so it is compared with none."
         return Decision(
             "only-student",
@@ -105,7 +108,7 @@ def decide(data: ReportData) -> Decision:
             _shipped(data, row),
             reasons=tuple(_reasons(data, row)),
             limits=tuple(_limits(data)),
-            commands=tuple(commands(data.location, row, exportable := _exportable(data, ()))),
+            commands=_commands(data, row, exportable := _exportable(data, ())),
             exportable=exportable,
         )
     place = standing(data, evaluation)
@@ -124,7 +127,7 @@ def decide(data: ReportData) -> Decision:
         place.level if place.behind else (),
         tuple(_reasons(data, row)),
         (_power(data, place), *_limits(data)),
-        tuple(commands(data.location, row, exportable)),
+        _commands(data, row, exportable),
         exportable,
         place.detectable,
     )
@@ -299,7 +302,7 @@ def _limits(data: ReportData) -> Iterator[str]:
     if data.several_seeds:
         count = max(map(len, data.members.values()))
         yield f"{count} seeds: a difference counts only if it also exceeds that between seeds."
-    else:
+    elif data.location is not None:
         yield "One seed: with another one, the students may change places."
     if unknown := [row for row in data.students if row not in _trust(data, evaluation)]:
         yield f"Without a Trust on {evaluation}: {_listed(unknown, 'and')}."
@@ -307,7 +310,7 @@ def _limits(data: ReportData) -> Iterator[str]:
     known = {*place.level, *place.behind} if place else set(data.students)
     if apart := [row for row in _trust(data, evaluation) if row not in known]:
         yield f"Answered different questions and were not compared: {_listed(apart, 'and')}."
-    if not any(row.endswith(PLUS_T) for row in data.students):
+    if data.location is not None and not any(row.endswith(PLUS_T) for row in data.students):
         yield (
             "No student has a row with a temperature, the simplest calibration: give an arm "
             "`posthoc: {name: logit-temperature}`."
@@ -318,12 +321,18 @@ def _limits(data: ReportData) -> Iterator[str]:
 
 def _shipped(data: ReportData, row: str) -> Shipped:
     arm = row.removesuffix(PLUS_T)
-    folder = f"students/{data.members[arm if arm in data.members else row][0]}"
-    return Shipped(row, arm, row.endswith(PLUS_T), folder.removesuffix("+T"))
+    folder = f"students/{data.members[arm if arm in data.members else row][0]}".removesuffix("+T")
+    return Shipped(row, arm, row.endswith(PLUS_T), folder if data.location else None)
+
+
+def _commands(data: ReportData, row: str, exportable: Sequence[str]) -> tuple[str, ...]:
+    return () if data.location is None else tuple(commands(data.location, row, exportable))
 
 
 def _exportable(data: ReportData, level: Sequence[str]) -> tuple[str, ...]:
     """Return the students with a temperature, those level with the best one first."""
+    if data.location is None:
+        return ()
     post_hoc = [row for row in data.students if row.endswith(PLUS_T)]
     return tuple(sorted(post_hoc, key=lambda row: row not in level))
 

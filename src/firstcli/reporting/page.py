@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from firstcli.reporting.data import PLUS_T, ReportData
@@ -21,6 +20,7 @@ from firstcli.reporting.questions import questions
 from firstcli.reporting.sections import Section, overview, sections
 from firstcli.reporting.style import Drawing, Numbers, Picture, save
 from firstcli.reporting.table import narrow_table, paper_table, undecided
+from firstcli.reporting.templates import templates
 from firstcli.reporting.terminal import Table
 from firstcli.reporting.thresholds import promise_tables
 
@@ -118,14 +118,7 @@ def _html(
     pictures: Mapping[str, PageFigure],
     shown: list[PageSection],
 ) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates()
     environment.filters |= {
         "uri": _data_uri,
         "number": _number,

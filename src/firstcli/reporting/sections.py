@@ -60,7 +60,6 @@ def sections(data: ReportData, decision: Decision) -> list[Section]:
     built = [
         _differences(data, decision),
         _reliability(data, decision),
-        # thresholds
         _coverage(data),
         _unanswerable(data),
         _groups(data),

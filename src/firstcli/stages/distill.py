@@ -17,10 +17,12 @@ from firstcli.stages.extract import EXTRACT
 from firstcli.stages.finetune import TrainingStage
 from firstcli.workspace.artifacts import Artifact
 from firstcli.workspace.units import (
+    STUDENTS,
     Model,
     Unit,
     calibration_path,
     learns_unlabelled,
+    model_path,
     models_of,
     needs_fit,
     part_of,
@@ -52,7 +54,7 @@ class Distill(TrainingStage):
             needs = [EXTRACT.key(part_of(recipe, arm))] if arm.learn == "knowledge" else []
             needs += [EXTRACT.key("unlabelled")] if learns_unlabelled(recipe, arm) else []
             needs += [CALIBRATE.key(model.arm)] if needs_fit(arm) else []
-            artifact = Artifact(folder / "students" / model.name, True)
+            artifact = Artifact(model_path(folder, model), True)
             yield Unit(self.key(model), self.name, artifact, tuple(needs), model=model)
 
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
@@ -129,7 +131,7 @@ class Distill(TrainingStage):
                 *("–" if mass is None else f"{mass:.4f}" for mass in (facts.P, facts.Q)),
             )
         run.console.show(table)
-        run.console.say(f"each student is in its folder: {run.folder / 'students'}/ARM")
+        run.console.say(f"each student is in its folder: {run.folder / STUDENTS}/ARM")
         return {unit.subject: run.manifests[unit.key].facts for unit in units}
 
 

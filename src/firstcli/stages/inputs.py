@@ -32,7 +32,7 @@ from firstcli.models import inference
 from firstcli.recipe.schema import Arm
 from firstcli.stages import encoded
 from firstcli.workspace.run import Run, once_per_run
-from firstcli.workspace.units import Model, Part, Role, Unit, learns_unlabelled, part_of
+from firstcli.workspace.units import Model, Part, Role, Unit, learns_unlabelled, model_path, part_of
 
 
 @once_per_run
@@ -103,7 +103,7 @@ def model(run: Run, which: Model) -> PreTrainedModel:
     """Load the teacher or a student for inference, on its device."""
     if not which.arm:
         return teacher(run)
-    return for_inference(run, "student", run.folder / "students" / which.trained)
+    return for_inference(run, "student", model_path(run.folder, which))
 
 
 def teacher(run: Run, fold: int | None = None) -> PreTrainedModel:

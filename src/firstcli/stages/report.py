@@ -22,7 +22,15 @@ from firstcli.stages.evaluate import EVALUATE, load_records
 from firstcli.stages.extract import EXTRACT, ExtractFacts
 from firstcli.stages.posthoc import POSTHOC
 from firstcli.workspace.artifacts import Artifact
-from firstcli.workspace.units import Model, Part, Role, Unit, calibration_path, models_of
+from firstcli.workspace.units import (
+    Model,
+    Part,
+    Role,
+    Unit,
+    calibration_path,
+    model_path,
+    models_of,
+)
 
 if TYPE_CHECKING:
     from firstcli.api import JSON
@@ -78,7 +86,7 @@ class Report(Stage):
         RecipeOption(
             "target-accuracy",
             "metrics.target_accuracy",
-            "Choose each model's lowest confidence with at least this accuracy; 95 % certain.",
+            "Find the confidence from which each model has this accuracy, with 95 % certainty.",
             "SHARE",
         ),
         RecipeOption(
@@ -229,10 +237,10 @@ def _setup(run: Run) -> Iterator[str]:
     recipe, training = run.recipe, run.training
     students = [model for model in models_of(recipe) if model.arm and not model.posthoc]
     arms = len(recipe.arms)
-    trained = run.folder / "students" / students[0].trained
+    trained = model_path(run.folder, students[0])
     yield f"{arms} student{'s' * (arms != 1)} ({_size(run, 'student', trained)})"
     if recipe.teacher:
-        yield f"teacher ({_size(run, 'teacher', run.folder / 'teacher')})"
+        yield f"teacher ({_size(run, 'teacher', model_path(run.folder, Model()))})"
     held_out = f", {len(training.validation):,} held out" if training.validation else ""
     yield f"{len(training.train):,} training rows{held_out}"
     count = len(recipe.evaluate)
@@ -257,7 +265,7 @@ def _size(run: Run, role: Role, folder: Path) -> str:
 
 
 def _amount(count: int) -> str:
-    """Format a number of weights: 361 k, 0.5 M, 6.7 B."""
+    """Format a number of weights: 36.1 k, 0.4 M, 6.7 B."""
     for limit, unit in ((1e5, "k"), (1e9, "M")):
         if count < limit:
             return f"{count / (1e3 if unit == 'k' else 1e6):.1f} {unit}"

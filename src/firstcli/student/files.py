@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -149,9 +149,13 @@ def predict_file(
                     file.flush()
                     advance(len(window))
         joined = _joined(table, work, tally)
-        writer = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}
-        write = writer[out.suffix.lower()]
-        atomic_write(out, lambda file: write(file, joined, table, settings, student.usage))
+        writers: dict[str, Writer] = {
+            ".csv": _write_csv,
+            ".jsonl": _write_jsonl,
+            ".parquet": _write_parquet,
+        }
+        write = writers[out.suffix.lower()]
+        atomic_write(out, lambda file: write(file, joined, table, added))
         work.unlink()
     return tally
 
@@ -273,13 +277,11 @@ def _cell(value: Any) -> Any:
 
 
 Joined = Iterator[tuple[TableRow, Record]]
+Writer = Callable[[BinaryIO, Joined, InputTable, Sequence[str]], None]
 
 
-def _write_csv(
-    file: BinaryIO, rows: Joined, table: InputTable, settings: OutputSettings, usage: Usage
-) -> None:
+def _write_csv(file: BinaryIO, rows: Joined, table: InputTable, added: Sequence[str]) -> None:
     text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
-    added = _flat_columns(columns_of(usage, settings), settings, Path("x.csv"))
     writer = csv.DictWriter(text, [*table.columns, *added], lineterminator="\n")
     writer.writeheader()
     for row, record in rows:
@@ -288,17 +290,13 @@ def _write_csv(
     text.detach()
 
 
-def _write_jsonl(
-    file: BinaryIO, rows: Joined, table: InputTable, settings: OutputSettings, usage: Usage
-) -> None:
+def _write_jsonl(file: BinaryIO, rows: Joined, *_: object) -> None:
     for row, record in rows:
         values = merged(row.values, record)
         file.write((json.dumps(values, ensure_ascii=False, default=str) + "\n").encode())
 
 
-def _write_parquet(
-    file: BinaryIO, rows: Joined, table: InputTable, settings: OutputSettings, usage: Usage
-) -> None:
+def _write_parquet(file: BinaryIO, rows: Joined, table: InputTable, added: Sequence[str]) -> None:
     """Write Parquet; columns of a Parquet input keep their types, others become text."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -320,8 +318,7 @@ def _write_parquet(
         "finished": pa.bool_(),
         "error": pa.string(),
     }
-    added = {name: ours[name] for name in columns_of(usage, settings)}
-    schema = pa.schema({**types, **added})
+    schema = pa.schema({**types, **{name: ours[name] for name in added}})
 
     def text(value: Any) -> str | None:
         cell = _cell(value)

@@ -8,11 +8,9 @@ from pathlib import Path
 
 from firstcli.errors import UserError, did_you_mean
 from firstcli.student.usage import FILE, read_usage
+from firstcli.workspace.units import STUDENTS, split_title
 
-STUDENTS = "students"
 DECISION = Path("report/decision.json")
-WITH_POSTHOC = (" + T", "+T")
-"""What follows an arm's name where its post-hoc recalibrator is applied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +35,7 @@ def find_student(source: Path, arm: str | None = None, run_dir: Path | None = No
         UserError: there is no such student, or several come into question.
     """
     if source.is_dir() and ((source / FILE).is_file() or (source / "config.json").is_file()):
-        if arm and read_usage(source).arm != _plain(arm).partition("@")[0]:
+        if arm and read_usage(source).arm != split_title(arm)[0].partition("@")[0]:
             raise UserError(
                 f"--arm {arm}: {source} is the folder of '{read_usage(source).arm}'; leave --arm "
                 "out, or give the run folder"
@@ -74,7 +72,7 @@ def _run_folder(source: Path, run_dir: Path | None) -> Path:
     if run_dir is None:
         from firstcli.recipe.load import load_recipe
 
-        run_dir = Path("runs") / load_recipe(source).name
+        run_dir = load_recipe(source).run_folder
     if not (run_dir / STUDENTS).is_dir():
         raise UserError(f"{run_dir}: has no students yet; run `first distill {source}` first")
     return run_dir
@@ -92,21 +90,16 @@ def _students(run: Path) -> dict[str, Path]:
 
 def _with_or_without(folder: Path, arm: str) -> Choice:
     """Return the student with its recalibrator, or without if the arm does not name that."""
-    if arm == _plain(arm):
+    name, posthoc = split_title(arm)
+    if not posthoc:
         return Choice(folder, raw=True)
     if read_usage(folder).posthoc is None:
-        raise UserError(f"--arm {arm}: '{_plain(arm)}' has no post-hoc recalibrator; leave out + T")
+        raise UserError(f"--arm {arm}: '{name}' has no post-hoc recalibrator; leave out + T")
     return Choice(folder)
 
 
-def _plain(arm: str) -> str:
-    for ending in WITH_POSTHOC:
-        arm = arm.removesuffix(ending)
-    return arm
-
-
 def _of_arm(run: Path, students: dict[str, Path], arm: str) -> Path:
-    name = _plain(arm)
+    name, _ = split_title(arm)
     if name in students:
         return students[name]
     if name == "teacher" and (run / "teacher" / FILE).is_file():

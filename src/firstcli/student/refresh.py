@@ -29,6 +29,7 @@ from firstcli.student.card import CARD, FIGURE, card, run_parts
 from firstcli.student.usage import (
     FILE,
     FORMAT,
+    AnswerThreshold,
     EvaluationNumbers,
     StoredEstimate,
     StoredRecalibrator,
@@ -43,6 +44,7 @@ from firstcli.workspace.units import (
     Model,
     calibration_path,
     evaluations_of,
+    model_path,
     models_of,
     records_path,
 )
@@ -62,7 +64,7 @@ def refresh(run: Run) -> None:
     """
     for model in trained_models(run):
         results = finished_results(run, model)
-        folder, source = model_folder(run, model), _source(run, results)
+        folder, source = model_path(run.folder, model), _source(run, results)
         if _known_source(folder) != source:
             run.announce_libraries()
             usage = usage_of(run, model, results).model_copy(update={"source": source})
@@ -105,11 +107,6 @@ def trained_models(run: Run) -> Iterator[Model]:
             yield model
 
 
-def model_folder(run: Run, model: Model) -> Path:
-    """Return the folder of a trained model."""
-    return run.folder / "students" / model.trained if model.arm else run.folder / "teacher"
-
-
 def finished_results(run: Run, model: Model) -> Results:
     """Return the results that belong to a trained model: training, `posthoc` and evaluations.
 
@@ -144,12 +141,13 @@ def usage_of(run: Run, model: Model, results: Results) -> Usage:
     from transformers import AutoTokenizer
 
     recipe, section = run.recipe, run.model_section("student" if model.arm else "teacher")
-    folder, with_posthoc = model_folder(run, model), replace(model, posthoc=True)
+    folder, with_posthoc = model_path(run.folder, model), replace(model, posthoc=True)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     drop = recipe.train.doubled_bos == "drop"
     form = _with_tokens(run, task_usage(run), tokenizer, drop)
     posthoc = _posthoc(run, with_posthoc, results)
     plain = dict(_numbers(run, model, results))
+    validation = _validation(run, with_posthoc if posthoc else model, results)
     return Usage(
         **form.model_dump(),
         firstcli=__version__,
@@ -162,8 +160,9 @@ def usage_of(run: Run, model: Model, results: Results) -> Usage:
         dtype=section.build().inference_dtype,
         confidence=recipe.metrics.confidence,
         posthoc=posthoc,
-        validation=_validation(run, with_posthoc if posthoc else model, results),
+        validation=validation,
         raw_validation=_validation(run, model, results) if posthoc else None,
+        thresholds=tuple(_thresholds(recipe.metrics.target_accuracy, validation)),
         numbers=dict(_numbers(run, with_posthoc, results)) if posthoc else plain,
         raw_numbers=plain if posthoc else {},
     )
@@ -225,6 +224,22 @@ def _validation(run: Run, model: Model, results: Results) -> ValidationAnswers |
     records = EvalRecords.load(records_path(run.folder, VALIDATION, model))
     return ValidationAnswers(
         confidence=tuple(records.confidence.tolist()), correct=tuple(records.correct.tolist())
+    )
+
+
+def _thresholds(
+    target: float | None, validation: ValidationAnswers | None
+) -> Iterator[AnswerThreshold]:
+    """Yield the threshold of the recipe's target accuracy, for programs that only read the file."""
+    if target is None or validation is None:
+        return
+    import numpy as np
+
+    from firstcli.metrics.thresholds import threshold_for
+
+    promised = threshold_for(np.array(validation.confidence), np.array(validation.correct), target)
+    yield AnswerThreshold(
+        target_accuracy=target, threshold=None if promised is None else promised.threshold
     )
 
 

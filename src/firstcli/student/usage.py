@@ -34,8 +34,6 @@ class ValidationAnswers(UsageForm):
     confidence: tuple[float, ...]
     """The confidence that `first predict` shows: among the candidates."""
     correct: tuple[bool, ...]
-    true_probability: tuple[float, ...] = ()
-    """The probability of the right candidate, from which prediction sets are made."""
 
 
 class AnswerThreshold(UsageForm):

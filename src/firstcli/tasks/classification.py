@@ -216,14 +216,7 @@ class Classification(Task[ClassificationOptions]):
         for name in columns_of(options.prompt or ""):
             if name not in ("text", "labels"):
                 columns.setdefault(name, "prompt")
-        if missing := {name: key for name, key in columns.items() if not row.has(name)}:
-            present = list(row.values)
-            named = ", ".join(f"'{name}'{did_you_mean(name, present)}" for name in missing)
-            keys = " and ".join(f"`{key}`" for key in dict.fromkeys(missing.values()))
-            raise row.mistake(
-                f"there is no column {named}; the row has {shortened(present, 10)}; set the "
-                f"option {keys}"
-            )
+        row.require(columns)
 
     def _label(self, row: TableRow) -> str | None:
         """Return a row's label as text, or None if it is missing."""

@@ -84,10 +84,11 @@ class TableRow:
         options = _listed(list(dict.fromkeys(columns[column] for column in problems)))
         if len(problems) == 1:
             raise UserError(f"{next(iter(problems.values()))}; set {options}")
-        missing = _listed([f"'{column}'" for column in problems])
+        names = list(self.values)
+        missing = _listed([f"'{column}'{did_you_mean(column, names)}" for column in problems])
         raise self.mistake(
             f"there are no columns {missing}; the row has "
-            f"{shortened(list(self.values), 10) or 'none'}; set {options}"
+            f"{shortened(names, 10) or 'none'}; set {options}"
         )
 
     def as_text(self, value: object, column: str) -> str:

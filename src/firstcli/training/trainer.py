@@ -160,9 +160,8 @@ class PositionTrainer(Trainer):
         distributed.wait()  # each process writes its part of a checkpoint
         if self.args.should_save:
             os.sync()
-            write_text(
-                last / checkpoints.COMPLETE_MARK, ""
-            )  # on disk before earlier checkpoints are deleted
+            # On disk before earlier checkpoints are deleted.
+            write_text(last / checkpoints.COMPLETE_MARK, "")
             for folder in last.parent.glob("checkpoint-*"):
                 if folder != last:
                     shutil.rmtree(folder)

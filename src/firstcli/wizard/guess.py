@@ -122,7 +122,6 @@ _PROMPTS = (
     *(("question", "input"), ("input",), ("query",), ("question",)),
 )
 _RESPONSES = ("output", "response", "completion", "answer", "target", "chosen")
-_CONVERSATIONS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
 _CHOICE_COLUMN = re.compile(
     r"((?:(?:option|opt|op|choice|ending|sol|answer|ans|candidate|alternative)s?[ _.-]?)?)"
     r"([a-z]|[0-9]{1,2})"

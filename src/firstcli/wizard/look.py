@@ -245,3 +245,8 @@ def variants(labels: Iterable[str]) -> list[list[str]]:
     for label in labels:
         groups.setdefault(" ".join(label.split()).casefold(), []).append(label)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def printable(text: str) -> str:
+    """Return text without control characters, with which data could change a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)

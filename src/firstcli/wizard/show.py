@@ -24,6 +24,7 @@ from firstcli.wizard.look import (
     Column,
     Contents,
     Repeats,
+    printable,
     repeats,
     variants,
 )
@@ -212,8 +213,3 @@ def _counts(column: Column) -> dict[str, int]:
     for value, count in (column.values or {}).items():
         counts[value.strip()] += count
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-def printable(text: str) -> str:
-    """Return text for a terminal: data cannot move its cursor or change its colours."""
-    return "".join(c if c.isprintable() else " " for c in text)

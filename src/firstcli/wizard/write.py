@@ -17,7 +17,7 @@ from firstcli.wizard.guess import (
     LabelledTexts,
     Responses,
 )
-from firstcli.wizard.look import Contents
+from firstcli.wizard.look import Contents, printable
 from firstcli.wizard.source import TEST, DataSource
 
 TEST_SHARE = 0.2
@@ -75,7 +75,7 @@ def _head(source: DataSource, table: Contents, guess: Guess) -> Iterator[str]:
         ChoiceQuestions: "Which choice answers a question?",
         Responses: "Which response follows a prompt?",
     }[type(guess)]
-    yield f"# {what} {table.rows:,} rows of {_comment(source.given.name)}."
+    yield f"# {what} {table.rows:,} rows of {printable(source.given.name)}."
     yield "#"
     yield "#   first plan recipe.yaml      what would run, and whether it can work"
     yield "#   first report recipe.yaml    train, evaluate and compare all models"
@@ -256,10 +256,6 @@ def _quoted(value: str) -> str:
     """Write text as YAML in double quotes, with escapes."""
     text = yaml.safe_dump(value, width=10**9, allow_unicode=True, default_style='"')
     return text.removesuffix("\n")
-
-
-def _comment(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _indented(lines: Iterable[str], width: int) -> Iterator[str]:

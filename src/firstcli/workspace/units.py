@@ -6,6 +6,7 @@ units of a recipe; with several seeds, an arm has several models and therefore s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,22 @@ def evaluations_of(recipe: Recipe) -> list[str]:
 
     names = [section.name for section in recipe.evaluate]
     return [*names, VALIDATION] if recipe.metrics.use_validation else names
+
+
+STUDENTS = "students"
+"""Name of the folder of all students in a run folder."""
+_PLUS_T = re.compile(r"\s*\+\s*T$")
+
+
+def split_title(title: str) -> tuple[str, bool]:
+    """Return the name of a trained model, and whether `+ T` follows it, as in `--arm`."""
+    name = _PLUS_T.sub("", title.strip())
+    return name, name != title.strip()
+
+
+def model_path(folder: Path, model: Model) -> Path:
+    """Return the folder of a trained model in a run folder."""
+    return folder / STUDENTS / model.trained if model.arm else folder / "teacher"
 
 
 def records_path(folder: Path, evaluation: str, model: Model) -> Path:
