@@ -73,6 +73,23 @@ def test_a_student_that_needs_no_temperature_is_shipped_without_it() -> None:
     assert decision.headline.endswith("; its temperature makes no clear difference.")
 
 
+def test_the_headline_claims_nothing_of_the_plain_student_that_holds_with_its_temperature() -> None:
+    rows = {"fine-tune": (0.76, 1520), "first": (0.81, 1600), "first + T": (0.8, 1600)}
+    decision = decide(data := judged(rows))
+    assert decision.verdict == "ship" and decision.ship and decision.ship.row == "first"
+    assert not data.compared("csqa", "first", "fine-tune")["trust"].distinguishable
+    assert decision.headline == (
+        "Ship `first`: level with `first + T`, whose Trust on csqa is clearly the highest."
+    )
+
+
+def test_a_plain_student_is_not_called_unbeaten_where_only_its_temperature_is() -> None:
+    rows = {"fine-tune": (0.805, 6400), "fine-tune + T": (0.8, 6400), "first": (0.798, 6385)}
+    decision = decide(judged(rows, n=8000))
+    assert decision.verdict == "not-worth-it" and decision.ship and decision.ship.row == "fine-tune"
+    assert decision.headline.endswith("`fine-tune` is level with the best, `fine-tune + T`.")
+
+
 def test_of_two_level_students_the_simpler_is_named_first() -> None:
     rows = {"fine-tune": (0.9, 1200), "distill + T": (0.8, 1602), "first": (0.8, 1600)}
     decision = decide(judged(rows))

@@ -205,6 +205,9 @@ def _headline(data: ReportData, verdict: Verdict, place: Standing, row: str) -> 
     where = f"on {place.evaluation}"
     names = _models((row, *place.level))  # the shipped one first
     if verdict == "ship":
+        if row != place.best:  # what is clear of X + T need not be clear of X
+            best = f"{_code(place.best)}, whose Trust {where} is clearly the highest"
+            return f"Ship {_code(row)}: level with {best}."
         more = "; its temperature makes no clear difference" if len(place.level) > 1 else ""
         return f"Ship {_code(row)}: its Trust {where} is clearly the highest{more}."
     if verdict == "too-few-questions":
@@ -215,7 +218,7 @@ def _headline(data: ReportData, verdict: Verdict, place: Standing, row: str) -> 
         return f"Too few questions to tell: {reason}."
     if verdict == "not-worth-it":
         method = "FIRST" if _recalibrates(data) else "distillation"
-        if _needs_no_teacher(data, place.best):
+        if row == place.best:
             return f"Do not bother with {method} here: nothing is clearly better than {_code(row)}."
         level = f"{_code(row)} is level with the best, {_code(place.best)}"
         return f"Do not bother with {method} here: {level}."
