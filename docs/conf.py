@@ -4,7 +4,7 @@ from firstcli import __version__
 
 project = "firstcli"
 author = "the authors of firstcli"
-copyright = "the authors of firstcli; Apache-2.0"  # noqa: A001 (a name that Sphinx gives)
+copyright = "the authors of firstcli; Apache-2.0"
 version = release = __version__
 
 extensions = ["myst_parser", "sphinx_copybutton"]

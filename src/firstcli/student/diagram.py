@@ -25,7 +25,7 @@ def reliability_diagram(
     assert shown is not None
     numbers = summarize(records, confidence, bins)
     drawn = reliability_bins(shown, records.correct, bins)
-    curve = reliability.Curve(title, numbers, drawn, style.looks([title])[title])
+    curve = reliability.BinnedRow(title, numbers, drawn, style.looks([title])[title])
     panel = reliability.panel([curve], confidence)
     drawing = style.Drawing("reliability", (panel,), style.Numbers((), ()))
     with TemporaryDirectory() as folder:
