@@ -182,10 +182,10 @@ def test_the_first_evaluation_decides_and_the_others_are_stated() -> None:
     assert decide(report(members=members, evaluations=["shifted", "csqa"], records=records)).ship
 
 
-def seeded(*right: int) -> ReportData:
+def seeded(*right: int, n: int = 2000) -> ReportData:
     members = {row: tuple(f"{row}@{s}" for s in (1, 2, 3)) for row in ("a", "b")}
-    records = {("csqa", f"a@{s}"): answers(0.8, 1500, 2000) for s in (1, 2, 3)}
-    records |= {("csqa", f"b@{s}"): answers(0.8, n, 2000) for s, n in enumerate(right, 1)}
+    records = {("csqa", f"a@{s}"): answers(0.8, n * 3 // 4, n) for s in (1, 2, 3)}
+    records |= {("csqa", f"b@{s}"): answers(0.8, k, n) for s, k in enumerate(right, 1)}
     return report(members=members, evaluations=["csqa"], records=records, seeds=(1, 2, 3))
 
 
@@ -194,6 +194,27 @@ def test_seeds_that_disagree_name_no_winner() -> None:
     assert clear.verdict == "ship" and clear.ship and clear.ship.folder == "students/b@1"
     assert scattered.verdict == "too-few-questions" and scattered.level == ()
     assert any(limit.startswith("3 seeds") for limit in clear.limits)
+
+
+def test_seeds_are_not_blamed_on_the_number_of_questions() -> None:
+    scattered = decide(seeded(11000, 16000, 19900, n=20000))
+    assert scattered.verdict == "too-few-questions" and scattered.detectable
+    points = round(100 * scattered.detectable)
+    invisible = f"below {points} points are invisible at n = 20,000 with 3 seeds."
+    assert scattered.headline == f"Too few seeds to tell: differences {invisible}"
+    assert scattered.limits[0].endswith(f"below about {invisible.removeprefix('below ')}")
+
+
+def test_commands_name_the_model_of_one_seed() -> None:
+    members = {"a": ("a@1", "a@2"), "a + T": ("a@1+T", "a@2+T")}
+    records = {("csqa", name): answers(0.8, 1500, 2000) for row in members.values() for name in row}
+    data = report(members=members, evaluations=["csqa"], records=records, seeds=(1, 2))
+    decision = decide(data)
+    assert decision.ship and decision.ship.model == "a@1"
+    assert decision.commands == (
+        'first predict RUN --arm a@1 "..."',
+        'first export RUN --arm "a@1 + T" DIR',
+    )
 
 
 def test_a_correction_holds_for_the_verdict() -> None:

@@ -10,14 +10,14 @@ def commands(location: str, ship: str, post_hoc: Sequence[str]) -> list[str]:
 
     Args:
         location: the run folder.
-        ship: the row to ship.
-        post_hoc: the students' rows with a post-hoc temperature.
+        ship: the model to ship, as `--arm` names it.
+        post_hoc: the students with a post-hoc temperature.
     """
     run = _quoted(location)
-    exported = sorted(post_hoc, key=lambda row: row != ship)  # the shipped row first
+    exported = sorted(post_hoc, key=lambda model: model != ship)  # the shipped one first
     return [
         f'first predict {run} --arm {_quoted(ship)} "..."',
-        *(f"first export {run} --arm {_quoted(row)} DIR" for row in exported),
+        *(f"first export {run} --arm {_quoted(model)} DIR" for model in exported),
     ]
 
 

@@ -42,6 +42,11 @@ class Shipped:
     folder: str
     """Its folder, relative to the run folder; the first seed's, with several seeds."""
 
+    @property
+    def model(self) -> str:
+        """What `--arm` calls it: with several seeds, a row has several models."""
+        return f"{self.folder.rpartition('/')[2]}{PLUS_T if self.posthoc else ''}"
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -56,7 +61,8 @@ class Decision:
     limits: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
     exportable: tuple[str, ...] = ()
-    """The rows whose temperature `first export` folds into the weights."""
+    """The models whose temperature `first export` folds into the weights; of each row, the first
+    seed's."""
     detectable: float | None = None
     """The smallest difference in Trust that the questions can show, as a fraction of 1."""
 
@@ -79,6 +85,21 @@ class Standing:
     """The rows with a clearly lower Trust, in descending order of Trust."""
     detectable: float
     """The difference that would be distinguishable; the median over the other rows."""
+    by_questions: float
+    """The same if all seeds agreed: what the number of questions alone leaves invisible."""
+    seeds: int
+    """Number of seeds of each row."""
+
+    @property
+    def resolution(self) -> str:
+        """What limits the detectable difference, for sentences."""
+        questions = f"at n = {self.questions:,}"
+        return f"{questions} with {self.seeds} seeds" if self.by_seeds else questions
+
+    @property
+    def by_seeds(self) -> bool:
+        """Whether the seeds differ by more than the questions explain."""
+        return self.detectable > self.by_questions
 
 
 def decide(data: ReportData) -> Decision:
@@ -98,14 +119,15 @@ def decide(data: ReportData) -> Decision:
         return Decision("undecided", f"No student to ship: {missing} on {evaluation}.")
     if len(trust) == 1:
         (row,) = trust
+        shipped, exportable = _shipped(data, row), _exportable(data, ())
         headline = f"Ship {_code(row)}: it is the only student, so it is compared with none."
         return Decision(
             "only-student",
             headline,
-            _shipped(data, row),
+            shipped,
             reasons=tuple(_reasons(data, row)),
             limits=tuple(_limits(data)),
-            commands=tuple(commands(data.location, row, exportable := _exportable(data, ()))),
+            commands=tuple(commands(data.location, shipped.model, exportable)),
             exportable=exportable,
         )
     place = standing(data, evaluation)
@@ -116,15 +138,15 @@ def decide(data: ReportData) -> Decision:
     # too few questions leave the best guess; among students that are level, the simplest counts
     choices = place.level[:1] if verdict == "too-few-questions" else place.level
     row = min(choices, key=lambda each: _simplicity(data, each, trust[each]))
-    exportable = _exportable(data, place.level)
+    shipped, exportable = _shipped(data, row), _exportable(data, place.level)
     return Decision(
         verdict,
         _headline(data, verdict, place, row),
-        _shipped(data, row),
+        shipped,
         place.level if place.behind else (),
         tuple(_reasons(data, row)),
         (_power(data, place), *_limits(data)),
-        tuple(commands(data.location, row, exportable)),
+        tuple(commands(data.location, shipped.model, exportable)),
         exportable,
         place.detectable,
     )
@@ -153,6 +175,8 @@ def standing(data: ReportData, evaluation: str) -> Standing | None:
         tuple(row for row in ordered if row not in apart),
         tuple(row for row in ordered if row in apart),
         median(map(detectable, tested.values())),
+        median(detectable(Compared(each.questions, None)) for each in tested.values()),
+        len(data.records_of(evaluation, best)),
     )
 
 
@@ -175,14 +199,18 @@ def _verdict(data: ReportData, place: Standing) -> Verdict:
     models = _models(place.level)
     if len(models) == 1:
         return "ship"
-    coarsest = COARSE if place.behind else FINE
-    if place.questions < MIN_QUESTIONS or place.detectable > coarsest:
+    if place.questions < MIN_QUESTIONS or place.detectable > _coarsest(place):
         return "too-few-questions"
     distilled = [row for row in data.students if not _needs_no_teacher(data, row)]
     if distilled and any(_needs_no_teacher(data, row) for row in place.level):
         return "not-worth-it"
     few = len(models) == 2 or (place.behind and len(models) <= _NAMED)
     return "either" if few else "no-winner"
+
+
+def _coarsest(place: Standing) -> float:
+    """Return the largest detectable difference with which students can be told to be level."""
+    return COARSE if place.behind else FINE
 
 
 def _simplicity(data: ReportData, row: str, trust: float) -> tuple[bool, bool, float]:
@@ -211,11 +239,12 @@ def _headline(data: ReportData, verdict: Verdict, place: Standing, row: str) -> 
         more = "; its temperature makes no clear difference" if len(place.level) > 1 else ""
         return f"Ship {_code(row)}: its Trust {where} is clearly the highest{more}."
     if verdict == "too-few-questions":
-        reason = f"intervals need {MIN_QUESTIONS} questions, and n = {place.questions}"
-        if place.questions >= MIN_QUESTIONS:
-            reason = f"differences below {_points(place.detectable)} are invisible at n = "
-            reason += f"{place.questions:,}"
-        return f"Too few questions to tell: {reason}."
+        if place.questions < MIN_QUESTIONS:
+            reason = f"intervals need {MIN_QUESTIONS} questions, and n = {place.questions}"
+            return f"Too few questions to tell: {reason}."
+        few = "questions" if place.by_questions > _coarsest(place) else "seeds"
+        hidden = f"differences below {_points(place.detectable)} are invisible {place.resolution}"
+        return f"Too few {few} to tell: {hidden}."
     if verdict == "not-worth-it":
         method = "FIRST" if _recalibrates(data) else "distillation"
         if row == place.best:
@@ -291,8 +320,8 @@ def _power(data: ReportData, place: Standing) -> str:
         return f"{place.questions} questions are too few for intervals."
     more = ", and the Holm correction hides more" if data.settings.correction == "holm" else ""
     return (
-        f"Differences in Trust below about {_points(place.detectable)} are invisible at "
-        f"n = {place.questions:,}{more}."
+        f"Differences in Trust below about {_points(place.detectable)} are invisible "
+        f"{place.resolution}{more}."
     )
 
 
@@ -328,7 +357,8 @@ def _shipped(data: ReportData, row: str) -> Shipped:
 def _exportable(data: ReportData, level: Sequence[str]) -> tuple[str, ...]:
     """Return the students with a temperature, those level with the best one first."""
     post_hoc = [row for row in data.students if row.endswith(PLUS_T)]
-    return tuple(sorted(post_hoc, key=lambda row: row not in level))
+    ordered = sorted(post_hoc, key=lambda row: row not in level)
+    return tuple(_shipped(data, row).model for row in ordered)
 
 
 def _points(share: float) -> str:
