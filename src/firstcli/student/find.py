@@ -92,9 +92,17 @@ def _students(run: Path) -> dict[str, Path]:
 
 def _with_or_without(folder: Path, arm: str) -> Choice:
     """Return the student with its recalibrator, or without if the arm does not name that."""
+    usage = read_usage(folder)
+    if usage.folded:
+        if arm == _plain(arm):
+            raise UserError(
+                f"--arm {arm}: the temperature of {folder} is folded into its weights and cannot "
+                f"be left out; give the run folder, or --arm '{arm} + T'"
+            )
+        return Choice(folder)
     if arm == _plain(arm):
         return Choice(folder, raw=True)
-    if read_usage(folder).posthoc is None:
+    if usage.posthoc is None:
         raise UserError(f"--arm {arm}: '{_plain(arm)}' has no post-hoc recalibrator; leave out + T")
     return Choice(folder)
 
