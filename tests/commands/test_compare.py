@@ -56,10 +56,19 @@ def test_the_table_fits_into_80_columns(runs: tuple[Path, Path]) -> None:
 
 
 def test_runs_with_different_settings_are_refused(runs: tuple[Path, Path]) -> None:
-    recipe = yaml.safe_load((runs[1] / "recipe.yaml").read_text())
-    recipe["metrics"]["bins"] = 15
-    (runs[1] / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    file = runs[1] / "report" / "table.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"bins": 15}))
     first("compare", *runs).mistake("metrics.bins is 15, but 10 in")
+
+
+def test_the_settings_are_those_of_the_report(runs: tuple[Path, Path]) -> None:
+    """A later `first distill` with a changed recipe rewrites the one in the run folder."""
+    recipe = yaml.safe_load((runs[1] / "recipe.yaml").read_text())
+    recipe["metrics"] |= {"bins": 15, "candidates": "whole"}
+    (runs[1] / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    result = first("compare", *runs)
+    assert result.code == 0, result.err
+    assert "candidates: first-token, bins: 10;" in result.out
 
 
 def test_mistakes(runs: tuple[Path, Path], tmp_path: Path) -> None:

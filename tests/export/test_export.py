@@ -19,10 +19,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from firstcli.export import check, folder, gguf, hub
 from firstcli.export.fold import Fold, fold
+from firstcli.export.source import ExportSource
 from firstcli.metrics import ece
 from firstcli.metrics.records import EvalRecords
 from firstcli.student.load import load_student
-from firstcli.student.usage import read_usage
+from firstcli.student.usage import ValidationAnswers, read_usage
 from firstcli.tasks.known_world import KnownWorld, KnownWorldOptions
 from support import command_line
 from support.checkpoints import edit
@@ -130,6 +131,21 @@ def test_an_exported_folder_can_be_exported_again(run: Path, tmp_path: Path) -> 
     export(run, once, "--arm", "fine-tune + T")
     assert export(once, twice, "--dtype", "bfloat16")["dtype"] == "bfloat16"
     assert read_usage(twice).folded == read_usage(once).folded
+
+
+@pytest.mark.parametrize("temperature", [None, 2.0])
+def test_an_export_takes_the_validation_answers_of_its_own_probabilities(
+    run: Path, temperature: float | None
+) -> None:
+    """`first predict --target-accuracy` chooses the threshold from them."""
+    recalibrated = ValidationAnswers(confidence=(0.6,), correct=(True,))
+    raw = ValidationAnswers(confidence=(0.9,), correct=(True,))
+    folder = run / "students" / "fine-tune"
+    both = {"validation": recalibrated, "raw_validation": raw}
+    usage = read_usage(folder).model_copy(update=both)
+    exported = ExportSource(folder, usage, "fine-tune", temperature).exported_usage
+    assert exported.posthoc is None and exported.raw_validation is None
+    assert exported.validation == (raw if temperature is None else recalibrated)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

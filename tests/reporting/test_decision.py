@@ -73,6 +73,23 @@ def test_a_student_that_needs_no_temperature_is_shipped_without_it() -> None:
     assert decision.headline.endswith("; its temperature makes no clear difference.")
 
 
+def test_the_headline_claims_nothing_of_the_plain_student_that_holds_with_its_temperature() -> None:
+    rows = {"fine-tune": (0.76, 1520), "first": (0.81, 1600), "first + T": (0.8, 1600)}
+    decision = decide(data := judged(rows))
+    assert decision.verdict == "ship" and decision.ship and decision.ship.row == "first"
+    assert not data.compared("csqa", "first", "fine-tune")["trust"].distinguishable
+    assert decision.headline == (
+        "Ship `first`: level with `first + T`, whose Trust on csqa is clearly the highest."
+    )
+
+
+def test_a_plain_student_is_not_called_unbeaten_where_only_its_temperature_is() -> None:
+    rows = {"fine-tune": (0.805, 6400), "fine-tune + T": (0.8, 6400), "first": (0.798, 6385)}
+    decision = decide(judged(rows, n=8000))
+    assert decision.verdict == "not-worth-it" and decision.ship and decision.ship.row == "fine-tune"
+    assert decision.headline.endswith("`fine-tune` is level with the best, `fine-tune + T`.")
+
+
 def test_of_two_level_students_the_simpler_is_named_first() -> None:
     rows = {"fine-tune": (0.9, 1200), "distill + T": (0.8, 1602), "first": (0.8, 1600)}
     decision = decide(judged(rows))
@@ -165,10 +182,10 @@ def test_the_first_evaluation_decides_and_the_others_are_stated() -> None:
     assert decide(report(members=members, evaluations=["shifted", "csqa"], records=records)).ship
 
 
-def seeded(*right: int) -> ReportData:
+def seeded(*right: int, n: int = 2000) -> ReportData:
     members = {row: tuple(f"{row}@{s}" for s in (1, 2, 3)) for row in ("a", "b")}
-    records = {("csqa", f"a@{s}"): answers(0.8, 1500, 2000) for s in (1, 2, 3)}
-    records |= {("csqa", f"b@{s}"): answers(0.8, n, 2000) for s, n in enumerate(right, 1)}
+    records = {("csqa", f"a@{s}"): answers(0.8, n * 3 // 4, n) for s in (1, 2, 3)}
+    records |= {("csqa", f"b@{s}"): answers(0.8, k, n) for s, k in enumerate(right, 1)}
     return report(members=members, evaluations=["csqa"], records=records, seeds=(1, 2, 3))
 
 
@@ -177,6 +194,27 @@ def test_seeds_that_disagree_name_no_winner() -> None:
     assert clear.verdict == "ship" and clear.ship and clear.ship.folder == "students/b@1"
     assert scattered.verdict == "too-few-questions" and scattered.level == ()
     assert any(limit.startswith("3 seeds") for limit in clear.limits)
+
+
+def test_seeds_are_not_blamed_on_the_number_of_questions() -> None:
+    scattered = decide(seeded(11000, 16000, 19900, n=20000))
+    assert scattered.verdict == "too-few-questions" and scattered.detectable
+    points = round(100 * scattered.detectable)
+    invisible = f"below {points} points are invisible at n = 20,000 with 3 seeds."
+    assert scattered.headline == f"Too few seeds to tell: differences {invisible}"
+    assert scattered.limits[0].endswith(f"below about {invisible.removeprefix('below ')}")
+
+
+def test_commands_name_the_model_of_one_seed() -> None:
+    members = {"a": ("a@1", "a@2"), "a + T": ("a@1+T", "a@2+T")}
+    records = {("csqa", name): answers(0.8, 1500, 2000) for row in members.values() for name in row}
+    data = report(members=members, evaluations=["csqa"], records=records, seeds=(1, 2))
+    decision = decide(data)
+    assert decision.ship and decision.ship.model == "a@1"
+    assert decision.commands == (
+        'first predict RUN --arm a@1 "..."',
+        'first export RUN --arm "a@1 + T" DIR',
+    )
 
 
 def test_a_correction_holds_for_the_verdict() -> None:

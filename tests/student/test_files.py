@@ -152,6 +152,26 @@ def test_work_on_something_else_starts_again(
     assert out.read_bytes() == fresh.read_bytes()
 
 
+def test_no_answer_joins_a_row_that_has_taken_the_place_of_another(
+    student: TrainedStudent, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.jsonl"
+
+    def records(*arguments: Any) -> list[output.Record]:
+        write_rows(source, ROWS[::-1])
+        return output.records_of(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "records_of", records)
+        with pytest.raises(UserError, match="changed while its rows were answered"):
+            answer(student, source, out)
+    assert not out.exists()
+    answer(student, source, out)
+    fresh = tmp_path / "fresh.jsonl"
+    answer(student, source, fresh)
+    assert out.read_bytes() == fresh.read_bytes()
+
+
 def test_the_formats_hold_the_same(student: TrainedStudent, source: Path, tmp_path: Path) -> None:
     outs = {ending: tmp_path / f"out.{ending}" for ending in ("jsonl", "csv", "parquet")}
     settings = OutputSettings(top=1, threshold=0.4)

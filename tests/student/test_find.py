@@ -10,7 +10,8 @@ import pytest
 from firstcli.api.usage import prompt_usage
 from firstcli.errors import UserError
 from firstcli.student.find import Choice, find_student
-from firstcli.student.usage import Usage, write_usage
+from firstcli.student.load import load_student
+from firstcli.student.usage import FoldedTemperature, Usage, read_usage, write_usage
 from support import command_line
 
 
@@ -43,6 +44,18 @@ def test_a_students_folder_is_itself(run: Path) -> None:
     assert find_student(folder, "distill") == Choice(folder, raw=True)
     with pytest.raises(UserError, match=r"--arm first: .* is the folder of 'distill'"):
         find_student(folder, "first")
+
+
+def test_a_folded_temperature_cannot_be_left_out(run: Path) -> None:
+    folder = run / "students" / "distill"
+    folded = FoldedTemperature(temperature=2.0)
+    usage = read_usage(folder).model_copy(update={"folded": folded})
+    (folder / "firstcli.json").write_text(write_usage(usage), "utf-8")
+    assert find_student(folder) == find_student(folder, "distill + T") == Choice(folder)
+    with pytest.raises(UserError, match="folded into its weights and cannot be left out"):
+        find_student(folder, "distill")
+    with pytest.raises(UserError, match="folded into the weights and cannot be left out"):
+        load_student(folder, raw=True)
 
 
 def test_an_arm_of_a_run(run: Path) -> None:

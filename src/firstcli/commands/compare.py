@@ -121,7 +121,8 @@ def read(folder: Path) -> RunResults:
         where=str(folder),
         task=recipe["train"]["task"]["name"],
         models=_models(recipe),
-        settings={key: str(recipe["metrics"][key]) for key in _SETTINGS},
+        # those of the values: a later command may have changed the recipe in the run folder
+        settings={key: str(table.get(key, recipe["metrics"][key])) for key in _SETTINGS},
         questions={name: _questions(folder, name) for name in names},
         rows=tuple(dict.fromkeys(row["model"] for row in rows)),
         values={

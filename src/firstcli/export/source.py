@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from firstcli.api import JSON
 from firstcli.errors import UserError, did_you_mean
 from firstcli.recalibration.builtin import LogitTemperature
 from firstcli.recipe.load import load_recipe
@@ -38,19 +37,17 @@ class ExportSource:
     def exported_usage(self) -> Usage:
         """What the exported folder says about its use."""
         usage = self.usage
-        if self.temperature is not None:
-            folded = FoldedTemperature(temperature=self.temperature)
-            return usage.model_copy(update={"posthoc": None, "folded": folded, "raw_numbers": {}})
         if usage.posthoc is None:
             return usage
-        # Numbers and thresholds are those of recalibrated answers.
-        without: dict[str, JSON] = {
-            "posthoc": None,
-            "validation": None,
-            "thresholds": (),
-            "raw_numbers": {},
-        }
-        return usage.model_copy(update={**without, "numbers": usage.raw_numbers})
+        without = usage.model_copy(
+            update={"posthoc": None, "raw_numbers": {}, "raw_validation": None}
+        )
+        if self.temperature is not None:
+            folded = FoldedTemperature(temperature=self.temperature)
+            return without.model_copy(update={"folded": folded})
+        # Numbers and thresholds of recalibrated answers do not hold for others.
+        plain = {"numbers": usage.raw_numbers, "validation": usage.raw_validation, "thresholds": ()}
+        return without.model_copy(update=plain)
 
 
 def find(path: Path, arm: str | None, console: Console) -> ExportSource:

@@ -1,4 +1,4 @@
-"""The command lines that a report offers: try a student, and fold a temperature into one."""
+"""The command lines that a report offers: try the chosen student, and export students."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 
 def commands(location: str, ship: str, post_hoc: Sequence[str]) -> list[str]:
-    """Return the commands that try the chosen student and export the students with `+ T`.
+    """Return the commands that try and export the chosen student, and export those with `+ T`.
 
     Args:
         location: the run folder.
-        ship: the row to ship.
-        post_hoc: the students' rows with a post-hoc temperature.
+        ship: the model to ship, as `--arm` names it.
+        post_hoc: the students with a post-hoc temperature.
     """
     run = _quoted(location)
-    exported = sorted(post_hoc, key=lambda row: row != ship)  # the shipped row first
+    exported = [ship, *(model for model in post_hoc if model != ship)]
     return [
         f'first predict {run} --arm {_quoted(ship)} "..."',
-        *(f"first export {run} --arm {_quoted(row)} DIR" for row in exported),
+        *(f"first export {run} --arm {_quoted(model)} DIR" for model in exported),
     ]
 
 

@@ -43,6 +43,11 @@ class Shipped:
     """Its folder, relative to the run folder; the first seed's, with several seeds. None if there
     is no run."""
 
+    @property
+    def model(self) -> str:
+        """What `--arm` calls it: with several seeds, a row has several models."""
+        return f"{self.folder.rpartition('/')[2]}{PLUS_T if self.posthoc else ''}"
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -57,7 +62,8 @@ class Decision:
     limits: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
     exportable: tuple[str, ...] = ()
-    """The rows whose temperature `first export` folds into the weights."""
+    """The models whose temperature `first export` folds into the weights; of each row, the first
+    seed's."""
     detectable: float | None = None
     """The smallest difference in Trust that the questions can show, as a fraction of 1."""
 
@@ -80,6 +86,21 @@ class Standing:
     """The rows with a clearly lower Trust, in descending order of Trust."""
     detectable: float
     """The difference that would be distinguishable; the median over the other rows."""
+    by_questions: float
+    """The same if all seeds agreed: what the number of questions alone leaves invisible."""
+    seeds: int
+    """Number of seeds of each row."""
+
+    @property
+    def resolution(self) -> str:
+        """What limits the detectable difference, for sentences."""
+        questions = f"at n = {self.questions:,}"
+        return f"{questions} with {self.seeds} seeds" if self.by_seeds else questions
+
+    @property
+    def by_seeds(self) -> bool:
+        """Whether the seeds differ by more than the questions explain."""
+        return self.detectable > self.by_questions
 
 
 def decide(data: ReportData) -> Decision:
@@ -101,14 +122,15 @@ def decide(data: ReportData) -> Decision:
         (row,) = trust
         if data.location is None:
             return Decision("undecided", f"No decision: there is no other model than {_code(row)}.")
+        shipped, exportable = _shipped(data, row), _exportable(data, ())
         headline = f"Ship {_code(row)}: it is the only student, so it is compared with none."
         return Decision(
             "only-student",
             headline,
-            _shipped(data, row),
+            shipped,
             reasons=tuple(_reasons(data, row)),
             limits=tuple(_limits(data)),
-            commands=_commands(data, row, exportable := _exportable(data, ())),
+            commands=_commands(data, shipped, exportable),
             exportable=exportable,
         )
     place = standing(data, evaluation)
@@ -119,15 +141,15 @@ def decide(data: ReportData) -> Decision:
     # too few questions leave the best guess; among students that are level, the simplest counts
     choices = place.level[:1] if verdict == "too-few-questions" else place.level
     row = min(choices, key=lambda each: _simplicity(data, each, trust[each]))
-    exportable = _exportable(data, place.level)
+    shipped, exportable = _shipped(data, row), _exportable(data, place.level)
     return Decision(
         verdict,
         _headline(data, verdict, place, row),
-        _shipped(data, row),
+        shipped,
         place.level if place.behind else (),
         tuple(_reasons(data, row)),
         (_power(data, place), *_limits(data)),
-        _commands(data, row, exportable),
+        _commands(data, shipped, exportable),
         exportable,
         place.detectable,
     )
@@ -156,6 +178,8 @@ def standing(data: ReportData, evaluation: str) -> Standing | None:
         tuple(row for row in ordered if row not in apart),
         tuple(row for row in ordered if row in apart),
         median(map(detectable, tested.values())),
+        median(detectable(Compared(each.questions, None)) for each in tested.values()),
+        len(data.records_of(evaluation, best)),
     )
 
 
@@ -178,14 +202,18 @@ def _verdict(data: ReportData, place: Standing) -> Verdict:
     models = _models(place.level)
     if len(models) == 1:
         return "ship"
-    coarsest = COARSE if place.behind else FINE
-    if place.questions < MIN_QUESTIONS or place.detectable > coarsest:
+    if place.questions < MIN_QUESTIONS or place.detectable > _coarsest(place):
         return "too-few-questions"
     distilled = [row for row in data.students if not _needs_no_teacher(data, row)]
     if distilled and any(_needs_no_teacher(data, row) for row in place.level):
         return "not-worth-it"
     few = len(models) == 2 or (place.behind and len(models) <= _NAMED)
     return "either" if few else "no-winner"
+
+
+def _coarsest(place: Standing) -> float:
+    """Return the largest detectable difference with which students can be told to be level."""
+    return COARSE if place.behind else FINE
 
 
 def _simplicity(data: ReportData, row: str, trust: float) -> tuple[bool, bool, float]:
@@ -206,24 +234,29 @@ def _models(rows: Iterable[str]) -> list[str]:
 
 def _headline(data: ReportData, verdict: Verdict, place: Standing, row: str) -> str:
     where = f"on {place.evaluation}"
+    take = "Prefer" if data.location is None else "Ship"  # outputs of others are not shipped
     names = _models((row, *place.level))  # the shipped one first
     if verdict == "ship":
+        if row != place.best:  # what is clear of X + T need not be clear of X
+            best = f"{_code(place.best)}, whose Trust {where} is clearly the highest"
+            return f"{take} {_code(row)}: level with {best}."
         more = "; its temperature makes no clear difference" if len(place.level) > 1 else ""
-        return f"Ship {_code(row)}: its Trust {where} is clearly the highest{more}."
+        return f"{take} {_code(row)}: its Trust {where} is clearly the highest{more}."
     if verdict == "too-few-questions":
-        reason = f"intervals need {MIN_QUESTIONS} questions, and n = {place.questions}"
-        if place.questions >= MIN_QUESTIONS:
-            reason = f"differences below {_points(place.detectable)} are invisible at n = "
-            reason += f"{place.questions:,}"
-        return f"Too few questions to tell: {reason}."
+        if place.questions < MIN_QUESTIONS:
+            reason = f"intervals need {MIN_QUESTIONS} questions, and n = {place.questions}"
+            return f"Too few questions to tell: {reason}."
+        few = "questions" if place.by_questions > _coarsest(place) else "seeds"
+        hidden = f"differences below {_points(place.detectable)} are invisible {place.resolution}"
+        return f"Too few {few} to tell: {hidden}."
     if verdict == "not-worth-it":
         method = "FIRST" if _recalibrates(data) else "distillation"
-        if _needs_no_teacher(data, place.best):
+        if row == place.best:
             return f"Do not bother with {method} here: nothing is clearly better than {_code(row)}."
         level = f"{_code(row)} is level with the best, {_code(place.best)}"
         return f"Do not bother with {method} here: {level}."
     if verdict == "either":
-        return f"Ship {_listed(names, 'or')}: no clear difference in Trust {where}."
+        return f"{take} {_listed(names, 'or')}: no clear difference in Trust {where}."
     shown = [*map(_code, names[:_NAMED]), f"{len(names) - _NAMED} more"][: len(names)]
     return f"No clear winner: {', '.join(shown[:-1])} and {shown[-1]} are level {where}."
 
@@ -291,8 +324,8 @@ def _power(data: ReportData, place: Standing) -> str:
         return f"{place.questions} questions are too few for intervals."
     more = ", and the Holm correction hides more" if data.settings.correction == "holm" else ""
     return (
-        f"Differences in Trust below about {_points(place.detectable)} are invisible at "
-        f"n = {place.questions:,}{more}."
+        f"Differences in Trust below about {_points(place.detectable)} are invisible "
+        f"{place.resolution}{more}."
     )
 
 
@@ -325,8 +358,10 @@ def _shipped(data: ReportData, row: str) -> Shipped:
     return Shipped(row, arm, row.endswith(PLUS_T), folder if data.location else None)
 
 
-def _commands(data: ReportData, row: str, exportable: Sequence[str]) -> tuple[str, ...]:
-    return () if data.location is None else tuple(commands(data.location, row, exportable))
+def _commands(data: ReportData, shipped: Shipped, exportable: Sequence[str]) -> tuple[str, ...]:
+    return (
+        () if data.location is None else tuple(commands(data.location, shipped.model, exportable))
+    )
 
 
 def _exportable(data: ReportData, level: Sequence[str]) -> tuple[str, ...]:
@@ -334,7 +369,8 @@ def _exportable(data: ReportData, level: Sequence[str]) -> tuple[str, ...]:
     if data.location is None:
         return ()
     post_hoc = [row for row in data.students if row.endswith(PLUS_T)]
-    return tuple(sorted(post_hoc, key=lambda row: row not in level))
+    ordered = sorted(post_hoc, key=lambda row: row not in level)
+    return tuple(_shipped(data, row).model for row in ordered)
 
 
 def _points(share: float) -> str:

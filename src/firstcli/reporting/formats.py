@@ -124,6 +124,7 @@ def to_json(data: ReportData, figures: Mapping[str, Numbers] | None = None) -> s
         "format": FORMAT,
         "run": data.run,
         "confidence": data.settings.confidence,
+        "candidates": data.settings.candidates,
         "bins": data.settings.bins,
         "unit": "fraction",
         "tests": len(data.p_values),

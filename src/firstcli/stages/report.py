@@ -134,6 +134,7 @@ class Report(Stage):
 
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
         from firstcli.reporting.commands import commands
+        from firstcli.reporting.decision import Shipped
         from firstcli.reporting.terminal import Table, TerminalTable, VerdictText
 
         (unit,) = units
@@ -142,7 +143,9 @@ class Report(Stage):
         overview = Table.from_json(facts.overview)
         page, ship = str(unit.artifact.path / PAGE), decision["ship"]
         # the run folder may have moved since the report was written
-        lines = commands(str(run.folder), ship["row"], decision["exportable"]) if ship else []
+        lines = (
+            commands(str(run.folder), Shipped(**ship).model, decision["exportable"]) if ship else []
+        )
         for stored in (facts.promises or {"tables": ()})["tables"]:
             run.console.show(TerminalTable(Table.from_json(stored)))
         run.console.show(VerdictText(decision, overview, lines, page))

@@ -125,7 +125,8 @@ def predict_file(
         console: shows progress.
 
     Raises:
-        UserError: the output would have two columns of one name, or another process writes it.
+        UserError: the output would have two columns of one name, another process writes it, or the
+            input changes meanwhile.
     """
     added = _flat_columns(columns_of(student.usage, settings), settings, out)
     check_columns(table.columns, added, str(table.path))
@@ -148,6 +149,10 @@ def predict_file(
                     file.write("".join(lines))
                     file.flush()
                     advance(len(window))
+        if Digests().of_file(table.path) != table.digest:  # else answers could join other rows
+            raise UserError(
+                f"{table.path}: changed while its rows were answered; run the same command again"
+            )
         joined = _joined(table, work, tally)
         writers: dict[str, Writer] = {
             ".csv": _write_csv,

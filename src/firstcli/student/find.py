@@ -91,9 +91,15 @@ def _students(run: Path) -> dict[str, Path]:
 def _with_or_without(folder: Path, arm: str) -> Choice:
     """Return the student with its recalibrator, or without if the arm does not name that."""
     name, posthoc = split_title(arm)
+    usage = read_usage(folder)
+    if usage.folded and not posthoc:
+        raise UserError(
+            f"--arm {arm}: the temperature of {folder} is folded into its weights and cannot "
+            f"be left out; give the run folder, or --arm '{name} + T'"
+        )
     if not posthoc:
         return Choice(folder, raw=True)
-    if read_usage(folder).posthoc is None:
+    if usage.posthoc is None and not usage.folded:
         raise UserError(f"--arm {arm}: '{name}' has no post-hoc recalibrator; leave out + T")
     return Choice(folder)
 

@@ -47,6 +47,11 @@ def load_model(
         UserError: the folder is incomplete or damaged, or was written by a newer firstcli.
     """
     usage = read_usage(folder)
+    if raw and usage.folded:
+        raise UserError(
+            f"{folder}: its temperature is folded into the weights and cannot be left out; use the "
+            "student's folder in the run instead"
+        )
     recalibrator = None if raw else restored(folder, usage)
 
     import torch
