@@ -52,6 +52,7 @@ def test_a_student_that_is_clearly_best_is_shipped() -> None:
     assert "accuracy 80.0, ECE 0.0, Trust 80.0" in decision.reasons[0]
     assert decision.commands == (
         'first predict RUN --arm first "..."',
+        "first export RUN --arm first DIR",
         'first export RUN --arm "fine-tune + T" DIR',
     )
 
@@ -213,6 +214,7 @@ def test_commands_name_the_model_of_one_seed() -> None:
     assert decision.ship and decision.ship.model == "a@1"
     assert decision.commands == (
         'first predict RUN --arm a@1 "..."',
+        "first export RUN --arm a@1 DIR",
         'first export RUN --arm "a@1 + T" DIR',
     )
 
