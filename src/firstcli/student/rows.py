@@ -46,14 +46,20 @@ def rows_of(usage: TaskUsage, texts: Iterable[str | Mapping[str, Any]]) -> Itera
 
 def _as_object(usage: TaskUsage, text: object) -> dict[str, Any] | None:
     """Return the row that a text spells in JSON; None if it is a plain text."""
+    values = _object(text)
+    outer = {column.partition(".")[0] for column in usage.columns} | {*usage.columns}
+    return values if values is not None and not outer.isdisjoint(values) else None
+
+
+def _object(text: object) -> dict[str, Any] | None:
+    """Return the JSON object that a text spells, if it does."""
     if not isinstance(text, str) or not text.lstrip().startswith("{"):
         return None
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    outer = {column.partition(".")[0] for column in usage.columns} | {*usage.columns}
-    return values if isinstance(values, dict) and not outer.isdisjoint(values) else None
+    return values if isinstance(values, dict) else None
 
 
 def text_column(usage: TaskUsage) -> str:
@@ -83,7 +89,8 @@ def rows_of_lines(
             with the student's columns; else each line is a text.
 
     Raises:
-        UserError: a line is not what the format says.
+        UserError: a line is not what the format says, or the first one is a JSON object without the
+            student's columns and no format is stated.
     """
     remaining = iter(lines)
     first = next(remaining, None)
@@ -106,6 +113,11 @@ def rows_of_lines(
 def _format_of(usage: TaskUsage, first: str) -> TextFormat:
     if _as_object(usage, first) is not None:
         return "jsonl"
+    if _object(first) is not None:
+        raise UserError(
+            f"line 1: a JSON object without {shortened(usage.columns, 10)}, which the student "
+            "reads; rename its columns, or state --format text if each line is a text"
+        )
     header = next(csv.reader([first]), [])
     needed = [field.columns for field in usage.inputs.values() if field.required != "no"]
     if needed and all(not {*columns}.isdisjoint(header) for columns in needed):
