@@ -31,7 +31,7 @@ def test_the_first_line_decides() -> None:
 
 def test_a_json_object_without_the_column_is_not_guessed_to_be_a_text() -> None:
     line = '{"text": "hello"}\n'
-    with pytest.raises(UserError, match="line 1: a JSON object without 'message'.*--format text"):
+    with pytest.raises(UserError, match=r"line 1: a JSON object without 'message'.*--format text"):
         list(rows_of_lines(USAGE, [line]))
     (row,) = rows_of_lines(USAGE, [line], "text")
     assert row.values == {"message": '{"text": "hello"}'}
