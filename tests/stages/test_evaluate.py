@@ -179,8 +179,8 @@ def textual(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A recipe whose model answers in words of several tokens, and its finished run."""
     folder = tmp_path_factory.mktemp("textual")
     choices = ["yes it is", "no", "the other one"]
-    rows = [{"question": f"{i}?", "choices": choices, "answer": choices[i % 3]} for i in range(40)]
-    command_line.write_rows(folder / "data" / "train.jsonl", rows)
+    rows = [{"question": f"{i}?", "choices": choices, "answer": choices[i % 3]} for i in range(49)]
+    command_line.write_rows(folder / "data" / "train.jsonl", rows[9:])
     command_line.write_rows(folder / "data" / "test.jsonl", rows[:9])
     task = command_line.of_files(folder / "data", respond_with="text", answer_as="text")
     recipe = command_line.write_recipe(

@@ -11,8 +11,8 @@ SECRET = "hf_" + "aB3" * 11
 
 
 def test_no_secret_is_written_and_page_and_card_name_no_folder(tmp_path: Path) -> None:
-    for split in ("train", "test"):
-        command_line.write_rows(tmp_path / "data" / f"{split}.jsonl", command_line.sums(12))
+    for split, start in (("train", 0), ("test", 12)):
+        command_line.write_rows(tmp_path / "data" / f"{split}.jsonl", command_line.sums(12, start))
     prompt = f"{{question}} {SECRET}\n{{choices}}\nAnswer:"
     task = command_line.of_files(tmp_path / "data", prompt=prompt)
     path = command_line.write_recipe(

@@ -348,6 +348,13 @@ class Recipe(RecipeSection):
         """The folder of the run, unless `--run-dir` names a different one."""
         return Path("runs") / self.name
 
+    def is_validation(self, evaluation: str) -> bool:
+        """Whether this names the questions of the validation part.
+
+        A recipe that does not use them may have an evaluation of its own with that name.
+        """
+        return evaluation == VALIDATION and all(each.name != VALIDATION for each in self.evaluate)
+
     def resolved(self) -> dict[str, Any]:
         """Return the recipe as plain YAML values, with defaults and absolute local paths."""
         return self.model_dump(mode="json", exclude_none=True)

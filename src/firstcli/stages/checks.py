@@ -135,6 +135,7 @@ def _check_overlap(run: Run) -> None:
             does not state that it is meant to be evaluated.
     """
     mistakes = []
+    _ = run.training  # its mistakes first: an evaluation with the same mistake is not named here
     for evaluation in run.recipe.evaluate:
         name, count = f"evaluate '{evaluation.name}'", len(run.evaluation_samples(evaluation.name))
         if shared := run.overlap(evaluation.name):

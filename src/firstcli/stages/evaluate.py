@@ -137,10 +137,9 @@ class Evaluate(Stage):
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
         """Print the main metrics, one table per evaluation; return every metric."""
         from firstcli import metrics
-        from firstcli.recipe.schema import VALIDATION
 
-        settings = run.recipe.metrics
-        shown = [unit for unit in units if unit.evaluation != VALIDATION]  # recalibrators saw it
+        settings, is_seen = run.recipe.metrics, run.recipe.is_validation
+        shown = [unit for unit in units if not is_seen(unit.evaluation)]  # recalibrators saw it
         summaries = {
             key: metrics.summarize(records, settings.confidence, settings.bins)
             for key, records in load_records(shown, settings.candidates).items()

@@ -7,6 +7,7 @@ from itertools import islice
 from firstcli.api import JSON
 from firstcli.data.encoding import Encoding, encode_questions
 from firstcli.errors import UserError
+from firstcli.runtime.redaction import without_secrets
 from firstcli.stages import inputs
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Role
@@ -36,7 +37,7 @@ def encoded_example(run: Run) -> dict[str, JSON] | None:
     return {
         "note": run.adaptation_note,
         "role": role,
-        "prompt": sample.prompt,
+        "prompt": without_secrets(sample.prompt),  # kept with the results of checks
         "response": sample.response,
         "position": len(question.input_ids),
         "answer": tokens[sample.answer or 0],

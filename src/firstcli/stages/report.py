@@ -180,7 +180,6 @@ def _read(unit: Unit, name: str) -> JSON:
 
 def report_data(run: Run) -> ReportData:
     """Collect what a report shows."""
-    from firstcli.recipe.schema import VALIDATION
     from firstcli.reporting.data import FittedRecalibrator, ReportData, TeacherPart
     from firstcli.reporting.questions import disputed
     from firstcli.workspace.run import as_yaml
@@ -193,8 +192,10 @@ def report_data(run: Run) -> ReportData:
         recipe=as_yaml(run.publishable),
         members={row: [model.name for model in models] for row, models in _rows(run).items()},
         evaluations=[section.name for section in recipe.evaluate],
-        records={key: value for key, value in records.items() if key[0] != VALIDATION},
-        validation={model: value for (name, model), value in records.items() if name == VALIDATION},
+        records={key: value for key, value in records.items() if not recipe.is_validation(key[0])},
+        validation={
+            model: value for (name, model), value in records.items() if recipe.is_validation(name)
+        },
         settings=recipe.metrics,
         notes=[*_notes_on_data(run), *_notes_on_knowledge(run), *_notes_on_calibration(run)],
         versions=next(iter(finished.values())).versions,

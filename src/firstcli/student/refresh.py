@@ -218,8 +218,7 @@ def _validation(run: Run, model: Model, results: Results) -> ValidationAnswers |
     """Return a model's answers to the validation questions, if it has answered them."""
     from firstcli.metrics.records import EvalRecords
 
-    is_evaluation = any(section.name == VALIDATION for section in run.recipe.evaluate)
-    if is_evaluation or EVALUATE.key(VALIDATION, model) not in results:
+    if not run.recipe.is_validation(VALIDATION) or EVALUATE.key(VALIDATION, model) not in results:
         return None
     records = EvalRecords.load(records_path(run.folder, VALIDATION, model))
     return ValidationAnswers(

@@ -25,7 +25,6 @@ from firstcli.errors import UserError, did_you_mean, shortened
 from firstcli.recipe.references import ModelSection, TaskRef
 from firstcli.recipe.schema import (
     TEST,
-    VALIDATION,
     Evaluation,
     Recipe,
     Train,
@@ -487,7 +486,7 @@ class Run:
 
         If no question has a label, none is left out.
         """
-        if name == VALIDATION:
+        if self.recipe.is_validation(name):
             return self._validation_questions
         section = self._evaluation(name)
         where = f"evaluate '{name}'"
@@ -573,7 +572,7 @@ class Run:
     @once_per_run
     def evaluation_content(self, name: str) -> str:
         """Return a digest of an evaluation's samples."""
-        if name == VALIDATION:
+        if self.recipe.is_validation(name):
             return self.part_content("validation")
         section = self._evaluation(name)
 
