@@ -46,7 +46,8 @@ class Shipped:
     @property
     def model(self) -> str:
         """What `--arm` calls it: with several seeds, a row has several models."""
-        return f"{self.folder.rpartition('/')[2]}{PLUS_T if self.posthoc else ''}"
+        trained = (self.folder or self.arm).rpartition("/")[2]
+        return f"{trained}{PLUS_T if self.posthoc else ''}"
 
 
 @dataclass(frozen=True, slots=True)
