@@ -58,7 +58,7 @@ def command(args: Sequence[object], run: Path, moment: Moment | None = None) -> 
     """Run `first ARGS --run-dir RUN`, killed with SIGKILL at a moment or left to its end."""
     log, moment = run.with_suffix(".log"), moment or Moment()
     argv = ["first", *map(str, args), "--run-dir", str(run)]
-    log.unlink(missing_ok=True)
+    log.write_text("", "utf-8")  # a process may be killed before it opens its log
     process = _server().Process(target=_child, args=(argv, log, run, moment.step))
     process.start()
     assert process.pid
