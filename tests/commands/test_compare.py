@@ -80,5 +80,7 @@ def test_mistakes(runs: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "page" / "mine.txt").write_text("mine")
     out = ("--out", tmp_path / "page")
     first("compare", one, other, *out).mistake("has other files, such as mine.txt")
+    (other / "report" / "table.json").write_text("{")
+    first("compare", one, other).mistake("table.json is damaged", "--force")
     shutil.rmtree(other / "report")
     first("compare", one, other).mistake("there is no report")

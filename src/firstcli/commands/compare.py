@@ -100,7 +100,7 @@ def read(folder: Path) -> RunResults:
     """Read the results of a run from its report, its records and its recipe.
 
     Raises:
-        UserError: the folder is not a run, or has no report.
+        UserError: the folder is not a run, or has no report, or one of its files is damaged.
     """
     recipe_file, table_file = folder / "recipe.yaml", folder / REPORT.name / "table.json"
     if not folder.is_dir() or not recipe_file.is_file():
@@ -111,8 +111,14 @@ def read(folder: Path) -> RunResults:
         raise UserError(
             f"{folder}: there is no report; run `first {REPORT.name}` for its recipe first"
         )
-    recipe = yaml.safe_load(recipe_file.read_text("utf-8"))
-    table = json_format.loads(table_file.read_text("utf-8"))
+    try:
+        recipe = yaml.safe_load(recipe_file.read_text("utf-8"))
+        table = json_format.loads(table_file.read_text("utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{folder}: recipe.yaml or the report's table.json is damaged; run `first "
+            f"{REPORT.name} --force` for its recipe"
+        ) from error
     names = [section["name"] for section in recipe["evaluate"]]
     rows = [row for row in table["rows"] if row["evaluation"] in names]
     published = recipe.get("paper", {})

@@ -122,34 +122,6 @@ class RunTable:
         """Whether any run states published values."""
         return any(run.paper for run in self.runs)
 
-    def value(self, block: Block, row: str, place: Place, metric: str) -> Value | None:
-        """Return a run's value, if one run of the block has it.
-
-        Args:
-            block: the group of rows.
-            row: the row's model.
-            place: the group of columns.
-            metric: one of `SHOWN`.
-        """
-        for run in self._members(block, place):
-            if value := run.values.get((place.evaluation, row, metric)):
-                return value
-        return None
-
-    def published(self, block: Block, row: str, place: Place, metric: str) -> float | None:
-        """Return the published value of the same cell.
-
-        Args:
-            block: the group of rows.
-            row: the row's model.
-            place: the group of columns.
-            metric: one of `SHOWN`.
-        """
-        for run in self._members(block, place):
-            if (value := run.paper.get((place.evaluation, row, metric))) is not None:
-                return value
-        return None
-
     def text(self, block: Block, row: str, place: Place, metric: str) -> str:
         """Format a cell, with the published value in brackets.
 
@@ -159,10 +131,10 @@ class RunTable:
             place: the group of columns.
             metric: one of `SHOWN`.
         """
-        value, published = (
-            self.value(block, row, place, metric),
-            self.published(block, row, place, metric),
-        )
+        key = (place.evaluation, row, metric)
+        runs = list(self._members(block, place))
+        value = next((run.values[key] for run in runs if key in run.values), None)
+        published = next((run.paper[key] for run in runs if key in run.paper), None)
         text = DASH if value is None else METRICS[metric].text(value.mean)
         if value is not None and value.half is not None:
             text += f" ± {METRICS[metric].text(value.half)}"
