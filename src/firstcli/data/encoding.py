@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,19 +29,47 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EncodedSample:
-    """A training sample as tokens; the targets are `input_ids[start:]`."""
+    """A training sample as tokens, of which some are supervised."""
 
     id: str
-    input_ids: npt.NDArray[np.int32]  # (L,)
+    input_ids: npt.NDArray[np.int32]  # (L,), of which the last is supervised
     start: int
-    """Index of the first supervised token, at least 1; all later tokens are supervised too."""
+    """Index of the first supervised token, at least 1."""
     answer_position: int | None
     """Index of the token at which the candidates differ; None for instruction tasks. In a sample
     without a label it is the only supervised token, a placeholder that no model learns or reads."""
+    gaps: tuple[tuple[int, int], ...] = ()
+    """Ranges of tokens after `start` that are not supervised: a user's turns between those of the
+    assistant. Each is its first token and the one after its last; they are in order, apart, and not
+    empty. Samples with an answer position have none."""
+
+    @classmethod
+    def supervised_at(
+        cls, id: str, input_ids: npt.NDArray[np.int32], positions: npt.NDArray[np.int64]
+    ) -> EncodedSample:
+        """Build a sample without candidates; tokens after the last supervised one are cut off.
+
+        Args:
+            id: the sample's id.
+            input_ids: its tokens, (L,).
+            positions: indices of the supervised ones, ascending and at least 1, (N,) with N > 0.
+        """
+        before = np.flatnonzero(np.diff(positions) > 1)
+        gaps = zip((positions[before] + 1).tolist(), positions[before + 1].tolist(), strict=True)
+        last = int(positions[-1])
+        return cls(id, input_ids[: last + 1], int(positions[0]), None, tuple(gaps))
+
+    @property
+    def positions(self) -> npt.NDArray[np.int64]:
+        """Indices of the supervised tokens, ascending, (N,)."""
+        borders = [self.start, *chain.from_iterable(self.gaps), len(self.input_ids)]
+        spans = zip(borders[::2], borders[1::2], strict=True)
+        return np.concatenate([np.arange(first, end) for first, end in spans])
 
     @property
     def targets(self) -> npt.NDArray[np.int32]:
-        return self.input_ids[self.start :]
+        """The supervised tokens, (N,)."""
+        return self.input_ids[self.positions if self.gaps else slice(self.start, None)]
 
 
 @dataclass(frozen=True, slots=True)

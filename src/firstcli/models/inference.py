@@ -145,8 +145,8 @@ def pad(sequences: Sequence[npt.NDArray[np.int32]]) -> Padded:
 def before_targets(rows: Sequence[EncodedSample]) -> tuple[Tensor, Tensor]:
     """Return the row and the column of the token before each target of a batch, both (N,)."""
     counts = torch.tensor([len(row.targets) for row in rows])
-    columns = [torch.arange(row.start - 1, len(row.input_ids) - 1) for row in rows]
-    return torch.arange(len(rows)).repeat_interleave(counts), torch.cat(columns)
+    columns = np.concatenate([row.positions for row in rows]) - 1
+    return torch.arange(len(rows)).repeat_interleave(counts), torch.from_numpy(columns)
 
 
 def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:

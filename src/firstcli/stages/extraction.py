@@ -121,7 +121,7 @@ def _top_1(
         top = knowledge[row.id]
         positions: Any = slice(None)
         if answers_only:
-            positions = np.arange(row.start, len(row.input_ids)) == row.answer_position
+            positions = row.positions == row.answer_position
         confidence.append(np.exp(top.log_probs[positions, 0], dtype=np.float64))
         correct.append(top.token_ids[positions, 0] == row.targets[positions])
     sums = {

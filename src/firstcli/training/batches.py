@@ -117,15 +117,14 @@ class TrainingBatches(Dataset[dict[str, Tensor]]):
             return {name: part if name in by_sample else part[:0] for name, part in batch.items()}
         samples = [self.samples[i] for i in indices]
         padded = inference.pad([sample.input_ids for sample in samples])
-        counts = torch.tensor([len(sample.targets) for sample in samples])
         # The token at position t is predicted from position t - 1.
-        columns = [torch.arange(sample.start - 1, len(sample.input_ids) - 1) for sample in samples]
+        rows, columns = inference.before_targets(samples)
         targets = np.concatenate([sample.targets for sample in samples])
         batch = {
             "input_ids": padded.input_ids,  # (B, L)
             "attention_mask": padded.attention_mask,  # (B, L)
-            "rows": torch.arange(len(samples)).repeat_interleave(counts),  # (N,)
-            "columns": torch.cat(columns),  # (N,)
+            "rows": rows,  # (N,)
+            "columns": columns,  # (N,)
             "targets": torch.from_numpy(targets).long(),  # (N,)
             "samples": torch.tensor(indices),  # (B,)
         }

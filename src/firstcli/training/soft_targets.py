@@ -66,10 +66,7 @@ class Positions:
     @classmethod
     def of(cls, samples: Sequence[EncodedSample], known: Sequence[TopK]) -> Positions:
         """Return all supervised positions of samples, given the knowledge of each sample."""
-        is_answer = [
-            np.arange(sample.start, len(sample.input_ids)) == (sample.answer_position or -1)
-            for sample in samples
-        ]
+        is_answer = [sample.positions == (sample.answer_position or -1) for sample in samples]
         whole = TopK.concatenated(known)
         counts = [len(sample.targets) for sample in samples]
         ids = np.array([sample.id for sample in samples], dtype=object)
