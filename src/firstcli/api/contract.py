@@ -95,6 +95,17 @@ class PluginBase(ABC, Generic[OptionsT]):
                 raise TypeError(OUTDATED.format(cls.__name__, f"rename `{old}` to `{new}`"))
 
 
+ChatRole = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: ChatRole
+    content: str
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One sample: a prompt, and the response to learn or the candidates to choose from."""
@@ -115,6 +126,30 @@ class Sample:
     group: str | None = None
     """The question's group, such as its subject, over which reports also average: all questions of
     a split have one, or none has."""
+    messages: tuple[Message, ...] = ()
+    """The conversation, which a chat template turns into text; see `conversation`. Either all
+    samples of a split have messages, or none has."""
+    supervised: tuple[int, ...] = ()
+    """Indices of the messages to learn, ascending; all are the assistant's."""
+
+    @classmethod
+    def conversation(
+        cls, messages: Sequence[Message], supervised: Sequence[int], *, id: str | None = None
+    ) -> Sample:
+        """Build the sample of a conversation of which some of the assistant's messages are learned.
+
+        Its prompt is the text before the first of these, its response the rest. They identify the
+        sample and decide the split that it belongs to; models read what the template makes of the
+        messages.
+
+        Args:
+            messages: the conversation.
+            supervised: indices of the messages to learn, ascending; the first is not 0.
+            id: the data's own id.
+        """
+        first = supervised[0]
+        prompt, response = transcript(messages[:first]), transcript(messages[first:])
+        return cls(prompt, response, id, messages=tuple(messages), supervised=tuple(supervised))
 
     @classmethod
     def question(
@@ -141,6 +176,13 @@ class Sample:
         response = "" if answer is None else candidates[answer]
         probabilities = None if truth is None else tuple(truth)
         return cls(prompt, response, id, tuple(candidates), answer, probabilities, group)
+
+
+def transcript(messages: Sequence[Message]) -> str:
+    """Return messages as text: a single one by its content, several with their roles."""
+    if len(messages) == 1:
+        return messages[0].content
+    return "\n\n".join(f"{message.role}: {message.content}" for message in messages)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Training samples as tokens, held in a spool; lengths and positions are known without reading it.
 
-A row of the spool is a sample's token ids, 4 bytes each, the number and the borders of its gaps if it
-has any, and the sample's id in UTF-8.
+A row of the spool is a sample's token ids, 4 bytes each, the number and the borders of its gaps if
+it has any, and the sample's id in UTF-8.
 """
 
 from __future__ import annotations
