@@ -99,7 +99,7 @@ ChatRole = Literal["system", "user", "assistant"]
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class ChatMessage:
     """One turn of a conversation."""
 
     role: ChatRole
@@ -126,7 +126,7 @@ class Sample:
     group: str | None = None
     """The question's group, such as its subject, over which reports also average: all questions of
     a split have one, or none has."""
-    messages: tuple[Message, ...] = ()
+    messages: tuple[ChatMessage, ...] = ()
     """The conversation, which a chat template turns into text; see `conversation`. Either all
     samples of a split have messages, or none has."""
     supervised: tuple[int, ...] = ()
@@ -134,7 +134,7 @@ class Sample:
 
     @classmethod
     def conversation(
-        cls, messages: Sequence[Message], supervised: Sequence[int], *, id: str | None = None
+        cls, messages: Sequence[ChatMessage], supervised: Sequence[int], *, id: str | None = None
     ) -> Sample:
         """Build the sample of a conversation of which some of the assistant's messages are learned.
 
@@ -178,7 +178,7 @@ class Sample:
         return cls(prompt, response, id, tuple(candidates), answer, probabilities, group)
 
 
-def transcript(messages: Sequence[Message]) -> str:
+def transcript(messages: Sequence[ChatMessage]) -> str:
     """Return messages as text: a single one by its content, several with their roles."""
     if len(messages) == 1:
         return messages[0].content

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from firstcli.api import Sample
+from firstcli.data.conversations import ConversationEncoder
 from firstcli.data.findings import Findings, SpecialTokens
 from firstcli.data.joint import Continuations, Ids, JointEncoder, JointEncoding, decisive
 from firstcli.errors import UserError, shortened
@@ -110,8 +111,27 @@ def each_encoded(samples: Iterable[Sample], encoding: Encoding) -> Iterator[Enco
     Raises:
         UserError: after the last sample: a prompt begins with the BOS that the tokenizer adds, or
             in a question, a token crosses the border between prompt and response, or two candidates
-            have the same token at the answer position.
+            have the same token at the answer position; or the turns of a conversation are
+            ambiguous. At once: there are conversations, but no chat template.
     """
+    remaining = iter(samples)
+    first = next(remaining, None)
+    if first is None:
+        return
+    encode = _each_conversation if first.messages else _each_pair
+    yield from encode(chain([first], remaining), encoding)
+
+
+def _each_conversation(samples: Iterable[Sample], encoding: Encoding) -> Iterator[EncodedSample]:
+    mistakes, notes = Findings(encoding.where), Findings(encoding.where)
+    for found in ConversationEncoder(encoding.tokenizer, mistakes, notes)(samples):
+        yield EncodedSample.supervised_at(str(found.sample.id), found.input_ids, found.positions)
+    mistakes.raise_any()
+    encoding.warnings.extend(text for _, text in notes)
+
+
+def _each_pair(samples: Iterable[Sample], encoding: Encoding) -> Iterator[EncodedSample]:
+    """Encode samples with a prompt, and a response or candidates."""
     encoder = JointEncoder(encoding.tokenizer, drop_doubled_bos=encoding.drop_doubled_bos)
     mistakes, crossing = Findings(encoding.where), Findings(encoding.where)
     special = SpecialTokens(encoding.tokenizer, encoder, mistakes)

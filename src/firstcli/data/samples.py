@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from firstcli.api import Message, Sample
+from firstcli.api import ChatMessage, Sample
 from firstcli.data.sequences import LazySequence, Selected
 from firstcli.data.spool import Spool
 
@@ -73,7 +73,7 @@ class Samples(LazySequence[Sample]):
         else:
             candidates = self._candidates[int(texts)]
         truth = None if truth is None else tuple(truth)
-        turns = tuple(Message(*turn) for turn in messages)
+        turns = tuple(ChatMessage(*turn) for turn in messages)
         return Sample(
             prompt, response, id, candidates, answer, truth, group, turns, tuple(supervised)
         )

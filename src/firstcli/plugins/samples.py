@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import get_args
 
-from firstcli.api import ChatRole, Message, Sample
+from firstcli.api import ChatMessage, ChatRole, Sample
 from firstcli.errors import UserError
 
 MAX_CANDIDATES = 1000
@@ -73,8 +73,8 @@ def sample_problem(sample: object, valid: tuple[str, ...] | None = None) -> str 
 
 def _conversation_problem(sample: Sample) -> str | None:
     messages, supervised = sample.messages, sample.supervised
-    if not isinstance(messages, tuple) or not all(isinstance(one, Message) for one in messages):
-        return "the messages are not a tuple of firstcli.api.Message"
+    if not isinstance(messages, tuple) or not all(isinstance(one, ChatMessage) for one in messages):
+        return "the messages are not a tuple of firstcli.api.ChatMessage"
     for number, message in enumerate(messages):
         if message.role not in ROLES or not isinstance(message.content, str):
             return f"message {number} is {message!r}, expected text by {', '.join(ROLES)}"
