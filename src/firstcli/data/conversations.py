@@ -13,6 +13,8 @@ last turn some templates write EOS, too, which is then supervised with it.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -53,6 +55,12 @@ class EncodedConversation:
 
 class _AmbiguousTurnError(Exception):
     """A conversation whose turns cannot be found; the message says why, and what to do."""
+
+
+def identity(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a digest of what determines how a tokenizer writes conversations."""
+    content = [getattr(tokenizer, "chat_template", None), tokenizer.special_tokens_map]
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()
 
 
 class ConversationEncoder:

@@ -36,10 +36,17 @@ class SharedCheck:
 def _check_tokenizers(run: Run) -> None:
     import numpy as np
 
+    from firstcli.data import conversations
     from firstcli.data.sequences import Selected
     from firstcli.stages import encoded, inputs
 
     teacher, student = inputs.tokenizer(run, "teacher"), inputs.tokenizer(run, "student")
+    talks = any(sample.messages for sample in run.training.train[:1])
+    if talks and conversations.identity(teacher) != conversations.identity(student):
+        raise UserError(
+            "teacher and student have different chat templates, so they would read different "
+            "texts; give both models the same template"
+        )
     if encoded.identity_of(run, teacher) == encoded.identity_of(run, student):
         return
     shared = inputs.shared_vocabulary(run)

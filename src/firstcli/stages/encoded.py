@@ -12,7 +12,7 @@ from typing import Generic, TypeVar, cast
 from transformers import PreTrainedTokenizerBase
 
 from firstcli import __version__
-from firstcli.data import joint, token_files
+from firstcli.data import conversations, joint, token_files
 from firstcli.data.encoded import EncodedStore
 from firstcli.data.encoding import (
     EncodedQuestion,
@@ -126,6 +126,7 @@ class _Source(Generic[Row, Rows]):
             "samples": content,
             "kind": kind.__name__,
             "doubled BOS": run.recipe.train.doubled_bos,
+            "chat template": conversations.identity(tokenizer),
             "format": str(FORMAT),
             "firstcli": __version__,
             **{name: version(name) for name in ("tokenizers", "transformers")},
