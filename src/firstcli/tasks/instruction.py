@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -52,12 +52,12 @@ class Instruction(Task[InstructionOptions]):
         return TaskUsage(kind="instruction", prompt=self.options.prompt, inputs=inputs)
 
     def load(self, split: str) -> Split:
-        """Return the rows that have a response, in the order of the file."""
+        """Return all rows in the order of the file; some may have no response."""
         notes: list[str] = []
         rows = self._table.rows(split, tables.read_rows(self.sources(split), notes))
         samples = map(self._sample, rows)
         kept = (sample for sample in samples if self._table.has_prompt(split, sample.prompt))
-        return with_responses(Split(kept, notes=notes), "empty response")
+        return Split(kept, notes=notes)
 
     def _sample(self, row: TableRow) -> Sample:
         options = self.options
@@ -70,17 +70,3 @@ class Instruction(Task[InstructionOptions]):
             response=fill(options.response, row.text) if answered else "",
             id=row.id(options.id_column),
         )
-
-
-def with_responses(split: Split, reason: str) -> Split:
-    """Drop the samples with an empty response, and count them under `reason`."""
-    dropped: dict[str, int] = {}
-
-    def kept() -> Iterator[Sample]:
-        for sample in split.samples:
-            if sample.response.strip():
-                yield sample
-            else:
-                dropped[reason] = dropped.get(reason, 0) + 1
-
-    return Split(kept(), dropped, split.notes)
