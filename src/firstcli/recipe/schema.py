@@ -216,6 +216,19 @@ class Student(RecipeSection):
     learned as theirs, or the teacher's (`teacher`), which the students are then saved with."""
 
 
+class Sampling(RecipeSection):
+    """How the teacher writes responses; see `knowledge.responses`."""
+
+    temperature: float = Field(default=1.0, ge=0)
+    """Temperature of the next token's distribution; 0 always takes the most likely token."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Sample from the fewest most likely tokens whose probabilities sum to at least this."""
+    top_k: int | None = Field(default=None, ge=1)
+    """Sample from this many most likely tokens. Default: all."""
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Tokens after which a response is given up: it is left out, and counted."""
+
+
 class KnowledgeSection(RecipeSection):
     """What is stored of the teacher's predictions."""
 
@@ -232,10 +245,20 @@ class KnowledgeSection(RecipeSection):
     """Fine-tune this many additional teachers, each on all but one fold of the training samples,
     and take each sample's probabilities from the teacher that was not trained on it. Default: take
     them from the teacher itself."""
+    responses: Literal["data", "teacher", "teacher-always"] = "data"
+    """Who writes the responses that students learn from: the data (`data`), the teacher where the
+    data has none (`teacher`), or the teacher for all training prompts (`teacher-always`). Rows
+    without a response are left out with `data`."""
+    sampling: Sampling = Sampling()
+    """How the teacher writes responses."""
 
     def stored(self) -> dict[str, Any]:
         """Return the settings that determine the contents of every shard."""
         return self.model_dump(include={"top_k", "precision"})
+
+    def writing(self) -> dict[str, Any]:
+        """Return the settings that determine the responses that the teacher writes."""
+        return self.model_dump(include={"sampling"})
 
 
 class Arm(RecipeSection):
@@ -441,9 +464,8 @@ def _conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
     teacher: Teacher | None = valid.get("teacher")
     if name == "student" and section.eos == "teacher" and valid.get("teacher", "invalid") is None:
         yield ("eos",), "the recipe has no teacher; add one, or leave this out"
-    if name == "knowledge" and section.folds and teacher and teacher.finetune is None:
-        text = "each fold's teacher is fine-tuned, but there is no teacher.finetune; add it"
-        yield ("folds",), text
+    if name == "knowledge":
+        yield from _knowledge_conflicts(section, teacher, valid)
     if name == "arms":
         names = [arm.casefold() for arm in section]
         for i, (arm_name, arm) in enumerate(section.items()):
@@ -451,6 +473,26 @@ def _conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
                 yield (arm_name,), "differs from another arm's name only in case; rename one"
             for keys, text in _arm_conflicts(arm, valid):
                 yield (arm_name, *keys), text
+
+
+def _knowledge_conflicts(
+    section: KnowledgeSection, teacher: Teacher | None, valid: Mapping[str, Any]
+) -> Conflicts:
+    if section.folds and teacher and teacher.finetune is None:
+        text = "each fold's teacher is fine-tuned, but there is no teacher.finetune; add it"
+        yield ("folds",), text
+    train: Train | None = valid.get("train")
+    if section.responses == "data":
+        if "sampling" in section.model_fields_set:
+            yield ("sampling",), "has no effect without 'responses: teacher'; add it"
+    elif train and train.task.plugin.has_candidates:
+        text = (
+            f"task '{train.task.name}' has candidates, so there is no response to write; leave it "
+            "out: students learn the teacher's probabilities of questions without a label as well"
+        )
+        yield ("responses",), text
+    elif section.responses == "teacher-always" and section.folds:
+        yield ("folds",), "has no effect with 'responses: teacher-always'; leave it out"
 
 
 def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:

@@ -34,10 +34,7 @@ class SharedCheck:
 
 
 def _check_tokenizers(run: Run) -> None:
-    import numpy as np
-
     from firstcli.data import conversations
-    from firstcli.data.sequences import Selected
     from firstcli.stages import encoded, inputs
 
     teacher, student = inputs.tokenizer(run, "teacher"), inputs.tokenizer(run, "student")
@@ -69,26 +66,52 @@ def _check_tokenizers(run: Run) -> None:
         )
     parts: tuple[Part, ...] = ("train", "validation", "unlabelled")
     for part in parts:
-        if not run.training.part(part):
-            continue
-        ours = inputs.training_rows(run, "teacher", part)
-        theirs = inputs.training_rows(run, "student", part)
-        # Samples that either of them drops as too long are not compared.
-        _, ours_at, theirs_at = np.intersect1d(
-            ours.indices, theirs.indices, assume_unique=True, return_indices=True
-        )
-        for sample, other in zip(Selected(ours, ours_at), Selected(theirs, theirs_at), strict=True):
-            expected, found = sample.input_ids, other.input_ids
-            if part == "unlabelled":  # whose last token is a placeholder
-                expected, found = expected[:-1], found[:-1]
-            elif eos:
-                expected = np.append(expected[:-1], np.int32(eos[1]))
-            if not np.array_equal(expected, found):
-                raise UserError(
-                    f"teacher and student encode sample '{sample.id}' differently: "
-                    f"{_first_difference(expected, found, teacher, student)}; choose "
-                    "models with the same tokenizer"
-                )
+        if run.training.part(part):
+            _compare_tokens(run, part)
+
+
+def require_same_tokens(run: Run, part: Part) -> None:
+    """Require that teacher and student encode responses alike that did not exist before.
+
+    The check of the tokenizers compares all other parts.
+
+    Raises:
+        UserError: they encode one differently.
+    """
+    from firstcli.stages import encoded, inputs
+
+    roles: tuple[Role, ...] = ("teacher", "student")
+    teacher, student = (encoded.identity_of(run, inputs.tokenizer(run, role)) for role in roles)
+    if part == "written" and teacher != student:
+        _compare_tokens(run, part)
+
+
+def _compare_tokens(run: Run, part: Part) -> None:
+    import numpy as np
+
+    from firstcli.data.sequences import Selected
+    from firstcli.stages import inputs
+
+    teacher, student = inputs.tokenizer(run, "teacher"), inputs.tokenizer(run, "student")
+    eos = inputs.exchanged_eos(run)
+    ours = inputs.training_rows(run, "teacher", part)
+    theirs = inputs.training_rows(run, "student", part)
+    # Samples that either of them drops as too long are not compared.
+    _, ours_at, theirs_at = np.intersect1d(
+        ours.indices, theirs.indices, assume_unique=True, return_indices=True
+    )
+    for sample, other in zip(Selected(ours, ours_at), Selected(theirs, theirs_at), strict=True):
+        expected, found = sample.input_ids, other.input_ids
+        if part == "unlabelled":  # whose last token is a placeholder
+            expected, found = expected[:-1], found[:-1]
+        elif eos:
+            expected = np.append(expected[:-1], np.int32(eos[1]))
+        if not np.array_equal(expected, found):
+            raise UserError(
+                f"teacher and student encode sample '{sample.id}' differently: "
+                f"{_first_difference(expected, found, teacher, student)}; choose "
+                "models with the same tokenizer"
+            )
 
 
 def _first_difference(

@@ -21,11 +21,10 @@ from firstcli.workspace.units import (
     Model,
     Unit,
     calibration_path,
-    learns_unlabelled,
+    learned_parts,
     model_path,
     models_of,
     needs_fit,
-    part_of,
 )
 
 if TYPE_CHECKING:
@@ -51,8 +50,9 @@ class Distill(TrainingStage):
             if not model.arm or model.posthoc:
                 continue
             arm = recipe.arms[model.arm]
-            needs = [EXTRACT.key(part_of(recipe, arm))] if arm.learn == "knowledge" else []
-            needs += [EXTRACT.key("unlabelled")] if learns_unlabelled(recipe, arm) else []
+            needs = []
+            if arm.learn == "knowledge":
+                needs += [EXTRACT.key(part) for part in learned_parts(recipe, arm)]
             needs += [CALIBRATE.key(model.arm)] if needs_fit(arm) else []
             artifact = Artifact(model_path(folder, model), True)
             yield Unit(self.key(model), self.name, artifact, tuple(needs), model=model)
@@ -61,7 +61,8 @@ class Distill(TrainingStage):
         inputs = super().fingerprint_inputs(run, unit)
         if run.recipe.arms[unit.arm].learn == "labels":
             return inputs
-        if learns_unlabelled(run.recipe, run.recipe.arms[unit.arm]):
+        parts = learned_parts(run.recipe, run.recipe.arms[unit.arm])
+        if "unlabelled" in parts:
             inputs = {**inputs, "unlabelled samples": run.part_content("unlabelled")}
         names = ("recalibrator", "mass", "objective", "recalibrate", "top_k")
         return {**inputs, **fingerprints.arm_fields(run.recipe, unit.arm, names)}
@@ -87,12 +88,14 @@ class Distill(TrainingStage):
         else:
             rows = inputs.rows_of(run, unit)
             knowledge = inputs.knowledge_of(run, arm)
-            unlabelled = learns_unlabelled(run.recipe, arm)
+            parts = learned_parts(run.recipe, arm)
+            for part in parts:
+                checks.require_same_tokens(run, part)
             fitted = calibration_path(run.folder, unit.arm)
             recalibrator = soft_targets.recalibrator_for(arm, fitted)
-            candidates = dict(candidate_tokens(run, recalibrator, "train"))
-            if unlabelled:
-                candidates |= candidate_tokens(run, recalibrator, "unlabelled")
+            candidates: dict[str, tuple[int, ...]] = {}
+            for part in parts:
+                candidates |= candidate_tokens(run, recalibrator, part)
             targets = soft_targets.SoftTargetBuilder(
                 arm,
                 recalibrator,
@@ -107,9 +110,10 @@ class Distill(TrainingStage):
                 run, unit, folder, title, arm.objective or "topk-tail", targets
             )
             facts = replace(facts, rank_swaps=swaps or None)
-            if unlabelled:
-                count = len(inputs.training_rows(run, unit.role, "unlabelled"))
-                facts = replace(facts, unlabelled=count)
+            for part in ("unlabelled", "written"):
+                if part in parts:
+                    count = len(inputs.training_rows(run, unit.role, part))
+                    facts = replace(facts, **{part: count})
         return facts
 
     def in_words(self, run: Run, unit: Unit) -> list[str]:

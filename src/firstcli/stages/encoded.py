@@ -53,7 +53,7 @@ def training_part(
     Args:
         run: the run.
         tokenizer: a fast tokenizer.
-        part: `train` or `validation`.
+        part: the part.
         where: the recipe's key and the role, which begin messages.
 
     Raises:
@@ -64,7 +64,7 @@ def training_part(
         return EncodedStore(rows, run.folder)
 
     def encode(encoding: Encoding) -> Iterator[EncodedSample]:
-        return each_encoded(run.training.part(part), encoding)
+        return each_encoded(run.samples_of(part), encoding)
 
     content = run.part_content(part)
     return _Source(run, tokenizer, EncodedSample, hold, part, content).rows(encode, where)

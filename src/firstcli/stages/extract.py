@@ -13,8 +13,9 @@ from firstcli.stages import checks, fingerprints
 from firstcli.stages.base import Facts, Option, Stage
 from firstcli.stages.checks import SharedCheck
 from firstcli.stages.finetune import FINETUNE
+from firstcli.stages.respond import RESPOND
 from firstcli.workspace.artifacts import Artifact
-from firstcli.workspace.units import Part, Unit, learns_unlabelled, needs_fit, part_of
+from firstcli.workspace.units import Part, Unit, learned_parts, needs_fit
 
 if TYPE_CHECKING:
     from firstcli.api import JSON
@@ -66,14 +67,20 @@ class Extract(Stage):
     def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
         arms = [arm for arm in recipe.arms.values() if arm.learn == "knowledge"]
         teacher = FINETUNE.teacher_keys(recipe)
-        parts: dict[Part, tuple[str, ...]] = {part_of(recipe, arm): teacher for arm in arms}
-        if "out-of-fold" in parts:
-            parts["out-of-fold"] = FINETUNE.fold_keys(recipe)
+        learned = {part for arm in arms for part in learned_parts(recipe, arm)}
         if any(map(needs_fit, arms)):
-            parts["validation"] = teacher
-        if any(learns_unlabelled(recipe, arm) for arm in arms):
-            parts["unlabelled"] = teacher  # which has never seen them, with and without folds
-        for part, needs in parts.items():
+            learned.add("validation")
+        # The teacher has never seen the unlabelled samples, with and without folds.
+        needed: dict[Part, tuple[str, ...]] = {
+            "train": teacher,
+            "out-of-fold": FINETUNE.fold_keys(recipe),
+            "validation": teacher,
+            "unlabelled": teacher,
+            "written": (*teacher, *RESPOND.keys(recipe)),
+        }
+        for part, needs in needed.items():
+            if part not in learned:
+                continue
             artifact = Artifact(folder / "knowledge" / part, True)
             yield Unit(self.key(part), self.name, artifact, needs, part=part)
 
@@ -102,6 +109,8 @@ class Extract(Stage):
                 "train.unlabelled: there is no row to use; give rows whose prompts do not also "
                 "occur with a label, or leave it out"
             )
+        if not run.is_written(unit.part):
+            return "the teacher's responses, once it has written them"
         rows = inputs.training_rows(run, "teacher", unit.part)
         scoring.shards_of(run, unit)
         stored = size(self.disk(run, unit))
@@ -112,11 +121,14 @@ class Extract(Stage):
         from firstcli.stages import inputs
 
         section = run.recipe.knowledge
+        if not run.is_written(unit.part):
+            most = len(run.prompts) * section.sampling.max_new_tokens
+            return int(most * store.bytes_per_position(section.top_k, section.precision))
         positions = inputs.positions(inputs.training_rows(run, "teacher", unit.part))
         return int(positions * store.bytes_per_position(section.top_k, section.precision))
 
     def probe(self, probe: Probe, unit: Unit) -> CostEstimate | None:
-        return probe.extraction(unit)
+        return probe.extraction(unit) if probe.run.is_written(unit.part) else None
 
     def resumption(self, folder: Path) -> str:
         from firstcli.knowledge.shards import shard_facts

@@ -23,6 +23,9 @@ from firstcli.stages.scoring import ShardSamples, TeacherScorer
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit
 
+_MEASURED = ("train", "out-of-fold")
+"""Parts over which the concentration of the teacher's probabilities is measured."""
+
 
 @torch.inference_mode()
 def extract(run: Run, unit: Unit, folder: Path) -> dict[str, Any] | None:
@@ -39,7 +42,7 @@ def extract(run: Run, unit: Unit, folder: Path) -> dict[str, Any] | None:
             f"{folder}: {unseen} shards that other processes wrote are not visible here; all "
             "machines must share the run folder"
         )
-    if unit.part in ("train", "out-of-fold") and not (folder / concentration.FILE_NAME).exists():
+    if unit.part in _MEASURED and not (folder / concentration.FILE_NAME).exists():
         measured = _concentration(run, scorer, sampled_shards)
         write_text(folder / concentration.FILE_NAME, json.dumps(measured) + "\n")
     return store.summary(folder) | {"batches_halved": halved or None}
@@ -70,6 +73,7 @@ def _write_shards(
     if done := sum(counts) - sum(counts[index] for index in missing):
         run.console.say(f"{unit.key}: resuming after {done} finished samples")
     answers_only = bool(has_answer_position(inputs.training_rows(run, "teacher", unit.part)).any())
+    labelled = unit.part not in ("unlabelled", "written")
     # Each process takes whole shards, whose content depends on the data alone.
     ours = missing[distributed.rank() :: distributed.count()]
     total = sum(counts[index] for index in ours)
@@ -78,7 +82,7 @@ def _write_shards(
             rows = sampled_shards[index].rows
             knowledge = scorer(sampled_shards[index], run.recipe.knowledge.top_k, advance)
             ordered = [knowledge[row.id] for row in rows]
-            top_1 = _top_1(rows, knowledge, answers_only, labelled=unit.part != "unlabelled")
+            top_1 = _top_1(rows, knowledge, answers_only, labelled=labelled)
             shards.write_shard(paths[index], rows, ordered, format, top_1)
 
 

@@ -112,7 +112,8 @@ def _options(prefix: str, ref: PluginRef | ModelSection, without: tuple[str, ...
 
 def longest_sample(run: Run, unit: Unit) -> str:
     """Return the length up to which samples are used; it matters only if some are dropped."""
-    if run.recipe.train.too_long == "error":
+    # The teacher's responses are never too long, and their samples are not known before them.
+    if run.recipe.train.too_long == "error" or unit.part == "written":
         return "any"
 
     def make() -> str:
@@ -132,6 +133,19 @@ def longest_sample(run: Run, unit: Unit) -> str:
     content = tokenizer_content(run) | {"samples": samples}
     what = f"longest sample, {unit.role}, {evaluation or unit.part}"
     return run.memory.recall(what, content, make)
+
+
+def longest_response(run: Run) -> int | str:
+    """Return the length in tokens of the longest sample that teacher and students may see."""
+
+    def make() -> int | str:
+        run.announce_libraries()
+        from firstcli.stages import inputs
+
+        longest = inputs.shared_context(run)
+        return "any" if longest == float("inf") else int(longest)
+
+    return run.memory.recall("longest response", tokenizer_content(run), make)
 
 
 def shared_vocabulary(run: Run) -> int:

@@ -32,7 +32,7 @@ from firstcli.models import inference
 from firstcli.recipe.schema import Arm
 from firstcli.stages import encoded
 from firstcli.workspace.run import Run, once_per_run
-from firstcli.workspace.units import Model, Part, Role, Unit, learns_unlabelled, model_path, part_of
+from firstcli.workspace.units import Model, Part, Role, Unit, learned_parts, model_path
 
 
 @once_per_run
@@ -201,14 +201,17 @@ def rows_of(run: Run, unit: Unit) -> EncodedStore:
     """Return the samples that a unit's model is trained on."""
     if unit.fold is not None:
         return rows_of_fold(run, unit.fold, seen=True)
-    if unit.arm and learns_unlabelled(run.recipe, run.recipe.arms[unit.arm]):
-        return _rows_with_unlabelled(run, unit.role)
-    return training_rows(run, unit.role, "train")
+    parts: tuple[Part, ...] = ("train",)
+    if unit.arm:
+        parts = learned_parts(run.recipe, run.recipe.arms[unit.arm])
+    known = tuple(part for part in parts if run.is_written(part))
+    return _rows_of_parts(run, unit.role, known)
 
 
 @once_per_run
-def _rows_with_unlabelled(run: Run, role: Role) -> EncodedStore:
-    parts: tuple[Part, ...] = ("train", "unlabelled")
+def _rows_of_parts(run: Run, role: Role, parts: tuple[Part, ...]) -> EncodedStore:
+    if len(parts) == 1:
+        return training_rows(run, role, parts[0])
     return EncodedStore(chain(*(training_rows(run, role, part) for part in parts)), run.folder)
 
 
@@ -262,8 +265,15 @@ def context(run: Run, role: Role) -> float:
     students see the same samples. Otherwise an arm that learns labels is independent of the
     teacher.
     """
-    shared = run.recipe.train.too_long == "drop" and run.recipe.teacher is not None
-    roles: list[Role] = ["teacher", "student"] if shared else [role]
+    if run.recipe.train.too_long == "drop" and run.recipe.teacher is not None:
+        return shared_context(run)
+    return inference.context_length(empty_model(run, role)) or math.inf
+
+
+@once_per_run
+def shared_context(run: Run) -> float:
+    """Return the length in tokens of the longest sample that teacher and students may see."""
+    roles: tuple[Role, ...] = ("teacher", "student")
     return min(inference.context_length(empty_model(run, role)) or math.inf for role in roles)
 
 
@@ -310,11 +320,9 @@ def vocabulary_digest(run: Run, role: Role) -> str:
 
 
 def knowledge_of(run: Run, arm: Arm) -> KnowledgeSource:
-    """Return the knowledge that an arm learns: of labelled samples, and of unlabelled ones."""
-    knowledge = stored_knowledge(run, part_of(run.recipe, arm))
-    if not learns_unlabelled(run.recipe, arm):
-        return knowledge
-    return JoinedKnowledge([knowledge, stored_knowledge(run, "unlabelled")])
+    """Return the knowledge that an arm learns, of all parts of its samples."""
+    parts = [stored_knowledge(run, part) for part in learned_parts(run.recipe, arm)]
+    return parts[0] if len(parts) == 1 else JoinedKnowledge(parts)
 
 
 @once_per_run

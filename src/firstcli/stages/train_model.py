@@ -19,7 +19,7 @@ from firstcli.training import arguments, trainer, trial
 from firstcli.training.batches import SoftTargetSource
 from firstcli.workspace.artifacts import CHECKPOINTS
 from firstcli.workspace.run import Run
-from firstcli.workspace.units import Role, Unit
+from firstcli.workspace.units import Role, Unit, learned_parts
 
 FULL_ADAM = ("adamw_torch", "adamw_torch_fused")
 """Optimizers that keep two moments per weight in the dtype of the weights."""
@@ -50,14 +50,25 @@ def check(run: Run, unit: Unit) -> str:
     needed = _memory(run, unit, args)
     if not trainer.is_sharded(args):
         memory.require_capacity(needed, device)
-    labelled = len(inputs.training_rows(run, unit.role, "train")) if unit.fold is None else 0
-    without = f" ({len(rows) - labelled} unlabelled)" if 0 < labelled < len(rows) else ""
+    without = _further_samples(run, unit)
     return (
         f"{len(rows)} samples{without}, {inputs.positions(rows)} positions, "
         f"{settings.epochs:g} epoch{'s' * (settings.epochs != 1)}; "
         f"{parameters / 1e6:.1f} M weights, {size(needed)} of memory for "
         "them with gradients and the optimizer's state"
     )
+
+
+def _further_samples(run: Run, unit: Unit) -> str:
+    """Return how many of a student's samples have no response in the data, in words."""
+    parts = learned_parts(run.recipe, run.recipe.arms[unit.arm]) if unit.arm else ()
+    phrases = []
+    if "unlabelled" in parts:
+        count = len(inputs.training_rows(run, unit.role, "unlabelled"))
+        phrases.append(f"{count} unlabelled")
+    if "written" in parts and not run.is_written("written"):
+        phrases.append(f"and up to {len(run.prompts)} that the teacher will write")
+    return f" ({', '.join(phrases)})" if phrases else ""
 
 
 def _memory(run: Run, unit: Unit, args: TrainingArguments) -> int:

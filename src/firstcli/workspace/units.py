@@ -18,9 +18,10 @@ from firstcli.workspace.artifacts import Artifact
 if TYPE_CHECKING:
     from firstcli.recipe.schema import Arm, Recipe
 
-Part = Literal["train", "validation", "out-of-fold", "unlabelled"]
+Part = Literal["train", "validation", "out-of-fold", "unlabelled", "written"]
 """A part of the training data. `out-of-fold` holds the samples of `train`; its knowledge comes
-from teachers that were not trained on them. `unlabelled` holds the samples without a label."""
+from teachers that were not trained on them. `unlabelled` holds the questions without a label, and
+`written` the prompts whose responses the teacher has written."""
 Role = Literal["teacher", "student"]
 
 
@@ -110,6 +111,8 @@ def evaluations_of(recipe: Recipe) -> list[str]:
     return [*names, VALIDATION] if recipe.metrics.use_validation else names
 
 
+RESPONSES = "respond"
+"""Key of the unit in which the teacher writes responses."""
 STUDENTS = "students"
 """Name of the folder of all students in a run folder."""
 _PLUS_T = re.compile(r"\s*\+\s*T$")
@@ -124,6 +127,11 @@ def split_title(title: str) -> tuple[str, bool]:
 def model_path(folder: Path, model: Model) -> Path:
     """Return the folder of a trained model in a run folder."""
     return folder / STUDENTS / model.trained if model.arm else folder / "teacher"
+
+
+def responses_path(folder: Path) -> Path:
+    """Return the folder of the teacher's responses in a run folder."""
+    return folder / "responses"
 
 
 def records_path(folder: Path, evaluation: str, model: Model) -> Path:
@@ -145,10 +153,24 @@ def part_of(recipe: Recipe, arm: Arm) -> Part:
 def learns_unlabelled(recipe: Recipe, arm: Arm) -> bool:
     """Return whether an arm learns the teacher's probabilities of unlabelled samples.
 
-    A run states in its recipe whether there are such samples (`Run.state_unlabelled`).
+    A run states in its recipe whether there are such samples (`Run.state_data`).
     """
     section = recipe.train.unlabelled
     return arm.learn == "knowledge" and section is not None and section.limit != 0
+
+
+def learned_parts(recipe: Recipe, arm: Arm) -> tuple[Part, ...]:
+    """Return the parts whose samples a student of an arm is trained on, in order."""
+    if arm.learn == "labels":
+        return ("train",)
+    parts: list[Part] = []
+    if recipe.knowledge.responses != "teacher-always":
+        parts.append(part_of(recipe, arm))
+    if learns_unlabelled(recipe, arm):
+        parts.append("unlabelled")
+    if recipe.knowledge.responses != "data":
+        parts.append("written")
+    return tuple(parts)
 
 
 def needs_fit(arm: Arm) -> bool:
