@@ -233,9 +233,19 @@ class KnowledgeSection(RecipeSection):
     and take each sample's probabilities from the teacher that was not trained on it. Default: take
     them from the teacher itself."""
 
+    over: Literal["tokens", "candidates"] = "tokens"
+    """What the probabilities are of: the most likely tokens at each position (`tokens`), or whole
+    candidates of questions (`candidates`), for which teacher and student may have different
+    tokenizers. Then `top_k` is the number of most likely candidates that are stored."""
+
+    @property
+    def over_candidates(self) -> bool:
+        return self.over == "candidates"
+
     def stored(self) -> dict[str, Any]:
         """Return the settings that determine the contents of every shard."""
-        return self.model_dump(include={"top_k", "precision"})
+        settings = self.model_dump(include={"top_k", "precision"})
+        return settings | ({"over": self.over} if self.over_candidates else {})
 
 
 class Arm(RecipeSection):
@@ -444,6 +454,11 @@ def _conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
     if name == "knowledge" and section.folds and teacher and teacher.finetune is None:
         text = "each fold's teacher is fine-tuned, but there is no teacher.finetune; add it"
         yield ("folds",), text
+    train: Train | None = valid.get("train")
+    if name == "knowledge" and section.over_candidates and train:
+        if not train.task.build().has_candidates:
+            text = f"task '{train.task.name}' has no candidates; leave it out"
+            yield ("over",), f"{text}, and choose models with the same tokenizer"
     if name == "arms":
         names = [arm.casefold() for arm in section]
         for i, (arm_name, arm) in enumerate(section.items()):
@@ -467,6 +482,8 @@ def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
         yield ("top_k",), text
     if knowledge and arm.out_of_fold and not knowledge.folds:
         yield ("out_of_fold",), "there are no folds; set knowledge.folds, for example to 5"
+    if knowledge and knowledge.over_candidates:
+        yield from _conflicts_over_candidates(arm)
     if arm.posthoc:
         yield from _posthoc_conflicts(train)
     if train and arm.recalibrate == "decisive" and not train.task.build().has_candidates:
@@ -476,6 +493,16 @@ def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
         micro, batch = training.micro_batch_size, training.batch_size
         if micro and batch % micro:
             yield ("training",), f"micro_batch_size {micro} does not divide batch_size {batch}"
+
+
+def _conflicts_over_candidates(arm: Arm) -> Conflicts:
+    """Yield what an arm needs at positions of which `knowledge.over: candidates` knows nothing."""
+    only = "knowledge.over: candidates has probabilities of the answer position alone"
+    if arm.recalibrate == "all":
+        yield ("recalibrate",), f"{only}; leave it out"
+    if arm.objective == "topk-renormalized":
+        text = f"{only}, but this objective compares several tokens at every position"
+        yield ("objective",), f"{text}; leave it out"
 
 
 def _unknown_rows(

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from firstcli.api import JSON
     from firstcli.recipe.schema import Recipe
     from firstcli.workspace.run import Run
+    from firstcli.workspace.units import Role
 
 
 class Distill(TrainingStage):
@@ -68,13 +69,16 @@ class Distill(TrainingStage):
 
     def checks_of(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
         learns_knowledge = run.recipe.arms[unit.arm].learn == "knowledge"
-        of_knowledge = EXTRACT.checks if learns_knowledge else ()
+        of_knowledge = EXTRACT.checks_of_knowledge(run) if learns_knowledge else ()
         return (*of_knowledge, checks.EXAMPLE, *super().checks_of(run, unit))
 
     def check(self, run: Run, unit: Unit) -> str:
         arm = run.recipe.arms[unit.arm]
         if arm.recalibrator and not needs_fit(arm):  # `calibrate` checks the others
-            arm.recalibrator.build().check(arm.top_k or run.recipe.knowledge.top_k, 0)
+            from firstcli.stages import inputs
+
+            width = inputs.knowledge_width(run)
+            arm.recalibrator.build().check(min(arm.top_k or width, width), 0)
         return super().check(run, unit)
 
     def work(self, run: Run, unit: Unit, folder: Path) -> TrainingFacts:
@@ -90,9 +94,11 @@ class Distill(TrainingStage):
             unlabelled = learns_unlabelled(run.recipe, arm)
             fitted = calibration_path(run.folder, unit.arm)
             recalibrator = soft_targets.recalibrator_for(arm, fitted)
-            candidates = dict(candidate_tokens(run, recalibrator, "train"))
+            over_candidates = run.recipe.knowledge.over_candidates
+            role: Role = "student" if over_candidates else "teacher"  # whose tokens these are
+            candidates = dict(candidate_tokens(run, recalibrator, "train", role))
             if unlabelled:
-                candidates |= candidate_tokens(run, recalibrator, "unlabelled")
+                candidates |= candidate_tokens(run, recalibrator, "unlabelled", role)
             targets = soft_targets.SoftTargetBuilder(
                 arm,
                 recalibrator,
@@ -100,7 +106,8 @@ class Distill(TrainingStage):
                 rows,
                 run.recipe.train.task.name,
                 candidates,
-                inputs.exchanged_eos(run),
+                None if over_candidates else inputs.exchanged_eos(run),
+                over_candidates,
             )
             swaps = targets.rank_swaps()
             facts = train_model.train(
@@ -108,7 +115,7 @@ class Distill(TrainingStage):
             )
             facts = replace(facts, rank_swaps=swaps or None)
             if unlabelled:
-                count = len(inputs.training_rows(run, unit.role, "unlabelled"))
+                count = len(rows) - len(inputs.student_rows(run, "train"))
                 facts = replace(facts, unlabelled=count)
         return facts
 

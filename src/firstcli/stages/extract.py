@@ -53,7 +53,7 @@ class Extract(Stage):
     format = 4  # float32 logits of half-precision products
     shared = True
     precious = True
-    checks = (checks.TOKENIZERS, checks.TOP_K, checks.OVERLAP, checks.UNPINNED)
+    checks = (checks.OVERLAP, checks.UNPINNED)
     why_nothing = "every arm learns labels"
     options = (
         Option("repair", "Extract only the shards that are damaged or missing.", False),
@@ -82,15 +82,25 @@ class Extract(Stage):
         inputs |= fingerprints.flat("knowledge", run.recipe.knowledge.stored())
         inputs[f"{unit.part} samples"] = run.part_content(unit.part)
         inputs["longest sample"] = fingerprints.longest_sample(run, unit)
-        inputs["shared vocabulary"] = fingerprints.shared_vocabulary(run)
+        if run.recipe.knowledge.over_candidates:
+            inputs["candidates"] = fingerprints.knowledge_width(run)
+        else:
+            inputs["shared vocabulary"] = fingerprints.shared_vocabulary(run)
         return inputs
 
+    def checks_of_knowledge(self, run: Run) -> tuple[SharedCheck, ...]:
+        """Return the checks of everything that learns from knowledge."""
+        if run.recipe.knowledge.over_candidates:
+            return self.checks
+        return (checks.TOKENIZERS, checks.TOP_K, *self.checks)
+
     def checks_of(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
-        return (*self.checks, *checks.untrained_teacher(run, unit.role))
+        return (*self.checks_of_knowledge(run), *checks.untrained_teacher(run, unit.role))
 
     def check(self, run: Run, unit: Unit) -> str:
         from firstcli.runtime.console import size
         from firstcli.stages import inputs, scoring
+        from firstcli.stages.whole_candidates import CandidateSequences
 
         if unit.part == "validation" and not run.training.validation:
             raise UserError(
@@ -102,18 +112,22 @@ class Extract(Stage):
                 "train.unlabelled: there is no row to use; give rows whose prompts do not also "
                 "occur with a label, or leave it out"
             )
-        rows = inputs.training_rows(run, "teacher", unit.part)
+        rows = inputs.knowledge_rows(run, unit.part)
         scoring.shards_of(run, unit)
         stored = size(self.disk(run, unit))
-        return f"{len(rows)} samples, {inputs.positions(rows)} positions; {stored} of knowledge"
+        text = f"{len(rows)} samples, {inputs.positions(rows)} positions; {stored} of knowledge"
+        if not run.recipe.knowledge.over_candidates:
+            return text
+        sequences = CandidateSequences(inputs.candidate_questions(run, unit.part))
+        return f"{text}; {len(sequences)} candidates of several tokens"
 
     def disk(self, run: Run, unit: Unit) -> int:
         from firstcli.knowledge import store
         from firstcli.stages import inputs
 
-        section = run.recipe.knowledge
-        positions = inputs.positions(inputs.training_rows(run, "teacher", unit.part))
-        return int(positions * store.bytes_per_position(section.top_k, section.precision))
+        positions = inputs.positions(inputs.knowledge_rows(run, unit.part))
+        width, precision = inputs.knowledge_width(run), run.recipe.knowledge.precision
+        return int(positions * store.bytes_per_position(width, precision))
 
     def probe(self, probe: Probe, unit: Unit) -> CostEstimate | None:
         return probe.extraction(unit)
@@ -134,7 +148,7 @@ class Extract(Stage):
         facts = ExtractFacts.of(manifest.facts)
         stored = sum(file["size"] for file in manifest.files.values())
         phrases = [f"{facts.positions:,} positions", size(stored)]
-        phrases.append(f"top {run.recipe.knowledge.top_k} hold {percent(facts.mean_top_k_mass)}")
+        phrases.append(f"{outcomes(run.recipe)} hold {percent(facts.mean_top_k_mass)}")
         if facts.judged:
             right = "" if facts.accuracy is None else f"right {percent(facts.accuracy)}, "
             phrases.append(f"teacher {right}says {percent(facts.confidence)}")
@@ -166,6 +180,12 @@ class Extract(Stage):
                 "verified": {unit.key: extraction.verify(run, unit, samples) for unit in units}
             }
         )
+
+
+def outcomes(recipe: Recipe) -> str:
+    """Name the outcomes of which probabilities are stored."""
+    section = recipe.knowledge
+    return f"top {section.top_k}{' candidates' if section.over_candidates else ''}"
 
 
 EXTRACT = Extract()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from firstcli import __version__
 from firstcli.runtime.redaction import redacted
 from firstcli.training.trainer_fields import HARMLESS
-from firstcli.workspace.units import Role, Unit
+from firstcli.workspace.units import Part, Role, Unit
 
 if TYPE_CHECKING:
     from firstcli.recipe.references import ModelSection, PluginRef
@@ -144,6 +144,21 @@ def shared_vocabulary(run: Run) -> int:
         return inputs.shared_vocabulary(run)
 
     return run.memory.recall("shared vocabulary", tokenizer_content(run), make)
+
+
+def knowledge_width(run: Run) -> int:
+    """Return the number of probabilities per position, which depends on the data."""
+
+    def make() -> int:
+        run.announce_libraries()
+        from firstcli.stages import inputs
+
+        return inputs.knowledge_width(run)
+
+    parts: tuple[Part, ...] = ("train", "validation", "unlabelled")
+    content = {f"{part} samples": run.part_content(part) for part in parts}
+    content["top_k"] = str(run.recipe.knowledge.top_k)
+    return run.memory.recall("width of knowledge over candidates", content, make)
 
 
 def tokenizer_content(run: Run) -> dict[str, str]:

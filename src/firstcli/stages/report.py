@@ -19,7 +19,7 @@ from firstcli.stages.base import Facts, Option, RecipeOption, Stage, TrainingFac
 from firstcli.stages.calibrate import CALIBRATE
 from firstcli.stages.distill import DISTILL
 from firstcli.stages.evaluate import EVALUATE, load_records
-from firstcli.stages.extract import EXTRACT, ExtractFacts
+from firstcli.stages.extract import EXTRACT, ExtractFacts, outcomes
 from firstcli.stages.posthoc import POSTHOC
 from firstcli.workspace.artifacts import Artifact
 from firstcli.workspace.units import (
@@ -375,8 +375,8 @@ def _notes_on_knowledge(run: Run) -> Iterator[tuple[str, str]]:
     for title, weight, facts in _knowledge(run):
         yield (
             f"knowledge of {title} samples",
-            f"{facts.positions} positions in {size(weight)}, mean mass of the top "
-            f"{run.recipe.knowledge.top_k}: {facts.mean_top_k_mass:.4f}, "
+            f"{facts.positions} positions in {size(weight)}, mean mass of the "
+            f"{outcomes(run.recipe)}: {facts.mean_top_k_mass:.4f}, "
             f"{facts.bytes_per_position:.1f} bytes per position, probabilities off by "
             f"{facts.mean_probability_error:.1g} on average",
         )

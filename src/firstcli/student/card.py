@@ -361,7 +361,9 @@ def _source_of_targets(run: Run, arm: Arm) -> str:
     model = run.model_section("teacher")
     source = without_folders(model.checkpoint) or f"a teacher of family {model.family}"
     unseen = " that has not seen the sample" if part_of(run.recipe, arm) == "out-of-fold" else ""
+    top_k = arm.top_k or run.recipe.knowledge.top_k
+    outcome = "candidate" if run.recipe.knowledge.over_candidates else "token"
     return (
-        f"the top {arm.top_k or run.recipe.knowledge.top_k} token probabilities of {source}{unseen}"
+        f"the top {top_k} {outcome} probabilities of {source}{unseen}"
         f", recalibrated by `{arm.recalibrator.name}`"
     )
