@@ -455,10 +455,10 @@ def _conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
         text = "each fold's teacher is fine-tuned, but there is no teacher.finetune; add it"
         yield ("folds",), text
     train: Train | None = valid.get("train")
-    if name == "knowledge" and section.over_candidates and train:
-        if not train.task.build().has_candidates:
-            text = f"task '{train.task.name}' has no candidates; leave it out"
-            yield ("over",), f"{text}, and choose models with the same tokenizer"
+    over_candidates = name == "knowledge" and section.over_candidates
+    if over_candidates and train and not train.task.build().has_candidates:
+        text = f"task '{train.task.name}' has no candidates; leave it out"
+        yield ("over",), f"{text}, and choose models with the same tokenizer"
     if name == "arms":
         names = [arm.casefold() for arm in section]
         for i, (arm_name, arm) in enumerate(section.items()):

@@ -115,9 +115,7 @@ def log_probs_of(
     return {id: _whole(id, values, sums) for id, values in first_tokens.items()}
 
 
-def _whole(
-    id: str, first_tokens: Sequence[float], sums: Mapping[str, float]
-) -> list[float]:
+def _whole(id: str, first_tokens: Sequence[float], sums: Mapping[str, float]) -> list[float]:
     """Return the log-probabilities of a question's candidates; some have no sequence.
 
     Args:

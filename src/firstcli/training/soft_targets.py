@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -72,9 +72,7 @@ class Positions:
     def of_width(self, width: int) -> Positions:
         """Return the positions with so many tokens of a probability above 0, and only those."""
         chosen = self.where(self.widths == width)
-        return replace(
-            chosen, topk=chosen.topk[:, :width], token_ids=chosen.token_ids[:, :width]
-        )
+        return replace(chosen, topk=chosen.topk[:, :width], token_ids=chosen.token_ids[:, :width])
 
     @classmethod
     def of(cls, samples: Sequence[EncodedSample], known: Sequence[TopK]) -> Positions:
