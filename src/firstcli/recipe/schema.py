@@ -201,6 +201,9 @@ class Teacher(RecipeSection):
     fine-tuned."""
     posthoc: PosthocRef | None = None
     """Also evaluate the teacher with a post-hoc recalibrator, as `teacher + T`."""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(strict=False)] = ()
+    """Fine-tune a teacher with each of these seeds, for arms with `teachers: mean`. The first is
+    the teacher that is evaluated and that other arms learn from. Default: one, with `seed`."""
 
 
 class Student(RecipeSection):
@@ -277,13 +280,17 @@ class Arm(RecipeSection):
     out_of_fold: bool | None = None
     """Take each sample's probabilities from the teacher that was not trained on it
     (`knowledge.folds`). Default: true if there are folds."""
+    teachers: Literal["first", "mean"] | None = None
+    """Whose probabilities are learned: the first teacher's (`first`, default), or the mean of all
+    teachers' (`mean`), see `teacher.seeds`."""
     training: TrainingOverrides | None = None
     """Changes to `student.training` for this arm."""
     posthoc: PosthocRef | None = None
     """Also evaluate the student with a post-hoc recalibrator, as `<arm> + T`."""
 
     @field_validator(
-        "recalibrator", "objective", "mass", "recalibrate", "top_k", "out_of_fold", mode="before"
+        *("recalibrator", "objective", "mass", "recalibrate", "top_k", "out_of_fold", "teachers"),
+        mode="before",
     )
     @classmethod
     def _applicable_or_default(cls, value: object, info: ValidationInfo) -> object:
@@ -446,6 +453,13 @@ def _conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
         yield from _unknown_rows(section, valid)
     if name == "seeds" and len(set(section)) < len(section):
         yield (), f"found {list(section)}, expected seeds without repetition"
+    if name == "teacher" and section and section.seeds:
+        if section.finetune is None:
+            text = "the teachers differ in their fine-tuning, but there is no teacher.finetune"
+            yield ("seeds",), f"{text}; add it"
+        if len(set(section.seeds)) < len(section.seeds):
+            text = f"found {list(section.seeds)}, expected seeds without repetition"
+            yield ("seeds",), text
     if name == "teacher" and section and section.posthoc:
         yield from _posthoc_conflicts(valid.get("train"))
     teacher: Teacher | None = valid.get("teacher")
@@ -482,6 +496,8 @@ def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
         yield ("top_k",), text
     if knowledge and arm.out_of_fold and not knowledge.folds:
         yield ("out_of_fold",), "there are no folds; set knowledge.folds, for example to 5"
+    if arm.teachers == "mean":
+        yield from _conflicts_of_mean(arm, valid)
     if knowledge and knowledge.over_candidates:
         yield from _conflicts_over_candidates(arm)
     if arm.posthoc:
@@ -493,6 +509,17 @@ def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
         micro, batch = training.micro_batch_size, training.batch_size
         if micro and batch % micro:
             yield ("training",), f"micro_batch_size {micro} does not divide batch_size {batch}"
+
+
+def _conflicts_of_mean(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
+    teacher: Teacher | None = valid.get("teacher")
+    knowledge: KnowledgeSection | None = valid.get("knowledge")
+    if teacher and len(teacher.seeds) < 2:
+        text = "there is only one teacher; give several in teacher.seeds, for example [1, 2, 3]"
+        yield ("teachers",), text
+    if knowledge and knowledge.folds and arm.out_of_fold is not False:
+        text = "the teachers of folds have no further seeds; set this arm's out_of_fold: false"
+        yield ("teachers",), text
 
 
 def _conflicts_over_candidates(arm: Arm) -> Conflicts:

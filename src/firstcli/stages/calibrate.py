@@ -81,7 +81,7 @@ class Calibrate(Stage):
         for name, arm in recipe.arms.items():
             if needs_fit(arm):
                 artifact = Artifact(calibration_path(folder, name), False)
-                needs = (EXTRACT.key("validation"),)
+                needs = tuple(EXTRACT.keys(recipe, arm, "validation"))
                 yield Unit(self.key(name), self.name, artifact, needs, model=Model(name))
 
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
@@ -106,7 +106,7 @@ class Calibrate(Stage):
         arm = run.recipe.arms[unit.arm]
         assert arm.recalibrator and arm.mass
         over_candidates = run.recipe.knowledge.over_candidates
-        rows, knowledge = inputs.validation_knowledge(run)
+        rows, knowledge = inputs.validation_knowledge(run, arm)
         positions = soft_targets.Positions.joined(
             list(soft_targets.recalibrated_chunks(arm, rows, knowledge))
         )

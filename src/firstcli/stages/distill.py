@@ -52,8 +52,10 @@ class Distill(TrainingStage):
             if not model.arm or model.posthoc:
                 continue
             arm = recipe.arms[model.arm]
-            needs = [EXTRACT.key(part_of(recipe, arm))] if arm.learn == "knowledge" else []
-            needs += [EXTRACT.key("unlabelled")] if learns_unlabelled(recipe, arm) else []
+            learns = arm.learn == "knowledge"
+            needs = EXTRACT.keys(recipe, arm, part_of(recipe, arm)) if learns else []
+            if learns_unlabelled(recipe, arm):
+                needs += EXTRACT.keys(recipe, arm, "unlabelled")
             needs += [CALIBRATE.key(model.arm)] if needs_fit(arm) else []
             artifact = Artifact(model_path(folder, model), True)
             yield Unit(self.key(model), self.name, artifact, tuple(needs), model=model)

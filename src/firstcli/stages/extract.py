@@ -14,11 +14,20 @@ from firstcli.stages.base import Facts, Option, Stage
 from firstcli.stages.checks import SharedCheck
 from firstcli.stages.finetune import FINETUNE
 from firstcli.workspace.artifacts import Artifact
-from firstcli.workspace.units import Part, Unit, learns_unlabelled, needs_fit, part_of
+from firstcli.workspace.units import (
+    Part,
+    Unit,
+    further_teachers,
+    knowledge_path,
+    learns_unlabelled,
+    needs_fit,
+    part_of,
+    teachers_of,
+)
 
 if TYPE_CHECKING:
     from firstcli.api import JSON
-    from firstcli.recipe.schema import Recipe
+    from firstcli.recipe.schema import Arm, Recipe
     from firstcli.stages.probe import CostEstimate, Probe
     from firstcli.workspace.run import Run
 
@@ -60,8 +69,12 @@ class Extract(Stage):
         Option("verify", "Score N random samples again with the teacher and compare.", 0, "N", 0),
     )
 
-    def key(self, part: Part) -> str:
-        return f"{self.name} {part}"
+    def key(self, part: Part, seed: int | None = None) -> str:
+        return f"{self.name} {part}" + ("" if seed is None else f" seed {seed}")
+
+    def keys(self, recipe: Recipe, arm: Arm, part: Part) -> list[str]:
+        """Return the keys of the units that make the knowledge of a part that an arm learns."""
+        return [self.key(part, seed) for seed in teachers_of(recipe, arm)]
 
     def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
         arms = [arm for arm in recipe.arms.values() if arm.learn == "knowledge"]
@@ -74,8 +87,23 @@ class Extract(Stage):
         if any(learns_unlabelled(recipe, arm) for arm in arms):
             parts["unlabelled"] = teacher  # which has never seen them, with and without folds
         for part, needs in parts.items():
-            artifact = Artifact(folder / "knowledge" / part, True)
+            artifact = Artifact(knowledge_path(folder, part), True)
             yield Unit(self.key(part), self.name, artifact, needs, part=part)
+        yield from self._of_further_teachers(recipe, folder)
+
+    def _of_further_teachers(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
+        arms = [arm for arm in recipe.arms.values() if arm.teachers == "mean"]
+        parts: list[Part] = ["train"]
+        parts += ["validation"] if any(map(needs_fit, arms)) else []
+        parts += ["unlabelled"] if any(learns_unlabelled(recipe, arm) for arm in arms) else []
+        for seed in further_teachers(recipe):
+            needs = FINETUNE.teacher_keys(recipe, seed)
+            for part in parts:
+                key, artifact = (
+                    self.key(part, seed),
+                    Artifact(knowledge_path(folder, part, seed), True),
+                )
+                yield Unit(key, self.name, artifact, needs, part=part, teacher_seed=seed)
 
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
         inputs = fingerprints.predictions(run, "teacher")

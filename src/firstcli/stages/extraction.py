@@ -50,7 +50,7 @@ def extract(run: Run, unit: Unit, folder: Path) -> dict[str, Any] | None:
 
 def _measures_concentration(run: Run, unit: Unit) -> bool:
     """Return whether students learn most of their tokens from a part: not over candidates."""
-    is_largest = unit.part in ("train", "out-of-fold")
+    is_largest = unit.part in ("train", "out-of-fold") and unit.teacher_seed is None
     return is_largest and not run.recipe.knowledge.over_candidates
 
 

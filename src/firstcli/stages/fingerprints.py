@@ -73,7 +73,7 @@ def training(run: Run, unit: Unit) -> Inputs:
     settings = run.training_settings(unit).model_dump(exclude={"micro_batch_size"})
     trainer = {key: value for key, value in run.recipe.trainer.items() if key not in HARMLESS}
     return (
-        model(run, unit.role, unit.model.seed)
+        model(run, unit.role, run.seed_of(unit))
         | training_data(run)
         | encoding(run, unit.role)
         | flat("student.training" if unit.arm else "teacher.finetune", settings)
@@ -92,6 +92,8 @@ def arm_fields(recipe: Recipe, name: str, fields: Iterable[str]) -> Inputs:
     """Return some fields of an arm, its recalibrator with effective options and identity."""
     arm = recipe.arms[name]
     inputs = flat(f"arms.{name}", arm.model_dump(include=set(fields) - {"recalibrator"}))
+    if arm.teachers == "mean":  # `first` is the default
+        inputs[f"arms.{name}.teachers"] = arm.teachers
     if arm.recalibrator:
         inputs |= plugin(f"arms.{name}.recalibrator", arm.recalibrator)
         if arm.recalibrator.build().uses_rows:

@@ -27,13 +27,25 @@ from firstcli.data.encoding import (
 from firstcli.data.joint import CHUNK
 from firstcli.errors import UserError, shortened
 from firstcli.knowledge.candidates import CandidateKnowledge, answer_only
+from firstcli.knowledge.mean import MeanKnowledge
 from firstcli.knowledge.shards import StoreFormat
-from firstcli.knowledge.store import JoinedKnowledge, Knowledge, KnowledgeSource
+from firstcli.knowledge.store import JoinedKnowledge, Knowledge, KnowledgePart, KnowledgeSource
 from firstcli.models import inference
 from firstcli.recipe.schema import Arm
 from firstcli.stages import encoded
 from firstcli.workspace.run import Run, once_per_run
-from firstcli.workspace.units import Model, Part, Role, Unit, learns_unlabelled, model_path, part_of
+from firstcli.workspace.units import (
+    Model,
+    Part,
+    Role,
+    Unit,
+    knowledge_path,
+    learns_unlabelled,
+    model_path,
+    part_of,
+    teacher_path,
+    teachers_of,
+)
 
 
 @once_per_run
@@ -107,12 +119,18 @@ def model(run: Run, which: Model) -> PreTrainedModel:
     return for_inference(run, "student", model_path(run.folder, which))
 
 
-def teacher(run: Run, fold: int | None = None) -> PreTrainedModel:
-    """Load the teacher, or the teacher that has not seen a fold, for inference, on its device."""
+def teacher(run: Run, fold: int | None = None, seed: int | None = None) -> PreTrainedModel:
+    """Load a teacher for inference, on its device.
+
+    Args:
+        run: the run.
+        fold: the fold that it has not seen.
+        seed: the seed of a further teacher.
+    """
     if fold is not None:
         return for_inference(run, "teacher", run.folder / "folds" / str(fold))
     finetuned = run.recipe.teacher and run.recipe.teacher.finetune
-    return for_inference(run, "teacher", run.folder / "teacher" if finetuned else None)
+    return for_inference(run, "teacher", teacher_path(run.folder, seed) if finetuned else None)
 
 
 def for_inference(run: Run, role: Role, folder: Path | None) -> PreTrainedModel:
@@ -381,11 +399,11 @@ def knowledge_of(run: Run, arm: Arm) -> KnowledgeSource:
 
     Over candidates, it is in the student's tokens.
     """
-    knowledge: KnowledgeSource = stored_knowledge(run, part_of(run.recipe, arm))
+    knowledge: KnowledgeSource = _part_knowledge(run, arm, part_of(run.recipe, arm))
     unlabelled = learns_unlabelled(run.recipe, arm)
     if unlabelled:
         parts: tuple[Part, ...] = (part_of(run.recipe, arm), "unlabelled")
-        knowledge = JoinedKnowledge([stored_knowledge(run, part) for part in parts])
+        knowledge = JoinedKnowledge([_part_knowledge(run, arm, part) for part in parts])
     if not run.recipe.knowledge.over_candidates:
         return knowledge
     tokens = candidate_tokens(run, "student", "train")
@@ -394,23 +412,34 @@ def knowledge_of(run: Run, arm: Arm) -> KnowledgeSource:
     return CandidateKnowledge(knowledge, tokens)
 
 
-def validation_knowledge(run: Run) -> tuple[EncodedStore, KnowledgeSource]:
-    """Return the validation samples and their knowledge, in the teacher's tokens."""
+def _part_knowledge(run: Run, arm: Arm, part: Part) -> KnowledgePart:
+    """Return a part's knowledge from the teachers that an arm learns from."""
+    each = [stored_knowledge(run, part, seed) for seed in teachers_of(run.recipe, arm)]
+    return each[0] if len(each) == 1 else MeanKnowledge(each)
+
+
+def validation_knowledge(run: Run, arm: Arm) -> tuple[EncodedStore, KnowledgeSource]:
+    """Return the validation samples and an arm's knowledge of them, in the teacher's tokens."""
     rows = knowledge_rows(run, "validation")
-    knowledge = stored_knowledge(run, "validation")
+    knowledge = _part_knowledge(run, arm, "validation")
     if not run.recipe.knowledge.over_candidates:
         return rows, knowledge
     return rows, CandidateKnowledge(knowledge, candidate_tokens(run, "teacher", "validation"))
 
 
 @once_per_run
-def stored_knowledge(run: Run, part: Part) -> Knowledge:
+def stored_knowledge(run: Run, part: Part, seed: int | None = None) -> Knowledge:
     """Open a part's knowledge and check that it belongs to the samples, as the teacher reads them.
+
+    Args:
+        run: the run.
+        part: the part.
+        seed: the seed of a further teacher; None for the first one.
 
     Raises:
         UserError: it is damaged, or belongs to a different tokenizer, text, prompt, k or precision.
     """
-    knowledge = Knowledge(run.folder / "knowledge" / part, store_format(run, part))
+    knowledge = Knowledge(knowledge_path(run.folder, part, seed), store_format(run, part))
     knowledge.check(knowledge_rows(run, part))
     return knowledge
 

@@ -118,7 +118,7 @@ class TeacherScorer(ABC):
         if self._reader is None or self._fold != fold:
             self._reader = None
             free_memory()
-            model = inputs.teacher(self._run, fold)
+            model = inputs.teacher(self._run, fold, self._unit.teacher_seed)
             self._reader, self._fold = readout.Reader(model, self._run.console.say), fold
         return self._reader
 
