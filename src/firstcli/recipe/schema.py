@@ -201,6 +201,9 @@ class Teacher(RecipeSection):
     fine-tuned."""
     posthoc: PosthocRef | None = None
     """Also evaluate the teacher with a post-hoc recalibrator, as `teacher + T`."""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(strict=False)] = ()
+    """Fine-tune a teacher with each of these seeds, for arms with `teachers: mean`. The first is
+    the teacher that is evaluated and that other arms learn from. Default: one, with `seed`."""
 
 
 class Student(RecipeSection):
@@ -251,10 +254,19 @@ class KnowledgeSection(RecipeSection):
     without a response are left out with `data`."""
     sampling: Sampling = Sampling()
     """How the teacher writes responses."""
+    over: Literal["tokens", "candidates"] = "tokens"
+    """What the probabilities are of: the most likely tokens at each position (`tokens`), or whole
+    candidates of questions (`candidates`), for which teacher and student may have different
+    tokenizers. Then `top_k` is the number of most likely candidates that are stored."""
+
+    @property
+    def over_candidates(self) -> bool:
+        return self.over == "candidates"
 
     def stored(self) -> dict[str, Any]:
         """Return the settings that determine the contents of every shard."""
-        return self.model_dump(include={"top_k", "precision"})
+        settings = self.model_dump(include={"top_k", "precision"})
+        return settings | ({"over": self.over} if self.over_candidates else {})
 
     def writing(self) -> dict[str, Any]:
         """Return the settings that determine the responses that the teacher writes."""
@@ -290,13 +302,17 @@ class Arm(RecipeSection):
     out_of_fold: bool | None = None
     """Take each sample's probabilities from the teacher that was not trained on it
     (`knowledge.folds`). Default: true if there are folds."""
+    teachers: Literal["first", "mean"] | None = None
+    """Whose probabilities are learned: the first teacher's (`first`, default), or the mean of all
+    teachers' (`mean`), see `teacher.seeds`."""
     training: TrainingOverrides | None = None
     """Changes to `student.training` for this arm."""
     posthoc: PosthocRef | None = None
     """Also evaluate the student with a post-hoc recalibrator, as `<arm> + T`."""
 
     @field_validator(
-        "recalibrator", "objective", "mass", "recalibrate", "top_k", "out_of_fold", mode="before"
+        *("recalibrator", "objective", "mass", "recalibrate", "top_k", "out_of_fold", "teachers"),
+        mode="before",
     )
     @classmethod
     def _applicable_or_default(cls, value: object, info: ValidationInfo) -> object:
@@ -459,6 +475,13 @@ def _conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
         yield from _unknown_rows(section, valid)
     if name == "seeds" and len(set(section)) < len(section):
         yield (), f"found {list(section)}, expected seeds without repetition"
+    if name == "teacher" and section and section.seeds:
+        if section.finetune is None:
+            text = "the teachers differ in their fine-tuning, but there is no teacher.finetune"
+            yield ("seeds",), f"{text}; add it"
+        if len(set(section.seeds)) < len(section.seeds):
+            text = f"found {list(section.seeds)}, expected seeds without repetition"
+            yield ("seeds",), text
     if name == "teacher" and section and section.posthoc:
         yield from _posthoc_conflicts(valid.get("train"))
     teacher: Teacher | None = valid.get("teacher")
@@ -482,6 +505,9 @@ def _knowledge_conflicts(
         text = "each fold's teacher is fine-tuned, but there is no teacher.finetune; add it"
         yield ("folds",), text
     train: Train | None = valid.get("train")
+    if section.over_candidates and train and not train.task.plugin.has_candidates:
+        text = f"task '{train.task.name}' has no candidates; leave it out"
+        yield ("over",), f"{text}, and choose models with the same tokenizer"
     if section.responses == "data":
         if "sampling" in section.model_fields_set:
             yield ("sampling",), "has no effect without 'responses: teacher'; add it"
@@ -509,6 +535,10 @@ def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
         yield ("top_k",), text
     if knowledge and arm.out_of_fold and not knowledge.folds:
         yield ("out_of_fold",), "there are no folds; set knowledge.folds, for example to 5"
+    if arm.teachers == "mean":
+        yield from _conflicts_of_mean(arm, valid)
+    if knowledge and knowledge.over_candidates:
+        yield from _conflicts_over_candidates(arm)
     if arm.posthoc:
         yield from _posthoc_conflicts(train)
     if train and arm.recalibrate == "decisive" and not train.task.build().has_candidates:
@@ -518,6 +548,27 @@ def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
         micro, batch = training.micro_batch_size, training.batch_size
         if micro and batch % micro:
             yield ("training",), f"micro_batch_size {micro} does not divide batch_size {batch}"
+
+
+def _conflicts_of_mean(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
+    teacher: Teacher | None = valid.get("teacher")
+    knowledge: KnowledgeSection | None = valid.get("knowledge")
+    if teacher and len(teacher.seeds) < 2:
+        text = "there is only one teacher; give several in teacher.seeds, for example [1, 2, 3]"
+        yield ("teachers",), text
+    if knowledge and knowledge.folds and arm.out_of_fold is not False:
+        text = "the teachers of folds have no further seeds; set this arm's out_of_fold: false"
+        yield ("teachers",), text
+
+
+def _conflicts_over_candidates(arm: Arm) -> Conflicts:
+    """Yield what an arm needs at positions of which `knowledge.over: candidates` knows nothing."""
+    only = "knowledge.over: candidates has probabilities of the answer position alone"
+    if arm.recalibrate == "all":
+        yield ("recalibrate",), f"{only}; leave it out"
+    if arm.objective == "topk-renormalized":
+        text = f"{only}, but this objective compares several tokens at every position"
+        yield ("objective",), f"{text}; leave it out"
 
 
 def _unknown_rows(

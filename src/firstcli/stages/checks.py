@@ -55,7 +55,7 @@ def _check_tokenizers(run: Run) -> None:
         raise UserError(
             f"teacher and student have incompatible tokenizers: {len(differing)} of the {shared} "
             f"shared ids differ, the first is {first}: {teachers.get(first)!r} for the teacher, "
-            f"{students.get(first)!r} for the student; choose models with the same tokenizer"
+            f"{students.get(first)!r} for the student; {_same_tokenizer(run)}"
         )
     eos = inputs.exchanged_eos(run)
     if eos:
@@ -109,9 +109,16 @@ def _compare_tokens(run: Run, part: Part) -> None:
         if not np.array_equal(expected, found):
             raise UserError(
                 f"teacher and student encode sample '{sample.id}' differently: "
-                f"{_first_difference(expected, found, teacher, student)}; choose "
-                "models with the same tokenizer"
+                f"{_first_difference(expected, found, teacher, student)}; {_same_tokenizer(run)}"
             )
+
+
+def _same_tokenizer(run: Run) -> str:
+    """Return what to do about different tokenizers."""
+    advice = "choose models with the same tokenizer"
+    if not run.recipe.train.task.build().has_candidates:
+        return advice
+    return f"{advice}, or set knowledge.over: candidates"
 
 
 def _first_difference(

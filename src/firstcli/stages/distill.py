@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from firstcli.api import JSON
     from firstcli.recipe.schema import Recipe
     from firstcli.workspace.run import Run
+    from firstcli.workspace.units import Role
 
 
 class Distill(TrainingStage):
@@ -50,9 +51,8 @@ class Distill(TrainingStage):
             if not model.arm or model.posthoc:
                 continue
             arm = recipe.arms[model.arm]
-            needs = []
-            if arm.learn == "knowledge":
-                needs += [EXTRACT.key(part) for part in learned_parts(recipe, arm)]
+            parts = learned_parts(recipe, arm) if arm.learn == "knowledge" else ()
+            needs = [key for part in parts for key in EXTRACT.keys(recipe, arm, part)]
             needs += [CALIBRATE.key(model.arm)] if needs_fit(arm) else []
             artifact = Artifact(model_path(folder, model), True)
             yield Unit(self.key(model), self.name, artifact, tuple(needs), model=model)
@@ -69,13 +69,16 @@ class Distill(TrainingStage):
 
     def checks_of(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
         learns_knowledge = run.recipe.arms[unit.arm].learn == "knowledge"
-        of_knowledge = EXTRACT.checks if learns_knowledge else ()
+        of_knowledge = EXTRACT.checks_of_knowledge(run) if learns_knowledge else ()
         return (*of_knowledge, checks.EXAMPLE, *super().checks_of(run, unit))
 
     def check(self, run: Run, unit: Unit) -> str:
         arm = run.recipe.arms[unit.arm]
         if arm.recalibrator and not needs_fit(arm):  # `calibrate` checks the others
-            arm.recalibrator.build().check(arm.top_k or run.recipe.knowledge.top_k, 0)
+            from firstcli.stages import inputs
+
+            width = inputs.knowledge_width(run)
+            arm.recalibrator.build().check(min(arm.top_k or width, width), 0)
         return super().check(run, unit)
 
     def work(self, run: Run, unit: Unit, folder: Path) -> TrainingFacts:
@@ -93,9 +96,11 @@ class Distill(TrainingStage):
                 checks.require_same_tokens(run, part)
             fitted = calibration_path(run.folder, unit.arm)
             recalibrator = soft_targets.recalibrator_for(arm, fitted)
+            over_candidates = run.recipe.knowledge.over_candidates
+            role: Role = "student" if over_candidates else "teacher"  # whose tokens these are
             candidates: dict[str, tuple[int, ...]] = {}
             for part in parts:
-                candidates |= candidate_tokens(run, recalibrator, part)
+                candidates |= candidate_tokens(run, recalibrator, part, role)
             targets = soft_targets.SoftTargetBuilder(
                 arm,
                 recalibrator,
@@ -103,7 +108,8 @@ class Distill(TrainingStage):
                 rows,
                 run.recipe.train.task.name,
                 candidates,
-                inputs.exchanged_eos(run),
+                None if over_candidates else inputs.exchanged_eos(run),
+                over_candidates,
             )
             swaps = targets.rank_swaps()
             facts = train_model.train(
@@ -112,7 +118,7 @@ class Distill(TrainingStage):
             facts = replace(facts, rank_swaps=swaps or None)
             for part in ("unlabelled", "written"):
                 if part in parts:
-                    count = len(inputs.training_rows(run, unit.role, part))
+                    count = len(inputs.student_rows(run, part))
                     facts = replace(facts, **{part: count})
         return facts
 

@@ -15,11 +15,19 @@ from firstcli.stages.checks import SharedCheck
 from firstcli.stages.finetune import FINETUNE
 from firstcli.stages.respond import RESPOND
 from firstcli.workspace.artifacts import Artifact
-from firstcli.workspace.units import Part, Unit, learned_parts, needs_fit
+from firstcli.workspace.units import (
+    Part,
+    Unit,
+    further_teachers,
+    knowledge_path,
+    learned_parts,
+    needs_fit,
+    teachers_of,
+)
 
 if TYPE_CHECKING:
     from firstcli.api import JSON
-    from firstcli.recipe.schema import Recipe
+    from firstcli.recipe.schema import Arm, Recipe
     from firstcli.stages.probe import CostEstimate, Probe
     from firstcli.workspace.run import Run
 
@@ -54,15 +62,19 @@ class Extract(Stage):
     format = 4  # float32 logits of half-precision products
     shared = True
     precious = True
-    checks = (checks.TOKENIZERS, checks.TOP_K, checks.OVERLAP, checks.UNPINNED)
+    checks = (checks.OVERLAP, checks.UNPINNED)
     why_nothing = "every arm learns labels"
     options = (
         Option("repair", "Extract only the shards that are damaged or missing.", False),
         Option("verify", "Score N random samples again with the teacher and compare.", 0, "N", 0),
     )
 
-    def key(self, part: Part) -> str:
-        return f"{self.name} {part}"
+    def key(self, part: Part, seed: int | None = None) -> str:
+        return f"{self.name} {part}" + ("" if seed is None else f" seed {seed}")
+
+    def keys(self, recipe: Recipe, arm: Arm, part: Part) -> list[str]:
+        """Return the keys of the units that make the knowledge of a part that an arm learns."""
+        return [self.key(part, seed) for seed in teachers_of(recipe, arm)]
 
     def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
         arms = [arm for arm in recipe.arms.values() if arm.learn == "knowledge"]
@@ -81,23 +93,48 @@ class Extract(Stage):
         for part, needs in needed.items():
             if part not in learned:
                 continue
-            artifact = Artifact(folder / "knowledge" / part, True)
+            artifact = Artifact(knowledge_path(folder, part), True)
             yield Unit(self.key(part), self.name, artifact, needs, part=part)
+        yield from self._of_further_teachers(recipe, folder)
+
+    def _of_further_teachers(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
+        arms = [arm for arm in recipe.arms.values() if arm.teachers == "mean"]
+        parts = list(dict.fromkeys(part for arm in arms for part in learned_parts(recipe, arm)))
+        parts += ["validation"] if any(map(needs_fit, arms)) else []
+        for seed in further_teachers(recipe):
+            for part in parts:
+                written = RESPOND.keys(recipe) if part == "written" else ()
+                needs = (*FINETUNE.teacher_keys(recipe, seed), *written)
+                key, artifact = (
+                    self.key(part, seed),
+                    Artifact(knowledge_path(folder, part, seed), True),
+                )
+                yield Unit(key, self.name, artifact, needs, part=part, teacher_seed=seed)
 
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
         inputs = fingerprints.predictions(run, "teacher")
         inputs |= fingerprints.flat("knowledge", run.recipe.knowledge.stored())
         inputs[f"{unit.part} samples"] = run.part_content(unit.part)
         inputs["longest sample"] = fingerprints.longest_sample(run, unit)
-        inputs["shared vocabulary"] = fingerprints.shared_vocabulary(run)
+        if run.recipe.knowledge.over_candidates:
+            inputs["candidates"] = fingerprints.knowledge_width(run)
+        else:
+            inputs["shared vocabulary"] = fingerprints.shared_vocabulary(run)
         return inputs
 
+    def checks_of_knowledge(self, run: Run) -> tuple[SharedCheck, ...]:
+        """Return the checks of everything that learns from knowledge."""
+        if run.recipe.knowledge.over_candidates:
+            return self.checks
+        return (checks.TOKENIZERS, checks.TOP_K, *self.checks)
+
     def checks_of(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
-        return (*self.checks, *checks.untrained_teacher(run, unit.role))
+        return (*self.checks_of_knowledge(run), *checks.untrained_teacher(run, unit.role))
 
     def check(self, run: Run, unit: Unit) -> str:
         from firstcli.runtime.console import size
         from firstcli.stages import inputs, scoring
+        from firstcli.stages.whole_candidates import CandidateSequences
 
         if unit.part == "validation" and not run.training.validation:
             raise UserError(
@@ -111,21 +148,25 @@ class Extract(Stage):
             )
         if not run.is_written(unit.part):
             return "the teacher's responses, once it has written them"
-        rows = inputs.training_rows(run, "teacher", unit.part)
+        rows = inputs.knowledge_rows(run, unit.part)
         scoring.shards_of(run, unit)
         stored = size(self.disk(run, unit))
-        return f"{len(rows)} samples, {inputs.positions(rows)} positions; {stored} of knowledge"
+        text = f"{len(rows)} samples, {inputs.positions(rows)} positions; {stored} of knowledge"
+        if not run.recipe.knowledge.over_candidates:
+            return text
+        sequences = CandidateSequences(inputs.candidate_questions(run, unit.part))
+        return f"{text}; {len(sequences)} candidates of several tokens"
 
     def disk(self, run: Run, unit: Unit) -> int:
         from firstcli.knowledge import store
         from firstcli.stages import inputs
 
-        section = run.recipe.knowledge
+        width, precision = inputs.knowledge_width(run), run.recipe.knowledge.precision
         if not run.is_written(unit.part):
-            most = len(run.prompts) * section.sampling.max_new_tokens
-            return int(most * store.bytes_per_position(section.top_k, section.precision))
-        positions = inputs.positions(inputs.training_rows(run, "teacher", unit.part))
-        return int(positions * store.bytes_per_position(section.top_k, section.precision))
+            most = len(run.prompts) * run.recipe.knowledge.sampling.max_new_tokens
+            return int(most * store.bytes_per_position(width, precision))
+        positions = inputs.positions(inputs.knowledge_rows(run, unit.part))
+        return int(positions * store.bytes_per_position(width, precision))
 
     def probe(self, probe: Probe, unit: Unit) -> CostEstimate | None:
         return probe.extraction(unit) if probe.run.is_written(unit.part) else None
@@ -146,7 +187,7 @@ class Extract(Stage):
         facts = ExtractFacts.of(manifest.facts)
         stored = sum(file["size"] for file in manifest.files.values())
         phrases = [f"{facts.positions:,} positions", size(stored)]
-        phrases.append(f"top {run.recipe.knowledge.top_k} hold {percent(facts.mean_top_k_mass)}")
+        phrases.append(f"{outcomes(run.recipe)} hold {percent(facts.mean_top_k_mass)}")
         if facts.judged:
             right = "" if facts.accuracy is None else f"right {percent(facts.accuracy)}, "
             phrases.append(f"teacher {right}says {percent(facts.confidence)}")
@@ -178,6 +219,12 @@ class Extract(Stage):
                 "verified": {unit.key: extraction.verify(run, unit, samples) for unit in units}
             }
         )
+
+
+def outcomes(recipe: Recipe) -> str:
+    """Name the outcomes of which probabilities are stored."""
+    section = recipe.knowledge
+    return f"top {section.top_k}{' candidates' if section.over_candidates else ''}"
 
 
 EXTRACT = Extract()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from firstcli import __version__
 from firstcli.runtime.redaction import redacted
 from firstcli.training.trainer_fields import HARMLESS
-from firstcli.workspace.units import Role, Unit
+from firstcli.workspace.units import Part, Role, Unit
 
 if TYPE_CHECKING:
     from firstcli.recipe.references import ModelSection, PluginRef
@@ -73,7 +73,7 @@ def training(run: Run, unit: Unit) -> Inputs:
     settings = run.training_settings(unit).model_dump(exclude={"micro_batch_size"})
     trainer = {key: value for key, value in run.recipe.trainer.items() if key not in HARMLESS}
     return (
-        model(run, unit.role, unit.model.seed)
+        model(run, unit.role, run.seed_of(unit))
         | training_data(run)
         | encoding(run, unit.role)
         | flat("student.training" if unit.arm else "teacher.finetune", settings)
@@ -92,6 +92,8 @@ def arm_fields(recipe: Recipe, name: str, fields: Iterable[str]) -> Inputs:
     """Return some fields of an arm, its recalibrator with effective options and identity."""
     arm = recipe.arms[name]
     inputs = flat(f"arms.{name}", arm.model_dump(include=set(fields) - {"recalibrator"}))
+    if arm.teachers == "mean":  # `first` is the default
+        inputs[f"arms.{name}.teachers"] = arm.teachers
     if arm.recalibrator:
         inputs |= plugin(f"arms.{name}.recalibrator", arm.recalibrator)
         if arm.recalibrator.build().uses_rows:
@@ -158,6 +160,21 @@ def shared_vocabulary(run: Run) -> int:
         return inputs.shared_vocabulary(run)
 
     return run.memory.recall("shared vocabulary", tokenizer_content(run), make)
+
+
+def knowledge_width(run: Run) -> int:
+    """Return the number of probabilities per position, which depends on the data."""
+
+    def make() -> int:
+        run.announce_libraries()
+        from firstcli.stages import inputs
+
+        return inputs.knowledge_width(run)
+
+    parts: tuple[Part, ...] = ("train", "validation", "unlabelled")
+    content = {f"{part} samples": run.part_content(part) for part in parts}
+    content["top_k"] = str(run.recipe.knowledge.top_k)
+    return run.memory.recall("width of knowledge over candidates", content, make)
 
 
 def tokenizer_content(run: Run) -> dict[str, str]:

@@ -26,13 +26,25 @@ from firstcli.data.encoding import (
 )
 from firstcli.data.joint import CHUNK
 from firstcli.errors import UserError, shortened
+from firstcli.knowledge.candidates import CandidateKnowledge, answer_only
+from firstcli.knowledge.mean import MeanKnowledge
 from firstcli.knowledge.shards import StoreFormat
-from firstcli.knowledge.store import JoinedKnowledge, Knowledge, KnowledgeSource
+from firstcli.knowledge.store import JoinedKnowledge, Knowledge, KnowledgePart, KnowledgeSource
 from firstcli.models import inference
 from firstcli.recipe.schema import Arm
 from firstcli.stages import encoded
 from firstcli.workspace.run import Run, once_per_run
-from firstcli.workspace.units import Model, Part, Role, Unit, learned_parts, model_path
+from firstcli.workspace.units import (
+    Model,
+    Part,
+    Role,
+    Unit,
+    knowledge_path,
+    learned_parts,
+    model_path,
+    teacher_path,
+    teachers_of,
+)
 
 
 @once_per_run
@@ -106,12 +118,18 @@ def model(run: Run, which: Model) -> PreTrainedModel:
     return for_inference(run, "student", model_path(run.folder, which))
 
 
-def teacher(run: Run, fold: int | None = None) -> PreTrainedModel:
-    """Load the teacher, or the teacher that has not seen a fold, for inference, on its device."""
+def teacher(run: Run, fold: int | None = None, seed: int | None = None) -> PreTrainedModel:
+    """Load a teacher for inference, on its device.
+
+    Args:
+        run: the run.
+        fold: the fold that it has not seen.
+        seed: the seed of a further teacher.
+    """
     if fold is not None:
         return for_inference(run, "teacher", run.folder / "folds" / str(fold))
     finetuned = run.recipe.teacher and run.recipe.teacher.finetune
-    return for_inference(run, "teacher", run.folder / "teacher" if finetuned else None)
+    return for_inference(run, "teacher", teacher_path(run.folder, seed) if finetuned else None)
 
 
 def for_inference(run: Run, role: Role, folder: Path | None) -> PreTrainedModel:
@@ -165,12 +183,17 @@ def training_rows(run: Run, role: Role, part: Part) -> EncodedStore:
     """
     if part == "out-of-fold":
         return training_rows(run, role, "train")
-    where = f"train.task ({part} part, {role}'s tokenizer)"
+    where = _part(part, role)
     rows = encoded.training_part(run, tokenizer(run, role), part, where)
     kept = _fitting(run, role, lengths_of(rows), lambda index: rows[index].id, where)
     if not kept.any():
         raise UserError(f"{where}: no sample is left to use")
     return rows.where(kept)
+
+
+def _part(part: Part, role: Role) -> str:
+    """Name a part of the training data in messages."""
+    return f"train.task ({part} part, {role}'s tokenizer)"
 
 
 @once_per_run
@@ -182,12 +205,12 @@ def folds(run: Run) -> IntArray:
 
 
 def rows_of_fold(run: Run, fold: int, *, seen: bool) -> EncodedStore:
-    """Return the training samples that a fold's teacher has seen, or those that it has not.
+    """Return the training samples that a fold's teacher has seen, or those that it scores.
 
     Raises:
         UserError: there are none.
     """
-    rows = training_rows(run, "teacher", "train")
+    rows = training_rows(run, "teacher", "train") if seen else knowledge_rows(run, "train")
     chosen = (folds(run)[rows.indices] != fold) == seen
     if not chosen.any():
         raise UserError(
@@ -201,18 +224,76 @@ def rows_of(run: Run, unit: Unit) -> EncodedStore:
     """Return the samples that a unit's model is trained on."""
     if unit.fold is not None:
         return rows_of_fold(run, unit.fold, seen=True)
-    parts: tuple[Part, ...] = ("train",)
-    if unit.arm:
-        parts = learned_parts(run.recipe, run.recipe.arms[unit.arm])
-    known = tuple(part for part in parts if run.is_written(part))
-    return _rows_of_parts(run, unit.role, known)
+    if not unit.arm or run.recipe.arms[unit.arm].learn == "labels":
+        return training_rows(run, unit.role, "train")
+    parts = learned_parts(run.recipe, run.recipe.arms[unit.arm])
+    return _student_rows_of(run, tuple(part for part in parts if run.is_written(part)))
 
 
 @once_per_run
-def _rows_of_parts(run: Run, role: Role, parts: tuple[Part, ...]) -> EncodedStore:
+def _student_rows_of(run: Run, parts: tuple[Part, ...]) -> EncodedStore:
     if len(parts) == 1:
-        return training_rows(run, role, parts[0])
-    return EncodedStore(chain(*(training_rows(run, role, part) for part in parts)), run.folder)
+        return student_rows(run, parts[0])
+    return EncodedStore(chain(*(student_rows(run, part) for part in parts)), run.folder)
+
+
+def student_rows(run: Run, part: Part) -> EncodedStore:
+    """Return the samples of a part that a student learns from a teacher."""
+    rows = training_rows(run, "student", part)
+    if not run.recipe.knowledge.over_candidates or run.recipe.train.too_long == "error":
+        return rows
+    # The tokenizers differ, so teacher and student may find different samples too long.
+    return rows.where(np.isin(rows.indices, knowledge_rows(run, part).indices))
+
+
+@once_per_run
+def knowledge_rows(run: Run, part: Part) -> EncodedStore:
+    """Return the samples of a part as the teacher scores them, in its own tokens.
+
+    Over candidates, a sample ends with its answer position, and the samples whose candidates do not
+    fit into the teacher's context are left out.
+
+    Raises:
+        UserError: a sample has no candidates, or is too long and must not be dropped.
+    """
+    if part == "out-of-fold":
+        return knowledge_rows(run, "train")
+    rows = training_rows(run, "teacher", part)
+    if not run.recipe.knowledge.over_candidates:
+        return rows
+    where = f"knowledge.over: candidates, {_part(part, 'teacher')}"
+    questions = candidate_questions(run, part)
+    lengths = np.array([q.start + max(map(len, q.candidates)) for q in questions], np.int64)
+    fits = _fitting(run, "teacher", lengths, lambda index: questions[index].id, where)
+    whole = encoded.training_part(run, tokenizer(run, "teacher"), part, _part(part, "teacher"))
+    kept = np.isin(whole.indices, rows.indices) & fits
+    return EncodedStore(map(answer_only, whole), run.folder).where(kept)
+
+
+@once_per_run
+def candidate_questions(run: Run, part: Part) -> list[EncodedQuestion]:
+    """Encode all samples of a part as questions to the teacher.
+
+    Raises:
+        UserError: a sample has no candidates.
+    """
+    if part == "out-of-fold":
+        return candidate_questions(run, "train")
+    where = f"knowledge.over: candidates, {_part(part, 'teacher')}"
+    return encode_questions(run.training.part(part), _encoding(run, "teacher", where))
+
+
+@once_per_run
+def knowledge_width(run: Run) -> int:
+    """Return the number of probabilities that are stored per position.
+
+    Over candidates, it is at most the largest number of candidates of a training sample.
+    """
+    section, training = run.recipe.knowledge, run.training
+    if not section.over_candidates:
+        return section.top_k
+    samples = chain(training.train, training.validation, training.unlabelled)
+    return min(section.top_k, max(len(sample.candidates) for sample in samples))
 
 
 @once_per_run
@@ -239,7 +320,7 @@ def candidate_tokens(run: Run, role: Role, part: Part) -> dict[str, tuple[int, .
 
     Samples without candidates are left out.
     """
-    where = f"train.task ({part} part, {role}'s tokenizer)"
+    where = _part(part, role)
     with_candidates = (sample for sample in run.training.part(part) if sample.candidates)
     tokens: dict[str, tuple[int, ...]] = {}
     while chunk := list(islice(with_candidates, CHUNK)):
@@ -251,7 +332,7 @@ def candidate_tokens(run: Run, role: Role, part: Part) -> dict[str, tuple[int, .
 @once_per_run
 def validation_questions(run: Run, role: Role) -> list[EncodedQuestion]:
     """Encode the validation part as questions; those that training leaves out are left out."""
-    where = f"train.task (validation part, {role}'s tokenizer)"
+    where = _part("validation", role)
     kept = {row.id for row in training_rows(run, role, "validation")}
     samples = (s for s in run.training.validation if s.candidates and s.id in kept)
     return encode_questions(samples, _encoding(run, role, where))
@@ -320,24 +401,57 @@ def vocabulary_digest(run: Run, role: Role) -> str:
 
 
 def knowledge_of(run: Run, arm: Arm) -> KnowledgeSource:
-    """Return the knowledge that an arm learns, of all parts of its samples."""
-    parts = [stored_knowledge(run, part) for part in learned_parts(run.recipe, arm)]
-    return parts[0] if len(parts) == 1 else JoinedKnowledge(parts)
+    """Return the knowledge that an arm learns, of all parts of its samples.
+
+    Over candidates, it is in the student's tokens.
+    """
+    parts = learned_parts(run.recipe, arm)
+    each = [_part_knowledge(run, arm, part) for part in parts]
+    knowledge: KnowledgeSource = each[0] if len(each) == 1 else JoinedKnowledge(each)
+    if not run.recipe.knowledge.over_candidates:
+        return knowledge
+    tokens: dict[str, tuple[int, ...]] = {}
+    for part in parts:
+        tokens |= candidate_tokens(run, "student", part)
+    return CandidateKnowledge(knowledge, tokens)
+
+
+def _part_knowledge(run: Run, arm: Arm, part: Part) -> KnowledgePart:
+    """Return a part's knowledge from the teachers that an arm learns from."""
+    each = [stored_knowledge(run, part, seed) for seed in teachers_of(run.recipe, arm)]
+    return each[0] if len(each) == 1 else MeanKnowledge(each)
+
+
+def validation_knowledge(run: Run, arm: Arm) -> tuple[EncodedStore, KnowledgeSource]:
+    """Return the validation samples and an arm's knowledge of them, in the teacher's tokens."""
+    rows = knowledge_rows(run, "validation")
+    knowledge = _part_knowledge(run, arm, "validation")
+    if not run.recipe.knowledge.over_candidates:
+        return rows, knowledge
+    return rows, CandidateKnowledge(knowledge, candidate_tokens(run, "teacher", "validation"))
 
 
 @once_per_run
-def stored_knowledge(run: Run, part: Part) -> Knowledge:
+def stored_knowledge(run: Run, part: Part, seed: int | None = None) -> Knowledge:
     """Open a part's knowledge and check that it belongs to the samples, as the teacher reads them.
+
+    Args:
+        run: the run.
+        part: the part.
+        seed: the seed of a further teacher; None for the first one.
 
     Raises:
         UserError: it is damaged, or belongs to a different tokenizer, text, prompt, k or precision.
     """
-    expected = StoreFormat(
-        **run.recipe.knowledge.stored(), split=part, tokenizer=vocabulary_digest(run, "teacher")
-    )
-    knowledge = Knowledge(run.folder / "knowledge" / part, expected)
-    knowledge.check(training_rows(run, "teacher", part))
+    knowledge = Knowledge(knowledge_path(run.folder, part, seed), store_format(run, part))
+    knowledge.check(knowledge_rows(run, part))
     return knowledge
+
+
+def store_format(run: Run, part: Part) -> StoreFormat:
+    """Return what every shard of a part's knowledge states."""
+    settings = run.recipe.knowledge.stored() | {"top_k": knowledge_width(run)}
+    return StoreFormat(**settings, split=part, tokenizer=vocabulary_digest(run, "teacher"))
 
 
 def weights(run: Run, role: Role) -> int:

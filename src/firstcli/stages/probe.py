@@ -18,7 +18,7 @@ import torch
 
 from firstcli.api import FloatArray
 from firstcli.data.encoded import IntArray, lengths_of
-from firstcli.data.encoding import EncodedSample
+from firstcli.data.encoding import EncodedQuestion, EncodedSample
 from firstcli.errors import UserError
 from firstcli.models import answers, inference, readout
 from firstcli.models.batching import Item, free_memory, is_out_of_memory
@@ -121,6 +121,8 @@ class Probe:
 
     def extraction(self, unit: Unit) -> CostEstimate:
         """Estimate the extraction of a part."""
+        if self.run.recipe.knowledge.over_candidates:
+            return self._candidates(unit, inputs.candidate_questions(self.run, unit.part))
         top_k, limit = self.run.recipe.knowledge.top_k, inputs.shared_vocabulary(self.run)
         ranks: list[int] = []
         batches: list[Sequence[EncodedSample]] = []
@@ -140,14 +142,26 @@ class Probe:
         key = ("evaluation", unit.role, unit.evaluation)
         if key not in self._measured:
             questions = inputs.questions(self.run, unit.role, unit.evaluation)
-            cost = self._answering(unit, questions, answers.candidate_log_probs)
             sequences = whole_candidates.sequences(self.run, unit.role, unit.evaluation)
-            if sequences:
-                whole = self._answering(unit, sequences, whole_candidates.response_log_probs)
-                seconds, memory = cost.seconds + whole.seconds, max(cost.memory, whole.memory)
-                cost = CostEstimate(seconds, memory)
-            self._measured[key] = cost
+            self._measured[key] = self._answers(unit, questions, sequences)
         return self._measured[key]
+
+    def _candidates(self, unit: Unit, questions: Sequence[EncodedQuestion]) -> CostEstimate:
+        sequences = whole_candidates.CandidateSequences(questions)
+        return self._answers(unit, questions, sequences)
+
+    def _answers(
+        self,
+        unit: Unit,
+        questions: Sequence[EncodedQuestion],
+        sequences: Sequence[EncodedSample] | None,
+    ) -> CostEstimate:
+        """Estimate the cost of the candidates' first tokens, and of their sequences."""
+        cost = self._answering(unit, questions, answers.candidate_log_probs)
+        if not sequences:
+            return cost
+        whole = self._answering(unit, sequences, whole_candidates.response_log_probs)
+        return CostEstimate(cost.seconds + whole.seconds, max(cost.memory, whole.memory))
 
     def _answering(
         self,

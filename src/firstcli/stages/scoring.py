@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -15,13 +16,14 @@ from firstcli.data.encoding import EncodedQuestion, EncodedSample
 from firstcli.data.sequences import Selected
 from firstcli.errors import UserError, shortened
 from firstcli.knowledge import store
+from firstcli.knowledge.candidates import CandidateTokens, top_candidates
 from firstcli.knowledge.top_k import TopK
 from firstcli.metrics.records import EvalRecords
 from firstcli.models import inference, readout
 from firstcli.models.answers import EVALUATION_TOKENS, candidate_log_probs
 from firstcli.models.batching import HalvingBatches, free_memory, run_batched
 from firstcli.stages import inputs, whole_candidates
-from firstcli.training.soft_targets import CandidateTokens, candidate_indices
+from firstcli.training.soft_targets import candidate_indices
 from firstcli.workspace.run import Run, once_per_run
 from firstcli.workspace.units import Unit
 
@@ -42,7 +44,7 @@ class ShardSamples:
 def shards_of(run: Run, unit: Unit) -> list[ShardSamples]:
     """Return the content of every shard of a part; it depends on the data alone."""
     if unit.part != "out-of-fold":
-        rows = inputs.training_rows(run, "teacher", unit.part)
+        rows = inputs.knowledge_rows(run, unit.part)
         return [ShardSamples(samples) for samples in split_into_shards(rows)]
     folds = range(1, (run.recipe.knowledge.folds or 0) + 1)
     return [
@@ -70,16 +72,15 @@ def split_into_shards(rows: Sequence[EncodedSample]) -> list[Sequence[EncodedSam
     return [Selected(rows, part) for part in np.split(ordered, cuts) if len(part)]
 
 
-class TeacherScorer:
+class TeacherScorer(ABC):
     """Scores samples with the teacher or a fold's teacher; one of them is in memory at a time."""
 
-    def __init__(self, run: Run, what: str) -> None:
-        """Load nothing yet; `what` names the work in warnings."""
-        self._run = run
-        self._limit = inputs.shared_vocabulary(run)
+    def __init__(self, run: Run, unit: Unit) -> None:
+        """Load nothing yet; `unit` is an extraction."""
+        self._run, self._unit = run, unit
         self._fold: int | None = None
         self._reader: readout.Reader | None = None
-        self.halving = HalvingBatches(run.console.warn, what)
+        self.halving = HalvingBatches(run.console.warn, unit.key)
 
     def __call__(
         self,
@@ -102,20 +103,66 @@ class TeacherScorer:
         for batch in inference.batches(lengths_of(shard.rows).tolist(), EXTRACTION_TOKENS):
             rows = [shard.rows[i] for i in batch]
             if only is None or any(row.id in only for row in rows):
-                scored = self.halving.run(rows, lambda part: self._score(shard.fold, part, top_k))
+                scored = self._score(self._reader_of(shard.fold), rows, top_k)
                 knowledge |= {id: top for id, top in scored.items() if only is None or id in only}
             advance(len(rows))
         return knowledge
 
+    @abstractmethod
     def _score(
-        self, fold: int | None, rows: Sequence[EncodedSample], top_k: int
+        self, reader: readout.Reader, rows: Sequence[EncodedSample], top_k: int
     ) -> dict[str, TopK]:
+        """Return the knowledge of one batch, by id."""
+
+    def _reader_of(self, fold: int | None) -> readout.Reader:
         if self._reader is None or self._fold != fold:
             self._reader = None
             free_memory()
-            model = inputs.teacher(self._run, fold)
+            model = inputs.teacher(self._run, fold, self._unit.teacher_seed)
             self._reader, self._fold = readout.Reader(model, self._run.console.say), fold
-        return top_k_of(self._reader, rows, top_k, self._limit)
+        return self._reader
+
+
+class TokenScorer(TeacherScorer):
+    """Scores the tokens at every supervised position."""
+
+    def _score(
+        self, reader: readout.Reader, rows: Sequence[EncodedSample], top_k: int
+    ) -> dict[str, TopK]:
+        limit = inputs.shared_vocabulary(self._run)
+        return self.halving.run(rows, lambda part: top_k_of(reader, part, top_k, limit))
+
+
+class CandidateScorer(TeacherScorer):
+    """Scores whole candidates under the teacher's tokenizer, one position per question."""
+
+    @cached_property
+    def _questions(self) -> dict[str, EncodedQuestion]:
+        every = inputs.candidate_questions(self._run, self._unit.part)
+        return {question.id: question for question in every}
+
+    def _score(
+        self, reader: readout.Reader, rows: Sequence[EncodedSample], top_k: int
+    ) -> dict[str, TopK]:
+        questions = [self._questions[row.id] for row in rows]
+        log_probs = whole_candidates.log_probs_of(reader, questions, self.halving)
+        every = np.array([np.isfinite(values).all() for values in log_probs.values()])
+        if not every.all():
+            raise _not_finite([id for id, good in zip(log_probs, every, strict=True) if not good])
+        return {id: top_candidates(values, top_k) for id, values in log_probs.items()}
+
+
+def scorer_of(run: Run, unit: Unit) -> TeacherScorer:
+    """Return what scores an extraction's samples."""
+    over_candidates = run.recipe.knowledge.over_candidates
+    return (CandidateScorer if over_candidates else TokenScorer)(run, unit)
+
+
+def _not_finite(ids: Sequence[str]) -> UserError:
+    return UserError(
+        f"the teacher's output is not finite for {len(ids)} samples, such as "
+        f"{shortened(ids, 3)}; check its weights, or try model.options.dtype: float32"
+    )
 
 
 def top_k_of(
@@ -148,11 +195,8 @@ def top_k_of(
     ).cpu()
     token_ids, log_probs, log_tail = readout.unpack(packed)
     if not torch.isfinite(log_probs).all():
-        bad = sorted({rows[int(i)].id for i in batch_rows[~torch.isfinite(log_probs).all(-1)]})
-        raise UserError(
-            f"the teacher's output is not finite for {len(bad)} samples, such as "
-            f"{shortened(bad, 3)}; check its weights, or try model.options.dtype: float32"
-        )
+        bad = {rows[int(i)].id for i in batch_rows[~torch.isfinite(log_probs).all(-1)]}
+        raise _not_finite(sorted(bad))
     ends = np.cumsum(counts)
     return {
         row.id: TopK(

@@ -697,7 +697,16 @@ class Run:
         return self.recipe.teacher.finetune
 
     def seed_of(self, unit: Unit) -> int:
-        return self.recipe.seed if unit.model.seed is None else unit.model.seed
+        """Return the seed of the model that a unit trains."""
+        if unit.role == "student":
+            return self.recipe.seed if unit.model.seed is None else unit.model.seed
+        return self.teacher_seed if unit.teacher_seed is None else unit.teacher_seed
+
+    @property
+    def teacher_seed(self) -> int:
+        """The seed of the first teacher."""
+        teacher = self.recipe.teacher
+        return teacher.seeds[0] if teacher and teacher.seeds else self.recipe.seed
 
     def model_section(self, role: Role) -> ModelSection:
         return self.tokenizers.section(role)

@@ -71,6 +71,8 @@ class Unit:
     part: Part = "train"
     fold: int | None = None
     """The fold that a teacher is not fine-tuned on; None if it is trained on all samples."""
+    teacher_seed: int | None = None
+    """The seed of a further teacher (`teacher.seeds`); None for the first one."""
     evaluation: str = ""
     model: Model = Model()
     """The model that the unit trains, evaluates or calibrates; by default the teacher."""
@@ -148,6 +150,28 @@ def part_of(recipe: Recipe, arm: Arm) -> Part:
     """Return the part whose knowledge an arm learns from."""
     folded = recipe.knowledge.folds is not None if arm.out_of_fold is None else arm.out_of_fold
     return "out-of-fold" if folded else "train"
+
+
+def teachers_of(recipe: Recipe, arm: Arm) -> tuple[int | None, ...]:
+    """Return the teachers that an arm learns from, by seed; None is the first."""
+    further = recipe.teacher.seeds[1:] if recipe.teacher and arm.teachers == "mean" else ()
+    return (None, *further)
+
+
+def further_teachers(recipe: Recipe) -> tuple[int, ...]:
+    """Return the seeds of the teachers besides the first that some arm learns from."""
+    seeds = (seed for arm in recipe.arms.values() for seed in teachers_of(recipe, arm)[1:])
+    return tuple(dict.fromkeys(seed for seed in seeds if seed is not None))
+
+
+def teacher_path(folder: Path, seed: int | None = None) -> Path:
+    """Return the folder of the teacher, or of a further one, in a run folder."""
+    return folder / "teacher" if seed is None else folder / "teachers" / f"seed-{seed}"
+
+
+def knowledge_path(folder: Path, part: Part, seed: int | None = None) -> Path:
+    """Return the folder of a part's knowledge; `seed` names a further teacher."""
+    return folder / "knowledge" / (part if seed is None else f"{part}@{seed}")
 
 
 def learns_unlabelled(recipe: Recipe, arm: Arm) -> bool:
