@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from firstcli.api import Sample
+from firstcli.data.chat import ChatFormat
 from firstcli.data.findings import Findings, SpecialTokens
 from firstcli.data.joint import Continuations, Ids, JointEncoder, JointEncoding, decisive
 from firstcli.errors import UserError, shortened
@@ -70,6 +71,15 @@ class Encoding:
     drop_doubled_bos: bool = False
     warnings: list[str] = field(default_factory=list)
     """Takes warnings after the last sample, without `where`."""
+    chat: ChatFormat | None = None
+    """Renders samples as messages of a chat; None encodes them as they are."""
+
+    @property
+    def encoder(self) -> JointEncoder:
+        """A new encoder with these settings."""
+        return JointEncoder(
+            self.tokenizer, drop_doubled_bos=self.drop_doubled_bos, chat=self.chat
+        )
 
 
 def each_encoded(samples: Iterable[Sample], encoding: Encoding) -> Iterator[EncodedSample]:
@@ -83,7 +93,7 @@ def each_encoded(samples: Iterable[Sample], encoding: Encoding) -> Iterator[Enco
             in a question, a token crosses the border between prompt and response, or two candidates
             have the same token at the answer position.
     """
-    encoder = JointEncoder(encoding.tokenizer, drop_doubled_bos=encoding.drop_doubled_bos)
+    encoder = encoding.encoder
     mistakes, crossing = Findings(encoding.where), Findings(encoding.where)
     special = SpecialTokens(encoding.tokenizer, encoder, mistakes)
     for joint in encoder(samples):
@@ -119,7 +129,7 @@ def encode_questions(samples: Iterable[Sample], encoding: Encoding) -> list[Enco
         UserError: a mistake as in `each_encoded`, a sample without candidates, or a mixture of
             questions with and without a right answer.
     """
-    encoder = JointEncoder(encoding.tokenizer, drop_doubled_bos=encoding.drop_doubled_bos)
+    encoder = encoding.encoder
     mistakes = Findings(encoding.where)
     special = SpecialTokens(encoding.tokenizer, encoder, mistakes)
     questions: list[EncodedQuestion] = []
@@ -253,6 +263,11 @@ def _border_problem(
 
 def _move(sample: Sample, candidate: str, encoder: JointEncoder) -> str:
     """Return advice that has been tried: where the border is kept for all candidates."""
+    if encoder.chat is not None:
+        return (
+            "the chat template ends the prompt in the middle of a token; give a different one with "
+            "`chat_template`, or set `chat: false`"
+        )
     end = sample.prompt.rstrip()
     for prompt, space in ((end, " "), (f"{end}\n", "")):
         texts = [space + text.lstrip() for text in sample.candidates]
