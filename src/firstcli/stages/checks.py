@@ -37,10 +37,14 @@ def _check_tokenizers(run: Run) -> None:
     import numpy as np
 
     from firstcli.data.sequences import Selected
-    from firstcli.stages import encoded, inputs
+    from firstcli.stages import chat, encoded, inputs
 
     teacher, student = inputs.tokenizer(run, "teacher"), inputs.tokenizer(run, "student")
-    if encoded.identity_of(run, teacher) == encoded.identity_of(run, student):
+    formats = [chat.chat_format(run, "teacher"), chat.chat_format(run, "student")]
+    templates = {each.identity for each in formats if each is not None}
+    if encoded.identity_of(run, teacher) == encoded.identity_of(run, student) and (
+        len(templates) < 2
+    ):
         return
     shared = inputs.shared_vocabulary(run)
     teachers = {id: token for token, id in teacher.get_vocab().items() if id < shared}
@@ -56,9 +60,9 @@ def _check_tokenizers(run: Run) -> None:
     eos = inputs.exchanged_eos(run)
     if eos:
         run.console.warn(
-            f"teacher and student end responses with different tokens, '{teacher.eos_token}' and "
-            f"'{student.eos_token}': students learn the teacher's probability of its end as that "
-            "of their own; set student.eos: teacher to let them end with the teacher's token"
+            "teacher and student end responses with different tokens, "
+            f"{' and '.join(repr(token) for token in _ends(run))}: students learn the teacher's "
+            f"probability of its end as that of their own; {_ADVICE_ON_ENDS[bool(templates)]}"
         )
     parts: tuple[Part, ...] = ("train", "validation", "unlabelled")
     for part in parts:
@@ -72,6 +76,8 @@ def _check_tokenizers(run: Run) -> None:
         )
         for sample, other in zip(Selected(ours, ours_at), Selected(theirs, theirs_at), strict=True):
             expected, found = sample.input_ids, other.input_ids
+            if len(templates) > 1:  # each reads the prompt in its own template
+                expected, found = sample.targets, other.targets
             if part == "unlabelled":  # whose last token is a placeholder
                 expected, found = expected[:-1], found[:-1]
             elif eos:
@@ -82,6 +88,21 @@ def _check_tokenizers(run: Run) -> None:
                     f"{_first_difference(expected, found, teacher, student)}; choose "
                     "models with the same tokenizer"
                 )
+
+
+_ADVICE_ON_ENDS = {
+    False: "set student.eos: teacher to let them end with the teacher's token",
+    True: "give both models the same chat_template to let them end with the same token",
+}
+"""By whether the samples are a chat."""
+
+
+def _ends(run: Run) -> list[str | None]:
+    """Return the tokens that end the responses of teacher and student."""
+    from firstcli.stages import chat
+
+    roles: tuple[Role, ...] = ("teacher", "student")
+    return [end[0] if (end := chat.end_of(run, role)) else None for role in roles]
 
 
 def _first_difference(
@@ -184,6 +205,30 @@ def _advice_on_overlap(run: Run, evaluation: Evaluation) -> str:
     )
 
 
+def _warn_of_other_chats(run: Run) -> None:
+    """Warn of evaluations in which models are asked in a different way than in training."""
+    from firstcli.stages import chat
+
+    role: Role = "teacher" if run.recipe.teacher else "student"
+    trained = chat.chat_format(run, role)
+    for evaluation in run.recipe.evaluate:
+        asked = chat.chat_format(run, role, evaluation.name)
+        if (asked and asked.identity) != (trained and trained.identity):
+            how = _CHATS[asked is not None, trained is not None]
+            run.console.warn(
+                f"evaluate '{evaluation.name}': models are asked {how}; to ask them as in "
+                "training, give this task the same `chat` and `system` as train.task"
+            )
+
+
+_CHATS = {
+    (True, True): "with a different system message than in training",
+    (True, False): "with a chat template, without which they are trained",
+    (False, True): "without the chat template with which they are trained",
+}
+"""How an evaluation differs, by whether it and the training are chats."""
+
+
 def _warn_of_seen_rows(run: Run) -> None:
     if run.recipe.teacher and run.recipe.teacher.finetune is None:
         run.console.warn(
@@ -238,5 +283,6 @@ EXAMPLE = SharedCheck("encoded example", _encoded_example)
 TOKENIZERS = SharedCheck("tokenizers", _check_tokenizers)
 TOP_K = SharedCheck("top_k", _check_top_k)
 OVERLAP = SharedCheck("overlap", _check_overlap)
+OTHER_CHATS = SharedCheck("chats of evaluations", _warn_of_other_chats)
 SEEN_ROWS = SharedCheck("seen rows", _warn_of_seen_rows)
 UNPINNED = SharedCheck("unpinned checkpoints", _warn_of_unpinned_checkpoints)
