@@ -14,7 +14,6 @@ import numpy as np
 
 from firstcli.api import Sample
 from firstcli.data.encoding import EncodedSample
-from firstcli.data.joint import JointEncoder
 from firstcli.student.answering import built_prompts, too_long
 from firstcli.student.model import LoadedModel
 from firstcli.student.rows import windows
@@ -81,7 +80,7 @@ def _encoded_prompts(
 ) -> dict[int, list[int]]:
     """Return the tokens of each prompt; note in `errors` which have none or leave no room."""
     built = built_prompts(loaded, rows, errors)
-    encoder = JointEncoder(loaded.tokenizer, drop_doubled_bos=loaded.usage.drop_doubled_bos)
+    encoder = loaded.encoding("the row").encoder
     samples = [Sample(each.prompt, "", id=str(number)) for number, each in built.items()]
     prompts = {}
     for joint in encoder(samples):
@@ -117,21 +116,29 @@ def _continued(
     from transformers import GenerationConfig
 
     model: Any = loaded.reader.model
-    eos = loaded.tokenizer.eos_token_id
-    padding = 0 if eos is None else eos
+    ends = _ends(loaded)
+    padding = ends[0] if ends else 0
     width = max(map(len, prompts))
     device = next(model.parameters()).device
     # On the left, so that every row continues at the end.
     ids = torch.tensor([[padding] * (width - len(row)) + list(row) for row in prompts])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
     settings = GenerationConfig(
-        max_new_tokens=limit, do_sample=False, eos_token_id=eos, pad_token_id=padding
+        max_new_tokens=limit, do_sample=False, eos_token_id=ends or None, pad_token_id=padding
     )
     output = model.generate(
         input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
     )
     rows = output[:, width:].tolist()
-    return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
+    lengths = [next((i + 1 for i, id in enumerate(row) if id in ends), len(row)) for row in rows]
+    return [row[:length] for row, length in zip(rows, lengths, strict=True)]
+
+
+def _ends(loaded: LoadedModel) -> list[int]:
+    """Return the tokens at which the student stops: EOS, and what ends an answer in a chat."""
+    in_chat = loaded.chat.end_id if loaded.chat else None
+    ids = (in_chat, loaded.tokenizer.eos_token_id)
+    return list(dict.fromkeys(int(id) for id in ids if id is not None))
 
 
 def _scored(
@@ -152,10 +159,10 @@ def _scored(
     ]
     halving = HalvingBatches(lambda _: None, "reading probabilities")
     log_probs = halving.run(encoded, lambda rows: target_log_probs(loaded.reader, rows))
-    eos = loaded.tokenizer.eos_token_id
+    ends = _ends(loaded)
     generations = {}
     for number, ids in responses.items():
-        finished = bool(ids) and ids[-1] == eos
+        finished = bool(ids) and ids[-1] in ends
         kept = ids[:-1] if finished else ids
         texts = token_texts(loaded.tokenizer, kept)
         probabilities = np.exp(log_probs[str(number)]).tolist()
