@@ -77,9 +77,7 @@ class Encoding:
     @property
     def encoder(self) -> JointEncoder:
         """A new encoder with these settings."""
-        return JointEncoder(
-            self.tokenizer, drop_doubled_bos=self.drop_doubled_bos, chat=self.chat
-        )
+        return JointEncoder(self.tokenizer, drop_doubled_bos=self.drop_doubled_bos, chat=self.chat)
 
 
 def each_encoded(samples: Iterable[Sample], encoding: Encoding) -> Iterator[EncodedSample]:

@@ -253,9 +253,7 @@ class JointEncoder:
             prompt, responses = self.chat.prompt(prompt), [*map(self.chat.response, responses)]
         return self._continuations(prompt, responses)
 
-    def _continuations(
-        self, prompt: str, responses: Sequence[str]
-    ) -> list[tuple[int, ...] | None]:
+    def _continuations(self, prompt: str, responses: Sequence[str]) -> list[tuple[int, ...] | None]:
         (alone, _), *joints = self._whole([prompt, *(prompt + text for text in responses)])
         return [
             (*ids[len(alone) :], *self._eos) if ids[: len(alone)] == alone else None

@@ -46,9 +46,7 @@ def identity_of(run: Run, tokenizer: PreTrainedTokenizerBase) -> str:
     return joint.identity(tokenizer)
 
 
-def training_part(
-    run: Run, role: Role, part: Part, where: str
-) -> EncodedStore:
+def training_part(run: Run, role: Role, part: Part, where: str) -> EncodedStore:
     """Encode a part of the training split.
 
     Args:
@@ -72,9 +70,7 @@ def training_part(
     return _Source(run, settings, EncodedSample, hold, part, content).rows(encode)
 
 
-def evaluation(
-    run: Run, role: Role, name: str, where: str
-) -> list[EncodedQuestion]:
+def evaluation(run: Run, role: Role, name: str, where: str) -> list[EncodedQuestion]:
     """Encode the samples of an evaluation.
 
     Args:

@@ -166,8 +166,8 @@ def _prompt(usage: Usage) -> str:
 
 
 _CHAT = (
-    "It is the user's message of a chat, which the tokenizer's chat template renders. Answers follow "
-    "it\nwithout a space in front.\n\n"
+    "It is the user's message of a chat, which the tokenizer's chat template renders. Answers\n"
+    "follow without a space in front.\n\n"
 )
 _WHOLE_PROMPTS = "The model reads complete prompts, worded as in its training data.\n"
 

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from firstcli.api import Sample
 from firstcli.data.encoding import EncodedSample
+from firstcli.data.token_texts import token_texts
 from firstcli.student.answering import built_prompts, too_long
 from firstcli.student.model import LoadedModel
 from firstcli.student.rows import windows
 from firstcli.tasks.tables import TableRow
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 BATCH_SIZE = 16
 """Rows that are generated at a time."""
@@ -170,24 +168,3 @@ def _scored(
         tokens = tuple(GeneratedToken(text, probability) for text, probability in pairs)
         generations[number] = Generation("".join(texts), tokens, finished)
     return generations
-
-
-def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """Return each token's part of the decoded text; together they are the whole text.
-
-    Decoders look back: a token's text can depend on the token before it, and a character can take
-    several tokens, of which the last one gets it.
-    """
-    decode: Any = tokenizer.decode
-    texts: list[str] = []
-    # Decoding starts at the last place where a character ended, which bounds the work per token.
-    start = read = 0
-    for end in range(1, len(ids) + 1):
-        before = decode(ids[start:read], skip_special_tokens=False)
-        text = decode(ids[start:end], skip_special_tokens=False)
-        if text.endswith("\ufffd") and end < len(ids):
-            texts.append("")
-            continue
-        texts.append(text[len(before) :])
-        start, read = read, end
-    return texts

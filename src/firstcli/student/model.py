@@ -86,7 +86,7 @@ def load_model(
     if usage.chat:
         if not has_template(tokenizer):
             raise UserError(
-                f"{folder}: its tokenizer has no chat template, with which the student was trained; "
+                f"{folder}: its tokenizer has no chat template, but it was trained with one; "
                 "copy the whole folder, with chat_template.jinja"
             )
         chat = ChatFormat(tokenizer, usage.system)
