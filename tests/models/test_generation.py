@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from firstcli.models.generation import Sampler, SeededChoice, continuations, text_after
 
-EOS = 2
+ENDS = [2]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_a_text_does_not_depend_on_the_rest_of_its_batch(
             model,
             [prompts[i] for i in order],
             12,
-            EOS,
+            ENDS,
             sampler.processors([seeds[i] for i in order]),
         )
         return dict(zip(order, texts, strict=True))
@@ -76,7 +76,7 @@ def test_a_text_does_not_depend_on_the_rest_of_its_batch(
 
 
 def test_greedy_is_what_transformers_generates(model: Any) -> None:
-    (text,) = continuations(model, [[5, 6, 7]], 10, None, Sampler().processors([""]))
+    (text,) = continuations(model, [[5, 6, 7]], 10, [], Sampler().processors([""]))
     expected = model.generate(
         torch.tensor([[5, 6, 7]]), max_new_tokens=10, do_sample=False, eos_token_id=None
     )
@@ -84,13 +84,15 @@ def test_greedy_is_what_transformers_generates(model: Any) -> None:
 
 
 def test_top_k_of_one_is_greedy(model: PreTrainedModel) -> None:
-    greedy = continuations(model, [[5, 6]], 10, EOS, Sampler().processors([""]))
-    assert continuations(model, [[5, 6]], 10, EOS, Sampler(1.0, 1.0, 1).processors(["x"])) == greedy
+    greedy = continuations(model, [[5, 6]], 10, ENDS, Sampler().processors([""]))
+    assert (
+        continuations(model, [[5, 6]], 10, ENDS, Sampler(1.0, 1.0, 1).processors(["x"])) == greedy
+    )
 
 
 def test_a_text_ends_with_the_token_that_ends_it(model: PreTrainedModel) -> None:
-    (free,) = continuations(model, [[5, 6, 7]], 10, None, Sampler().processors([""]))
-    (ended,) = continuations(model, [[5, 6, 7]], 10, free[3], Sampler().processors([""]))
+    (free,) = continuations(model, [[5, 6, 7]], 10, [], Sampler().processors([""]))
+    (ended,) = continuations(model, [[5, 6, 7]], 10, [free[3]], Sampler().processors([""]))
     assert ended == free[: free.index(free[3]) + 1]
 
 

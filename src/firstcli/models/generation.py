@@ -74,7 +74,7 @@ def continuations(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     limit: int,
-    eos: int | None,
+    ends: Sequence[int],
     processors: LogitsProcessorList,
 ) -> list[list[int]]:
     """Return each prompt's new tokens, up to and including the one that ends the text.
@@ -83,17 +83,20 @@ def continuations(
         model: a causal language model.
         prompts: the tokens of each prompt, at least one.
         limit: tokens after which a text is cut off.
-        eos: the token that ends a text, if there is one.
+        ends: the tokens that end a text; may be empty.
         processors: choose the tokens; without any, the most likely one is taken.
     """
-    padding = 0 if eos is None else eos
+    padding = ends[0] if ends else 0
     width = max(map(len, prompts))
     device = next(model.parameters()).device
     # On the left, so that every row continues at the end.
     ids = torch.tensor([[padding] * (width - len(row)) + list(row) for row in prompts])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
     settings = GenerationConfig(
-        max_new_tokens=limit, do_sample=False, eos_token_id=eos, pad_token_id=padding
+        max_new_tokens=limit,
+        do_sample=False,
+        eos_token_id=list(ends) or None,
+        pad_token_id=padding,
     )
     generate: Any = model.generate
     output = generate(
@@ -103,7 +106,8 @@ def continuations(
         logits_processor=processors,
     )
     rows = output[:, width:].tolist()
-    return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
+    lengths = [next((i + 1 for i, id in enumerate(row) if id in ends), len(row)) for row in rows]
+    return [row[:length] for row, length in zip(rows, lengths, strict=True)]
 
 
 def text_after(

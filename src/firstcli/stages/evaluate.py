@@ -83,7 +83,8 @@ class Evaluate(Stage):
     def checks_of(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
         if unit.model.posthoc:
             return POSTHOC.checks_of(run, unit)
-        return (*self.checks, *checks.untrained_teacher(run, unit.role))
+        chats = (checks.OTHER_CHATS,) if unit.evaluation and _has_chats(run) else ()
+        return (*self.checks, *chats, *checks.untrained_teacher(run, unit.role))
 
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
         if unit.model.posthoc:
@@ -91,7 +92,7 @@ class Evaluate(Stage):
         return {
             "evaluation samples": run.evaluation_content(unit.evaluation),
             "longest sample": fingerprints.longest_sample(run, unit),
-        } | fingerprints.predictions(run, unit.role)
+        } | fingerprints.predictions(run, unit.role, unit.evaluation)
 
     def check(self, run: Run, unit: Unit) -> str:
         from firstcli.stages import inputs, whole_candidates
@@ -193,6 +194,12 @@ def _table(evaluation: str, rows: Mapping[str, EvalMetrics]) -> Table:
     for model, summary in rows.items():
         table.add_row(model, *(metric.text(getattr(summary, metric.name)) for metric in metrics))
     return table
+
+
+def _has_chats(run: Run) -> bool:
+    """Whether training or an evaluation may be a chat."""
+    tasks = [run.recipe.train.task, *(each.task for each in run.recipe.evaluate)]
+    return any(task.chat for task in tasks)
 
 
 EVALUATE = Evaluate()

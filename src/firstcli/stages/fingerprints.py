@@ -37,6 +37,8 @@ def model(run: Run, role: Role, seed: int | None = None) -> Inputs:
     inputs[f"{role}.model.family"] = section.family
     if section.checkpoint is not None:
         inputs[f"{role}.model.checkpoint"] = run.checkpoint_identity(role)
+    if section.chat_template is not None:
+        inputs[f"{role}.model.chat_template"] = run.digests.of_file(section.chat_template)
     if role == "student" and run.recipe.teacher and section.build().uses_teacher_tokenizer:
         inputs |= model(run, "teacher")
     inputs["seed"] = run.recipe.seed if seed is None else seed
@@ -57,10 +59,41 @@ def encoding(run: Run, role: Role) -> Inputs:
     return inputs
 
 
-def predictions(run: Run, role: Role) -> Inputs:
-    """Return what a role's predictions depend on, besides its training."""
+def chat(run: Run, role: Role, evaluation: str = "") -> Inputs:
+    """Return how a role's samples are rendered as a chat, if they are one.
+
+    Args:
+        run: the run.
+        role: teacher or student.
+        evaluation: the evaluation that has the samples; by default those of training.
+    """
+    task = run.stated_task(evaluation)
+    if task.chat is False:
+        return {}
+
+    def make() -> str:
+        run.announce_libraries()
+        from firstcli.stages.chat import chat_format
+
+        found = chat_format(run, role, evaluation)
+        return found.identity if found else ""
+
+    content = tokenizer_content(run) | as_text({"chat": task.chat, "system": repr(task.system)})
+    identity = run.memory.recall(f"chat format, {role}", content, make)
+    return {"chat template and system message": identity} if identity else {}
+
+
+def predictions(run: Run, role: Role, evaluation: str = "") -> Inputs:
+    """Return what a role's predictions depend on, besides its training.
+
+    Args:
+        run: the run.
+        role: teacher or student.
+        evaluation: the evaluation that has the samples; by default those of training.
+    """
     section, teacher = run.model_section(role), run.recipe.teacher
     inputs = _options(f"{role}.model", section, NOT_FOR_INFERENCE) | encoding(run, role)
+    inputs |= chat(run, role, evaluation)
     if role == "teacher" and teacher and not teacher.finetune:
         inputs |= model(run, role)
         if section.checkpoint is None:  # its tokenizer is made from the training text
@@ -76,6 +109,7 @@ def training(run: Run, unit: Unit) -> Inputs:
         model(run, unit.role, run.seed_of(unit))
         | training_data(run)
         | encoding(run, unit.role)
+        | chat(run, unit.role)
         | flat("student.training" if unit.arm else "teacher.finetune", settings)
         | flat("trainer", trainer)
         | {"longest sample": longest_sample(run, unit)}
@@ -133,6 +167,7 @@ def longest_sample(run: Run, unit: Unit) -> str:
     evaluation = unit.evaluation
     samples = run.evaluation_content(evaluation) if evaluation else run.part_content(unit.part)
     content = tokenizer_content(run) | {"samples": samples}
+    content |= as_text(chat(run, unit.role, unit.evaluation))
     what = f"longest sample, {unit.role}, {evaluation or unit.part}"
     return run.memory.recall(what, content, make)
 

@@ -21,7 +21,6 @@ from firstcli.data.encoded import EncodedStore, IntArray, counts_of, lengths_of
 from firstcli.data.encoding import (
     EncodedQuestion,
     EncodedSample,
-    Encoding,
     encode_questions,
 )
 from firstcli.data.joint import CHUNK
@@ -32,7 +31,7 @@ from firstcli.knowledge.shards import StoreFormat
 from firstcli.knowledge.store import JoinedKnowledge, Knowledge, KnowledgePart, KnowledgeSource
 from firstcli.models import inference
 from firstcli.recipe.schema import Arm
-from firstcli.stages import encoded
+from firstcli.stages import chat, encoded
 from firstcli.workspace.run import Run, once_per_run
 from firstcli.workspace.units import (
     Model,
@@ -69,17 +68,19 @@ def exchanged_eos(run: Run) -> tuple[int, int] | None:
     Raises:
         UserError: only one of them has such a token, or one is outside the shared vocabulary.
     """
-    teacher, student = tokenizer(run, "teacher"), tokenizer(run, "student")
-    ids = (teacher.eos_token_id, student.eos_token_id)
-    if ids[0] == ids[1]:
+    teacher, student = chat.end_of(run, "teacher"), chat.end_of(run, "student")
+    if teacher == student:
         return None
     named = " and ".join(
-        f"'{one.eos_token}' ({one.eos_token_id}) for the {role}"
-        for role, one in (("teacher", teacher), ("student", student))
+        f"'{end[0]}' ({end[1]}) for the {role}" if end else f"none for the {role}"
+        for role, end in (("teacher", teacher), ("student", student))
     )
     problem = f"teacher and student have different end-of-sequence tokens, {named}"
-    if None in ids:
+    if teacher is None or student is None:
         raise UserError(f"{problem}; choose models that both have one, or set student.eos: teacher")
+    ids = teacher[1], student[1]
+    if ids[0] == ids[1]:
+        return None
     if max(ids) >= shared_vocabulary(run):
         raise UserError(
             f"{problem}, but share only the tokens 0 to {shared_vocabulary(run) - 1}; choose "
@@ -108,7 +109,19 @@ def starting_model(run: Run, role: Role, dtype: Dtype, seed: int) -> PreTrainedM
         for config in (loaded.config, loaded.generation_config):
             if config is not None:  # generation must stop at the token that is learned
                 config.eos_token_id = tokenizer(run, role).eos_token_id
+    if chat.chat_format(run, role) and (end := chat.end_of(run, role)):
+        _stop_at(loaded, end[1])
     return loaded
+
+
+def _stop_at(model: PreTrainedModel, end: int) -> None:
+    """Let generation also stop at a token: that which ends an answer in a chat."""
+    config = model.generation_config
+    if config is not None:
+        stated = config.eos_token_id
+        known = stated if isinstance(stated, list) else [] if stated is None else [stated]
+        if end not in known:
+            config.eos_token_id = [end, *known] if known else end
 
 
 def model(run: Run, which: Model) -> PreTrainedModel:
@@ -184,7 +197,7 @@ def training_rows(run: Run, role: Role, part: Part) -> EncodedStore:
     if part == "out-of-fold":
         return training_rows(run, role, "train")
     where = _part(part, role)
-    rows = encoded.training_part(run, tokenizer(run, role), part, where)
+    rows = encoded.training_part(run, role, part, where)
     kept = _fitting(run, role, lengths_of(rows), lambda index: rows[index].id, where)
     if not kept.any():
         raise UserError(f"{where}: no sample is left to use")
@@ -265,7 +278,7 @@ def knowledge_rows(run: Run, part: Part) -> EncodedStore:
     questions = candidate_questions(run, part)
     lengths = np.array([q.start + max(map(len, q.candidates)) for q in questions], np.int64)
     fits = _fitting(run, "teacher", lengths, lambda index: questions[index].id, where)
-    whole = encoded.training_part(run, tokenizer(run, "teacher"), part, _part(part, "teacher"))
+    whole = encoded.training_part(run, "teacher", part, _part(part, "teacher"))
     kept = np.isin(whole.indices, rows.indices) & fits
     return EncodedStore(map(answer_only, whole), run.folder).where(kept)
 
@@ -280,7 +293,7 @@ def candidate_questions(run: Run, part: Part) -> list[EncodedQuestion]:
     if part == "out-of-fold":
         return candidate_questions(run, "train")
     where = f"knowledge.over: candidates, {_part(part, 'teacher')}"
-    return encode_questions(run.training.part(part), _encoding(run, "teacher", where))
+    return encode_questions(run.training.part(part), chat.encoding(run, "teacher", where))
 
 
 @once_per_run
@@ -301,17 +314,12 @@ def questions(run: Run, role: Role, evaluation: str) -> list[EncodedQuestion]:
     """Encode an evaluation's samples with a role's tokenizer."""
     where = f"evaluate '{evaluation}' ({role}'s tokenizer)"
     run.evaluation_content(evaluation)  # its mistakes first: some tokenizers read the training data
-    rows = encoded.evaluation(run, tokenizer(run, role), evaluation, where)
+    rows = encoded.evaluation(run, role, evaluation, where)
     lengths = np.array([len(row.input_ids) for row in rows], np.int64)
     kept = _fitting(run, role, lengths, lambda index: rows[index].id, where)
     if not kept.any():
         raise UserError(f"{where}: no question is left")
     return [row for row, fits in zip(rows, kept, strict=True) if fits]
-
-
-def _encoding(run: Run, role: Role, where: str) -> Encoding:
-    drop = run.recipe.train.doubled_bos == "drop"
-    return Encoding(tokenizer(run, role), where, drop_doubled_bos=drop)
 
 
 @once_per_run
@@ -324,7 +332,7 @@ def candidate_tokens(run: Run, role: Role, part: Part) -> dict[str, tuple[int, .
     with_candidates = (sample for sample in run.training.part(part) if sample.candidates)
     tokens: dict[str, tuple[int, ...]] = {}
     while chunk := list(islice(with_candidates, CHUNK)):
-        questions = encode_questions(chunk, _encoding(run, role, where))
+        questions = encode_questions(chunk, chat.encoding(run, role, where))
         tokens |= {question.id: tuple(question.candidate_ids) for question in questions}
     return tokens
 
@@ -335,7 +343,7 @@ def validation_questions(run: Run, role: Role) -> list[EncodedQuestion]:
     where = _part("validation", role)
     kept = {row.id for row in training_rows(run, role, "validation")}
     samples = (s for s in run.training.validation if s.candidates and s.id in kept)
-    return encode_questions(samples, _encoding(run, role, where))
+    return encode_questions(samples, chat.encoding(run, role, where))
 
 
 @once_per_run

@@ -14,13 +14,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from firstcli.data.joint import JointEncoder
 from firstcli.errors import UserError
 from firstcli.models.batching import free_memory, is_out_of_memory
 from firstcli.models.generation import Sampler, continuations, text_after
 from firstcli.runtime import distributed
 from firstcli.runtime.files import write_text
-from firstcli.stages import fingerprints, inputs
+from firstcli.stages import chat, fingerprints, inputs
 from firstcli.stages.respond import RespondFacts
 from firstcli.workspace import responses
 from firstcli.workspace.artifacts import fingerprint
@@ -70,8 +69,7 @@ def write(run: Run, unit: Unit, folder: Path) -> RespondFacts | None:
 
 def _encoded(run: Run) -> list[EncodedPrompt]:
     """Encode each prompt once, as the teacher reads it; those that leave most room come first."""
-    tokenizer = inputs.tokenizer(run, "teacher")
-    encoder = JointEncoder(tokenizer, drop_doubled_bos=run.recipe.train.doubled_bos == "drop")
+    encoder = chat.encoding(run, "teacher", "train.task").encoder
     longest, most = inputs.shared_context(run), run.recipe.knowledge.sampling.max_new_tokens
     encoded: dict[str, EncodedPrompt] = {}
     for joint in encoder(run.prompts):
@@ -108,7 +106,7 @@ def _write_missing(run: Run, unit: Unit, missing: Sequence[EncodedPrompt], cache
     if not ours:
         return
     model, tokenizer = inputs.teacher(run), inputs.tokenizer(run, "teacher")
-    sampling, eos = run.recipe.knowledge.sampling, tokenizer.eos_token_id
+    sampling, ends = run.recipe.knowledge.sampling, _ends(run)
     sampler = Sampler(sampling.temperature, sampling.top_p, sampling.top_k)
     size, start = BATCH_SIZE, 0
     path = cache / f"{distributed.rank()}.jsonl"
@@ -118,7 +116,7 @@ def _write_missing(run: Run, unit: Unit, missing: Sequence[EncodedPrompt], cache
             seeds = [f"{run.recipe.seed} {prompt.digest}" for prompt in batch]
             texts = [prompt.input_ids for prompt in batch]
             try:
-                ids = continuations(model, texts, batch[0].room, eos, sampler.processors(seeds))
+                ids = continuations(model, texts, batch[0].room, ends, sampler.processors(seeds))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -131,7 +129,7 @@ def _write_missing(run: Run, unit: Unit, missing: Sequence[EncodedPrompt], cache
                 free_memory()
                 continue
             written = {
-                prompt.digest: _response(tokenizer, prompt, new)
+                prompt.digest: _response(tokenizer, prompt, new, ends)
                 for prompt, new in zip(batch, ids, strict=True)
             }
             _append(path, responses.as_lines(written))
@@ -157,10 +155,25 @@ def _same_room(prompts: Sequence[EncodedPrompt]) -> Sequence[EncodedPrompt]:
     return list(takewhile(lambda prompt: prompt.room == prompts[0].room, prompts))
 
 
+def _ends(run: Run) -> list[int]:
+    """Return the tokens at which the teacher stops: what ends an answer in a chat, and EOS."""
+    end, eos = chat.end_of(run, "teacher"), inputs.tokenizer(run, "teacher").eos_token_id
+    ids = (end and end[1], eos)
+    return list(dict.fromkeys(int(id) for id in ids if id is not None))
+
+
 def _response(
-    tokenizer: PreTrainedTokenizerBase, prompt: EncodedPrompt, ids: list[int]
+    tokenizer: PreTrainedTokenizerBase, prompt: EncodedPrompt, ids: list[int], ends: Sequence[int]
 ) -> Response:
-    finished = bool(ids) and ids[-1] == tokenizer.eos_token_id
+    """Return what the teacher wrote.
+
+    Args:
+        tokenizer: the teacher's.
+        prompt: the prompt.
+        ids: the new tokens.
+        ends: the tokens that end a response.
+    """
+    finished = bool(ids) and ids[-1] in ends
     text = text_after(tokenizer, prompt.input_ids, ids[:-1] if finished else ids)
     return Response(prompt.digest, text, len(ids), finished)
 

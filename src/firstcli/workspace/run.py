@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, wraps
+from functools import cached_property, partial, wraps
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
@@ -254,6 +254,12 @@ class Run:
             return self.training_task
         return self._adapted(ref, self.training_task if ref.name == training.name else None)[0]
 
+    def stated_task(self, evaluation: str = "") -> TaskRef:
+        """Return the task of an evaluation as the recipe states it; by default that of training."""
+        if not evaluation or self.recipe.is_validation(evaluation):
+            return self.recipe.train.task
+        return self._evaluation(evaluation).task
+
     def _adapted(self, ref: TaskRef, training: TaskRef | None) -> tuple[TaskRef, str]:
         """Return a task with the options that `Task.adapted` returns, and its note; remembered.
 
@@ -268,7 +274,7 @@ class Run:
         def make() -> dict[str, Any]:
             self.announce_libraries()
             options = None if training is None else training.options
-            adaptation = task.adapted(self.tokenizers.continuations, options)
+            adaptation = task.adapted(partial(self.tokenizers.continuations, ref), options)
             given = adaptation.options.model_dump(mode="json", exclude_unset=True)
             return {"options": given, "note": adaptation.note}
 
@@ -278,6 +284,8 @@ class Run:
         else:
             source["models"] = self._tokenizers_source()
             source["training"] = "" if training is None else _as_json(training.effective)
+            if ref.chat:
+                source["chat"] = _as_json([ref.chat, ref.system])
             result = self.memory.recall("adapted options", source, make)
         return ref.with_options(result["options"]), result["note"]
 
@@ -290,6 +298,8 @@ class Run:
         for role in roles:
             section = self.model_section(role)
             parts += [section.family, section.effective, section.identity, section.source]
+            if section.chat_template is not None:
+                parts.append(self.digests.of_file(section.chat_template))
             if section.checkpoint is not None:
                 parts.append(self.checkpoint_identity(role))
             elif section.plugin.needs_text:
