@@ -92,6 +92,7 @@ def test_a_teacher_with_another_tokenizer_teaches(job: Finished) -> None:
     assert any(teachers[row.id] != students[row.id] for row in rows)
     for row in rows:
         known = knowledge.of(row)
+        assert row.answer_position is not None
         position = row.answer_position - row.start
         count = len(students[row.id])
         assert set(known.token_ids[position, :count].tolist()) == set(students[row.id])
