@@ -68,7 +68,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
 
 
 def test_students_learn_what_the_teacher_finished(job: Job) -> None:
-    facts = job.facts("respond")
+    facts = job.facts("respond responses")
     assert facts["prompts"] == 10
     assert facts["written"] + facts["unfinished"] + facts["empty"] == 10
     assert facts["written"] > 0
@@ -127,7 +127,7 @@ def test_a_killed_run_goes_on_where_it_stopped(
 
 def test_other_settings_write_other_responses(job: Job) -> None:
     changed = "knowledge.sampling.temperature=0.5"
-    assert "respond" in pending(job.recipe, "--run-dir", job.run, "--set", changed)
+    assert "respond responses" in pending(job.recipe, "--run-dir", job.run, "--set", changed)
     assert "distill distill" in pending(job.recipe, "--run-dir", job.run, "--set", changed)
     assert "distill fine-tune" not in pending(job.recipe, "--run-dir", job.run, "--set", changed)
 

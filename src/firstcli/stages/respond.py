@@ -40,7 +40,7 @@ class RespondFacts(Facts):
 class Respond(Stage):
     """Writes the responses that students learn from besides, or instead of, those of the data."""
 
-    name = RESPONSES
+    name = "respond"
     help = "Let the teacher write responses to prompts that have none."
     example = "recipe.yaml --set knowledge.responses=teacher"
     shared = True
@@ -51,7 +51,9 @@ class Respond(Stage):
     def keys(self, recipe: Recipe) -> tuple[str, ...]:
         """Return the key of the stage's unit, if there is one."""
         learns = any(arm.learn == "knowledge" for arm in recipe.arms.values())
-        return (self.name,) if learns and recipe.knowledge.responses != "data" else ()
+        return (
+            (f"{self.name} {RESPONSES}",) if learns and recipe.knowledge.responses != "data" else ()
+        )
 
     def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
         for key in self.keys(recipe):
@@ -92,7 +94,8 @@ class Respond(Stage):
     def work(self, run: Run, unit: Unit, folder: Path) -> RespondFacts | None:
         from firstcli.stages import writing
 
-        return writing.write(run, unit, folder)
+        facts = writing.write(run, unit, folder)
+        return None if facts is None else RespondFacts(**facts)
 
     def in_words(self, run: Run, unit: Unit) -> list[str]:
         facts = RespondFacts.of(run.manifests[unit.key].facts)

@@ -6,10 +6,11 @@ names. A killed run goes on where it stopped, and rows that are added later cost
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -20,7 +21,6 @@ from firstcli.models.generation import Sampler, continuations, text_after
 from firstcli.runtime import distributed
 from firstcli.runtime.files import write_text
 from firstcli.stages import chat, fingerprints, inputs
-from firstcli.stages.respond import RespondFacts
 from firstcli.workspace import responses
 from firstcli.workspace.artifacts import fingerprint
 from firstcli.workspace.responses import Response, prompt_digest
@@ -44,8 +44,8 @@ class EncodedPrompt:
 
 
 @torch.inference_mode()
-def write(run: Run, unit: Unit, folder: Path) -> RespondFacts | None:
-    """Write all responses; return the facts, in the first process only.
+def write(run: Run, unit: Unit, folder: Path) -> dict[str, Any] | None:
+    """Write all responses; return the fields of `RespondFacts`, in the first process only.
 
     Raises:
         UserError: students can learn none of the responses.
@@ -64,7 +64,7 @@ def write(run: Run, unit: Unit, folder: Path) -> RespondFacts | None:
     known = _known(cache)
     wanted = {prompt.digest: known[prompt.digest] for prompt in prompts if prompt.room > 0}
     write_text(folder / responses.FILE_NAME, responses.as_lines(wanted))
-    return _facts(run, prompts, wanted)
+    return _facts(run, wanted)
 
 
 def _encoded(run: Run) -> list[EncodedPrompt]:
@@ -178,7 +178,7 @@ def _response(
     return Response(prompt.digest, text, len(ids), finished)
 
 
-def _facts(run: Run, prompts: Iterable[EncodedPrompt], known: dict[str, Response]) -> RespondFacts:
+def _facts(run: Run, known: dict[str, Response]) -> dict[str, Any]:
     """Count the samples by what became of their responses.
 
     Raises:
@@ -199,4 +199,5 @@ def _facts(run: Run, prompts: Iterable[EncodedPrompt], known: dict[str, Response
             f"{counts['too_long']} prompts leave no room; raise "
             "knowledge.sampling.max_new_tokens, or use a teacher that ends its responses"
         )
-    return RespondFacts(prompts=len(run.prompts), mean_tokens=tokens / counts["written"], **counts)
+    mean = tokens / counts["written"]
+    return {"prompts": len(run.prompts), "mean_tokens": mean, **counts}

@@ -455,7 +455,13 @@ class Run:
 
     def is_written(self, part: Part) -> bool:
         """Return whether the samples of a part exist: those of `written` once they are made."""
-        return part != "written" or RESPONSES in self.manifests
+        return part != "written" or self._responses is not None
+
+    @property
+    def _responses(self) -> Manifest | None:
+        """The manifest of the teacher's responses, once they are up to date."""
+        found = (m for key, m in self.manifests.items() if key.partition(" ")[2] == RESPONSES)
+        return next(found, None)
 
     @cached_property
     def _written(self) -> Sequence[Sample]:
@@ -605,7 +611,8 @@ class Run:
     def part_content(self, part: Part) -> str:
         """Return a digest of one part of the training data; empty if it has no samples."""
         if part == "written":
-            return self.manifests[RESPONSES].content
+            assert self._responses
+            return self._responses.content
         return self._part_contents["train" if part == "out-of-fold" else part]
 
     @cached_property

@@ -113,8 +113,8 @@ def evaluations_of(recipe: Recipe) -> list[str]:
     return [*names, VALIDATION] if recipe.metrics.use_validation else names
 
 
-RESPONSES = "respond"
-"""Key of the unit in which the teacher writes responses."""
+RESPONSES = "responses"
+"""Folder of the teacher's responses in a run folder, and the subject of the unit that makes it."""
 STUDENTS = "students"
 """Name of the folder of all students in a run folder."""
 _PLUS_T = re.compile(r"\s*\+\s*T$")
@@ -133,7 +133,7 @@ def model_path(folder: Path, model: Model) -> Path:
 
 def responses_path(folder: Path) -> Path:
     """Return the folder of the teacher's responses in a run folder."""
-    return folder / "responses"
+    return folder / RESPONSES
 
 
 def records_path(folder: Path, evaluation: str, model: Model) -> Path:
