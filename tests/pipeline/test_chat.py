@@ -138,8 +138,9 @@ def test_a_student_without_its_template_is_refused(trained: TrainedRun, tmp_path
 
 def test_the_samples_are_shown_with_marks(trained: TrainedRun) -> None:
     result = first("plan", trained.recipe, "--run-dir", trained.run, "--show", 2)
-    assert "|<|assistant|>|\\n|" in result.out and "[<|end|>]|" in result.out
-    assert re.search(r"<<(b|d|r)\w*>>\|", result.out)
+    text = "".join(result.out.split())  # lines may break anywhere
+    assert "|<|assistant|>|\\n|" in text and "[<|end|>]|" in text
+    assert re.search(r"<<[bdr]\w*>>\|", text)
     found = first("plan", trained.recipe, "--run-dir", trained.run, "--show", 2, "--json").json
     one, other = found["samples"]
     assert one["read_by"] == ["teacher", "student"] and one["id"] != other["id"]

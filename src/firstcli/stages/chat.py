@@ -22,9 +22,8 @@ def chat_format(run: Run, role: Role, evaluation: str = "") -> ChatFormat | None
     Raises:
         UserError: no tokenizer has a template, or the role's template does not suit.
     """
-    named = evaluation and not run.recipe.is_validation(evaluation)
-    where = f"evaluate '{evaluation}'.task" if named else "train.task"
-    return run.tokenizers.chat_format(role, run.stated_task(evaluation), where)
+    task, where = run.stated_task(evaluation), run.task_key(evaluation)
+    return run.tokenizers.chat_format(role, task, where)
 
 
 def encoding(run: Run, role: Role, where: str, evaluation: str = "") -> Encoding:

@@ -55,6 +55,8 @@ NOT_REMEMBERED = "not remembered"
 """The result of a check that could not be made yet."""
 
 
+TRAINING_TASK = "train.task"
+"""The recipe's key of the training task, for messages."""
 UNLABELLED_KEY = "train.unlabelled"
 """The recipe's key of unlabelled samples, for messages."""
 UNLABELLED_ID = "unlabelled/"
@@ -244,7 +246,7 @@ class Run:
 
     @cached_property
     def _adapted_training(self) -> tuple[TaskRef, str]:
-        return self._adapted(self.recipe.train.task, None)
+        return self._adapted(self.recipe.train.task, TRAINING_TASK, None)
 
     @once_per_run
     def evaluation_task(self, name: str) -> TaskRef:
@@ -252,7 +254,8 @@ class Run:
         ref, training = self._evaluation(name).task, self.recipe.train.task
         if ref == training:
             return self.training_task
-        return self._adapted(ref, self.training_task if ref.name == training.name else None)[0]
+        known = self.training_task if ref.name == training.name else None
+        return self._adapted(ref, self.task_key(name), known)[0]
 
     def stated_task(self, evaluation: str = "") -> TaskRef:
         """Return the task of an evaluation as the recipe states it; by default that of training."""
@@ -260,21 +263,30 @@ class Run:
             return self.recipe.train.task
         return self._evaluation(evaluation).task
 
-    def _adapted(self, ref: TaskRef, training: TaskRef | None) -> tuple[TaskRef, str]:
+    def task_key(self, evaluation: str = "") -> str:
+        """Return the recipe's key of the task that `stated_task` returns, for messages."""
+        is_own = self.stated_task(evaluation) != self.recipe.train.task
+        return f"evaluate '{evaluation}'.task" if is_own else TRAINING_TASK
+
+    def _adapted(
+        self, ref: TaskRef, where: str, training: TaskRef | None
+    ) -> tuple[TaskRef, str]:
         """Return a task with the options that `Task.adapted` returns, and its note; remembered.
 
         Args:
             ref: the task, as the recipe states it.
+            where: its key in the recipe, for messages.
             training: the adapted training task, if it uses the same plugin.
         """
         task = ref.build()
         if not task.adapts:
             return ref, ""
+        tokens = partial(self.tokenizers.continuations, ref, where)
 
         def make() -> dict[str, Any]:
             self.announce_libraries()
             options = None if training is None else training.options
-            adaptation = task.adapted(partial(self.tokenizers.continuations, ref), options)
+            adaptation = task.adapted(tokens, options)
             given = adaptation.options.model_dump(mode="json", exclude_unset=True)
             return {"options": given, "note": adaptation.note}
 

@@ -128,12 +128,13 @@ class Tokenizers:
         return self._formats[key]
 
     def continuations(
-        self, task: TaskRef, prompt: str, responses: Sequence[str]
+        self, task: TaskRef, where: str, prompt: str, responses: Sequence[str]
     ) -> list[list[tuple[int, ...] | None]]:
         """Return each response's tokens after a prompt, as `firstcli.api.ResponseTokens` does.
 
         Args:
             task: the task, which determines whether the texts are rendered as a chat.
+            where: the task's key in the recipe, for messages.
             prompt: the prompt.
             responses: the responses.
         """
@@ -141,7 +142,7 @@ class Tokenizers:
 
         encoders: dict[tuple[str, str], JointEncoder] = {}
         for role in self._roles:
-            tokenizer, chat = self.of(role), self.chat_format(role, task, "task")
+            tokenizer, chat = self.of(role), self.chat_format(role, task, where)
             key = identity(tokenizer), chat.identity if chat else ""
             encoders[key] = JointEncoder(tokenizer, chat=chat)
         return [encoder.continuations(prompt, responses) for encoder in encoders.values()]
