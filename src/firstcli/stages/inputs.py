@@ -337,6 +337,16 @@ def weights(run: Run, role: Role) -> int:
     return sum(parameter.numel() for parameter in empty_model(run, role).parameters())
 
 
+def trainable_weights(run: Run, unit: Unit) -> int:
+    """Count the parameters that a unit's training changes."""
+    settings = run.training_settings(unit).lora
+    if settings is None:
+        return weights(run, unit.role)
+    from firstcli.training import lora
+
+    return lora.trainable(empty_model(run, unit.role), settings)
+
+
 def positions(rows: Sequence[EncodedSample]) -> int:
     """Count the supervised positions of all samples."""
     return int(counts_of(rows).sum())
