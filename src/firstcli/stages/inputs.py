@@ -29,6 +29,7 @@ from firstcli.errors import UserError, shortened
 from firstcli.knowledge.shards import StoreFormat
 from firstcli.knowledge.store import JoinedKnowledge, Knowledge, KnowledgeSource
 from firstcli.models import inference
+from firstcli.plugins import calls
 from firstcli.recipe.schema import Arm
 from firstcli.stages import encoded
 from firstcli.workspace.run import Run, once_per_run
@@ -82,7 +83,9 @@ def empty_model(run: Run, role: Role) -> PreTrainedModel:
     return family(run, role).empty_model(run.reference(role), tokenizer(run, role))
 
 
-def starting_model(run: Run, role: Role, dtype: Dtype, seed: int) -> PreTrainedModel:
+def starting_model(
+    run: Run, role: Role, dtype: Dtype, seed: int, *, quantized: bool = True
+) -> PreTrainedModel:
     """Load the weights with which training starts, on the CPU.
 
     Args:
@@ -90,8 +93,14 @@ def starting_model(run: Run, role: Role, dtype: Dtype, seed: int) -> PreTrainedM
         role: teacher or student.
         dtype: type of the weights.
         seed: draws new weights, where there are any.
+        quantized: quantise the weights, if the recipe says so.
     """
-    loaded = family(run, role).model(run.reference(role), tokenizer(run, role), dtype, seed)
+    chosen, section = family(run, role), run.model_section(role)
+    if not quantized and section.effective.get("quantization"):
+        chosen = calls.family(
+            section.family, section.options.model_copy(update={"quantization": None})
+        )
+    loaded = chosen.model(run.reference(role), tokenizer(run, role), dtype, seed)
     if role == "student" and run.recipe.student.eos == "teacher":
         for config in (loaded.config, loaded.generation_config):
             if config is not None:  # generation must stop at the token that is learned

@@ -1,13 +1,27 @@
-"""Low-rank adapters (LoRA): which layers get one, and how many weights are trained."""
+"""Low-rank adapters (LoRA): which layers get one, how they are trained, and what is saved.
+
+peft replaces each layer in place, so the model that it wraps still runs its own forward, in which
+the objective reads hidden states and the output layer's frozen weight.
+"""
 
 from __future__ import annotations
 
-from torch import nn
-from transformers import PreTrainedModel
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
+from firstcli.checkpoints.adapters import ADAPTER_WEIGHTS, Base
 from firstcli.errors import UserError, did_you_mean, shortened
 from firstcli.recipe.lora import Lora
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def trainable(model: PreTrainedModel, settings: Lora) -> int:
@@ -74,3 +88,77 @@ def _why_not(model: PreTrainedModel, target: str, layers: list[str]) -> str:
         f"{kind} has no linear layer named '{target}'{did_you_mean(target, known)}; it has "
         f"{shortened(known, 12)}"
     )
+
+
+def with_adapters(
+    model: PreTrainedModel, settings: Lora, seed: int, args: TrainingArguments
+) -> PeftModel:
+    """Freeze a model's weights and add adapters, which have no effect yet.
+
+    Adapters are float32 beside weights of any dtype. A model with quantised weights is prepared as
+    peft does it (QLoRA).
+
+    Args:
+        model: the model, which is changed in place.
+        settings: the recipe's section `lora`.
+        seed: draws the matrices A; the matrices B are 0.
+        args: says whether activations are recomputed.
+
+    Raises:
+        UserError: as for `target_layers`.
+    """
+    from peft import LoraConfig, PeftModel, prepare_model_for_kbit_training
+
+    targets = target_layers(model, settings)
+    if is_quantized(model):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if args.gradient_checkpointing or getattr(args, "activation_checkpointing", False):
+        model.enable_input_require_grads()  # otherwise a checkpointed block has no gradient
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+        base_model_name_or_path="",  # a name would be looked up on the hub at every checkpoint
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return PeftModel(model, config)
+
+
+def is_quantized(model: PreTrainedModel) -> bool:
+    return bool(getattr(model, "is_quantized", False))
+
+
+def base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Return the model whose forward runs: the one inside peft's wrapper, or the model itself."""
+    if isinstance(model, PreTrainedModel):
+        return model
+    inner: PreTrainedModel = model.get_base_model()
+    return inner
+
+
+def save_adapter(
+    model: PeftModel, folder: Path, base: Base, weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """Save an adapter as peft does, so that peft, transformers and vLLM load it.
+
+    Args:
+        model: the trained model.
+        folder: where the adapter goes.
+        base: the model that the adapter belongs to.
+        weights: the model's whole weights, if it holds only shards of them.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    state = get_peft_model_state_dict(
+        model, state_dict=None if weights is None else dict(weights), save_embedding_layers=False
+    )
+    config = copy.deepcopy(model.peft_config["default"])
+    config.base_model_name_or_path, config.revision = base.checkpoint, base.revision
+    config.task_type, config.inference_mode = "CAUSAL_LM", True
+    folder.mkdir(exist_ok=True)
+    config.save_pretrained(folder)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
