@@ -37,8 +37,9 @@ def check_folder(folder: Path) -> None:
     """Check that a folder holds the readable weights of one whole model.
 
     Raises:
-        UserError: it holds Git LFS pointers, an adapter beside weights, no safetensors or only some of them,
-            damaged ones, or quantised weights that its configuration does not declare.
+        UserError: it holds Git LFS pointers, an adapter beside weights, no safetensors or only
+            some of them, damaged ones, or quantised weights that its configuration does not
+            declare.
     """
     if not folder.is_dir():
         raise problem_of(folder, "no such folder; give a Hugging Face model folder or a hub id")

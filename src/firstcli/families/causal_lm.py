@@ -142,7 +142,5 @@ def _hub_adapter_problem(ref: ModelRef) -> str | None:
     if config is not None:
         return BESIDE_WEIGHTS
     base = read_json(Path(adapter)).get(adapters.BASE_KEY)
-    return (
-        f"is an adapter{f" of '{base}'" if base else ''} ({ADAPTER}), not a whole model; download "
-        "it and give its folder"
-    )
+    of = f" of '{base}'" if base else ""
+    return f"is an adapter{of} ({ADAPTER}), not a whole model; download it and give its folder"

@@ -110,8 +110,8 @@ def _check_adapters(run: Run, unit: Unit) -> None:
 def _memory(run: Run, unit: Unit, args: TrainingArguments) -> int:
     """Return the bytes that weights, gradients and the optimizer's state take.
 
-    Frozen weights have neither of the other two, and adapters are float32. AdamW keeps two moments per weight; the state of other optimizers is unknown and left out, as
-    activations are.
+    Frozen weights have neither of the other two, and adapters are float32. AdamW keeps two moments
+    per weight; the state of other optimizers is unknown and left out, as activations are.
     """
     settings = run.training_settings(unit)
     copies = 4 if args.optim in FULL_ADAM else 2
