@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,6 +57,14 @@ def require_peft(key: str) -> None:
     """
     if find_spec("peft") is None:
         raise UserError(f"{key}: needs peft, which is not installed; pip install 'firstcli[peft]'")
+
+
+@contextmanager
+def without_future_warnings() -> Iterator[None]:
+    """Keep back what peft's use of transformers' old names causes: users can do nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def is_adapter(folder: Path) -> bool:
@@ -165,7 +175,8 @@ def merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     trained = [value for value in model.parameters() if value.requires_grad]
     try:
         load: Any = PeftModel.from_pretrained
-        adapted = load(model, folder, torch_device="cpu")
+        with without_future_warnings():
+            adapted = load(model, folder, torch_device="cpu")
         if problems := list(_unmatched(adapted, folder)):
             raise ValueError("; ".join(problems))
         whole: PreTrainedModel = adapted.merge_and_unload()

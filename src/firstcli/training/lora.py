@@ -9,14 +9,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
-from firstcli.checkpoints.adapters import ADAPTER_WEIGHTS, Base
+from firstcli.checkpoints.adapters import ADAPTER_WEIGHTS, Base, without_future_warnings
 from firstcli.errors import UserError, did_you_mean, shortened
 from firstcli.recipe.lora import Lora
 
@@ -35,8 +35,8 @@ def trainable(model: PreTrainedModel, settings: Lora) -> int:
         UserError: a target is no linear layer of the model, or must not have an adapter.
     """
     layers = dict(model.named_modules())
-    widths = (sum(layers[name].weight.shape) for name in target_layers(model, settings))
-    return settings.rank * sum(widths)
+    weights: list[Any] = [layers[name].weight for name in target_layers(model, settings)]
+    return settings.rank * sum(sum(weight.shape) for weight in weights)
 
 
 def target_layers(model: PreTrainedModel, settings: Lora) -> list[str]:
@@ -111,7 +111,8 @@ def with_adapters(
 
     targets = target_layers(model, settings)
     if is_quantized(model):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        prepare: Any = prepare_model_for_kbit_training
+        prepare(model, use_gradient_checkpointing=False)  # the Trainer enables it
     if args.gradient_checkpointing or getattr(args, "activation_checkpointing", False):
         model.enable_input_require_grads()  # otherwise a checkpointed block has no gradient
     config = LoraConfig(
@@ -121,7 +122,7 @@ def with_adapters(
         target_modules=targets,
         base_model_name_or_path="",  # a name would be looked up on the hub at every checkpoint
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), without_future_warnings():
         torch.manual_seed(seed)
         return PeftModel(model, config)
 
@@ -134,8 +135,8 @@ def base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """Return the model whose forward runs: the one inside peft's wrapper, or the model itself."""
     if isinstance(model, PreTrainedModel):
         return model
-    inner: PreTrainedModel = model.get_base_model()
-    return inner
+    inner: Any = model.get_base_model()
+    return cast(PreTrainedModel, inner)
 
 
 def save_adapter(
@@ -159,6 +160,6 @@ def save_adapter(
     config.base_model_name_or_path, config.revision = base.checkpoint, base.revision
     config.task_type, config.inference_mode = "CAUSAL_LM", True
     folder.mkdir(exist_ok=True)
-    config.save_pretrained(folder)
+    config.save_pretrained(str(folder))
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
