@@ -109,7 +109,7 @@ def with_adapters(
     """
     from peft import LoraConfig, PeftModel, prepare_model_for_kbit_training
 
-    targets = target_layers(model, settings)
+    targets, layers = target_layers(model, settings), dict(model.named_modules())
     if is_quantized(model):
         prepare: Any = prepare_model_for_kbit_training
         prepare(model, use_gradient_checkpointing=False)  # the Trainer enables it
@@ -120,6 +120,7 @@ def with_adapters(
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=targets,
+        fan_in_fan_out=all(isinstance(layers[name], Conv1D) for name in targets),  # transposed
         base_model_name_or_path="",  # a name would be looked up on the hub at every checkpoint
     )
     with torch.random.fork_rng(devices=[]), without_future_warnings():
