@@ -146,13 +146,13 @@ def test_an_adapter_that_does_not_fit_its_base(adapter: Path) -> None:
     weights = load_file(path)
     first, *_ = weights
     save_file({name: v for name, v in weights.items() if name != first}, path, {"format": "pt"})
-    with pytest.raises(UserError, match="does not fit its base model .*1 weights are missing"):
+    with pytest.raises(UserError, match=r"does not fit its base model .*1 weights are missing"):
         load_complete(adapter)
     save_file(weights | {"base_model.model.extra.lora_A.weight": torch.zeros(2, 2)}, path)
-    with pytest.raises(UserError, match="does not fit .*no place in the model, such as"):
+    with pytest.raises(UserError, match=r"does not fit .*no place in the model, such as"):
         load_complete(adapter)
     save_file(weights | {first: torch.zeros(2, 5)}, path)
-    with pytest.raises(UserError, match="does not fit its base model .*size mismatch"):
+    with pytest.raises(UserError, match=r"does not fit its base model .*size mismatch"):
         load_complete(adapter)
 
 

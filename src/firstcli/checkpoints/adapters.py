@@ -60,10 +60,11 @@ def require_peft(key: str) -> None:
 
 
 @contextmanager
-def without_future_warnings() -> Iterator[None]:
-    """Keep back what peft's use of transformers' old names causes: users can do nothing."""
+def without_warnings() -> Iterator[None]:
+    """Keep back peft's warnings: of transformers' old names, and of what is an error here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
         yield
 
 
@@ -175,7 +176,7 @@ def merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     trained = [value for value in model.parameters() if value.requires_grad]
     try:
         load: Any = PeftModel.from_pretrained
-        with without_future_warnings():
+        with without_warnings():
             adapted = load(model, folder, torch_device="cpu")
         if problems := list(_unmatched(adapted, folder)):
             raise ValueError("; ".join(problems))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
-from firstcli.checkpoints.adapters import ADAPTER_WEIGHTS, Base, without_future_warnings
+from firstcli.checkpoints.adapters import ADAPTER_WEIGHTS, Base, without_warnings
 from firstcli.errors import UserError, did_you_mean, shortened
 from firstcli.recipe.lora import Lora
 
@@ -123,7 +123,7 @@ def with_adapters(
         fan_in_fan_out=all(isinstance(layers[name], Conv1D) for name in targets),  # transposed
         base_model_name_or_path="",  # a name would be looked up on the hub at every checkpoint
     )
-    with torch.random.fork_rng(devices=[]), without_future_warnings():
+    with torch.random.fork_rng(devices=[]), without_warnings():
         torch.manual_seed(seed)
         return PeftModel(model, config)
 
