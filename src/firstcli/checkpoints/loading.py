@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from firstcli.checkpoints import adapters
 from firstcli.errors import UserError, shortened
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ COMPUTED = re.compile(
 def load_complete(source: str | Path, **arguments: Any) -> PreTrainedModel:
     """Load a causal language model from safetensors with `AutoModelForCausalLM`.
 
+    An adapter is merged into the weights of its base model. A base model on the hub may be
+    downloaded, even if the adapter's folder is all that is to be read locally.
+
     A weight that the model's own class declares optional, such as those of multi-token prediction,
     may be absent or unused.
 
@@ -34,6 +38,11 @@ def load_complete(source: str | Path, **arguments: Any) -> PreTrainedModel:
     """
     from transformers import AutoModelForCausalLM
 
+    if adapters.is_adapter(Path(source)):
+        base = adapters.base_of(Path(source))
+        local = {"local_files_only": False} if base.folder is None else {}
+        arguments = {**arguments, "revision": base.revision, **local}
+        return adapters.merged(load_complete(base.checkpoint, **arguments), Path(source))
     load: Any = AutoModelForCausalLM.from_pretrained  # returns a pair with output_loading_info
     model, loading = load(
         source,

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from firstcli.api import Dtype, ModelFamily, ModelRef, PluginOptions
-from firstcli.checkpoints.folder import adapter_problem, check_folder
+from firstcli.checkpoints import adapters
+from firstcli.checkpoints.folder import ADAPTER, BESIDE_WEIGHTS, read_json
 from firstcli.checkpoints.loading import load_complete
 from firstcli.checkpoints.quantization import check_quantization
 from firstcli.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 class CausalLMOptions(PluginOptions):
@@ -48,6 +51,8 @@ class CausalLM(ModelFamily[CausalLMOptions]):
     def tokenizer(self, ref: ModelRef, text: Iterable[str]) -> PreTrainedTokenizerBase:
         from transformers import AutoTokenizer
 
+        if ref.folder is not None and not (ref.folder / TOKENIZER_CONFIG).is_file():
+            ref = _whole_model(ref)
         with self._loading(ref, "tokenizer") as source:
             return AutoTokenizer.from_pretrained(**source)
 
@@ -57,7 +62,7 @@ class CausalLM(ModelFamily[CausalLMOptions]):
 
         trust = self.options.trust_remote_code
         model: PreTrainedModel
-        with self._loading(ref, "configuration") as source:
+        with self._loading(_whole_model(ref), "configuration") as source:
             config = AutoConfig.from_pretrained(**source)
         check_quantization(str(ref.checkpoint), config)
         with self._loading(ref, "model"), torch.device("meta"):
@@ -89,7 +94,7 @@ class CausalLM(ModelFamily[CausalLMOptions]):
         from safetensors import SafetensorError
 
         if ref.folder is not None:
-            check_folder(ref.folder)
+            adapters.check_checkpoint(ref.folder)
         elif problem := _hub_adapter_problem(ref):
             raise UserError(f"checkpoint {ref.checkpoint}: {problem}")
         try:
@@ -106,6 +111,15 @@ class CausalLM(ModelFamily[CausalLMOptions]):
             raise UserError(
                 f"checkpoint {ref.checkpoint}: its {part} cannot be loaded: {reason}"
             ) from error
+
+
+def _whole_model(ref: ModelRef) -> ModelRef:
+    """Return the base model of an adapter's folder; other checkpoints unchanged."""
+    if ref.folder is None or not adapters.is_adapter(ref.folder):
+        return ref
+    adapters.check_checkpoint(ref.folder)
+    base = adapters.whole_model(ref.folder)
+    return ModelRef(base.checkpoint, base.revision)
 
 
 @cache
@@ -125,4 +139,8 @@ def _hub_adapter_problem(ref: ModelRef) -> str | None:
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return adapter_problem(Path(adapter), beside_weights=config is not None)
+    if config is not None:
+        return BESIDE_WEIGHTS
+    base = read_json(Path(adapter)).get(adapters.BASE_KEY)
+    of = f" of '{base}'" if base else ""
+    return f"is an adapter{of} ({ADAPTER}), not a whole model; download it and give its folder"

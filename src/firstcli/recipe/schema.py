@@ -18,6 +18,7 @@ from pydantic_core import InitErrorDetails
 
 from firstcli.api import DataPaths, MassMode
 from firstcli.errors import UserError, did_you_mean, shortened
+from firstcli.recipe.lora import Lora, Saved
 from firstcli.recipe.references import (
     POSTHOC_KEY,
     ArmName,
@@ -36,6 +37,7 @@ TEST = "test"
 """The split that is evaluated by default."""
 VALIDATION = "validation"
 """Reserved name of the evaluation on the questions that are held out of the training split."""
+_SAVE_WITHOUT_LORA = "has no effect without 'lora'; leave it out, or add `lora: {}`"
 DEFAULT_ARMS = {"first": {"recalibrator": {"name": "temperature-scaling"}}}
 
 
@@ -55,7 +57,27 @@ class Training(RecipeSection):
     result. Default: chosen by firstcli."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the weights during training. With float32 weights, the arithmetic runs in
-    bfloat16 where the hardware supports it; bfloat16 weights lose small updates to rounding."""
+    bfloat16 where the hardware supports it; bfloat16 weights lose small updates to rounding.
+    Adapters (`lora`) are float32 with either."""
+    lora: Lora | None = None
+    """Train low-rank adapters and leave the weights as they are; needs `firstcli[peft]`. `lora: {}`
+    takes the defaults. An arm's section replaces that of `student.training` as a whole."""
+    save: Saved | None = None
+    """What is saved of a training with `lora`: the model with the adapter merged into its weights
+    (`merged`), the adapter alone (`adapter`), or the model and, in `adapter/`, the adapter (`both`,
+    default)."""
+
+    @property
+    def saved(self) -> Saved:
+        """What is saved, with the default."""
+        return self.save or ("both" if self.lora else "merged")
+
+    @field_validator("save")
+    @classmethod
+    def _needs_lora(cls, save: Saved | None, info: ValidationInfo) -> Saved | None:
+        if save is not None and info.data.get("lora", "invalid") is None:
+            raise mistake(_SAVE_WITHOUT_LORA)
+        return save
 
     @field_validator("micro_batch_size")
     @classmethod
@@ -74,6 +96,8 @@ class TrainingOverrides(RecipeSection):
     batch_size: int | None = Field(default=None, ge=1)
     micro_batch_size: int | None = Field(default=None, ge=1)
     dtype: Literal["float32", "bfloat16"] | None = None
+    lora: Lora | None = None
+    save: Saved | None = None
 
 
 class Unlabelled(RecipeSection):
@@ -548,6 +572,8 @@ def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
         micro, batch = training.micro_batch_size, training.batch_size
         if micro and batch % micro:
             yield ("training",), f"micro_batch_size {micro} does not divide batch_size {batch}"
+        if training.save and not training.lora:
+            yield ("training", "save"), _SAVE_WITHOUT_LORA
 
 
 def _conflicts_of_mean(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
@@ -627,5 +653,5 @@ def _recalibrator_conflicts(
 
 def training_of(student: Student, arm: Arm) -> Training:
     """Return the training settings of an arm: `student.training` with the arm's changes."""
-    changes = arm.training.model_dump(exclude_none=True) if arm.training else {}
+    changes = {key: value for key, value in arm.training or () if value is not None}
     return student.training.model_copy(update=changes)

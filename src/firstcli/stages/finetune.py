@@ -38,13 +38,16 @@ class TrainingStage(Stage):
     def disk(self, run: Run, unit: Unit) -> int:
         from firstcli.stages import inputs
 
-        return 4 * inputs.weights(run, unit.role)  # models are saved in float32
+        saved = run.training_settings(unit).saved
+        model = 0 if saved == "adapter" else inputs.weights(run, unit.role)
+        adapter = 0 if saved == "merged" else inputs.trainable_weights(run, unit)
+        return 4 * (model + adapter)  # both are saved in float32
 
     def disk_at_work(self, run: Run, unit: Unit) -> int:
         from firstcli.stages import inputs
 
-        # Two checkpoints, each with the weights and Adam's two moments.
-        return 24 * inputs.weights(run, unit.role)
+        # Two checkpoints, each with the weights that are trained and Adam's two moments.
+        return 24 * inputs.trainable_weights(run, unit)
 
     def probe(self, probe: Probe, unit: Unit) -> CostEstimate:
         return probe.training(unit)

@@ -103,14 +103,17 @@ def predictions(run: Run, role: Role, evaluation: str = "") -> Inputs:
 
 def training(run: Run, unit: Unit) -> Inputs:
     """Return what a unit's training depends on, besides the soft targets."""
-    settings = run.training_settings(unit).model_dump(exclude={"micro_batch_size"})
+    settings = run.training_settings(unit)
+    stated = settings.model_dump(exclude={"micro_batch_size", "save"})
+    if settings.lora:
+        stated["save"] = settings.saved
     trainer = {key: value for key, value in run.recipe.trainer.items() if key not in HARMLESS}
     return (
         model(run, unit.role, run.seed_of(unit))
         | training_data(run)
         | encoding(run, unit.role)
         | chat(run, unit.role)
-        | flat("student.training" if unit.arm else "teacher.finetune", settings)
+        | flat("student.training" if unit.arm else "teacher.finetune", stated)
         | flat("trainer", trainer)
         | {"longest sample": longest_sample(run, unit)}
     )

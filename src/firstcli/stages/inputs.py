@@ -30,6 +30,7 @@ from firstcli.knowledge.mean import MeanKnowledge
 from firstcli.knowledge.shards import StoreFormat
 from firstcli.knowledge.store import JoinedKnowledge, Knowledge, KnowledgePart, KnowledgeSource
 from firstcli.models import inference
+from firstcli.plugins import calls
 from firstcli.recipe.schema import Arm
 from firstcli.stages import chat, encoded
 from firstcli.workspace.run import Run, once_per_run
@@ -95,7 +96,9 @@ def empty_model(run: Run, role: Role) -> PreTrainedModel:
     return family(run, role).empty_model(run.reference(role), tokenizer(run, role))
 
 
-def starting_model(run: Run, role: Role, dtype: Dtype, seed: int) -> PreTrainedModel:
+def starting_model(
+    run: Run, role: Role, dtype: Dtype, seed: int, *, quantized: bool = True
+) -> PreTrainedModel:
     """Load the weights with which training starts, on the CPU.
 
     Args:
@@ -103,8 +106,14 @@ def starting_model(run: Run, role: Role, dtype: Dtype, seed: int) -> PreTrainedM
         role: teacher or student.
         dtype: type of the weights.
         seed: draws new weights, where there are any.
+        quantized: quantise the weights, if the recipe says so.
     """
-    loaded = family(run, role).model(run.reference(role), tokenizer(run, role), dtype, seed)
+    chosen, section = family(run, role), run.model_section(role)
+    if not quantized and section.effective.get("quantization"):
+        chosen = calls.family(
+            section.family, section.options.model_copy(update={"quantization": None})
+        )
+    loaded = chosen.model(run.reference(role), tokenizer(run, role), dtype, seed)
     if role == "student" and run.recipe.student.eos == "teacher":
         for config in (loaded.config, loaded.generation_config):
             if config is not None:  # generation must stop at the token that is learned
@@ -465,6 +474,16 @@ def store_format(run: Run, part: Part) -> StoreFormat:
 def weights(run: Run, role: Role) -> int:
     """Count a role's parameters."""
     return sum(parameter.numel() for parameter in empty_model(run, role).parameters())
+
+
+def trainable_weights(run: Run, unit: Unit) -> int:
+    """Count the parameters that a unit's training changes."""
+    settings = run.training_settings(unit).lora
+    if settings is None:
+        return weights(run, unit.role)
+    from firstcli.training import lora
+
+    return lora.trainable(empty_model(run, unit.role), settings)
 
 
 def positions(rows: Sequence[EncodedSample]) -> int:

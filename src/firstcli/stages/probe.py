@@ -23,7 +23,7 @@ from firstcli.errors import UserError
 from firstcli.models import answers, inference, readout
 from firstcli.models.batching import Item, free_memory, is_out_of_memory
 from firstcli.stages import inputs, scoring, whole_candidates
-from firstcli.training import arguments, trainer
+from firstcli.training import arguments, lora, trainer
 from firstcli.training.batches import MicroBatches, TrainingBatches
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit
@@ -88,11 +88,15 @@ class Probe:
         )
         parts = [part for part in share if part[0] >= 0]
         model = inputs.starting_model(run, role, settings.dtype, run.recipe.seed)
+        if settings.lora:
+            args = arguments.arguments(run.folder, settings, run.recipe.trainer, 0, device)
+            lora.with_adapters(model, settings.lora, run.recipe.seed, args)  # in place
         inference.make_current(device)
         model.to(device)  # type: ignore[arg-type]  # a decorator hides its signature
         model.train()
         trainer.install_objective(model, "labels")
-        optimizer = torch.optim.AdamW(model.parameters(), 1e-9)
+        trained = [value for value in model.parameters() if value.requires_grad]
+        optimizer = torch.optim.AdamW(trained, 1e-9)
         batches = TrainingBatches(rows, None)
         autocast = inference.has_bfloat16(device) and settings.dtype == "float32"
 
@@ -110,8 +114,9 @@ class Probe:
         seconds = _interpolated(tokens, forward_and_backward, device).sum()
         steps = -(-len(rows) // settings.batch_size)
         memory = _peak(device)
-        # Four numbers per weight: itself, its gradient and Adam's two moments.
-        states = 4 * sum(value.numel() * value.element_size() for value in model.parameters())
+        # Each weight; of those that are trained also the gradient and Adam's two moments.
+        states = sum(value.nbytes for value in model.parameters())
+        states += 3 * sum(value.nbytes for value in trained)
         del model.forward  # otherwise the model would stay in memory
         return CostEstimate(
             float(settings.epochs * (seconds + steps * update)),

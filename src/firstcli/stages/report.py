@@ -259,11 +259,13 @@ def _setup(run: Run) -> Iterator[str]:
 
 def _size(run: Run, role: Role, folder: Path) -> str:
     """Return a model's checkpoint and number of weights, as far as they are known."""
+    from firstcli.checkpoints import adapters
     from firstcli.checkpoints.folder import count_weights
 
     section, local = run.model_section(role), run.reference(role).folder
     counted = next((each for each in (folder, local) if each and each.is_dir()), None)
-    count = count_weights(counted) if counted else 0
+    whole = adapters.whole_model(counted).folder if counted else None
+    count = count_weights(whole) if whole else 0
     name = Path(without_folders(section.checkpoint)).name if section.checkpoint else ""
     weights = f"{_amount(count)} weights" if count else ""
     return ", ".join(filter(None, [name, weights])) or section.family

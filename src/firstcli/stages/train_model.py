@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
+from firstcli.checkpoints import adapters
+from firstcli.checkpoints.adapters import Base
 from firstcli.checkpoints.quantization import untrainable_method
 from firstcli.errors import UserError
 from firstcli.models import inference, memory
@@ -15,12 +20,19 @@ from firstcli.runtime import distributed
 from firstcli.runtime.console import size
 from firstcli.stages import inputs
 from firstcli.stages.base import TrainingFacts
-from firstcli.training import arguments, trainer, trial
+from firstcli.training import arguments, lora, trainer, trial
 from firstcli.training.batches import SoftTargetSource
 from firstcli.workspace.artifacts import CHECKPOINTS
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Role, Unit, learned_parts
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+ADAPTER_FOLDER = "adapter"
+"""In the folder of a merged model: where its adapter is."""
+QUANTIZATION = "quantization"
+"""The option of a family that loads quantised weights."""
 FULL_ADAM = ("adamw_torch", "adamw_torch_fused")
 """Optimizers that keep two moments per weight in the dtype of the weights."""
 _NO_MEMORY = "out of memory with micro_batch_size {}"
@@ -36,7 +48,7 @@ def check(run: Run, unit: Unit) -> str:
     device = inference.device_of(inputs.family(run, unit.role))
     args = arguments.arguments(run.folder, settings, run.recipe.trainer, run.recipe.seed, device)
     trial.check(args)
-    if settings.dtype == "bfloat16":
+    if settings.dtype == "bfloat16" and settings.lora is None:
         run.console.warn(
             f"the {unit.role} trains bfloat16 weights, which lose updates as small as 2e-5 to "
             "rounding; dtype: float32 with autocast is the safe choice"
@@ -46,7 +58,10 @@ def check(run: Run, unit: Unit) -> str:
             f"{inputs.described(run, unit.role)}: its weights are quantised ({method}) and cannot "
             "be trained; give the checkpoint that is not quantised"
         )
+    _check_adapters(run, unit)
     parameters = inputs.weights(run, unit.role)
+    trained = inputs.trainable_weights(run, unit)
+    trains = f" and {trained / 1e6:.2f} M in adapters" if settings.lora else ""
     needed = _memory(run, unit, args)
     if not trainer.is_sharded(args):
         memory.require_capacity(needed, device)
@@ -54,7 +69,7 @@ def check(run: Run, unit: Unit) -> str:
     return (
         f"{len(rows)} samples{without}, {inputs.positions(rows)} positions, "
         f"{settings.epochs:g} epoch{'s' * (settings.epochs != 1)}; "
-        f"{parameters / 1e6:.1f} M weights, {size(needed)} of memory for "
+        f"{parameters / 1e6:.1f} M weights{trains}, {size(needed)} of memory for "
         "them with gradients and the optimizer's state"
     )
 
@@ -71,15 +86,51 @@ def _further_samples(run: Run, unit: Unit) -> str:
     return f" ({', '.join(phrases)})" if phrases else ""
 
 
+def _check_adapters(run: Run, unit: Unit) -> None:
+    """Check what training with adapters, or of quantised weights, needs.
+
+    Raises:
+        UserError: peft is missing, or the model does not go with the section `lora` or `save`.
+    """
+    role, settings = unit.role, run.training_settings(unit)
+    section = run.model_section(role)
+    key = "teacher.finetune"
+    if unit.arm:
+        overrides = run.recipe.arms[unit.arm].training
+        own = overrides is not None and overrides.lora is not None
+        key = f"arms.{unit.arm}.training" if own else "student.training"
+    if settings.lora is None:
+        if section.effective.get(QUANTIZATION):
+            raise UserError(
+                f"{role}.model.options.{QUANTIZATION}: quantised weights cannot be trained; add "
+                f"`lora: {{}}` to {key}, which trains adapters beside them, or leave it out"
+            )
+        return
+    adapters.require_peft(f"{key}.lora")
+    if settings.saved != "merged" and section.checkpoint is None:
+        raise UserError(
+            f"{key}.save: family '{section.family}' has no checkpoint that an adapter could belong "
+            "to; set `save: merged`"
+        )
+    if settings.saved == "adapter" and role == "student" and run.recipe.student.eos == "teacher":
+        raise UserError(
+            f"{key}.save: an adapter cannot keep the end of student.eos: teacher; set `save: both`"
+        )
+
+
 def _memory(run: Run, unit: Unit, args: TrainingArguments) -> int:
     """Return the bytes that weights, gradients and the optimizer's state take.
 
-    AdamW keeps two moments per weight; the state of other optimizers is unknown and left out, as
-    activations are.
+    Frozen weights have neither of the other two, and adapters are float32. AdamW keeps two moments
+    per weight; the state of other optimizers is unknown and left out, as activations are.
     """
+    settings = run.training_settings(unit)
     copies = 4 if args.optim in FULL_ADAM else 2
-    width = 4 if run.training_settings(unit).dtype == "float32" else 2
-    return copies * width * inputs.weights(run, unit.role)
+    width = 4 if settings.dtype == "float32" else 2
+    weights = width * inputs.weights(run, unit.role)
+    if settings.lora is None:
+        return copies * weights
+    return weights + copies * 4 * inputs.trainable_weights(run, unit)
 
 
 def train(
@@ -115,12 +166,15 @@ def train(
         checkpoints = folder / CHECKPOINTS
         args = arguments.arguments(checkpoints, settings, run.recipe.trainer, seed, device)
         micro = args.per_device_train_batch_size
-        model = inputs.starting_model(run, role, settings.dtype, seed)
+        loaded = inputs.starting_model(run, role, settings.dtype, seed)
+        model: PreTrainedModel | PeftModel = loaded
+        if settings.lora:
+            model = lora.with_adapters(loaded, settings.lora, seed, args)
         if first_attempt and not trainer.is_sharded(args):
             memory.allocate(model, _memory(run, unit, args), args.device)
         try:
             if first_attempt:
-                _try_out(run, role, model, device)
+                _try_out(run, role, loaded, device)
             first_attempt = False
             outcome = trainer.train(model, rows, soft_targets, objective, args, run.console, title)
             break
@@ -129,19 +183,49 @@ def train(
                 raise
             half = _halved(micro)
         # Outside the except block the error no longer holds on to the trainer's tensors.
-        del model
+        del model, loaded
         free_memory()
         run.console.warn(
             f"{title}: {_NO_MEMORY.format(micro)}; resuming with micro_batch_size {half}"
         )
         settings = settings.model_copy(update={"micro_batch_size": half})
     if distributed.is_first():
-        model.save_pretrained(folder, state_dict=outcome.weights)
+        if isinstance(model, PreTrainedModel):
+            model.save_pretrained(folder, state_dict=outcome.weights)
+        else:
+            _save_adapted(run, unit, model, folder, outcome.weights)
         inputs.tokenizer(run, role).save_pretrained(folder)
         trainer.write_log(folder / "training_log.jsonl", outcome.log)
-    del model
+    del model, loaded
     free_memory()  # the next model needs the memory
     return TrainingFacts(**outcome.facts)
+
+
+def _save_adapted(
+    run: Run, unit: Unit, model: PeftModel, folder: Path, weights: dict[str, Tensor] | None
+) -> None:
+    """Save the adapter, the model with the adapter merged into its weights, or both.
+
+    Quantised or sharded weights are not merged: the weights with which training began, on which
+    nothing has changed, are loaded again for that.
+    """
+    role, settings = unit.role, run.training_settings(unit)
+    section, seed = run.model_section(role), run.seed_of(unit)
+    alone = folder if settings.saved == "adapter" else folder / ADAPTER_FOLDER
+    base = Base(section.checkpoint or "", section.revision)
+    lora.save_adapter(model, alone, base, weights)
+    if settings.saved == "adapter":
+        return
+    if weights is None and not lora.is_quantized(lora.base_model(model)):
+        whole = model.merge_and_unload()
+    else:
+        start = inputs.starting_model(run, role, settings.dtype, seed, quantized=False)
+        whole = adapters.merged(start, alone)
+    whole.save_pretrained(folder)
+    if settings.saved == "merged":
+        shutil.rmtree(alone)
+    else:
+        inputs.tokenizer(run, role).save_pretrained(alone)
 
 
 def _try_out(run: Run, role: Role, model: PreTrainedModel, device: torch.device) -> None:

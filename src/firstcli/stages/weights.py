@@ -9,6 +9,7 @@ import psutil
 from huggingface_hub import try_to_load_from_cache
 
 from firstcli.api import ModelRef
+from firstcli.checkpoints import adapters
 from firstcli.checkpoints.folder import weight_files
 from firstcli.errors import UserError
 from firstcli.models.batching import free_memory
@@ -43,7 +44,10 @@ def check(run: Run, role: Role) -> str | None:
 
 def are_at_hand(ref: ModelRef) -> bool:
     """Return whether weights need no download: made from a seed, in a folder or in the cache."""
-    if ref.folder is not None or ref.checkpoint is None:
+    if ref.folder is not None:
+        base = adapters.whole_model(ref.folder)
+        return base.folder is not None or are_at_hand(ModelRef(base.checkpoint, base.revision))
+    if ref.checkpoint is None:
         return True
     config = try_to_load_from_cache(ref.checkpoint, "config.json", revision=ref.revision)
     files = weight_files(Path(config).parent) if isinstance(config, str) else []

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -35,8 +35,11 @@ from firstcli.models import readout
 from firstcli.runtime import distributed
 from firstcli.runtime.console import Advance, Console
 from firstcli.runtime.files import write_text
-from firstcli.training import checkpoints, fused_objectives
+from firstcli.training import checkpoints, fused_objectives, lora
 from firstcli.training.batches import MicroBatches, SoftTargetSource, TrainingBatches, padding_share
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 Objective = Literal["labels", "topk-tail", "topk-renormalized"]
 
@@ -188,7 +191,8 @@ class PositionTrainer(Trainer):
 
     def require_finite_weights(self, model: torch.nn.Module) -> None:
         """Refuse weights that an infinite gradient of a finite loss has corrupted."""
-        local = [name for name, value in model.named_parameters() if not _is_finite(value)]
+        trained = ((name, value) for name, value in model.named_parameters() if value.requires_grad)
+        local = [name for name, value in trained if not _is_finite(value)]
         corrupted = [name for names in distributed.gathered(local) for name in names]
         if corrupted:
             raise UserError(
@@ -255,7 +259,7 @@ class Outcome:
 
 
 def train(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     samples: Sequence[EncodedSample],
     soft_targets: SoftTargetSource | None,
     objective: Objective,
@@ -266,7 +270,8 @@ def train(
     """Train a model in place, resuming from the last complete checkpoint in `args.output_dir`.
 
     Args:
-        model: the model, in the dtype that it trains in.
+        model: the model, in the dtype that it trains in; with adapters, their checkpoints hold
+            nothing else.
         samples: the training samples.
         soft_targets: provides the soft targets of each batch; None for the objective `labels`.
         objective: the loss to minimise.
@@ -280,7 +285,8 @@ def train(
     if not is_sharded(args):  # its own launcher moves the shards
         # The trial of the output layer must run where training does: some kernels need a GPU.
         model.to(args.device)  # type: ignore[arg-type]  # a decorator hides its signature
-    install_objective(model, objective, console.say)
+    inner = lora.base_model(model)
+    install_objective(inner, objective, console.say)
     batches = TrainingBatches(samples, soft_targets)
     trainer = PositionTrainer(model=model, args=args, train_dataset=batches)
     trainer.remove_callback(PrinterCallback)
@@ -299,7 +305,7 @@ def train(
         trainer.add_callback(_Progress(advance, done))
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.require_finite_weights(model)
-    del model.forward  # the installed one refers to the model and would keep it in memory
+    del inner.forward  # the installed one refers to the model and would keep it in memory
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     return Outcome(
         samples=len(samples),
