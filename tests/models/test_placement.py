@@ -11,7 +11,13 @@ from transformers import PreTrainedModel
 
 from firstcli.checkpoints import causality
 from firstcli.checkpoints.loading import load_complete
-from firstcli.checkpoints.placement import input_device, is_hooked, is_placed, move
+from firstcli.checkpoints.placement import (
+    input_device,
+    is_hooked,
+    is_placed,
+    move,
+    parted_ties,
+)
 from firstcli.models import inference, readout
 from models.test_inference import ARCHITECTURES, V, all_positions, build, sequences
 
@@ -64,9 +70,11 @@ def test_offloaded_weights_predict_the_same(tmp_path: Path, where: str, tied: bo
         offload_folder=str(tmp_path / "offload"),
     )
     assert is_placed(spread) and not is_placed(plain)
-    # A head that is tied to an embedding in memory is in memory.
-    offloaded = any(value.is_meta for value in spread.parameters())
-    assert offloaded != (tied and where == "head on the disk")
+    if tied and where == "head on the disk":
+        assert parted_ties(spread) == ("lm_head.weight", "model.embed_tokens.weight")
+        return  # Accelerate cannot load it, and the family refuses it
+    assert parted_ties(spread) is None
+    assert any(value.is_meta for value in spread.parameters())
     assert input_device(spread) == input_device(plain) == torch.device("cpu")
     assert causality.fault(spread, list(range(9)), None) is None
     head: Any = spread.get_output_embeddings()
@@ -77,7 +85,7 @@ def test_offloaded_weights_predict_the_same(tmp_path: Path, where: str, tied: bo
     assert is_hooked(head) and vars(head)["_old_forward"] == forwards["_old_forward"]
     assert vars(head)["forward"] is forwards["forward"]
     move(spread, torch.device("cpu"))  # leaves it where it is
-    assert any(value.is_meta for value in spread.parameters()) == offloaded
+    assert any(value.is_meta for value in spread.parameters())
     assert not list((tmp_path / "offload").iterdir())  # read from the checkpoint itself
 
 

@@ -37,3 +37,24 @@ def move(model: PreTrainedModel, device: torch.device) -> None:
     """Move a model to a device, unless it was loaded where it runs."""
     if not is_placed(model):
         model.to(device)  # type: ignore[arg-type]  # a decorator hides its signature
+
+
+def parted_ties(model: PreTrainedModel) -> tuple[str, str] | None:
+    """Return the names of one weight that a device map puts on two devices, one of them the disk.
+
+    Accelerate cannot load such a weight.
+    """
+    places: dict[str, int | str] = getattr(model, "hf_device_map", {})
+    tied: dict[str, str] = model.all_tied_weights_keys
+    for name, source in tied.items():
+        found = {str(_place(name, places)), str(_place(source, places))}
+        if len(found) > 1 and "disk" in found:
+            return name, source
+    return None
+
+
+def _place(name: str, places: dict[str, int | str]) -> int | str | None:
+    """Return where a device map puts a weight: the longest name of a module counts."""
+    while name not in places and name:
+        name = name.rpartition(".")[0]
+    return places.get(name)

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from firstcli.recipe.schema import Recipe
     from firstcli.workspace.run import Run
 
-NOT_FOR_TRAINING = ("device", "dtype")
+NOT_FOR_INFERENCE = ("device", "device_map", "max_memory")
+"""Model options that say where a model runs, and change no result."""
+NOT_FOR_TRAINING = (*NOT_FOR_INFERENCE, "dtype")
 """Model options that change no training: `dtype` is for inference."""
-NOT_FOR_INFERENCE = ("device",)
 SOURCE_OF = "source of the plugin of"
 """Beginning of the inputs that are digests of third-party plugins' code."""
 

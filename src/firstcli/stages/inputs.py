@@ -8,14 +8,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from itertools import chain, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from firstcli.api import BoolArray, Dtype
+from firstcli.api import BoolArray, Dtype, ModelRef
+from firstcli.checkpoints import placement
+from firstcli.checkpoints.loading import whole_weights
 from firstcli.data import splits
 from firstcli.data.encoded import EncodedStore, IntArray, counts_of, lengths_of
 from firstcli.data.encoding import (
@@ -30,9 +34,13 @@ from firstcli.knowledge.shards import StoreFormat
 from firstcli.knowledge.store import JoinedKnowledge, Knowledge, KnowledgeSource
 from firstcli.models import inference
 from firstcli.recipe.schema import Arm
+from firstcli.runtime import distributed
 from firstcli.stages import encoded
 from firstcli.workspace.run import Run, once_per_run
 from firstcli.workspace.units import Model, Part, Role, Unit, learns_unlabelled, model_path, part_of
+
+OFFLOAD_PREFIX = ".offload-"
+"""Beginning of the name of a folder, in the run folder, for weights that fit into no memory."""
 
 
 @once_per_run
@@ -119,12 +127,29 @@ def for_inference(run: Run, role: Role, folder: Path | None) -> PreTrainedModel:
     role_family = family(run, role)
     device = inference.device_of(role_family)
     dtype = inference.inference_dtype(role_family, device)
-    if folder:
-        model = role_family.load_trained(folder, dtype)
-    else:
-        model = starting_model(run, role, dtype, run.recipe.seed)
+    if role_family.spreads and distributed.count() > 1:
+        raise UserError(
+            f"{role}.model.options.device_map: it spreads one model over all devices, which "
+            f"{distributed.count()} processes cannot share; run this step in one process"
+        )
     inference.make_current(device)
-    model.to(device)  # type: ignore[arg-type]  # a decorator hides its signature
+    ref = ModelRef(str(folder.absolute())) if folder else run.reference(role)
+    offload = TemporaryDirectory(
+        dir=run.folder if run.folder.is_dir() else None,
+        prefix=OFFLOAD_PREFIX,
+        ignore_cleanup_errors=True,
+    )
+    with whole_weights():
+        model = role_family.placed(ref, dtype, device, Path(offload.name))
+        if model is not None:
+            weakref.finalize(model, offload.cleanup)
+        else:
+            offload.cleanup()
+            if folder:
+                model = role_family.load_trained(folder, dtype)
+            else:
+                model = starting_model(run, role, dtype, run.recipe.seed)
+    placement.move(model, device)
     model.eval()
     require_decoder(run, role, model, folder)
     return model

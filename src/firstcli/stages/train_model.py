@@ -44,7 +44,12 @@ def check(run: Run, unit: Unit) -> str:
     if method := untrainable_method(inputs.empty_model(run, unit.role).config):
         raise UserError(
             f"{inputs.described(run, unit.role)}: its weights are quantised ({method}) and cannot "
-            "be trained; give the checkpoint that is not quantised"
+            "be trained themselves; train adapters (lora), or give weights that are not quantised"
+        )
+    if inputs.family(run, unit.role).spreads and not trainer.is_sharded(args):
+        raise UserError(
+            f"{unit.role}.model.options.device_map: training cannot spread a model over devices "
+            "like this; share the weights among several GPUs (trainer.fsdp), or leave it out"
         )
     parameters = inputs.weights(run, unit.role)
     needed = _memory(run, unit, args)

@@ -28,6 +28,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from firstcli.checkpoints import placement
 from firstcli.data.encoded import counts_of, lengths_of
 from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError, shortened
@@ -279,7 +280,7 @@ def train(
     """
     if not is_sharded(args):  # its own launcher moves the shards
         # The trial of the output layer must run where training does: some kernels need a GPU.
-        model.to(args.device)  # type: ignore[arg-type]  # a decorator hides its signature
+        placement.move(model, args.device)
     install_objective(model, objective, console.say)
     batches = TrainingBatches(samples, soft_targets)
     trainer = PositionTrainer(model=model, args=args, train_dataset=batches)
