@@ -56,6 +56,10 @@ class Training(RecipeSection):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the weights during training. With float32 weights, the arithmetic runs in
     bfloat16 where the hardware supports it; bfloat16 weights lose small updates to rounding."""
+    save_dtype: Literal["checkpoint", "float32", "bfloat16", "float16"] = "checkpoint"
+    """Data type of the saved weights, which every later step reads: by default that of the
+    checkpoint with which training starts, and float32 without one. Training itself is not rounded
+    to it."""
 
     @field_validator("micro_batch_size")
     @classmethod
@@ -74,6 +78,7 @@ class TrainingOverrides(RecipeSection):
     batch_size: int | None = Field(default=None, ge=1)
     micro_batch_size: int | None = Field(default=None, ge=1)
     dtype: Literal["float32", "bfloat16"] | None = None
+    save_dtype: Literal["checkpoint", "float32", "bfloat16", "float16"] | None = None
 
 
 class Unlabelled(RecipeSection):

@@ -38,12 +38,13 @@ class TrainingStage(Stage):
     def disk(self, run: Run, unit: Unit) -> int:
         from firstcli.stages import inputs
 
-        return 4 * inputs.weights(run, unit.role)  # models are saved in float32
+        width = 4 if fingerprints.saved_dtype(run, unit) == "float32" else 2
+        return width * inputs.weights(run, unit.role)
 
     def disk_at_work(self, run: Run, unit: Unit) -> int:
         from firstcli.stages import inputs
 
-        # Two checkpoints, each with the weights and Adam's two moments.
+        # Two checkpoints, each with the float32 weights and Adam's two moments.
         return 24 * inputs.weights(run, unit.role)
 
     def probe(self, probe: Probe, unit: Unit) -> CostEstimate:

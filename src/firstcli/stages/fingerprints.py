@@ -17,6 +17,7 @@ from firstcli.training.trainer_fields import HARMLESS
 from firstcli.workspace.units import Role, Unit
 
 if TYPE_CHECKING:
+    from firstcli.api import Dtype
     from firstcli.recipe.references import ModelSection, PluginRef
     from firstcli.recipe.schema import Recipe
     from firstcli.workspace.run import Run
@@ -71,7 +72,11 @@ def predictions(run: Run, role: Role) -> Inputs:
 
 def training(run: Run, unit: Unit) -> Inputs:
     """Return what a unit's training depends on, besides the soft targets."""
-    settings = run.training_settings(unit).model_dump(exclude={"micro_batch_size"})
+    unused = {"micro_batch_size", "save_dtype"}
+    settings: Inputs = run.training_settings(unit).model_dump(exclude=unused)
+    saved = saved_dtype(run, unit)
+    if saved not in ("float32", settings["dtype"]):  # saving rounds the weights
+        settings["save_dtype"] = saved
     trainer = {key: value for key, value in run.recipe.trainer.items() if key not in HARMLESS}
     return (
         model(run, unit.role, unit.model.seed)
@@ -81,6 +86,24 @@ def training(run: Run, unit: Unit) -> Inputs:
         | flat("trainer", trainer)
         | {"longest sample": longest_sample(run, unit)}
     )
+
+
+def saved_dtype(run: Run, unit: Unit) -> Dtype:
+    """Return the dtype in which a unit's trained model is saved."""
+    chosen = run.training_settings(unit).save_dtype
+    if chosen != "checkpoint":
+        return chosen
+    if run.model_section(unit.role).checkpoint is None:
+        return "float32"
+
+    def make() -> Dtype:
+        run.announce_libraries()
+        from firstcli.stages import inputs
+
+        return inputs.checkpoint_dtype(run, unit.role)
+
+    content = loading_content(run, unit.role)
+    return run.memory.recall(f"dtype of the {unit.role}'s checkpoint", content, make)
 
 
 def training_data(run: Run) -> Inputs:

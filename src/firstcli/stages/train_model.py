@@ -13,9 +13,9 @@ from firstcli.models import inference, memory
 from firstcli.models.batching import free_memory, is_out_of_memory
 from firstcli.runtime import distributed
 from firstcli.runtime.console import size
-from firstcli.stages import inputs
+from firstcli.stages import fingerprints, inputs
 from firstcli.stages.base import TrainingFacts
-from firstcli.training import arguments, trainer, trial
+from firstcli.training import arguments, saving, trainer, trial
 from firstcli.training.batches import SoftTargetSource
 from firstcli.workspace.artifacts import CHECKPOINTS
 from firstcli.workspace.run import Run
@@ -130,7 +130,7 @@ def train(
         )
         settings = settings.model_copy(update={"micro_batch_size": half})
     if distributed.is_first():
-        model.save_pretrained(folder, state_dict=outcome.weights)
+        saving.save(model, outcome.weights, fingerprints.saved_dtype(run, unit), folder)
         inputs.tokenizer(run, role).save_pretrained(folder)
         trainer.write_log(folder / "training_log.jsonl", outcome.log)
     del model
