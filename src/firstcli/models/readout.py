@@ -177,8 +177,9 @@ class Reader:
             raise UserError(
                 f"{type(model).__name__} has no output layer: it is not a causal language model"
             )
-        first = distributed.by_first if together else _alone
-        self.obstacle = first(lambda: _obstacle(model))
+        self.obstacle = (
+            distributed.by_first(lambda: _obstacle(model)) if together else _obstacle(model)
+        )
         if self.obstacle and notify:
             notify(f"{type(model).__name__}: needs memory for all logits, because {self.obstacle}")
 
@@ -307,10 +308,6 @@ def _is_plain(head: nn.Linear) -> bool:
     if not is_hooked(head):
         return "forward" not in vars(head)
     return getattr(head._old_forward, "__func__", None) is nn.Linear.forward
-
-
-def _alone(make: Callable[[], str | None]) -> str | None:
-    return make()
 
 
 # Readouts for inference.

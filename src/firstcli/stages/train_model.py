@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, TrainingArguments
 
+from firstcli.api import Dtype
+from firstcli.checkpoints.loading import whole_weights
 from firstcli.checkpoints.quantization import untrainable_method
 from firstcli.errors import UserError
 from firstcli.models import inference, memory
@@ -15,7 +17,7 @@ from firstcli.runtime import distributed
 from firstcli.runtime.console import size
 from firstcli.stages import fingerprints, inputs
 from firstcli.stages.base import TrainingFacts
-from firstcli.training import arguments, saving, trainer, trial
+from firstcli.training import arguments, saving, sharding, trainer, trial
 from firstcli.training.batches import SoftTargetSource
 from firstcli.workspace.artifacts import CHECKPOINTS
 from firstcli.workspace.run import Run
@@ -109,11 +111,14 @@ def train(
         checkpoints = folder / CHECKPOINTS
         args = arguments.arguments(checkpoints, settings, run.recipe.trainer, seed, device)
         micro = args.per_device_train_batch_size
-        model = inputs.starting_model(run, role, settings.dtype, seed)
+        model = _starting_model(run, role, settings.dtype, seed, args)
         if first_attempt and not trainer.is_sharded(args):
             memory.allocate(model, _memory(run, unit, args), args.device)
         try:
-            if first_attempt:
+            if first_attempt and sharding.first_loads(args):
+                whole = model
+                distributed.by_first(lambda: _try_out(run, role, whole, device))
+            elif first_attempt:
                 _try_out(run, role, model, device)
             first_attempt = False
             outcome = trainer.train(model, rows, soft_targets, objective, args, run.console, title)
@@ -136,6 +141,43 @@ def train(
     del model
     free_memory()  # the next model needs the memory
     return TrainingFacts(**outcome.facts)
+
+
+def _starting_model(
+    run: Run, role: Role, dtype: Dtype, seed: int, args: TrainingArguments
+) -> PreTrainedModel:
+    """Load the model to train; where the first process's weights are shared, only there.
+
+    Args:
+        run: the run.
+        role: teacher or student.
+        dtype: type of the weights.
+        seed: draws new weights, where there are any.
+        args: settings of the training.
+    """
+
+    def load() -> PreTrainedModel:
+        with whole_weights():
+            return inputs.starting_model(run, role, dtype, seed)
+
+    if not sharding.first_loads(args):
+        return load()
+    loaded: list[PreTrainedModel] = []
+
+    def load_first() -> sharding.WholeModel:
+        loaded.append(load())
+        return sharding.WholeModel.of(loaded[0])
+
+    whole = distributed.by_first(load_first)
+    if whole.saved_buffers:
+        sharding.load_in_all(args)
+        return loaded[0] if loaded else load()
+    if loaded:
+        return loaded[0]
+    family = inputs.family(run, role)
+    empty = family.empty_model(run.reference(role), inputs.tokenizer(run, role))
+    whole.complete(empty)
+    return empty
 
 
 def _try_out(run: Run, role: Role, model: PreTrainedModel, device: torch.device) -> None:
