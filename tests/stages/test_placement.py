@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from firstcli.stages import inputs
+from firstcli.stages import inputs, reading_memory
 from support import command_line
 from support.command_line import Result, first
 
@@ -109,3 +110,22 @@ def test_the_number_of_a_gpu_survives_json() -> None:
     )
     again = CausalLMOptions.model_validate(json.loads(options.model_dump_json()))
     assert again == options and again.max_memory == {0: "20GB", "cpu": "60GB"}
+
+
+def test_plan_states_the_memory_and_refuses_weights_that_do_not_fit(
+    tmp_path: Path, pico_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = run(tmp_path, pico_folder, "plan")
+    assert plan.code == 0 and "of memory" in plan.out + plan.err
+    monkeypatch.setattr(reading_memory, "memory", SimpleNamespace(capacity=lambda _: 100_000))
+    refused = run(tmp_path, pico_folder, "plan")
+    [error] = [error for error in refused.errors if "error: teacher (family causal-lm" in error]
+    for part in (
+        "has 100 kB",
+        "teacher.model.options.quantization: {load_in: nf4}",
+        "teacher.model.options.dtype: bfloat16",
+        "teacher.model.options.device_map: auto",
+    ):
+        assert refused.code == 2 and part in error
+    spread = run(tmp_path, pico_folder, "plan", **OFFLOADED)
+    assert not [error for error in spread.errors if "error: teacher" in error]

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch.distributed.fsdp import FSDPModule
@@ -69,7 +70,6 @@ def train_sharded(folder: Path) -> None:
         with torch.device("meta"):
             model = LlamaForCausalLM(LlamaConfig.from_pretrained(folder / "start"))
         whole.complete(model)
-        assert all(value.is_meta for value in model.parameters())  # no copy of any weight
     samples = drawn_samples(21)
     outcome = fit(
         model,
@@ -104,8 +104,6 @@ def test_weights_of_the_first_process_train_like_those_of_one(
     found, log = torch.load(tmp_path / "result.pt")
     expected = model.state_dict()
     assert found.keys() == expected.keys()
-    print("LOG", [(e["loss"], e["grad_norm"]) for e in log], [(e["loss"], e["grad_norm"]) for e in outcome.log])
-    print("DIST", {n: distance(found[n], v) for n, v in expected.items()})
     for name, value in expected.items():
         assert distance(found[name], value) < 1e-5, name
     if tied:
@@ -113,6 +111,23 @@ def test_weights_of_the_first_process_train_like_those_of_one(
     for entry, other in zip(log, outcome.log, strict=True):
         for name in ("loss", "grad_norm", "P", "Q"):
             assert entry[name] == pytest.approx(other[name], rel=1e-4)
+
+
+def test_the_other_processes_hold_no_weights(make_llama: MakeLlama) -> None:
+    """But each weight has its own address, and tied ones share theirs."""
+    whole = sharding.WholeModel.of(make_llama(V, tie_word_embeddings=True))
+    with torch.device("meta"):
+        model = make_llama(V, tie_word_embeddings=True)
+        large = make_llama(2_000_000)  # 512 MB
+    whole.complete(model)
+    addresses = [value.data_ptr() for value in model.parameters()]
+    assert 0 not in addresses and len({*addresses}) == len(addresses)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    shape = sharding.WholeModel.of(large)
+    before = psutil.Process().memory_info().rss
+    sharding.WholeModel(shape.dtypes, whole.buffers, None, ()).complete(large)
+    assert sum(value.nbytes for value in large.parameters()) > 500e6
+    assert psutil.Process().memory_info().rss - before < 100e6
 
 
 # Who loads.

@@ -90,7 +90,8 @@ class Extract(Stage):
 
     def check(self, run: Run, unit: Unit) -> str:
         from firstcli.runtime.console import size
-        from firstcli.stages import inputs, scoring
+        from firstcli.data.encoded import lengths_of
+        from firstcli.stages import inputs, reading_memory, scoring
 
         if unit.part == "validation" and not run.training.validation:
             raise UserError(
@@ -105,7 +106,12 @@ class Extract(Stage):
         rows = inputs.training_rows(run, "teacher", unit.part)
         scoring.shards_of(run, unit)
         stored = size(self.disk(run, unit))
-        return f"{len(rows)} samples, {inputs.positions(rows)} positions; {stored} of knowledge"
+        lengths = lengths_of(rows)
+        needed = reading_memory.check(run, unit.role, lengths, scoring.EXTRACTION_TOKENS)
+        return (
+            f"{len(rows)} samples, {inputs.positions(rows)} positions; {stored} of knowledge; "
+            f"{needed}"
+        )
 
     def disk(self, run: Run, unit: Unit) -> int:
         from firstcli.knowledge import store

@@ -69,7 +69,11 @@ class WholeModel:
         )
 
     def complete(self, empty: PreTrainedModel) -> None:
-        """Make a model without weights equal to the whole one, but for the weights.
+        """Make a model without weights equal to the whole one, but for the weights' values.
+
+        Accelerate finds the weights of the optimizer again by their addresses, and all weights on
+        the meta device have the same one: the optimizer would update one of them and forget the
+        others. So each weight gets an address, whose memory takes no room until it is written.
 
         Raises:
             RuntimeError: it has different weights or buffers.
@@ -84,6 +88,8 @@ class WholeModel:
             )
         for name, value in parameters.items():
             value.data = value.data.to(self.dtypes[name])
+        empty.to_empty(device="cpu")
+        empty.tie_weights()  # `to_empty` separates them
         for name, buffer in self.buffers.items():
             owner, _, own_name = name.rpartition(".")
             empty.get_submodule(owner).register_buffer(own_name, buffer, persistent=False)
