@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from firstcli.checkpoints.placement import input_device
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
@@ -47,7 +49,7 @@ def fault(model: PreTrainedModel, token_ids: Sequence[int], context: int | None)
     batch[1, half:] = ids[half + 1 :]  # each token differs from the next one
     mask = torch.ones_like(batch)
     batch[2, half:] = mask[2, half:] = 0  # as `models.inference.pad` does
-    device = next(model.parameters()).device
+    device = input_device(model)
     with torch.no_grad(), evaluating(model):
         output = model(input_ids=batch.to(device), attention_mask=mask.to(device), use_cache=False)
     logits = getattr(output, "logits", None)

@@ -102,6 +102,19 @@ def count_weights(folder: Path) -> int:
     return count
 
 
+def stored_dtype(folder: Path) -> str | None:
+    """Return the dtype of a folder's first weight of floating point, or None if it has none."""
+    from safetensors import safe_open
+
+    names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+    for path in weight_files(folder):
+        with safe_open(path, framework="numpy") as file:
+            found = (names.get(file.get_slice(name).get_dtype()) for name in file.keys())  # noqa: SIM118
+            if dtype := next(filter(None, found), None):
+                return dtype
+    return None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return a JSON object; empty if the file is absent or is none, which other readers report."""
     try:

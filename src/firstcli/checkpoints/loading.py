@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,9 @@ COMPUTED = re.compile(
     r"|\.(attn|attention|self_attention|self_attn)\.masked_bias$"
 )
 """Buffers that earlier versions of transformers stored and that models compute themselves."""
+
+EMPTY_WEIGHTS = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+"""Variable with which Accelerate tells transformers to load weights in the first process only."""
 
 
 def load_complete(source: str | Path, **arguments: Any) -> PreTrainedModel:
@@ -57,6 +62,24 @@ def load_complete(source: str | Path, **arguments: Any) -> PreTrainedModel:
             "mend config.json, or give a complete checkpoint of a causal language model"
         )
     return model  # type: ignore[no-any-return]
+
+
+@contextmanager
+def whole_weights() -> Iterator[None]:
+    """Let every process load whole weights, also in a launch that shards those of training.
+
+    In such a launch, transformers leaves weights empty in all processes but the first, because
+    training broadcasts them. Nothing broadcasts them to models that are only read.
+    """
+    before = os.environ.get(EMPTY_WEIGHTS)
+    os.environ[EMPTY_WEIGHTS] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[EMPTY_WEIGHTS]
+        else:
+            os.environ[EMPTY_WEIGHTS] = before
 
 
 def _problems(model: PreTrainedModel, loading: dict[str, Any]) -> Iterable[str]:

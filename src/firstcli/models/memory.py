@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
+from firstcli.checkpoints import placement
 from firstcli.errors import UserError
 from firstcli.models.batching import is_out_of_memory
 from firstcli.runtime.console import size
@@ -32,7 +33,7 @@ def require_capacity(needed: int, device: torch.device) -> None:
         raise too_small(needed, device)
 
 
-def allocate(model: nn.Module, needed: int, device: torch.device) -> None:
+def allocate(model: PreTrainedModel, needed: int, device: torch.device) -> None:
     """Move a model to its device, and try to allocate what training keeps besides the weights.
 
     Args:
@@ -45,7 +46,7 @@ def allocate(model: nn.Module, needed: int, device: torch.device) -> None:
     """
     weights = sum(value.numel() * value.element_size() for value in model.parameters())
     try:
-        model.to(device)
+        placement.move(model, device)
         torch.empty(max(needed - weights, 0), dtype=torch.uint8, device=device)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

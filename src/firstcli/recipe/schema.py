@@ -66,6 +66,10 @@ class Training(RecipeSection):
     """What is saved of a training with `lora`: the model with the adapter merged into its weights
     (`merged`), the adapter alone (`adapter`), or the model and, in `adapter/`, the adapter (`both`,
     default)."""
+    save_dtype: Literal["checkpoint", "float32", "bfloat16", "float16"] = "checkpoint"
+    """Data type of the saved weights, which every later step reads: by default that of the
+    checkpoint with which training starts, and float32 without one. Training itself is not rounded
+    to it."""
 
     @property
     def saved(self) -> Saved:
@@ -98,6 +102,7 @@ class TrainingOverrides(RecipeSection):
     dtype: Literal["float32", "bfloat16"] | None = None
     lora: Lora | None = None
     save: Saved | None = None
+    save_dtype: Literal["checkpoint", "float32", "bfloat16", "float16"] | None = None
 
 
 class Unlabelled(RecipeSection):

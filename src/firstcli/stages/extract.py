@@ -132,8 +132,9 @@ class Extract(Stage):
         return (*self.checks_of_knowledge(run), *checks.untrained_teacher(run, unit.role))
 
     def check(self, run: Run, unit: Unit) -> str:
+        from firstcli.data.encoded import lengths_of
         from firstcli.runtime.console import size
-        from firstcli.stages import inputs, scoring
+        from firstcli.stages import inputs, reading_memory, scoring
         from firstcli.stages.whole_candidates import CandidateSequences
 
         if unit.part == "validation" and not run.training.validation:
@@ -151,11 +152,13 @@ class Extract(Stage):
         rows = inputs.knowledge_rows(run, unit.part)
         scoring.shards_of(run, unit)
         stored = size(self.disk(run, unit))
+        lengths = lengths_of(rows)
+        needed = reading_memory.check(run, unit.role, lengths, scoring.EXTRACTION_TOKENS)
         text = f"{len(rows)} samples, {inputs.positions(rows)} positions; {stored} of knowledge"
         if not run.recipe.knowledge.over_candidates:
-            return text
+            return f"{text}; {needed}"
         sequences = CandidateSequences(inputs.candidate_questions(run, unit.part))
-        return f"{text}; {len(sequences)} candidates of several tokens"
+        return f"{text}; {len(sequences)} candidates of several tokens; {needed}"
 
     def disk(self, run: Run, unit: Unit) -> int:
         from firstcli.knowledge import store

@@ -41,7 +41,8 @@ class TrainingStage(Stage):
         saved = run.training_settings(unit).saved
         model = 0 if saved == "adapter" else inputs.weights(run, unit.role)
         adapter = 0 if saved == "merged" else inputs.trainable_weights(run, unit)
-        return 4 * (model + adapter)  # both are saved in float32
+        width = 4 if fingerprints.saved_dtype(run, unit) == "float32" else 2
+        return width * model + 4 * adapter  # adapters are saved in float32
 
     def disk_at_work(self, run: Run, unit: Unit) -> int:
         from firstcli.stages import inputs

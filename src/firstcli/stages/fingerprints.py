@@ -17,13 +17,15 @@ from firstcli.training.trainer_fields import HARMLESS
 from firstcli.workspace.units import Part, Role, Unit
 
 if TYPE_CHECKING:
+    from firstcli.api import Dtype
     from firstcli.recipe.references import ModelSection, PluginRef
     from firstcli.recipe.schema import Recipe
     from firstcli.workspace.run import Run
 
-NOT_FOR_TRAINING = ("device", "dtype")
+NOT_FOR_INFERENCE = ("device", "device_map", "max_memory")
+"""Model options that say where a model runs, and change no result."""
+NOT_FOR_TRAINING = (*NOT_FOR_INFERENCE, "dtype")
 """Model options that change no training: `dtype` is for inference."""
-NOT_FOR_INFERENCE = ("device",)
 SOURCE_OF = "source of the plugin of"
 """Beginning of the inputs that are digests of third-party plugins' code."""
 
@@ -104,9 +106,12 @@ def predictions(run: Run, role: Role, evaluation: str = "") -> Inputs:
 def training(run: Run, unit: Unit) -> Inputs:
     """Return what a unit's training depends on, besides the soft targets."""
     settings = run.training_settings(unit)
-    stated = settings.model_dump(exclude={"micro_batch_size", "save"})
+    stated = settings.model_dump(exclude={"micro_batch_size", "save", "save_dtype"})
     if settings.lora:
         stated["save"] = settings.saved
+    saved = saved_dtype(run, unit)
+    if saved not in ("float32", settings.dtype):  # saving rounds the weights
+        stated["save_dtype"] = saved
     trainer = {key: value for key, value in run.recipe.trainer.items() if key not in HARMLESS}
     return (
         model(run, unit.role, run.seed_of(unit))
@@ -117,6 +122,24 @@ def training(run: Run, unit: Unit) -> Inputs:
         | flat("trainer", trainer)
         | {"longest sample": longest_sample(run, unit)}
     )
+
+
+def saved_dtype(run: Run, unit: Unit) -> Dtype:
+    """Return the dtype in which a unit's trained model is saved."""
+    chosen = run.training_settings(unit).save_dtype
+    if chosen != "checkpoint":
+        return chosen
+    if run.model_section(unit.role).checkpoint is None:
+        return "float32"
+
+    def make() -> Dtype:
+        run.announce_libraries()
+        from firstcli.stages import inputs
+
+        return inputs.checkpoint_dtype(run, unit.role)
+
+    content = loading_content(run, unit.role)
+    return run.memory.recall(f"dtype of the {unit.role}'s checkpoint", content, make)
 
 
 def training_data(run: Run) -> Inputs:

@@ -8,14 +8,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from itertools import chain, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import get_args
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from firstcli.api import BoolArray, Dtype
+from firstcli.api import BoolArray, Dtype, ModelRef
+from firstcli.checkpoints import placement
+from firstcli.checkpoints.folder import stored_dtype
+from firstcli.checkpoints.loading import whole_weights
 from firstcli.data import splits
 from firstcli.data.encoded import EncodedStore, IntArray, counts_of, lengths_of
 from firstcli.data.encoding import (
@@ -32,6 +38,7 @@ from firstcli.knowledge.store import JoinedKnowledge, Knowledge, KnowledgePart, 
 from firstcli.models import inference
 from firstcli.plugins import calls
 from firstcli.recipe.schema import Arm
+from firstcli.runtime import distributed
 from firstcli.stages import chat, encoded
 from firstcli.workspace.run import Run, once_per_run
 from firstcli.workspace.units import (
@@ -45,6 +52,9 @@ from firstcli.workspace.units import (
     teacher_path,
     teachers_of,
 )
+
+OFFLOAD_PREFIX = ".offload-"
+"""Beginning of the name of a folder, in the run folder, for weights that fit into no memory."""
 
 
 @once_per_run
@@ -94,6 +104,20 @@ def exchanged_eos(run: Run) -> tuple[int, int] | None:
 def empty_model(run: Run, role: Role) -> PreTrainedModel:
     """Return a role's architecture without weights."""
     return family(run, role).empty_model(run.reference(role), tokenizer(run, role))
+
+
+def checkpoint_dtype(run: Run, role: Role) -> Dtype:
+    """Return the dtype of the weights of a role's checkpoint.
+
+    The configuration says it, or otherwise the file of the weights; float32 if neither does.
+    """
+    config = empty_model(run, role).config
+    folder = run.reference(role).folder
+    stated = [part.dtype for part in (config, config.get_text_config())]
+    stated.append(stored_dtype(folder) if folder else None)
+    names = (str(dtype).removeprefix("torch.") for dtype in stated)
+    known: tuple[Dtype, ...] = get_args(Dtype)
+    return next((one for name in names for one in known if one == name), "float32")
 
 
 def starting_model(
@@ -159,12 +183,29 @@ def for_inference(run: Run, role: Role, folder: Path | None) -> PreTrainedModel:
     role_family = family(run, role)
     device = inference.device_of(role_family)
     dtype = inference.inference_dtype(role_family, device)
-    if folder:
-        model = role_family.load_trained(folder, dtype)
-    else:
-        model = starting_model(run, role, dtype, run.recipe.seed)
+    if role_family.spreads and distributed.count() > 1:
+        raise UserError(
+            f"{role}.model.options.device_map: it spreads one model over all devices, which "
+            f"{distributed.count()} processes cannot share; run this step in one process"
+        )
     inference.make_current(device)
-    model.to(device)  # type: ignore[arg-type]  # a decorator hides its signature
+    ref = ModelRef(str(folder.absolute())) if folder else run.reference(role)
+    offload = TemporaryDirectory(
+        dir=run.folder if run.folder.is_dir() else None,
+        prefix=OFFLOAD_PREFIX,
+        ignore_cleanup_errors=True,
+    )
+    with whole_weights():
+        model = role_family.placed(ref, dtype, device, Path(offload.name))
+        if model is not None:
+            weakref.finalize(model, offload.cleanup)
+        else:
+            offload.cleanup()
+            if folder:
+                model = role_family.load_trained(folder, dtype)
+            else:
+                model = starting_model(run, role, dtype, run.recipe.seed)
+    placement.move(model, device)
     model.eval()
     require_decoder(run, role, model, folder)
     return model

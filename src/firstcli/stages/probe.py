@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from firstcli.api import FloatArray
+from firstcli.checkpoints import placement
 from firstcli.data.encoded import IntArray, lengths_of
 from firstcli.data.encoding import EncodedQuestion, EncodedSample
 from firstcli.errors import UserError
@@ -92,7 +93,7 @@ class Probe:
             args = arguments.arguments(run.folder, settings, run.recipe.trainer, 0, device)
             lora.with_adapters(model, settings.lora, run.recipe.seed, args)  # in place
         inference.make_current(device)
-        model.to(device)  # type: ignore[arg-type]  # a decorator hides its signature
+        placement.move(model, device)
         model.train()
         trainer.install_objective(model, "labels")
         trained = [value for value in model.parameters() if value.requires_grad]
@@ -189,7 +190,7 @@ class Probe:
         # The model before training is as large and as fast as the trained one.
         model = inputs.for_inference(self.run, unit.role, None)
         reader = readout.Reader(model, self.run.console.say)
-        device = next(model.parameters()).device
+        device = placement.input_device(model)
         sizes = np.array([sum(len(item.input_ids) for item in batch) for batch in batches])
         _reset_peak(device)
         with torch.inference_mode():

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from firstcli.api import BoolArray, TopKRows
+from firstcli.checkpoints.placement import input_device
 from firstcli.data.encoded import EncodedStore, counts_of, lengths_of
 from firstcli.data.encoding import EncodedQuestion, EncodedSample
 from firstcli.data.sequences import Selected
@@ -182,7 +183,7 @@ def top_k_of(
     Raises:
         UserError: the model's output is not finite.
     """
-    device = next(reader.model.parameters()).device
+    device = input_device(reader.model)
     padded = inference.pad([row.input_ids for row in rows])
     counts = [len(row.targets) for row in rows]
     batch_rows, columns = inference.before_targets(rows)

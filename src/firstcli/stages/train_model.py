@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,17 +11,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
+from firstcli.api import Dtype
 from firstcli.checkpoints import adapters
 from firstcli.checkpoints.adapters import Base
+from firstcli.checkpoints.loading import whole_weights
 from firstcli.checkpoints.quantization import untrainable_method
 from firstcli.errors import UserError
 from firstcli.models import inference, memory
 from firstcli.models.batching import free_memory, is_out_of_memory
 from firstcli.runtime import distributed
 from firstcli.runtime.console import size
-from firstcli.stages import inputs
+from firstcli.stages import fingerprints, inputs
 from firstcli.stages.base import TrainingFacts
-from firstcli.training import arguments, lora, trainer, trial
+from firstcli.training import arguments, lora, saving, sharding, trainer, trial
 from firstcli.training.batches import SoftTargetSource
 from firstcli.workspace.artifacts import CHECKPOINTS
 from firstcli.workspace.run import Run
@@ -56,7 +59,12 @@ def check(run: Run, unit: Unit) -> str:
     if method := untrainable_method(inputs.empty_model(run, unit.role).config):
         raise UserError(
             f"{inputs.described(run, unit.role)}: its weights are quantised ({method}) and cannot "
-            "be trained; give the checkpoint that is not quantised"
+            "be trained themselves; train adapters (lora), or give weights that are not quantised"
+        )
+    if inputs.family(run, unit.role).spreads and not trainer.is_sharded(args):
+        raise UserError(
+            f"{unit.role}.model.options.device_map: training cannot spread a model over devices "
+            "like this; share the weights among several GPUs (trainer.fsdp), or leave it out"
         )
     _check_adapters(run, unit)
     parameters = inputs.weights(run, unit.role)
@@ -166,14 +174,16 @@ def train(
         checkpoints = folder / CHECKPOINTS
         args = arguments.arguments(checkpoints, settings, run.recipe.trainer, seed, device)
         micro = args.per_device_train_batch_size
-        loaded = inputs.starting_model(run, role, settings.dtype, seed)
+        loaded = _starting_model(run, role, settings.dtype, seed, args)
         model: PreTrainedModel | PeftModel = loaded
         if settings.lora:
             model = lora.with_adapters(loaded, settings.lora, seed, args)
         if first_attempt and not trainer.is_sharded(args):
             memory.allocate(model, _memory(run, unit, args), args.device)
         try:
-            if first_attempt:
+            if first_attempt and sharding.first_loads(args):
+                distributed.by_first(partial(_try_out, run, role, loaded, device))
+            elif first_attempt:
                 _try_out(run, role, loaded, device)
             first_attempt = False
             outcome = trainer.train(model, rows, soft_targets, objective, args, run.console, title)
@@ -191,7 +201,7 @@ def train(
         settings = settings.model_copy(update={"micro_batch_size": half})
     if distributed.is_first():
         if isinstance(model, PreTrainedModel):
-            model.save_pretrained(folder, state_dict=outcome.weights)
+            saving.save(model, outcome.weights, fingerprints.saved_dtype(run, unit), folder)
         else:
             _save_adapted(run, unit, model, folder, outcome.weights)
         inputs.tokenizer(run, role).save_pretrained(folder)
@@ -221,11 +231,48 @@ def _save_adapted(
     else:
         start = inputs.starting_model(run, role, settings.dtype, seed, quantized=False)
         whole = adapters.merged(start, alone)
-    whole.save_pretrained(folder)
+    saving.save(whole, None, fingerprints.saved_dtype(run, unit), folder)
     if settings.saved == "merged":
         shutil.rmtree(alone)
     else:
         inputs.tokenizer(run, role).save_pretrained(alone)
+
+
+def _starting_model(
+    run: Run, role: Role, dtype: Dtype, seed: int, args: TrainingArguments
+) -> PreTrainedModel:
+    """Load the model to train; where the first process's weights are shared, only there.
+
+    Args:
+        run: the run.
+        role: teacher or student.
+        dtype: type of the weights.
+        seed: draws new weights, where there are any.
+        args: settings of the training.
+    """
+
+    def load() -> PreTrainedModel:
+        with whole_weights():
+            return inputs.starting_model(run, role, dtype, seed)
+
+    if not sharding.first_loads(args):
+        return load()
+    loaded: list[PreTrainedModel] = []
+
+    def load_first() -> sharding.WholeModel:
+        loaded.append(load())
+        return sharding.WholeModel.of(loaded[0])
+
+    whole = distributed.by_first(load_first)
+    if whole.saved_buffers:
+        sharding.load_in_all(args)
+        return loaded[0] if loaded else load()
+    if loaded:
+        return loaded[0]
+    family = inputs.family(run, role)
+    empty = family.empty_model(run.reference(role), inputs.tokenizer(run, role))
+    whole.complete(empty)
+    return empty
 
 
 def _try_out(run: Run, role: Role, model: PreTrainedModel, device: torch.device) -> None:

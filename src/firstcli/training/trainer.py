@@ -28,6 +28,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from firstcli.checkpoints import placement
 from firstcli.data.encoded import counts_of, lengths_of
 from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError, shortened
@@ -48,14 +49,24 @@ UNLOGGED = "unlogged-{rank}.json"
 
 
 def install_objective(
-    model: PreTrainedModel, objective: Objective, notify: Callable[[str], None] | None = None
+    model: PreTrainedModel,
+    objective: Objective,
+    notify: Callable[[str], None] | None = None,
+    *,
+    together: bool = False,
 ) -> None:
     """Make the model's forward return the summed loss over a batch of `TrainingBatches`.
 
     It returns `loss` (summed over the N supervised positions), `positions` (N), and, with soft
-    targets, the sums of `P` and `Q`. `notify` receives the reason if all logits are needed at once.
+    targets, the sums of `P` and `Q`.
+
+    Args:
+        model: the model.
+        objective: the loss.
+        notify: receives the reason if all logits are needed at once.
+        together: whether all processes do this at the same time, and the first one's model counts.
     """
-    reader = readout.Reader(model, notify)
+    reader = readout.Reader(model, notify, together=together)
 
     def forward(
         input_ids: Tensor,
@@ -284,9 +295,9 @@ def train(
     """
     if not is_sharded(args):  # its own launcher moves the shards
         # The trial of the output layer must run where training does: some kernels need a GPU.
-        model.to(args.device)  # type: ignore[arg-type]  # a decorator hides its signature
+        placement.move(model, args.device)
     inner = lora.base_model(model)
-    install_objective(inner, objective, console.say)
+    install_objective(inner, objective, console.say, together=is_sharded(args))
     batches = TrainingBatches(samples, soft_targets)
     trainer = PositionTrainer(model=model, args=args, train_dataset=batches)
     trainer.remove_callback(PrinterCallback)
