@@ -13,16 +13,15 @@ from firstcli.models import inference, memory
 from firstcli.models.batching import free_memory, is_out_of_memory
 from firstcli.runtime import distributed
 from firstcli.runtime.console import size
-from firstcli.stages import inputs
+from firstcli.stages import inputs, training_memory
 from firstcli.stages.base import TrainingFacts
 from firstcli.training import arguments, trainer, trial
 from firstcli.training.batches import SoftTargetSource
+from firstcli.training.memory_estimate import MemoryEstimate
 from firstcli.workspace.artifacts import CHECKPOINTS
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Role, Unit
 
-FULL_ADAM = ("adamw_torch", "adamw_torch_fused")
-"""Optimizers that keep two moments per weight in the dtype of the weights."""
 _NO_MEMORY = "out of memory with micro_batch_size {}"
 
 
@@ -47,28 +46,34 @@ def check(run: Run, unit: Unit) -> str:
             "be trained; give the checkpoint that is not quantised"
         )
     parameters = inputs.weights(run, unit.role)
-    needed = _memory(run, unit, args)
-    if not trainer.is_sharded(args):
-        memory.require_capacity(needed, device)
+    need = _require_memory(run, unit, args)
     labelled = len(inputs.training_rows(run, unit.role, "train")) if unit.fold is None else 0
     without = f" ({len(rows) - labelled} unlabelled)" if 0 < labelled < len(rows) else ""
     return (
         f"{len(rows)} samples{without}, {inputs.positions(rows)} positions, "
         f"{settings.epochs:g} epoch{'s' * (settings.epochs != 1)}; "
-        f"{parameters / 1e6:.1f} M weights, {size(needed)} of memory for "
-        "them with gradients and the optimizer's state"
+        f"{parameters / 1e6:.1f} M weights, {training_memory.in_words(need)}"
     )
 
 
-def _memory(run: Run, unit: Unit, args: TrainingArguments) -> int:
-    """Return the bytes that weights, gradients and the optimizer's state take.
+def _require_memory(run: Run, unit: Unit, args: TrainingArguments) -> MemoryEstimate:
+    """Estimate a training's memory; warn if it does not fit, because training halves batches.
 
-    AdamW keeps two moments per weight; the state of other optimizers is unknown and left out, as
-    activations are.
+    Raises:
+        UserError: weights, gradients and optimizer do not fit, so that smaller batches do not help.
     """
-    copies = 4 if args.optim in FULL_ADAM else 2
-    width = 4 if run.training_settings(unit).dtype == "float32" else 2
-    return copies * width * inputs.weights(run, unit.role)
+    training = training_memory.of(run, unit, args)
+    device, need = training.settings.device, training.need(training.settings, training.micro)
+    total = memory.capacity(device)
+    if total is not None and need.states > total:
+        raise memory.too_small(need.states, device, training_memory.advice(training, total))
+    room = training_memory.available(device)
+    if room is not None and need.total > room:
+        run.console.warn(
+            f"the {unit.role}'s training needs {training_memory.in_words(need)}, but {device} has "
+            f"{size(room)}; {training_memory.advice(training, room)}"
+        )
+    return need
 
 
 def train(
@@ -104,9 +109,11 @@ def train(
         checkpoints = folder / CHECKPOINTS
         args = arguments.arguments(checkpoints, settings, run.recipe.trainer, seed, device)
         micro = args.per_device_train_batch_size
+        training = training_memory.of(run, unit, args)
         model = inputs.starting_model(run, role, settings.dtype, seed)
         if first_attempt and not trainer.is_sharded(args):
-            memory.allocate(model, _memory(run, unit, args), args.device)
+            states = training.states(training.settings)
+            memory.allocate(model, states, args.device)
         try:
             if first_attempt:
                 _try_out(run, role, model, device)

@@ -23,9 +23,9 @@ import copy
 import logging
 import math
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -93,8 +93,8 @@ class MemorySettings:
     optim_args: str = ""
     accumulates: bool = False
     """Whether a step has several micro-batches, so that gradients exist during the passes."""
-    checkpointing: Mapping[str, Any] | None = None
-    """`trainer.activation_checkpointing_kwargs` if activation checkpointing is on, else None."""
+    checkpointing: tuple[tuple[str, Any], ...] | None = None
+    """Items of `trainer.activation_checkpointing_kwargs` with activation checkpointing, or None."""
     lora_rank: int | None = None
     """Rank of adapters on all linear layers but the output layer; None: all weights train."""
     quantization: str | None = None
@@ -135,29 +135,48 @@ class MemoryEstimate:
 
 def estimate(empty: PreTrainedModel, batch: BatchShape, settings: MemorySettings) -> MemoryEstimate:
     """Estimate the peak of a training step; the formulas are stated at the top of this module."""
+    known = states(empty, settings)
     model = _adapted(empty, settings)
-    weights = _weight_bytes(model, settings)
-    trainable = [value for value in model.parameters() if value.requires_grad]
-    count = sum(value.numel() for value in trainable)
-    gradients = settings.width * count
-    optimizer = optimizer_bytes(trainable, settings)
+    trainable = _trainable(model)
+    gradients = known.gradients
+    if settings.processes > 1 and not settings.sharded:
+        gradients //= 2  # the buckets of DDP exist also while gradients do not
     step = _step_bytes(trainable, settings)
     passes = peak_of_a_pass(model, batch, settings)
     gathered = 0
     if settings.sharded:
         gathered = 2 * settings.width * _gathered_parameters(model)
-        share = settings.processes
-        weights, gradients, step = (-(-size // share) for size in (weights, gradients, step))
-        optimizer = None if optimizer is None else -(-optimizer // share)
-        if passes is not None and settings.accumulates:
-            passes -= settings.width * count - gradients  # counted whole by the pass
-    elif settings.processes > 1:
-        gradients *= 2
-        passes = None if passes is None else passes + gradients // 2
-    beyond = max(0 if passes is None else passes - gradients, step, 0) + gathered
-    return MemoryEstimate(
-        weights, gradients, optimizer or 0, beyond, passes is not None and optimizer is not None
+        step = -(-step // settings.processes)
+        if passes is not None and settings.accumulates:  # the pass counts whole gradients
+            whole = settings.width * sum(value.numel() for value in trainable)
+            passes -= whole - gradients
+    during = 0 if passes is None else passes - gradients
+    return replace(
+        known,
+        activations=max(during, step, 0) + gathered,
+        complete=known.complete and passes is not None,
     )
+
+
+def states(empty: PreTrainedModel, settings: MemorySettings) -> MemoryEstimate:
+    """Return what does not depend on the batch; activations are 0."""
+    model = _adapted(empty, settings)
+    trainable = _trainable(model)
+    optimizer = optimizer_bytes(trainable, settings)
+    sizes = [
+        _weight_bytes(model, settings),
+        settings.width * sum(value.numel() for value in trainable),
+        optimizer or 0,
+    ]
+    if settings.sharded:
+        sizes = [-(-size // settings.processes) for size in sizes]
+    elif settings.processes > 1:
+        sizes[1] *= 2
+    return MemoryEstimate(*sizes, activations=0, complete=optimizer is not None)
+
+
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    return [value for value in model.parameters() if value.requires_grad]
 
 
 # Weights, gradients, optimizer.
