@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from firstcli.runtime import distributed
 from firstcli.runtime.console import size
 from firstcli.stages import inputs, training_memory
 from firstcli.stages.base import TrainingFacts
-from firstcli.training import arguments, trainer, trial
+from firstcli.training import arguments, tracking, trainer, trial
 from firstcli.training.batches import SoftTargetSource
 from firstcli.training.memory_estimate import MemoryEstimate
 from firstcli.workspace.artifacts import CHECKPOINTS
@@ -118,7 +119,11 @@ def train(
             if first_attempt:
                 _try_out(run, role, model, device)
             first_attempt = False
-            outcome = trainer.train(model, rows, soft_targets, objective, args, run.console, title)
+            args.run_name = args.run_name or f"{run.recipe.name}: {unit.key}"
+            with _trackers(run, unit, args):
+                outcome = trainer.train(
+                    model, rows, soft_targets, objective, args, run.console, title
+                )
             break
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -138,6 +143,12 @@ def train(
     del model
     free_memory()  # the next model needs the memory
     return TrainingFacts(**outcome.facts)
+
+
+def _trackers(run: Run, unit: Unit, args: TrainingArguments) -> AbstractContextManager[None]:
+    if not args.report_to:
+        return nullcontext()
+    return tracking.inside(run.folder, run.recipe.name, unit.key)
 
 
 def _try_out(run: Run, role: Role, model: PreTrainedModel, device: torch.device) -> None:
