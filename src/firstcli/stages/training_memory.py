@@ -106,6 +106,7 @@ def of(run: Run, unit: Unit, args: TrainingArguments) -> TrainingMemory:
         optim_args=args.optim_args or "",
         checkpointing=tuple(sorted(options.items())) if args.activation_checkpointing else None,
         lora_rank=lora["rank"] if lora else None,
+        lora_targets=() if not lora or lora["targets"] == "auto" else tuple(lora["targets"]),
         quantization=load_in if load_in in memory_estimate.QUANTISED_BYTES else None,
         processes=distributed.count(),
         sharded=trainer.is_sharded(args),

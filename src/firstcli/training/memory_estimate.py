@@ -96,7 +96,9 @@ class MemorySettings:
     checkpointing: tuple[tuple[str, Any], ...] | None = None
     """Items of `trainer.activation_checkpointing_kwargs` with activation checkpointing, or None."""
     lora_rank: int | None = None
-    """Rank of adapters on all linear layers but the output layer; None: all weights train."""
+    """Rank of adapters on linear layers, in float32; None: all weights train."""
+    lora_targets: tuple[str, ...] = ()
+    """Names, or ends of names, of the layers with adapters; empty: all but the output layer."""
     quantization: str | None = None
     """A key of `QUANTISED_BYTES`, or None."""
     processes: int = 1
@@ -105,8 +107,8 @@ class MemorySettings:
 
     @property
     def width(self) -> int:
-        """Bytes of a number of the weights' data type."""
-        return self.dtype.itemsize
+        """Bytes of a number of the trained weights' data type."""
+        return 4 if self.lora_rank else self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,11 +219,10 @@ def _step_bytes(trainable: list[nn.Parameter], settings: MemorySettings) -> int:
 
 
 def _weight_bytes(model: PreTrainedModel, settings: MemorySettings) -> int:
-    quantised = _quantised(model, settings)
-    total = 0.0
-    for value in model.parameters():
-        wide = settings.width if value.is_floating_point() else value.element_size()
-        total += value.numel() * quantised.get(value, wide)
+    quantised, dtypes = _quantised(model, settings), _dtypes(model, settings)
+    total = sum(
+        value.numel() * quantised.get(value, dtypes[value].itemsize) for value in model.parameters()
+    )
     buffers = sum(value.numel() * value.element_size() for value in model.buffers())
     return math.ceil(total) + buffers
 
@@ -231,8 +232,22 @@ def _quantised(model: PreTrainedModel, settings: MemorySettings) -> dict[Tensor,
     if settings.quantization is None:
         return {}
     width = QUANTISED_BYTES[settings.quantization]
-    layers = (layer for _, layer in _inner_layers(model))
-    return {layer.weight: width for layer in layers if not layer.weight.requires_grad}
+    return {part.weight: width for part in model.modules() if isinstance(part, _LowRank)}
+
+
+def _dtypes(model: PreTrainedModel, settings: MemorySettings) -> dict[Tensor, torch.dtype]:
+    """Return the data type of each parameter in a pass; quantised ones are bfloat16 there.
+
+    Adapters are float32, and so is what is not quantised of a quantised model, as in peft.
+    """
+    wide = torch.float32 if settings.quantization else settings.dtype
+    dtypes = {
+        value: wide if value.is_floating_point() else value.dtype for value in model.parameters()
+    }
+    for part in model.modules():
+        if isinstance(part, _LowRank):
+            dtypes |= {part.down.weight: torch.float32, part.up.weight: torch.float32}
+    return dtypes | dict.fromkeys(_quantised(model, settings), torch.bfloat16)
 
 
 def _inner_layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Linear | Conv1D]]:
@@ -275,20 +290,25 @@ class _LowRank(nn.Module):
         self.up = nn.Linear(rank, outputs, bias=False, device="meta")
 
     def forward(self, hidden: Tensor) -> Tensor:
-        update: Tensor = self.up(self.down(hidden))
-        output: Tensor = self.base(hidden) + update
-        return output
+        update: Tensor = self.up(self.down(hidden.to(self.down.weight.dtype)))
+        output: Tensor = self.base(hidden.to(self.base.weight.dtype)).to(hidden.dtype)
+        return output + update.to(output.dtype)
 
 
 def _adapted(empty: PreTrainedModel, settings: MemorySettings) -> PreTrainedModel:
-    """Return a copy of an empty model, with adapters if there are to be some."""
+    """Return a copy of an empty model, with adapters if there are to be some.
+
+    Layers without an adapter get one of rank 0, so that all that are quantised run alike.
+    """
     model = copy.deepcopy(empty)
     if settings.lora_rank is None:
         return model
     model.requires_grad_(False)
     for name, layer in list(_inner_layers(model)):
+        ends = (name.endswith(f".{target}") or name == target for target in settings.lora_targets)
+        rank = settings.lora_rank if not settings.lora_targets or any(ends) else 0
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, _LowRank(layer, settings.lora_rank))
+        setattr(model.get_submodule(parent), child, _LowRank(layer, rank))
     return model
 
 
@@ -324,8 +344,7 @@ def _peak(
 ) -> int:
     model.train()
     _enable_checkpointing(model, settings)
-    narrow = {*_quantised(model, settings)}
-    _without_data(model, settings, narrow, device)
+    _without_data(model, _dtypes(model, settings), device)
     live = _LiveBytes()
     for value in (*model.parameters(), *model.buffers()):
         live.ignore(value)
@@ -351,21 +370,21 @@ def _enable_checkpointing(model: PreTrainedModel, settings: MemorySettings) -> N
 
 
 def _without_data(
-    model: nn.Module, settings: MemorySettings, narrow: set[Tensor], device: torch.device
+    model: nn.Module, dtypes: dict[Tensor, torch.dtype], device: torch.device
 ) -> None:
     """Replace parameters and buffers by tensors without data on a device; tied ones stay tied."""
     made: dict[int, nn.Parameter] = {}
-    kept = []  # so that no id is used twice
+    kept: list[nn.Parameter] = []  # so that no id is used twice
+    replaced: set[int] = set()
     for module in model.modules():
-        for name, value in module._parameters.items():
-            if value is None:
+        for name, value in list(module._parameters.items()):
+            if value is None or id(value) in replaced:
                 continue
             kept.append(value)
-            dtype = torch.bfloat16 if value in narrow else settings.dtype
-            dtype = dtype if value.is_floating_point() else value.dtype
             if id(value) not in made:
-                empty = torch.empty(value.shape, dtype=dtype, device=device)
+                empty = torch.empty(value.shape, dtype=dtypes[value], device=device)
                 made[id(value)] = nn.Parameter(empty, value.requires_grad)
+                replaced.add(id(made[id(value)]))
             module._parameters[name] = made[id(value)]
         for name, buffer in module._buffers.items():
             if buffer is not None:
