@@ -345,7 +345,7 @@ def _peak(
     model.train()
     _enable_checkpointing(model, settings)
     _without_data(model, _dtypes(model, settings), device)
-    live = _LiveBytes()
+    live = _LiveBytes(device)
     for value in (*model.parameters(), *model.buffers()):
         live.ignore(value)
     with live:
@@ -423,10 +423,11 @@ class _Count:
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that are alive, and the most that were at a time."""
+    """Counts the bytes of a device's tensors that are alive, and the most that were at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__()
+        self._device = device.type  # activations that are offloaded to the host do not count
         self._count = _Count()
 
     @property
@@ -451,7 +452,7 @@ class _LiveBytes(TorchDispatchMode):
         else:
             result = func(*args, **(kwargs or {}))
         for value in tree_iter(result):
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and value.device.type == self._device:
                 self._add(value.untyped_storage())
         return result
 
