@@ -65,6 +65,8 @@ def _require_memory(run: Run, unit: Unit, args: TrainingArguments) -> MemoryEsti
     """
     training = training_memory.of(run, unit, args)
     device, need = training.settings.device, training.need(training.settings, training.micro)
+    if training.settings.sharded and training.settings.processes == 1:
+        return need  # how many processes will share the weights is not known yet
     total = memory.capacity(device)
     if total is not None and need.states > total:
         raise memory.too_small(need.states, device, training_memory.advice(training, total))
