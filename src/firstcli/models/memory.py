@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import torch
-from transformers import PreTrainedModel
+from torch import nn
 
 from firstcli.checkpoints import placement
 from firstcli.errors import UserError
@@ -22,18 +22,7 @@ def capacity(device: torch.device) -> int | None:
     return None
 
 
-def require_capacity(needed: int, device: torch.device) -> None:
-    """Compare a need with the whole memory of a device.
-
-    Raises:
-        UserError: the device is too small, even if nothing else used it.
-    """
-    available = capacity(device)
-    if available is not None and needed > available:
-        raise too_small(needed, device)
-
-
-def allocate(model: PreTrainedModel, needed: int, device: torch.device) -> None:
+def allocate(model: nn.Module, needed: int, device: torch.device) -> None:
     """Move a model to its device, and try to allocate what training keeps besides the weights.
 
     Args:
@@ -54,7 +43,13 @@ def allocate(model: PreTrainedModel, needed: int, device: torch.device) -> None:
         raise too_small(needed, device) from error
 
 
-def too_small(needed: int, device: torch.device) -> UserError:
+REMEDIES = (
+    "use a larger device, free its memory, choose a smaller model, or share the weights among "
+    "several GPUs (trainer.fsdp)"
+)
+
+
+def too_small(needed: int, device: torch.device, remedies: str = REMEDIES) -> UserError:
     """Return the error of a device that cannot hold weights, gradients and optimizer."""
     has = ""
     if device.type == "cuda":
@@ -64,6 +59,5 @@ def too_small(needed: int, device: torch.device) -> UserError:
         has = f", but {device} has {size(total_or_none)}"
     return UserError(
         f"out of memory: weights, gradients and the optimizer's state need {size(needed)}{has}; "
-        "smaller batches do not help: use a larger device, free its memory, choose a smaller "
-        "model, or share the weights among several GPUs (trainer.fsdp)"
+        f"smaller batches do not help: {remedies}"
     )

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import shutil
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
-from firstcli.api import Dtype
 from firstcli.checkpoints import adapters
-from firstcli.checkpoints.adapters import Base
-from firstcli.checkpoints.loading import whole_weights
 from firstcli.checkpoints.quantization import untrainable_method
 from firstcli.errors import UserError
 from firstcli.models import inference, memory
 from firstcli.models.batching import free_memory, is_out_of_memory
 from firstcli.runtime import distributed
 from firstcli.runtime.console import size
-from firstcli.stages import fingerprints, inputs
+from firstcli.stages import inputs, training_memory, training_weights
 from firstcli.stages.base import TrainingFacts
-from firstcli.training import arguments, lora, saving, sharding, trainer, trial
+from firstcli.training import arguments, lora, sharding, tracking, trainer, trial
 from firstcli.training.batches import SoftTargetSource
+from firstcli.training.memory_estimate import MemoryEstimate
 from firstcli.workspace.artifacts import CHECKPOINTS
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Role, Unit, learned_parts
@@ -32,12 +29,8 @@ from firstcli.workspace.units import Role, Unit, learned_parts
 if TYPE_CHECKING:
     from peft import PeftModel
 
-ADAPTER_FOLDER = "adapter"
-"""In the folder of a merged model: where its adapter is."""
 QUANTIZATION = "quantization"
 """The option of a family that loads quantised weights."""
-FULL_ADAM = ("adamw_torch", "adamw_torch_fused")
-"""Optimizers that keep two moments per weight in the dtype of the weights."""
 _NO_MEMORY = "out of memory with micro_batch_size {}"
 
 
@@ -70,15 +63,12 @@ def check(run: Run, unit: Unit) -> str:
     parameters = inputs.weights(run, unit.role)
     trained = inputs.trainable_weights(run, unit)
     trains = f" and {trained / 1e6:.2f} M in adapters" if settings.lora else ""
-    needed = _memory(run, unit, args)
-    if not trainer.is_sharded(args):
-        memory.require_capacity(needed, device)
+    need = _require_memory(run, unit, args)
     without = _further_samples(run, unit)
     return (
         f"{len(rows)} samples{without}, {inputs.positions(rows)} positions, "
         f"{settings.epochs:g} epoch{'s' * (settings.epochs != 1)}; "
-        f"{parameters / 1e6:.1f} M weights{trains}, {size(needed)} of memory for "
-        "them with gradients and the optimizer's state"
+        f"{parameters / 1e6:.1f} M weights{trains}, {training_memory.in_words(need)}"
     )
 
 
@@ -126,19 +116,26 @@ def _check_adapters(run: Run, unit: Unit) -> None:
         )
 
 
-def _memory(run: Run, unit: Unit, args: TrainingArguments) -> int:
-    """Return the bytes that weights, gradients and the optimizer's state take.
+def _require_memory(run: Run, unit: Unit, args: TrainingArguments) -> MemoryEstimate:
+    """Estimate a training's memory; warn if it does not fit, because training halves batches.
 
-    Frozen weights have neither of the other two, and adapters are float32. AdamW keeps two moments
-    per weight; the state of other optimizers is unknown and left out, as activations are.
+    Raises:
+        UserError: weights, gradients and optimizer do not fit, so that smaller batches do not help.
     """
-    settings = run.training_settings(unit)
-    copies = 4 if args.optim in FULL_ADAM else 2
-    width = 4 if settings.dtype == "float32" else 2
-    weights = width * inputs.weights(run, unit.role)
-    if settings.lora is None:
-        return copies * weights
-    return weights + copies * 4 * inputs.trainable_weights(run, unit)
+    training = training_memory.of(run, unit, args)
+    device, need = training.settings.device, training.need(training.settings, training.micro)
+    if training.settings.sharded and training.settings.processes == 1:
+        return need  # how many processes will share the weights is not known yet
+    total = memory.capacity(device)
+    if total is not None and need.states > total:
+        raise memory.too_small(need.states, device, training_memory.advice(training, total))
+    room = training_memory.available(device)
+    if room is not None and need.total > room:
+        run.console.warn(
+            f"the {unit.role}'s training needs {training_memory.in_words(need)}, but {device} has "
+            f"{size(room)}; {training_memory.advice(training, room)}"
+        )
+    return need
 
 
 def train(
@@ -174,19 +171,25 @@ def train(
         checkpoints = folder / CHECKPOINTS
         args = arguments.arguments(checkpoints, settings, run.recipe.trainer, seed, device)
         micro = args.per_device_train_batch_size
-        loaded = _starting_model(run, role, settings.dtype, seed, args)
+        training = training_memory.of(run, unit, args)
+        loaded = training_weights.starting(run, unit, settings.dtype, args)
         model: PreTrainedModel | PeftModel = loaded
         if settings.lora:
             model = lora.with_adapters(loaded, settings.lora, seed, args)
         if first_attempt and not trainer.is_sharded(args):
-            memory.allocate(model, _memory(run, unit, args), args.device)
+            states = training.states(training.settings)
+            memory.allocate(model, states, args.device)
         try:
             if first_attempt and sharding.first_loads(args):
                 distributed.by_first(partial(_try_out, run, role, loaded, device))
             elif first_attempt:
                 _try_out(run, role, loaded, device)
             first_attempt = False
-            outcome = trainer.train(model, rows, soft_targets, objective, args, run.console, title)
+            args.run_name = args.run_name or f"{run.recipe.name}: {unit.key}"
+            with _trackers(run, unit, args):
+                outcome = trainer.train(
+                    model, rows, soft_targets, objective, args, run.console, title
+                )
             break
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -200,10 +203,7 @@ def train(
         )
         settings = settings.model_copy(update={"micro_batch_size": half})
     if distributed.is_first():
-        if isinstance(model, PreTrainedModel):
-            saving.save(model, outcome.weights, fingerprints.saved_dtype(run, unit), folder)
-        else:
-            _save_adapted(run, unit, model, folder, outcome.weights)
+        training_weights.save(run, unit, model, outcome.weights, folder)
         inputs.tokenizer(run, role).save_pretrained(folder)
         trainer.write_log(folder / "training_log.jsonl", outcome.log)
     del model, loaded
@@ -211,68 +211,10 @@ def train(
     return TrainingFacts(**outcome.facts)
 
 
-def _save_adapted(
-    run: Run, unit: Unit, model: PeftModel, folder: Path, weights: dict[str, Tensor] | None
-) -> None:
-    """Save the adapter, the model with the adapter merged into its weights, or both.
-
-    Quantised or sharded weights are not merged: the weights with which training began, on which
-    nothing has changed, are loaded again for that.
-    """
-    role, settings = unit.role, run.training_settings(unit)
-    section, seed = run.model_section(role), run.seed_of(unit)
-    alone = folder if settings.saved == "adapter" else folder / ADAPTER_FOLDER
-    base = Base(section.checkpoint or "", section.revision)
-    lora.save_adapter(model, alone, base, weights)
-    if settings.saved == "adapter":
-        return
-    if weights is None and not lora.is_quantized(lora.base_model(model)):
-        whole = model.merge_and_unload()
-    else:
-        start = inputs.starting_model(run, role, settings.dtype, seed, quantized=False)
-        whole = adapters.merged(start, alone)
-    saving.save(whole, None, fingerprints.saved_dtype(run, unit), folder)
-    if settings.saved == "merged":
-        shutil.rmtree(alone)
-    else:
-        inputs.tokenizer(run, role).save_pretrained(alone)
-
-
-def _starting_model(
-    run: Run, role: Role, dtype: Dtype, seed: int, args: TrainingArguments
-) -> PreTrainedModel:
-    """Load the model to train; where the first process's weights are shared, only there.
-
-    Args:
-        run: the run.
-        role: teacher or student.
-        dtype: type of the weights.
-        seed: draws new weights, where there are any.
-        args: settings of the training.
-    """
-
-    def load() -> PreTrainedModel:
-        with whole_weights():
-            return inputs.starting_model(run, role, dtype, seed)
-
-    if not sharding.first_loads(args):
-        return load()
-    loaded: list[PreTrainedModel] = []
-
-    def load_first() -> sharding.WholeModel:
-        loaded.append(load())
-        return sharding.WholeModel.of(loaded[0])
-
-    whole = distributed.by_first(load_first)
-    if whole.saved_buffers:
-        sharding.load_in_all(args)
-        return loaded[0] if loaded else load()
-    if loaded:
-        return loaded[0]
-    family = inputs.family(run, role)
-    empty = family.empty_model(run.reference(role), inputs.tokenizer(run, role))
-    whole.complete(empty)
-    return empty
+def _trackers(run: Run, unit: Unit, args: TrainingArguments) -> AbstractContextManager[None]:
+    if not args.report_to:
+        return nullcontext()
+    return tracking.inside(run.folder, run.recipe.name, unit.key)
 
 
 def _try_out(run: Run, role: Role, model: PreTrainedModel, device: torch.device) -> None:

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,7 @@ def install_objective(
     notify: Callable[[str], None] | None = None,
     *,
     together: bool = False,
+    with_entropy: bool = False,
 ) -> None:
     """Make the model's forward return the summed loss over a batch of `TrainingBatches`.
 
@@ -61,10 +63,11 @@ def install_objective(
     targets, the sums of `P` and `Q`.
 
     Args:
-        model: the model.
+        model: the model, in place.
         objective: the loss.
         notify: receives the reason if all logits are needed at once.
         together: whether all processes do this at the same time, and the first one's model counts.
+        with_entropy: whether the forward also returns the summed `entropy` of the student.
     """
     reader = readout.Reader(model, notify, together=together)
 
@@ -77,15 +80,19 @@ def install_objective(
         **soft: Tensor,
     ) -> dict[str, Tensor]:
         def sums(scores: readout.Scores) -> Tensor:
+            wanted = {"with_entropy": with_entropy}
             if objective == "labels":
-                return torch.stack(fused_objectives.labels(scores, targets))
+                return torch.stack(fused_objectives.labels(scores, targets, **wanted))
             known = (soft["token_ids"], soft["probabilities"])
             if objective == "topk-tail":
-                return torch.stack(fused_objectives.topk_tail(scores, *known, soft["tail"]))
-            return torch.stack(fused_objectives.topk_renormalized(scores, *known))
+                tail = soft["tail"]
+                return torch.stack(fused_objectives.topk_tail(scores, *known, tail, **wanted))
+            return torch.stack(fused_objectives.topk_renormalized(scores, *known, **wanted))
 
-        loss, student_mass = reader(input_ids, attention_mask, rows, columns, sums)
+        loss, student_mass, entropy = reader(input_ids, attention_mask, rows, columns, sums)
         output = {"loss": loss, "positions": torch.tensor(len(targets), device=loss.device)}
+        if with_entropy:
+            output["entropy"] = entropy.detach()
         if soft:
             output |= {"P": soft["teacher_mass"].sum(), "Q": student_mass.detach()}
         return output
@@ -112,6 +119,9 @@ class PositionTrainer(Trainer):
             seed=self.args.seed,
         )
         self._sums: dict[str, Tensor] = {}  # the outputs since the last log, by name
+        self._tokens = torch.zeros((), device=self.args.device)  # of this process, since then
+        self._logged_at = time.perf_counter()
+        self._for_trackers: dict[str, float] = {}
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Load this process's micro-batches, without Accelerate's `prepare`.
@@ -142,6 +152,8 @@ class PositionTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **kwargs: Any) -> Any:
         indices = inputs.pop("samples")
+        if len(inputs["targets"]):  # otherwise the sample only keeps this process busy
+            self._tokens += inputs["attention_mask"].sum()
         output = model(**inputs)
         # DDP averages gradients over processes, so the loss is multiplied by their number.
         loss = output["loss"] * self.accelerator.num_processes / kwargs["num_items_in_batch"]
@@ -157,14 +169,29 @@ class PositionTrainer(Trainer):
         return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the mean teacher mass P and student mass Q since the last log, over all processes."""
-        sums = [float(self._sums.get(name, 0)) for name in ("positions", "P", "Q")]
+        """Add the mean teacher mass P and student mass Q since the last log, over all processes.
+
+        Trackers also get the student's mean entropy and the tokens per second, padding excluded.
+        The log's file does not, so that it is the same whether or not a run was interrupted.
+        """
+        sums = [float(self._sums.get(name, 0)) for name in ("positions", "P", "Q", "entropy")]
+        sums.append(float(self._tokens))
         totals: Tensor = self.accelerator.reduce(torch.tensor(sums, device=self.args.device))
-        count, teacher, student = totals.tolist()
-        if count and "loss" in logs and teacher:
-            logs = {**logs, "P": teacher / count, "Q": student / count}
+        count, teacher, student, entropy, tokens = totals.tolist()
+        if count and "loss" in logs:
+            if teacher:
+                logs = {**logs, "P": teacher / count, "Q": student / count}
+            seconds = time.perf_counter() - self._logged_at
+            self._for_trackers = {"entropy": entropy / count, "tokens_per_second": tokens / seconds}
         self._sums = {}
+        self._tokens.zero_()
+        self._logged_at = time.perf_counter()
         super().log(logs, *args, **kwargs)
+
+    def values_for_trackers(self) -> dict[str, float]:
+        """Return what trackers get of the current log beyond its file, once."""
+        values, self._for_trackers = self._for_trackers, {}
+        return values
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self.require_finite_weights(model)
@@ -237,6 +264,16 @@ class _Progress(TrainerCallback):
 
 
 @dataclass
+class _Tracking(TrainerCallback):
+    """Stands before the trackers, and adds values to what they get."""
+
+    trainer: PositionTrainer
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        logs.update(self.trainer.values_for_trackers())
+
+
+@dataclass
 class _Restoring(TrainerCallback):
     trainer: PositionTrainer
     checkpoint: Path
@@ -296,11 +333,15 @@ def train(
     if not is_sharded(args):  # its own launcher moves the shards
         # The trial of the output layer must run where training does: some kernels need a GPU.
         placement.move(model, args.device)
-    inner = lora.base_model(model)
-    install_objective(inner, objective, console.say, together=is_sharded(args))
+    inner, tracked = lora.base_model(model), bool(args.report_to)
+    install_objective(
+        inner, objective, console.say, together=is_sharded(args), with_entropy=tracked
+    )
     batches = TrainingBatches(samples, soft_targets)
     trainer = PositionTrainer(model=model, args=args, train_dataset=batches)
     trainer.remove_callback(PrinterCallback)
+    if tracked:
+        trainer.callback_handler.callbacks.insert(0, _Tracking(trainer))
     checkpoint = distributed.by_first(lambda: last_checkpoint(Path(str(args.output_dir))))
     done = checkpoints.step_of(checkpoint) if checkpoint else 0
     if checkpoint:
