@@ -53,6 +53,10 @@ class Training(RecipeSection):
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Sequences per forward pass on one device. It must divide batch_size and never changes the
     result. Default: chosen by firstcli."""
+    batching: Literal["padded", "packed"] = "padded"
+    """How a forward pass holds its sequences: padded to the longest of them, or without padding,
+    one after the other in a single row (`packed`). It changes no result beyond rounding. Long rows
+    are slow without flash attention."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the weights during training. With float32 weights, the arithmetic runs in
     bfloat16 where the hardware supports it; bfloat16 weights lose small updates to rounding."""
@@ -73,6 +77,7 @@ class TrainingOverrides(RecipeSection):
     learning_rate: float | None = Field(default=None, gt=0)
     batch_size: int | None = Field(default=None, ge=1)
     micro_batch_size: int | None = Field(default=None, ge=1)
+    batching: Literal["padded", "packed"] | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
 
 
@@ -232,6 +237,8 @@ class KnowledgeSection(RecipeSection):
     """Fine-tune this many additional teachers, each on all but one fold of the training samples,
     and take each sample's probabilities from the teacher that was not trained on it. Default: take
     them from the teacher itself."""
+    batching: Literal["padded", "packed"] = "padded"
+    """How the teacher reads its batches, as `batching` does for training."""
 
     def stored(self) -> dict[str, Any]:
         """Return the settings that determine the contents of every shard."""

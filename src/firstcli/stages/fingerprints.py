@@ -70,7 +70,7 @@ def predictions(run: Run, role: Role) -> Inputs:
 
 def training(run: Run, unit: Unit) -> Inputs:
     """Return what a unit's training depends on, besides the soft targets."""
-    settings = run.training_settings(unit).model_dump(exclude={"micro_batch_size"})
+    settings = run.training_settings(unit).model_dump(exclude={"micro_batch_size", "batching"})
     trainer = {key: value for key, value in run.recipe.trainer.items() if key not in HARMLESS}
     return (
         model(run, unit.role, unit.model.seed)

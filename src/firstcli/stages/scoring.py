@@ -77,6 +77,7 @@ class TeacherScorer:
         """Load nothing yet; `what` names the work in warnings."""
         self._run = run
         self._limit = inputs.shared_vocabulary(run)
+        self._batching = run.recipe.knowledge.batching
         self._fold: int | None = None
         self._reader: readout.Reader | None = None
         self.halving = HalvingBatches(run.console.warn, what)
@@ -114,12 +115,18 @@ class TeacherScorer:
             self._reader = None
             free_memory()
             model = inputs.teacher(self._run, fold)
+            if self._batching == "packed":
+                inputs.require_packing(self._run, "teacher", model, "knowledge")
             self._reader, self._fold = readout.Reader(model, self._run.console.say), fold
-        return top_k_of(self._reader, rows, top_k, self._limit)
+        return top_k_of(self._reader, rows, top_k, self._limit, self._batching)
 
 
 def top_k_of(
-    reader: readout.Reader, rows: Sequence[EncodedSample], top_k: int, limit: int
+    reader: readout.Reader,
+    rows: Sequence[EncodedSample],
+    top_k: int,
+    limit: int,
+    batching: inference.Batching = "padded",
 ) -> dict[str, TopK]:
     """Run a model over one batch and keep the top k of each supervised position.
 
@@ -128,6 +135,7 @@ def top_k_of(
         rows: samples, of any length.
         top_k: tokens to keep at each position.
         limit: number of token ids that may be kept, counted from 0.
+        batching: how the batch holds its samples.
 
     Returns:
         The knowledge of every sample, by id.
@@ -136,19 +144,17 @@ def top_k_of(
         UserError: the model's output is not finite.
     """
     device = next(reader.model.parameters()).device
-    padded = inference.pad([row.input_ids for row in rows])
-    counts = [len(row.targets) for row in rows]
-    batch_rows, columns = inference.before_targets(rows)
-    packed = reader(
-        padded.input_ids.to(device),
-        padded.attention_mask.to(device),
-        batch_rows.to(device),
-        columns.to(device),
-        lambda scores: readout.top_k(scores, top_k, limit),
+    batch = inference.collated(rows, batching)
+    on_device = {name: value.to(device) for name, value in batch.items()}
+    top = reader(
+        **{"attention_mask": None, **on_device},
+        readout=lambda scores: readout.top_k(scores, top_k, limit),
     ).cpu()
-    token_ids, log_probs, log_tail = readout.unpack(packed)
+    token_ids, log_probs, log_tail = readout.unpack(top)
+    counts = [len(row.targets) for row in rows]
     if not torch.isfinite(log_probs).all():
-        bad = sorted({rows[int(i)].id for i in batch_rows[~torch.isfinite(log_probs).all(-1)]})
+        sample = torch.arange(len(rows)).repeat_interleave(torch.tensor(counts))
+        bad = sorted({rows[int(i)].id for i in sample[~torch.isfinite(log_probs).all(-1)]})
         raise UserError(
             f"the teacher's output is not finite for {len(bad)} samples, such as "
             f"{shortened(bad, 3)}; check its weights, or try model.options.dtype: float32"

@@ -19,7 +19,7 @@ from firstcli.training import arguments, trainer, trial
 from firstcli.training.batches import SoftTargetSource
 from firstcli.workspace.artifacts import CHECKPOINTS
 from firstcli.workspace.run import Run
-from firstcli.workspace.units import Role, Unit
+from firstcli.workspace.units import Unit
 
 FULL_ADAM = ("adamw_torch", "adamw_torch_fused")
 """Optimizers that keep two moments per weight in the dtype of the weights."""
@@ -109,9 +109,18 @@ def train(
             memory.allocate(model, _memory(run, unit, args), args.device)
         try:
             if first_attempt:
-                _try_out(run, role, model, device)
+                _try_out(run, unit, model, device)
             first_attempt = False
-            outcome = trainer.train(model, rows, soft_targets, objective, args, run.console, title)
+            outcome = trainer.train(
+                model,
+                rows,
+                soft_targets,
+                objective,
+                args,
+                run.console,
+                title,
+                settings.batching,
+            )
             break
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -133,21 +142,28 @@ def train(
     return TrainingFacts(**outcome.facts)
 
 
-def _try_out(run: Run, role: Role, model: PreTrainedModel, device: torch.device) -> None:
-    """Require a causal decoder.
+def _try_out(run: Run, unit: Unit, model: PreTrainedModel, device: torch.device) -> None:
+    """Require a causal decoder that reads the batches of its training.
 
     The model is tried out where its weights are: on its device, or on the CPU if they are sharded
     later. If it does not run there, such as attention that needs a GPU, a single process moves it.
     """
+
+    def require() -> None:
+        inputs.require_decoder(run, unit.role, model)
+        if run.training_settings(unit).batching == "packed":
+            section = inputs.batching_section(run, unit.arm)
+            inputs.require_packing(run, unit.role, model, section)
+
     try:
-        inputs.require_decoder(run, role, model)
+        require()
     except UserError:
         raise
     except Exception:
         if distributed.count() > 1:
             return
         model.to(device)  # type: ignore[arg-type]  # a decorator hides its signature
-        inputs.require_decoder(run, role, model)
+        require()
 
 
 def _halved(micro: int) -> int:
