@@ -56,7 +56,8 @@ def test_a_recipe_loads(folder: Path) -> None:
     loaded = load(GOOD)
     assert loaded.teacher is not None and loaded.teacher.finetune is not None
     assert loaded.teacher.finetune.learning_rate == 2e-5
-    assert loaded.resolved()["knowledge"] == {"top_k": 5, "precision": "standard"}
+    stored = {"top_k": 5, "precision": "standard", "batching": "padded"}
+    assert loaded.resolved()["knowledge"] == stored
 
 
 def test_a_resolved_recipe_loads_as_the_same_recipe(folder: Path) -> None:
