@@ -95,12 +95,12 @@ def step(setting: steps.Setting, repeats: int) -> list[Comparison]:
     """Compare the time of a step with that on hard labels, and its peak memory with the estimate.
 
     Raises:
-        RuntimeError: it does not fit into memory.
+        MemoryError: it does not fit into memory.
     """
     needed = states(setting)
     available = memory.capacity(setting.place.device)
     if available is not None and needed > available:
-        raise torch.OutOfMemoryError(f"it needs {size(needed)} of {size(available)}")
+        raise MemoryError(f"it needs {size(needed)} of {size(available)}")
     model = setting.make()
     with tempfile.TemporaryDirectory() as name:
         works = {
