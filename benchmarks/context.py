@@ -1,15 +1,17 @@
-"""What a long context costs: seconds and memory of one sample of 512 to 4,096 tokens.
+"""What a long context costs: CPU seconds and memory of one sample of 512 to 4,096 tokens.
 
     python benchmarks/context.py [--contexts 512 1024 2048 4096] [--repeats 3]
 
 One sample of random tokens, the second half supervised, is extracted and trained on (`topk-tail`,
-forward and backward, without the optimizer). Memory is the increase of the resident peak of a fresh
+forward and backward, without the optimizer). CPU seconds are summed over the threads, so that other
+work on the machine disturbs them little. Memory is the increase of the resident peak of a fresh
 process over the loaded model; in training it includes the gradients of all weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
@@ -71,17 +73,16 @@ def prepare(work: str, tokens: int) -> Callable[[], None]:
     return train
 
 
-def peak(work: str, tokens: int) -> float:
-    """Measure the peak memory in MB, beyond the model."""
-    return measure.peak_of(prepare(work, tokens))
-
-
 def cells(work: str, tokens: int, repeats: int) -> list[str]:
-    """Measure one kind of work on a sample: its seconds and memory."""
-    clocked = measure.clocked(prepare(work, tokens))
-    clocked()  # warm up
-    seconds = median(clocked() for _ in range(repeats))
-    return [f"{seconds:.3g} s", f"{measure.in_child(peak, work, tokens):.0f} MB"]
+    """Measure one kind of work on a sample: its CPU seconds, and its memory beyond the model."""
+    run = prepare(work, tokens)
+    megabytes = measure.peak_of(run)  # which also warms up
+    seconds = []
+    for _ in range(repeats):
+        began = time.process_time()
+        run()
+        seconds.append(time.process_time() - began)
+    return [f"{median(seconds):.3g} s", f"{megabytes:.0f} MB"]
 
 
 def main() -> None:
@@ -91,10 +92,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     chosen = parser.parse_args()
     headings = ["tokens", *(f"{work}: {unit}" for work in WORK for unit in ("time", "memory"))]
-    rows = [
-        [f"{tokens:,}", *(cell for work in WORK for cell in cells(work, tokens, chosen.repeats))]
-        for tokens in chosen.contexts
-    ]
+    rows = []
+    for tokens in chosen.contexts:
+        row = [f"{tokens:,}"]
+        for work in WORK:
+            row += measure.in_child(cells, work, tokens, chosen.repeats)
+        rows.append(row)
     print(measure.table(headings, rows))
 
 
