@@ -60,7 +60,7 @@ def prepare(work: str, tokens: int) -> Callable[[], None]:
         return extract
     model.train()
     if work != "training":
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     trainer.install_objective(model, "topk-tail")
     soft_targets = drawn_soft_targets(len(row.targets))
     batch = batches.TrainingBatches([row], lambda _: soft_targets)[[0]]

@@ -144,11 +144,15 @@ def top_k_of(
         UserError: the model's output is not finite.
     """
     device = next(reader.model.parameters()).device
-    batch = inference.collated(rows, batching)
-    on_device = {name: value.to(device) for name, value in batch.items()}
+    collated = inference.collated(rows, batching)
+    batch = {name: value.to(device) for name, value in collated.items()}
     top = reader(
-        **{"attention_mask": None, **on_device},
-        readout=lambda scores: readout.top_k(scores, top_k, limit),
+        batch["input_ids"],
+        batch.get("attention_mask"),
+        batch["rows"],
+        batch["columns"],
+        lambda scores: readout.top_k(scores, top_k, limit),
+        batch.get("position_ids"),
     ).cpu()
     token_ids, log_probs, log_tail = readout.unpack(top)
     counts = [len(row.targets) for row in rows]
