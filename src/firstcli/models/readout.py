@@ -186,32 +186,40 @@ class Reader:
     def __call__(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None,
         rows: Tensor,
         columns: Tensor,
         readout: Readout,
+        position_ids: Tensor | None = None,
     ) -> Tensor:
         """Return the readout of the predictions after the tokens `input_ids[rows, columns]`.
 
         Args:
-            input_ids: the padded batch, (B, L).
-            attention_mask: 1 for tokens and 0 for padding, (B, L).
+            input_ids: the padded batch, (B, L), or packed sequences, (1, L).
+            attention_mask: 1 for tokens and 0 for padding, (B, L); None for packed sequences.
             rows: sequence of each position, (N,).
             columns: token of each position, (N,).
             readout: maps the output layer's operands, or logits, at the N positions to a tensor.
+            position_ids: of packed sequences, (1, L), starting at 0 with each.
         """
         if self.obstacle:
-            return readout(Logits(self.logits_at(input_ids, attention_mask, rows, columns)))
+            logits = self.logits_at(input_ids, attention_mask, rows, columns, position_ids)
+            return readout(Logits(logits))
 
         def read(hidden: Tensor) -> Tensor:
             at = rows.to(hidden.device), columns.to(hidden.device)
             return readout(Layer(hidden[at], self._head.weight, self._head.bias))[None]
 
         with _replaced(self._head, read):
-            return _logits(self._forward, input_ids, attention_mask)[0]
+            return _logits(self._forward, input_ids, attention_mask, position_ids)[0]
 
     def logits_at(
-        self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, columns: Tensor
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        rows: Tensor,
+        columns: Tensor,
+        position_ids: Tensor | None = None,
     ) -> Tensor:
         """Return float32 logits (N, V) of any model; a hook selects the head's inputs.
 
@@ -226,7 +234,7 @@ class Reader:
             return (inputs[0][at][None], *inputs[1:])  # (1, N, D)
 
         with self._head.register_forward_pre_hook(select), _summed_in_float32(self._head):
-            logits = _logits(self._forward, input_ids, attention_mask)
+            logits = _logits(self._forward, input_ids, attention_mask, position_ids)
         if logits.shape[:2] != (1, len(rows)):
             raise UserError(
                 f"{type(self.model).__name__} does not apply its output layer to unmodified hidden "
@@ -235,9 +243,15 @@ class Reader:
         return logits[0].float()
 
 
-def _logits(forward: Callable[..., Any], input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    output = forward(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-    logits: Tensor = output.logits
+def _logits(
+    forward: Callable[..., Any],
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None = None,
+) -> Tensor:
+    given = {"attention_mask": attention_mask, "position_ids": position_ids}
+    inputs = {name: value for name, value in given.items() if value is not None}
+    logits: Tensor = forward(input_ids=input_ids, **inputs, use_cache=False).logits
     return logits
 
 

@@ -55,6 +55,10 @@ class Training(RecipeSection):
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Sequences per forward pass on one device. It must divide batch_size and never changes the
     result. Default: chosen by firstcli."""
+    batching: Literal["padded", "packed"] = "padded"
+    """How a forward pass holds its sequences: padded to the longest of them, or without padding,
+    one after the other in a single row (`packed`). It changes no result beyond rounding. Long rows
+    are slow without flash attention."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the weights during training. With float32 weights, the arithmetic runs in
     bfloat16 where the hardware supports it; bfloat16 weights lose small updates to rounding.
@@ -99,6 +103,7 @@ class TrainingOverrides(RecipeSection):
     learning_rate: float | None = Field(default=None, gt=0)
     batch_size: int | None = Field(default=None, ge=1)
     micro_batch_size: int | None = Field(default=None, ge=1)
+    batching: Literal["padded", "packed"] | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
     lora: Lora | None = None
     save: Saved | None = None
@@ -287,6 +292,8 @@ class KnowledgeSection(RecipeSection):
     """What the probabilities are of: the most likely tokens at each position (`tokens`), or whole
     candidates of questions (`candidates`), for which teacher and student may have different
     tokenizers. Then `top_k` is the number of most likely candidates that are stored."""
+    batching: Literal["padded", "packed"] = "padded"
+    """How the teacher reads its batches, as `batching` does for training."""
 
     @property
     def over_candidates(self) -> bool:

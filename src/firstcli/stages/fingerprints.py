@@ -106,7 +106,8 @@ def predictions(run: Run, role: Role, evaluation: str = "") -> Inputs:
 def training(run: Run, unit: Unit) -> Inputs:
     """Return what a unit's training depends on, besides the soft targets."""
     settings = run.training_settings(unit)
-    stated = settings.model_dump(exclude={"micro_batch_size", "save", "save_dtype"})
+    unused = {"micro_batch_size", "batching", "save", "save_dtype"}
+    stated = settings.model_dump(exclude=unused)
     if settings.lora:
         stated["save"] = settings.saved
     saved = saved_dtype(run, unit)

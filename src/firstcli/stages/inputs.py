@@ -230,6 +230,36 @@ def require_decoder(
         raise UserError(f"{described(run, role, folder)}: {problem}")
 
 
+def batching_section(run: Run, arm: str) -> str:
+    """Return the section of the recipe that states the batching of a training.
+
+    Args:
+        run: the run.
+        arm: the student's arm; empty for the teacher.
+    """
+    if not arm:
+        return "teacher.finetune"
+    override = run.recipe.arms[arm].training
+    return f"arms.{arm}.training" if override and override.batching else "student.training"
+
+
+def require_packing(run: Run, role: Role, model: PreTrainedModel, section: str) -> None:
+    """Try out whether a loaded model can read packed batches.
+
+    Args:
+        run: the run.
+        role: teacher or student.
+        model: the role's model, a causal decoder.
+        section: the section of the recipe that asks for it, such as `knowledge`.
+
+    Raises:
+        UserError: it cannot.
+        Exception: the model does not run on its device.
+    """
+    if problem := inference.packing_fault(model, tokenizer(run, role)):
+        raise UserError(f"{section}.batching: {described(run, role)}: {problem}; set it to padded")
+
+
 def described(run: Run, role: Role, folder: Path | None = None) -> str:
     """Name a role's model in messages, with its family and its checkpoint or folder."""
     section = run.model_section(role)

@@ -98,7 +98,7 @@ class Probe:
         trainer.install_objective(model, "labels")
         trained = [value for value in model.parameters() if value.requires_grad]
         optimizer = torch.optim.AdamW(trained, 1e-9)
-        batches = TrainingBatches(rows, None)
+        batches = TrainingBatches(rows, None, settings.batching)
         autocast = inference.has_bfloat16(device) and settings.dtype == "float32"
 
         def forward_and_backward(index: int) -> None:
@@ -111,7 +111,10 @@ class Probe:
         _reset_peak(device)
         forward_and_backward(0)  # the longest batch
         update = _seconds(optimizer.step, device)  # which creates Adam's moments
-        tokens = np.array([lengths[part].max() * len(part) for part in parts])
+        packed = settings.batching == "packed"
+        tokens = np.array(
+            [lengths[part].sum() if packed else lengths[part].max() * len(part) for part in parts]
+        )
         seconds = _interpolated(tokens, forward_and_backward, device).sum()
         steps = -(-len(rows) // settings.batch_size)
         memory = _peak(device)
@@ -127,9 +130,9 @@ class Probe:
 
     def extraction(self, unit: Unit) -> CostEstimate:
         """Estimate the extraction of a part."""
-        if self.run.recipe.knowledge.over_candidates:
+        section, limit = self.run.recipe.knowledge, inputs.shared_vocabulary(self.run)
+        if section.over_candidates:
             return self._candidates(unit, inputs.candidate_questions(self.run, unit.part))
-        top_k, limit = self.run.recipe.knowledge.top_k, inputs.shared_vocabulary(self.run)
         ranks: list[int] = []
         batches: list[Sequence[EncodedSample]] = []
         for index, shard in enumerate(scoring.shards_of(self.run, unit)):
@@ -140,7 +143,9 @@ class Probe:
             unit,
             batches,
             ranks,
-            lambda reader, batch: scoring.top_k_of(reader, batch, top_k, limit),
+            lambda reader, batch: scoring.top_k_of(
+                reader, batch, section.top_k, limit, section.batching
+            ),
         )
 
     def evaluation(self, unit: Unit) -> CostEstimate:

@@ -79,6 +79,7 @@ class TeacherScorer(ABC):
     def __init__(self, run: Run, unit: Unit) -> None:
         """Load nothing yet; `unit` is an extraction."""
         self._run, self._unit = run, unit
+        self._batching = run.recipe.knowledge.batching
         self._fold: int | None = None
         self._reader: readout.Reader | None = None
         self.halving = HalvingBatches(run.console.warn, unit.key)
@@ -120,6 +121,8 @@ class TeacherScorer(ABC):
             self._reader = None
             free_memory()
             model = inputs.teacher(self._run, fold, self._unit.teacher_seed)
+            if self._batching == "packed":
+                inputs.require_packing(self._run, "teacher", model, "knowledge")
             self._reader, self._fold = readout.Reader(model, self._run.console.say), fold
         return self._reader
 
@@ -131,7 +134,9 @@ class TokenScorer(TeacherScorer):
         self, reader: readout.Reader, rows: Sequence[EncodedSample], top_k: int
     ) -> dict[str, TopK]:
         limit = inputs.shared_vocabulary(self._run)
-        return self.halving.run(rows, lambda part: top_k_of(reader, part, top_k, limit))
+        return self.halving.run(
+            rows, lambda part: top_k_of(reader, part, top_k, limit, self._batching)
+        )
 
 
 class CandidateScorer(TeacherScorer):
@@ -155,8 +160,9 @@ class CandidateScorer(TeacherScorer):
 
 def scorer_of(run: Run, unit: Unit) -> TeacherScorer:
     """Return what scores an extraction's samples."""
-    over_candidates = run.recipe.knowledge.over_candidates
-    return (CandidateScorer if over_candidates else TokenScorer)(run, unit)
+    if run.recipe.knowledge.over_candidates:
+        return CandidateScorer(run, unit)
+    return TokenScorer(run, unit)
 
 
 def _not_finite(ids: Sequence[str]) -> UserError:
@@ -167,7 +173,11 @@ def _not_finite(ids: Sequence[str]) -> UserError:
 
 
 def top_k_of(
-    reader: readout.Reader, rows: Sequence[EncodedSample], top_k: int, limit: int
+    reader: readout.Reader,
+    rows: Sequence[EncodedSample],
+    top_k: int,
+    limit: int,
+    batching: inference.Batching = "padded",
 ) -> dict[str, TopK]:
     """Run a model over one batch and keep the top k of each supervised position.
 
@@ -176,6 +186,7 @@ def top_k_of(
         rows: samples, of any length.
         top_k: tokens to keep at each position.
         limit: number of token ids that may be kept, counted from 0.
+        batching: how the batch holds its samples.
 
     Returns:
         The knowledge of every sample, by id.
@@ -184,19 +195,21 @@ def top_k_of(
         UserError: the model's output is not finite.
     """
     device = input_device(reader.model)
-    padded = inference.pad([row.input_ids for row in rows])
-    counts = [len(row.targets) for row in rows]
-    batch_rows, columns = inference.before_targets(rows)
-    packed = reader(
-        padded.input_ids.to(device),
-        padded.attention_mask.to(device),
-        batch_rows.to(device),
-        columns.to(device),
+    collated = inference.collated(rows, batching)
+    batch = {name: value.to(device) for name, value in collated.items()}
+    top = reader(
+        batch["input_ids"],
+        batch.get("attention_mask"),
+        batch["rows"],
+        batch["columns"],
         lambda scores: readout.top_k(scores, top_k, limit),
+        batch.get("position_ids"),
     ).cpu()
-    token_ids, log_probs, log_tail = readout.unpack(packed)
+    token_ids, log_probs, log_tail = readout.unpack(top)
+    counts = [len(row.targets) for row in rows]
     if not torch.isfinite(log_probs).all():
-        bad = {rows[int(i)].id for i in batch_rows[~torch.isfinite(log_probs).all(-1)]}
+        sample = torch.arange(len(rows)).repeat_interleave(torch.tensor(counts))
+        bad = {rows[int(i)].id for i in sample[~torch.isfinite(log_probs).all(-1)]}
         raise _not_finite(sorted(bad))
     ends = np.cumsum(counts)
     return {

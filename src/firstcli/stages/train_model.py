@@ -24,7 +24,7 @@ from firstcli.training.batches import SoftTargetSource
 from firstcli.training.memory_estimate import MemoryEstimate
 from firstcli.workspace.artifacts import CHECKPOINTS
 from firstcli.workspace.run import Run
-from firstcli.workspace.units import Role, Unit, learned_parts
+from firstcli.workspace.units import Unit, learned_parts
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -181,14 +181,21 @@ def train(
             memory.allocate(model, states, args.device)
         try:
             if first_attempt and sharding.first_loads(args):
-                distributed.by_first(partial(_try_out, run, role, loaded, device))
+                distributed.by_first(partial(_try_out, run, unit, loaded, device))
             elif first_attempt:
-                _try_out(run, role, loaded, device)
+                _try_out(run, unit, loaded, device)
             first_attempt = False
             args.run_name = args.run_name or f"{run.recipe.name}: {unit.key}"
             with _trackers(run, unit, args):
                 outcome = trainer.train(
-                    model, rows, soft_targets, objective, args, run.console, title
+                    model,
+                    rows,
+                    soft_targets,
+                    objective,
+                    args,
+                    run.console,
+                    title,
+                    settings.batching,
                 )
             break
         except (RuntimeError, MemoryError) as error:
@@ -217,21 +224,28 @@ def _trackers(run: Run, unit: Unit, args: TrainingArguments) -> AbstractContextM
     return tracking.inside(run.folder, run.recipe.name, unit.key)
 
 
-def _try_out(run: Run, role: Role, model: PreTrainedModel, device: torch.device) -> None:
-    """Require a causal decoder.
+def _try_out(run: Run, unit: Unit, model: PreTrainedModel, device: torch.device) -> None:
+    """Require a causal decoder that reads the batches of its training.
 
     The model is tried out where its weights are: on its device, or on the CPU if they are sharded
     later. If it does not run there, such as attention that needs a GPU, a single process moves it.
     """
+
+    def require() -> None:
+        inputs.require_decoder(run, unit.role, model)
+        if run.training_settings(unit).batching == "packed":
+            section = inputs.batching_section(run, unit.arm)
+            inputs.require_packing(run, unit.role, model, section)
+
     try:
-        inputs.require_decoder(run, role, model)
+        require()
     except UserError:
         raise
     except Exception:
         if distributed.count() > 1:
             return
         model.to(device)  # type: ignore[arg-type]  # a decorator hides its signature
-        inputs.require_decoder(run, role, model)
+        require()
 
 
 def _halved(micro: int) -> int:

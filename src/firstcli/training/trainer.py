@@ -33,7 +33,7 @@ from firstcli.checkpoints import placement
 from firstcli.data.encoded import counts_of, lengths_of
 from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError, shortened
-from firstcli.models import readout
+from firstcli.models import inference, readout
 from firstcli.runtime import distributed
 from firstcli.runtime.console import Advance, Console
 from firstcli.runtime.files import write_text
@@ -73,10 +73,11 @@ def install_objective(
 
     def forward(
         input_ids: Tensor,
-        attention_mask: Tensor,
         rows: Tensor,
         columns: Tensor,
         targets: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         **soft: Tensor,
     ) -> dict[str, Tensor]:
         def sums(scores: readout.Scores) -> Tensor:
@@ -89,7 +90,9 @@ def install_objective(
                 return torch.stack(fused_objectives.topk_tail(scores, *known, tail, **wanted))
             return torch.stack(fused_objectives.topk_renormalized(scores, *known, **wanted))
 
-        loss, student_mass, entropy = reader(input_ids, attention_mask, rows, columns, sums)
+        loss, student_mass, entropy = reader(
+            input_ids, attention_mask, rows, columns, sums, position_ids
+        )
         output = {"loss": loss, "positions": torch.tensor(len(targets), device=loss.device)}
         if with_entropy:
             output["entropy"] = entropy.detach()
@@ -314,6 +317,7 @@ def train(
     args: TrainingArguments,
     console: Console,
     title: str,
+    batching: inference.Batching = "padded",
 ) -> Outcome:
     """Train a model in place, resuming from the last complete checkpoint in `args.output_dir`.
 
@@ -326,6 +330,7 @@ def train(
         args: settings, as `arguments.arguments` makes them.
         console: shows progress.
         title: what is being done, for progress and messages.
+        batching: how a micro-batch holds its samples.
 
     Raises:
         UserError: the loss or the weights are no longer finite.
@@ -337,7 +342,7 @@ def train(
     install_objective(
         inner, objective, console.say, together=is_sharded(args), with_entropy=tracked
     )
-    batches = TrainingBatches(samples, soft_targets)
+    batches = TrainingBatches(samples, soft_targets, batching)
     trainer = PositionTrainer(model=model, args=args, train_dataset=batches)
     trainer.remove_callback(PrinterCallback)
     if tracked:
@@ -352,7 +357,7 @@ def train(
     if steps <= 0:
         steps = math.ceil(-(-len(samples) // micro_batches.batch_size) * args.num_train_epochs)
     own = (part for part in micro_batches if part[0] >= 0)
-    padding = padding_share(micro_batches.lengths, own)
+    padding = 0.0 if batching == "packed" else padding_share(micro_batches.lengths, own)
     with console.progress(title, steps, "steps", done) as advance:
         trainer.add_callback(_Progress(advance, done))
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
