@@ -31,6 +31,14 @@ from firstcli.api.recalibrators import (
     Recalibrator,
     TopKRows,
 )
+from firstcli.api.remote import (
+    CandidateQuery,
+    RemoteFamily,
+    RemoteScorer,
+    RemoteUsage,
+    TokenQuery,
+    TopTokens,
+)
 from firstcli.api.usage import ChoiceForm, InputField, Label, TaskUsage
 from firstcli.errors import UserError
 
@@ -39,6 +47,7 @@ __all__ = [
     "RESERVED_FACTS",
     "Adaptation",
     "BoolArray",
+    "CandidateQuery",
     "ChoiceForm",
     "Curve",
     "DataPath",
@@ -55,12 +64,17 @@ __all__ = [
     "ModelRef",
     "PluginOptions",
     "Recalibrator",
+    "RemoteFamily",
+    "RemoteScorer",
+    "RemoteUsage",
     "ResponseTokens",
     "Sample",
     "SourcedStr",
     "Split",
     "Task",
     "TaskUsage",
+    "TokenQuery",
     "TopKRows",
+    "TopTokens",
     "UserError",
 ]

@@ -348,6 +348,17 @@ class Recipe(RecipeSection):
         """The folder of the run, unless `--run-dir` names a different one."""
         return Path("runs") / self.name
 
+    @property
+    def answers_only(self) -> bool:
+        """Whether the answer position is the only supervised one of every question.
+
+        A remote teacher that returns the probabilities of the first generated token knows no more.
+        """
+        teacher = self.teacher
+        if teacher is None or not teacher.model.plugin.is_remote:
+            return False
+        return bool(teacher.model.build().answers_only)  # type: ignore[attr-defined]
+
     def is_validation(self, evaluation: str) -> bool:
         """Whether this names the questions of the validation part.
 
@@ -436,6 +447,11 @@ def _conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
         yield from _unknown_rows(section, valid)
     if name == "seeds" and len(set(section)) < len(section):
         yield (), f"found {list(section)}, expected seeds without repetition"
+    if name == "teacher" and section and section.model.plugin.is_remote:
+        yield from _remote_conflicts(section, valid.get("train"))
+    if name == "student" and section.model.plugin.is_remote:
+        text = f"the model of family '{section.model.family}' runs elsewhere and cannot be trained"
+        yield ("model", "family"), f"{text}; choose a different family"
     if name == "teacher" and section and section.posthoc:
         yield from _posthoc_conflicts(valid.get("train"))
     teacher: Teacher | None = valid.get("teacher")
@@ -451,6 +467,20 @@ def _conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
                 yield (arm_name,), "differs from another arm's name only in case; rename one"
             for keys, text in _arm_conflicts(arm, valid):
                 yield (arm_name, *keys), text
+
+
+def _remote_conflicts(teacher: Teacher, train: Train | None) -> Conflicts:
+    """Yield what a teacher whose model runs elsewhere cannot do."""
+    if teacher.finetune:
+        text = f"the model of family '{teacher.model.family}' runs elsewhere; leave this out"
+        yield ("finetune",), text
+    if train and not train.task.plugin.has_candidates and teacher.model.build().answers_only:  # type: ignore[attr-defined]
+        yield (
+            ("model", "options"),
+            "with these options, only the first generated token has probabilities, which suits "
+            f"tasks with candidates, and '{train.task.name}' has none; use a server that also "
+            "returns the probabilities of the prompt's tokens",
+        )
 
 
 def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:

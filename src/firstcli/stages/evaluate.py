@@ -101,15 +101,16 @@ class Evaluate(Stage):
         return f"{text}, {len(sequences)} candidates of several tokens" if sequences else text
 
     def probe(self, probe: Probe, unit: Unit) -> CostEstimate | None:
-        return None if unit.model.posthoc else probe.evaluation(unit)
+        is_remote = probe.run.model_section(unit.role).plugin.is_remote
+        return None if unit.model.posthoc or is_remote else probe.evaluation(unit)
 
     def work(self, run: Run, unit: Unit, folder: Path) -> EvalFacts | None:
         from firstcli import metrics
 
         if not unit.model.posthoc:
-            from firstcli.stages import scoring
+            from firstcli.stages import remote, scoring
 
-            records = scoring.answered(run, unit)
+            records = scoring.answered(run, unit, remote.answers_file(folder))
         if not distributed.is_first():
             return None
         if unit.model.posthoc:

@@ -42,6 +42,12 @@ class ExtractFacts(Facts):
     accuracy: float | None = None
     """None for samples without a label."""
     batches_halved: int | None = None
+    requests: int | None = None
+    """What a remote teacher was asked, and how many tokens it read and wrote."""
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cost: float | None = None
+    """In the currency of the prices in the recipe, if it has any."""
 
 
 class Extract(Stage):
@@ -105,7 +111,12 @@ class Extract(Stage):
         rows = inputs.training_rows(run, "teacher", unit.part)
         scoring.shards_of(run, unit)
         stored = size(self.disk(run, unit))
-        return f"{len(rows)} samples, {inputs.positions(rows)} positions; {stored} of knowledge"
+        text = f"{len(rows)} samples, {inputs.positions(rows)} positions; {stored} of knowledge"
+        if inputs.remote(run, unit.role) is None:
+            return text
+        from firstcli.stages import remote
+
+        return f"{text}; about {remote.estimate(run, rows)}"
 
     def disk(self, run: Run, unit: Unit) -> int:
         from firstcli.knowledge import store
@@ -116,7 +127,8 @@ class Extract(Stage):
         return int(positions * store.bytes_per_position(section.top_k, section.precision))
 
     def probe(self, probe: Probe, unit: Unit) -> CostEstimate | None:
-        return probe.extraction(unit)
+        is_remote = probe.run.model_section(unit.role).plugin.is_remote
+        return None if is_remote else probe.extraction(unit)
 
     def resumption(self, folder: Path) -> str:
         from firstcli.knowledge.shards import shard_facts
@@ -140,6 +152,12 @@ class Extract(Stage):
             phrases.append(f"teacher {right}says {percent(facts.confidence)}")
         if facts.batches_halved:
             phrases.append(f"{facts.batches_halved:,} batches halved")
+        if facts.requests is not None:
+            from firstcli.api import RemoteUsage
+            from firstcli.stages import remote
+
+            counts = (facts.input_tokens or 0, facts.output_tokens or 0)
+            phrases.append(remote.described(RemoteUsage(facts.requests, *counts, facts.cost)))
         return phrases
 
     def unsound_files(self, folder: Path) -> list[str]:

@@ -11,17 +11,19 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import chain, islice
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from firstcli.api import BoolArray, Dtype
+from firstcli.api import BoolArray, Dtype, PluginOptions, RemoteFamily
 from firstcli.data import splits
 from firstcli.data.encoded import EncodedStore, IntArray, counts_of, lengths_of
 from firstcli.data.encoding import (
     EncodedQuestion,
     EncodedSample,
     Encoding,
+    answer_only,
     encode_questions,
 )
 from firstcli.data.joint import CHUNK
@@ -38,6 +40,12 @@ from firstcli.workspace.units import Model, Part, Role, Unit, learns_unlabelled,
 @once_per_run
 def family(run: Run, role: Role) -> inference.Family:
     return run.model_section(role).build()
+
+
+def remote(run: Run, role: Role) -> RemoteFamily[PluginOptions] | None:
+    """Return a role's family if its model runs elsewhere, else None."""
+    own = family(run, role)
+    return cast(RemoteFamily[PluginOptions], own) if own.is_remote else None
 
 
 def tokenizer(run: Run, role: Role) -> PreTrainedTokenizerBase:
@@ -167,6 +175,8 @@ def training_rows(run: Run, role: Role, part: Part) -> EncodedStore:
         return training_rows(run, role, "train")
     where = f"train.task ({part} part, {role}'s tokenizer)"
     rows = encoded.training_part(run, tokenizer(run, role), part, where)
+    if run.recipe.answers_only:
+        rows = EncodedStore(map(answer_only, rows), run.folder)
     kept = _fitting(run, role, lengths_of(rows), lambda index: rows[index].id, where)
     if not kept.any():
         raise UserError(f"{where}: no sample is left to use")
@@ -264,7 +274,14 @@ def context(run: Run, role: Role) -> float:
     """
     shared = run.recipe.train.too_long == "drop" and run.recipe.teacher is not None
     roles: list[Role] = ["teacher", "student"] if shared else [role]
-    return min(inference.context_length(empty_model(run, role)) or math.inf for role in roles)
+    return min(_own_context(run, role) or math.inf for role in roles)
+
+
+def _own_context(run: Run, role: Role) -> int | None:
+    elsewhere = remote(run, role)
+    if elsewhere is not None:
+        return elsewhere.context(run.reference(role))
+    return inference.context_length(empty_model(run, role))
 
 
 def _fitting(
@@ -299,6 +316,8 @@ def shared_vocabulary(run: Run) -> int:
 def vocabulary(run: Run, role: Role) -> int:
     """Return the number of token ids that a role's tokenizer and model both know, from 0."""
     named = max(tokenizer(run, role).get_vocab().values()) + 1
+    if remote(run, role) is not None:
+        return named
     return min(named, inference.vocabulary_size(empty_model(run, role)))
 
 
