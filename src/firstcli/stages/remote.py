@@ -165,7 +165,7 @@ def checked(query: TokenQuery, answer: TopTokens, top_k: int, limit: int) -> Top
     if ids.shape != (len(query.positions), top_k) or log_probs.shape != ids.shape:
         wanted = (len(query.positions), top_k)
         raise _unfit(query.id, f"it has the shape {log_probs.shape} instead of {wanted}")
-    if ids.size and not (0 <= ids.min() and ids.max() < limit):
+    if ids.size and not (ids.min() >= 0 and ids.max() < limit):
         outside = int(ids[(ids < 0) | (ids >= limit)][0])
         raise _unfit(query.id, f"token {outside} is none of the {limit} that both models share")
     if any(len(set(row)) < top_k for row in ids.tolist()):
@@ -290,9 +290,7 @@ def require_as_stored(run: Run) -> None:
             return
 
 
-def require_as_begun(
-    run: Run, folder: Path, sampled: Sequence[Sequence[EncodedSample]]
-) -> None:
+def require_as_begun(run: Run, folder: Path, sampled: Sequence[Sequence[EncodedSample]]) -> None:
     """Ask again for a few samples that an interrupted run has stored in a work folder.
 
     Args:
@@ -330,9 +328,7 @@ def _some_of(path: Path) -> dict[str, TopK]:
     return some
 
 
-def require_unchanged(
-    run: Run, rows: Sequence[EncodedSample], stored: Mapping[str, TopK]
-) -> None:
+def require_unchanged(run: Run, rows: Sequence[EncodedSample], stored: Mapping[str, TopK]) -> None:
     """Ask again for some samples and compare.
 
     Raises:
@@ -353,4 +349,3 @@ def require_unchanged(
 
 def _with_ids(rows: Sequence[EncodedSample], ids: Container[str]) -> list[EncodedSample]:
     return [row for row in rows if row.id in ids]
-

@@ -251,9 +251,7 @@ def answered_validation(run: Run, unit: Unit, answers: Path | None = None) -> Ev
     """Run a model over the questions of the validation part, without whole candidates."""
     questions = inputs.validation_questions(run, unit.role)
     if inputs.remote(run, unit.role) is not None:
-        return _records(
-            questions, remote.candidate_log_probs(run, questions, unit.key, answers)
-        )
+        return _records(questions, remote.candidate_log_probs(run, questions, unit.key, answers))
     reader = readout.Reader(inputs.model(run, unit.model), run.console.say)
     return _records(questions, _first_tokens(run, unit, reader, questions))
 
