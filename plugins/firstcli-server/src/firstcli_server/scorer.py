@@ -78,12 +78,11 @@ class Scorer(RemoteScorer):
 
     @cached_property
     def _protocol(self) -> Protocol:
-        make = partial(self._made)
         if self._options.protocol != "auto":
-            return make(BY_NAME[self._options.protocol])
+            return self._made(BY_NAME[self._options.protocol])
         refused: list[Refused] = []
         for kind in (Vllm, Echo, Sglang, NextToken):
-            protocol = make(kind)
+            protocol = self._made(kind)
             try:
                 protocol.tops("a trial", self._probe, [len(self._probe) - 1], 1)
             except Refused as refusal:
@@ -178,8 +177,7 @@ class Scorer(RemoteScorer):
         else:
             requests = sum(len(query.positions) for query in queries)
             tokens = sum(int(query.positions.sum()) for query in queries)
-        outputs = 0 if isinstance(self._protocol, Vllm) else requests
-        return RemoteUsage(requests, tokens, outputs, self._client.cost(tokens, outputs))
+        return RemoteUsage(requests, tokens, requests, self._client.cost(tokens, requests))
 
 
 def _best(top: Top, k: int) -> list[tuple[int, float]]:
