@@ -21,12 +21,13 @@ name: r
 train:
   task: {{name: classification, options: {{path: train.jsonl}}}}
   validation: 0.2
-evaluate: [{{name: test, task: {{name: classification, options: {{path: test.jsonl}}}}, split: train}}]
+evaluate:
+  - {{name: test, split: train, task: {{name: classification, options: {{path: test.jsonl}}}}}}
 teacher:
   model:
     family: server
     checkpoint: model
-    options: {{url: "{url}", model: stub, retries: 3, timeout: 2, max_concurrency: 2{more}}}
+    options: {{url: "{url}", model: stub, retries: 3, max_concurrency: 2{more}}}
 student:
   model: {{family: causal-lm, checkpoint: model}}
 arms:
@@ -74,7 +75,7 @@ def tokenizer(model: Path) -> Any:
 
 @pytest.fixture
 def stub(tokenizer: Any) -> Stub:
-    return Stub(len(tokenizer))
+    return Stub(tokenizer)
 
 
 @pytest.fixture

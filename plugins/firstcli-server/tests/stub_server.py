@@ -1,4 +1,4 @@
-"""A server that answers like vLLM from a fixed function of the tokens, and misbehaves on request."""
+"""A server that answers from a fixed function of the tokens, and misbehaves on request."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Fault = Callable[["Stub", BaseHTTPRequestHandler, int], bool]
 class Stub:
     """The state of the server; tests change it while it runs."""
 
-    def __init__(self, vocabulary: int) -> None:
-        self.vocabulary = vocabulary
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.vocabulary = tokenizer, len(tokenizer)
         self.model = "stub"
         self.seed = 0
         self.most = 20
@@ -39,6 +39,8 @@ class Stub:
         """Return status and content of an answer."""
         if body["model"] != self.model:
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
+        if "prompt_logprobs" not in body:
+            return 200, self.next_token(body)
         k, prompt = body["prompt_logprobs"], body["prompt"]
         if k > self.most:
             text = f"Requested prompt logprobs of {k}, which is greater than {self.most}"
@@ -51,6 +53,15 @@ class Stub:
         choice = {"index": 0, "text": "", "prompt_logprobs": entries + [None] * self.extra}
         usage = {"prompt_tokens": len(prompt), "completion_tokens": 0}
         return 200, {"choices": [choice], "usage": usage}
+
+    def next_token(self, body: dict[str, Any]) -> Any:
+        """Answer like a server that returns probabilities of generated tokens only."""
+        prompt = self.tokenizer(body["prompt"])["input_ids"]
+        values = self.log_probs(prompt)
+        best = np.argsort(-values)[: body["logprobs"]].tolist()
+        top = {f"token_id:{token}": values[token] for token in best}
+        usage = {"prompt_tokens": len(prompt), "completion_tokens": 1}
+        return {"choices": [{"logprobs": {"top_logprobs": [top]}}], "usage": usage}
 
 
 @contextmanager

@@ -85,7 +85,7 @@ def test_a_fault_that_passes_is_repeated(
         return True
 
     stub.fault = fault
-    done = first("extract", more="" if kind != "slow" else "")
+    done = first("extract", more="timeout: 0.2" if kind == "slow" else "")
     assert done.returncode == 0, done.stderr
     assert len(extracted(folder).ids) > 20
     assert waits and (kind != "429" or max(waits) >= 7)
@@ -149,9 +149,43 @@ def test_a_changed_model_is_noticed_when_work_goes_on(stub: Stub, first: Run, fo
 def test_a_changed_model_is_noticed_before_it_is_evaluated(stub: Stub, first: Run) -> None:
     assert first("extract").returncode == 0
     stub.seed = 1
-    done = first("eval", "--arm", "teacher")
-    assert done.returncode in (0, 2)  # the knowledge is compared only if the command needs it
-    assert "Traceback" not in done.stderr
+    done = first("eval")
+    assert done.returncode == 2 and "now answers differently" in done.stderr
+
+
+def test_generated_tokens_alone_teach_the_answers_of_questions(
+    stub: Stub, first: Run, folder: Path
+) -> None:
+    more = "protocol: first-token"
+    done = first("eval", more=more)  # extracts, trains and evaluates
+    assert done.returncode == 0, done.stderr
+    shard = extracted(folder)
+    assert set(shard.counts.tolist()) == {1}
+    prompts = [stub.tokenizer(text)["input_ids"] for text in map(str, stub.prompts)]
+    exact = [np.sort(np.exp(stub.log_probs(prompt)))[::-1][:5] for prompt in prompts]
+    for stored in np.exp(shard.known.log_probs):
+        assert min(np.abs(stored - each).max() for each in exact) < 0.005
+    (folder / "text.jsonl").write_text('{"prompt": "a", "response": " b"}\n' * 9)
+    task = "train.task={name: instruction, options: {path: text.jsonl}}"
+    refused = first("plan", "--set", task, more=more)
+    assert refused.returncode == 2 and "only the first generated token" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("teacher.finetune={epochs: 1, learning_rate: 0.1, batch_size: 4}", "runs elsewhere"),
+        (
+            "student.model={family: server, checkpoint: m/m, options: {url: 'http://x', model: x}}",
+            "runs elsewhere and cannot be trained",
+        ),
+        ("teacher.model.options.url=http://me:pw@host", "no user or password"),
+        ("metrics.candidates=whole", "first tokens only"),
+    ],
+)
+def test_what_a_server_cannot_do_is_refused(setting: str, words: str, first: Run) -> None:
+    done = first("plan", "--set", setting)
+    assert done.returncode == 2 and words in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(

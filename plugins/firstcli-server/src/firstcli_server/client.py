@@ -61,6 +61,8 @@ class Client:
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             limits=httpx2.Limits(max_connections=options.max_concurrency),
         )
+        self.trying = False
+        """Whether an error of the server counts as a refusal: some do not know a request at all."""
         self._lock = threading.Lock()
         self._next = 0.0  # when the next request may start
         self._used = RemoteUsage(cost=None if self._prices() is None else 0.0)
@@ -133,7 +135,7 @@ class Client:
             except httpx2.TransportError as error:
                 problem = self._clean(str(error) or type(error).__name__)
                 continue
-            if response.status_code in PASSING:
+            if response.status_code in PASSING and not (self.trying and response.is_server_error):
                 problem = f"status {response.status_code}: {self._message(response)}"
                 pause = max(pause, _retry_after(response))
                 continue

@@ -80,6 +80,13 @@ class Scorer(RemoteScorer):
     def _protocol(self) -> Protocol:
         if self._options.protocol != "auto":
             return self._made(BY_NAME[self._options.protocol])
+        self._client.trying = True
+        try:
+            return self._first_that_fits()
+        finally:
+            self._client.trying = False
+
+    def _first_that_fits(self) -> Protocol:
         refused: list[Refused] = []
         for kind in (Vllm, Echo, Sglang, NextToken):
             protocol = self._made(kind)
