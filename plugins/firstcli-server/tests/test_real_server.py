@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
-from firstcli.api import CandidateQuery, TokenQuery
 from firstcli_server import ServerOptions
 from firstcli_server.protocols import NextToken
 from firstcli_server.scorer import Scorer
+
+from firstcli.api import CandidateQuery, TokenQuery
 
 HERE = Path(__file__).parent
 PYTHON = os.environ.get("FIRSTCLI_SERVER_PYTHON", "")
@@ -48,7 +48,8 @@ def address(local: Any, model: Path, tmp_path_factory: pytest.TempPathFactory) -
     target = folder / "model.gguf"
     subprocess.run([PYTHON, HERE / "make_gguf.py", folder, target], check=True)
     server = subprocess.Popen(
-        [PYTHON, HERE / "llama_server.py", target],
+        [PYTHON, HERE / "llama_server.py", target.name],
+        cwd=folder,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

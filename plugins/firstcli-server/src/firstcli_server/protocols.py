@@ -195,10 +195,26 @@ class NextToken(Protocol):
         return body | {"temperature": 0, "logprobs": k, "return_tokens_as_token_ids": True}
 
     def _top(self, id: str, token_ids: list[int], k: int) -> Top:
-        answer = self.client.post(self.path, self.body(id, token_ids, k))
+        body = self.body(id, token_ids, k)
+        found = self._log_probs(id, token_ids, body)
+        if type(self) is NextToken and not (found.get("content") or found.get("top_logprobs")):
+            # llama.cpp keeps back a generated token that is half a character. Its probabilities
+            # are those before the bias, which makes it generate a letter.
+            letter = self.texts.letter
+            found = self._log_probs(id, token_ids, body | {"logit_bias": {str(letter): 100}})
+            top = self._read(id, found, k)
+            if top.get(letter, -1.0) > -1e-3:
+                raise malformed(id, "it has no log-probabilities of half a character")
+            return top
+        return self._read(id, found, k)
+
+    def _log_probs(self, id: str, token_ids: list[int], body: Mapping[str, Any]) -> Any:
+        answer = self.client.post(self.path, body)
         self._check_length(id, answer, token_ids)
         found = choice_of(id, answer).get("logprobs")
-        found = found if isinstance(found, dict) else {}
+        return found if isinstance(found, dict) else {}
+
+    def _read(self, id: str, found: Mapping[str, Any], k: int) -> Top:
         content, tops = found.get("content"), found.get("top_logprobs")
         try:
             if content:

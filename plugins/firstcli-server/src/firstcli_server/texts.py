@@ -71,6 +71,11 @@ class Texts:
         found = [token_id for token_id in token_ids if token_id in special]
         return str(self._tokenizer.convert_ids_to_tokens(found[0])) if found else ""
 
+    @property
+    def letter(self) -> int:
+        """The id of a token that is a whole character."""
+        return int(self._tokenizer("a", add_special_tokens=False)["input_ids"][-1])
+
     @cached_property
     def _ids(self) -> dict[str, list[int]]:
         ids: dict[str, list[int]] = {}
