@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firstcli.data.encoding import EncodedSample
+from firstcli.data.encoding import EncodedSample, answer_only
 from firstcli.knowledge import codec
-from firstcli.knowledge.candidates import CandidateKnowledge, answer_only, top_candidates
+from firstcli.knowledge.candidates import CandidateKnowledge, top_candidates
 from firstcli.knowledge.top_k import TopK
 from firstcli.recipe.schema import Arm
 from firstcli.training import objectives, soft_targets

@@ -324,6 +324,11 @@ class ModelFamily(PluginBase[OptionsT]):
     """Whether a recipe must (True) or must not (False) give `checkpoint`."""
     needs_text: ClassVar[bool] = False
     """Whether the tokenizer is trained on the training task's text."""
+    is_remote: ClassVar[bool] = False
+    """Whether the model runs elsewhere; see `RemoteFamily`."""
+    harmless_options: ClassVar[tuple[str, ...]] = ()
+    """Names of options that change no result, such as addresses and time limits: other values make
+    nothing out of date."""
     device: str = "auto"
     """Where models run: `auto`, or a name that `torch.device` accepts."""
     inference_dtype: Literal["auto"] | Dtype = "auto"

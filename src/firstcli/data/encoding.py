@@ -74,6 +74,16 @@ class EncodedSample:
         return self.input_ids[self.positions if self.gaps else slice(self.start, None)]
 
 
+def answer_only(row: EncodedSample) -> EncodedSample:
+    """Return a question of which only the answer position is supervised.
+
+    The tokens before it do not depend on the answer, and those after it are left out.
+    """
+    position = row.answer_position
+    assert position is not None
+    return EncodedSample(row.id, row.input_ids[: position + 1], position, position)
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedQuestion:
     """An evaluation sample as tokens: the candidates differ in the token after `input_ids`."""

@@ -16,19 +16,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from firstcli.data.encoding import EncodedSample
+from firstcli.data.encoding import EncodedSample, answer_only
 from firstcli.knowledge.store import KnowledgeSource
 from firstcli.knowledge.top_k import TopK
 
 CandidateTokens = Mapping[str, tuple[int, ...]]
 """The token of each candidate at the answer position, by sample id."""
-
-
-def answer_only(sample: EncodedSample) -> EncodedSample:
-    """Return a question's sample up to its answer position, which alone is supervised."""
-    position = sample.answer_position
-    assert position is not None
-    return EncodedSample(sample.id, sample.input_ids[: position + 1], position, position)
 
 
 def top_candidates(log_probs: Sequence[float], width: int) -> TopK:

@@ -423,6 +423,17 @@ class Recipe(RecipeSection):
         """The folder of the run, unless `--run-dir` names a different one."""
         return Path("runs") / self.name
 
+    @property
+    def answers_only(self) -> bool:
+        """Whether the answer position is the only supervised one of every question.
+
+        A remote teacher that returns the probabilities of the first generated token knows no more.
+        """
+        teacher = self.teacher
+        if teacher is None or not teacher.model.plugin.is_remote:
+            return False
+        return bool(teacher.model.build().answers_only)  # type: ignore[attr-defined]
+
     def is_validation(self, evaluation: str) -> bool:
         """Whether this names the questions of the validation part.
 
@@ -518,6 +529,11 @@ def _conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
         if len(set(section.seeds)) < len(section.seeds):
             text = f"found {list(section.seeds)}, expected seeds without repetition"
             yield ("seeds",), text
+    if name == "teacher" and section and section.model.plugin.is_remote:
+        yield from _remote_conflicts(section, valid.get("train"))
+    if name == "student" and section.model.plugin.is_remote:
+        text = f"the model of family '{section.model.family}' runs elsewhere and cannot be trained"
+        yield ("model", "family"), f"{text}; choose a different family"
     if name == "teacher" and section and section.posthoc:
         yield from _posthoc_conflicts(valid.get("train"))
     teacher: Teacher | None = valid.get("teacher")
@@ -555,6 +571,20 @@ def _knowledge_conflicts(
         yield ("responses",), text
     elif section.responses == "teacher-always" and section.folds:
         yield ("folds",), "has no effect with 'responses: teacher-always'; leave it out"
+
+
+def _remote_conflicts(teacher: Teacher, train: Train | None) -> Conflicts:
+    """Yield what a teacher whose model runs elsewhere cannot do."""
+    if teacher.finetune:
+        text = f"the model of family '{teacher.model.family}' runs elsewhere; leave this out"
+        yield ("finetune",), text
+    if train and not train.task.plugin.has_candidates and teacher.model.build().answers_only:  # type: ignore[attr-defined]
+        yield (
+            ("model", "options"),
+            "with these options, only the first generated token has probabilities, which suits "
+            f"tasks with candidates, and '{train.task.name}' has none; use a server that also "
+            "returns the probabilities of the prompt's tokens",
+        )
 
 
 def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:

@@ -116,7 +116,7 @@ def _compare_tokens(run: Run, part: Part) -> None:
             expected, found = sample.targets, other.targets
         if part == "unlabelled":  # whose last token is a placeholder
             expected, found = expected[:-1], found[:-1]
-        elif eos:
+        elif eos and not run.recipe.answers_only:
             expected = np.append(expected[:-1], np.int32(eos[1]))
         if not np.array_equal(expected, found):
             raise UserError(
@@ -283,6 +283,11 @@ def _warn_of_seen_rows(run: Run) -> None:
 def _warn_of_unpinned_checkpoints(run: Run) -> None:
     for section in (run.recipe.teacher, run.recipe.student):
         model = section.model if section else None
+        if model is not None and model.plugin.is_remote:
+            run.console.warn(
+                f"{model.family}: nothing identifies the weights of a remote model; when a run "
+                "goes on, some stored samples are asked for again, and it stops if they differ"
+            )
         if model is None or model.checkpoint is None or model.revision is not None:
             continue
         if not Path(model.checkpoint).is_absolute():
@@ -296,6 +301,14 @@ def _check_weights(run: Run, role: Role) -> object:
     from firstcli.stages import weights
 
     return weights.check(run, role)
+
+
+def _check_remote(run: Run) -> object:
+    from firstcli.stages import remote
+    from firstcli.workspace.run import NOT_REMEMBERED
+
+    remote.check(run)
+    return NOT_REMEMBERED
 
 
 def _encoded_example(run: Run) -> object:
@@ -318,9 +331,13 @@ WEIGHTS: dict[Role, SharedCheck] = {
 def untrained_teacher(run: Run, role: Role) -> tuple[SharedCheck, ...]:
     """Return the check of a role's weights if no training unit of this run starts with them."""
     trained = role == "student" or not run.recipe.teacher or run.recipe.teacher.finetune
-    return () if trained else (WEIGHTS[role],)
+    if trained:
+        return ()
+    return (REMOTE if run.model_section(role).plugin.is_remote else WEIGHTS[role],)
 
 
+REMOTE = SharedCheck("remote teacher", _check_remote, heavy=True)
+"""Whether a teacher that runs elsewhere answers as it must."""
 EXAMPLE = SharedCheck("encoded example", _encoded_example)
 """Not only a check: the plan shows its result."""
 TOKENIZERS = SharedCheck("tokenizers", _check_tokenizers)

@@ -108,15 +108,16 @@ class Evaluate(Stage):
         return f"{text}; {reading_memory.check(run, unit.role, lengths, EVALUATION_TOKENS)}"
 
     def probe(self, probe: Probe, unit: Unit) -> CostEstimate | None:
-        return None if unit.model.posthoc else probe.evaluation(unit)
+        is_remote = probe.run.model_section(unit.role).plugin.is_remote
+        return None if unit.model.posthoc or is_remote else probe.evaluation(unit)
 
     def work(self, run: Run, unit: Unit, folder: Path) -> EvalFacts | None:
         from firstcli import metrics
 
         if not unit.model.posthoc:
-            from firstcli.stages import scoring
+            from firstcli.stages import remote, scoring
 
-            records = scoring.answered(run, unit)
+            records = scoring.answered(run, unit, remote.answers_file(folder))
         if not distributed.is_first():
             return None
         if unit.model.posthoc:

@@ -51,6 +51,12 @@ class ExtractFacts(Facts):
     accuracy: float | None = None
     """None for samples without a label."""
     batches_halved: int | None = None
+    requests: int | None = None
+    """What a remote teacher was asked, and how many tokens it read and wrote."""
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cost: float | None = None
+    """In the currency of the prices in the recipe, if it has any."""
 
 
 class Extract(Stage):
@@ -152,13 +158,17 @@ class Extract(Stage):
         rows = inputs.knowledge_rows(run, unit.part)
         scoring.shards_of(run, unit)
         stored = size(self.disk(run, unit))
+        text = f"{len(rows)} samples, {inputs.positions(rows)} positions; {stored} of knowledge"
+        if inputs.remote(run, unit.role) is not None:
+            from firstcli.stages import remote
+
+            return f"{text}; about {remote.estimate(run, rows)}"
+        if run.recipe.knowledge.over_candidates:
+            sequences = CandidateSequences(inputs.candidate_questions(run, unit.part))
+            text += f"; {len(sequences)} candidates of several tokens"
         lengths = lengths_of(rows)
         needed = reading_memory.check(run, unit.role, lengths, scoring.EXTRACTION_TOKENS)
-        text = f"{len(rows)} samples, {inputs.positions(rows)} positions; {stored} of knowledge"
-        if not run.recipe.knowledge.over_candidates:
-            return f"{text}; {needed}"
-        sequences = CandidateSequences(inputs.candidate_questions(run, unit.part))
-        return f"{text}; {len(sequences)} candidates of several tokens; {needed}"
+        return f"{text}; {needed}"
 
     def disk(self, run: Run, unit: Unit) -> int:
         from firstcli.knowledge import store
@@ -172,6 +182,8 @@ class Extract(Stage):
         return int(positions * store.bytes_per_position(width, precision))
 
     def probe(self, probe: Probe, unit: Unit) -> CostEstimate | None:
+        if probe.run.model_section(unit.role).plugin.is_remote:
+            return None
         return probe.extraction(unit) if probe.run.is_written(unit.part) else None
 
     def resumption(self, folder: Path) -> str:
@@ -196,6 +208,12 @@ class Extract(Stage):
             phrases.append(f"teacher {right}says {percent(facts.confidence)}")
         if facts.batches_halved:
             phrases.append(f"{facts.batches_halved:,} batches halved")
+        if facts.requests is not None:
+            from firstcli.api import RemoteUsage
+            from firstcli.stages import remote
+
+            counts = (facts.input_tokens or 0, facts.output_tokens or 0)
+            phrases.append(remote.described(RemoteUsage(facts.requests, *counts, facts.cost)))
         return phrases
 
     def unsound_files(self, folder: Path) -> list[str]:

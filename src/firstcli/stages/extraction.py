@@ -21,7 +21,7 @@ from firstcli.knowledge.codec import BOUNDS
 from firstcli.knowledge.top_k import TopK
 from firstcli.runtime import distributed
 from firstcli.runtime.files import write_text
-from firstcli.stages import inputs, scoring
+from firstcli.stages import inputs, remote, scoring
 from firstcli.stages.scoring import ShardSamples, TeacherScorer, scorer_of
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit
@@ -43,9 +43,10 @@ def extract(run: Run, unit: Unit, folder: Path) -> dict[str, Any] | None:
             "machines must share the run folder"
         )
     if _measures_concentration(run, unit) and not (folder / concentration.FILE_NAME).exists():
-        measured = _concentration(run, scorer, sampled_shards)
+        measured = _concentration(run, scorer, folder, sampled_shards)
         write_text(folder / concentration.FILE_NAME, json.dumps(measured) + "\n")
-    return store.summary(folder) | {"batches_halved": halved or None}
+    spent = {} if inputs.remote(run, "teacher") is None else remote.spent(folder)
+    return store.summary(folder) | {"batches_halved": halved or None} | spent
 
 
 def _measures_concentration(run: Run, unit: Unit) -> bool:
@@ -73,6 +74,7 @@ def _write_shards(
     missing = distributed.by_first(
         lambda: [i for i, path in enumerate(paths) if shards.shard_facts(path) is None]
     )
+    is_remote = inputs.remote(run, "teacher") is not None
     counts = [len(shard.rows) for shard in sampled_shards]
     if done := sum(counts) - sum(counts[index] for index in missing):
         run.console.say(f"{unit.key}: resuming after {done} finished samples")
@@ -81,15 +83,21 @@ def _write_shards(
     labelled = unit.part not in ("unlabelled", "written")
     # Each process takes whole shards, whose content depends on the data alone.
     ours = missing[distributed.rank() :: distributed.count()]
+    what = "samples"
+    if is_remote:
+        remote.require_as_begun(run, folder, [shard.rows for shard in sampled_shards])
+        counts = [inputs.positions(shard.rows) for shard in sampled_shards]
+        what = "positions"
     total = sum(counts[index] for index in ours)
-    with run.console.progress(unit.key, total, "samples") as advance:
+    with run.console.progress(unit.key, total, what) as advance:
         for index in ours:
-            rows = sampled_shards[index].rows
-            knowledge = scorer(sampled_shards[index], format.top_k, advance)
+            rows, kept = sampled_shards[index].rows, remote.answers_file(folder, index)
+            knowledge = scorer(sampled_shards[index], format.top_k, advance, answers=kept)
             ordered = [knowledge[row.id] for row in rows]
             labels = [answers.get(row.id, row.targets) for row in rows] if labelled else None
             top_1 = _top_1(rows, ordered, labels, answers_only)
             shards.write_shard(paths[index], rows, ordered, format, top_1)
+            kept.unlink(missing_ok=True)
 
 
 def _answers(run: Run, unit: Unit) -> dict[str, IntArray]:
@@ -101,10 +109,15 @@ def _answers(run: Run, unit: Unit) -> dict[str, IntArray]:
 
 
 def _concentration(
-    run: Run, scorer: TeacherScorer, sampled_shards: Sequence[ShardSamples]
+    run: Run, scorer: TeacherScorer, folder: Path, sampled_shards: Sequence[ShardSamples]
 ) -> dict[str, Any]:
-    """Score some samples once more, with many more tokens than the store keeps."""
+    """Score some samples once more, with many more tokens than the store keeps.
+
+    A remote teacher is not asked for more than the top k, which servers limit and may charge for.
+    """
     width = min(concentration.RANKS, inputs.shared_vocabulary(run))
+    if inputs.remote(run, "teacher") is not None:
+        return _stored_concentration(run, folder, sampled_shards)
     total = sum(len(shard.rows) for shard in sampled_shards)
     rows: list[EncodedSample] = []
     knowledge: dict[str, TopK] = {}
@@ -115,6 +128,16 @@ def _concentration(
     section = run.recipe.knowledge
     wide = [knowledge[row.id] for row in rows]
     return concentration.measure(rows, wide, section.precision, section.top_k)
+
+
+def _stored_concentration(
+    run: Run, folder: Path, sampled_shards: Sequence[ShardSamples]
+) -> dict[str, Any]:
+    stored, section = store.Knowledge(folder), run.recipe.knowledge
+    total = sum(len(shard.rows) for shard in sampled_shards)
+    rows = [row for shard in sampled_shards for row in concentration.subset(shard.rows, total)]
+    known = [stored.of(row) for row in rows]
+    return concentration.measure(rows, known, section.precision, section.top_k)
 
 
 def _top_1(

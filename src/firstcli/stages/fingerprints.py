@@ -122,6 +122,7 @@ def training(run: Run, unit: Unit) -> Inputs:
         | flat("student.training" if unit.arm else "teacher.finetune", stated)
         | flat("trainer", trainer)
         | {"longest sample": longest_sample(run, unit)}
+        | ({"supervised": "answers only"} if run.recipe.answers_only else {})
     )
 
 
@@ -168,6 +169,7 @@ def plugin(prefix: str, ref: PluginRef) -> Inputs:
 
 
 def _options(prefix: str, ref: PluginRef | ModelSection, without: tuple[str, ...] = ()) -> Inputs:
+    without += getattr(ref.plugin, "harmless_options", ())
     options = {key: value for key, value in ref.effective.items() if key not in without}
     inputs = flat(f"{prefix}.options", options) | {f"plugin of {prefix}": ref.identity}
     return inputs | ({f"{SOURCE_OF} {prefix}": ref.source} if ref.source else {})

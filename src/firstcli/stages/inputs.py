@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import get_args
+from typing import cast, get_args
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from firstcli.api import BoolArray, Dtype, ModelRef
+from firstcli.api import BoolArray, Dtype, ModelRef, PluginOptions, RemoteFamily
 from firstcli.checkpoints import placement
 from firstcli.checkpoints.folder import stored_dtype
 from firstcli.checkpoints.loading import whole_weights
@@ -27,11 +27,12 @@ from firstcli.data.encoded import EncodedStore, IntArray, counts_of, lengths_of
 from firstcli.data.encoding import (
     EncodedQuestion,
     EncodedSample,
+    answer_only,
     encode_questions,
 )
 from firstcli.data.joint import CHUNK
 from firstcli.errors import UserError, shortened
-from firstcli.knowledge.candidates import CandidateKnowledge, answer_only
+from firstcli.knowledge.candidates import CandidateKnowledge
 from firstcli.knowledge.mean import MeanKnowledge
 from firstcli.knowledge.shards import StoreFormat
 from firstcli.knowledge.store import JoinedKnowledge, Knowledge, KnowledgePart, KnowledgeSource
@@ -60,6 +61,12 @@ OFFLOAD_PREFIX = ".offload-"
 @once_per_run
 def family(run: Run, role: Role) -> inference.Family:
     return run.model_section(role).build()
+
+
+def remote(run: Run, role: Role) -> RemoteFamily[PluginOptions] | None:
+    """Return a role's family if its model runs elsewhere, else None."""
+    own = family(run, role)
+    return cast(RemoteFamily[PluginOptions], own) if own.is_remote else None
 
 
 def tokenizer(run: Run, role: Role) -> PreTrainedTokenizerBase:
@@ -278,6 +285,8 @@ def training_rows(run: Run, role: Role, part: Part) -> EncodedStore:
         return training_rows(run, role, "train")
     where = _part(part, role)
     rows = encoded.training_part(run, role, part, where)
+    if run.recipe.answers_only:
+        rows = EncodedStore(map(answer_only, rows), run.folder)
     kept = _fitting(run, role, lengths_of(rows), lambda index: rows[index].id, where)
     if not kept.any():
         raise UserError(f"{where}: no sample is left to use")
@@ -436,14 +445,21 @@ def context(run: Run, role: Role) -> float:
     """
     if run.recipe.train.too_long == "drop" and run.recipe.teacher is not None:
         return shared_context(run)
-    return inference.context_length(empty_model(run, role)) or math.inf
+    return _own_context(run, role) or math.inf
 
 
 @once_per_run
 def shared_context(run: Run) -> float:
     """Return the length in tokens of the longest sample that teacher and students may see."""
     roles: tuple[Role, ...] = ("teacher", "student")
-    return min(inference.context_length(empty_model(run, role)) or math.inf for role in roles)
+    return min(_own_context(run, role) or math.inf for role in roles)
+
+
+def _own_context(run: Run, role: Role) -> int | None:
+    elsewhere = remote(run, role)
+    if elsewhere is not None:
+        return elsewhere.context(run.reference(role))
+    return inference.context_length(empty_model(run, role))
 
 
 def _fitting(
@@ -478,6 +494,8 @@ def shared_vocabulary(run: Run) -> int:
 def vocabulary(run: Run, role: Role) -> int:
     """Return the number of token ids that a role's tokenizer and model both know, from 0."""
     named = max(tokenizer(run, role).get_vocab().values()) + 1
+    if remote(run, role) is not None:
+        return named
     return min(named, inference.vocabulary_size(empty_model(run, role)))
 
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ import torch
 from firstcli.api import BoolArray, TopKRows
 from firstcli.checkpoints.placement import input_device
 from firstcli.data.encoded import EncodedStore, counts_of, lengths_of
-from firstcli.data.encoding import EncodedQuestion, EncodedSample
+from firstcli.data.encoding import EncodedQuestion, EncodedSample, answer_only
 from firstcli.data.sequences import Selected
 from firstcli.errors import UserError, shortened
 from firstcli.knowledge import store
@@ -23,7 +24,8 @@ from firstcli.metrics.records import EvalRecords
 from firstcli.models import inference, readout
 from firstcli.models.answers import EVALUATION_TOKENS, candidate_log_probs
 from firstcli.models.batching import HalvingBatches, free_memory, run_batched
-from firstcli.stages import inputs, whole_candidates
+from firstcli.runtime import distributed
+from firstcli.stages import inputs, remote, whole_candidates
 from firstcli.training.soft_targets import candidate_indices
 from firstcli.workspace.run import Run, once_per_run
 from firstcli.workspace.units import Unit
@@ -90,6 +92,7 @@ class TeacherScorer(ABC):
         top_k: int,
         advance: Callable[[int], None] = lambda _: None,
         only: Container[str] | None = None,
+        answers: Path | None = None,
     ) -> dict[str, TopK]:
         """Return the knowledge of a shard's samples, by id.
 
@@ -98,9 +101,14 @@ class TeacherScorer(ABC):
         Args:
             shard: the samples and their teacher.
             top_k: tokens to keep at each position.
-            advance: is called with the number of samples of each batch.
+            advance: is called with the number of samples of each batch, or of a remote teacher,
+                with the number of positions of each sample.
             only: ids of the samples to return; None for all.
+            answers: the file that keeps the answers of a remote teacher.
         """
+        if inputs.remote(self._run, "teacher") is not None:
+            rows = [row for row in shard.rows if only is None or row.id in only]
+            return self._asked(rows, top_k, advance, answers)
         knowledge: dict[str, TopK] = {}
         for batch in inference.batches(lengths_of(shard.rows).tolist(), EXTRACTION_TOKENS):
             rows = [shard.rows[i] for i in batch]
@@ -109,6 +117,16 @@ class TeacherScorer(ABC):
                 knowledge |= {id: top for id, top in scored.items() if only is None or id in only}
             advance(len(rows))
         return knowledge
+
+    @abstractmethod
+    def _asked(
+        self,
+        rows: Sequence[EncodedSample],
+        top_k: int,
+        advance: Callable[[int], None],
+        answers: Path | None,
+    ) -> dict[str, TopK]:
+        """Ask a remote teacher; the arguments are those of `__call__`."""
 
     @abstractmethod
     def _score(
@@ -130,6 +148,15 @@ class TeacherScorer(ABC):
 class TokenScorer(TeacherScorer):
     """Scores the tokens at every supervised position."""
 
+    def _asked(
+        self,
+        rows: Sequence[EncodedSample],
+        top_k: int,
+        advance: Callable[[int], None],
+        answers: Path | None,
+    ) -> dict[str, TopK]:
+        return remote.knowledge(self._run, rows, top_k, advance, answers)
+
     def _score(
         self, reader: readout.Reader, rows: Sequence[EncodedSample], top_k: int
     ) -> dict[str, TopK]:
@@ -141,6 +168,18 @@ class TokenScorer(TeacherScorer):
 
 class CandidateScorer(TeacherScorer):
     """Scores whole candidates under the teacher's tokenizer, one position per question."""
+
+    def _asked(
+        self,
+        rows: Sequence[EncodedSample],
+        top_k: int,
+        advance: Callable[[int], None],
+        answers: Path | None,
+    ) -> dict[str, TopK]:
+        questions = [self._questions[row.id] for row in rows]
+        log_probs = remote.whole_candidates(self._run, questions, self._unit.key, answers)
+        advance(len(rows))
+        return {id: top_candidates(values, top_k) for id, values in log_probs.items()}
 
     @cached_property
     def _questions(self) -> dict[str, EncodedQuestion]:
@@ -224,7 +263,11 @@ def top_k_of(
 
 @torch.inference_mode()
 def answer_rows(
-    run: Run, unit: Unit, rows: EncodedStore, candidates: CandidateTokens
+    run: Run,
+    unit: Unit,
+    rows: EncodedStore,
+    candidates: CandidateTokens,
+    answers: Path | None = None,
 ) -> tuple[TopKRows, BoolArray]:
     """Return a model's top k at the answer positions, and which token is the label, (N, k).
 
@@ -233,24 +276,34 @@ def answer_rows(
         unit: the unit whose model answers.
         rows: samples with an answer position.
         candidates: the tokens of each sample's candidates, if the recalibrator needs them.
+        answers: the file that keeps the answers of a remote teacher.
     """
     limit = inputs.vocabulary(run, unit.role)
     top_k = min(run.recipe.knowledge.top_k, limit)
-    reader = readout.Reader(inputs.model(run, unit.model), run.console.say)
-    score = partial(top_k_of, reader, top_k=top_k, limit=limit)
-    knowledge = run_batched(
-        run.console, unit.key, "samples", rows, lengths_of(rows), EXTRACTION_TOKENS, score
-    )
+    is_remote = inputs.remote(run, unit.role) is not None
+    if is_remote:
+        asked = [answer_only(row) for row in rows]
+        with run.console.progress(unit.key, len(asked), "positions") as advance:
+            knowledge = distributed.by_first(
+                lambda: remote.knowledge(run, asked, top_k, advance, answers)
+            )
+    else:
+        reader = readout.Reader(inputs.model(run, unit.model), run.console.say)
+        score = partial(top_k_of, reader, top_k=top_k, limit=limit)
+        knowledge = run_batched(
+            run.console, unit.key, "samples", rows, lengths_of(rows), EXTRACTION_TOKENS, score
+        )
     topk, token_ids, targets, numbers = [], [], [], []
     for row in rows:
         assert row.answer_position is not None
         top, position = knowledge[row.id], row.answer_position - row.start
-        topk.append(np.exp(top.log_probs[position], dtype=np.float64))
-        token_ids.append(top.token_ids[position])
+        place = 0 if is_remote else position
+        topk.append(np.exp(top.log_probs[place], dtype=np.float64))
+        token_ids.append(top.token_ids[place])
         targets.append(row.input_ids[row.answer_position])
         numbers.append(position)
     samples, ids, probabilities = [row.id for row in rows], np.array(token_ids), np.array(topk)
-    answers = TopKRows(
+    top_k_rows = TopKRows(
         topk=probabilities,
         mass=probabilities.sum(axis=1),
         mass_mode="teacher",
@@ -261,24 +314,33 @@ def answer_rows(
         is_answer=np.ones(len(rows), np.bool_),
         task=run.recipe.train.task.name,
     )
-    return answers, ids == np.array(targets)[:, None]
+    return top_k_rows, ids == np.array(targets)[:, None]
 
 
 @torch.inference_mode()
-def answered(run: Run, unit: Unit) -> EvalRecords:
-    """Run a model over all questions of an evaluation."""
+def answered(run: Run, unit: Unit, answers: Path | None = None) -> EvalRecords:
+    """Run a model over all questions of an evaluation.
+
+    `answers` is the file that keeps the answers of a remote teacher.
+    """
     questions = inputs.questions(run, unit.role, unit.evaluation)
-    reader = readout.Reader(inputs.model(run, unit.model), run.console.say)
-    log_probs = _first_tokens(run, unit, reader, questions)
-    whole = whole_candidates.scored(run, unit, reader, log_probs, EVALUATION_TOKENS)
+    whole = None
+    if inputs.remote(run, unit.role) is not None:
+        log_probs = remote.candidate_log_probs(run, questions, unit.key, answers)
+    else:
+        reader = readout.Reader(inputs.model(run, unit.model), run.console.say)
+        log_probs = _first_tokens(run, unit, reader, questions)
+        whole = whole_candidates.scored(run, unit, reader, log_probs, EVALUATION_TOKENS)
     groups = {sample.id: sample.group for sample in run.evaluation_samples(unit.evaluation)}
     return _records(questions, log_probs, whole, [groups[question.id] for question in questions])
 
 
 @torch.inference_mode()
-def answered_validation(run: Run, unit: Unit) -> EvalRecords:
+def answered_validation(run: Run, unit: Unit, answers: Path | None = None) -> EvalRecords:
     """Run a model over the questions of the validation part, without whole candidates."""
     questions = inputs.validation_questions(run, unit.role)
+    if inputs.remote(run, unit.role) is not None:
+        return _records(questions, remote.candidate_log_probs(run, questions, unit.key, answers))
     reader = readout.Reader(inputs.model(run, unit.model), run.console.say)
     return _records(questions, _first_tokens(run, unit, reader, questions))
 

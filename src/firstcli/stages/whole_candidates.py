@@ -65,6 +65,8 @@ def _id(question: str, candidate: int) -> str:
 def sequences(run: Run, role: Role, evaluation: str) -> CandidateSequences | None:
     """Return the sequences of an evaluation; None if one exceeds the model's context.
 
+    A remote teacher has none either: it is asked for the first tokens only.
+
     Questions with many candidates would need a hundred times the work of their first tokens, so
     they have sequences only if `metrics.candidates` is `whole`.
 
@@ -72,6 +74,13 @@ def sequences(run: Run, role: Role, evaluation: str) -> CandidateSequences | Non
         UserError: one does, and `metrics.candidates` is `whole`.
     """
     questions = inputs.questions(run, role, evaluation)
+    if inputs.remote(run, role) is not None:
+        if run.recipe.metrics.candidates == "whole":
+            raise UserError(
+                "metrics.candidates: a teacher that runs elsewhere is asked for the candidates' "
+                "first tokens only; set it to first-token"
+            )
+        return None
     many = max(len(question.candidates) for question in questions) > MANY
     if many and run.recipe.metrics.candidates != "whole":
         return None
