@@ -57,6 +57,7 @@ def test_a_recipe_loads(folder: Path) -> None:
     assert loaded.teacher is not None and loaded.teacher.finetune is not None
     assert loaded.teacher.finetune.learning_rate == 2e-5
     stored = {"top_k": 5, "precision": "standard", "batching": "padded"}
+    stored |= {"responses": "data", "over": "tokens"}
     assert loaded.resolved()["knowledge"] == stored
 
 
