@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig
 
+from firstcli.models import readout
 from firstcli.training import memory_estimate
 from firstcli.training.memory_estimate import BatchShape, MemorySettings
 
@@ -141,6 +142,16 @@ def test_settings_that_save_activations_save_them(config: PreTrainedConfig) -> N
     assert activations(CPU, replace(long, samples=8)) < whole
     lora = memory_estimate.estimate(empty(config), long, replace(CPU, lora_rank=8))
     assert lora.complete
+
+
+def test_an_estimate_leaves_no_trace_in_later_computations() -> None:
+    """What a device can do is remembered; it must not be learned from tensors without data."""
+    readout.has_float32_sums.cache_clear()
+    found = memory_estimate.estimate(empty(), SHAPE, replace(CPU, dtype=torch.bfloat16))
+    assert found.complete
+    layer = readout.Layer(torch.ones(2, 4).bfloat16(), torch.ones(3, 4).bfloat16(), None)
+    ((_, logits),) = layer.chunks(2)
+    assert torch.equal(logits, torch.full((2, 3), 4.0))
 
 
 def test_an_architecture_that_does_not_run_without_data_is_said_to_be_incomplete(

@@ -12,7 +12,7 @@ import torch
 from conftest import MakeLlama
 from firstcli.errors import UserError
 from firstcli.runtime.console import Console
-from firstcli.training import trainer_fields, trial
+from firstcli.training import tracking, trainer, trainer_fields, trial
 from support.small_training import V, fit, training_arguments
 
 SAVING: dict[str, dict[str, Any]] = {
@@ -96,3 +96,33 @@ def test_an_optimizer_of_bitsandbytes_names_its_extra(
     monkeypatch.setattr(trial, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=rf"trainer.optim: '{optim}' .*firstcli\[bitsandbytes\]"):
         trial.check(training_arguments(optim=optim))
+
+
+def test_offloading_needs_a_gpu() -> None:
+    given = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"offload": True}}
+    with pytest.raises(UserError, match=r"kwargs\.offload: .*runs on the CPU; leave it out"):
+        trial.check(training_arguments(**given))
+
+
+def test_a_resumed_run_tells_trackers_the_same_entropy(
+    tmp_path: Path, make_llama: MakeLlama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[float] = []
+    real = trainer.PositionTrainer.values_for_trackers
+
+    def values(each: trainer.PositionTrainer) -> dict[str, float]:
+        found = real(each)
+        told.extend([found["entropy"]] if found else [])
+        return found
+
+    monkeypatch.setattr(trainer.PositionTrainer, "values_for_trackers", values)
+    fields = {"save_strategy": "epoch", "logging_steps": 2, "report_to": "tensorboard"}
+    with tracking.inside(tmp_path, "run", "training"):
+        fit(make_llama(V), tmp_path / "whole", **fields)
+        whole = list(told)
+        told.clear()
+        with pytest.raises(Interrupted):
+            fit(make_llama(V), tmp_path / "killed", Interrupting(5), **fields)
+        told.clear()
+        fit(make_llama(V, seed=9), tmp_path / "killed", **fields)
+    assert told and told == pytest.approx(whole[-len(told) :], rel=1e-6)

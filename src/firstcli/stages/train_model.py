@@ -49,7 +49,13 @@ def check(run: Run, unit: Unit) -> str:
             f"the {unit.role} trains bfloat16 weights, which lose updates as small as 2e-5 to "
             "rounding; dtype: float32 with autocast is the safe choice"
         )
-    if method := untrainable_method(inputs.empty_model(run, unit.role).config):
+    empty = inputs.empty_model(run, unit.role)
+    if args.activation_checkpointing and not empty.supports_gradient_checkpointing:
+        raise UserError(
+            f"trainer.activation_checkpointing: {type(empty).__name__} does not offer it; leave it "
+            "out, and lower micro_batch_size to save memory"
+        )
+    if method := untrainable_method(empty.config):
         raise UserError(
             f"{inputs.described(run, unit.role)}: its weights are quantised ({method}) and cannot "
             "be trained themselves; train adapters (lora), or give weights that are not quantised"

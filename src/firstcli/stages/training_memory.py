@@ -30,6 +30,10 @@ MOST_GPUS = 64
 """GPUs up to which the advice proposes to share the weights."""
 
 
+_ESTIMATED: dict[tuple[str, ...], list[Any]] = {}
+"""The estimates of this process by what they depend on; several runs may train the same model."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingMemory:
     """A unit's training, as far as its memory depends on it."""
@@ -56,9 +60,12 @@ class TrainingMemory:
         shape = self._shape(micro)
 
         def make() -> list[Any]:
+            if (known := _ESTIMATED.get(tuple(content.values()))) is not None:
+                return known
             found = memory_estimate.estimate(self.empty, shape, settings)
             sizes = (found.weights, found.gradients, found.optimizer, found.activations)
-            return [*sizes, found.complete]
+            _ESTIMATED[tuple(content.values())] = [*sizes, found.complete]
+            return _ESTIMATED[tuple(content.values())]
 
         content = {
             "model": self.empty.config.to_json_string(),

@@ -37,6 +37,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from firstcli.models import readout
 from firstcli.training import trainer
 
 STATE_BYTES: dict[str, float] = {
@@ -332,6 +333,7 @@ def peak_of_a_pass(
         The bytes, or None if the architecture does not run without data.
     """
     device = settings.device if settings.device.type == "cuda" else torch.device("cpu")
+    readout.has_float32_sums(device, torch.bfloat16)  # remembered: without data it would be wrong
     try:
         with _silent(), FakeTensorMode():
             return _peak(model, batch, settings, device)

@@ -36,6 +36,12 @@ def check(args: TrainingArguments) -> None:
             "trainer.save_strategy: 'best' needs an evaluation during training, which firstcli "
             "does not do; use epoch, steps or no"
         )
+    checkpointing = dict(args.activation_checkpointing_kwargs or {})
+    if args.activation_checkpointing and checkpointing.get("offload") and args.use_cpu:
+        problems.append(
+            "trainer.activation_checkpointing_kwargs.offload: moves activations from a GPU to the "
+            "host's memory, but training runs on the CPU; leave it out"
+        )
     _try(problems, "report_to", args.report_to, lambda: _build_trackers(args))
     optimizer = _try(
         problems, "optim", OptimizerNames(args.optim).value, lambda: _build_optimizer(args)
