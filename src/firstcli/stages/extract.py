@@ -89,8 +89,8 @@ class Extract(Stage):
         return (*self.checks, *checks.untrained_teacher(run, unit.role))
 
     def check(self, run: Run, unit: Unit) -> str:
-        from firstcli.runtime.console import size
         from firstcli.data.encoded import lengths_of
+        from firstcli.runtime.console import size
         from firstcli.stages import inputs, reading_memory, scoring
 
         if unit.part == "validation" and not run.training.validation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -116,8 +117,7 @@ def train(
             memory.allocate(model, _memory(run, unit, args), args.device)
         try:
             if first_attempt and sharding.first_loads(args):
-                whole = model
-                distributed.by_first(lambda: _try_out(run, role, whole, device))
+                distributed.by_first(partial(_try_out, run, role, model, device))
             elif first_attempt:
                 _try_out(run, role, model, device)
             first_attempt = False
