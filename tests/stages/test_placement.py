@@ -119,6 +119,7 @@ def test_plan_states_the_memory_and_refuses_weights_that_do_not_fit(
     assert plan.code == 0 and "of memory" in plan.out + plan.err
     monkeypatch.setattr(reading_memory, "memory", SimpleNamespace(capacity=lambda _: 100_000))
     refused = run(tmp_path, pico_folder, "plan")
+    print("ERRORS", refused.code, refused.errors)
     [error] = [error for error in refused.errors if "error: teacher (family causal-lm" in error]
     for part in (
         "has 100 kB",
