@@ -28,7 +28,9 @@ SYSTEM = "Name the kind."
 
 @pytest.fixture(scope="session")
 def checkpoint(
-    tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: PreTrainedTokenizerFast, make_llama: Any
+    tmp_path_factory: pytest.TempPathFactory,
+    byte_tokenizer: PreTrainedTokenizerFast,
+    make_llama: Any,
 ) -> Checkpoint:
     """Make a checkpoint with a style's tokens, and with its template or without one."""
 
@@ -115,9 +117,7 @@ def test_an_export_is_checked_and_the_harness_gets_rendered_texts(
     trained: TrainedRun, tmp_path: Path
 ) -> None:
     out, tasks = tmp_path / "out", tmp_path / "tasks"
-    result = first(
-        "export", trained.run, "--arm", "distill + T", out, "--lm-eval", tasks, "--json"
-    )
+    result = first("export", trained.run, "--arm", "distill + T", out, "--lm-eval", tasks, "--json")
     assert result.code == 0, result.err
     (path,) = tasks.glob("*.jsonl")
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
@@ -242,9 +242,7 @@ def test_ends_that_differ_are_exchanged(tmp_path: Path, checkpoint: Checkpoint) 
     assert sidecar(tmp_path / "run" / "students" / "distill")["end"] == "<|system|>"
 
 
-def test_an_instruction_student_answers_in_its_chat(
-    tmp_path: Path, checkpoint: Checkpoint
-) -> None:
+def test_an_instruction_student_answers_in_its_chat(tmp_path: Path, checkpoint: Checkpoint) -> None:
     rows = [{"prompt": f"Say {i % 3}.", "response": f" word{i % 3}"} for i in range(60)]
     write_rows(tmp_path / "train.jsonl", rows)
     options = {"path": str(tmp_path / "train.jsonl")}

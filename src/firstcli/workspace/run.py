@@ -267,9 +267,7 @@ class Run:
         is_own = self.stated_task(evaluation) != self.recipe.train.task
         return f"evaluate '{evaluation}'.task" if is_own else TRAINING_TASK
 
-    def _adapted(
-        self, ref: TaskRef, where: str, training: TaskRef | None
-    ) -> tuple[TaskRef, str]:
+    def _adapted(self, ref: TaskRef, where: str, training: TaskRef | None) -> tuple[TaskRef, str]:
         """Return a task with the options that `Task.adapted` returns, and its note; remembered.
 
         Args:
