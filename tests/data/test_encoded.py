@@ -24,12 +24,34 @@ def encoded(draw: st.DrawFn) -> EncodedSample:
     return EncodedSample(id, np.array(ids, np.int32), start, answer_position)
 
 
+@st.composite
+def with_gaps(draw: st.DrawFn) -> EncodedSample:
+    ids = draw(st.lists(st.integers(0, 2**31 - 1), min_size=2, max_size=12))
+    positions = draw(st.sets(st.integers(1, len(ids) - 1), min_size=1))
+    id = draw(st.text(max_size=5) | st.just("\ud800"))
+    return EncodedSample.supervised_at(id, np.array(ids, np.int32), np.array(sorted(positions)))
+
+
 def values(row: EncodedSample) -> tuple[object, ...]:
-    return row.id, row.input_ids.tolist(), row.start, row.answer_position, row.targets.tolist()
+    supervised = row.positions.tolist(), row.targets.tolist()
+    return row.id, row.input_ids.tolist(), row.start, row.answer_position, row.gaps, *supervised
+
+
+@given(st.data())
+def test_supervised_positions_are_those_that_were_given(data: st.DataObject) -> None:
+    ids = data.draw(st.lists(st.integers(0, 99), min_size=2, max_size=12))
+    positions = sorted(data.draw(st.sets(st.integers(1, len(ids) - 1), min_size=1)))
+    row = EncodedSample.supervised_at("a", np.array(ids, np.int32), np.array(positions))
+    assert row.positions.tolist() == positions
+    assert row.targets.tolist() == [ids[position] for position in positions]
+    assert row.targets.dtype == np.int32
+    assert row.start == positions[0] and row.input_ids.tolist() == ids[: positions[-1] + 1]
+    assert all(first < end for first, end in row.gaps)
+    assert counts_of([row]).tolist() == [len(positions)]
 
 
 @settings(deadline=None)
-@given(st.lists(encoded(), max_size=8), st.data())
+@given(st.lists(encoded() | with_gaps(), max_size=8), st.data())
 def test_samples_and_index_equal_those_of_a_list(
     rows: list[EncodedSample], data: st.DataObject
 ) -> None:
@@ -47,7 +69,7 @@ def test_samples_and_index_equal_those_of_a_list(
 
 
 @settings(deadline=None)
-@given(st.lists(encoded(), min_size=1, max_size=12, unique_by=lambda row: row.id))
+@given(st.lists(encoded() | with_gaps(), min_size=1, max_size=12, unique_by=lambda row: row.id))
 def test_shards_are_cut_alike(rows: list[EncodedSample]) -> None:
     """From a store as from a list, in any order: longest first, then by id."""
     expected = sorted(rows, key=lambda row: (-len(row.input_ids), row.id))

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firstcli.api import Sample
+from firstcli.api import ChatMessage, Sample
 from firstcli.data import splits
 from firstcli.data.samples import MOST_SHARED, Samples, as_json, to_json
 from firstcli.data.sequences import Selected
@@ -41,8 +41,17 @@ def any_sample(draw: st.DrawFn) -> Sample:
     )
 
 
+@st.composite
+def any_conversation(draw: st.DrawFn) -> Sample:
+    roles = ("system", "user", "assistant")
+    turns = st.lists(st.builds(ChatMessage, st.sampled_from(roles), TEXT), min_size=2, max_size=5)
+    messages = draw(turns)
+    supervised = draw(st.sets(st.integers(1, len(messages) - 1), min_size=1))
+    return Sample.conversation(messages, sorted(supervised), id=draw(st.none() | TEXT))
+
+
 @settings(deadline=None)
-@given(st.lists(any_sample(), max_size=8))
+@given(st.lists(any_sample() | any_conversation(), max_size=8))
 def test_samples_equal_the_list(samples: list[Sample]) -> None:
     stored = Samples(iter(samples), NOWHERE)
     assert len(stored) == len(samples)

@@ -16,6 +16,7 @@ SAMPLES = [
     EncodedSample("a", np.array([1, 2**31 - 1], np.int32), 1, None),
     EncodedSample("half of a character: \ud800", np.array([3], np.int32), 1, 7),
     EncodedSample("", np.array([], np.int32), 1, 0),
+    EncodedSample("turns", np.arange(9, dtype=np.int32), 2, None, ((3, 5), (6, 8))),
 ]
 QUESTIONS = [
     EncodedQuestion("a", np.array([5, 6], np.int32), (7, 8), 1, ((6, 7), (6, 8, 9)), 1, (0.1, 0.9)),

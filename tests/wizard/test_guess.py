@@ -13,6 +13,7 @@ import pytest
 from firstcli.errors import UserError
 from firstcli.wizard.guess import (
     ChoiceQuestions,
+    Conversations,
     Guess,
     LabelledTexts,
     Overrides,
@@ -269,12 +270,14 @@ def test_two_sentences_are_no_choices(guessed: Callable[..., Guess]) -> None:
 @pytest.mark.parametrize(
     "message", [{"role": "user", "content": "Hi"}, {"from": "human", "value": "Hi"}]
 )
-def test_conversations_are_refused(guessed: Callable[..., Guess], message: Row) -> None:
-    rows = [{"id": n, "messages": [message, message]} for n in range(5)]
-    with pytest.raises(UserError, match="column 'messages' contains conversations"):
-        guessed(rows)
-    with pytest.raises(UserError, match="the task `instruction` reads"):
-        guessed(rows, task="instruction")
+def test_conversations_are_instructions(guessed: Callable[..., Guess], message: Row) -> None:
+    rows = [{"id": n, "source": "web", "messages": [message, message]} for n in range(5)]
+    found = Conversations(("messages",), "messages")
+    assert guessed(rows) == guessed(rows, task="instruction") == found
+    rows = [row | {"prompt": text(n), "response": text(n + 1)} for n, row in enumerate(rows)]
+    assert guessed(rows) == found
+    stated = guessed(rows, task="instruction", text=("prompt",), label="response")
+    assert stated == Responses(("prompt",), "response")
 
 
 def test_a_missing_header_is_noticed(tmp_path: Path) -> None:

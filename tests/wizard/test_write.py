@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from firstcli.recipe.load import load_recipe
 from firstcli.tasks.tables import TableRow
-from firstcli.wizard.guess import ChoiceQuestions, Guess, LabelledTexts, Responses
+from firstcli.wizard.guess import ChoiceQuestions, Conversations, Guess, LabelledTexts, Responses
 from firstcli.wizard.look import Contents, look
 from firstcli.wizard.source import DataSource
-from firstcli.wizard.write import DEFAULT_MODELS, Models, recipe_text
+from firstcli.wizard.write import DEFAULT_MODELS, Models, default_models, recipe_text
 
 CELL = {"text": "some text", "label": "a", "A": "x", "B": "y", "q": "Which?", "more": "also text"}
 
@@ -83,6 +83,21 @@ def test_prompts_and_responses() -> None:
     }
     assert recipe["evaluate"] == [{"task": {"name": "openbook-qa"}}]
     assert "posthoc" not in recipe["teacher"]
+
+
+def test_conversations() -> None:
+    guess = Conversations(("text",), "text")
+    models = default_models(guess)
+    recipe = yaml.safe_load(written(guess, models=models))
+    assert recipe["train"]["task"] == {
+        "name": "instruction",
+        "options": {"path": "data.csv", "messages": "text", "supervise": "all"},
+    }
+    assert recipe["evaluate"] == [{"task": {"name": "openbook-qa"}}]
+    assert recipe["teacher"]["model"]["checkpoint"].endswith("-Instruct")  # with a chat template
+    plain = yaml.safe_load(written(Responses(("q",), "text")))
+    assert recipe["teacher"]["finetune"] == plain["teacher"]["finetune"]
+    assert recipe["student"]["training"] == plain["student"]["training"]
 
 
 def test_data_with_a_test_split_are_not_cut() -> None:

@@ -8,6 +8,8 @@ from firstcli.api.contract import (
     JSON,
     Adaptation,
     BoolArray,
+    ChatMessage,
+    ChatRole,
     DataPath,
     DataPaths,
     Dtype,
@@ -31,6 +33,14 @@ from firstcli.api.recalibrators import (
     Recalibrator,
     TopKRows,
 )
+from firstcli.api.remote import (
+    CandidateQuery,
+    RemoteFamily,
+    RemoteScorer,
+    RemoteUsage,
+    TokenQuery,
+    TopTokens,
+)
 from firstcli.api.usage import ChoiceForm, InputField, Label, TaskUsage
 from firstcli.errors import UserError
 
@@ -39,6 +49,9 @@ __all__ = [
     "RESERVED_FACTS",
     "Adaptation",
     "BoolArray",
+    "CandidateQuery",
+    "ChatMessage",
+    "ChatRole",
     "ChoiceForm",
     "Curve",
     "DataPath",
@@ -55,12 +68,17 @@ __all__ = [
     "ModelRef",
     "PluginOptions",
     "Recalibrator",
+    "RemoteFamily",
+    "RemoteScorer",
+    "RemoteUsage",
     "ResponseTokens",
     "Sample",
     "SourcedStr",
     "Split",
     "Task",
     "TaskUsage",
+    "TokenQuery",
     "TopKRows",
+    "TopTokens",
     "UserError",
 ]

@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from firstcli.api.usage import TaskUsage
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FloatArray = npt.NDArray[np.float64]
@@ -95,6 +96,17 @@ class PluginBase(ABC, Generic[OptionsT]):
                 raise TypeError(OUTDATED.format(cls.__name__, f"rename `{old}` to `{new}`"))
 
 
+ChatRole = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One turn of a conversation."""
+
+    role: ChatRole
+    content: str
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One sample: a prompt, and the response to learn or the candidates to choose from."""
@@ -115,6 +127,30 @@ class Sample:
     group: str | None = None
     """The question's group, such as its subject, over which reports also average: all questions of
     a split have one, or none has."""
+    messages: tuple[ChatMessage, ...] = ()
+    """The conversation, which a chat template turns into text; see `conversation`. Either all
+    samples of a split have messages, or none has."""
+    supervised: tuple[int, ...] = ()
+    """Indices of the messages to learn, ascending; all are the assistant's."""
+
+    @classmethod
+    def conversation(
+        cls, messages: Sequence[ChatMessage], supervised: Sequence[int], *, id: str | None = None
+    ) -> Sample:
+        """Build the sample of a conversation of which some of the assistant's messages are learned.
+
+        Its prompt is the text before the first of these, its response the rest. They identify the
+        sample and decide the split that it belongs to; models read what the template makes of the
+        messages.
+
+        Args:
+            messages: the conversation.
+            supervised: indices of the messages to learn, ascending; the first is not 0.
+            id: the data's own id.
+        """
+        first = supervised[0]
+        prompt, response = transcript(messages[:first]), transcript(messages[first:])
+        return cls(prompt, response, id, messages=tuple(messages), supervised=tuple(supervised))
 
     @classmethod
     def question(
@@ -141,6 +177,13 @@ class Sample:
         response = "" if answer is None else candidates[answer]
         probabilities = None if truth is None else tuple(truth)
         return cls(prompt, response, id, tuple(candidates), answer, probabilities, group)
+
+
+def transcript(messages: Sequence[ChatMessage]) -> str:
+    """Return messages as text: a single one by its content, several with their roles."""
+    if len(messages) == 1:
+        return messages[0].content
+    return "\n\n".join(f"{message.role}: {message.content}" for message in messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,10 +324,17 @@ class ModelFamily(PluginBase[OptionsT]):
     """Whether a recipe must (True) or must not (False) give `checkpoint`."""
     needs_text: ClassVar[bool] = False
     """Whether the tokenizer is trained on the training task's text."""
+    is_remote: ClassVar[bool] = False
+    """Whether the model runs elsewhere; see `RemoteFamily`."""
+    harmless_options: ClassVar[tuple[str, ...]] = ()
+    """Names of options that change no result, such as addresses and time limits: other values make
+    nothing out of date."""
     device: str = "auto"
     """Where models run: `auto`, or a name that `torch.device` accepts."""
     inference_dtype: Literal["auto"] | Dtype = "auto"
     """Type of the weights outside training; `auto` is bfloat16 on GPUs that support it."""
+    spreads: bool = False
+    """Whether `placed` spreads one model over several devices."""
     uses_teacher_tokenizer: bool = False
     """Whether a student of this family uses the teacher's tokenizer; `tokenizer` is then called
     for teachers only, and the methods below receive the teacher's."""
@@ -313,6 +363,24 @@ class ModelFamily(PluginBase[OptionsT]):
             dtype: type of all weights.
             seed: initialises new weights, if any; the same seed gives the same weights.
         """
+
+    def placed(
+        self, ref: ModelRef, dtype: Dtype, device: torch.device, offload: Path
+    ) -> PreTrainedModel | None:
+        """Return a model where it runs outside training, or None, the default.
+
+        With None, firstcli loads the model with `model` or `load_trained` and moves it to `device`.
+        A family whose models cannot be moved, because they are quantised or spread over several
+        devices, overrides this method. What it returns may have Accelerate's hooks.
+
+        Args:
+            ref: the checkpoint, or the folder of a model of this family that firstcli trained.
+            dtype: type of the weights that are not quantised.
+            device: the device that `device` names.
+            offload: a folder for weights that fit into no memory; it may not exist yet, and is
+                removed with the model.
+        """
+        return None
 
     def load_trained(self, folder: Path, dtype: Dtype) -> PreTrainedModel:
         """Return a model of this family that firstcli trained and saved in `folder`.

@@ -92,9 +92,8 @@ def from_data(
         findings = list(show.findings(data, table, roles))
     for finding in findings:
         console.warn(finding)
-    models = write.Models(
-        teacher or write.DEFAULT_MODELS.teacher, student or write.DEFAULT_MODELS.student
-    )
+    usual = write.default_models(roles)
+    models = write.Models(teacher or usual.teacher, student or usual.student)
     recipe = write.recipe_text(data, table, roles, models, out.parent if out else None)
     if out is None:
         print(recipe, end="")

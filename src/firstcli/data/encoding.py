@@ -12,12 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from firstcli.api import Sample
 from firstcli.data.chat import ChatFormat
+from firstcli.data.conversations import ConversationEncoder
 from firstcli.data.findings import Findings, SpecialTokens
 from firstcli.data.joint import Continuations, Ids, JointEncoder, JointEncoding, decisive
 from firstcli.errors import UserError, shortened
@@ -29,19 +31,57 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EncodedSample:
-    """A training sample as tokens; the targets are `input_ids[start:]`."""
+    """A training sample as tokens, of which some are supervised."""
 
     id: str
-    input_ids: npt.NDArray[np.int32]  # (L,)
+    input_ids: npt.NDArray[np.int32]  # (L,), of which the last is supervised
     start: int
-    """Index of the first supervised token, at least 1; all later tokens are supervised too."""
+    """Index of the first supervised token, at least 1."""
     answer_position: int | None
     """Index of the token at which the candidates differ; None for instruction tasks. In a sample
     without a label it is the only supervised token, a placeholder that no model learns or reads."""
+    gaps: tuple[tuple[int, int], ...] = ()
+    """Ranges of tokens after `start` that are not supervised: a user's turns between those of the
+    assistant. Each is its first token and the one after its last; they are in order, apart, and not
+    empty. Samples with an answer position have none."""
+
+    @classmethod
+    def supervised_at(
+        cls, id: str, input_ids: npt.NDArray[np.int32], positions: npt.NDArray[np.int64]
+    ) -> EncodedSample:
+        """Build a sample without candidates; tokens after the last supervised one are cut off.
+
+        Args:
+            id: the sample's id.
+            input_ids: its tokens, (L,).
+            positions: indices of the supervised ones, ascending and at least 1, (N,) with N > 0.
+        """
+        before = np.flatnonzero(np.diff(positions) > 1)
+        gaps = zip((positions[before] + 1).tolist(), positions[before + 1].tolist(), strict=True)
+        last = int(positions[-1])
+        return cls(id, input_ids[: last + 1], int(positions[0]), None, tuple(gaps))
+
+    @property
+    def positions(self) -> npt.NDArray[np.int64]:
+        """Indices of the supervised tokens, ascending, (N,)."""
+        borders = [self.start, *chain.from_iterable(self.gaps), len(self.input_ids)]
+        spans = zip(borders[::2], borders[1::2], strict=True)
+        return np.concatenate([np.arange(first, end) for first, end in spans])
 
     @property
     def targets(self) -> npt.NDArray[np.int32]:
-        return self.input_ids[self.start :]
+        """The supervised tokens, (N,)."""
+        return self.input_ids[self.positions if self.gaps else slice(self.start, None)]
+
+
+def answer_only(row: EncodedSample) -> EncodedSample:
+    """Return a question of which only the answer position is supervised.
+
+    The tokens before it do not depend on the answer, and those after it are left out.
+    """
+    position = row.answer_position
+    assert position is not None
+    return EncodedSample(row.id, row.input_ids[: position + 1], position, position)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +129,27 @@ def each_encoded(samples: Iterable[Sample], encoding: Encoding) -> Iterator[Enco
     Raises:
         UserError: after the last sample: a prompt begins with the BOS that the tokenizer adds, or
             in a question, a token crosses the border between prompt and response, or two candidates
-            have the same token at the answer position.
+            have the same token at the answer position; or the turns of a conversation are
+            ambiguous. At once: there are conversations, but no chat template.
     """
+    remaining = iter(samples)
+    first = next(remaining, None)
+    if first is None:
+        return
+    encode = _each_conversation if first.messages else _each_pair
+    yield from encode(chain([first], remaining), encoding)
+
+
+def _each_conversation(samples: Iterable[Sample], encoding: Encoding) -> Iterator[EncodedSample]:
+    mistakes, notes = Findings(encoding.where), Findings(encoding.where)
+    for found in ConversationEncoder(encoding.tokenizer, mistakes, notes)(samples):
+        yield EncodedSample.supervised_at(str(found.sample.id), found.input_ids, found.positions)
+    mistakes.raise_any()
+    encoding.warnings.extend(text for _, text in notes)
+
+
+def _each_pair(samples: Iterable[Sample], encoding: Encoding) -> Iterator[EncodedSample]:
+    """Encode samples with a prompt, and a response or candidates."""
     encoder = encoding.encoder
     mistakes, crossing = Findings(encoding.where), Findings(encoding.where)
     special = SpecialTokens(encoding.tokenizer, encoder, mistakes)

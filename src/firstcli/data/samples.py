@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from firstcli.api import Sample
+from firstcli.api import ChatMessage, Sample
 from firstcli.data.sequences import LazySequence, Selected
 from firstcli.data.spool import Spool
 
@@ -40,12 +40,12 @@ class Samples(LazySequence[Sample]):
                 latest = (sample.candidates, self._shared(sample.candidates, numbers))
             head, texts, tail = _parts(sample, latest[1])
             self._spool.append(f"{head}\0{texts}\0{tail}".encode())
-            if sample.candidates and sample.answer is None:
+            if is_unanswered(sample):
                 without.append(number)
         self._candidates = list(numbers)
         self.indices = np.arange(len(self._spool), dtype=np.int32)
         self.unanswered = np.isin(self.indices, without)
-        """Which questions have no right answer, (N,)."""
+        """Which samples have no right answer or no response, (N,)."""
 
     def _shared(self, candidates: tuple[str, ...], numbers: dict[tuple[str, ...], int]) -> str:
         """Return the number of a set of candidates, or if there are too many sets, its JSON."""
@@ -66,13 +66,22 @@ class Samples(LazySequence[Sample]):
     def _item(self, number: int) -> Sample:
         # `json.loads` would first guess the encoding, which takes as long as decoding.
         head, texts, tail = self._spool[number].decode("ascii").split("\0")
-        id, prompt, response, answer, truth, *group = _DECODER.decode(f"[{head}, {tail}]")
+        id, prompt, response, answer, truth, *others = _DECODER.decode(f"[{head}, {tail}]")
+        group, messages, supervised = others + [None, (), ()][len(others) :]
         if texts.startswith("["):
             candidates = tuple(_DECODER.decode(texts))
         else:
             candidates = self._candidates[int(texts)]
         truth = None if truth is None else tuple(truth)
-        return Sample(prompt, response, id, candidates, answer, truth, *group)
+        turns = tuple(ChatMessage(*turn) for turn in messages)
+        return Sample(
+            prompt, response, id, candidates, answer, truth, group, turns, tuple(supervised)
+        )
+
+
+def is_unanswered(sample: Sample) -> bool:
+    """Return whether a question has no right answer, or a prompt has no response."""
+    return sample.answer is None if sample.candidates else not sample.response.strip()
 
 
 def as_json(samples: Iterable[Sample]) -> Iterator[bytes]:
@@ -89,7 +98,8 @@ def as_json(samples: Iterable[Sample]) -> Iterator[bytes]:
 def to_json(sample: Sample) -> bytes:
     """Return all fields of a sample as a JSON list; digests of data sets depend on these bytes.
 
-    Without a group there is no field for it, so digests of such data are those of earlier versions.
+    Without a group or a conversation there is no field for it, so digests of such data are those of
+    earlier versions.
     """
     return _joined(*_parts(sample, json.dumps(sample.candidates)))
 
@@ -97,9 +107,13 @@ def to_json(sample: Sample) -> bytes:
 def _parts(sample: Sample, candidates: str) -> Parts:
     """Return the fields before the candidates, the candidates, and the fields after them."""
     head = (sample.id, sample.prompt, sample.response)
-    tail = (sample.answer, sample.truth)
-    after = json.dumps(tail if sample.group is None else (*tail, sample.group))
-    return json.dumps(head)[1:-1], candidates, after[1:-1]
+    tail: tuple[object, ...] = (sample.answer, sample.truth)
+    if sample.group is not None or sample.messages:
+        tail = (*tail, sample.group)
+    if sample.messages:
+        turns = [(message.role, message.content) for message in sample.messages]
+        tail = (*tail, turns, sample.supervised)
+    return json.dumps(head)[1:-1], candidates, json.dumps(tail)[1:-1]
 
 
 def _joined(head: str, candidates: str, tail: str) -> bytes:

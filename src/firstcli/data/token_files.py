@@ -36,6 +36,7 @@ _TYPES = {
     "input_ids": _IDS,
     "start": pa.int32(),
     "answer_position": pa.int32(),
+    "gaps": pa.list_(_IDS),
     "candidate_ids": _IDS,
     "candidates": pa.list_(_IDS),
     "answer": pa.int32(),

@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -52,6 +53,7 @@ class StoreFormat:
     shards: int | None = None  # the number of shards that belong together
     teacher: str | None = None  # fingerprint of the weights
     tokenizer: str | None = None  # fingerprint of the vocabulary
+    over: str | None = None  # "candidates": `token_ids` are their indices; None: tokens
 
     def stated(self) -> dict[str, Any]:
         """Return the values that are not None, by name."""
@@ -229,8 +231,9 @@ def digest(*parts: bytes) -> str:
 
 
 def sample_digest(row: EncodedSample) -> bytes:
-    """Digest what a sample's knowledge depends on: its tokens and where supervision begins."""
-    content = row.input_ids.astype("<i4").tobytes() + row.start.to_bytes(4, "little")
+    """Digest what a sample's knowledge depends on: its tokens and which of them are supervised."""
+    borders = [row.start, *chain.from_iterable(row.gaps)]
+    content = row.input_ids.astype("<i4").tobytes() + np.array(borders, "<i4").tobytes()
     return hashlib.blake2b(content, digest_size=16).digest()
 
 

@@ -97,7 +97,7 @@ def open_run(request: Request) -> Run:
         raise UserError(f"run folder {folder}: is not a folder; choose a different --run-dir")
     run = Run(recipe, folder, Console(json=request.json, quiet=request.quiet))
     with disk_errors_reported(folder):
-        run.state_unlabelled()
+        run.state_data()
     return run
 
 

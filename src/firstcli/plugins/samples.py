@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import get_args
 
-from firstcli.api import Sample
+from firstcli.api import ChatMessage, ChatRole, Sample
 from firstcli.errors import UserError
 
 MAX_CANDIDATES = 1000
+ROLES = get_args(ChatRole)
 
 
 def checked_samples(samples: Iterable[object], where: str) -> Iterator[Sample]:
@@ -17,6 +19,7 @@ def checked_samples(samples: Iterable[object], where: str) -> Iterator[Sample]:
         UserError: one is malformed; names it after `where`.
     """
     grouped: bool | None = None
+    talks: bool | None = None
     valid: tuple[str, ...] | None = None  # candidates that many samples may share
     for number, sample in enumerate(samples):
         problem = sample_problem(sample, valid)
@@ -24,6 +27,9 @@ def checked_samples(samples: Iterable[object], where: str) -> Iterator[Sample]:
             grouped = sample.group is not None if grouped is None else grouped
             if grouped != (sample.group is not None):
                 problem = f"{'has no' if grouped else 'has a'} group, unlike the first sample"
+            talks = bool(sample.messages) if talks is None else talks
+            if talks != bool(sample.messages):
+                problem = f"{'is no' if talks else 'is a'} conversation, unlike the first sample"
         if problem:
             raise UserError(f"{where}, {sample_name(sample, number)}: {problem}")
         assert isinstance(sample, Sample)
@@ -55,11 +61,28 @@ def sample_problem(sample: object, valid: tuple[str, ...] | None = None) -> str 
         return f"the group is {sample.group!r}, expected text or None"
     if not sample.prompt.strip():
         return "the prompt is empty"
+    if sample.messages or sample.supervised:
+        return _conversation_problem(sample)
     if sample.candidates:
         problem = None if sample.candidates is valid else _candidates_problem(sample.candidates)
         return problem or _answer_problem(sample)
     if sample.answer is not None or sample.truth is not None:
         return "has an answer or a truth, but no candidates"
+    return None
+
+
+def _conversation_problem(sample: Sample) -> str | None:
+    messages, supervised = sample.messages, sample.supervised
+    if not isinstance(messages, tuple) or not all(isinstance(one, ChatMessage) for one in messages):
+        return "the messages are not a tuple of firstcli.api.ChatMessage"
+    for number, message in enumerate(messages):
+        if message.role not in ROLES or not isinstance(message.content, str):
+            return f"message {number} is {message!r}, expected text by {', '.join(ROLES)}"
+    learned = [i for i, message in enumerate(messages) if i and message.role == "assistant"]
+    if not supervised or sorted({*supervised} & {*learned}) != list(supervised):
+        return f"supervised is {supervised!r}, expected indices of the assistant's messages"
+    if sample != Sample.conversation(messages, supervised, id=sample.id):
+        return "has more than a conversation; build it with Sample.conversation"
     return None
 
 

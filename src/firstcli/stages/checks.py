@@ -34,17 +34,18 @@ class SharedCheck:
 
 
 def _check_tokenizers(run: Run) -> None:
-    import numpy as np
-
-    from firstcli.data.sequences import Selected
+    from firstcli.data import conversations
     from firstcli.stages import chat, encoded, inputs
 
     teacher, student = inputs.tokenizer(run, "teacher"), inputs.tokenizer(run, "student")
-    formats = [chat.chat_format(run, "teacher"), chat.chat_format(run, "student")]
-    templates = {each.identity for each in formats if each is not None}
-    if encoded.identity_of(run, teacher) == encoded.identity_of(run, student) and (
-        len(templates) < 2
-    ):
+    talks = any(sample.messages for sample in run.training.train[:1])
+    if talks and conversations.identity(teacher) != conversations.identity(student):
+        raise UserError(
+            "teacher and student have different chat templates, so they would read different "
+            "texts; give both models the same template"
+        )
+    same = encoded.identity_of(run, teacher) == encoded.identity_of(run, student)
+    if same and not _have_different_templates(run):
         return
     shared = inputs.shared_vocabulary(run)
     teachers = {id: token for token, id in teacher.get_vocab().items() if id < shared}
@@ -55,39 +56,81 @@ def _check_tokenizers(run: Run) -> None:
         raise UserError(
             f"teacher and student have incompatible tokenizers: {len(differing)} of the {shared} "
             f"shared ids differ, the first is {first}: {teachers.get(first)!r} for the teacher, "
-            f"{students.get(first)!r} for the student; choose models with the same tokenizer"
+            f"{students.get(first)!r} for the student; {_same_tokenizer(run)}"
         )
-    eos = inputs.exchanged_eos(run)
+    eos, is_chat = inputs.exchanged_eos(run), chat.chat_format(run, "student") is not None
     if eos:
         run.console.warn(
             "teacher and student end responses with different tokens, "
             f"{' and '.join(repr(token) for token in _ends(run))}: students learn the teacher's "
-            f"probability of its end as that of their own; {_ADVICE_ON_ENDS[bool(templates)]}"
+            f"probability of its end as that of their own; {_ADVICE_ON_ENDS[is_chat]}"
         )
     parts: tuple[Part, ...] = ("train", "validation", "unlabelled")
     for part in parts:
-        if not run.training.part(part):
-            continue
-        ours = inputs.training_rows(run, "teacher", part)
-        theirs = inputs.training_rows(run, "student", part)
-        # Samples that either of them drops as too long are not compared.
-        _, ours_at, theirs_at = np.intersect1d(
-            ours.indices, theirs.indices, assume_unique=True, return_indices=True
-        )
-        for sample, other in zip(Selected(ours, ours_at), Selected(theirs, theirs_at), strict=True):
-            expected, found = sample.input_ids, other.input_ids
-            if len(templates) > 1:  # each reads the prompt in its own template
-                expected, found = sample.targets, other.targets
-            if part == "unlabelled":  # whose last token is a placeholder
-                expected, found = expected[:-1], found[:-1]
-            elif eos:
-                expected = np.append(expected[:-1], np.int32(eos[1]))
-            if not np.array_equal(expected, found):
-                raise UserError(
-                    f"teacher and student encode sample '{sample.id}' differently: "
-                    f"{_first_difference(expected, found, teacher, student)}; choose "
-                    "models with the same tokenizer"
-                )
+        if run.training.part(part):
+            _compare_tokens(run, part)
+
+
+def _have_different_templates(run: Run) -> bool:
+    """Return whether teacher and student read prompts in different chat templates."""
+    from firstcli.stages import chat
+
+    roles: tuple[Role, ...] = ("teacher", "student")
+    formats = [chat.chat_format(run, role) for role in roles]
+    return len({each.identity for each in formats if each is not None}) > 1
+
+
+def require_same_tokens(run: Run, part: Part) -> None:
+    """Require that teacher and student encode responses alike that did not exist before.
+
+    The check of the tokenizers compares all other parts.
+
+    Raises:
+        UserError: they encode one differently.
+    """
+    from firstcli.stages import encoded, inputs
+
+    roles: tuple[Role, ...] = ("teacher", "student")
+    teacher, student = (encoded.identity_of(run, inputs.tokenizer(run, role)) for role in roles)
+    if part == "written" and (teacher != student or _have_different_templates(run)):
+        _compare_tokens(run, part)
+
+
+def _compare_tokens(run: Run, part: Part) -> None:
+    import numpy as np
+
+    from firstcli.data.sequences import Selected
+    from firstcli.stages import inputs
+
+    teacher, student = inputs.tokenizer(run, "teacher"), inputs.tokenizer(run, "student")
+    eos, different = inputs.exchanged_eos(run), _have_different_templates(run)
+    ours = inputs.training_rows(run, "teacher", part)
+    theirs = inputs.training_rows(run, "student", part)
+    # Samples that either of them drops as too long are not compared.
+    _, ours_at, theirs_at = np.intersect1d(
+        ours.indices, theirs.indices, assume_unique=True, return_indices=True
+    )
+    for sample, other in zip(Selected(ours, ours_at), Selected(theirs, theirs_at), strict=True):
+        expected, found = sample.input_ids, other.input_ids
+        if different:  # each reads the prompt in its own template
+            expected, found = sample.targets, other.targets
+        if part == "unlabelled":  # whose last token is a placeholder
+            expected, found = expected[:-1], found[:-1]
+        elif eos and not run.recipe.answers_only:
+            expected = np.append(expected[:-1], np.int32(eos[1]))
+        if not np.array_equal(expected, found):
+            raise UserError(
+                f"teacher and student encode sample '{sample.id}' differently: "
+                f"{_first_difference(expected, found, teacher, student)}; {_same_tokenizer(run)}"
+            )
+
+
+def _same_tokenizer(run: Run) -> str:
+    """Return what to do about different tokenizers."""
+    advice = "choose models with the same tokenizer"
+    if not run.recipe.train.task.build().has_candidates:
+        return advice
+    return f"{advice}, or set knowledge.over: candidates"
 
 
 _ADVICE_ON_ENDS = {
@@ -240,6 +283,11 @@ def _warn_of_seen_rows(run: Run) -> None:
 def _warn_of_unpinned_checkpoints(run: Run) -> None:
     for section in (run.recipe.teacher, run.recipe.student):
         model = section.model if section else None
+        if model is not None and model.plugin.is_remote:
+            run.console.warn(
+                f"{model.family}: nothing identifies the weights of a remote model; when a run "
+                "goes on, some stored samples are asked for again, and it stops if they differ"
+            )
         if model is None or model.checkpoint is None or model.revision is not None:
             continue
         if not Path(model.checkpoint).is_absolute():
@@ -253,6 +301,14 @@ def _check_weights(run: Run, role: Role) -> object:
     from firstcli.stages import weights
 
     return weights.check(run, role)
+
+
+def _check_remote(run: Run) -> object:
+    from firstcli.stages import remote
+    from firstcli.workspace.run import NOT_REMEMBERED
+
+    remote.check(run)
+    return NOT_REMEMBERED
 
 
 def _encoded_example(run: Run) -> object:
@@ -275,9 +331,13 @@ WEIGHTS: dict[Role, SharedCheck] = {
 def untrained_teacher(run: Run, role: Role) -> tuple[SharedCheck, ...]:
     """Return the check of a role's weights if no training unit of this run starts with them."""
     trained = role == "student" or not run.recipe.teacher or run.recipe.teacher.finetune
-    return () if trained else (WEIGHTS[role],)
+    if trained:
+        return ()
+    return (REMOTE if run.model_section(role).plugin.is_remote else WEIGHTS[role],)
 
 
+REMOTE = SharedCheck("remote teacher", _check_remote, heavy=True)
+"""Whether a teacher that runs elsewhere answers as it must."""
 EXAMPLE = SharedCheck("encoded example", _encoded_example)
 """Not only a check: the plan shows its result."""
 TOKENIZERS = SharedCheck("tokenizers", _check_tokenizers)

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar, cast
 from transformers import PreTrainedTokenizerBase
 
 from firstcli import __version__
-from firstcli.data import joint, token_files
+from firstcli.data import conversations, joint, token_files
 from firstcli.data.encoded import EncodedStore
 from firstcli.data.encoding import (
     EncodedQuestion,
@@ -52,7 +52,7 @@ def training_part(run: Run, role: Role, part: Part, where: str) -> EncodedStore:
     Args:
         run: the run.
         role: whose tokenizer and chat template encode it.
-        part: `train` or `validation`.
+        part: the part.
         where: the recipe's key and the role, which begin messages.
 
     Raises:
@@ -63,7 +63,7 @@ def training_part(run: Run, role: Role, part: Part, where: str) -> EncodedStore:
         return EncodedStore(rows, run.folder)
 
     def encode(encoding: Encoding) -> Iterator[EncodedSample]:
-        return each_encoded(run.training.part(part), encoding)
+        return each_encoded(run.samples_of(part), encoding)
 
     content = run.part_content(part)
     settings = chat.encoding(run, role, where)
@@ -125,6 +125,7 @@ class _Source(Generic[Row, Rows]):
             "samples": content,
             "kind": kind.__name__,
             "doubled BOS": run.recipe.train.doubled_bos,
+            "chat template": conversations.identity(encoding.tokenizer),
             "format": str(FORMAT),
             "firstcli": __version__,
             **{name: version(name) for name in ("tokenizers", "transformers")},

@@ -95,22 +95,29 @@ class Evaluate(Stage):
         } | fingerprints.predictions(run, unit.role, unit.evaluation)
 
     def check(self, run: Run, unit: Unit) -> str:
-        from firstcli.stages import inputs, whole_candidates
+        import numpy as np
 
-        text = f"{len(inputs.questions(run, unit.role, unit.evaluation))} questions"
-        sequences = whole_candidates.sequences(run, unit.role, unit.evaluation)
-        return f"{text}, {len(sequences)} candidates of several tokens" if sequences else text
+        from firstcli.models.answers import EVALUATION_TOKENS
+        from firstcli.stages import inputs, reading_memory, whole_candidates
+
+        questions = inputs.questions(run, unit.role, unit.evaluation)
+        text = f"{len(questions)} questions"
+        if sequences := whole_candidates.sequences(run, unit.role, unit.evaluation):
+            text += f", {len(sequences)} candidates of several tokens"
+        lengths = np.array([len(question.input_ids) for question in questions], np.int64)
+        return f"{text}; {reading_memory.check(run, unit.role, lengths, EVALUATION_TOKENS)}"
 
     def probe(self, probe: Probe, unit: Unit) -> CostEstimate | None:
-        return None if unit.model.posthoc else probe.evaluation(unit)
+        is_remote = probe.run.model_section(unit.role).plugin.is_remote
+        return None if unit.model.posthoc or is_remote else probe.evaluation(unit)
 
     def work(self, run: Run, unit: Unit, folder: Path) -> EvalFacts | None:
         from firstcli import metrics
 
         if not unit.model.posthoc:
-            from firstcli.stages import scoring
+            from firstcli.stages import remote, scoring
 
-            records = scoring.answered(run, unit)
+            records = scoring.answered(run, unit, remote.answers_file(folder))
         if not distributed.is_first():
             return None
         if unit.model.posthoc:

@@ -25,8 +25,8 @@ def encoded_example(run: Run) -> dict[str, JSON] | None:
 
     None if the training task has no candidates, or the question cannot be encoded.
     """
-    sample = next(iter(run.training.train))
-    if not sample.candidates:
+    sample = next(iter(run.training.train), None)
+    if sample is None or not sample.candidates:
         return None
     role: Role = "teacher" if run.recipe.teacher else "student"
     tokenizer = inputs.tokenizer(run, role)

@@ -21,7 +21,7 @@ from firstcli.student.usage import StoredEstimate, Usage
 from firstcli.tasks.tables import TableRow
 from firstcli.tasks.usage import BuiltPrompt, built_prompt
 from firstcli.workspace.run import Run, as_yaml
-from firstcli.workspace.units import Model, part_of
+from firstcli.workspace.units import Model, part_of, teachers_of
 
 CARD = "README.md"
 FIGURE = "reliability.png"
@@ -346,12 +346,18 @@ def _training(run: Run, model: Model, facts: TrainingFacts) -> str:
         held_out=len(run.training.validation),
         **settings.model_dump(include={"batch_size", "learning_rate"}),
         epochs=f"{settings.epochs:g} epoch{'s' * (settings.epochs != 1)}",
-        seed=recipe.seed if model.seed is None else model.seed,
+        seed=_seed(run, model),
         numbers="\n".join(f"| {name.replace('_', ' ')} | {text} |" for name, text in numbers),
         top_k=(arm and arm.top_k) or recipe.knowledge.top_k,
         recipe=run.publishable_text.strip(),
         arm_settings=f"\n## This arm\n\n{_block('yaml', as_yaml(own))}" if own else "",
     )
+
+
+def _seed(run: Run, model: Model) -> int:
+    if not model.arm:
+        return run.teacher_seed
+    return run.recipe.seed if model.seed is None else model.seed
 
 
 def _base_licence(run: Run, model: Model) -> str:
@@ -383,7 +389,11 @@ def _source_of_targets(run: Run, arm: Arm) -> str:
     model = run.model_section("teacher")
     source = without_folders(model.checkpoint) or f"a teacher of family {model.family}"
     unseen = " that has not seen the sample" if part_of(run.recipe, arm) == "out-of-fold" else ""
+    count = len(teachers_of(run.recipe, arm))
+    source = source if count == 1 else f"{count} teachers, fine-tuned from {source}, on average"
+    top_k = arm.top_k or run.recipe.knowledge.top_k
+    outcome = "candidate" if run.recipe.knowledge.over_candidates else "token"
     return (
-        f"the top {arm.top_k or run.recipe.knowledge.top_k} token probabilities of {source}{unseen}"
+        f"the top {top_k} {outcome} probabilities of {source}{unseen}"
         f", recalibrated by `{arm.recalibrator.name}`"
     )

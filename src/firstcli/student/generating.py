@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -60,12 +59,16 @@ def generated(
     """
     import torch
 
+    from firstcli.models.generation import Sampler, continuations
+
     errors: list[str | None] = [None] * len(rows)
+    model, ends = loaded.reader.model, _ends(loaded)
     prompts = _encoded_prompts(loaded, rows, errors)
     responses: dict[int, Generation] = {}
     with torch.inference_mode():
         for batch, limit in _batches(prompts, loaded.context, max_new_tokens, batch_size):
-            ids = _continued(loaded, [prompts[number] for number in batch], limit)
+            chosen = [prompts[number] for number in batch]
+            ids = continuations(model, chosen, limit, ends, Sampler().processors(()))
             responses |= _scored(loaded, prompts, dict(zip(batch, ids, strict=True)))
     return [
         responses[number] if number in responses else Generation(None, error=errors[number])
@@ -104,32 +107,6 @@ def _batches(
         numbers.sort(key=lambda number: -len(prompts[number]))
         for batch in windows(numbers, batch_size or BATCH_SIZE):
             yield batch, room
-
-
-def _continued(
-    loaded: LoadedModel, prompts: Sequence[Sequence[int]], limit: int
-) -> list[list[int]]:
-    """Generate greedily; return each row's new tokens up to and including EOS."""
-    import torch
-    from transformers import GenerationConfig
-
-    model: Any = loaded.reader.model
-    ends = _ends(loaded)
-    padding = ends[0] if ends else 0
-    width = max(map(len, prompts))
-    device = next(model.parameters()).device
-    # On the left, so that every row continues at the end.
-    ids = torch.tensor([[padding] * (width - len(row)) + list(row) for row in prompts])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
-    settings = GenerationConfig(
-        max_new_tokens=limit, do_sample=False, eos_token_id=ends or None, pad_token_id=padding
-    )
-    output = model.generate(
-        input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
-    )
-    rows = output[:, width:].tolist()
-    lengths = [next((i + 1 for i, id in enumerate(row) if id in ends), len(row)) for row in rows]
-    return [row[:length] for row, length in zip(rows, lengths, strict=True)]
 
 
 def _ends(loaded: LoadedModel) -> list[int]:

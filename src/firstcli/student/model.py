@@ -65,14 +65,14 @@ def load_model(
     import torch
     from transformers import AutoTokenizer
 
-    from firstcli.checkpoints.folder import check_folder
+    from firstcli.checkpoints.adapters import check_checkpoint
     from firstcli.checkpoints.loading import load_complete
     from firstcli.models import inference
     from firstcli.models.readout import Reader
 
     place = inference.device_named(device, "device")
     inference.make_current(place)
-    check_folder(folder)
+    check_checkpoint(folder)
     precision = inference.dtype_named(dtype or usage.dtype, place)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -1,4 +1,4 @@
-"""Prompts and responses of any length from a user's file."""
+"""Prompts and responses of any length, or conversations, from a user's file."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from firstcli.api import InputField, Sample, Split, Task, TaskUsage
-from firstcli.tasks import tables
+from firstcli.tasks import conversations, tables
+from firstcli.tasks.conversations import Supervise
 from firstcli.tasks.table_splits import TableOptions, TableSplits
 from firstcli.tasks.tables import TableRow
 from firstcli.tasks.templates import Template, columns_of, fill
 
 
 class InstructionOptions(TableOptions):
-    """The location of the data, and the templates of prompt and response."""
+    """The location of the data, and the templates of prompt and response or the conversations."""
 
     prompt: Template = Field(
         "{prompt}",
@@ -27,10 +28,30 @@ class InstructionOptions(TableOptions):
         "{response}",
         description="template of the response; a space between prompt and response belongs here",
     )
+    messages: str | None = Field(
+        None,
+        min_length=1,
+        description="column with a conversation, a list of messages with `role` and `content` or "
+        "with `from` and `value` (default: `messages` or `conversations`, in rows without the "
+        "columns of prompt and response)",
+    )
+    supervise: Supervise = Field(
+        "all", description="which turns of the assistant are learned in a conversation: all or last"
+    )
+
+    @model_validator(mode="after")
+    def _one_kind_of_data(self) -> InstructionOptions:
+        templates = {"prompt", "response"} & self.model_fields_set
+        if self.messages is not None and templates:
+            raise ValueError(
+                f"`messages` names a column with whole conversations, so `{min(templates)}` has no "
+                "meaning; remove one"
+            )
+        return self
 
 
 class Instruction(Task[InstructionOptions]):
-    """Pairs of prompt and response without candidates, so they cannot be evaluated."""
+    """Prompts with responses, or conversations, without candidates: they cannot be evaluated."""
 
     Options = InstructionOptions
     has_candidates: ClassVar[bool] = False
@@ -38,6 +59,7 @@ class Instruction(Task[InstructionOptions]):
     def __init__(self, options: InstructionOptions) -> None:
         super().__init__(options)
         self._table = TableSplits(options)
+        self._may_be_conversations = not {"prompt", "response"} & options.model_fields_set
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -52,15 +74,27 @@ class Instruction(Task[InstructionOptions]):
         return TaskUsage(kind="instruction", prompt=self.options.prompt, inputs=inputs)
 
     def load(self, split: str) -> Split:
-        """Return the rows that have a response, in the order of the file."""
+        """Return all rows in the order of the file; some may have no response."""
         notes: list[str] = []
+        dropped: dict[str, int] = {}
         rows = self._table.rows(split, tables.read_rows(self.sources(split), notes))
-        samples = map(self._sample, rows)
-        kept = (sample for sample in samples if self._table.has_prompt(split, sample.prompt))
-        return with_responses(Split(kept, notes=notes), "empty response")
 
-    def _sample(self, row: TableRow) -> Sample:
+        def kept() -> Iterator[Sample]:
+            for row in rows:
+                sample = self._sample(row)
+                if isinstance(sample, str):
+                    dropped[sample] = dropped.get(sample, 0) + 1
+                elif self._table.has_prompt(split, sample.prompt):
+                    yield sample
+
+        return Split(kept(), dropped, notes)
+
+    def _sample(self, row: TableRow) -> Sample | str:
+        """Return a row's sample, or why it is left out."""
         options = self.options
+        id = row.id(options.id_column)
+        if column := self._conversation(row):
+            return conversations.sample_of(row, column, options.supervise, id)
         named = dict.fromkeys(columns_of(options.prompt), "prompt")
         row.require(dict.fromkeys(columns_of(options.response), "response") | named)
         row.require_any(columns_of(options.prompt))
@@ -68,19 +102,15 @@ class Instruction(Task[InstructionOptions]):
         return Sample(
             prompt=fill(options.prompt, row.text),
             response=fill(options.response, row.text) if answered else "",
-            id=row.id(options.id_column),
+            id=id,
         )
 
-
-def with_responses(split: Split, reason: str) -> Split:
-    """Drop the samples with an empty response, and count them under `reason`."""
-    dropped: dict[str, int] = {}
-
-    def kept() -> Iterator[Sample]:
-        for sample in split.samples:
-            if sample.response.strip():
-                yield sample
-            else:
-                dropped[reason] = dropped.get(reason, 0) + 1
-
-    return Split(kept(), dropped, split.notes)
+    def _conversation(self, row: TableRow) -> str | None:
+        """Return the column that holds a row's conversation; None if it has a prompt."""
+        options = self.options
+        if options.messages is not None:
+            row.require({options.messages: "messages"})
+            return options.messages
+        if self._may_be_conversations and not (row.has("prompt") and row.has("response")):
+            return conversations.column_of(row)
+        return None

@@ -44,12 +44,15 @@ def check_task(task: Task[Any], rows: Rows | None = None) -> None:
 
 
 def _check_usage(task: Task[Any], usage: TaskUsage, split: str, given: Rows | None) -> None:
-    """Rebuild the samples from rows in the same order; the task may have left rows out."""
+    """Rebuild the samples from rows in the same order; the task may have left rows out.
+
+    Conversations are left out: a row holds them whole, and a student is given a new prompt.
+    """
     name = f"{type(task).__name__}.usage"
     generates = not task.has_candidates
     problem = f"{name} has the kind '{usage.kind}', which does not fit `has_candidates`"
     require((usage.kind == "instruction") == generates, problem)
-    samples, _ = _loaded(task, split)
+    samples = [sample for sample in _loaded(task, split)[0] if not sample.messages]
     rows = _rows_of(task, usage, split, samples, given)
     if rows is None:
         return
@@ -135,6 +138,5 @@ def _check_sample(sample: Sample, where: str, has_candidates: bool) -> None:
         expected = f"expected 2 to {MAX_CANDIDATES:,}"
         require(sample.candidates, f"{where}: has 0 candidates, {expected}")
         return
-    require(sample.response, f"{where}: the response is empty")
     problem = "has candidates, but the task has no candidates"
     require(not sample.candidates, f"{where}: {problem}")

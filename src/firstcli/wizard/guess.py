@@ -93,6 +93,11 @@ class Responses:
     """The column of the response."""
 
 
+@dataclass(frozen=True, slots=True)
+class Conversations(Responses):
+    """The column of the task `instruction` that holds conversations: both text and response."""
+
+
 Guess = LabelledTexts | ChoiceQuestions | Responses
 
 _LABELS = (
@@ -179,7 +184,8 @@ def _check(source: DataSource, table: Contents, overrides: Overrides) -> None:
 
 
 def _task(columns: _Columns, overrides: Overrides) -> str:
-    columns.refuse_conversations()
+    if columns.conversations(overrides):
+        return "instruction"
     columns.refuse_missing_header(overrides)
     found = columns.choice_columns()
     if found and columns.answer_columns(overrides):
@@ -205,22 +211,15 @@ class _Columns:
         """Return the columns of these names, in the order of the names, whatever their case."""
         return [self._folded[name] for name in names if name in self._folded]
 
-    def refuse_conversations(self) -> None:
-        """Refuse conversations: no task reads them.
-
-        Raises:
-            UserError: a column contains lists of messages with a role.
-        """
+    def conversations(self, overrides: Overrides) -> Conversations | None:
+        """Return the column that holds conversations, unless the user states other columns."""
         for name, column in self._table.columns.items():
             values = [row.values.get(name) for row in self._rows]
             lists = [value for value in values if isinstance(value, list) and value]
-            if column.kind == LIST and lists and all(map(_is_conversation, lists)):
-                raise UserError(
-                    f"{self._source.given}: column '{name}' contains conversations (messages with "
-                    "a role), which no task reads yet; write the prompt and the response of each "
-                    "row into two columns of text, such as 'prompt' and 'response', which the task "
-                    "`instruction` reads"
-                )
+            is_wanted = {name} >= {*overrides.text, overrides.label or name}
+            if column.kind == LIST and lists and all(map(_is_conversation, lists)) and is_wanted:
+                return Conversations((name,), name)
+        return None
 
     def refuse_missing_header(self, overrides: Overrides) -> None:
         """Refuse a table whose first row was taken as the names of its columns.
@@ -491,8 +490,7 @@ class _Columns:
         Raises:
             UserError: there are none.
         """
-        self.refuse_conversations()
-        if found := self.prompt_and_response(overrides):
+        if found := self.conversations(overrides) or self.prompt_and_response(overrides):
             return found
         candidates = self.texts()
         if len(candidates) < 2:

@@ -13,6 +13,7 @@ from rich.text import Text
 from firstcli.errors import shortened
 from firstcli.wizard.guess import (
     ChoiceQuestions,
+    Conversations,
     Guess,
     LabelledTexts,
     Responses,
@@ -90,6 +91,8 @@ def _reading(guess: Guess) -> str:
             found = guess.choices
             shown = f"`{found}`" if isinstance(found, str) else ", ".join(f"`{n}`" for n in found)
             return f"multiple-choice: question {texts}, choices {shown}, answer `{guess.label}`"
+        case Conversations():
+            return f"instruction: conversations {texts}, in which all turns of the assistant count"
         case Responses():
             return f"instruction: prompt {texts}, response `{guess.label}`"
 

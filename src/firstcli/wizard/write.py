@@ -13,6 +13,7 @@ import yaml
 
 from firstcli.wizard.guess import (
     ChoiceQuestions,
+    Conversations,
     Guess,
     LabelledTexts,
     Responses,
@@ -35,6 +36,13 @@ class Models:
 
 
 DEFAULT_MODELS = Models()
+CHAT_MODELS = Models(f"{DEFAULT_MODELS.teacher}-Instruct", f"{DEFAULT_MODELS.student}-Instruct")
+"""The same models with a chat template."""
+
+
+def default_models(guess: Guess) -> Models:
+    """Return the models of a recipe whose user names none."""
+    return CHAT_MODELS if isinstance(guess, Conversations) else DEFAULT_MODELS
 
 
 def recipe_text(
@@ -75,6 +83,7 @@ def _head(source: DataSource, table: Contents, guess: Guess) -> Iterator[str]:
         LabelledTexts: "Which label does a text have?",
         ChoiceQuestions: "Which choice answers a question?",
         Responses: "Which response follows a prompt?",
+        Conversations: "What does the assistant say next?",
     }[type(guess)]
     yield f"# {what} {table.rows:,} rows of {printable(source.given.name)}."
     yield "#"
@@ -105,6 +114,11 @@ def _task(source: DataSource, table: Contents, guess: Guess, folder: Path | None
             yield f"  prompt: {_quoted(prompt)}"
         if guess.group:
             yield f"  # group: {_scalar(guess.group)}  # the report then shows each group, too"
+    elif isinstance(guess, Conversations):
+        yield "# Models read conversations through their chat template: both checkpoints need one."
+        yield from ("name: instruction", "options:", path)
+        yield f"  messages: {_scalar(guess.label)}"
+        yield "  supervise: all  # all turns of the assistant, or the last"
     else:
         yield from ("name: instruction", "options:", path)
         yield f"  prompt: {_quoted(_prompt_of(guess.texts))}"
@@ -179,7 +193,7 @@ _METRICS = (
 def _models(models: Models, guess: Guess, folder: Path | None) -> Iterator[str]:
     yield "# A checkpoint is an id of the Hugging Face hub, or a local folder such as models/mine."
     yield "# Teacher and student need the same tokenizer."
-    if models == DEFAULT_MODELS:
+    if models in (DEFAULT_MODELS, CHAT_MODELS):
         yield "# These two train in float32 on one GPU with 24 GB, at 16 bytes per parameter."
     yield "teacher:"
     yield f"  model: {{family: causal-lm, checkpoint: {_checkpoint(models.teacher, folder)}}}"
@@ -205,7 +219,11 @@ def _arms(guess: Guess) -> Iterator[str]:
 
 
 _RATES = ((3e7, "1e-3"), (1.5e8, "1e-4"), (1e9, "5e-5"))
-_KNOWN = {DEFAULT_MODELS.teacher: 3.6e8, DEFAULT_MODELS.student: 1.35e8}
+_KNOWN = {
+    name: count
+    for models in (DEFAULT_MODELS, CHAT_MODELS)
+    for name, count in ((models.teacher, 3.6e8), (models.student, 1.35e8))
+}
 
 
 def _rate(checkpoint: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +48,17 @@ class Tokenizers:
     def _roles(self) -> tuple[Role, ...]:
         return ("teacher", "student") if self._recipe.teacher else ("student",)
 
+    @cached_property
+    def _are_chats(self) -> bool:
+        """Whether samples are rendered with a chat template."""
+        training = self._recipe.train.task
+        if any(task.chat for task in (training, *(each.task for each in self._recipe.evaluate))):
+            return True
+        if training.plugin.has_candidates:
+            return False
+        first = next(iter(self._samples()), None)
+        return first is not None and bool(first.messages)
+
     def section(self, role: Role) -> ModelSection:
         """Return the recipe's section of a role's model."""
         if role == "student":
@@ -58,8 +69,7 @@ class Tokenizers:
 
     def _load(self, role: Role) -> PreTrainedTokenizerBase:
         own = self._own(role)
-        tasks = [self._recipe.train.task, *(each.task for each in self._recipe.evaluate)]
-        if getattr(own, "chat_template", None) or not any(task.chat for task in tasks):
+        if getattr(own, "chat_template", None) or not self._are_chats:
             return own
         for other in self._roles:  # its model is saved with the template, so that others can use it
             if template := getattr(self._own(other), "chat_template", None):
