@@ -189,7 +189,7 @@ class TaskRef(PluginRef):
         """Leave out the keys of a chat where there is none, as recipes did before they existed."""
         values: dict[str, Any] = handler(self)
         if self.chat is False:
-            del values["chat"]
+            values.pop("chat", None)
         if self.system is None:
             values.pop("system", None)
         return values

@@ -69,7 +69,7 @@ def encoded_samples(run: Run, count: int) -> list[dict[str, JSON]]:
         role: list(each_encoded(samples, chat.encoding(run, role, f"train.task ({role})")))
         for role in roles
     }
-    shown = []
+    shown: list[dict[str, JSON]] = []
     for index, sample in enumerate(samples):
         first, last = rows[roles[0]][index], rows[roles[-1]][index]
         alike = np.array_equal(first.input_ids, last.input_ids)
