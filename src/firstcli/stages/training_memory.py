@@ -90,6 +90,8 @@ class TrainingMemory:
             for part in MicroBatches(lengths, self.batch_size, micro, 1, 0, seed)
             if part[0] >= 0
         ]
+        if not parts:  # the teacher has not yet written the samples
+            return BatchShape(0, 0, 0)
         largest = max(parts, key=lambda part: int(lengths[part].max()) * len(part))
         positions = max(int(counts[part].sum()) for part in parts)
         top_k = self.run.recipe.knowledge.top_k if self.unit.arm else 0
