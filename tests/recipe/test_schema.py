@@ -21,6 +21,7 @@ FloatArray = npt.NDArray[np.float64]
 
 
 class FakeOptions(PluginOptions):
+    is_remote = False
     path: DataPath | None = None
     size: float = Field(default=1.0, gt=0)
     tokens: int = 1
@@ -45,7 +46,6 @@ class Instructions(Fake):
 
 
 class Scratch(Fake):
-    is_remote = False
     needs_checkpoint = False
 
 
