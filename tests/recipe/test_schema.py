@@ -21,7 +21,6 @@ FloatArray = npt.NDArray[np.float64]
 
 
 class FakeOptions(PluginOptions):
-    is_remote = False
     path: DataPath | None = None
     size: float = Field(default=1.0, gt=0)
     tokens: int = 1
@@ -33,6 +32,7 @@ class Fake(Recalibrator[FakeOptions]):
     Options = FakeOptions
     has_candidates = True
     needs_checkpoint = True
+    is_remote = False
     needs_fit = False
 
     def transform(self, topk: FloatArray) -> FloatArray:
