@@ -32,9 +32,10 @@ SHAPE = BatchShape(samples=4, tokens=32, positions=16, top_k=5)
 CPU = MemorySettings(torch.device("cpu"))
 
 
-def empty(config: PreTrainedConfig = LLAMA) -> AutoModelForCausalLM:
+def empty(config: PreTrainedConfig = LLAMA) -> PreTrainedModel:
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
 
 
 def states(settings: MemorySettings) -> tuple[int, int, int]:

@@ -81,14 +81,18 @@ def install_objective(
         **soft: Tensor,
     ) -> dict[str, Tensor]:
         def sums(scores: readout.Scores) -> Tensor:
-            wanted = {"with_entropy": with_entropy}
             if objective == "labels":
-                return torch.stack(fused_objectives.labels(scores, targets, **wanted))
-            known = (soft["token_ids"], soft["probabilities"])
+                return torch.stack(
+                    fused_objectives.labels(scores, targets, with_entropy=with_entropy)
+                )
+            known = (scores, soft["token_ids"], soft["probabilities"])
             if objective == "topk-tail":
-                tail = soft["tail"]
-                return torch.stack(fused_objectives.topk_tail(scores, *known, tail, **wanted))
-            return torch.stack(fused_objectives.topk_renormalized(scores, *known, **wanted))
+                return torch.stack(
+                    fused_objectives.topk_tail(*known, soft["tail"], with_entropy=with_entropy)
+                )
+            return torch.stack(
+                fused_objectives.topk_renormalized(*known, with_entropy=with_entropy)
+            )
 
         loss, student_mass, entropy = reader(
             input_ids, attention_mask, rows, columns, sums, position_ids
