@@ -451,9 +451,8 @@ class _LiveBytes(TorchDispatchMode):
             first, second = (value.untyped_storage()._cdata for value in args[:2])
             return first == second
         if func is aten._grouped_mm.default:  # PyTorch's own shape rule is for bfloat16 alone
-            result = args[0].new_empty(
-                _grouped_shape(args[0], args[1], args[2] if len(args) > 2 else None)
-            )
+            groups = args[2] if len(args) > 2 else None
+            result = args[0].new_empty(_grouped_shape(args[0], args[1], groups))
         else:
             result = func(*args, **(kwargs or {}))
         for value in tree_iter(result):
