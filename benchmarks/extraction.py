@@ -35,12 +35,17 @@ LOOP_SAMPLES = {"questions": 16, "instructions": 4}  # fewer: the loop is slow
 
 @torch.inference_mode()
 def extract_shard(
-    reader: readout.Reader, rows: Sequence[EncodedSample], limit: int, path: Path
+    reader: readout.Reader,
+    rows: Sequence[EncodedSample],
+    limit: int,
+    path: Path,
+    batching: inference.Batching = "padded",
 ) -> None:
     """Process a shard as `stages.extract` does."""
     known: dict[str, TopK] = {}
     for batch in inference.batches([len(row.input_ids) for row in rows], scoring.EXTRACTION_TOKENS):
-        known |= scoring.top_k_of(reader, [rows[i] for i in batch], shapes.TOP_K, limit)
+        chosen = [rows[i] for i in batch]
+        known |= scoring.top_k_of(reader, chosen, shapes.TOP_K, limit, batching)
     format = shards.StoreFormat(shapes.TOP_K, "standard", shards=1)
     shards.write_shard(path, rows, [known[row.id] for row in rows], format)
 

@@ -1,7 +1,7 @@
 """Measurement for the benchmarks: alternating runs, ratios per pair, one process per topic.
 
-The topics are `extraction`, `objective`, `steps`, `questions`, `startup` and `data`. Each file runs
-by itself, for example `python benchmarks/objective.py --repeats 3`; `bench.py` runs all of them.
+Each topic is a file that runs by itself, for example `python benchmarks/objective.py --repeats 3`;
+`bench.py` runs all of them.
 """
 
 from __future__ import annotations
@@ -92,13 +92,20 @@ def in_turns(contenders: Mapping[str, Callable[[], float]], repeats: int) -> dic
     return results
 
 
+def now() -> float:
+    """Return the time in seconds, after all work that a GPU still has to do."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def clocked(work: Work) -> Callable[[], float]:
     """Return a function that runs `work` and returns its duration in seconds."""
 
     def measured() -> float:
-        began = time.perf_counter()
+        began = now()
         work()
-        return time.perf_counter() - began
+        return now() - began
 
     return measured
 

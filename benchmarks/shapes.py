@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,6 +23,28 @@ TOP_K = 5
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """A device, and the dtype of a model's weights on it."""
+
+    device: torch.device
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @contextmanager
+    def default(self) -> Iterator[None]:
+        """Create new tensors here, without a copy in the memory of the host."""
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(getattr(torch, self.dtype))
+        try:
+            with self.device:
+                yield
+        finally:
+            torch.set_default_dtype(before)
+
+
+CPU = Place(torch.device("cpu"))
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """The shape of a Llama."""
 
@@ -28,9 +52,11 @@ class Model:
     vocabulary: int
     hidden: int
     layers: int = 4
+    context: int = 512
 
-    def make(self) -> PreTrainedModel:
-        """Create the model with random weights."""
+    def make(self, place: Place | None = None) -> PreTrainedModel:
+        """Create the model with random weights, where it runs."""
+        place = place or CPU
         torch.manual_seed(0)
         config = LlamaConfig(
             vocab_size=self.vocabulary,
@@ -38,10 +64,11 @@ class Model:
             intermediate_size=11 * self.hidden // 4,
             num_hidden_layers=self.layers,
             num_attention_heads=self.hidden // 64,
-            max_position_embeddings=512,
+            max_position_embeddings=self.context,
         )
-        model: PreTrainedModel = LlamaForCausalLM(config).eval()
-        return model
+        with place.default():
+            model: PreTrainedModel = LlamaForCausalLM(config)
+        return model.eval()
 
 
 SMALL = Model("V = 32k, d = 256", 32_000, 256)

@@ -12,13 +12,13 @@ loaded models, so the weights of a live teacher do not count.
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -37,10 +37,14 @@ from firstcli.training import arguments, batches, trainer
 from measure import Comparison, Report
 from shapes import INSTRUCTION, LARGE, QUESTION
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 BATCH = {"questions": 16, "instructions": 4}  # small, to limit the duration
 BATCH_FOR_MEMORY = 16  # in small batches, gradients and Adam's moments dominate
 
 HARD, STORED, LIVE = "hard labels, Trainer", "stored dense logits", "live dense teacher"
+HARD_LORA = "hard labels, peft and Trainer"
 
 
 class Clock(Console):
@@ -53,7 +57,7 @@ class Clock(Console):
     @contextmanager
     def progress(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
         """Record the time of every advance."""
-        yield lambda _: self.ends.append(time.perf_counter())
+        yield lambda _: self.ends.append(measure.now())
 
 
 class Ends(TrainerCallback):
@@ -63,7 +67,7 @@ class Ends(TrainerCallback):
         self.ends: list[float] = []
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.ends.append(time.perf_counter())
+        self.ends.append(measure.now())
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,26 +78,52 @@ class Setting:
     text: shapes.Text
     batch: int
     steps: int = 3
+    place: shapes.Place = shapes.CPU
+    lora: int | None = None
+    """The rank of adapters on all linear layers but the output layer; None trains all weights."""
 
     @property
     def name(self) -> str:
-        return f"{self.model.name}, {self.batch} {self.text.name}"
+        adapters = f", LoRA of rank {self.lora}" if self.lora else ""
+        return f"{self.model.name}{adapters}, {self.batch} {self.text.name}"
+
+    def make(self) -> PreTrainedModel | PeftModel:
+        """Create the model to train, with adapters if the setting has them."""
+        model = self.model.make(self.place)
+        if self.lora is None:
+            return model
+        from peft import LoraConfig, TaskType, get_peft_model
+
+        config = LoraConfig(
+            r=self.lora,
+            lora_alpha=2 * self.lora,
+            target_modules="all-linear",
+            task_type=TaskType.CAUSAL_LM,
+        )
+        adapted: PeftModel = get_peft_model(model, config)  # type: ignore[assignment]
+        return adapted
 
     def rows(self) -> list[EncodedSample]:
         return self.text.rows(self.steps * self.batch, self.model.vocabulary)
 
     def arguments(self, folder: Path) -> TrainingArguments:
-        settings = Training(batch_size=self.batch, epochs=1, learning_rate=1e-5)
+        settings = Training(
+            batch_size=self.batch, epochs=1, learning_rate=1e-5, dtype=self.place.dtype
+        )
         trainer = {"save_strategy": "no", "logging_steps": 1000}
-        device = torch.device("cpu")
-        return arguments.arguments(folder / "run", settings, trainer, 0, device)
+        return arguments.arguments(folder / "run", settings, trainer, 0, self.place.device)
 
 
 Prepared = Callable[[], list[float]]
 """Trains and returns the end time of each step."""
 
 
-def distillation(setting: Setting, model: PreTrainedModel, folder: Path) -> Prepared:
+def distillation(
+    setting: Setting,
+    model: PreTrainedModel | PeftModel,
+    folder: Path,
+    batching: inference.Batching = "padded",
+) -> Prepared:
     """Prepare firstcli's training."""
     rows = setting.rows()
     store = folder / "knowledge"
@@ -101,11 +131,12 @@ def distillation(setting: Setting, model: PreTrainedModel, folder: Path) -> Prep
     known = shapes.random_knowledge(rows, setting.model.vocabulary)
     shapes.write_store(store, rows, known, len(rows))
     soft_targets = shapes.soft_targets(store, rows)
+    trained = model.get_base_model() if setting.lora else model
 
     def work() -> list[float]:
         clock = Clock()
         args = setting.arguments(folder)
-        trainer.train(model, rows, soft_targets, "topk-tail", args, clock, "benchmark")
+        trainer.train(trained, rows, soft_targets, "topk-tail", args, clock, "benchmark", batching)
         return clock.ends
 
     return work
@@ -113,7 +144,7 @@ def distillation(setting: Setting, model: PreTrainedModel, folder: Path) -> Prep
 
 def plain(
     setting: Setting,
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     folder: Path,
     trainer_class: type[Trainer] = Trainer,
     stored: Sequence[np.ndarray[Any, Any]] = (),
@@ -210,11 +241,13 @@ def stored_logits(setting: Setting, folder: Path) -> list[np.ndarray[Any, Any]]:
     return mapped
 
 
-def prepare(contender: str, setting: Setting, model: PreTrainedModel, folder: Path) -> Prepared:
+def prepare(
+    contender: str, setting: Setting, model: PreTrainedModel | PeftModel, folder: Path
+) -> Prepared:
     """Prepare one contender."""
     if contender == "first":
         return distillation(setting, model, folder)
-    if contender == HARD:
+    if contender in (HARD, HARD_LORA):
         return plain(setting, model, folder)
     if contender == STORED:
         stored = stored_logits(setting, folder)
@@ -231,7 +264,7 @@ def peak(contender: str, setting: Setting) -> float:
     """Measure the peak memory of training in MB, beyond the loaded models."""
     measure.limit_threads()
     with tempfile.TemporaryDirectory() as name:
-        work = prepare(contender, setting, setting.model.make(), Path(name))
+        work = prepare(contender, setting, setting.make(), Path(name))
         return measure.peak_of(work)
 
 
@@ -240,7 +273,7 @@ def compare(
 ) -> list[Comparison]:
     """Compare firstcli with other contenders, each with goals for time and memory."""
     names = ["first", *against]
-    model = setting.model.make()
+    model = setting.make()
     with tempfile.TemporaryDirectory() as folder:
         works = {name: prepare(name, setting, model, Path(folder)) for name in names}
         times = measure.in_turns(
@@ -275,7 +308,13 @@ def report(repeats: int) -> Report:
         rows += compare(setting_of(shape, QUESTION), questions, repeats)
         against = instructions | dense if shape is LARGE else instructions
         rows += compare(setting_of(shape, INSTRUCTION), against, repeats)
-    return Report(rows)
+    notes = []
+    if find_spec("peft"):
+        adapters = replace(setting_of(LARGE, INSTRUCTION), lora=16)
+        rows += compare(adapters, {HARD_LORA: (1.0, 1.0)}, repeats)
+    else:
+        notes.append("Left out: a step with LoRA, which needs `pip install 'firstcli[peft]'`.")
+    return Report(rows, notes)
 
 
 if __name__ == "__main__":

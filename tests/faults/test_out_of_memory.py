@@ -170,6 +170,7 @@ def test_plan_compares_the_need_with_the_memory_of_the_device(
     monkeypatch.setattr(memory, "capacity", lambda device: 10_000)
     result = first("plan", finished.recipe, "--run-dir", tmp_path / "run")
     result.mistake("optimizer's state need", "but cpu has 10", "smaller batches do not help")
+    assert "no key of the recipe makes it fit" in result.err
 
 
 def test_a_model_that_does_not_fit_at_any_batch_size_is_loaded_once(

@@ -196,7 +196,7 @@ def test_the_resolved_recipe_says_that_there_are_unlabelled_rows(tmp_path: Path)
     path = recipe_of(tmp_path, [*sums(40), *without_answers(5, 200)])
     run = Run(load_recipe(path), tmp_path / "run", Console(quiet=True))
     assert run.recipe.train.unlabelled is None
-    run.state_unlabelled()
+    run.state_data()
     assert run.recipe.train.unlabelled is not None
     assert Recipe.model_validate(run.recipe.resolved()) == run.recipe
 

@@ -56,7 +56,8 @@ def test_a_recipe_loads(folder: Path) -> None:
     loaded = load(GOOD)
     assert loaded.teacher is not None and loaded.teacher.finetune is not None
     assert loaded.teacher.finetune.learning_rate == 2e-5
-    assert loaded.resolved()["knowledge"] == {"top_k": 5, "precision": "standard"}
+    stored = {"top_k": 5, "precision": "standard", "batching": "padded"}
+    assert loaded.resolved()["knowledge"] == stored
 
 
 def test_a_resolved_recipe_loads_as_the_same_recipe(folder: Path) -> None:
@@ -393,7 +394,7 @@ def test_paths_in_set_start_from_the_current_folder(folder: Path) -> None:
         (
             "student.training.epcohs=1",
             "--set: student.training.epcohs: unknown key (did you mean 'epochs'?); known: "
-            "batch_size, dtype, epochs, learning_rate, micro_batch_size",
+            "batch_size, batching, dtype, epochs, learning_rate, micro_batch_size",
         ),
         (
             "name=yes",

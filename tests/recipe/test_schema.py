@@ -45,6 +45,7 @@ class Instructions(Fake):
 
 
 class Scratch(Fake):
+    is_remote = False
     needs_checkpoint = False
 
 

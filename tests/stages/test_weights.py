@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import MambaConfig, PreTrainedModel
 
+from checkpoints.test_causality import build
 from firstcli.api import ModelRef
 from firstcli.models import inference
 from firstcli.stages import inputs, weights
@@ -194,3 +195,26 @@ def test_folders_that_are_read_back_are_whole(
     recipe = write_recipe(tmp_path, pico_folder, pico_folder, finetune=command_line.TRAINING)
     message = first("extract", recipe, "--run-dir", run).mistake("no place in the model")
     assert f"checkpoint {run / 'teacher'}: " in message
+
+
+def test_plan_names_a_model_that_cannot_read_packed_batches(
+    tmp_path: Path, pico_folder: Path
+) -> None:
+    """A state-space model carries its state from one sequence into the next."""
+    mamba = tmp_path / "mamba"
+    shutil.copytree(pico_folder, mamba)
+    build(
+        MambaConfig(vocab_size=330, hidden_size=16, state_size=4, num_hidden_layers=1)
+    ).save_pretrained(mamba)
+    assert plan(tmp_path, mamba, mamba).code == 0
+    packed = ("--set", "student.training.batching=packed")
+    parts = ("MambaForCausalLM cannot read packed batches", "set it to padded")
+    plan(tmp_path, pico_folder, mamba, *packed).mistake("student.training.batching: ", *parts)
+    plan(tmp_path, mamba, pico_folder, "--set", "knowledge.batching=packed").mistake(
+        "knowledge.batching: ", *parts
+    )
+    override = ("--set", "arms.distill.training.batching=packed")
+    plan(tmp_path, pico_folder, mamba, *override).mistake(
+        "arms.distill.training.batching: ", *parts
+    )
+    assert plan(tmp_path, mamba, pico_folder, *packed).code == 0

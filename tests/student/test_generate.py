@@ -10,8 +10,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from firstcli.data.token_texts import token_texts
 from firstcli.errors import UserError
-from firstcli.student.generating import token_texts
 from firstcli.student.load import TrainedStudent, load_student
 from support.tickets import TrainedRun
 

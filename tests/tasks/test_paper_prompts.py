@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -395,12 +396,12 @@ def test_names_the_line_of_a_malformed_row(
     assert expected in str(caught.value)
 
 
-def test_alpaca_leaves_out_and_counts_empty_outputs(tmp_path: Path) -> None:
+def test_alpaca_keeps_instructions_without_an_output(tmp_path: Path) -> None:
     path = tmp_path / "alpaca_data.json"
     path.write_text(json.dumps([HELLO, HELLO | {"output": ""}, without(HELLO, "input")]))
     loaded = at(Alpaca, path).load("train")
-    assert list(loaded.samples) == [HELLO_SAMPLE, HELLO_SAMPLE]
-    assert loaded.dropped == {"empty output": 1}
+    without_output = replace(HELLO_SAMPLE, response="")
+    assert list(loaded.samples) == [HELLO_SAMPLE, without_output, HELLO_SAMPLE]
     assert not Alpaca.has_candidates
 
 

@@ -336,7 +336,7 @@ class WithOneSplitTwice(Given):
 def test_a_sound_task_passes() -> None:
     check_task(Given(QUESTION, replace(QUESTION, id="q2", truth=None)))
     check_task(Given(replace(QUESTION, id=None), replace(QUESTION, id=None)))
-    check_task(GivenInstructions(INSTRUCTION))
+    check_task(GivenInstructions(INSTRUCTION, replace(INSTRUCTION, response="")))
     check_task(Evaluated(UNANSWERABLE, replace(UNANSWERABLE, id="q2")))
     check_task(Given(QUESTION, replace(UNANSWERABLE, id="q2")))  # one of them is unlabelled
 
@@ -350,7 +350,6 @@ def test_a_sound_task_passes() -> None:
         (Shrinking(QUESTION, QUESTION, QUESTION), "loading it twice gives different samples"),
         (Given(QUESTION, QUESTION), "two samples have the same id"),
         (Given(replace(QUESTION, prompt=" \n")), "sample 'q1': the prompt is empty"),
-        (GivenInstructions(replace(INSTRUCTION, response="")), "number 0: the response is empty"),
         (GivenInstructions(QUESTION), "the task has no candidates"),
         (Given(INSTRUCTION), "has 0 candidates, expected 2 to 1,000"),
         (Given(replace(QUESTION, candidates=(" yes",))), "has 1 candidates"),

@@ -69,6 +69,36 @@ def case(name: str, n: int, v: int, k: int, tail: float) -> Call:
 NAMES = ("labels", "topk-tail", "topk-renormalized")
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0])
+@pytest.mark.parametrize("k", [1, 3, 9])
+def test_the_entropy_is_that_of_the_whole_softmax(name: str, scale: float, k: int) -> None:
+    """Against the definition in float64; k = V leaves no other tokens."""
+    torch.manual_seed(0)
+    n, v = 7, 9
+    layer = layer_of(n, 4, v, bias=True, scale=scale)
+    ids = torch.stack([torch.randperm(v)[:k] for _ in range(n)])
+    p = torch.full((n, k), 1 / k, dtype=torch.float64)
+
+    def call(scores: readout.Scores, **wanted: bool) -> Sums:
+        if name == "labels":
+            return fused_objectives.labels(scores, ids[:, 0], **wanted)
+        if name == "topk-tail":
+            return fused_objectives.topk_tail(scores, ids, p, torch.zeros(n), **wanted)
+        return fused_objectives.topk_renormalized(scores, ids, p, **wanted)
+
+    q = torch.softmax(dense(layer).values.detach(), -1)
+    expected = -torch.special.xlogy(q, q).sum()
+    with chunks_of(3):
+        fused, without = call(layer, with_entropy=True), call(layer)
+    torch.testing.assert_close(fused.entropy, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        call(dense(layer), with_entropy=True).entropy, expected, rtol=1e-9, atol=1e-9
+    )
+    assert not fused.entropy.requires_grad and without.entropy == 0
+    assert torch.equal(fused.loss, without.loss)
+
+
 @given(
     name=st.sampled_from(NAMES),
     sizes=st.tuples(st.integers(0, 6), st.integers(1, 4), st.integers(2, 12)),

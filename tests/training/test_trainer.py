@@ -103,12 +103,13 @@ def fit(
     objective: Objective = "labels",
     fields: dict[str, Any] | None = None,
     console: Console | None = None,
+    batching: inference.Batching = "padded",
     **changes: Any,
 ) -> trainer.Outcome:
     quick = {"logging_steps": 1, "save_strategy": "no"}
     args = arguments.arguments(folder, settings(**changes), quick | (fields or {}), 0, CPU)
     console = console or Console(quiet=True)
-    return trainer.train(model, rows, soft_targets, objective, args, console, "training")
+    return trainer.train(model, rows, soft_targets, objective, args, console, "training", batching)
 
 
 def weights(model: LlamaForCausalLM) -> Tensor:

@@ -17,6 +17,7 @@ from torch.multiprocessing.spawn import start_processes
 PRELOADED = [  # the fork server does not know the folder of the tests
     "firstcli.training.trainer",
     "hypothesis",
+    "peft",
     "pytest",
     "torch.distributed.fsdp",
     "transformers.models.llama.modeling_llama",

@@ -195,3 +195,20 @@ def test_the_recipe_is_valid(tmp_path: Path, guess: Guess) -> None:
     recipe = load_recipe(path)
     assert recipe.name == "data"
     assert len(recipe.evaluate) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "chat"),
+    [
+        ("chat_template.jinja", "{{ messages }}", "auto"),
+        ("tokenizer_config.json", '{"chat_template": "{{ messages }}"}', "auto"),
+        ("tokenizer_config.json", '{"chat_template": null}', None),
+        ("tokenizer_config.json", "[", None),
+    ],
+)
+def test_models_with_a_chat_template_are_asked_in_it(
+    tmp_path: Path, name: str, content: str, chat: str | None
+) -> None:
+    (tmp_path / name).write_text(content)
+    text = written(LabelledTexts(("text",), "label"), models=Models(student=str(tmp_path)))
+    assert yaml.safe_load(text)["train"]["task"].get("chat") == chat

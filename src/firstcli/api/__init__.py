@@ -33,6 +33,14 @@ from firstcli.api.recalibrators import (
     Recalibrator,
     TopKRows,
 )
+from firstcli.api.remote import (
+    CandidateQuery,
+    RemoteFamily,
+    RemoteScorer,
+    RemoteUsage,
+    TokenQuery,
+    TopTokens,
+)
 from firstcli.api.usage import ChoiceForm, InputField, Label, TaskUsage
 from firstcli.errors import UserError
 
@@ -41,6 +49,7 @@ __all__ = [
     "RESERVED_FACTS",
     "Adaptation",
     "BoolArray",
+    "CandidateQuery",
     "ChatMessage",
     "ChatRole",
     "ChoiceForm",
@@ -59,12 +68,17 @@ __all__ = [
     "ModelRef",
     "PluginOptions",
     "Recalibrator",
+    "RemoteFamily",
+    "RemoteScorer",
+    "RemoteUsage",
     "ResponseTokens",
     "Sample",
     "SourcedStr",
     "Split",
     "Task",
     "TaskUsage",
+    "TokenQuery",
     "TopKRows",
+    "TopTokens",
     "UserError",
 ]

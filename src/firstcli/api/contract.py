@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from firstcli.api.usage import TaskUsage
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FloatArray = npt.NDArray[np.float64]
@@ -323,10 +324,17 @@ class ModelFamily(PluginBase[OptionsT]):
     """Whether a recipe must (True) or must not (False) give `checkpoint`."""
     needs_text: ClassVar[bool] = False
     """Whether the tokenizer is trained on the training task's text."""
+    is_remote: ClassVar[bool] = False
+    """Whether the model runs elsewhere; see `RemoteFamily`."""
+    harmless_options: ClassVar[tuple[str, ...]] = ()
+    """Names of options that change no result, such as addresses and time limits: other values make
+    nothing out of date."""
     device: str = "auto"
     """Where models run: `auto`, or a name that `torch.device` accepts."""
     inference_dtype: Literal["auto"] | Dtype = "auto"
     """Type of the weights outside training; `auto` is bfloat16 on GPUs that support it."""
+    spreads: bool = False
+    """Whether `placed` spreads one model over several devices."""
     uses_teacher_tokenizer: bool = False
     """Whether a student of this family uses the teacher's tokenizer; `tokenizer` is then called
     for teachers only, and the methods below receive the teacher's."""
@@ -355,6 +363,24 @@ class ModelFamily(PluginBase[OptionsT]):
             dtype: type of all weights.
             seed: initialises new weights, if any; the same seed gives the same weights.
         """
+
+    def placed(
+        self, ref: ModelRef, dtype: Dtype, device: torch.device, offload: Path
+    ) -> PreTrainedModel | None:
+        """Return a model where it runs outside training, or None, the default.
+
+        With None, firstcli loads the model with `model` or `load_trained` and moves it to `device`.
+        A family whose models cannot be moved, because they are quantised or spread over several
+        devices, overrides this method. What it returns may have Accelerate's hooks.
+
+        Args:
+            ref: the checkpoint, or the folder of a model of this family that firstcli trained.
+            dtype: type of the weights that are not quantised.
+            device: the device that `device` names.
+            offload: a folder for weights that fit into no memory; it may not exist yet, and is
+                removed with the model.
+        """
+        return None
 
     def load_trained(self, folder: Path, dtype: Dtype) -> PreTrainedModel:
         """Return a model of this family that firstcli trained and saved in `folder`.

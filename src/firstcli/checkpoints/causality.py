@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from firstcli.checkpoints.placement import input_device
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
@@ -47,23 +49,22 @@ def fault(model: PreTrainedModel, token_ids: Sequence[int], context: int | None)
     batch[1, half:] = ids[half + 1 :]  # each token differs from the next one
     mask = torch.ones_like(batch)
     batch[2, half:] = mask[2, half:] = 0  # as `models.inference.pad` does
-    device = next(model.parameters()).device
+    device = input_device(model)
     with torch.no_grad(), evaluating(model):
         output = model(input_ids=batch.to(device), attention_mask=mask.to(device), use_cache=False)
     logits = getattr(output, "logits", None)
     if not isinstance(logits, torch.Tensor) or logits.shape[:2] != batch.shape:
         return None  # what reads the predictions reports it
     original, changed, padded = logits.float()
-    effect = _difference(original[half:], changed[half:])
-    precision = max(torch.finfo(dtype).eps for dtype in (logits.dtype, model.dtype))
-    bound = effect * max(TOLERANCE, ROUNDING_ERRORS * precision)
-    if (leak := _difference(original[:half], changed[:half])) > bound:
+    effect = difference(original[half:], changed[half:])
+    bound = effect * tolerance(model, logits)
+    if (leak := difference(original[:half], changed[:half])) > bound:
         return (
             f"it is not causal: later tokens change the logits before them, by up to {leak:.2g} "
             f"(their own by {effect:.2g}); choose a decoder, or set is_decoder or is_causal "
             "to true in its config.json if that turned it into an encoder"
         )
-    if (leak := _difference(original[:half], padded[:half])) > bound:
+    if (leak := difference(original[:half], padded[:half])) > bound:
         return (
             "it does not ignore padding: masked tokens on the right change the logits before "
             f"them, by up to {leak:.2g}; choose a different architecture"
@@ -71,7 +72,15 @@ def fault(model: PreTrainedModel, token_ids: Sequence[int], context: int | None)
     return None
 
 
-def _difference(left: Tensor, right: Tensor) -> float:
+def tolerance(model: PreTrainedModel, logits: Tensor) -> float:
+    """Return the largest harmless change of a model's logits, relative to that of an effect."""
+    import torch
+
+    precision = max(torch.finfo(dtype).eps for dtype in (logits.dtype, model.dtype))
+    return max(TOLERANCE, ROUNDING_ERRORS * precision)
+
+
+def difference(left: Tensor, right: Tensor) -> float:
     """Return the largest absolute difference; NaN, which is never above a bound, if any is."""
     return float((left - right).abs().max())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,40 +28,51 @@ MERGE = (
     "merge it into its base model with peft (`merge_and_unload()`, then `save_pretrained`) and "
     "give the merged folder"
 )
+BESIDE_WEIGHTS = (
+    f"holds an adapter ({ADAPTER}) beside a model's weights; {MERGE}, or remove the adapter"
+)
 
 
 def check_folder(folder: Path) -> None:
     """Check that a folder holds the readable weights of one whole model.
 
     Raises:
-        UserError: it holds Git LFS pointers, an adapter, no safetensors or only some of them,
-            damaged ones, or quantised weights that its configuration does not declare.
+        UserError: it holds Git LFS pointers, an adapter beside weights, no safetensors or only
+            some of them, damaged ones, or quantised weights that its configuration does not
+            declare.
     """
     if not folder.is_dir():
-        raise _problem(folder, "no such folder; give a Hugging Face model folder or a hub id")
+        raise problem_of(folder, "no such folder; give a Hugging Face model folder or a hub id")
     files = weight_files(folder)
     read = {*files, *(path for path in folder.iterdir() if path.suffix in READ_SUFFIXES)}
-    if pointers := sorted(path.name for path in read if _is_pointer(path)):
-        raise _problem(
-            folder,
-            f"holds Git LFS pointers in place of files, such as {shortened(pointers, 2)}; run "
-            "`git lfs pull` in the folder",
-        )
+    refuse_pointers(folder, read)
     if (folder / ADAPTER).is_file():
-        raise _problem(folder, adapter_problem(folder / ADAPTER, beside_weights=bool(files)))
+        raise problem_of(folder, BESIDE_WEIGHTS)
     if not (folder / "config.json").is_file():
-        raise _problem(folder, "has no config.json; give a Hugging Face model folder or a hub id")
+        raise problem_of(folder, "has no config.json; give a Hugging Face model folder or a hub id")
     _check_files(folder, files)
-    names = [name for path in files for name in _weight_names(folder, path)]
+    names = [name for path in files for name in weight_names(folder, path)]
     if adapters := [name for name in names if ADAPTER_WEIGHT.search(name)]:
-        raise _problem(folder, f"holds adapter weights, such as {shortened(adapters, 1)}; {MERGE}")
+        raise problem_of(
+            folder, f"holds adapter weights, such as {shortened(adapters, 1)}; {MERGE}"
+        )
     quantized = [name for name in names if QUANTIZED_WEIGHT.search(name)]
     if quantized and "quantization_config" not in read_json(folder / "config.json"):
-        raise _problem(
+        raise problem_of(
             folder,
             f"holds quantised weights, such as {shortened(quantized, 1)}, but its config.json has "
             "no quantization_config; add the one that the weights were made with, or give a "
             "checkpoint that is not quantised",
+        )
+
+
+def refuse_pointers(folder: Path, files: Iterable[Path]) -> None:
+    """Check that no file is a pointer of Git LFS in place of the file itself."""
+    if pointers := sorted(path.name for path in files if _is_pointer(path)):
+        raise problem_of(
+            folder,
+            f"holds Git LFS pointers in place of files, such as {shortened(pointers, 2)}; run "
+            "`git lfs pull` in the folder",
         )
 
 
@@ -91,15 +102,17 @@ def count_weights(folder: Path) -> int:
     return count
 
 
-def adapter_problem(path: Path, *, beside_weights: bool) -> str:
-    """Describe a checkpoint with an adapter; `path` is that of its configuration."""
-    base = read_json(path).get("base_model_name_or_path")
-    if beside_weights:
-        return (
-            f"holds an adapter ({ADAPTER}) beside a model's weights; {MERGE}, or remove the adapter"
-        )
-    of = f" of '{base}'" if base else ""
-    return f"is an adapter{of} ({ADAPTER}), not a whole model; {MERGE}"
+def stored_dtype(folder: Path) -> str | None:
+    """Return the dtype of a folder's first weight of floating point, or None if it has none."""
+    from safetensors import safe_open
+
+    names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+    for path in weight_files(folder):
+        with safe_open(path, framework="numpy") as file:
+            found = (names.get(file.get_slice(name).get_dtype()) for name in file.keys())  # noqa: SIM118
+            if dtype := next(filter(None, found), None):
+                return dtype
+    return None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -118,20 +131,20 @@ def _check_files(folder: Path, files: list[Path]) -> None:
             path.name for path in folder.iterdir() if path.suffix in (".bin", ".pth", ".gguf")
         ]
         instead = f", only {shortened(sorted(others), 2)}" if others else ""
-        raise _problem(
+        raise problem_of(
             folder,
             f"has no {WEIGHTS}{instead}; firstcli loads no other format, so convert the weights "
             "with `save_pretrained`",
         )
     if missing := [path.name for path in files if not path.is_file()]:
-        raise _problem(
+        raise problem_of(
             folder,
             f"{len(missing)} of {len(files)} files that {INDEX} names are missing, such as "
             f"{shortened(missing, 1)}; download them",
         )
 
 
-def _weight_names(folder: Path, path: Path) -> Iterator[str]:
+def weight_names(folder: Path, path: Path) -> Iterator[str]:
     """Yield the names of the weights in a file; its header states them."""
     from safetensors import SafetensorError, safe_open
 
@@ -139,7 +152,7 @@ def _weight_names(folder: Path, path: Path) -> Iterator[str]:
         with safe_open(path, framework="numpy") as file:
             yield from file.keys()
     except SafetensorError as error:
-        raise _problem(
+        raise problem_of(
             folder, f"{path.name} is damaged or incomplete ({error}); download it again"
         ) from error
 
@@ -151,5 +164,6 @@ def _is_pointer(path: Path) -> bool:
         return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
-def _problem(folder: Path, problem: str) -> UserError:
+def problem_of(folder: Path, problem: str) -> UserError:
+    """Return the error of a checkpoint's folder."""
     return UserError(f"checkpoint {folder}: {problem}")

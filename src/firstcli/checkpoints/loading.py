@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from firstcli.checkpoints import adapters
 from firstcli.errors import UserError, shortened
 
 if TYPE_CHECKING:
@@ -18,9 +21,15 @@ COMPUTED = re.compile(
 )
 """Buffers that earlier versions of transformers stored and that models compute themselves."""
 
+EMPTY_WEIGHTS = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+"""Variable with which Accelerate tells transformers to load weights in the first process only."""
+
 
 def load_complete(source: str | Path, **arguments: Any) -> PreTrainedModel:
     """Load a causal language model from safetensors with `AutoModelForCausalLM`.
+
+    An adapter is merged into the weights of its base model. A base model on the hub may be
+    downloaded, even if the adapter's folder is all that is to be read locally.
 
     A weight that the model's own class declares optional, such as those of multi-token prediction,
     may be absent or unused.
@@ -34,6 +43,11 @@ def load_complete(source: str | Path, **arguments: Any) -> PreTrainedModel:
     """
     from transformers import AutoModelForCausalLM
 
+    if adapters.is_adapter(Path(source)):
+        base = adapters.base_of(Path(source))
+        local = {"local_files_only": False} if base.folder is None else {}
+        arguments = {**arguments, "revision": base.revision, **local}
+        return adapters.merged(load_complete(base.checkpoint, **arguments), Path(source))
     load: Any = AutoModelForCausalLM.from_pretrained  # returns a pair with output_loading_info
     model, loading = load(
         source,
@@ -48,6 +62,24 @@ def load_complete(source: str | Path, **arguments: Any) -> PreTrainedModel:
             "mend config.json, or give a complete checkpoint of a causal language model"
         )
     return model  # type: ignore[no-any-return]
+
+
+@contextmanager
+def whole_weights() -> Iterator[None]:
+    """Let every process load whole weights, also in a launch that shards those of training.
+
+    In such a launch, transformers leaves weights empty in all processes but the first, because
+    training broadcasts them. Nothing broadcasts them to models that are only read.
+    """
+    before = os.environ.get(EMPTY_WEIGHTS)
+    os.environ[EMPTY_WEIGHTS] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[EMPTY_WEIGHTS]
+        else:
+            os.environ[EMPTY_WEIGHTS] = before
 
 
 def _problems(model: PreTrainedModel, loading: dict[str, Any]) -> Iterable[str]:

@@ -1,13 +1,74 @@
-"""Checkpoints with quantised weights: whether they can be loaded here, and trained."""
+"""Checkpoints with quantised weights, and weights that are quantised as they are loaded."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from firstcli.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import BitsAndBytesConfig, PreTrainedConfig
+
+PACKAGES = {
+    "aqlm": "aqlm",
+    "auto-round": "auto-round",
+    "awq": "gptqmodel",
+    "bitsandbytes": "firstcli[bitsandbytes]",
+    "compressed-tensors": "compressed-tensors",
+    "gptq": "gptqmodel",
+    "hqq": "hqq",
+    "quanto": "optimum-quanto",
+    "torchao": "torchao",
+}
+"""What to install for a method, where transformers loads its weights through a package."""
+
+
+def bitsandbytes_config(
+    load_in: str, compute_dtype: str | None, *, double_quant: bool
+) -> BitsAndBytesConfig:
+    """Return the configuration with which transformers quantises weights while it loads them.
+
+    Args:
+        load_in: `nf4`, `fp4` or `int8`.
+        compute_dtype: dtype of the products with 4-bit weights; None: bfloat16.
+        double_quant: whether to quantise the scales of 4-bit weights, too.
+
+    Raises:
+        UserError: bitsandbytes is not installed, or there is no GPU.
+    """
+    require_bitsandbytes(load_in)
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if load_in == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=load_in,
+        bnb_4bit_compute_dtype=getattr(torch, compute_dtype or "bfloat16"),
+        bnb_4bit_use_double_quant=double_quant,
+    )
+
+
+def require_bitsandbytes(load_in: str) -> None:
+    """Check for what quantising weights needs.
+
+    Raises:
+        UserError: bitsandbytes is not installed, or there is no GPU.
+    """
+    import torch
+
+    what = f"model.options.quantization: load_in: {load_in}"
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"{what} needs a GPU, and this machine has none that PyTorch can use; run it on one, "
+            "or leave out quantization"
+        )
+    if find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"{what} needs the package bitsandbytes: pip install 'firstcli[bitsandbytes]'"
+        )
 
 
 def check_quantization(source: str, config: PreTrainedConfig) -> None:
@@ -23,10 +84,17 @@ def check_quantization(source: str, config: PreTrainedConfig) -> None:
     # The methods of transformers raise any of these for a missing library or device.
     except (ImportError, RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:300].rstrip(".")
+        package = PACKAGES.get(_method(settings)) if isinstance(error, ImportError) else None
+        cure = f"run pip install '{package}'" if package else "mend that"
         raise UserError(
             f"checkpoint {source}: its weights are quantised ({_method(settings)}) and cannot be "
-            f"loaded here: {reason}; mend that, or give the checkpoint that is not quantised"
+            f"loaded here: {reason}; {cure}, or give the checkpoint that is not quantised"
         ) from error
+
+
+def is_quantized(config: PreTrainedConfig) -> bool:
+    """Return whether a checkpoint's weights are quantised."""
+    return _settings(config) is not None
 
 
 def untrainable_method(config: PreTrainedConfig) -> str | None:
@@ -37,6 +105,23 @@ def untrainable_method(config: PreTrainedConfig) -> str | None:
     if getattr(quantizer.quantization_config, "dequantize", False):
         return None
     return None if getattr(quantizer, "is_qat_trainable", False) else _method(settings)
+
+
+def bytes_per_weight(config: PreTrainedConfig) -> float | None:
+    """Return what a quantised weight of a linear layer takes, or None if none is quantised.
+
+    The scales of groups of weights are included for bitsandbytes: one float32 per 64 weights of 4
+    bits. Other methods state at most their number of bits.
+    """
+    settings = _settings(config)
+    if settings is None or getattr(_quantizer(settings).quantization_config, "dequantize", False):
+        return None
+    if settings.get("load_in_4bit"):
+        # With double quantisation a scale has 8 bits, and 256 scales share a float32.
+        nested = settings.get("bnb_4bit_use_double_quant")
+        return 0.5 + ((1 + 4 / 256) / 64 if nested else 4 / 64)
+    bits = settings.get("bits", settings.get("w_bit", 8))
+    return float(bits) / 8 if isinstance(bits, int) else 1.0
 
 
 def _settings(config: PreTrainedConfig) -> dict[str, Any] | None:

@@ -67,6 +67,7 @@ WORK: Parameters = {
 }
 PROBE: Parameters = {
     "probe": option("probe", bool, False, "Run a few batches and estimate time and memory."),
+    "show": option("show", int, 0, "Show N training samples with all their tokens.", "N", 0),
     "processes": option("processes", int, 1, "Estimate for N processes, as on N GPUs.", "N", 1),
 }
 _VERBOSE_HELP = "Show the whole plan, and all facts of each unit."

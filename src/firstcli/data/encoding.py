@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from firstcli.api import Sample
+from firstcli.data.chat import ChatFormat
 from firstcli.data.conversations import ConversationEncoder
 from firstcli.data.findings import Findings, SpecialTokens
 from firstcli.data.joint import Continuations, Ids, JointEncoder, JointEncoding, decisive
@@ -73,6 +74,16 @@ class EncodedSample:
         return self.input_ids[self.positions if self.gaps else slice(self.start, None)]
 
 
+def answer_only(row: EncodedSample) -> EncodedSample:
+    """Return a question of which only the answer position is supervised.
+
+    The tokens before it do not depend on the answer, and those after it are left out.
+    """
+    position = row.answer_position
+    assert position is not None
+    return EncodedSample(row.id, row.input_ids[: position + 1], position, position)
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedQuestion:
     """An evaluation sample as tokens: the candidates differ in the token after `input_ids`."""
@@ -100,6 +111,13 @@ class Encoding:
     drop_doubled_bos: bool = False
     warnings: list[str] = field(default_factory=list)
     """Takes warnings after the last sample, without `where`."""
+    chat: ChatFormat | None = None
+    """Renders samples as messages of a chat; None encodes them as they are."""
+
+    @property
+    def encoder(self) -> JointEncoder:
+        """A new encoder with these settings."""
+        return JointEncoder(self.tokenizer, drop_doubled_bos=self.drop_doubled_bos, chat=self.chat)
 
 
 def each_encoded(samples: Iterable[Sample], encoding: Encoding) -> Iterator[EncodedSample]:
@@ -132,7 +150,7 @@ def _each_conversation(samples: Iterable[Sample], encoding: Encoding) -> Iterato
 
 def _each_pair(samples: Iterable[Sample], encoding: Encoding) -> Iterator[EncodedSample]:
     """Encode samples with a prompt, and a response or candidates."""
-    encoder = JointEncoder(encoding.tokenizer, drop_doubled_bos=encoding.drop_doubled_bos)
+    encoder = encoding.encoder
     mistakes, crossing = Findings(encoding.where), Findings(encoding.where)
     special = SpecialTokens(encoding.tokenizer, encoder, mistakes)
     for joint in encoder(samples):
@@ -168,7 +186,7 @@ def encode_questions(samples: Iterable[Sample], encoding: Encoding) -> list[Enco
         UserError: a mistake as in `each_encoded`, a sample without candidates, or a mixture of
             questions with and without a right answer.
     """
-    encoder = JointEncoder(encoding.tokenizer, drop_doubled_bos=encoding.drop_doubled_bos)
+    encoder = encoding.encoder
     mistakes = Findings(encoding.where)
     special = SpecialTokens(encoding.tokenizer, encoder, mistakes)
     questions: list[EncodedQuestion] = []
@@ -302,6 +320,11 @@ def _border_problem(
 
 def _move(sample: Sample, candidate: str, encoder: JointEncoder) -> str:
     """Return advice that has been tried: where the border is kept for all candidates."""
+    if encoder.chat is not None:
+        return (
+            "the chat template ends the prompt in the middle of a token; give a different one with "
+            "`chat_template`, or set `chat: false`"
+        )
     end = sample.prompt.rstrip()
     for prompt, space in ((end, " "), (f"{end}\n", "")):
         texts = [space + text.lstrip() for text in sample.candidates]

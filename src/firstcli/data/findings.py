@@ -51,6 +51,12 @@ class Findings:
             yield kind, f"sample '{ids[0]}'{others}: {text}"
 
 
+_IN_MESSAGE = (
+    "the prompt contains special tokens besides those of the chat template, so a model reads more "
+    "turns than one; if the prompts are rendered already, set `chat: false`, else remove them"
+)
+
+
 class SpecialTokens:
     """Finds special tokens where a text should contain none, or that occur twice."""
 
@@ -62,7 +68,12 @@ class SpecialTokens:
         self._encoder, self._mistakes = encoder, findings
         self.unexpected = Findings(findings.where)
         self._ids = encoder.special_ids
-        self._eos = tokenizer.eos_token_id
+        self._eos = encoder.end_id
+        self._of_template = 0
+        """Special tokens that the chat template writes into every prompt."""
+        if encoder.chat is not None:
+            ids = self._tokenizer(encoder.chat.prompt("a"), add_special_tokens=False)["input_ids"]
+            self._of_template = self._count(ids)
 
     def look(self, joint: JointEncoding, responses: Sequence[tuple[Ids, int]]) -> None:
         """Look at a sample's prompt and at some of its responses."""
@@ -70,6 +81,9 @@ class SpecialTokens:
         prompt = joint.prompt[len(self._encoder.opening) :]
         if self._encoder.is_doubled(joint.prompt):
             self._mistakes.add("doubled BOS", sample.id, lambda: self._doubled(joint))
+        elif self._encoder.chat is not None:
+            if self._count(prompt) > self._of_template:
+                self.unexpected.add("prompt", sample.id, lambda: _IN_MESSAGE)
         elif not self._ids.isdisjoint(prompt):
             self.unexpected.add("prompt", sample.id, lambda: self._in_prompt(joint, prompt))
         if ("<|" in sample.prompt or "_of_turn>" in sample.prompt) and (
@@ -82,6 +96,9 @@ class SpecialTokens:
                 text = partial(self._in_response, response)
                 self.unexpected.add("response", sample.id, text)
                 break
+
+    def _count(self, ids: Ids) -> int:
+        return sum(id in self._ids for id in ids)
 
     def _tokens(self, ids: Ids) -> str:
         shown = [str(token) for token in self._tokenizer.convert_ids_to_tokens(ids[:_SHOWN])]
@@ -123,6 +140,12 @@ class SpecialTokens:
 
     def _split(self, marker: str) -> str:
         pieces = self._tokenizer(marker, add_special_tokens=False)["input_ids"]
+        if self._encoder.chat is not None:
+            return (
+                f"the rendered prompt contains {marker!r}, which is no token of this tokenizer but "
+                f"is split into {self._tokens(pieces)}; give a template for this tokenizer with "
+                "`chat_template`"
+            )
         return (
             f"the prompt contains {marker!r}, which is no token of this tokenizer but is split "
             f"into {self._tokens(pieces)}; render the prompts with this model's chat template"

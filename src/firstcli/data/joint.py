@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from firstcli.api import Sample
+from firstcli.data.chat import ChatFormat
 from firstcli.data.sequences import LazySequence
 from firstcli.errors import UserError
 
@@ -94,6 +95,7 @@ class JointEncoding:
     """A sample's prompt, alone and together with each of its responses, as token ids."""
 
     sample: Sample
+    """With the texts that were encoded: rendered, if there is a chat format."""
     prompt: Ids
     responses: Sequence[tuple[Ids, int]]
     """For every candidate, or for the only response: prompt, response and EOS, and the number of
@@ -119,7 +121,11 @@ class JointEncoder:
     """Encodes samples with one fast tokenizer."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, drop_doubled_bos: bool = False
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        drop_doubled_bos: bool = False,
+        chat: ChatFormat | None = None,
     ) -> None:
         """Look at what the tokenizer does; nothing is encoded yet.
 
@@ -127,6 +133,7 @@ class JointEncoder:
             tokenizer: a fast tokenizer.
             drop_doubled_bos: whether what the tokenizer puts in front of every text is left out
                 where a prompt begins with it.
+            chat: renders samples before they are encoded, if they are messages of a chat.
 
         Raises:
             UserError: the tokenizer provides no character offsets.
@@ -139,7 +146,12 @@ class JointEncoder:
         """What the tokenizer puts in front of every text, such as BOS."""
         # A tokenizer may append tokens to every text; after a prompt they are wrong.
         self._closing = len(ids) - 1 - covered[-1] if covered else 0
-        self._eos = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+        self.chat = chat
+        if chat is not None:  # whose template writes these tokens itself
+            self.opening, self._closing = [], 0
+        self.end_id: int | None = tokenizer.eos_token_id if chat is None else chat.end_id
+        """The token that follows a response."""
+        self._eos = [] if self.end_id is None else [int(self.end_id)]
         self._drop = drop_doubled_bos
         state = json.loads(self._tokenizer.backend_tokenizer.to_str())
         special = {token["id"] for token in state["added_tokens"] if token["special"]}
@@ -155,8 +167,8 @@ class JointEncoder:
         self._shared: dict[tuple[str, tuple[str, ...]], Continuations | None] = {}
 
     def __call__(self, samples: Iterable[Sample]) -> Iterator[JointEncoding]:
-        """Encode samples in order."""
-        remaining = iter(samples)
+        """Encode samples in order; with a chat format, they are rendered first."""
+        remaining = iter(samples if self.chat is None else map(self.chat.rendered, samples))
         while chunk := list(islice(remaining, CHUNK)):
             for many, group in groupby(chunk, lambda sample: len(sample.candidates) > MANY):
                 yield from (self._with_shared_ends if many else self._encoded)(list(group))
@@ -186,7 +198,7 @@ class JointEncoder:
         """Return the candidates' tokens after a prompt; None if one changes the prompt's."""
         key = sample.prompt[-self._end :], sample.candidates
         if key not in self._shared:
-            tokens = self.continuations(sample.prompt, sample.candidates)
+            tokens = self._continuations(sample.prompt, sample.candidates)
             known = [ids for ids in tokens if ids is not None]
             complete = len(known) == len(tokens)
             if len(self._shared) == _KEPT_ENDS:
@@ -237,6 +249,11 @@ class JointEncoder:
 
         None stands for a response that changes the prompt's tokens.
         """
+        if self.chat is not None:
+            prompt, responses = self.chat.prompt(prompt), [*map(self.chat.response, responses)]
+        return self._continuations(prompt, responses)
+
+    def _continuations(self, prompt: str, responses: Sequence[str]) -> list[tuple[int, ...] | None]:
         (alone, _), *joints = self._whole([prompt, *(prompt + text for text in responses)])
         return [
             (*ids[len(alone) :], *self._eos) if ids[: len(alone)] == alone else None
@@ -247,7 +264,11 @@ class JointEncoder:
         # verbose=False: texts longer than the context are reported elsewhere.
         # Special tokens in a text are encoded as such, as a server that receives the prompt does.
         batch = self._tokenizer(
-            texts, return_offsets_mapping=True, return_attention_mask=False, verbose=False
+            texts,
+            add_special_tokens=self.chat is None,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
         )
         pairs = zip(batch["input_ids"], batch["offset_mapping"], strict=True)
         if not self._closing:

@@ -40,12 +40,12 @@ class Samples(LazySequence[Sample]):
                 latest = (sample.candidates, self._shared(sample.candidates, numbers))
             head, texts, tail = _parts(sample, latest[1])
             self._spool.append(f"{head}\0{texts}\0{tail}".encode())
-            if sample.candidates and sample.answer is None:
+            if is_unanswered(sample):
                 without.append(number)
         self._candidates = list(numbers)
         self.indices = np.arange(len(self._spool), dtype=np.int32)
         self.unanswered = np.isin(self.indices, without)
-        """Which questions have no right answer, (N,)."""
+        """Which samples have no right answer or no response, (N,)."""
 
     def _shared(self, candidates: tuple[str, ...], numbers: dict[tuple[str, ...], int]) -> str:
         """Return the number of a set of candidates, or if there are too many sets, its JSON."""
@@ -77,6 +77,11 @@ class Samples(LazySequence[Sample]):
         return Sample(
             prompt, response, id, candidates, answer, truth, group, turns, tuple(supervised)
         )
+
+
+def is_unanswered(sample: Sample) -> bool:
+    """Return whether a question has no right answer, or a prompt has no response."""
+    return sample.answer is None if sample.candidates else not sample.response.strip()
 
 
 def as_json(samples: Iterable[Sample]) -> Iterator[bytes]:

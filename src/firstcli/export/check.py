@@ -23,10 +23,11 @@ from transformers import (
 
 from firstcli import metrics
 from firstcli.api import Dtype, FloatArray
-from firstcli.data.encoding import EncodedQuestion, Encoding, encode_questions
+from firstcli.data.encoding import EncodedQuestion, encode_questions
 from firstcli.errors import UserError
 from firstcli.export.source import ExportSource
 from firstcli.metrics.records import EvalRecords
+from firstcli.stages.chat import encoding_with
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Model, records_path
 
@@ -109,11 +110,8 @@ def held_out(run: Run, model: Model, tokenizer: PreTrainedTokenizerBase) -> Held
         known = [id for id in stored.ids if id in samples]
         chosen = known[:: -(-len(known) // MOST_QUESTIONS) or 1]
         if chosen:
-            encoding = Encoding(
-                tokenizer,
-                f"evaluate '{section.name}' (exported tokenizer)",
-                drop_doubled_bos=run.recipe.train.doubled_bos == "drop",
-            )
+            where = f"evaluate '{section.name}' (exported tokenizer)"
+            encoding = encoding_with(run, tokenizer, where, section.name)
             questions = encode_questions([samples[id] for id in chosen], encoding)
             recorded = stored.only(set(chosen))
             return HeldOut(section.name, questions, recorded, run.recipe.metrics.bins)

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from firstcli.api import Dtype
-from firstcli.checkpoints.folder import INDEX, READ_SUFFIXES, WEIGHTS, read_json
+from firstcli.checkpoints.folder import ADAPTER, INDEX, READ_SUFFIXES, WEIGHTS, read_json
 from firstcli.checkpoints.loading import load_complete
 from firstcli.export.fold import Fold, fold
 from firstcli.export.source import ExportSource
@@ -22,7 +22,10 @@ from firstcli.runtime.files import sync, write_text
 from firstcli.student.card import CARD, FIGURE, card, read_parts
 from firstcli.student.usage import FILE, write_usage
 
-NOT_COPIED = (*(WEIGHTS, INDEX, "config.json", "generation_config.json", "manifest.json", FILE),)
+NOT_COPIED = (
+    *(WEIGHTS, INDEX, ADAPTER),
+    *("config.json", "generation_config.json", "manifest.json", FILE),
+)
 """Files that are written anew, and the run's own."""
 
 

@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from firstcli.api import Sample
-from firstcli.data.encoding import EncodedQuestion, Encoding, encode_questions
+from firstcli.data.encoding import EncodedQuestion, encode_questions
 from firstcli.errors import UserError
 from firstcli.export import lm_eval_hook
 from firstcli.export.folder import new_folder
 from firstcli.export.source import ExportSource
 from firstcli.metrics.records import EvalRecords
+from firstcli.stages.chat import encoding_with
 from firstcli.workspace.run import Run, as_yaml
 from firstcli.workspace.units import records_path
 
@@ -78,11 +80,14 @@ def _write_task(
 ) -> HarnessTask:
     known = set(EvalRecords.load(records).ids)
     samples = [s for s in run.evaluation_samples(evaluation) if s.id in known]
-    drop = run.recipe.train.doubled_bos == "drop"
     where = f"evaluate '{evaluation}' (exported tokenizer)"
-    questions = encode_questions(samples, Encoding(tokenizer, where, drop_doubled_bos=drop))
+    encoding = encoding_with(run, tokenizer, where, evaluation)
+    questions = encode_questions(samples, encoding)
+    encode = partial(tokenizer, add_special_tokens=encoding.chat is None)
+    if encoding.chat is not None:  # the texts are rendered here, not by the harness
+        samples = [*map(encoding.chat.rendered, samples)]
     pairs = list(zip(samples, questions, strict=True))
-    rows = [_by_token(sample, question, tokenizer) for sample, question in pairs]
+    rows = [_by_token(sample, question, encode) for sample, question in pairs]
     whole = None in rows
     if whole:
         rows = [_row(sample, sample.prompt, sample.candidates) for sample in samples]
@@ -99,13 +104,13 @@ def _row(sample: Sample, context: str, choices: Iterable[str]) -> dict[str, Any]
 
 
 def _by_token(
-    sample: Sample, question: EncodedQuestion, tokenizer: PreTrainedTokenizerBase
+    sample: Sample, question: EncodedQuestion, encode: Callable[..., Any]
 ) -> dict[str, Any] | None:
     """Return a question whose choices are single tokens; None if their texts do not say so."""
     position, contexts, pieces = len(question.input_ids), [], []
     for candidate in sample.candidates:
         text = sample.prompt + candidate
-        encoded = tokenizer(text, return_offsets_mapping=True)
+        encoded = encode(text, return_offsets_mapping=True)
         if len(encoded["input_ids"]) <= position:
             return None
         start, end = encoded["offset_mapping"][position]
@@ -117,19 +122,19 @@ def _by_token(
     # Tokens that all choices share, such as a blank, change the confidence in none of them.
     expected = question.input_ids.tolist()
     for piece, token in zip(pieces, question.candidate_ids, strict=True):
-        before, after = _harness_tokens(contexts[0], piece, tokenizer)
+        before, after = _harness_tokens(contexts[0], piece, encode)
         if [*before, *after] != [*expected, token]:
             return None
     return _row(sample, contexts[0], pieces)
 
 
 def _harness_tokens(
-    context: str, continuation: str, tokenizer: PreTrainedTokenizerBase
+    context: str, continuation: str, encode: Callable[..., Any]
 ) -> tuple[list[int], list[int]]:
     """Encode a pair as lm-evaluation-harness does (`TemplateLM._encode_pair`)."""
     stripped = context.rstrip()
-    before: Sequence[int] = tokenizer(stripped)["input_ids"]
-    whole: Sequence[int] = tokenizer(context + continuation)["input_ids"]
+    before: Sequence[int] = encode(stripped)["input_ids"]
+    whole: Sequence[int] = encode(context + continuation)["input_ids"]
     return list(whole[: len(before)]), list(whole[len(before) :])
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from firstcli.checkpoints.folder import ADAPTER
 from firstcli.errors import UserError, did_you_mean
 from firstcli.recalibration.builtin import LogitTemperature
 from firstcli.recipe.load import load_recipe
@@ -63,7 +64,7 @@ def find(path: Path, arm: str | None, console: Console) -> ExportSource:
     """
     if (path / RECIPE).is_file():
         return _of_run(_opened(path, console), arm)
-    if not (path / "config.json").is_file():
+    if not any((path / name).is_file() for name in ("config.json", ADAPTER)):
         raise UserError(
             f"{path}: neither a run folder (it has no {RECIPE}) nor a student's folder (it has no "
             "config.json)"

@@ -53,6 +53,7 @@ class StoreFormat:
     shards: int | None = None  # the number of shards that belong together
     teacher: str | None = None  # fingerprint of the weights
     tokenizer: str | None = None  # fingerprint of the vocabulary
+    over: str | None = None  # "candidates": `token_ids` are their indices; None: tokens
 
     def stated(self) -> dict[str, Any]:
         """Return the values that are not None, by name."""

@@ -81,6 +81,13 @@ class KnowledgeSource(Protocol):
         """Return the knowledge of a sample."""
 
 
+class KnowledgePart(KnowledgeSource, Protocol):
+    """The knowledge of one part of the training data."""
+
+    def __contains__(self, sample: EncodedSample) -> bool:
+        """Return whether the part has a sample."""
+
+
 class Knowledge:
     """All knowledge of one split; only an index of the samples is kept in memory."""
 
@@ -191,7 +198,7 @@ class JoinedKnowledge:
     The parts have the same k, and no sample is in two of them.
     """
 
-    def __init__(self, parts: Sequence[Knowledge]) -> None:
+    def __init__(self, parts: Sequence[KnowledgePart]) -> None:
         """Join parts, at least one."""
         self._parts = parts
         self.top_k = parts[0].top_k

@@ -26,6 +26,19 @@ class TopK:
             np.concatenate([part.log_tail for part in parts]),
         )
 
+    def distance(self, other: TopK) -> float:
+        """Return the total variation to another answer, averaged over positions.
+
+        The outcomes are this one's k tokens and all others. A token that the other one lacks has
+        at most the probability of its last token there.
+        """
+        before, now = np.exp(self.log_probs, dtype=float), np.exp(other.log_probs, dtype=float)
+        same = self.token_ids[:, :, None] == other.token_ids[:, None, :]  # (N, k, k)
+        matched = np.where(same, now[:, None, :], 0.0).sum(-1)  # (N, k)
+        matched = np.where(same.any(-1), matched, np.minimum(before, now[:, -1:]))
+        rest = np.abs(before.sum(1) - matched.sum(1))
+        return float((np.abs(before - matched).sum(1) + rest).mean() / 2)
+
     def first(self, k: int) -> TopK:
         """Keep the k most likely tokens; the rest join the tail."""
         if k >= self.log_probs.shape[1]:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from firstcli.checkpoints.placement import input_device
 from firstcli.data.encoding import EncodedQuestion, EncodedSample
 from firstcli.models import inference, readout
 
@@ -20,7 +21,7 @@ def candidate_log_probs(
     reader: readout.Reader, questions: Sequence[EncodedQuestion]
 ) -> dict[str, list[float]]:
     """Return each candidate's log-probability in the whole vocabulary, by question id."""
-    device = next(reader.model.parameters()).device
+    device = input_device(reader.model)
     padded = inference.pad([question.input_ids for question in questions])
     rows = torch.arange(len(questions), device=device)
     last = torch.tensor([len(question.input_ids) - 1 for question in questions], device=device)
@@ -43,7 +44,7 @@ def target_log_probs(
     reader: readout.Reader, rows: Sequence[EncodedSample]
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Return the log-probability of each of a sample's targets, (T_i,), by the sample's id."""
-    device = next(reader.model.parameters()).device
+    device = input_device(reader.model)
     padded = inference.pad([row.input_ids[:-1] for row in rows])  # no target follows the last token
     batch_rows, columns = inference.before_targets(rows)
     targets = np.concatenate([row.targets for row in rows]).astype(np.int64)

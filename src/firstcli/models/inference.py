@@ -14,12 +14,14 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from firstcli.api import Dtype, ModelFamily, PluginOptions
-from firstcli.checkpoints import causality
+from firstcli.checkpoints import causality, packing
 from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError
 from firstcli.runtime import distributed
 
 Family = ModelFamily[PluginOptions]
+Batching = Literal["padded", "packed"]
+"""Sequences padded to one length each in its row, or one after the other in a single row."""
 
 
 def device_of(family: Family) -> torch.device:
@@ -112,15 +114,29 @@ def decoder_fault(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     Raises:
         Exception: the model does not run on its device.
     """
+    token_ids = _ordinary_tokens(model, tokenizer)
+    if len(token_ids) < 2:
+        return None
+    problem = causality.fault(model, token_ids, context_length(model))
+    name = type(model).__name__
+    return f"{name} cannot be used, because {problem}" if problem else None
+
+
+def packing_fault(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Try out whether a causal decoder reads packed batches; return what is wrong, or None."""
+    token_ids = _ordinary_tokens(model, tokenizer)
+    if len(token_ids) < 2:
+        return None
+    problem = packing.fault(model, token_ids, context_length(model))
+    return f"{type(model).__name__} cannot read packed batches: {problem}" if problem else None
+
+
+def _ordinary_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return some token ids that are not special, spread over the vocabulary."""
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     limit = min(len(tokenizer), vocabulary_size(model))
     ordinary = [token_id for token_id in range(limit) if token_id not in special]
-    if len(ordinary) < 2:
-        return None
-    spread = ordinary[:: max(1, len(ordinary) // causality.LENGTH)]
-    problem = causality.fault(model, spread, context_length(model))
-    name = type(model).__name__
-    return f"{name} cannot be used, because {problem}" if problem else None
+    return ordinary[:: max(1, len(ordinary) // causality.LENGTH)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +156,36 @@ def pad(sequences: Sequence[npt.NDArray[np.int32]]) -> Padded:
     tensors = [torch.from_numpy(sequence.astype(np.int64)) for sequence in sequences]
     mask = [torch.ones_like(tensor) for tensor in tensors]
     return Padded(pad_sequence(tensors, batch_first=True), pad_sequence(mask, batch_first=True))
+
+
+def pack(sequences: Sequence[npt.NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
+    """Concatenate sequences (L_i,) to one row; return its token ids and positions, (1, sum L_i).
+
+    The positions start at 0 with each sequence. From that, and from the absence of a mask, models
+    derive where sequences begin.
+    """
+    positions = torch.cat([torch.arange(len(sequence)) for sequence in sequences])
+    return torch.from_numpy(np.concatenate(sequences).astype(np.int64))[None], positions[None]
+
+
+def collated(rows: Sequence[EncodedSample], batching: Batching = "padded") -> dict[str, Tensor]:
+    """Return a batch of B samples with N targets as `readout.Reader` takes it.
+
+    Returns:
+        `input_ids` with an `attention_mask`, both (B, L), or packed with `position_ids`, both
+        (1, sum L_i); `rows` and `columns` (N,): the token before each target.
+    """
+    sequences = [row.input_ids for row in rows]
+    number, column = before_targets(rows)
+    if batching == "padded":
+        padded = pad(sequences)
+        inputs = {"input_ids": padded.input_ids, "attention_mask": padded.attention_mask}
+    else:
+        lengths = torch.tensor([len(sequence) for sequence in sequences])
+        starts = lengths.cumsum(0) - lengths
+        number, column = torch.zeros_like(number), starts[number] + column
+        inputs = dict(zip(("input_ids", "position_ids"), pack(sequences), strict=True))
+    return inputs | {"rows": number, "columns": column}
 
 
 def before_targets(rows: Sequence[EncodedSample]) -> tuple[Tensor, Tensor]:

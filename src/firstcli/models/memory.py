@@ -7,6 +7,7 @@ import os
 import torch
 from torch import nn
 
+from firstcli.checkpoints import placement
 from firstcli.errors import UserError
 from firstcli.models.batching import is_out_of_memory
 from firstcli.runtime.console import size
@@ -19,17 +20,6 @@ def capacity(device: torch.device) -> int | None:
     if device.type == "cpu" and hasattr(os, "sysconf"):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return None
-
-
-def require_capacity(needed: int, device: torch.device) -> None:
-    """Compare a need with the whole memory of a device.
-
-    Raises:
-        UserError: the device is too small, even if nothing else used it.
-    """
-    available = capacity(device)
-    if available is not None and needed > available:
-        raise too_small(needed, device)
 
 
 def allocate(model: nn.Module, needed: int, device: torch.device) -> None:
@@ -45,7 +35,7 @@ def allocate(model: nn.Module, needed: int, device: torch.device) -> None:
     """
     weights = sum(value.numel() * value.element_size() for value in model.parameters())
     try:
-        model.to(device)
+        placement.move(model, device)
         torch.empty(max(needed - weights, 0), dtype=torch.uint8, device=device)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -53,7 +43,13 @@ def allocate(model: nn.Module, needed: int, device: torch.device) -> None:
         raise too_small(needed, device) from error
 
 
-def too_small(needed: int, device: torch.device) -> UserError:
+REMEDIES = (
+    "use a larger device, free its memory, choose a smaller model, or share the weights among "
+    "several GPUs (trainer.fsdp)"
+)
+
+
+def too_small(needed: int, device: torch.device, remedies: str = REMEDIES) -> UserError:
     """Return the error of a device that cannot hold weights, gradients and optimizer."""
     has = ""
     if device.type == "cuda":
@@ -63,6 +59,5 @@ def too_small(needed: int, device: torch.device) -> UserError:
         has = f", but {device} has {size(total_or_none)}"
     return UserError(
         f"out of memory: weights, gradients and the optimizer's state need {size(needed)}{has}; "
-        "smaller batches do not help: use a larger device, free its memory, choose a smaller "
-        "model, or share the weights among several GPUs (trainer.fsdp)"
+        f"smaller batches do not help: {remedies}"
     )

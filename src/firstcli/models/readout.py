@@ -3,7 +3,7 @@
 A readout computes top-k, log-probabilities or the loss. It replaces the forward of the output layer
 while the model's own forward runs, takes the hidden states at the requested positions and the
 layer's weight, and returns its small result as the model's `logits`. Autocast and whatever gathers
-sharded weights around a forward (FSDP, DeepSpeed) therefore work as usual.
+or loads weights around a forward (FSDP, DeepSpeed, a device map) therefore work as usual.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from firstcli.checkpoints.causality import evaluating
+from firstcli.checkpoints.placement import input_device, is_hooked
 from firstcli.errors import UserError
+from firstcli.runtime import distributed
 
 CHUNK_ROWS = 512
 """Rows of logits per chunk. Each chunk reads the whole weight, so small chunks are slow."""
@@ -153,8 +155,21 @@ class Reader:
     architecture does around its head (soft-capping, scaling), so the model's own forward runs.
     """
 
-    def __init__(self, model: PreTrainedModel, notify: Callable[[str], None] | None = None) -> None:
-        """Try out whether the output layer can be replaced; `notify` learns why if it cannot."""
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        notify: Callable[[str], None] | None = None,
+        *,
+        together: bool = False,
+    ) -> None:
+        """Try out whether the output layer can be replaced.
+
+        Args:
+            model: the model.
+            notify: learns why, if it cannot.
+            together: whether all processes do this at the same time; the first process's trial
+                counts for all then, because the others may not have the weights yet.
+        """
         self.model = model
         self._forward = model.forward
         self._head = model.get_output_embeddings()
@@ -162,39 +177,49 @@ class Reader:
             raise UserError(
                 f"{type(model).__name__} has no output layer: it is not a causal language model"
             )
-        self.obstacle = _obstacle(model)
+        self.obstacle = (
+            distributed.by_first(lambda: _obstacle(model)) if together else _obstacle(model)
+        )
         if self.obstacle and notify:
             notify(f"{type(model).__name__}: needs memory for all logits, because {self.obstacle}")
 
     def __call__(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None,
         rows: Tensor,
         columns: Tensor,
         readout: Readout,
+        position_ids: Tensor | None = None,
     ) -> Tensor:
         """Return the readout of the predictions after the tokens `input_ids[rows, columns]`.
 
         Args:
-            input_ids: the padded batch, (B, L).
-            attention_mask: 1 for tokens and 0 for padding, (B, L).
+            input_ids: the padded batch, (B, L), or packed sequences, (1, L).
+            attention_mask: 1 for tokens and 0 for padding, (B, L); None for packed sequences.
             rows: sequence of each position, (N,).
             columns: token of each position, (N,).
             readout: maps the output layer's operands, or logits, at the N positions to a tensor.
+            position_ids: of packed sequences, (1, L), starting at 0 with each.
         """
         if self.obstacle:
-            return readout(Logits(self.logits_at(input_ids, attention_mask, rows, columns)))
+            logits = self.logits_at(input_ids, attention_mask, rows, columns, position_ids)
+            return readout(Logits(logits))
 
         def read(hidden: Tensor) -> Tensor:
-            layer = Layer(hidden[rows, columns], self._head.weight, self._head.bias)
-            return readout(layer)[None]
+            at = rows.to(hidden.device), columns.to(hidden.device)
+            return readout(Layer(hidden[at], self._head.weight, self._head.bias))[None]
 
         with _replaced(self._head, read):
-            return _logits(self._forward, input_ids, attention_mask)[0]
+            return _logits(self._forward, input_ids, attention_mask, position_ids)[0]
 
     def logits_at(
-        self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, columns: Tensor
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        rows: Tensor,
+        columns: Tensor,
+        position_ids: Tensor | None = None,
     ) -> Tensor:
         """Return float32 logits (N, V) of any model; a hook selects the head's inputs.
 
@@ -205,10 +230,11 @@ class Reader:
         """
 
         def select(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (inputs[0][rows, columns][None], *inputs[1:])  # (1, N, D)
+            at = rows.to(inputs[0].device), columns.to(inputs[0].device)
+            return (inputs[0][at][None], *inputs[1:])  # (1, N, D)
 
         with self._head.register_forward_pre_hook(select), _summed_in_float32(self._head):
-            logits = _logits(self._forward, input_ids, attention_mask)
+            logits = _logits(self._forward, input_ids, attention_mask, position_ids)
         if logits.shape[:2] != (1, len(rows)):
             raise UserError(
                 f"{type(self.model).__name__} does not apply its output layer to unmodified hidden "
@@ -217,9 +243,15 @@ class Reader:
         return logits[0].float()
 
 
-def _logits(forward: Callable[..., Any], input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    output = forward(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-    logits: Tensor = output.logits
+def _logits(
+    forward: Callable[..., Any],
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None = None,
+) -> Tensor:
+    given = {"attention_mask": attention_mask, "position_ids": position_ids}
+    inputs = {name: value for name, value in given.items() if value is not None}
+    logits: Tensor = forward(input_ids=input_ids, **inputs, use_cache=False).logits
     return logits
 
 
@@ -228,16 +260,16 @@ def _obstacle(model: PreTrainedModel) -> str | None:
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:
         return f"its output layer is a {type(head).__name__}, not a plain Linear"
-    if "forward" in vars(head):
+    if not _is_plain(head):
         return "something else has replaced its output layer's forward"
-    planted = torch.tensor([[[0.1, -3e4, 7.7]]], device=head.weight.device)  # not exact in 16 bits
+    planted = torch.tensor([[[0.1, -3e4, 7.7]]])  # not exact in 16 bits
     input_shapes: list[torch.Size] = []
 
     def plant(hidden: Tensor) -> Tensor:
         input_shapes.append(hidden.shape)
-        return planted
+        return planted.to(hidden.device)
 
-    token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
+    token = torch.zeros(1, 1, dtype=torch.long, device=input_device(model))
     try:
         with torch.no_grad(), evaluating(model), _replaced(head, plant):
             logits = _logits(model.forward, token, torch.ones_like(token))
@@ -246,18 +278,21 @@ def _obstacle(model: PreTrainedModel) -> str | None:
         return f"a trial with a different output layer failed ({reason})"
     if input_shapes != [(1, 1, head.in_features)]:
         return "it does not apply its output layer to unmodified hidden states"
-    if logits.dtype != planted.dtype or not torch.equal(logits, planted):
+    if logits.dtype != planted.dtype or not torch.equal(logits.cpu(), planted):
         return "it changes the result of its output layer"
     return None
 
 
 @contextmanager
 def _replaced(head: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    head.forward = forward
+    """Replace a layer's own forward; a hook around it still loads its weight."""
+    name = "_old_forward" if is_hooked(head) else "forward"
+    before = vars(head).get(name)
+    setattr(head, name, forward)
     try:
         yield
     finally:
-        del head.forward
+        delattr(head, name) if before is None else setattr(head, name, before)
 
 
 @contextmanager
@@ -281,7 +316,12 @@ def _summed_in_float32(head: nn.Module) -> Iterator[None]:
 
 
 def _is_plain(head: nn.Linear) -> bool:
-    return type(head).forward is nn.Linear.forward and "forward" not in vars(head)
+    """Return whether a layer's own forward, within a hook if there is one, is that of Linear."""
+    if type(head).forward is not nn.Linear.forward:
+        return False
+    if not is_hooked(head):
+        return "forward" not in vars(head)
+    return getattr(head._old_forward, "__func__", None) is nn.Linear.forward
 
 
 # Readouts for inference.
@@ -314,7 +354,7 @@ def log_probs(scores: Scores, token_ids: Tensor) -> Tensor:
     """Return the log-probabilities (N, C) of the tokens (N, C)."""
     parts = []
     for chunk, logits in scores.chunks(CHUNK_ROWS):
-        chosen = logits.gather(-1, token_ids[chunk])
+        chosen = logits.gather(-1, token_ids[chunk].to(logits.device))
         parts.append(chosen - log_sum_(logits)[0][:, None])
     return torch.cat(parts)
 

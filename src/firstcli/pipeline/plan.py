@@ -21,7 +21,7 @@ from rich.table import Table
 
 from firstcli.api import JSON
 from firstcli.errors import UserError, one_per_cause, shortened
-from firstcli.pipeline.example import example_text
+from firstcli.pipeline.example import example_text, samples_text
 from firstcli.recipe.load import load_recipe
 from firstcli.runtime.console import Console, duration, size
 from firstcli.stages import fingerprints, stage_of, units_of
@@ -50,6 +50,7 @@ class Request:
     force: bool = False
     dry_run: bool = False
     probe: bool = False
+    show: int = 0
     processes: int = 1
     verbose: bool = False
     json: bool = False
@@ -96,7 +97,7 @@ def open_run(request: Request) -> Run:
         raise UserError(f"run folder {folder}: is not a folder; choose a different --run-dir")
     run = Run(recipe, folder, Console(json=request.json, quiet=request.quiet))
     with disk_errors_reported(folder):
-        run.state_unlabelled()
+        run.state_data()
     return run
 
 
@@ -119,9 +120,22 @@ def plan(request: Request) -> dict[str, JSON]:
     run.console.show(plan_table(rows))
     result = plan_result(run, rows)
     if example := results.get(EXAMPLE.name):
-        run.console.show(example_text(example))
         result["example"] = example
+        if not request.show:
+            run.console.show(example_text(example))
+    if request.show:
+        result["samples"] = _show_samples(run, request.show)
     return result | {"probe": _probe(run, rows, request.processes)} if request.probe else result
+
+
+def _show_samples(run: Run, count: int) -> list[dict[str, JSON]]:
+    """Show the first training samples with all their tokens."""
+    run.announce_libraries()
+    from firstcli.stages.example import encoded_samples
+
+    samples = encoded_samples(run, count)
+    run.console.show(samples_text(samples))
+    return samples
 
 
 def fingerprint_inputs(run: Run, unit: Unit) -> dict[str, str]:

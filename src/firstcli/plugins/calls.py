@@ -19,17 +19,22 @@ from firstcli.api import (
     JSON,
     Adaptation,
     BoolArray,
+    CandidateQuery,
     Diagnostics,
     FloatArray,
     MassMode,
     ModelFamily,
     PluginOptions,
     Recalibrator,
+    RemoteScorer,
+    RemoteUsage,
     ResponseTokens,
     Split,
     Task,
     TaskUsage,
+    TokenQuery,
     TopKRows,
+    TopTokens,
     UserError,
 )
 from firstcli.plugins.facts import diagnostics_problem, json_problem
@@ -327,9 +332,44 @@ class _ExplainedFamily:
         @wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
             with explained(self._plugin, f"`{name}`"):
-                return method(*args, **kwargs)
+                result = method(*args, **kwargs)
+            if isinstance(result, RemoteScorer):
+                return _ExplainedScorer(self._plugin, result)
+            return result
 
         return call
+
+
+class _ExplainedScorer(RemoteScorer):
+    """A third-party scorer whose exceptions are explained."""
+
+    def __init__(self, plugin: Plugin, scorer: RemoteScorer) -> None:
+        self._plugin, self._scorer = plugin, scorer
+
+    def check(self, top_k: int) -> None:
+        with explained(self._plugin, "`check`"):
+            self._scorer.check(top_k)
+
+    def top_k(self, queries: Sequence[TokenQuery], top_k: int) -> Iterator[tuple[int, TopTokens]]:
+        with explained(self._plugin, "`top_k`"):
+            yield from self._scorer.top_k(queries, top_k)
+
+    def candidates(self, queries: Sequence[CandidateQuery]) -> Iterator[tuple[int, FloatArray]]:
+        with explained(self._plugin, "`candidates`"):
+            yield from self._scorer.candidates(queries)
+
+    def estimate(self, queries: Sequence[TokenQuery]) -> RemoteUsage:
+        with explained(self._plugin, "`estimate`"):
+            return self._scorer.estimate(queries)
+
+    @property
+    def used(self) -> RemoteUsage:
+        with explained(self._plugin, "`used`"):
+            return self._scorer.used
+
+    def close(self) -> None:
+        with explained(self._plugin, "`close`"):
+            self._scorer.close()
 
 
 def recalibrator(name: str, options: PluginOptions) -> CheckedRecalibrator:

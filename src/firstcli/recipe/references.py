@@ -6,22 +6,24 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationInfo,
     WithJsonSchema,
     field_serializer,
     field_validator,
+    model_serializer,
 )
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from firstcli import plugins
-from firstcli.api import ModelFamily, PluginOptions
+from firstcli.api import DataPath, ModelFamily, PluginOptions
 from firstcli.errors import UserError
 from firstcli.plugins import calls
 
@@ -169,6 +171,29 @@ class TaskRef(PluginRef):
 
     kind = "tasks"
 
+    chat: bool | Literal["auto"] = False
+    """Whether prompts become the user's messages of a chat, rendered with the chat template of each
+    model's tokenizer; `auto`: where a tokenizer of the run has one."""
+    system: str | None = None
+    """The text of the chat's system message. Default: what the template itself writes."""
+
+    @field_validator("system")
+    @classmethod
+    def _needs_a_chat(cls, system: str | None, info: ValidationInfo) -> str | None:
+        if system is not None and info.data.get("chat") is False:
+            raise mistake("has no effect without a chat; set `chat: true`, or leave it out")
+        return system
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the keys of a chat where there is none, as recipes did before they existed."""
+        values: dict[str, Any] = handler(self)
+        if self.chat is False:
+            del values["chat"]
+        if self.system is None:
+            values.pop("system", None)
+        return values
+
     def build(self) -> calls.CheckedTask:
         """Return the task with its options."""
         return calls.task(self.name, self.options)
@@ -195,7 +220,9 @@ class TaskRef(PluginRef):
 
     def with_options(self, options: object) -> TaskRef:
         """Return a reference to the same task with other options, given as JSON values."""
-        return TaskRef.model_validate({"name": self.name, "options": options})
+        return TaskRef.model_validate(
+            {"name": self.name, "chat": self.chat, "system": self.system, "options": options}
+        )
 
 
 class RecalibratorRef(PluginRef):
@@ -238,6 +265,10 @@ class ModelSection(PluginSection):
     """A Hugging Face hub id, or a folder: absolute, or relative to this recipe."""
     revision: str | None = None
     """Branch, tag or commit of the hub id; default: its main branch."""
+    chat_template: DataPath | None = None
+    """A file with a chat template in Jinja, for tasks with `chat`; the trained model is saved with
+    it. Default: the template of the checkpoint's tokenizer, or if it has none, that of the other
+    model."""
     options: Options = Field(default_factory=cast(Any, dict), validate_default=True)
     """The family's own options."""
 
@@ -256,6 +287,13 @@ class ModelSection(PluginSection):
             if not needed and checkpoint is not None:
                 raise mistake(f"family '{family}' takes no checkpoint; leave it out")
         return _resolved_checkpoint(checkpoint) if isinstance(checkpoint, str) else checkpoint
+
+    @field_validator("chat_template")
+    @classmethod
+    def _can_be_read(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.is_file():
+            raise mistake(f"there is no file {path}")
+        return path
 
     @field_validator("revision")
     @classmethod

@@ -18,6 +18,7 @@ from pydantic_core import InitErrorDetails
 
 from firstcli.api import DataPaths, MassMode
 from firstcli.errors import UserError, did_you_mean, shortened
+from firstcli.recipe.lora import Lora, Saved
 from firstcli.recipe.references import (
     POSTHOC_KEY,
     ArmName,
@@ -36,6 +37,7 @@ TEST = "test"
 """The split that is evaluated by default."""
 VALIDATION = "validation"
 """Reserved name of the evaluation on the questions that are held out of the training split."""
+_SAVE_WITHOUT_LORA = "has no effect without 'lora'; leave it out, or add `lora: {}`"
 DEFAULT_ARMS = {"first": {"recalibrator": {"name": "temperature-scaling"}}}
 
 
@@ -53,9 +55,37 @@ class Training(RecipeSection):
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Sequences per forward pass on one device. It must divide batch_size and never changes the
     result. Default: chosen by firstcli."""
+    batching: Literal["padded", "packed"] = "padded"
+    """How a forward pass holds its sequences: padded to the longest of them, or without padding,
+    one after the other in a single row (`packed`). It changes no result beyond rounding. Long rows
+    are slow without flash attention."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the weights during training. With float32 weights, the arithmetic runs in
-    bfloat16 where the hardware supports it; bfloat16 weights lose small updates to rounding."""
+    bfloat16 where the hardware supports it; bfloat16 weights lose small updates to rounding.
+    Adapters (`lora`) are float32 with either."""
+    lora: Lora | None = None
+    """Train low-rank adapters and leave the weights as they are; needs `firstcli[peft]`. `lora: {}`
+    takes the defaults. An arm's section replaces that of `student.training` as a whole."""
+    save: Saved | None = None
+    """What is saved of a training with `lora`: the model with the adapter merged into its weights
+    (`merged`), the adapter alone (`adapter`), or the model and, in `adapter/`, the adapter (`both`,
+    default)."""
+    save_dtype: Literal["checkpoint", "float32", "bfloat16", "float16"] = "checkpoint"
+    """Data type of the saved weights, which every later step reads: by default that of the
+    checkpoint with which training starts, and float32 without one. Training itself is not rounded
+    to it."""
+
+    @property
+    def saved(self) -> Saved:
+        """What is saved, with the default."""
+        return self.save or ("both" if self.lora else "merged")
+
+    @field_validator("save")
+    @classmethod
+    def _needs_lora(cls, save: Saved | None, info: ValidationInfo) -> Saved | None:
+        if save is not None and info.data.get("lora", "invalid") is None:
+            raise mistake(_SAVE_WITHOUT_LORA)
+        return save
 
     @field_validator("micro_batch_size")
     @classmethod
@@ -73,7 +103,11 @@ class TrainingOverrides(RecipeSection):
     learning_rate: float | None = Field(default=None, gt=0)
     batch_size: int | None = Field(default=None, ge=1)
     micro_batch_size: int | None = Field(default=None, ge=1)
+    batching: Literal["padded", "packed"] | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
+    lora: Lora | None = None
+    save: Saved | None = None
+    save_dtype: Literal["checkpoint", "float32", "bfloat16", "float16"] | None = None
 
 
 class Unlabelled(RecipeSection):
@@ -201,6 +235,9 @@ class Teacher(RecipeSection):
     fine-tuned."""
     posthoc: PosthocRef | None = None
     """Also evaluate the teacher with a post-hoc recalibrator, as `teacher + T`."""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(strict=False)] = ()
+    """Fine-tune a teacher with each of these seeds, for arms with `teachers: mean`. The first is
+    the teacher that is evaluated and that other arms learn from. Default: one, with `seed`."""
 
 
 class Student(RecipeSection):
@@ -214,6 +251,19 @@ class Student(RecipeSection):
     """Which end-of-sequence token ends the students' responses, if their tokenizer and the
     teacher's differ in it: their own (`student`), so that the teacher's probability of its end is
     learned as theirs, or the teacher's (`teacher`), which the students are then saved with."""
+
+
+class Sampling(RecipeSection):
+    """How the teacher writes responses; see `knowledge.responses`."""
+
+    temperature: float = Field(default=1.0, ge=0)
+    """Temperature of the next token's distribution; 0 always takes the most likely token."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Sample from the fewest most likely tokens whose probabilities sum to at least this."""
+    top_k: int | None = Field(default=None, ge=1)
+    """Sample from this many most likely tokens. Default: all."""
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Tokens after which a response is given up: it is left out, and counted."""
 
 
 class KnowledgeSection(RecipeSection):
@@ -232,10 +282,31 @@ class KnowledgeSection(RecipeSection):
     """Fine-tune this many additional teachers, each on all but one fold of the training samples,
     and take each sample's probabilities from the teacher that was not trained on it. Default: take
     them from the teacher itself."""
+    responses: Literal["data", "teacher", "teacher-always"] = "data"
+    """Who writes the responses that students learn from: the data (`data`), the teacher where the
+    data has none (`teacher`), or the teacher for all training prompts (`teacher-always`). Rows
+    without a response are left out with `data`."""
+    sampling: Sampling = Sampling()
+    """How the teacher writes responses."""
+    over: Literal["tokens", "candidates"] = "tokens"
+    """What the probabilities are of: the most likely tokens at each position (`tokens`), or whole
+    candidates of questions (`candidates`), for which teacher and student may have different
+    tokenizers. Then `top_k` is the number of most likely candidates that are stored."""
+    batching: Literal["padded", "packed"] = "padded"
+    """How the teacher reads its batches, as `batching` does for training."""
+
+    @property
+    def over_candidates(self) -> bool:
+        return self.over == "candidates"
 
     def stored(self) -> dict[str, Any]:
         """Return the settings that determine the contents of every shard."""
-        return self.model_dump(include={"top_k", "precision"})
+        settings = self.model_dump(include={"top_k", "precision"})
+        return settings | ({"over": self.over} if self.over_candidates else {})
+
+    def writing(self) -> dict[str, Any]:
+        """Return the settings that determine the responses that the teacher writes."""
+        return self.model_dump(include={"sampling"})
 
 
 class Arm(RecipeSection):
@@ -267,13 +338,17 @@ class Arm(RecipeSection):
     out_of_fold: bool | None = None
     """Take each sample's probabilities from the teacher that was not trained on it
     (`knowledge.folds`). Default: true if there are folds."""
+    teachers: Literal["first", "mean"] | None = None
+    """Whose probabilities are learned: the first teacher's (`first`, default), or the mean of all
+    teachers' (`mean`), see `teacher.seeds`."""
     training: TrainingOverrides | None = None
     """Changes to `student.training` for this arm."""
     posthoc: PosthocRef | None = None
     """Also evaluate the student with a post-hoc recalibrator, as `<arm> + T`."""
 
     @field_validator(
-        "recalibrator", "objective", "mass", "recalibrate", "top_k", "out_of_fold", mode="before"
+        *("recalibrator", "objective", "mass", "recalibrate", "top_k", "out_of_fold", "teachers"),
+        mode="before",
     )
     @classmethod
     def _applicable_or_default(cls, value: object, info: ValidationInfo) -> object:
@@ -347,6 +422,17 @@ class Recipe(RecipeSection):
     def run_folder(self) -> Path:
         """The folder of the run, unless `--run-dir` names a different one."""
         return Path("runs") / self.name
+
+    @property
+    def answers_only(self) -> bool:
+        """Whether the answer position is the only supervised one of every question.
+
+        A remote teacher that returns the probabilities of the first generated token knows no more.
+        """
+        teacher = self.teacher
+        if teacher is None or not teacher.model.plugin.is_remote:
+            return False
+        return bool(teacher.model.build().answers_only)  # type: ignore[attr-defined]
 
     def is_validation(self, evaluation: str) -> bool:
         """Whether this names the questions of the validation part.
@@ -436,14 +522,25 @@ def _conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
         yield from _unknown_rows(section, valid)
     if name == "seeds" and len(set(section)) < len(section):
         yield (), f"found {list(section)}, expected seeds without repetition"
+    if name == "teacher" and section and section.seeds:
+        if section.finetune is None:
+            text = "the teachers differ in their fine-tuning, but there is no teacher.finetune"
+            yield ("seeds",), f"{text}; add it"
+        if len(set(section.seeds)) < len(section.seeds):
+            text = f"found {list(section.seeds)}, expected seeds without repetition"
+            yield ("seeds",), text
+    if name == "teacher" and section and section.model.plugin.is_remote:
+        yield from _remote_conflicts(section, valid.get("train"))
+    if name == "student" and section.model.plugin.is_remote:
+        text = f"the model of family '{section.model.family}' runs elsewhere and cannot be trained"
+        yield ("model", "family"), f"{text}; choose a different family"
     if name == "teacher" and section and section.posthoc:
         yield from _posthoc_conflicts(valid.get("train"))
     teacher: Teacher | None = valid.get("teacher")
     if name == "student" and section.eos == "teacher" and valid.get("teacher", "invalid") is None:
         yield ("eos",), "the recipe has no teacher; add one, or leave this out"
-    if name == "knowledge" and section.folds and teacher and teacher.finetune is None:
-        text = "each fold's teacher is fine-tuned, but there is no teacher.finetune; add it"
-        yield ("folds",), text
+    if name == "knowledge":
+        yield from _knowledge_conflicts(section, teacher, valid)
     if name == "arms":
         names = [arm.casefold() for arm in section]
         for i, (arm_name, arm) in enumerate(section.items()):
@@ -451,6 +548,43 @@ def _conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
                 yield (arm_name,), "differs from another arm's name only in case; rename one"
             for keys, text in _arm_conflicts(arm, valid):
                 yield (arm_name, *keys), text
+
+
+def _knowledge_conflicts(
+    section: KnowledgeSection, teacher: Teacher | None, valid: Mapping[str, Any]
+) -> Conflicts:
+    if section.folds and teacher and teacher.finetune is None:
+        text = "each fold's teacher is fine-tuned, but there is no teacher.finetune; add it"
+        yield ("folds",), text
+    train: Train | None = valid.get("train")
+    if section.over_candidates and train and not train.task.plugin.has_candidates:
+        text = f"task '{train.task.name}' has no candidates; leave it out"
+        yield ("over",), f"{text}, and choose models with the same tokenizer"
+    if section.responses == "data":
+        if "sampling" in section.model_fields_set:
+            yield ("sampling",), "has no effect without 'responses: teacher'; add it"
+    elif train and train.task.plugin.has_candidates:
+        text = (
+            f"task '{train.task.name}' has candidates, so there is no response to write; leave it "
+            "out: students learn the teacher's probabilities of questions without a label as well"
+        )
+        yield ("responses",), text
+    elif section.responses == "teacher-always" and section.folds:
+        yield ("folds",), "has no effect with 'responses: teacher-always'; leave it out"
+
+
+def _remote_conflicts(teacher: Teacher, train: Train | None) -> Conflicts:
+    """Yield what a teacher whose model runs elsewhere cannot do."""
+    if teacher.finetune:
+        text = f"the model of family '{teacher.model.family}' runs elsewhere; leave this out"
+        yield ("finetune",), text
+    if train and not train.task.plugin.has_candidates and teacher.model.build().answers_only:  # type: ignore[attr-defined]
+        yield (
+            ("model", "options"),
+            "with these options, only the first generated token has probabilities, which suits "
+            f"tasks with candidates, and '{train.task.name}' has none; use a server that also "
+            "returns the probabilities of the prompt's tokens",
+        )
 
 
 def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
@@ -467,6 +601,10 @@ def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
         yield ("top_k",), text
     if knowledge and arm.out_of_fold and not knowledge.folds:
         yield ("out_of_fold",), "there are no folds; set knowledge.folds, for example to 5"
+    if arm.teachers == "mean":
+        yield from _conflicts_of_mean(arm, valid)
+    if knowledge and knowledge.over_candidates:
+        yield from _conflicts_over_candidates(arm)
     if arm.posthoc:
         yield from _posthoc_conflicts(train)
     if train and arm.recalibrate == "decisive" and not train.task.build().has_candidates:
@@ -476,6 +614,29 @@ def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
         micro, batch = training.micro_batch_size, training.batch_size
         if micro and batch % micro:
             yield ("training",), f"micro_batch_size {micro} does not divide batch_size {batch}"
+        if training.save and not training.lora:
+            yield ("training", "save"), _SAVE_WITHOUT_LORA
+
+
+def _conflicts_of_mean(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
+    teacher: Teacher | None = valid.get("teacher")
+    knowledge: KnowledgeSection | None = valid.get("knowledge")
+    if teacher and len(teacher.seeds) < 2:
+        text = "there is only one teacher; give several in teacher.seeds, for example [1, 2, 3]"
+        yield ("teachers",), text
+    if knowledge and knowledge.folds and arm.out_of_fold is not False:
+        text = "the teachers of folds have no further seeds; set this arm's out_of_fold: false"
+        yield ("teachers",), text
+
+
+def _conflicts_over_candidates(arm: Arm) -> Conflicts:
+    """Yield what an arm needs at positions of which `knowledge.over: candidates` knows nothing."""
+    only = "knowledge.over: candidates has probabilities of the answer position alone"
+    if arm.recalibrate == "all":
+        yield ("recalibrate",), f"{only}; leave it out"
+    if arm.objective == "topk-renormalized":
+        text = f"{only}, but this objective compares several tokens at every position"
+        yield ("objective",), f"{text}; leave it out"
 
 
 def _unknown_rows(
@@ -534,5 +695,5 @@ def _recalibrator_conflicts(
 
 def training_of(student: Student, arm: Arm) -> Training:
     """Return the training settings of an arm: `student.training` with the arm's changes."""
-    changes = arm.training.model_dump(exclude_none=True) if arm.training else {}
+    changes = {key: value for key, value in arm.training or () if value is not None}
     return student.training.model_copy(update=changes)

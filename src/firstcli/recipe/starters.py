@@ -9,6 +9,8 @@ from firstcli.errors import UserError, did_you_mean
 
 HEADINGS = ("your own data", "examples", "studies", "the paper's settings")
 """Headings of the list of starters, in order."""
+LAUNCHERS = "accelerate"
+"""The folder beside the starters with configurations of `accelerate launch`."""
 OWN_DATA = ("classification", "own-questions")
 """Starters for a user's own files."""
 
@@ -44,7 +46,7 @@ def starters() -> list[Starter]:
     """List the shipped recipes: for own data, then examples, studies and the paper's settings."""
     packaged = Path(__file__).parents[1] / "recipes"  # where a wheel has them
     folder = packaged if packaged.is_dir() else Path(__file__).parents[3] / "recipes"
-    paths = sorted(folder.rglob("*.yaml"))
+    paths = sorted(path for path in folder.rglob("*.yaml") if path.parent.name != LAUNCHERS)
     found = [Starter(path.relative_to(folder).with_suffix("").as_posix(), path) for path in paths]
     return sorted(found, key=lambda each: HEADINGS.index(each.heading))
 

@@ -14,12 +14,16 @@ from firstcli.stages.extract import EXTRACT
 from firstcli.stages.finetune import FINETUNE
 from firstcli.stages.posthoc import POSTHOC
 from firstcli.stages.report import REPORT
+from firstcli.stages.respond import RESPOND
 from firstcli.workspace.units import Unit
 
 if TYPE_CHECKING:
     from firstcli.recipe.schema import Recipe
 
-STAGES: list[Stage] = [FINETUNE, EXTRACT, CALIBRATE, DISTILL, POSTHOC, EVALUATE, REPORT]
+STAGES: list[Stage] = [
+    *(FINETUNE, RESPOND, EXTRACT, CALIBRATE),
+    *(DISTILL, POSTHOC, EVALUATE, REPORT),
+]
 
 
 def stage_of(unit: Unit) -> Stage:

@@ -209,6 +209,8 @@ class TrainingFacts(Facts):
     """Share of recalibrated positions whose top token changed, if any did."""
     unlabelled: int | None = None
     """Number of the samples that have no label, if there are any."""
+    written: int | None = None
+    """Number of the samples whose response the teacher has written, if there are any."""
 
     def in_words(self, top_k: int) -> list[str]:
         """Describe the training in phrases.
@@ -219,8 +221,10 @@ class TrainingFacts(Facts):
         from firstcli.runtime.console import percent
 
         steps = f"{self.steps:,} step{'s' * (self.steps != 1)}"
-        without = f" ({self.unlabelled:,} unlabelled)" if self.unlabelled else ""
-        phrases = [f"{self.samples:,} samples{without}", steps, f"loss {self.loss:.3g}"]
+        kinds = (("unlabelled", self.unlabelled), ("written by the teacher", self.written))
+        named = ", ".join(f"{count:,} {kind}" for kind, count in kinds if count)
+        of_these = f" ({named})" if named else ""
+        phrases = [f"{self.samples:,} samples{of_these}", steps, f"loss {self.loss:.3g}"]
         if self.P is not None and self.Q is not None:
             held = f"{percent(self.P)}, in the student {percent(self.Q)}"
             phrases.append(f"top {top_k} hold {held}")

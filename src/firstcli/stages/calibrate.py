@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -19,9 +20,10 @@ from firstcli.workspace.units import Model, Unit, calibration_path, needs_fit
 if TYPE_CHECKING:
     from firstcli.api import JSON
     from firstcli.plugins.calls import CheckedRecalibrator
-    from firstcli.recipe.schema import Recipe
+    from firstcli.recipe.schema import Arm, Recipe
+    from firstcli.training.soft_targets import Positions
     from firstcli.workspace.run import Run
-    from firstcli.workspace.units import Part
+    from firstcli.workspace.units import Part, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class Calibrate(Stage):
         for name, arm in recipe.arms.items():
             if needs_fit(arm):
                 artifact = Artifact(calibration_path(folder, name), False)
-                needs = (EXTRACT.key("validation"),)
+                needs = tuple(EXTRACT.keys(recipe, arm, "validation"))
                 yield Unit(self.key(name), self.name, artifact, needs, model=Model(name))
 
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
@@ -89,15 +91,11 @@ class Calibrate(Stage):
         return inputs | {"validation samples": run.part_content("validation")}
 
     def check(self, run: Run, unit: Unit) -> str:
-        from firstcli.stages import inputs
-        from firstcli.training import soft_targets
-
         arm = run.recipe.arms[unit.arm]
         assert arm.recalibrator
         if run.training.validation:  # otherwise, the extraction says what to do
-            samples = inputs.training_rows(run, "teacher", "validation")
-            rows = soft_targets.count_recalibrated(arm, samples)
-            arm.recalibrator.build().check(arm.top_k or run.recipe.knowledge.top_k, rows)
+            width, rows = _fitted(run, arm)
+            arm.recalibrator.build().check(width, rows)
         return f"{arm.recalibrator.name} on {len(run.training.validation)} validation samples"
 
     def work(self, run: Run, unit: Unit, folder: Path) -> CalibrationFacts:
@@ -107,16 +105,20 @@ class Calibrate(Stage):
 
         arm = run.recipe.arms[unit.arm]
         assert arm.recalibrator and arm.mass
-        rows = inputs.training_rows(run, "teacher", "validation")
-        knowledge = inputs.stored_knowledge(run, "validation")
+        over_candidates = run.recipe.knowledge.over_candidates
+        rows, knowledge = inputs.validation_knowledge(run, arm)
         positions = soft_targets.Positions.joined(
             list(soft_targets.recalibrated_chunks(arm, rows, knowledge))
         )
         if not len(positions.topk):
             raise UserError(f"arms.{unit.arm}: no validation position to fit the recalibrator on")
+        if over_candidates:
+            positions = _of_commonest_width(run, unit, positions)
         recalibrator = arm.recalibrator.build()
-        tokens = candidate_tokens(run, recalibrator, "validation")
-        fit_rows = soft_targets.rows_of(arm, positions, run.recipe.train.task.name, tokens)
+        tokens = candidate_tokens(run, recalibrator, "validation", "teacher")
+        fit_rows = soft_targets.rows_of(
+            arm, positions, run.recipe.train.task.name, tokens, over_candidates
+        )
         recalibrator.fit(fit_rows, positions.is_label)
         for warning in recalibrator.diagnostics().warnings:
             run.console.warn(f"arms.{unit.arm}: {warning}")
@@ -143,13 +145,55 @@ class Calibrate(Stage):
         return show_fitted(run, title, units)
 
 
+def _fitted(run: Run, arm: Arm) -> tuple[int, int]:
+    """Return the number of probabilities and of rows that an arm's recalibrator is fitted on."""
+    from firstcli.stages import inputs
+    from firstcli.training import soft_targets
+
+    width = inputs.knowledge_width(run)
+    width = min(arm.top_k or width, width)
+    if not run.recipe.knowledge.over_candidates:
+        samples = inputs.training_rows(run, "teacher", "validation")
+        return width, soft_targets.count_recalibrated(arm, samples)
+    kept = {row.id for row in inputs.knowledge_rows(run, "validation")}
+    samples_kept = (sample for sample in run.training.validation if sample.id in kept)
+    return _commonest(min(len(sample.candidates), width) for sample in samples_kept)
+
+
+def _commonest(widths: Iterable[int]) -> tuple[int, int]:
+    """Return the commonest width, the largest of several, and how often it occurs."""
+    return max(Counter(widths).items(), key=lambda item: (item[1], item[0]))
+
+
+def _of_commonest_width(run: Run, unit: Unit, positions: Positions) -> Positions:
+    """Return the validation rows over candidates that have the commonest number of candidates.
+
+    A recalibrator takes rows of one width, and candidates that do not exist must not get
+    probability, as Eq. 4 would give them.
+    """
+    width, count = _commonest(positions.widths.tolist())
+    if count < len(positions.topk):
+        run.console.warn(
+            f"arms.{unit.arm}: the recalibrator is fitted on {count} of {len(positions.topk)} "
+            f"validation rows, those with the commonest number of candidates, {width}"
+        )
+    return positions.of_width(width)
+
+
 def candidate_tokens(
-    run: Run, recalibrator: CheckedRecalibrator, part: Part
+    run: Run, recalibrator: CheckedRecalibrator, part: Part, role: Role
 ) -> Mapping[str, tuple[int, ...]]:
-    """Return the tokens of the teacher's candidates by sample, if the recalibrator needs them."""
+    """Return the candidates' tokens by sample, if the recalibrator needs them.
+
+    Args:
+        run: the run.
+        recalibrator: the recalibrator.
+        part: the samples.
+        role: whose tokens these are.
+    """
     from firstcli.stages import inputs
 
-    return inputs.candidate_tokens(run, "teacher", part) if recalibrator.uses_rows else {}
+    return inputs.candidate_tokens(run, role, part) if recalibrator.uses_rows else {}
 
 
 def show_fitted(run: Run, title: str, units: Sequence[Unit]) -> dict[str, JSON]:

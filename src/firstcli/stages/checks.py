@@ -34,11 +34,8 @@ class SharedCheck:
 
 
 def _check_tokenizers(run: Run) -> None:
-    import numpy as np
-
     from firstcli.data import conversations
-    from firstcli.data.sequences import Selected
-    from firstcli.stages import encoded, inputs
+    from firstcli.stages import chat, encoded, inputs
 
     teacher, student = inputs.tokenizer(run, "teacher"), inputs.tokenizer(run, "student")
     talks = any(sample.messages for sample in run.training.train[:1])
@@ -47,7 +44,8 @@ def _check_tokenizers(run: Run) -> None:
             "teacher and student have different chat templates, so they would read different "
             "texts; give both models the same template"
         )
-    if encoded.identity_of(run, teacher) == encoded.identity_of(run, student):
+    same = encoded.identity_of(run, teacher) == encoded.identity_of(run, student)
+    if same and not _have_different_templates(run):
         return
     shared = inputs.shared_vocabulary(run)
     teachers = {id: token for token, id in teacher.get_vocab().items() if id < shared}
@@ -58,37 +56,96 @@ def _check_tokenizers(run: Run) -> None:
         raise UserError(
             f"teacher and student have incompatible tokenizers: {len(differing)} of the {shared} "
             f"shared ids differ, the first is {first}: {teachers.get(first)!r} for the teacher, "
-            f"{students.get(first)!r} for the student; choose models with the same tokenizer"
+            f"{students.get(first)!r} for the student; {_same_tokenizer(run)}"
         )
-    eos = inputs.exchanged_eos(run)
+    eos, is_chat = inputs.exchanged_eos(run), chat.chat_format(run, "student") is not None
     if eos:
         run.console.warn(
-            f"teacher and student end responses with different tokens, '{teacher.eos_token}' and "
-            f"'{student.eos_token}': students learn the teacher's probability of its end as that "
-            "of their own; set student.eos: teacher to let them end with the teacher's token"
+            "teacher and student end responses with different tokens, "
+            f"{' and '.join(repr(token) for token in _ends(run))}: students learn the teacher's "
+            f"probability of its end as that of their own; {_ADVICE_ON_ENDS[is_chat]}"
         )
     parts: tuple[Part, ...] = ("train", "validation", "unlabelled")
     for part in parts:
-        if not run.training.part(part):
-            continue
-        ours = inputs.training_rows(run, "teacher", part)
-        theirs = inputs.training_rows(run, "student", part)
-        # Samples that either of them drops as too long are not compared.
-        _, ours_at, theirs_at = np.intersect1d(
-            ours.indices, theirs.indices, assume_unique=True, return_indices=True
-        )
-        for sample, other in zip(Selected(ours, ours_at), Selected(theirs, theirs_at), strict=True):
-            expected, found = sample.input_ids, other.input_ids
-            if part == "unlabelled":  # whose last token is a placeholder
-                expected, found = expected[:-1], found[:-1]
-            elif eos:
-                expected = np.append(expected[:-1], np.int32(eos[1]))
-            if not np.array_equal(expected, found):
-                raise UserError(
-                    f"teacher and student encode sample '{sample.id}' differently: "
-                    f"{_first_difference(expected, found, teacher, student)}; choose "
-                    "models with the same tokenizer"
-                )
+        if run.training.part(part):
+            _compare_tokens(run, part)
+
+
+def _have_different_templates(run: Run) -> bool:
+    """Return whether teacher and student read prompts in different chat templates."""
+    from firstcli.stages import chat
+
+    roles: tuple[Role, ...] = ("teacher", "student")
+    formats = [chat.chat_format(run, role) for role in roles]
+    return len({each.identity for each in formats if each is not None}) > 1
+
+
+def require_same_tokens(run: Run, part: Part) -> None:
+    """Require that teacher and student encode responses alike that did not exist before.
+
+    The check of the tokenizers compares all other parts.
+
+    Raises:
+        UserError: they encode one differently.
+    """
+    from firstcli.stages import encoded, inputs
+
+    roles: tuple[Role, ...] = ("teacher", "student")
+    teacher, student = (encoded.identity_of(run, inputs.tokenizer(run, role)) for role in roles)
+    if part == "written" and (teacher != student or _have_different_templates(run)):
+        _compare_tokens(run, part)
+
+
+def _compare_tokens(run: Run, part: Part) -> None:
+    import numpy as np
+
+    from firstcli.data.sequences import Selected
+    from firstcli.stages import inputs
+
+    teacher, student = inputs.tokenizer(run, "teacher"), inputs.tokenizer(run, "student")
+    eos, different = inputs.exchanged_eos(run), _have_different_templates(run)
+    ours = inputs.training_rows(run, "teacher", part)
+    theirs = inputs.training_rows(run, "student", part)
+    # Samples that either of them drops as too long are not compared.
+    _, ours_at, theirs_at = np.intersect1d(
+        ours.indices, theirs.indices, assume_unique=True, return_indices=True
+    )
+    for sample, other in zip(Selected(ours, ours_at), Selected(theirs, theirs_at), strict=True):
+        expected, found = sample.input_ids, other.input_ids
+        if different:  # each reads the prompt in its own template
+            expected, found = sample.targets, other.targets
+        if part == "unlabelled":  # whose last token is a placeholder
+            expected, found = expected[:-1], found[:-1]
+        elif eos and not run.recipe.answers_only:
+            expected = np.append(expected[:-1], np.int32(eos[1]))
+        if not np.array_equal(expected, found):
+            raise UserError(
+                f"teacher and student encode sample '{sample.id}' differently: "
+                f"{_first_difference(expected, found, teacher, student)}; {_same_tokenizer(run)}"
+            )
+
+
+def _same_tokenizer(run: Run) -> str:
+    """Return what to do about different tokenizers."""
+    advice = "choose models with the same tokenizer"
+    if not run.recipe.train.task.build().has_candidates:
+        return advice
+    return f"{advice}, or set knowledge.over: candidates"
+
+
+_ADVICE_ON_ENDS = {
+    False: "set student.eos: teacher to let them end with the teacher's token",
+    True: "give both models the same chat_template to let them end with the same token",
+}
+"""By whether the samples are a chat."""
+
+
+def _ends(run: Run) -> list[str | None]:
+    """Return the tokens that end the responses of teacher and student."""
+    from firstcli.stages import chat
+
+    roles: tuple[Role, ...] = ("teacher", "student")
+    return [end[0] if (end := chat.end_of(run, role)) else None for role in roles]
 
 
 def _first_difference(
@@ -191,6 +248,30 @@ def _advice_on_overlap(run: Run, evaluation: Evaluation) -> str:
     )
 
 
+def _warn_of_other_chats(run: Run) -> None:
+    """Warn of evaluations in which models are asked in a different way than in training."""
+    from firstcli.stages import chat
+
+    role: Role = "teacher" if run.recipe.teacher else "student"
+    trained = chat.chat_format(run, role)
+    for evaluation in run.recipe.evaluate:
+        asked = chat.chat_format(run, role, evaluation.name)
+        if (asked and asked.identity) != (trained and trained.identity):
+            how = _CHATS[asked is not None, trained is not None]
+            run.console.warn(
+                f"evaluate '{evaluation.name}': models are asked {how}; to ask them as in "
+                "training, give this task the same `chat` and `system` as train.task"
+            )
+
+
+_CHATS = {
+    (True, True): "with a different system message than in training",
+    (True, False): "with a chat template, without which they are trained",
+    (False, True): "without the chat template with which they are trained",
+}
+"""How an evaluation differs, by whether it and the training are chats."""
+
+
 def _warn_of_seen_rows(run: Run) -> None:
     if run.recipe.teacher and run.recipe.teacher.finetune is None:
         run.console.warn(
@@ -202,6 +283,11 @@ def _warn_of_seen_rows(run: Run) -> None:
 def _warn_of_unpinned_checkpoints(run: Run) -> None:
     for section in (run.recipe.teacher, run.recipe.student):
         model = section.model if section else None
+        if model is not None and model.plugin.is_remote:
+            run.console.warn(
+                f"{model.family}: nothing identifies the weights of a remote model; when a run "
+                "goes on, some stored samples are asked for again, and it stops if they differ"
+            )
         if model is None or model.checkpoint is None or model.revision is not None:
             continue
         if not Path(model.checkpoint).is_absolute():
@@ -215,6 +301,14 @@ def _check_weights(run: Run, role: Role) -> object:
     from firstcli.stages import weights
 
     return weights.check(run, role)
+
+
+def _check_remote(run: Run) -> object:
+    from firstcli.stages import remote
+    from firstcli.workspace.run import NOT_REMEMBERED
+
+    remote.check(run)
+    return NOT_REMEMBERED
 
 
 def _encoded_example(run: Run) -> object:
@@ -237,13 +331,18 @@ WEIGHTS: dict[Role, SharedCheck] = {
 def untrained_teacher(run: Run, role: Role) -> tuple[SharedCheck, ...]:
     """Return the check of a role's weights if no training unit of this run starts with them."""
     trained = role == "student" or not run.recipe.teacher or run.recipe.teacher.finetune
-    return () if trained else (WEIGHTS[role],)
+    if trained:
+        return ()
+    return (REMOTE if run.model_section(role).plugin.is_remote else WEIGHTS[role],)
 
 
+REMOTE = SharedCheck("remote teacher", _check_remote, heavy=True)
+"""Whether a teacher that runs elsewhere answers as it must."""
 EXAMPLE = SharedCheck("encoded example", _encoded_example)
 """Not only a check: the plan shows its result."""
 TOKENIZERS = SharedCheck("tokenizers", _check_tokenizers)
 TOP_K = SharedCheck("top_k", _check_top_k)
 OVERLAP = SharedCheck("overlap", _check_overlap)
+OTHER_CHATS = SharedCheck("chats of evaluations", _warn_of_other_chats)
 SEEN_ROWS = SharedCheck("seen rows", _warn_of_seen_rows)
 UNPINNED = SharedCheck("unpinned checkpoints", _warn_of_unpinned_checkpoints)

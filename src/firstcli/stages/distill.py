@@ -21,17 +21,17 @@ from firstcli.workspace.units import (
     Model,
     Unit,
     calibration_path,
-    learns_unlabelled,
+    learned_parts,
     model_path,
     models_of,
     needs_fit,
-    part_of,
 )
 
 if TYPE_CHECKING:
     from firstcli.api import JSON
     from firstcli.recipe.schema import Recipe
     from firstcli.workspace.run import Run
+    from firstcli.workspace.units import Role
 
 
 class Distill(TrainingStage):
@@ -51,8 +51,8 @@ class Distill(TrainingStage):
             if not model.arm or model.posthoc:
                 continue
             arm = recipe.arms[model.arm]
-            needs = [EXTRACT.key(part_of(recipe, arm))] if arm.learn == "knowledge" else []
-            needs += [EXTRACT.key("unlabelled")] if learns_unlabelled(recipe, arm) else []
+            parts = learned_parts(recipe, arm) if arm.learn == "knowledge" else ()
+            needs = [key for part in parts for key in EXTRACT.keys(recipe, arm, part)]
             needs += [CALIBRATE.key(model.arm)] if needs_fit(arm) else []
             artifact = Artifact(model_path(folder, model), True)
             yield Unit(self.key(model), self.name, artifact, tuple(needs), model=model)
@@ -61,20 +61,24 @@ class Distill(TrainingStage):
         inputs = super().fingerprint_inputs(run, unit)
         if run.recipe.arms[unit.arm].learn == "labels":
             return inputs
-        if learns_unlabelled(run.recipe, run.recipe.arms[unit.arm]):
+        parts = learned_parts(run.recipe, run.recipe.arms[unit.arm])
+        if "unlabelled" in parts:
             inputs = {**inputs, "unlabelled samples": run.part_content("unlabelled")}
         names = ("recalibrator", "mass", "objective", "recalibrate", "top_k")
         return {**inputs, **fingerprints.arm_fields(run.recipe, unit.arm, names)}
 
     def checks_of(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
         learns_knowledge = run.recipe.arms[unit.arm].learn == "knowledge"
-        of_knowledge = EXTRACT.checks if learns_knowledge else ()
+        of_knowledge = EXTRACT.checks_of_knowledge(run) if learns_knowledge else ()
         return (*of_knowledge, checks.EXAMPLE, *super().checks_of(run, unit))
 
     def check(self, run: Run, unit: Unit) -> str:
         arm = run.recipe.arms[unit.arm]
         if arm.recalibrator and not needs_fit(arm):  # `calibrate` checks the others
-            arm.recalibrator.build().check(arm.top_k or run.recipe.knowledge.top_k, 0)
+            from firstcli.stages import inputs
+
+            width = inputs.knowledge_width(run)
+            arm.recalibrator.build().check(min(arm.top_k or width, width), 0)
         return super().check(run, unit)
 
     def work(self, run: Run, unit: Unit, folder: Path) -> TrainingFacts:
@@ -87,12 +91,16 @@ class Distill(TrainingStage):
         else:
             rows = inputs.rows_of(run, unit)
             knowledge = inputs.knowledge_of(run, arm)
-            unlabelled = learns_unlabelled(run.recipe, arm)
+            parts = learned_parts(run.recipe, arm)
+            for part in parts:
+                checks.require_same_tokens(run, part)
             fitted = calibration_path(run.folder, unit.arm)
             recalibrator = soft_targets.recalibrator_for(arm, fitted)
-            candidates = dict(candidate_tokens(run, recalibrator, "train"))
-            if unlabelled:
-                candidates |= candidate_tokens(run, recalibrator, "unlabelled")
+            over_candidates = run.recipe.knowledge.over_candidates
+            role: Role = "student" if over_candidates else "teacher"  # whose tokens these are
+            candidates: dict[str, tuple[int, ...]] = {}
+            for part in parts:
+                candidates |= candidate_tokens(run, recalibrator, part, role)
             targets = soft_targets.SoftTargetBuilder(
                 arm,
                 recalibrator,
@@ -100,16 +108,18 @@ class Distill(TrainingStage):
                 rows,
                 run.recipe.train.task.name,
                 candidates,
-                inputs.exchanged_eos(run),
+                None if over_candidates else inputs.exchanged_eos(run),
+                over_candidates,
             )
             swaps = targets.rank_swaps()
             facts = train_model.train(
                 run, unit, folder, title, arm.objective or "topk-tail", targets
             )
             facts = replace(facts, rank_swaps=swaps or None)
-            if unlabelled:
-                count = len(inputs.training_rows(run, unit.role, "unlabelled"))
-                facts = replace(facts, unlabelled=count)
+            for part in ("unlabelled", "written"):
+                if part in parts:
+                    count = len(inputs.student_rows(run, part))
+                    facts = replace(facts, **{part: count})
         return facts
 
     def in_words(self, run: Run, unit: Unit) -> list[str]:

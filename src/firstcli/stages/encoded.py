@@ -23,9 +23,10 @@ from firstcli.data.encoding import (
 )
 from firstcli.data.joint import MANY
 from firstcli.errors import UserError
+from firstcli.stages import chat
 from firstcli.workspace.artifacts import fingerprint
 from firstcli.workspace.run import Run, once_per_run
-from firstcli.workspace.units import Part
+from firstcli.workspace.units import Part, Role
 
 FOLDER = ".tokens"
 """Folder of the files with tokens, in the run folder."""
@@ -45,15 +46,13 @@ def identity_of(run: Run, tokenizer: PreTrainedTokenizerBase) -> str:
     return joint.identity(tokenizer)
 
 
-def training_part(
-    run: Run, tokenizer: PreTrainedTokenizerBase, part: Part, where: str
-) -> EncodedStore:
+def training_part(run: Run, role: Role, part: Part, where: str) -> EncodedStore:
     """Encode a part of the training split.
 
     Args:
         run: the run.
-        tokenizer: a fast tokenizer.
-        part: `train` or `validation`.
+        role: whose tokenizer and chat template encode it.
+        part: the part.
         where: the recipe's key and the role, which begin messages.
 
     Raises:
@@ -64,20 +63,19 @@ def training_part(
         return EncodedStore(rows, run.folder)
 
     def encode(encoding: Encoding) -> Iterator[EncodedSample]:
-        return each_encoded(run.training.part(part), encoding)
+        return each_encoded(run.samples_of(part), encoding)
 
     content = run.part_content(part)
-    return _Source(run, tokenizer, EncodedSample, hold, part, content).rows(encode, where)
+    settings = chat.encoding(run, role, where)
+    return _Source(run, settings, EncodedSample, hold, part, content).rows(encode)
 
 
-def evaluation(
-    run: Run, tokenizer: PreTrainedTokenizerBase, name: str, where: str
-) -> list[EncodedQuestion]:
+def evaluation(run: Run, role: Role, name: str, where: str) -> list[EncodedQuestion]:
     """Encode the samples of an evaluation.
 
     Args:
         run: the run.
-        tokenizer: a fast tokenizer.
+        role: whose tokenizer and chat template encode them.
         name: the evaluation.
         where: the recipe's key and the role, which begin messages.
 
@@ -89,7 +87,8 @@ def evaluation(
         return encode_questions(run.evaluation_samples(name), encoding)
 
     slot, content = f"evaluation-{name}", run.evaluation_content(name)
-    return _Source(run, tokenizer, EncodedQuestion, list, slot, content).rows(encode, where)
+    settings = chat.encoding(run, role, where, name)
+    return _Source(run, settings, EncodedQuestion, list, slot, content).rows(encode)
 
 
 def _has_many_candidates(row: EncodedSample | EncodedQuestion) -> bool:
@@ -98,12 +97,12 @@ def _has_many_candidates(row: EncodedSample | EncodedQuestion) -> bool:
 
 
 class _Source(Generic[Row, Rows]):
-    """One set of samples and one tokenizer."""
+    """One set of samples and one way to encode them."""
 
     def __init__(
         self,
         run: Run,
-        tokenizer: PreTrainedTokenizerBase,
+        encoding: Encoding,
         kind: type[Row],
         hold: Callable[[Iterable[Row]], Rows],
         name: str,
@@ -113,39 +112,36 @@ class _Source(Generic[Row, Rows]):
 
         Args:
             run: the run.
-            tokenizer: a fast tokenizer.
+            encoding: the tokenizer and how it is used.
             kind: the class of a row.
             hold: makes a collection of rows.
             name: name of the set of samples.
             content: digest of the samples.
         """
-        self._run, self._tokenizer, self._kind, self._hold = run, tokenizer, kind, hold
-        identity = identity_of(run, tokenizer)
+        self._run, self._encoding, self._kind, self._hold = run, encoding, kind, hold
+        identity = identity_of(run, encoding.tokenizer)
         depends_on = {
             "tokenizer": identity,
             "samples": content,
             "kind": kind.__name__,
             "doubled BOS": run.recipe.train.doubled_bos,
-            "chat template": conversations.identity(tokenizer),
+            "chat template": conversations.identity(encoding.tokenizer),
             "format": str(FORMAT),
             "firstcli": __version__,
             **{name: version(name) for name in ("tokenizers", "transformers")},
         }
+        if encoding.chat is not None:
+            depends_on["chat"] = encoding.chat.identity
         self._key = fingerprint(depends_on)
         self._slot = f"{name}-{identity[:12]}"
         self._path = run.folder / FOLDER / f"{self._slot}-{self._key[:12]}"
 
-    def rows(self, encode: Encode[Row], where: str) -> Rows:
-        """Return the encoded samples; the first failure is raised again at every later call.
-
-        Args:
-            encode: yields the encoded samples.
-            where: the recipe's key and the role, which begin warnings.
-        """
+    def rows(self, encode: Encode[Row]) -> Rows:
+        """Return the encoded samples; the first failure is raised again at every later call."""
         loaded = self._run.loaded
         if self._key not in loaded:
             try:
-                loaded[self._key] = self._read_or_encoded(encode, where)
+                loaded[self._key] = self._read_or_encoded(encode)
             except UserError as error:
                 loaded[self._key] = error
         rows = loaded[self._key]
@@ -153,10 +149,9 @@ class _Source(Generic[Row, Rows]):
             raise rows.with_traceback(None)
         return cast(Rows, rows)
 
-    def _read_or_encoded(self, encode: Encode[Row], where: str) -> Rows:
-        drop = self._run.recipe.train.doubled_bos == "drop"
-        encoding = Encoding(self._tokenizer, where, drop)
-        warnings = encoding.warnings
+    def _read_or_encoded(self, encode: Encode[Row]) -> Rows:
+        encoding = self._encoding
+        where, warnings = encoding.where, encoding.warnings
         if known := token_files.read(self._path, self._key, self._kind):
             rows, warnings = self._hold(known[0]), known[1]
         else:

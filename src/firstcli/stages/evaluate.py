@@ -83,7 +83,8 @@ class Evaluate(Stage):
     def checks_of(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
         if unit.model.posthoc:
             return POSTHOC.checks_of(run, unit)
-        return (*self.checks, *checks.untrained_teacher(run, unit.role))
+        chats = (checks.OTHER_CHATS,) if unit.evaluation and _has_chats(run) else ()
+        return (*self.checks, *chats, *checks.untrained_teacher(run, unit.role))
 
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
         if unit.model.posthoc:
@@ -91,25 +92,32 @@ class Evaluate(Stage):
         return {
             "evaluation samples": run.evaluation_content(unit.evaluation),
             "longest sample": fingerprints.longest_sample(run, unit),
-        } | fingerprints.predictions(run, unit.role)
+        } | fingerprints.predictions(run, unit.role, unit.evaluation)
 
     def check(self, run: Run, unit: Unit) -> str:
-        from firstcli.stages import inputs, whole_candidates
+        import numpy as np
 
-        text = f"{len(inputs.questions(run, unit.role, unit.evaluation))} questions"
-        sequences = whole_candidates.sequences(run, unit.role, unit.evaluation)
-        return f"{text}, {len(sequences)} candidates of several tokens" if sequences else text
+        from firstcli.models.answers import EVALUATION_TOKENS
+        from firstcli.stages import inputs, reading_memory, whole_candidates
+
+        questions = inputs.questions(run, unit.role, unit.evaluation)
+        text = f"{len(questions)} questions"
+        if sequences := whole_candidates.sequences(run, unit.role, unit.evaluation):
+            text += f", {len(sequences)} candidates of several tokens"
+        lengths = np.array([len(question.input_ids) for question in questions], np.int64)
+        return f"{text}; {reading_memory.check(run, unit.role, lengths, EVALUATION_TOKENS)}"
 
     def probe(self, probe: Probe, unit: Unit) -> CostEstimate | None:
-        return None if unit.model.posthoc else probe.evaluation(unit)
+        is_remote = probe.run.model_section(unit.role).plugin.is_remote
+        return None if unit.model.posthoc or is_remote else probe.evaluation(unit)
 
     def work(self, run: Run, unit: Unit, folder: Path) -> EvalFacts | None:
         from firstcli import metrics
 
         if not unit.model.posthoc:
-            from firstcli.stages import scoring
+            from firstcli.stages import remote, scoring
 
-            records = scoring.answered(run, unit)
+            records = scoring.answered(run, unit, remote.answers_file(folder))
         if not distributed.is_first():
             return None
         if unit.model.posthoc:
@@ -193,6 +201,12 @@ def _table(evaluation: str, rows: Mapping[str, EvalMetrics]) -> Table:
     for model, summary in rows.items():
         table.add_row(model, *(metric.text(getattr(summary, metric.name)) for metric in metrics))
     return table
+
+
+def _has_chats(run: Run) -> bool:
+    """Whether training or an evaluation may be a chat."""
+    tasks = [run.recipe.train.task, *(each.task for each in run.recipe.evaluate)]
+    return any(task.chat for task in tasks)
 
 
 EVALUATE = Evaluate()

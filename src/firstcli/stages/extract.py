@@ -13,12 +13,21 @@ from firstcli.stages import checks, fingerprints
 from firstcli.stages.base import Facts, Option, Stage
 from firstcli.stages.checks import SharedCheck
 from firstcli.stages.finetune import FINETUNE
+from firstcli.stages.respond import RESPOND
 from firstcli.workspace.artifacts import Artifact
-from firstcli.workspace.units import Part, Unit, learns_unlabelled, needs_fit, part_of
+from firstcli.workspace.units import (
+    Part,
+    Unit,
+    further_teachers,
+    knowledge_path,
+    learned_parts,
+    needs_fit,
+    teachers_of,
+)
 
 if TYPE_CHECKING:
     from firstcli.api import JSON
-    from firstcli.recipe.schema import Recipe
+    from firstcli.recipe.schema import Arm, Recipe
     from firstcli.stages.probe import CostEstimate, Probe
     from firstcli.workspace.run import Run
 
@@ -42,6 +51,12 @@ class ExtractFacts(Facts):
     accuracy: float | None = None
     """None for samples without a label."""
     batches_halved: int | None = None
+    requests: int | None = None
+    """What a remote teacher was asked, and how many tokens it read and wrote."""
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cost: float | None = None
+    """In the currency of the prices in the recipe, if it has any."""
 
 
 class Extract(Stage):
@@ -53,44 +68,80 @@ class Extract(Stage):
     format = 4  # float32 logits of half-precision products
     shared = True
     precious = True
-    checks = (checks.TOKENIZERS, checks.TOP_K, checks.OVERLAP, checks.UNPINNED)
+    checks = (checks.OVERLAP, checks.UNPINNED)
     why_nothing = "every arm learns labels"
     options = (
         Option("repair", "Extract only the shards that are damaged or missing.", False),
         Option("verify", "Score N random samples again with the teacher and compare.", 0, "N", 0),
     )
 
-    def key(self, part: Part) -> str:
-        return f"{self.name} {part}"
+    def key(self, part: Part, seed: int | None = None) -> str:
+        return f"{self.name} {part}" + ("" if seed is None else f" seed {seed}")
+
+    def keys(self, recipe: Recipe, arm: Arm, part: Part) -> list[str]:
+        """Return the keys of the units that make the knowledge of a part that an arm learns."""
+        return [self.key(part, seed) for seed in teachers_of(recipe, arm)]
 
     def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
         arms = [arm for arm in recipe.arms.values() if arm.learn == "knowledge"]
         teacher = FINETUNE.teacher_keys(recipe)
-        parts: dict[Part, tuple[str, ...]] = {part_of(recipe, arm): teacher for arm in arms}
-        if "out-of-fold" in parts:
-            parts["out-of-fold"] = FINETUNE.fold_keys(recipe)
+        learned = {part for arm in arms for part in learned_parts(recipe, arm)}
         if any(map(needs_fit, arms)):
-            parts["validation"] = teacher
-        if any(learns_unlabelled(recipe, arm) for arm in arms):
-            parts["unlabelled"] = teacher  # which has never seen them, with and without folds
-        for part, needs in parts.items():
-            artifact = Artifact(folder / "knowledge" / part, True)
+            learned.add("validation")
+        # The teacher has never seen the unlabelled samples, with and without folds.
+        needed: dict[Part, tuple[str, ...]] = {
+            "train": teacher,
+            "out-of-fold": FINETUNE.fold_keys(recipe),
+            "validation": teacher,
+            "unlabelled": teacher,
+            "written": (*teacher, *RESPOND.keys(recipe)),
+        }
+        for part, needs in needed.items():
+            if part not in learned:
+                continue
+            artifact = Artifact(knowledge_path(folder, part), True)
             yield Unit(self.key(part), self.name, artifact, needs, part=part)
+        yield from self._of_further_teachers(recipe, folder)
+
+    def _of_further_teachers(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
+        arms = [arm for arm in recipe.arms.values() if arm.teachers == "mean"]
+        parts = list(dict.fromkeys(part for arm in arms for part in learned_parts(recipe, arm)))
+        parts += ["validation"] if any(map(needs_fit, arms)) else []
+        for seed in further_teachers(recipe):
+            for part in parts:
+                written = RESPOND.keys(recipe) if part == "written" else ()
+                needs = (*FINETUNE.teacher_keys(recipe, seed), *written)
+                key, artifact = (
+                    self.key(part, seed),
+                    Artifact(knowledge_path(folder, part, seed), True),
+                )
+                yield Unit(key, self.name, artifact, needs, part=part, teacher_seed=seed)
 
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
         inputs = fingerprints.predictions(run, "teacher")
         inputs |= fingerprints.flat("knowledge", run.recipe.knowledge.stored())
         inputs[f"{unit.part} samples"] = run.part_content(unit.part)
         inputs["longest sample"] = fingerprints.longest_sample(run, unit)
-        inputs["shared vocabulary"] = fingerprints.shared_vocabulary(run)
+        if run.recipe.knowledge.over_candidates:
+            inputs["candidates"] = fingerprints.knowledge_width(run)
+        else:
+            inputs["shared vocabulary"] = fingerprints.shared_vocabulary(run)
         return inputs
 
+    def checks_of_knowledge(self, run: Run) -> tuple[SharedCheck, ...]:
+        """Return the checks of everything that learns from knowledge."""
+        if run.recipe.knowledge.over_candidates:
+            return self.checks
+        return (checks.TOKENIZERS, checks.TOP_K, *self.checks)
+
     def checks_of(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
-        return (*self.checks, *checks.untrained_teacher(run, unit.role))
+        return (*self.checks_of_knowledge(run), *checks.untrained_teacher(run, unit.role))
 
     def check(self, run: Run, unit: Unit) -> str:
+        from firstcli.data.encoded import lengths_of
         from firstcli.runtime.console import size
-        from firstcli.stages import inputs, scoring
+        from firstcli.stages import inputs, reading_memory, scoring
+        from firstcli.stages.whole_candidates import CandidateSequences
 
         if unit.part == "validation" and not run.training.validation:
             raise UserError(
@@ -102,21 +153,38 @@ class Extract(Stage):
                 "train.unlabelled: there is no row to use; give rows whose prompts do not also "
                 "occur with a label, or leave it out"
             )
-        rows = inputs.training_rows(run, "teacher", unit.part)
+        if not run.is_written(unit.part):
+            return "the teacher's responses, once it has written them"
+        rows = inputs.knowledge_rows(run, unit.part)
         scoring.shards_of(run, unit)
         stored = size(self.disk(run, unit))
-        return f"{len(rows)} samples, {inputs.positions(rows)} positions; {stored} of knowledge"
+        text = f"{len(rows)} samples, {inputs.positions(rows)} positions; {stored} of knowledge"
+        if inputs.remote(run, unit.role) is not None:
+            from firstcli.stages import remote
+
+            return f"{text}; about {remote.estimate(run, rows)}"
+        if run.recipe.knowledge.over_candidates:
+            sequences = CandidateSequences(inputs.candidate_questions(run, unit.part))
+            text += f"; {len(sequences)} candidates of several tokens"
+        lengths = lengths_of(rows)
+        needed = reading_memory.check(run, unit.role, lengths, scoring.EXTRACTION_TOKENS)
+        return f"{text}; {needed}"
 
     def disk(self, run: Run, unit: Unit) -> int:
         from firstcli.knowledge import store
         from firstcli.stages import inputs
 
-        section = run.recipe.knowledge
-        positions = inputs.positions(inputs.training_rows(run, "teacher", unit.part))
-        return int(positions * store.bytes_per_position(section.top_k, section.precision))
+        width, precision = inputs.knowledge_width(run), run.recipe.knowledge.precision
+        if not run.is_written(unit.part):
+            most = len(run.prompts) * run.recipe.knowledge.sampling.max_new_tokens
+            return int(most * store.bytes_per_position(width, precision))
+        positions = inputs.positions(inputs.knowledge_rows(run, unit.part))
+        return int(positions * store.bytes_per_position(width, precision))
 
     def probe(self, probe: Probe, unit: Unit) -> CostEstimate | None:
-        return probe.extraction(unit)
+        if probe.run.model_section(unit.role).plugin.is_remote:
+            return None
+        return probe.extraction(unit) if probe.run.is_written(unit.part) else None
 
     def resumption(self, folder: Path) -> str:
         from firstcli.knowledge.shards import shard_facts
@@ -134,12 +202,18 @@ class Extract(Stage):
         facts = ExtractFacts.of(manifest.facts)
         stored = sum(file["size"] for file in manifest.files.values())
         phrases = [f"{facts.positions:,} positions", size(stored)]
-        phrases.append(f"top {run.recipe.knowledge.top_k} hold {percent(facts.mean_top_k_mass)}")
+        phrases.append(f"{outcomes(run.recipe)} hold {percent(facts.mean_top_k_mass)}")
         if facts.judged:
             right = "" if facts.accuracy is None else f"right {percent(facts.accuracy)}, "
             phrases.append(f"teacher {right}says {percent(facts.confidence)}")
         if facts.batches_halved:
             phrases.append(f"{facts.batches_halved:,} batches halved")
+        if facts.requests is not None:
+            from firstcli.api import RemoteUsage
+            from firstcli.stages import remote
+
+            counts = (facts.input_tokens or 0, facts.output_tokens or 0)
+            phrases.append(remote.described(RemoteUsage(facts.requests, *counts, facts.cost)))
         return phrases
 
     def unsound_files(self, folder: Path) -> list[str]:
@@ -166,6 +240,12 @@ class Extract(Stage):
                 "verified": {unit.key: extraction.verify(run, unit, samples) for unit in units}
             }
         )
+
+
+def outcomes(recipe: Recipe) -> str:
+    """Name the outcomes of which probabilities are stored."""
+    section = recipe.knowledge
+    return f"top {section.top_k}{' candidates' if section.over_candidates else ''}"
 
 
 EXTRACT = Extract()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from firstcli.api import IntArray
 from firstcli.data.encoded import has_answer_position
 from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError
@@ -18,8 +21,8 @@ from firstcli.knowledge.codec import BOUNDS
 from firstcli.knowledge.top_k import TopK
 from firstcli.runtime import distributed
 from firstcli.runtime.files import write_text
-from firstcli.stages import inputs, scoring
-from firstcli.stages.scoring import ShardSamples, TeacherScorer
+from firstcli.stages import inputs, remote, scoring
+from firstcli.stages.scoring import ShardSamples, TeacherScorer, scorer_of
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit
 
@@ -28,7 +31,7 @@ from firstcli.workspace.units import Unit
 def extract(run: Run, unit: Unit, folder: Path) -> dict[str, Any] | None:
     """Write the shards; return the fields of `ExtractFacts`, in the first process only."""
     sampled_shards = scoring.shards_of(run, unit)
-    scorer = TeacherScorer(run, unit.key)
+    scorer = scorer_of(run, unit)
     _write_shards(run, unit, folder, sampled_shards, scorer)
     halved = sum(distributed.gathered(scorer.halving.halved))
     if not distributed.is_first():
@@ -39,10 +42,17 @@ def extract(run: Run, unit: Unit, folder: Path) -> dict[str, Any] | None:
             f"{folder}: {unseen} shards that other processes wrote are not visible here; all "
             "machines must share the run folder"
         )
-    if unit.part in ("train", "out-of-fold") and not (folder / concentration.FILE_NAME).exists():
-        measured = _concentration(run, scorer, sampled_shards)
+    if _measures_concentration(run, unit) and not (folder / concentration.FILE_NAME).exists():
+        measured = _concentration(run, scorer, folder, sampled_shards)
         write_text(folder / concentration.FILE_NAME, json.dumps(measured) + "\n")
-    return store.summary(folder) | {"batches_halved": halved or None}
+    spent = {} if inputs.remote(run, "teacher") is None else remote.spent(folder)
+    return store.summary(folder) | {"batches_halved": halved or None} | spent
+
+
+def _measures_concentration(run: Run, unit: Unit) -> bool:
+    """Return whether students learn most of their tokens from a part: not over candidates."""
+    is_largest = unit.part in ("train", "out-of-fold") and unit.teacher_seed is None
+    return is_largest and not run.recipe.knowledge.over_candidates
 
 
 def _write_shards(
@@ -55,38 +65,59 @@ def _write_shards(
     """Write the shards that an interrupted run has not finished; each process writes some."""
     # What identifies the teacher: its content, or its checkpoint.
     contents = " ".join(run.manifests[key].content for key in unit.needs)
-    format = shards.StoreFormat(
-        **run.recipe.knowledge.stored(),
-        split=unit.part,
+    format = replace(
+        inputs.store_format(run, unit.part),
         shards=len(sampled_shards),
         teacher=distributed.by_first(lambda: contents or run.checkpoint_identity("teacher")),
-        tokenizer=inputs.vocabulary_digest(run, "teacher"),
     )
     paths = [shards.shard_path(folder, index) for index in range(len(sampled_shards))]
     missing = distributed.by_first(
         lambda: [i for i, path in enumerate(paths) if shards.shard_facts(path) is None]
     )
+    is_remote = inputs.remote(run, "teacher") is not None
     counts = [len(shard.rows) for shard in sampled_shards]
     if done := sum(counts) - sum(counts[index] for index in missing):
         run.console.say(f"{unit.key}: resuming after {done} finished samples")
-    answers_only = bool(has_answer_position(inputs.training_rows(run, "teacher", unit.part)).any())
+    answers_only = bool(has_answer_position(inputs.knowledge_rows(run, unit.part)).any())
+    answers = _answers(run, unit)
+    labelled = unit.part not in ("unlabelled", "written")
     # Each process takes whole shards, whose content depends on the data alone.
     ours = missing[distributed.rank() :: distributed.count()]
+    what = "samples"
+    if is_remote:
+        remote.require_as_begun(run, folder, [shard.rows for shard in sampled_shards])
+        counts = [inputs.positions(shard.rows) for shard in sampled_shards]
+        what = "positions"
     total = sum(counts[index] for index in ours)
-    with run.console.progress(unit.key, total, "samples") as advance:
+    with run.console.progress(unit.key, total, what) as advance:
         for index in ours:
-            rows = sampled_shards[index].rows
-            knowledge = scorer(sampled_shards[index], run.recipe.knowledge.top_k, advance)
+            rows, kept = sampled_shards[index].rows, remote.answers_file(folder, index)
+            knowledge = scorer(sampled_shards[index], format.top_k, advance, answers=kept)
             ordered = [knowledge[row.id] for row in rows]
-            top_1 = _top_1(rows, knowledge, answers_only, labelled=unit.part != "unlabelled")
+            labels = [answers.get(row.id, row.targets) for row in rows] if labelled else None
+            top_1 = _top_1(rows, ordered, labels, answers_only)
             shards.write_shard(paths[index], rows, ordered, format, top_1)
+            kept.unlink(missing_ok=True)
+
+
+def _answers(run: Run, unit: Unit) -> dict[str, IntArray]:
+    """Return the index of each sample's right candidate by id, if knowledge is over candidates."""
+    if not run.recipe.knowledge.over_candidates or unit.part == "unlabelled":
+        return {}
+    questions = inputs.candidate_questions(run, unit.part)
+    return {question.id: np.array([question.answer], np.int64) for question in questions}
 
 
 def _concentration(
-    run: Run, scorer: TeacherScorer, sampled_shards: Sequence[ShardSamples]
+    run: Run, scorer: TeacherScorer, folder: Path, sampled_shards: Sequence[ShardSamples]
 ) -> dict[str, Any]:
-    """Score some samples once more, with many more tokens than the store keeps."""
+    """Score some samples once more, with many more tokens than the store keeps.
+
+    A remote teacher is not asked for more than the top k, which servers limit and may charge for.
+    """
     width = min(concentration.RANKS, inputs.shared_vocabulary(run))
+    if inputs.remote(run, "teacher") is not None:
+        return _stored_concentration(run, folder, sampled_shards)
     total = sum(len(shard.rows) for shard in sampled_shards)
     rows: list[EncodedSample] = []
     knowledge: dict[str, TopK] = {}
@@ -99,12 +130,21 @@ def _concentration(
     return concentration.measure(rows, wide, section.precision, section.top_k)
 
 
+def _stored_concentration(
+    run: Run, folder: Path, sampled_shards: Sequence[ShardSamples]
+) -> dict[str, Any]:
+    stored, section = store.Knowledge(folder), run.recipe.knowledge
+    total = sum(len(shard.rows) for shard in sampled_shards)
+    rows = [row for shard in sampled_shards for row in concentration.subset(shard.rows, total)]
+    known = [stored.of(row) for row in rows]
+    return concentration.measure(rows, known, section.precision, section.top_k)
+
+
 def _top_1(
     rows: Sequence[EncodedSample],
-    knowledge: Mapping[str, TopK],
+    knowledge: Sequence[TopK],
+    labels: Sequence[npt.NDArray[np.integer]] | None,
     answers_only: bool,
-    *,
-    labelled: bool = True,
 ) -> dict[str, Any]:
     """Compare the top token's probability with how often it is the label.
 
@@ -112,23 +152,24 @@ def _top_1(
 
     Args:
         rows: the samples.
-        knowledge: their knowledge, by id.
+        knowledge: their knowledge.
+        labels: the right outcome at each of their positions; None for samples without labels, of
+            which nothing is `correct` or wrong.
         answers_only: count only the answer positions, which tell the candidates apart.
-        labelled: whether the samples have labels; without them, nothing is `correct` or wrong.
     """
     confidence, correct = [], []
-    for row in rows:
-        top = knowledge[row.id]
+    for number, (row, top) in enumerate(zip(rows, knowledge, strict=True)):
         positions: Any = slice(None)
         if answers_only:
             positions = row.positions == row.answer_position
         confidence.append(np.exp(top.log_probs[positions, 0], dtype=np.float64))
-        correct.append(top.token_ids[positions, 0] == row.targets[positions])
-    sums = {
+        if labels is not None:
+            correct.append(top.token_ids[positions, 0] == labels[number][positions])
+    sums: dict[str, Any] = {
         "judged": sum(map(len, confidence)),
         "confidence": float(np.concatenate(confidence).sum()),
     }
-    return sums | ({"correct": int(np.concatenate(correct).sum())} if labelled else {})
+    return sums if labels is None else sums | {"correct": int(np.concatenate(correct).sum())}
 
 
 @torch.inference_mode()
@@ -138,12 +179,12 @@ def verify(run: Run, unit: Unit, samples: int) -> dict[str, Any]:
     Raises:
         UserError: a probability differs by more than the store's precision allows.
     """
-    rows = inputs.training_rows(run, "teacher", unit.part)
+    rows = inputs.knowledge_rows(run, unit.part)
     generator = np.random.default_rng(run.recipe.seed)
     drawn = generator.choice(len(rows), min(samples, len(rows)), replace=False)
     chosen = [rows[int(i)] for i in drawn]
     ids, again = {row.id for row in chosen}, dict[str, TopK]()
-    scorer, top_k = TeacherScorer(run, unit.key), run.recipe.knowledge.top_k
+    scorer, top_k = scorer_of(run, unit), inputs.knowledge_width(run)
     for shard in scoring.shards_of(run, unit):
         again |= scorer(shard, top_k, only=ids)
     stored = store.Knowledge(unit.artifact.path)

@@ -10,7 +10,7 @@ from firstcli.stages import checks, fingerprints
 from firstcli.stages.base import Stage, TrainingFacts
 from firstcli.stages.checks import SharedCheck
 from firstcli.workspace.artifacts import CHECKPOINTS, Artifact
-from firstcli.workspace.units import Unit, part_of
+from firstcli.workspace.units import Unit, further_teachers, part_of, teacher_path
 
 if TYPE_CHECKING:
     from firstcli.recipe.schema import Recipe
@@ -38,13 +38,17 @@ class TrainingStage(Stage):
     def disk(self, run: Run, unit: Unit) -> int:
         from firstcli.stages import inputs
 
-        return 4 * inputs.weights(run, unit.role)  # models are saved in float32
+        saved = run.training_settings(unit).saved
+        model = 0 if saved == "adapter" else inputs.weights(run, unit.role)
+        adapter = 0 if saved == "merged" else inputs.trainable_weights(run, unit)
+        width = 4 if fingerprints.saved_dtype(run, unit) == "float32" else 2
+        return width * model + 4 * adapter  # adapters are saved in float32
 
     def disk_at_work(self, run: Run, unit: Unit) -> int:
         from firstcli.stages import inputs
 
-        # Two checkpoints, each with the weights and Adam's two moments.
-        return 24 * inputs.weights(run, unit.role)
+        # Two checkpoints, each with the weights that are trained and Adam's two moments.
+        return 24 * inputs.trainable_weights(run, unit)
 
     def probe(self, probe: Probe, unit: Unit) -> CostEstimate:
         return probe.training(unit)
@@ -59,7 +63,7 @@ class TrainingStage(Stage):
 
 
 class Finetune(TrainingStage):
-    """Trains the teacher, and with `knowledge.folds` one more teacher per fold."""
+    """Trains the teacher, and further ones: per seed of it, and per fold of `knowledge.folds`."""
 
     name = "finetune"
     help = "Fine-tune the teacher."
@@ -67,19 +71,24 @@ class Finetune(TrainingStage):
     format = 3  # float32 logits of half-precision products
     why_nothing = "the recipe has no teacher.finetune"
 
-    def key(self, fold: int | None = None) -> str:
+    def key(self, fold: int | None = None, seed: int | None = None) -> str:
+        if seed is not None:
+            return f"{self.name} seed {seed}"
         return self.name if fold is None else f"{self.name} fold {fold}"
 
-    def teacher_keys(self, recipe: Recipe) -> tuple[str, ...]:
-        """Return the key of the unit that makes the teacher, if there is one."""
-        return (self.key(),) if recipe.teacher and recipe.teacher.finetune else ()
+    def teacher_keys(self, recipe: Recipe, seed: int | None = None) -> tuple[str, ...]:
+        """Return the key of the unit that makes the teacher, or a further one, if there is one."""
+        return (self.key(seed=seed),) if recipe.teacher and recipe.teacher.finetune else ()
 
     def fold_keys(self, recipe: Recipe) -> tuple[str, ...]:
         return tuple(self.key(fold) for fold in _folds(recipe))
 
     def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
         if self.teacher_keys(recipe):
-            yield Unit(self.key(), self.name, Artifact(folder / "teacher", True))
+            yield Unit(self.key(), self.name, Artifact(teacher_path(folder), True))
+        for seed in further_teachers(recipe):
+            artifact = Artifact(teacher_path(folder, seed), True)
+            yield Unit(self.key(seed=seed), self.name, artifact, teacher_seed=seed)
         for fold in _folds(recipe):
             artifact = Artifact(folder / "folds" / str(fold), True)
             yield Unit(self.key(fold), self.name, artifact, fold=fold)
@@ -94,6 +103,7 @@ class Finetune(TrainingStage):
         from firstcli.stages import train_model
 
         title = "fine-tuning the teacher" + (f" of fold {unit.fold}" if unit.fold else "")
+        title += "" if unit.teacher_seed is None else f" of seed {unit.teacher_seed}"
         return train_model.train(run, unit, folder, title)
 
 

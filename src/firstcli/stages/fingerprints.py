@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Any
 from firstcli import __version__
 from firstcli.runtime.redaction import redacted
 from firstcli.training.trainer_fields import HARMLESS
-from firstcli.workspace.units import Role, Unit
+from firstcli.workspace.units import Part, Role, Unit
 
 if TYPE_CHECKING:
+    from firstcli.api import Dtype
     from firstcli.recipe.references import ModelSection, PluginRef
     from firstcli.recipe.schema import Recipe
     from firstcli.workspace.run import Run
 
-NOT_FOR_TRAINING = ("device", "dtype")
+NOT_FOR_INFERENCE = ("device", "device_map", "max_memory")
+"""Model options that say where a model runs, and change no result."""
+NOT_FOR_TRAINING = (*NOT_FOR_INFERENCE, "dtype")
 """Model options that change no training: `dtype` is for inference."""
-NOT_FOR_INFERENCE = ("device",)
 SOURCE_OF = "source of the plugin of"
 """Beginning of the inputs that are digests of third-party plugins' code."""
 
@@ -37,6 +39,8 @@ def model(run: Run, role: Role, seed: int | None = None) -> Inputs:
     inputs[f"{role}.model.family"] = section.family
     if section.checkpoint is not None:
         inputs[f"{role}.model.checkpoint"] = run.checkpoint_identity(role)
+    if section.chat_template is not None:
+        inputs[f"{role}.model.chat_template"] = run.digests.of_file(section.chat_template)
     if role == "student" and run.recipe.teacher and section.build().uses_teacher_tokenizer:
         inputs |= model(run, "teacher")
     inputs["seed"] = run.recipe.seed if seed is None else seed
@@ -57,10 +61,41 @@ def encoding(run: Run, role: Role) -> Inputs:
     return inputs
 
 
-def predictions(run: Run, role: Role) -> Inputs:
-    """Return what a role's predictions depend on, besides its training."""
+def chat(run: Run, role: Role, evaluation: str = "") -> Inputs:
+    """Return how a role's samples are rendered as a chat, if they are one.
+
+    Args:
+        run: the run.
+        role: teacher or student.
+        evaluation: the evaluation that has the samples; by default those of training.
+    """
+    task = run.stated_task(evaluation)
+    if task.chat is False:
+        return {}
+
+    def make() -> str:
+        run.announce_libraries()
+        from firstcli.stages.chat import chat_format
+
+        found = chat_format(run, role, evaluation)
+        return found.identity if found else ""
+
+    content = tokenizer_content(run) | as_text({"chat": task.chat, "system": repr(task.system)})
+    identity = run.memory.recall(f"chat format, {role}", content, make)
+    return {"chat template and system message": identity} if identity else {}
+
+
+def predictions(run: Run, role: Role, evaluation: str = "") -> Inputs:
+    """Return what a role's predictions depend on, besides its training.
+
+    Args:
+        run: the run.
+        role: teacher or student.
+        evaluation: the evaluation that has the samples; by default those of training.
+    """
     section, teacher = run.model_section(role), run.recipe.teacher
     inputs = _options(f"{role}.model", section, NOT_FOR_INFERENCE) | encoding(run, role)
+    inputs |= chat(run, role, evaluation)
     if role == "teacher" and teacher and not teacher.finetune:
         inputs |= model(run, role)
         if section.checkpoint is None:  # its tokenizer is made from the training text
@@ -70,16 +105,43 @@ def predictions(run: Run, role: Role) -> Inputs:
 
 def training(run: Run, unit: Unit) -> Inputs:
     """Return what a unit's training depends on, besides the soft targets."""
-    settings = run.training_settings(unit).model_dump(exclude={"micro_batch_size"})
+    settings = run.training_settings(unit)
+    unused = {"micro_batch_size", "batching", "save", "save_dtype"}
+    stated = settings.model_dump(exclude=unused)
+    if settings.lora:
+        stated["save"] = settings.saved
+    saved = saved_dtype(run, unit)
+    if saved not in ("float32", settings.dtype):  # saving rounds the weights
+        stated["save_dtype"] = saved
     trainer = {key: value for key, value in run.recipe.trainer.items() if key not in HARMLESS}
     return (
-        model(run, unit.role, unit.model.seed)
+        model(run, unit.role, run.seed_of(unit))
         | training_data(run)
         | encoding(run, unit.role)
-        | flat("student.training" if unit.arm else "teacher.finetune", settings)
+        | chat(run, unit.role)
+        | flat("student.training" if unit.arm else "teacher.finetune", stated)
         | flat("trainer", trainer)
         | {"longest sample": longest_sample(run, unit)}
+        | ({"supervised": "answers only"} if run.recipe.answers_only else {})
     )
+
+
+def saved_dtype(run: Run, unit: Unit) -> Dtype:
+    """Return the dtype in which a unit's trained model is saved."""
+    chosen = run.training_settings(unit).save_dtype
+    if chosen != "checkpoint":
+        return chosen
+    if run.model_section(unit.role).checkpoint is None:
+        return "float32"
+
+    def make() -> Dtype:
+        run.announce_libraries()
+        from firstcli.stages import inputs
+
+        return inputs.checkpoint_dtype(run, unit.role)
+
+    content = loading_content(run, unit.role)
+    return run.memory.recall(f"dtype of the {unit.role}'s checkpoint", content, make)
 
 
 def training_data(run: Run) -> Inputs:
@@ -92,6 +154,8 @@ def arm_fields(recipe: Recipe, name: str, fields: Iterable[str]) -> Inputs:
     """Return some fields of an arm, its recalibrator with effective options and identity."""
     arm = recipe.arms[name]
     inputs = flat(f"arms.{name}", arm.model_dump(include=set(fields) - {"recalibrator"}))
+    if arm.teachers == "mean":  # `first` is the default
+        inputs[f"arms.{name}.teachers"] = arm.teachers
     if arm.recalibrator:
         inputs |= plugin(f"arms.{name}.recalibrator", arm.recalibrator)
         if arm.recalibrator.build().uses_rows:
@@ -105,6 +169,7 @@ def plugin(prefix: str, ref: PluginRef) -> Inputs:
 
 
 def _options(prefix: str, ref: PluginRef | ModelSection, without: tuple[str, ...] = ()) -> Inputs:
+    without += getattr(ref.plugin, "harmless_options", ())
     options = {key: value for key, value in ref.effective.items() if key not in without}
     inputs = flat(f"{prefix}.options", options) | {f"plugin of {prefix}": ref.identity}
     return inputs | ({f"{SOURCE_OF} {prefix}": ref.source} if ref.source else {})
@@ -112,7 +177,8 @@ def _options(prefix: str, ref: PluginRef | ModelSection, without: tuple[str, ...
 
 def longest_sample(run: Run, unit: Unit) -> str:
     """Return the length up to which samples are used; it matters only if some are dropped."""
-    if run.recipe.train.too_long == "error":
+    # The teacher's responses are never too long, and their samples are not known before them.
+    if run.recipe.train.too_long == "error" or unit.part == "written":
         return "any"
 
     def make() -> str:
@@ -130,8 +196,22 @@ def longest_sample(run: Run, unit: Unit) -> str:
     evaluation = unit.evaluation
     samples = run.evaluation_content(evaluation) if evaluation else run.part_content(unit.part)
     content = tokenizer_content(run) | {"samples": samples}
+    content |= as_text(chat(run, unit.role, unit.evaluation))
     what = f"longest sample, {unit.role}, {evaluation or unit.part}"
     return run.memory.recall(what, content, make)
+
+
+def longest_response(run: Run) -> int | str:
+    """Return the length in tokens of the longest sample that teacher and students may see."""
+
+    def make() -> int | str:
+        run.announce_libraries()
+        from firstcli.stages import inputs
+
+        longest = inputs.shared_context(run)
+        return "any" if longest == float("inf") else int(longest)
+
+    return run.memory.recall("longest response", tokenizer_content(run), make)
 
 
 def shared_vocabulary(run: Run) -> int:
@@ -144,6 +224,21 @@ def shared_vocabulary(run: Run) -> int:
         return inputs.shared_vocabulary(run)
 
     return run.memory.recall("shared vocabulary", tokenizer_content(run), make)
+
+
+def knowledge_width(run: Run) -> int:
+    """Return the number of probabilities per position, which depends on the data."""
+
+    def make() -> int:
+        run.announce_libraries()
+        from firstcli.stages import inputs
+
+        return inputs.knowledge_width(run)
+
+    parts: tuple[Part, ...] = ("train", "validation", "unlabelled")
+    content = {f"{part} samples": run.part_content(part) for part in parts}
+    content["top_k"] = str(run.recipe.knowledge.top_k)
+    return run.memory.recall("width of knowledge over candidates", content, make)
 
 
 def tokenizer_content(run: Run) -> dict[str, str]:

@@ -88,7 +88,7 @@ class Posthoc(Stage):
     def work(self, run: Run, unit: Unit, folder: Path) -> CalibrationFacts | None:
         from firstcli.recalibration.candidates import candidate_rows
         from firstcli.recalibration.diagnostics import CalibrationArtifact
-        from firstcli.stages import inputs, scoring
+        from firstcli.stages import inputs, remote, scoring
 
         ref = _section(run, unit)
         fitted = ref.build()
@@ -97,9 +97,10 @@ class Posthoc(Stage):
             tokens = (
                 inputs.candidate_tokens(run, unit.role, "validation") if uses_candidates else {}
             )
-            rows, is_label = scoring.answer_rows(run, unit, _rows(run, unit), tokens)
+            kept = remote.answers_file(folder)
+            rows, is_label = scoring.answer_rows(run, unit, _rows(run, unit), tokens, kept)
         else:
-            records = scoring.answered_validation(run, unit)
+            records = scoring.answered_validation(run, unit, remote.answers_file(folder))
             rows = candidate_rows(records, run.recipe.train.task.name)
             is_label = rows.candidate == records.answer[:, None]
         if not distributed.is_first():

@@ -17,13 +17,14 @@ import numpy as np
 import torch
 
 from firstcli.api import FloatArray
+from firstcli.checkpoints import placement
 from firstcli.data.encoded import IntArray, lengths_of
-from firstcli.data.encoding import EncodedSample
+from firstcli.data.encoding import EncodedQuestion, EncodedSample
 from firstcli.errors import UserError
 from firstcli.models import answers, inference, readout
 from firstcli.models.batching import Item, free_memory, is_out_of_memory
 from firstcli.stages import inputs, scoring, whole_candidates
-from firstcli.training import arguments, trainer
+from firstcli.training import arguments, lora, trainer
 from firstcli.training.batches import MicroBatches, TrainingBatches
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit
@@ -88,12 +89,16 @@ class Probe:
         )
         parts = [part for part in share if part[0] >= 0]
         model = inputs.starting_model(run, role, settings.dtype, run.recipe.seed)
+        if settings.lora:
+            args = arguments.arguments(run.folder, settings, run.recipe.trainer, 0, device)
+            lora.with_adapters(model, settings.lora, run.recipe.seed, args)  # in place
         inference.make_current(device)
-        model.to(device)  # type: ignore[arg-type]  # a decorator hides its signature
+        placement.move(model, device)
         model.train()
         trainer.install_objective(model, "labels")
-        optimizer = torch.optim.AdamW(model.parameters(), 1e-9)
-        batches = TrainingBatches(rows, None)
+        trained = [value for value in model.parameters() if value.requires_grad]
+        optimizer = torch.optim.AdamW(trained, 1e-9)
+        batches = TrainingBatches(rows, None, settings.batching)
         autocast = inference.has_bfloat16(device) and settings.dtype == "float32"
 
         def forward_and_backward(index: int) -> None:
@@ -106,12 +111,16 @@ class Probe:
         _reset_peak(device)
         forward_and_backward(0)  # the longest batch
         update = _seconds(optimizer.step, device)  # which creates Adam's moments
-        tokens = np.array([lengths[part].max() * len(part) for part in parts])
+        packed = settings.batching == "packed"
+        tokens = np.array(
+            [lengths[part].sum() if packed else lengths[part].max() * len(part) for part in parts]
+        )
         seconds = _interpolated(tokens, forward_and_backward, device).sum()
         steps = -(-len(rows) // settings.batch_size)
         memory = _peak(device)
-        # Four numbers per weight: itself, its gradient and Adam's two moments.
-        states = 4 * sum(value.numel() * value.element_size() for value in model.parameters())
+        # Each weight; of those that are trained also the gradient and Adam's two moments.
+        states = sum(value.nbytes for value in model.parameters())
+        states += 3 * sum(value.nbytes for value in trained)
         del model.forward  # otherwise the model would stay in memory
         return CostEstimate(
             float(settings.epochs * (seconds + steps * update)),
@@ -121,7 +130,9 @@ class Probe:
 
     def extraction(self, unit: Unit) -> CostEstimate:
         """Estimate the extraction of a part."""
-        top_k, limit = self.run.recipe.knowledge.top_k, inputs.shared_vocabulary(self.run)
+        section, limit = self.run.recipe.knowledge, inputs.shared_vocabulary(self.run)
+        if section.over_candidates:
+            return self._candidates(unit, inputs.candidate_questions(self.run, unit.part))
         ranks: list[int] = []
         batches: list[Sequence[EncodedSample]] = []
         for index, shard in enumerate(scoring.shards_of(self.run, unit)):
@@ -132,7 +143,9 @@ class Probe:
             unit,
             batches,
             ranks,
-            lambda reader, batch: scoring.top_k_of(reader, batch, top_k, limit),
+            lambda reader, batch: scoring.top_k_of(
+                reader, batch, section.top_k, limit, section.batching
+            ),
         )
 
     def evaluation(self, unit: Unit) -> CostEstimate:
@@ -140,14 +153,26 @@ class Probe:
         key = ("evaluation", unit.role, unit.evaluation)
         if key not in self._measured:
             questions = inputs.questions(self.run, unit.role, unit.evaluation)
-            cost = self._answering(unit, questions, answers.candidate_log_probs)
             sequences = whole_candidates.sequences(self.run, unit.role, unit.evaluation)
-            if sequences:
-                whole = self._answering(unit, sequences, whole_candidates.response_log_probs)
-                seconds, memory = cost.seconds + whole.seconds, max(cost.memory, whole.memory)
-                cost = CostEstimate(seconds, memory)
-            self._measured[key] = cost
+            self._measured[key] = self._answers(unit, questions, sequences)
         return self._measured[key]
+
+    def _candidates(self, unit: Unit, questions: Sequence[EncodedQuestion]) -> CostEstimate:
+        sequences = whole_candidates.CandidateSequences(questions)
+        return self._answers(unit, questions, sequences)
+
+    def _answers(
+        self,
+        unit: Unit,
+        questions: Sequence[EncodedQuestion],
+        sequences: Sequence[EncodedSample] | None,
+    ) -> CostEstimate:
+        """Estimate the cost of the candidates' first tokens, and of their sequences."""
+        cost = self._answering(unit, questions, answers.candidate_log_probs)
+        if not sequences:
+            return cost
+        whole = self._answering(unit, sequences, whole_candidates.response_log_probs)
+        return CostEstimate(cost.seconds + whole.seconds, max(cost.memory, whole.memory))
 
     def _answering(
         self,
@@ -170,7 +195,7 @@ class Probe:
         # The model before training is as large and as fast as the trained one.
         model = inputs.for_inference(self.run, unit.role, None)
         reader = readout.Reader(model, self.run.console.say)
-        device = next(model.parameters()).device
+        device = placement.input_device(model)
         sizes = np.array([sum(len(item.input_ids) for item in batch) for batch in batches])
         _reset_peak(device)
         with torch.inference_mode():

@@ -19,7 +19,7 @@ from firstcli.stages.base import Facts, Option, RecipeOption, Stage, TrainingFac
 from firstcli.stages.calibrate import CALIBRATE
 from firstcli.stages.distill import DISTILL
 from firstcli.stages.evaluate import EVALUATE, load_records
-from firstcli.stages.extract import EXTRACT, ExtractFacts
+from firstcli.stages.extract import EXTRACT, ExtractFacts, outcomes
 from firstcli.stages.posthoc import POSTHOC
 from firstcli.workspace.artifacts import Artifact
 from firstcli.workspace.units import (
@@ -30,6 +30,7 @@ from firstcli.workspace.units import (
     calibration_path,
     model_path,
     models_of,
+    teachers_of,
 )
 
 if TYPE_CHECKING:
@@ -258,11 +259,13 @@ def _setup(run: Run) -> Iterator[str]:
 
 def _size(run: Run, role: Role, folder: Path) -> str:
     """Return a model's checkpoint and number of weights, as far as they are known."""
+    from firstcli.checkpoints import adapters
     from firstcli.checkpoints.folder import count_weights
 
     section, local = run.model_section(role), run.reference(role).folder
     counted = next((each for each in (folder, local) if each and each.is_dir()), None)
-    count = count_weights(counted) if counted else 0
+    whole = adapters.whole_model(counted).folder if counted else None
+    count = count_weights(whole) if whole else 0
     name = Path(without_folders(section.checkpoint)).name if section.checkpoint else ""
     weights = f"{_amount(count)} weights" if count else ""
     return ", ".join(filter(None, [name, weights])) or section.family
@@ -320,7 +323,7 @@ def _arm_facts(run: Run, name: str, arm: Arm) -> ArmFacts:
     fixed = options.pop("temperature", None)
     kind = [arm.recalibrator.name, *(f"{key} {value}" for key, value in options.items())]
     defaults = type(arm)()
-    for key in ("objective", "mass", "recalibrate", "out_of_fold"):
+    for key in ("objective", "mass", "recalibrate", "out_of_fold", "teachers"):
         if (value := getattr(arm, key)) != getattr(defaults, key):
             kind.append(f"{key.replace('_', ' ')} {value}")
     changed = arm.training.model_dump(exclude_none=True) if arm.training else {}
@@ -372,11 +375,16 @@ def _notes_on_data(run: Run) -> Iterator[tuple[str, str]]:
 def _notes_on_knowledge(run: Run) -> Iterator[tuple[str, str]]:
     from firstcli.runtime.console import size
 
+    for name, arm in run.recipe.arms.items():
+        if len(teachers := teachers_of(run.recipe, arm)) > 1:
+            seeds = ", ".join(str(seed) for seed in (run.teacher_seed, *teachers[1:]))
+            yield name, f"learned the mean of {len(teachers)} teachers, of seeds {seeds}"
+
     for title, weight, facts in _knowledge(run):
         yield (
             f"knowledge of {title} samples",
-            f"{facts.positions} positions in {size(weight)}, mean mass of the top "
-            f"{run.recipe.knowledge.top_k}: {facts.mean_top_k_mass:.4f}, "
+            f"{facts.positions} positions in {size(weight)}, mean mass of the "
+            f"{outcomes(run.recipe)}: {facts.mean_top_k_mass:.4f}, "
             f"{facts.bytes_per_position:.1f} bytes per position, probabilities off by "
             f"{facts.mean_probability_error:.1g} on average",
         )

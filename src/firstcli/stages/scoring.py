@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from firstcli.api import BoolArray, TopKRows
+from firstcli.checkpoints.placement import input_device
 from firstcli.data.encoded import EncodedStore, counts_of, lengths_of
-from firstcli.data.encoding import EncodedQuestion, EncodedSample
+from firstcli.data.encoding import EncodedQuestion, EncodedSample, answer_only
 from firstcli.data.sequences import Selected
 from firstcli.errors import UserError, shortened
 from firstcli.knowledge import store
+from firstcli.knowledge.candidates import CandidateTokens, top_candidates
 from firstcli.knowledge.top_k import TopK
 from firstcli.metrics.records import EvalRecords
 from firstcli.models import inference, readout
 from firstcli.models.answers import EVALUATION_TOKENS, candidate_log_probs
 from firstcli.models.batching import HalvingBatches, free_memory, run_batched
-from firstcli.stages import inputs, whole_candidates
-from firstcli.training.soft_targets import CandidateTokens, candidate_indices
+from firstcli.runtime import distributed
+from firstcli.stages import inputs, remote, whole_candidates
+from firstcli.training.soft_targets import candidate_indices
 from firstcli.workspace.run import Run, once_per_run
 from firstcli.workspace.units import Unit
 
@@ -42,7 +47,7 @@ class ShardSamples:
 def shards_of(run: Run, unit: Unit) -> list[ShardSamples]:
     """Return the content of every shard of a part; it depends on the data alone."""
     if unit.part != "out-of-fold":
-        rows = inputs.training_rows(run, "teacher", unit.part)
+        rows = inputs.knowledge_rows(run, unit.part)
         return [ShardSamples(samples) for samples in split_into_shards(rows)]
     folds = range(1, (run.recipe.knowledge.folds or 0) + 1)
     return [
@@ -70,16 +75,16 @@ def split_into_shards(rows: Sequence[EncodedSample]) -> list[Sequence[EncodedSam
     return [Selected(rows, part) for part in np.split(ordered, cuts) if len(part)]
 
 
-class TeacherScorer:
+class TeacherScorer(ABC):
     """Scores samples with the teacher or a fold's teacher; one of them is in memory at a time."""
 
-    def __init__(self, run: Run, what: str) -> None:
-        """Load nothing yet; `what` names the work in warnings."""
-        self._run = run
-        self._limit = inputs.shared_vocabulary(run)
+    def __init__(self, run: Run, unit: Unit) -> None:
+        """Load nothing yet; `unit` is an extraction."""
+        self._run, self._unit = run, unit
+        self._batching = run.recipe.knowledge.batching
         self._fold: int | None = None
         self._reader: readout.Reader | None = None
-        self.halving = HalvingBatches(run.console.warn, what)
+        self.halving = HalvingBatches(run.console.warn, unit.key)
 
     def __call__(
         self,
@@ -87,6 +92,7 @@ class TeacherScorer:
         top_k: int,
         advance: Callable[[int], None] = lambda _: None,
         only: Container[str] | None = None,
+        answers: Path | None = None,
     ) -> dict[str, TopK]:
         """Return the knowledge of a shard's samples, by id.
 
@@ -95,31 +101,122 @@ class TeacherScorer:
         Args:
             shard: the samples and their teacher.
             top_k: tokens to keep at each position.
-            advance: is called with the number of samples of each batch.
+            advance: is called with the number of samples of each batch, or of a remote teacher,
+                with the number of positions of each sample.
             only: ids of the samples to return; None for all.
+            answers: the file that keeps the answers of a remote teacher.
         """
+        if inputs.remote(self._run, "teacher") is not None:
+            rows = [row for row in shard.rows if only is None or row.id in only]
+            return self._asked(rows, top_k, advance, answers)
         knowledge: dict[str, TopK] = {}
         for batch in inference.batches(lengths_of(shard.rows).tolist(), EXTRACTION_TOKENS):
             rows = [shard.rows[i] for i in batch]
             if only is None or any(row.id in only for row in rows):
-                scored = self.halving.run(rows, lambda part: self._score(shard.fold, part, top_k))
+                scored = self._score(self._reader_of(shard.fold), rows, top_k)
                 knowledge |= {id: top for id, top in scored.items() if only is None or id in only}
             advance(len(rows))
         return knowledge
 
-    def _score(
-        self, fold: int | None, rows: Sequence[EncodedSample], top_k: int
+    @abstractmethod
+    def _asked(
+        self,
+        rows: Sequence[EncodedSample],
+        top_k: int,
+        advance: Callable[[int], None],
+        answers: Path | None,
     ) -> dict[str, TopK]:
+        """Ask a remote teacher; the arguments are those of `__call__`."""
+
+    @abstractmethod
+    def _score(
+        self, reader: readout.Reader, rows: Sequence[EncodedSample], top_k: int
+    ) -> dict[str, TopK]:
+        """Return the knowledge of one batch, by id."""
+
+    def _reader_of(self, fold: int | None) -> readout.Reader:
         if self._reader is None or self._fold != fold:
             self._reader = None
             free_memory()
-            model = inputs.teacher(self._run, fold)
+            model = inputs.teacher(self._run, fold, self._unit.teacher_seed)
+            if self._batching == "packed":
+                inputs.require_packing(self._run, "teacher", model, "knowledge")
             self._reader, self._fold = readout.Reader(model, self._run.console.say), fold
-        return top_k_of(self._reader, rows, top_k, self._limit)
+        return self._reader
+
+
+class TokenScorer(TeacherScorer):
+    """Scores the tokens at every supervised position."""
+
+    def _asked(
+        self,
+        rows: Sequence[EncodedSample],
+        top_k: int,
+        advance: Callable[[int], None],
+        answers: Path | None,
+    ) -> dict[str, TopK]:
+        return remote.knowledge(self._run, rows, top_k, advance, answers)
+
+    def _score(
+        self, reader: readout.Reader, rows: Sequence[EncodedSample], top_k: int
+    ) -> dict[str, TopK]:
+        limit = inputs.shared_vocabulary(self._run)
+        return self.halving.run(
+            rows, lambda part: top_k_of(reader, part, top_k, limit, self._batching)
+        )
+
+
+class CandidateScorer(TeacherScorer):
+    """Scores whole candidates under the teacher's tokenizer, one position per question."""
+
+    def _asked(
+        self,
+        rows: Sequence[EncodedSample],
+        top_k: int,
+        advance: Callable[[int], None],
+        answers: Path | None,
+    ) -> dict[str, TopK]:
+        questions = [self._questions[row.id] for row in rows]
+        log_probs = remote.whole_candidates(self._run, questions, self._unit.key, answers)
+        advance(len(rows))
+        return {id: top_candidates(values, top_k) for id, values in log_probs.items()}
+
+    @cached_property
+    def _questions(self) -> dict[str, EncodedQuestion]:
+        every = inputs.candidate_questions(self._run, self._unit.part)
+        return {question.id: question for question in every}
+
+    def _score(
+        self, reader: readout.Reader, rows: Sequence[EncodedSample], top_k: int
+    ) -> dict[str, TopK]:
+        questions = [self._questions[row.id] for row in rows]
+        log_probs = whole_candidates.log_probs_of(reader, questions, self.halving)
+        every = np.array([np.isfinite(values).all() for values in log_probs.values()])
+        if not every.all():
+            raise _not_finite([id for id, good in zip(log_probs, every, strict=True) if not good])
+        return {id: top_candidates(values, top_k) for id, values in log_probs.items()}
+
+
+def scorer_of(run: Run, unit: Unit) -> TeacherScorer:
+    """Return what scores an extraction's samples."""
+    if run.recipe.knowledge.over_candidates:
+        return CandidateScorer(run, unit)
+    return TokenScorer(run, unit)
+
+
+def _not_finite(ids: Sequence[str]) -> UserError:
+    return UserError(
+        f"the teacher's output is not finite for {len(ids)} samples, such as "
+        f"{shortened(ids, 3)}; check its weights, or try model.options.dtype: float32"
+    )
 
 
 def top_k_of(
-    reader: readout.Reader, rows: Sequence[EncodedSample], top_k: int, limit: int
+    reader: readout.Reader,
+    rows: Sequence[EncodedSample],
+    top_k: int,
+    limit: int,
+    batching: inference.Batching = "padded",
 ) -> dict[str, TopK]:
     """Run a model over one batch and keep the top k of each supervised position.
 
@@ -128,6 +225,7 @@ def top_k_of(
         rows: samples, of any length.
         top_k: tokens to keep at each position.
         limit: number of token ids that may be kept, counted from 0.
+        batching: how the batch holds its samples.
 
     Returns:
         The knowledge of every sample, by id.
@@ -135,24 +233,23 @@ def top_k_of(
     Raises:
         UserError: the model's output is not finite.
     """
-    device = next(reader.model.parameters()).device
-    padded = inference.pad([row.input_ids for row in rows])
-    counts = [len(row.targets) for row in rows]
-    batch_rows, columns = inference.before_targets(rows)
-    packed = reader(
-        padded.input_ids.to(device),
-        padded.attention_mask.to(device),
-        batch_rows.to(device),
-        columns.to(device),
+    device = input_device(reader.model)
+    collated = inference.collated(rows, batching)
+    batch = {name: value.to(device) for name, value in collated.items()}
+    top = reader(
+        batch["input_ids"],
+        batch.get("attention_mask"),
+        batch["rows"],
+        batch["columns"],
         lambda scores: readout.top_k(scores, top_k, limit),
+        batch.get("position_ids"),
     ).cpu()
-    token_ids, log_probs, log_tail = readout.unpack(packed)
+    token_ids, log_probs, log_tail = readout.unpack(top)
+    counts = [len(row.targets) for row in rows]
     if not torch.isfinite(log_probs).all():
-        bad = sorted({rows[int(i)].id for i in batch_rows[~torch.isfinite(log_probs).all(-1)]})
-        raise UserError(
-            f"the teacher's output is not finite for {len(bad)} samples, such as "
-            f"{shortened(bad, 3)}; check its weights, or try model.options.dtype: float32"
-        )
+        sample = torch.arange(len(rows)).repeat_interleave(torch.tensor(counts))
+        bad = {rows[int(i)].id for i in sample[~torch.isfinite(log_probs).all(-1)]}
+        raise _not_finite(sorted(bad))
     ends = np.cumsum(counts)
     return {
         row.id: TopK(
@@ -166,7 +263,11 @@ def top_k_of(
 
 @torch.inference_mode()
 def answer_rows(
-    run: Run, unit: Unit, rows: EncodedStore, candidates: CandidateTokens
+    run: Run,
+    unit: Unit,
+    rows: EncodedStore,
+    candidates: CandidateTokens,
+    answers: Path | None = None,
 ) -> tuple[TopKRows, BoolArray]:
     """Return a model's top k at the answer positions, and which token is the label, (N, k).
 
@@ -175,24 +276,34 @@ def answer_rows(
         unit: the unit whose model answers.
         rows: samples with an answer position.
         candidates: the tokens of each sample's candidates, if the recalibrator needs them.
+        answers: the file that keeps the answers of a remote teacher.
     """
     limit = inputs.vocabulary(run, unit.role)
     top_k = min(run.recipe.knowledge.top_k, limit)
-    reader = readout.Reader(inputs.model(run, unit.model), run.console.say)
-    score = partial(top_k_of, reader, top_k=top_k, limit=limit)
-    knowledge = run_batched(
-        run.console, unit.key, "samples", rows, lengths_of(rows), EXTRACTION_TOKENS, score
-    )
+    is_remote = inputs.remote(run, unit.role) is not None
+    if is_remote:
+        asked = [answer_only(row) for row in rows]
+        with run.console.progress(unit.key, len(asked), "positions") as advance:
+            knowledge = distributed.by_first(
+                lambda: remote.knowledge(run, asked, top_k, advance, answers)
+            )
+    else:
+        reader = readout.Reader(inputs.model(run, unit.model), run.console.say)
+        score = partial(top_k_of, reader, top_k=top_k, limit=limit)
+        knowledge = run_batched(
+            run.console, unit.key, "samples", rows, lengths_of(rows), EXTRACTION_TOKENS, score
+        )
     topk, token_ids, targets, numbers = [], [], [], []
     for row in rows:
         assert row.answer_position is not None
         top, position = knowledge[row.id], row.answer_position - row.start
-        topk.append(np.exp(top.log_probs[position], dtype=np.float64))
-        token_ids.append(top.token_ids[position])
+        place = 0 if is_remote else position
+        topk.append(np.exp(top.log_probs[place], dtype=np.float64))
+        token_ids.append(top.token_ids[place])
         targets.append(row.input_ids[row.answer_position])
         numbers.append(position)
     samples, ids, probabilities = [row.id for row in rows], np.array(token_ids), np.array(topk)
-    answers = TopKRows(
+    top_k_rows = TopKRows(
         topk=probabilities,
         mass=probabilities.sum(axis=1),
         mass_mode="teacher",
@@ -203,24 +314,33 @@ def answer_rows(
         is_answer=np.ones(len(rows), np.bool_),
         task=run.recipe.train.task.name,
     )
-    return answers, ids == np.array(targets)[:, None]
+    return top_k_rows, ids == np.array(targets)[:, None]
 
 
 @torch.inference_mode()
-def answered(run: Run, unit: Unit) -> EvalRecords:
-    """Run a model over all questions of an evaluation."""
+def answered(run: Run, unit: Unit, answers: Path | None = None) -> EvalRecords:
+    """Run a model over all questions of an evaluation.
+
+    `answers` is the file that keeps the answers of a remote teacher.
+    """
     questions = inputs.questions(run, unit.role, unit.evaluation)
-    reader = readout.Reader(inputs.model(run, unit.model), run.console.say)
-    log_probs = _first_tokens(run, unit, reader, questions)
-    whole = whole_candidates.scored(run, unit, reader, log_probs, EVALUATION_TOKENS)
+    whole = None
+    if inputs.remote(run, unit.role) is not None:
+        log_probs = remote.candidate_log_probs(run, questions, unit.key, answers)
+    else:
+        reader = readout.Reader(inputs.model(run, unit.model), run.console.say)
+        log_probs = _first_tokens(run, unit, reader, questions)
+        whole = whole_candidates.scored(run, unit, reader, log_probs, EVALUATION_TOKENS)
     groups = {sample.id: sample.group for sample in run.evaluation_samples(unit.evaluation)}
     return _records(questions, log_probs, whole, [groups[question.id] for question in questions])
 
 
 @torch.inference_mode()
-def answered_validation(run: Run, unit: Unit) -> EvalRecords:
+def answered_validation(run: Run, unit: Unit, answers: Path | None = None) -> EvalRecords:
     """Run a model over the questions of the validation part, without whole candidates."""
     questions = inputs.validation_questions(run, unit.role)
+    if inputs.remote(run, unit.role) is not None:
+        return _records(questions, remote.candidate_log_probs(run, questions, unit.key, answers))
     reader = readout.Reader(inputs.model(run, unit.model), run.console.say)
     return _records(questions, _first_tokens(run, unit, reader, questions))
 

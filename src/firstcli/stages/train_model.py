@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel, TrainingArguments
 
+from firstcli.checkpoints import adapters
 from firstcli.checkpoints.quantization import untrainable_method
 from firstcli.errors import UserError
 from firstcli.models import inference, memory
 from firstcli.models.batching import free_memory, is_out_of_memory
 from firstcli.runtime import distributed
 from firstcli.runtime.console import size
-from firstcli.stages import inputs
+from firstcli.stages import inputs, training_memory, training_weights
 from firstcli.stages.base import TrainingFacts
-from firstcli.training import arguments, trainer, trial
+from firstcli.training import arguments, lora, sharding, tracking, trainer, trial
 from firstcli.training.batches import SoftTargetSource
+from firstcli.training.memory_estimate import MemoryEstimate
 from firstcli.workspace.artifacts import CHECKPOINTS
 from firstcli.workspace.run import Run
-from firstcli.workspace.units import Role, Unit
+from firstcli.workspace.units import Unit, learned_parts
 
-FULL_ADAM = ("adamw_torch", "adamw_torch_fused")
-"""Optimizers that keep two moments per weight in the dtype of the weights."""
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+QUANTIZATION = "quantization"
+"""The option of a family that loads quantised weights."""
 _NO_MEMORY = "out of memory with micro_batch_size {}"
 
 
@@ -36,7 +44,7 @@ def check(run: Run, unit: Unit) -> str:
     device = inference.device_of(inputs.family(run, unit.role))
     args = arguments.arguments(run.folder, settings, run.recipe.trainer, run.recipe.seed, device)
     trial.check(args)
-    if settings.dtype == "bfloat16":
+    if settings.dtype == "bfloat16" and settings.lora is None:
         run.console.warn(
             f"the {unit.role} trains bfloat16 weights, which lose updates as small as 2e-5 to "
             "rounding; dtype: float32 with autocast is the safe choice"
@@ -44,31 +52,90 @@ def check(run: Run, unit: Unit) -> str:
     if method := untrainable_method(inputs.empty_model(run, unit.role).config):
         raise UserError(
             f"{inputs.described(run, unit.role)}: its weights are quantised ({method}) and cannot "
-            "be trained; give the checkpoint that is not quantised"
+            "be trained themselves; train adapters (lora), or give weights that are not quantised"
         )
+    if inputs.family(run, unit.role).spreads and not trainer.is_sharded(args):
+        raise UserError(
+            f"{unit.role}.model.options.device_map: training cannot spread a model over devices "
+            "like this; share the weights among several GPUs (trainer.fsdp), or leave it out"
+        )
+    _check_adapters(run, unit)
     parameters = inputs.weights(run, unit.role)
-    needed = _memory(run, unit, args)
-    if not trainer.is_sharded(args):
-        memory.require_capacity(needed, device)
-    labelled = len(inputs.training_rows(run, unit.role, "train")) if unit.fold is None else 0
-    without = f" ({len(rows) - labelled} unlabelled)" if 0 < labelled < len(rows) else ""
+    trained = inputs.trainable_weights(run, unit)
+    trains = f" and {trained / 1e6:.2f} M in adapters" if settings.lora else ""
+    need = _require_memory(run, unit, args)
+    without = _further_samples(run, unit)
     return (
         f"{len(rows)} samples{without}, {inputs.positions(rows)} positions, "
         f"{settings.epochs:g} epoch{'s' * (settings.epochs != 1)}; "
-        f"{parameters / 1e6:.1f} M weights, {size(needed)} of memory for "
-        "them with gradients and the optimizer's state"
+        f"{parameters / 1e6:.1f} M weights{trains}, {training_memory.in_words(need)}"
     )
 
 
-def _memory(run: Run, unit: Unit, args: TrainingArguments) -> int:
-    """Return the bytes that weights, gradients and the optimizer's state take.
+def _further_samples(run: Run, unit: Unit) -> str:
+    """Return how many of a student's samples have no response in the data, in words."""
+    parts = learned_parts(run.recipe, run.recipe.arms[unit.arm]) if unit.arm else ()
+    phrases = []
+    if "unlabelled" in parts:
+        count = len(inputs.training_rows(run, unit.role, "unlabelled"))
+        phrases.append(f"{count} unlabelled")
+    if "written" in parts and not run.is_written("written"):
+        phrases.append(f"and up to {len(run.prompts)} that the teacher will write")
+    return f" ({', '.join(phrases)})" if phrases else ""
 
-    AdamW keeps two moments per weight; the state of other optimizers is unknown and left out, as
-    activations are.
+
+def _check_adapters(run: Run, unit: Unit) -> None:
+    """Check what training with adapters, or of quantised weights, needs.
+
+    Raises:
+        UserError: peft is missing, or the model does not go with the section `lora` or `save`.
     """
-    copies = 4 if args.optim in FULL_ADAM else 2
-    width = 4 if run.training_settings(unit).dtype == "float32" else 2
-    return copies * width * inputs.weights(run, unit.role)
+    role, settings = unit.role, run.training_settings(unit)
+    section = run.model_section(role)
+    key = "teacher.finetune"
+    if unit.arm:
+        overrides = run.recipe.arms[unit.arm].training
+        own = overrides is not None and overrides.lora is not None
+        key = f"arms.{unit.arm}.training" if own else "student.training"
+    if settings.lora is None:
+        if section.effective.get(QUANTIZATION):
+            raise UserError(
+                f"{role}.model.options.{QUANTIZATION}: quantised weights cannot be trained; add "
+                f"`lora: {{}}` to {key}, which trains adapters beside them, or leave it out"
+            )
+        return
+    adapters.require_peft(f"{key}.lora")
+    if settings.saved != "merged" and section.checkpoint is None:
+        raise UserError(
+            f"{key}.save: family '{section.family}' has no checkpoint that an adapter could belong "
+            "to; set `save: merged`"
+        )
+    if settings.saved == "adapter" and role == "student" and run.recipe.student.eos == "teacher":
+        raise UserError(
+            f"{key}.save: an adapter cannot keep the end of student.eos: teacher; set `save: both`"
+        )
+
+
+def _require_memory(run: Run, unit: Unit, args: TrainingArguments) -> MemoryEstimate:
+    """Estimate a training's memory; warn if it does not fit, because training halves batches.
+
+    Raises:
+        UserError: weights, gradients and optimizer do not fit, so that smaller batches do not help.
+    """
+    training = training_memory.of(run, unit, args)
+    device, need = training.settings.device, training.need(training.settings, training.micro)
+    if training.settings.sharded and training.settings.processes == 1:
+        return need  # how many processes will share the weights is not known yet
+    total = memory.capacity(device)
+    if total is not None and need.states > total:
+        raise memory.too_small(need.states, device, training_memory.advice(training, total))
+    room = training_memory.available(device)
+    if room is not None and need.total > room:
+        run.console.warn(
+            f"the {unit.role}'s training needs {training_memory.in_words(need)}, but {device} has "
+            f"{size(room)}; {training_memory.advice(training, room)}"
+        )
+    return need
 
 
 def train(
@@ -104,50 +171,81 @@ def train(
         checkpoints = folder / CHECKPOINTS
         args = arguments.arguments(checkpoints, settings, run.recipe.trainer, seed, device)
         micro = args.per_device_train_batch_size
-        model = inputs.starting_model(run, role, settings.dtype, seed)
+        training = training_memory.of(run, unit, args)
+        loaded = training_weights.starting(run, unit, settings.dtype, args)
+        model: PreTrainedModel | PeftModel = loaded
+        if settings.lora:
+            model = lora.with_adapters(loaded, settings.lora, seed, args)
         if first_attempt and not trainer.is_sharded(args):
-            memory.allocate(model, _memory(run, unit, args), args.device)
+            states = training.states(training.settings)
+            memory.allocate(model, states, args.device)
         try:
-            if first_attempt:
-                _try_out(run, role, model, device)
+            if first_attempt and sharding.first_loads(args):
+                distributed.by_first(partial(_try_out, run, unit, loaded, device))
+            elif first_attempt:
+                _try_out(run, unit, loaded, device)
             first_attempt = False
-            outcome = trainer.train(model, rows, soft_targets, objective, args, run.console, title)
+            args.run_name = args.run_name or f"{run.recipe.name}: {unit.key}"
+            with _trackers(run, unit, args):
+                outcome = trainer.train(
+                    model,
+                    rows,
+                    soft_targets,
+                    objective,
+                    args,
+                    run.console,
+                    title,
+                    settings.batching,
+                )
             break
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             half = _halved(micro)
         # Outside the except block the error no longer holds on to the trainer's tensors.
-        del model
+        del model, loaded
         free_memory()
         run.console.warn(
             f"{title}: {_NO_MEMORY.format(micro)}; resuming with micro_batch_size {half}"
         )
         settings = settings.model_copy(update={"micro_batch_size": half})
     if distributed.is_first():
-        model.save_pretrained(folder, state_dict=outcome.weights)
+        training_weights.save(run, unit, model, outcome.weights, folder)
         inputs.tokenizer(run, role).save_pretrained(folder)
         trainer.write_log(folder / "training_log.jsonl", outcome.log)
-    del model
+    del model, loaded
     free_memory()  # the next model needs the memory
     return TrainingFacts(**outcome.facts)
 
 
-def _try_out(run: Run, role: Role, model: PreTrainedModel, device: torch.device) -> None:
-    """Require a causal decoder.
+def _trackers(run: Run, unit: Unit, args: TrainingArguments) -> AbstractContextManager[None]:
+    if not args.report_to:
+        return nullcontext()
+    return tracking.inside(run.folder, run.recipe.name, unit.key)
+
+
+def _try_out(run: Run, unit: Unit, model: PreTrainedModel, device: torch.device) -> None:
+    """Require a causal decoder that reads the batches of its training.
 
     The model is tried out where its weights are: on its device, or on the CPU if they are sharded
     later. If it does not run there, such as attention that needs a GPU, a single process moves it.
     """
+
+    def require() -> None:
+        inputs.require_decoder(run, unit.role, model)
+        if run.training_settings(unit).batching == "packed":
+            section = inputs.batching_section(run, unit.arm)
+            inputs.require_packing(run, unit.role, model, section)
+
     try:
-        inputs.require_decoder(run, role, model)
+        require()
     except UserError:
         raise
     except Exception:
         if distributed.count() > 1:
             return
         model.to(device)  # type: ignore[arg-type]  # a decorator hides its signature
-        inputs.require_decoder(run, role, model)
+        require()
 
 
 def _halved(micro: int) -> int:

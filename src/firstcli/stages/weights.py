@@ -9,9 +9,11 @@ import psutil
 from huggingface_hub import try_to_load_from_cache
 
 from firstcli.api import ModelRef
+from firstcli.checkpoints import adapters
 from firstcli.checkpoints.folder import weight_files
 from firstcli.errors import UserError
 from firstcli.models.batching import free_memory
+from firstcli.recipe.schema import training_of
 from firstcli.runtime.console import size
 from firstcli.stages import fingerprints, inputs
 from firstcli.workspace.run import NOT_REMEMBERED, Run
@@ -37,25 +39,47 @@ def check(run: Run, role: Role) -> str | None:
         )
         return NOT_REMEMBERED
     content = fingerprints.loading_content(run, role)
-    run.memory.recall(f"weights of the {role}", content, partial(_load, run, role))
+    if section := _packed_in(run, role):
+        content["batching"] = section
+    run.memory.recall(f"weights of the {role}", content, partial(_load, run, role, section))
+    return None
+
+
+def _packed_in(run: Run, role: Role) -> str | None:
+    """Return the first section of the recipe that wants packed batches for a role's model."""
+    recipe = run.recipe
+    for name, arm in recipe.arms.items():
+        if role == "student" and training_of(recipe.student, arm).batching == "packed":
+            return inputs.batching_section(run, name)
+    if role == "teacher" and recipe.teacher:
+        finetune = recipe.teacher.finetune
+        if finetune and finetune.batching == "packed":
+            return inputs.batching_section(run, "")
+        if recipe.knowledge.batching == "packed":
+            return "knowledge"
     return None
 
 
 def are_at_hand(ref: ModelRef) -> bool:
     """Return whether weights need no download: made from a seed, in a folder or in the cache."""
-    if ref.folder is not None or ref.checkpoint is None:
+    if ref.folder is not None:
+        base = adapters.whole_model(ref.folder)
+        return base.folder is not None or are_at_hand(ModelRef(base.checkpoint, base.revision))
+    if ref.checkpoint is None:
         return True
     config = try_to_load_from_cache(ref.checkpoint, "config.json", revision=ref.revision)
     files = weight_files(Path(config).parent) if isinstance(config, str) else []
     return bool(files) and all(file.is_file() for file in files)
 
 
-def _load(run: Run, role: Role) -> None:
+def _load(run: Run, role: Role, packed_in: str | None) -> None:
     inputs.tokenizer(run, role)
     with run.console.status(f"checking the {role}'s weights"):
         model = inputs.starting_model(run, role, "float32", run.recipe.seed)
         try:
             inputs.require_decoder(run, role, model)
+            if packed_in:
+                inputs.require_packing(run, role, model, packed_in)
         except UserError:
             raise
         except Exception as error:  # such as attention that needs a GPU

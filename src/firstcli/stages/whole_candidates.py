@@ -17,9 +17,9 @@ from firstcli.data.encoding import EncodedQuestion, EncodedSample
 from firstcli.data.joint import MANY
 from firstcli.data.sequences import LazySequence
 from firstcli.errors import UserError
-from firstcli.models import readout
-from firstcli.models.answers import target_log_probs
-from firstcli.models.batching import run_batched
+from firstcli.models import inference, readout
+from firstcli.models.answers import EVALUATION_TOKENS, candidate_log_probs, target_log_probs
+from firstcli.models.batching import HalvingBatches, run_batched
 from firstcli.stages import inputs
 from firstcli.workspace.run import Run, once_per_run
 from firstcli.workspace.units import Role, Unit
@@ -65,6 +65,8 @@ def _id(question: str, candidate: int) -> str:
 def sequences(run: Run, role: Role, evaluation: str) -> CandidateSequences | None:
     """Return the sequences of an evaluation; None if one exceeds the model's context.
 
+    A remote teacher has none either: it is asked for the first tokens only.
+
     Questions with many candidates would need a hundred times the work of their first tokens, so
     they have sequences only if `metrics.candidates` is `whole`.
 
@@ -72,6 +74,13 @@ def sequences(run: Run, role: Role, evaluation: str) -> CandidateSequences | Non
         UserError: one does, and `metrics.candidates` is `whole`.
     """
     questions = inputs.questions(run, role, evaluation)
+    if inputs.remote(run, role) is not None:
+        if run.recipe.metrics.candidates == "whole":
+            raise UserError(
+                "metrics.candidates: a teacher that runs elsewhere is asked for the candidates' "
+                "first tokens only; set it to first-token"
+            )
+        return None
     many = max(len(question.candidates) for question in questions) > MANY
     if many and run.recipe.metrics.candidates != "whole":
         return None
@@ -94,6 +103,36 @@ def sequences(run: Run, role: Role, evaluation: str) -> CandidateSequences | Non
 def response_log_probs(reader: readout.Reader, rows: Sequence[EncodedSample]) -> dict[str, float]:
     """Return the log-probability of each sample's targets, summed over its tokens, by id."""
     return {id: sum(tokens.tolist()) for id, tokens in target_log_probs(reader, rows).items()}
+
+
+def log_probs_of(
+    reader: readout.Reader, questions: Sequence[EncodedQuestion], halving: HalvingBatches
+) -> dict[str, list[float]]:
+    """Return the log-probability of each whole candidate of a batch of questions, by question id.
+
+    Args:
+        reader: the model.
+        questions: the batch.
+        halving: runs the batches of whole candidates, and halves those that do not fit.
+    """
+    first_tokens = halving.run(questions, partial(candidate_log_probs, reader))
+    rows = CandidateSequences(questions)
+    sums: dict[str, float] = {}
+    for batch in inference.batches(rows.lengths.tolist(), EVALUATION_TOKENS):
+        parts = [rows[i] for i in batch]
+        sums |= halving.run(parts, partial(response_log_probs, reader))
+    return {id: _whole(id, values, sums) for id, values in first_tokens.items()}
+
+
+def _whole(id: str, first_tokens: Sequence[float], sums: Mapping[str, float]) -> list[float]:
+    """Return the log-probabilities of a question's candidates; some have no sequence.
+
+    Args:
+        id: the question.
+        first_tokens: the candidates' log-probabilities at the answer position.
+        sums: the log-probabilities of sequences, by their ids.
+    """
+    return [sums.get(_id(id, index), value) for index, value in enumerate(first_tokens)]
 
 
 def scored(
@@ -125,7 +164,5 @@ def scored(
         sums = run_batched(
             run.console, title, "candidates", rows, rows.lengths, batch_tokens, score
         )
-    return [
-        [sums.get(_id(id, i), value) for i, value in enumerate(first_tokens[id])]
-        for id in (question.id for question in inputs.questions(run, unit.role, unit.evaluation))
-    ]
+    questions = inputs.questions(run, unit.role, unit.evaluation)
+    return [_whole(question.id, first_tokens[question.id], sums) for question in questions]

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from firstcli.api import FloatArray, Sample
-from firstcli.data.encoding import EncodedQuestion, Encoding, encode_questions
+from firstcli.data.encoding import EncodedQuestion, encode_questions
 from firstcli.errors import UserError
 from firstcli.plugins.samples import sample_problem
 from firstcli.student.model import LoadedModel
@@ -154,7 +154,7 @@ def _each_encoded(
 ) -> Iterator[EncodedQuestion]:
     """Encode all at once, or if one has a mistake, one by one, so that it concerns no other."""
     where = "the row"
-    encoding = Encoding(loaded.tokenizer, where, loaded.usage.drop_doubled_bos)
+    encoding = loaded.encoding(where)
     try:
         yield from encode_questions(samples, encoding)
         return

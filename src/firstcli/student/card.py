@@ -21,7 +21,7 @@ from firstcli.student.usage import StoredEstimate, Usage
 from firstcli.tasks.tables import TableRow
 from firstcli.tasks.usage import BuiltPrompt, built_prompt
 from firstcli.workspace.run import Run, as_yaml
-from firstcli.workspace.units import Model, part_of
+from firstcli.workspace.units import Model, part_of, teachers_of
 
 CARD = "README.md"
 FIGURE = "reliability.png"
@@ -154,7 +154,8 @@ def _cell(estimate: StoredEstimate | None) -> str:
 
 def _prompt(usage: Usage) -> str:
     whole = list(usage.inputs) == ["prompt"] and usage.prompt == "{prompt}"
-    text = f"## Prompt\n\n{_WHOLE_PROMPTS if whole else _block('text', usage.prompt)}"
+    chat = _CHAT if usage.chat else ""
+    text = f"## Prompt\n\n{chat}{_WHOLE_PROMPTS if whole else _block('text', usage.prompt)}"
     if not usage.labels:
         return text
     shown = usage.labels[:_MOST_LABELS]
@@ -164,6 +165,10 @@ def _prompt(usage: Usage) -> str:
     return f"{text}\n| answer | response of the model |\n|---|---|\n{rows}{rest}\n"
 
 
+_CHAT = (
+    "It is the user's message of a chat, which the tokenizer's chat template renders. Answers\n"
+    "follow without a space in front.\n\n"
+)
 _WHOLE_PROMPTS = "The model reads complete prompts, worded as in its training data.\n"
 
 
@@ -231,6 +236,27 @@ def _scaled(usage: Usage, logits: str) -> str:
     return f"({logits} / {usage.posthoc.temperature!r})"
 
 
+def _encoded(usage: Usage, example: BuiltPrompt) -> str:
+    """Return code that encodes an example's prompt with each answer."""
+    answers = f"answers = {list(example.candidates)!r}"
+    if not usage.chat:
+        return (
+            f"prompt = {example.prompt!r}\n{answers}\n"
+            'tokens = [tokenizer(prompt + answer)["input_ids"] for answer in answers]'
+        )
+    system = [] if usage.system is None else [{"role": "system", "content": usage.system}]
+    messages = [*system, {"role": "user", "content": example.prompt}]
+    return f"""messages = {messages!r}
+{answers}
+options = dict(tokenize=False, enable_thinking=False)
+prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)
+turn = {{"role": "assistant", "content": "ANSWER"}}
+start, _, _ = tokenizer.apply_chat_template([*messages, turn], **options).rpartition("ANSWER")
+blank = start[len(prompt) :] if start.startswith(prompt) else ""
+texts = [prompt + (blank if blank.isspace() else "") + answer.strip() for answer in answers]
+tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]"""
+
+
 def _transformers_code(usage: Usage, example: BuiltPrompt) -> str:
     return f"""
 import torch
@@ -239,9 +265,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(".")
 model = AutoModelForCausalLM.from_pretrained(".")
 
-prompt = {example.prompt!r}
-answers = {list(example.candidates)!r}
-tokens = [tokenizer(prompt + answer)["input_ids"] for answer in answers]
+{_encoded(usage, example)}
 decisive = next(i for i, ids in enumerate(zip(*tokens)) if len(set(ids)) > 1)
 with torch.no_grad():
     logits = model(torch.tensor([tokens[0][:decisive]])).logits[0, -1].float()
@@ -259,9 +283,7 @@ from vllm import LLM, SamplingParams
 
 llm = LLM(".", max_logprobs=-1)
 tokenizer = llm.get_tokenizer()
-prompt = {example.prompt!r}
-answers = {list(example.candidates)!r}
-tokens = [tokenizer(prompt + answer)["input_ids"] for answer in answers]
+{_encoded(usage, example)}
 decisive = next(i for i, ids in enumerate(zip(*tokens)) if len(set(ids)) > 1)
 settings = SamplingParams(max_tokens=1, temperature=0, logprobs=-1)
 (result,) = llm.generate({{"prompt_token_ids": tokens[0][:decisive]}}, settings)
@@ -324,12 +346,18 @@ def _training(run: Run, model: Model, facts: TrainingFacts) -> str:
         held_out=len(run.training.validation),
         **settings.model_dump(include={"batch_size", "learning_rate"}),
         epochs=f"{settings.epochs:g} epoch{'s' * (settings.epochs != 1)}",
-        seed=recipe.seed if model.seed is None else model.seed,
+        seed=_seed(run, model),
         numbers="\n".join(f"| {name.replace('_', ' ')} | {text} |" for name, text in numbers),
         top_k=(arm and arm.top_k) or recipe.knowledge.top_k,
         recipe=run.publishable_text.strip(),
         arm_settings=f"\n## This arm\n\n{_block('yaml', as_yaml(own))}" if own else "",
     )
+
+
+def _seed(run: Run, model: Model) -> int:
+    if not model.arm:
+        return run.teacher_seed
+    return run.recipe.seed if model.seed is None else model.seed
 
 
 def _base_licence(run: Run, model: Model) -> str:
@@ -361,7 +389,11 @@ def _source_of_targets(run: Run, arm: Arm) -> str:
     model = run.model_section("teacher")
     source = without_folders(model.checkpoint) or f"a teacher of family {model.family}"
     unseen = " that has not seen the sample" if part_of(run.recipe, arm) == "out-of-fold" else ""
+    count = len(teachers_of(run.recipe, arm))
+    source = source if count == 1 else f"{count} teachers, fine-tuned from {source}, on average"
+    top_k = arm.top_k or run.recipe.knowledge.top_k
+    outcome = "candidate" if run.recipe.knowledge.over_candidates else "token"
     return (
-        f"the top {arm.top_k or run.recipe.knowledge.top_k} token probabilities of {source}{unseen}"
+        f"the top {top_k} {outcome} probabilities of {source}{unseen}"
         f", recalibrated by `{arm.recalibrator.name}`"
     )

@@ -8,20 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from firstcli.api import Sample
 from firstcli.data.encoding import EncodedSample
-from firstcli.data.joint import JointEncoder
+from firstcli.data.token_texts import token_texts
 from firstcli.student.answering import built_prompts, too_long
 from firstcli.student.model import LoadedModel
 from firstcli.student.rows import windows
 from firstcli.tasks.tables import TableRow
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 BATCH_SIZE = 16
 """Rows that are generated at a time."""
@@ -63,12 +59,16 @@ def generated(
     """
     import torch
 
+    from firstcli.models.generation import Sampler, continuations
+
     errors: list[str | None] = [None] * len(rows)
+    model, ends = loaded.reader.model, _ends(loaded)
     prompts = _encoded_prompts(loaded, rows, errors)
     responses: dict[int, Generation] = {}
     with torch.inference_mode():
         for batch, limit in _batches(prompts, loaded.context, max_new_tokens, batch_size):
-            ids = _continued(loaded, [prompts[number] for number in batch], limit)
+            chosen = [prompts[number] for number in batch]
+            ids = continuations(model, chosen, limit, ends, Sampler().processors(()))
             responses |= _scored(loaded, prompts, dict(zip(batch, ids, strict=True)))
     return [
         responses[number] if number in responses else Generation(None, error=errors[number])
@@ -81,7 +81,7 @@ def _encoded_prompts(
 ) -> dict[int, list[int]]:
     """Return the tokens of each prompt; note in `errors` which have none or leave no room."""
     built = built_prompts(loaded, rows, errors)
-    encoder = JointEncoder(loaded.tokenizer, drop_doubled_bos=loaded.usage.drop_doubled_bos)
+    encoder = loaded.encoding("the row").encoder
     samples = [Sample(each.prompt, "", id=str(number)) for number, each in built.items()]
     prompts = {}
     for joint in encoder(samples):
@@ -109,29 +109,11 @@ def _batches(
             yield batch, room
 
 
-def _continued(
-    loaded: LoadedModel, prompts: Sequence[Sequence[int]], limit: int
-) -> list[list[int]]:
-    """Generate greedily; return each row's new tokens up to and including EOS."""
-    import torch
-    from transformers import GenerationConfig
-
-    model: Any = loaded.reader.model
-    eos = loaded.tokenizer.eos_token_id
-    padding = 0 if eos is None else eos
-    width = max(map(len, prompts))
-    device = next(model.parameters()).device
-    # On the left, so that every row continues at the end.
-    ids = torch.tensor([[padding] * (width - len(row)) + list(row) for row in prompts])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
-    settings = GenerationConfig(
-        max_new_tokens=limit, do_sample=False, eos_token_id=eos, pad_token_id=padding
-    )
-    output = model.generate(
-        input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
-    )
-    rows = output[:, width:].tolist()
-    return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
+def _ends(loaded: LoadedModel) -> list[int]:
+    """Return the tokens at which the student stops: EOS, and what ends an answer in a chat."""
+    in_chat = loaded.chat.end_id if loaded.chat else None
+    ids = (in_chat, loaded.tokenizer.eos_token_id)
+    return list(dict.fromkeys(int(id) for id in ids if id is not None))
 
 
 def _scored(
@@ -152,10 +134,10 @@ def _scored(
     ]
     halving = HalvingBatches(lambda _: None, "reading probabilities")
     log_probs = halving.run(encoded, lambda rows: target_log_probs(loaded.reader, rows))
-    eos = loaded.tokenizer.eos_token_id
+    ends = _ends(loaded)
     generations = {}
     for number, ids in responses.items():
-        finished = bool(ids) and ids[-1] == eos
+        finished = bool(ids) and ids[-1] in ends
         kept = ids[:-1] if finished else ids
         texts = token_texts(loaded.tokenizer, kept)
         probabilities = np.exp(log_probs[str(number)]).tolist()
@@ -163,24 +145,3 @@ def _scored(
         tokens = tuple(GeneratedToken(text, probability) for text, probability in pairs)
         generations[number] = Generation("".join(texts), tokens, finished)
     return generations
-
-
-def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """Return each token's part of the decoded text; together they are the whole text.
-
-    Decoders look back: a token's text can depend on the token before it, and a character can take
-    several tokens, of which the last one gets it.
-    """
-    decode: Any = tokenizer.decode
-    texts: list[str] = []
-    # Decoding starts at the last place where a character ended, which bounds the work per token.
-    start = read = 0
-    for end in range(1, len(ids) + 1):
-        before = decode(ids[start:read], skip_special_tokens=False)
-        text = decode(ids[start:end], skip_special_tokens=False)
-        if text.endswith("\ufffd") and end < len(ids):
-            texts.append("")
-            continue
-        texts.append(text[len(before) :])
-        start, read = read, end
-    return texts

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from firstcli.api import Dtype
+from firstcli.data.chat import ChatFormat, has_template
+from firstcli.data.encoding import Encoding
 from firstcli.errors import UserError
 from firstcli.student.usage import Usage, read_usage
 
@@ -30,6 +32,12 @@ class LoadedModel:
     """The length in tokens of the longest text that the model reads."""
     recalibrator: CheckedRecalibrator | None
     """Changes the candidates' probabilities; None leaves them as they are."""
+    chat: ChatFormat | None = None
+    """Renders prompts as messages of a chat; None leaves them as they are."""
+
+    def encoding(self, where: str) -> Encoding:
+        """Return how rows are encoded; `where` begins messages."""
+        return Encoding(self.tokenizer, where, self.usage.drop_doubled_bos, chat=self.chat)
 
 
 def load_model(
@@ -57,14 +65,14 @@ def load_model(
     import torch
     from transformers import AutoTokenizer
 
-    from firstcli.checkpoints.folder import check_folder
+    from firstcli.checkpoints.adapters import check_checkpoint
     from firstcli.checkpoints.loading import load_complete
     from firstcli.models import inference
     from firstcli.models.readout import Reader
 
     place = inference.device_named(device, "device")
     inference.make_current(place)
-    check_folder(folder)
+    check_checkpoint(folder)
     precision = inference.dtype_named(dtype or usage.dtype, place)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -74,10 +82,18 @@ def load_model(
     except Exception as error:  # transformers raises nearly anything for a damaged folder
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder}: cannot be loaded ({type(error).__name__}: {reason})") from error
+    chat = None
+    if usage.chat:
+        if not has_template(tokenizer):
+            raise UserError(
+                f"{folder}: its tokenizer has no chat template, but it was trained with one; "
+                "copy the whole folder, with chat_template.jinja"
+            )
+        chat = ChatFormat(tokenizer, usage.system)
     model.to(place)  # type: ignore[arg-type]  # a decorator hides its signature
     model.eval()
     context = inference.context_length(model) or math.inf
-    return LoadedModel(folder, usage, tokenizer, Reader(model), context, recalibrator)
+    return LoadedModel(folder, usage, tokenizer, Reader(model), context, recalibrator, chat)
 
 
 def restored(folder: Path, usage: Usage) -> CheckedRecalibrator | None:

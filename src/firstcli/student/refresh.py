@@ -29,6 +29,7 @@ from firstcli.student.card import CARD, FIGURE, card, run_parts
 from firstcli.student.usage import (
     FILE,
     FORMAT,
+    WITHOUT_CHAT,
     AnswerThreshold,
     EvaluationNumbers,
     StoredEstimate,
@@ -50,7 +51,7 @@ from firstcli.workspace.units import (
 )
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from firstcli.data.encoding import Encoding
 
 
 Results = Mapping[str, str]
@@ -140,11 +141,13 @@ def usage_of(run: Run, model: Model, results: Results) -> Usage:
     """
     from transformers import AutoTokenizer
 
+    from firstcli.stages import chat
+
     recipe, section = run.recipe, run.model_section("student" if model.arm else "teacher")
     folder, with_posthoc = model_path(run.folder, model), replace(model, posthoc=True)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    drop = recipe.train.doubled_bos == "drop"
-    form = _with_tokens(run, task_usage(run), tokenizer, drop)
+    encoding = chat.encoding_with(run, tokenizer, "train.task")
+    form = _with_tokens(run, task_usage(run), encoding)
     posthoc = _posthoc(run, with_posthoc, results)
     plain = dict(_numbers(run, model, results))
     validation = _validation(run, with_posthoc if posthoc else model, results)
@@ -155,8 +158,10 @@ def usage_of(run: Run, model: Model, results: Results) -> Usage:
         arm=model.arm or "teacher",
         seed=model.seed,
         task=recipe.train.task.name,
-        end=tokenizer.eos_token,
-        drop_doubled_bos=drop,
+        chat=encoding.chat is not None,
+        system=None if encoding.chat is None else recipe.train.task.system,
+        end=tokenizer.eos_token if encoding.chat is None else encoding.chat.end,
+        drop_doubled_bos=encoding.drop_doubled_bos,
         dtype=section.build().inference_dtype,
         confidence=recipe.metrics.confidence,
         posthoc=posthoc,
@@ -181,18 +186,15 @@ def task_usage(run: Run) -> TaskUsage:
     return prompt_usage(shared if all(each.candidates == shared for each in samples) else None)
 
 
-def _with_tokens(
-    run: Run, form: TaskUsage, tokenizer: PreTrainedTokenizerBase, drop: bool
-) -> TaskUsage:
+def _with_tokens(run: Run, form: TaskUsage, encoding: Encoding) -> TaskUsage:
     """Add to each label its token at the answer position of the first training question."""
-    from firstcli.data.encoding import Encoding, encode_questions
+    from firstcli.data.encoding import encode_questions
 
     if not form.labels:
         return form
     responses = tuple(label.response for label in form.labels)
     first = run.training.train[0]
     sample = Sample.question(first.prompt, responses, None, id=first.id)
-    encoding = Encoding(tokenizer, "train.task", drop)
     (question,) = encode_questions([sample], encoding)
     pairs = zip(form.labels, question.candidate_ids, strict=True)
     labels = tuple(label.model_copy(update={"token": token}) for label, token in pairs)
@@ -273,7 +275,7 @@ def _source(run: Run, results: Results) -> str:
     recipe, task = run.recipe, run.training_task
     options = json.dumps(task.effective, sort_keys=True)
     inputs = {f"result of {key}": content for key, content in results.items()} | {
-        "format": str(FORMAT),
+        "format": str(FORMAT if task.chat else WITHOUT_CHAT),
         "run": recipe.name,
         "recipe": run.publishable_text,
         "task": " ".join((task.identity, task.source, options)),

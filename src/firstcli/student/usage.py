@@ -12,9 +12,11 @@ from firstcli.api import JSON, Dtype, TaskUsage
 from firstcli.api.usage import UsageForm
 from firstcli.errors import UserError
 
-FORMAT = 1
-"""Format of the file. Raise it if an earlier firstcli would misunderstand the file; a new field
-that may be ignored needs no new format."""
+FORMAT = 2
+"""Newest format of the file. Raise it if an earlier firstcli would misunderstand the file; a new
+field that may be ignored needs no new format."""
+WITHOUT_CHAT = 1
+"""Format of a file without `chat`, which earlier versions read correctly."""
 FILE = "firstcli.json"
 
 
@@ -70,7 +72,7 @@ class FoldedTemperature(UsageForm):
 class Usage(TaskUsage):
     """The content of `firstcli.json`."""
 
-    format: int = FORMAT
+    format: int = WITHOUT_CHAT
     firstcli: str
     """The version of firstcli that wrote the file."""
     run: str
@@ -81,6 +83,10 @@ class Usage(TaskUsage):
     """The seed that trained it, if the recipe has several."""
     task: str
     """The task that it was trained on."""
+    chat: bool = False
+    """Whether prompts are rendered with the chat template of the folder's tokenizer."""
+    system: str | None = None
+    """The text of the chat's system message, if it has one."""
     end: str | None = None
     """The token that ends a response; None if the student does not learn an end."""
     drop_doubled_bos: bool = False
@@ -116,7 +122,9 @@ class Usage(TaskUsage):
 def write_usage(usage: Usage) -> str:
     """Return the content of the file."""
     content = usage.model_dump(mode="json", exclude_defaults=True)
-    return json.dumps({"format": usage.format, **content}, indent=1, ensure_ascii=False) + "\n"
+    content.pop("format", None)
+    format = FORMAT if usage.chat else WITHOUT_CHAT
+    return json.dumps({"format": format, **content}, indent=1, ensure_ascii=False) + "\n"
 
 
 def read_usage(folder: Path) -> Usage:

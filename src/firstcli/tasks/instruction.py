@@ -74,7 +74,7 @@ class Instruction(Task[InstructionOptions]):
         return TaskUsage(kind="instruction", prompt=self.options.prompt, inputs=inputs)
 
     def load(self, split: str) -> Split:
-        """Return the rows that have a response, in the order of the file."""
+        """Return all rows in the order of the file; some may have no response."""
         notes: list[str] = []
         dropped: dict[str, int] = {}
         rows = self._table.rows(split, tables.read_rows(self.sources(split), notes))
@@ -87,7 +87,7 @@ class Instruction(Task[InstructionOptions]):
                 elif self._table.has_prompt(split, sample.prompt):
                     yield sample
 
-        return with_responses(Split(kept(), dropped, notes), "empty response")
+        return Split(kept(), dropped, notes)
 
     def _sample(self, row: TableRow) -> Sample | str:
         """Return a row's sample, or why it is left out."""
@@ -114,17 +114,3 @@ class Instruction(Task[InstructionOptions]):
         if self._may_be_conversations and not (row.has("prompt") and row.has("response")):
             return conversations.column_of(row)
         return None
-
-
-def with_responses(split: Split, reason: str) -> Split:
-    """Drop the samples with an empty response, and count them under `reason`."""
-    dropped = split.dropped
-
-    def kept() -> Iterator[Sample]:
-        for sample in split.samples:
-            if sample.response.strip():
-                yield sample
-            else:
-                dropped[reason] = dropped.get(reason, 0) + 1
-
-    return Split(kept(), dropped, split.notes)

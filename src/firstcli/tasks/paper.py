@@ -29,7 +29,6 @@ from firstcli.errors import UserError
 from firstcli.tasks import layout
 from firstcli.tasks.answers import answer_of
 from firstcli.tasks.choices import Choices, in_cell
-from firstcli.tasks.instruction import with_responses
 from firstcli.tasks.tables import TableRow, read_rows
 
 TASK = (
@@ -220,10 +219,6 @@ class Alpaca(PaperTask):
     pinned = "dce01c9b08f87459cf36a430d809084718273017"
     hub_splits: ClassVar = {"train": "train"}
     files: ClassVar = {"train": ("alpaca_data.json", "alpaca.json")}
-
-    def load(self, split: str) -> Split:
-        """Return the rows that have an output; a few have none."""
-        return with_responses(super().load(split), "empty output")
 
     def usage(self) -> TaskUsage:
         return TaskUsage(

@@ -138,6 +138,5 @@ def _check_sample(sample: Sample, where: str, has_candidates: bool) -> None:
         expected = f"expected 2 to {MAX_CANDIDATES:,}"
         require(sample.candidates, f"{where}: has 0 candidates, {expected}")
         return
-    require(sample.response, f"{where}: the response is empty")
     problem = "has candidates, but the task has no candidates"
     require(not sample.candidates, f"{where}: {problem}")

@@ -71,6 +71,12 @@ def arguments(
         "label_names": [],
         "use_cpu": device.type == "cpu",
     }
+    given = trainer.get("fsdp_config") or {}
+    if trainer.get("fsdp") and isinstance(given, dict):
+        plain = {name.removeprefix("fsdp_"): value for name, value in given.items()}
+        # One process loads the weights, instead of all of them; see `sharding`.
+        loading = {"cpu_ram_efficient_loading": str(plain.get("version", 2)) == "2"}
+        trainer = {**trainer, "fsdp_config": loading | plain}
     try:
         args = TrainingArguments(**{**defaults, **trainer, **owned})
     except (ValueError, TypeError, KeyError, ImportError, OSError) as error:

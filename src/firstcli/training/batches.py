@@ -106,6 +106,7 @@ class TrainingBatches(Dataset[dict[str, Tensor]]):
 
     samples: Sequence[EncodedSample]
     soft_targets: SoftTargetSource | None
+    batching: inference.Batching = "padded"
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -113,18 +114,11 @@ class TrainingBatches(Dataset[dict[str, Tensor]]):
     def __getitem__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         if indices[0] < 0:
             batch = self[[~indices[0]]]
-            by_sample = ("input_ids", "attention_mask", "samples")
+            by_sample = ("input_ids", "attention_mask", "position_ids", "samples")
             return {name: part if name in by_sample else part[:0] for name, part in batch.items()}
         samples = [self.samples[i] for i in indices]
-        padded = inference.pad([sample.input_ids for sample in samples])
-        # The token at position t is predicted from position t - 1.
-        rows, columns = inference.before_targets(samples)
         targets = np.concatenate([sample.targets for sample in samples])
-        batch = {
-            "input_ids": padded.input_ids,  # (B, L)
-            "attention_mask": padded.attention_mask,  # (B, L)
-            "rows": rows,  # (N,)
-            "columns": columns,  # (N,)
+        batch = inference.collated(samples, self.batching) | {
             "targets": torch.from_numpy(targets).long(),  # (N,)
             "samples": torch.tensor(indices),  # (B,)
         }

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from firstcli.models import readout
-from firstcli.models.readout import Layer, Scores
+from firstcli.models.readout import Layer, Logits, Scores
 from firstcli.training import objectives
 from firstcli.training.objectives import StudentView
 
@@ -36,13 +36,21 @@ ACCELERATOR_CHUNK_ROWS = 1024
 
 
 class Sums(NamedTuple):
-    """An objective summed over N positions, and the student's mass Q, which has no gradient."""
+    """An objective summed over N positions, and sums about the student, which have no gradient."""
 
     loss: Tensor  # ()
-    student_mass: Tensor  # ()
+    student_mass: Tensor  # () Q
+    entropy: Tensor  # () of the student's distribution over all tokens, in nats; 0 unless wanted
 
 
-def topk_tail(scores: Scores, token_ids: Tensor, probabilities: Tensor, tail: Tensor) -> Sums:
+def topk_tail(
+    scores: Scores,
+    token_ids: Tensor,
+    probabilities: Tensor,
+    tail: Tensor,
+    *,
+    with_entropy: bool = False,
+) -> Sums:
     """Sum `objectives.topk_tail` over all positions.
 
     Args:
@@ -50,38 +58,58 @@ def topk_tail(scores: Scores, token_ids: Tensor, probabilities: Tensor, tail: Te
         token_ids: the teacher's k tokens, (N, k).
         probabilities: p^, (N, k).
         tail: 1 - M, (N,); exactly 0 with `mass: one`.
+        with_entropy: whether to sum the student's entropy, which reads all logits once more.
     """
     if isinstance(scores, Layer):
-        return _summed(scores, token_ids, probabilities, tail)
+        return _summed(scores, token_ids, probabilities, tail, with_entropy)
     student = objectives.student_view(scores.values, token_ids)
-    return Sums(objectives.topk_tail(student, probabilities, tail).sum(), _mass(student.log_q))
+    losses = objectives.topk_tail(student, probabilities, tail)
+    return _of_logits(losses, student.log_q, scores, with_entropy)
 
 
-def topk_renormalized(scores: Scores, token_ids: Tensor, target: Tensor) -> Sums:
-    """Sum `objectives.topk_renormalized` over all positions."""
+def topk_renormalized(
+    scores: Scores, token_ids: Tensor, target: Tensor, *, with_entropy: bool = False
+) -> Sums:
+    """Sum `objectives.topk_renormalized` over all positions.
+
+    Args: as for `topk_tail`; `target` is p^ / M, (N, k).
+    """
     if isinstance(scores, Layer):
-        return _summed(scores, token_ids, target, None)
+        return _summed(scores, token_ids, target, None, with_entropy)
     log_q = objectives.student_view(scores.values, token_ids).log_q
-    return Sums(objectives.topk_renormalized(log_q, target).sum(), _mass(log_q))
+    losses = objectives.topk_renormalized(log_q, target)
+    return _of_logits(losses, log_q, scores, with_entropy)
 
 
-def labels(scores: Scores, targets: Tensor) -> Sums:
+def labels(scores: Scores, targets: Tensor, *, with_entropy: bool = False) -> Sums:
     """Sum `objectives.labels` over all positions."""
     if isinstance(scores, Layer):
         certain = torch.ones(len(targets), 1, device=targets.device)
-        return _summed(scores, targets[:, None], certain, torch.zeros_like(certain[:, 0]))
+        tail = torch.zeros_like(certain[:, 0])
+        return _summed(scores, targets[:, None], certain, tail, with_entropy)
     losses = objectives.labels(scores.values, targets)
-    return Sums(losses.sum(), _mass(-losses))
+    return _of_logits(losses, -losses, scores, with_entropy)
 
 
-def _mass(log_q: Tensor) -> Tensor:
-    return log_q.detach().exp().sum()
+def _of_logits(losses: Tensor, log_q: Tensor, scores: Logits, with_entropy: bool) -> Sums:
+    entropy = losses.new_zeros(())
+    if with_entropy:
+        log_probs = torch.log_softmax(scores.values.detach(), -1)
+        entropy = -(log_probs.exp() * log_probs).nansum()  # 0 * -inf is 0
+    return Sums(losses.sum(), log_q.detach().exp().sum(), entropy)
 
 
-def _summed(layer: Layer, token_ids: Tensor, probabilities: Tensor, tail: Tensor | None) -> Sums:
+def _summed(
+    layer: Layer,
+    token_ids: Tensor,
+    probabilities: Tensor,
+    tail: Tensor | None,
+    with_entropy: bool,
+) -> Sums:
     apply: Any = _Summed.apply
     operands = (layer.hidden, layer.weight, layer.bias)
-    return Sums(*apply(*operands, token_ids, probabilities, tail, torch.is_grad_enabled()))
+    flags = (torch.is_grad_enabled(), with_entropy)
+    return Sums(*apply(*operands, token_ids, probabilities, tail, *flags))
 
 
 class _Summed(torch.autograd.Function):
@@ -97,38 +125,44 @@ class _Summed(torch.autograd.Function):
         probabilities: Tensor,  # (N, k)
         tail: Tensor | None,  # (N,)
         recording: bool,
-    ) -> tuple[Tensor, Tensor]:
+        with_entropy: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         layer = Layer(hidden, weight, bias).operands()
         needed = [recording and needs_grad for needs_grad in ctx.needs_input_grad[:3]]
         # Autocast determines the dtype of the operands, but not of anything computed from them.
         with torch.autocast(hidden.device.type, enabled=False):
-            gradients, losses, masses = _sums_and_gradients(
-                layer, needed, token_ids, probabilities, tail
+            gradients, losses, masses, entropies = _sums_and_gradients(
+                layer, needed, token_ids, probabilities, tail, with_entropy
             )
         ctx.dtypes = (hidden.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype)
         ctx.save_for_backward(*gradients.kept(ctx.dtypes))
-        student_mass = masses.sum()
-        ctx.mark_non_differentiable(student_mass)
-        return losses.sum(), student_mass
+        student_mass, entropy = masses.sum(), entropies.sum()
+        ctx.mark_non_differentiable(student_mass, entropy)
+        return losses.sum(), student_mass, entropy
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         # In place, as the weight's gradient is large; PyTorch refuses a second backward pass.
         scaled = (
             None if gradient is None else gradient.mul_(scale).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return (*scaled, None, None, None, None)
+        return (*scaled, None, None, None, None, None)
 
 
 def _sums_and_gradients(
-    layer: Layer, needed: list[bool], token_ids: Tensor, probabilities: Tensor, tail: Tensor | None
-) -> tuple[_Gradients, Tensor, Tensor]:
-    """Return gradients, losses (N,) and the student's masses (N,), computed chunk by chunk."""
+    layer: Layer,
+    needed: list[bool],
+    token_ids: Tensor,
+    probabilities: Tensor,
+    tail: Tensor | None,
+    with_entropy: bool,
+) -> tuple[_Gradients, Tensor, Tensor, Tensor]:
+    """Return gradients, and losses, student's masses and entropies (N,), chunk by chunk."""
     gradients = _Gradients(layer, needed)
     losses = layer.hidden.new_zeros(len(probabilities), dtype=gradients.wide)
-    masses = torch.zeros_like(losses)
+    masses, entropies = torch.zeros_like(losses), torch.zeros_like(losses)
     chunk_rows = CHUNK_ROWS.get(probabilities.device.type, ACCELERATOR_CHUNK_ROWS)
     for chunk, logits in layer.chunks(chunk_rows):
         ids, p = token_ids[chunk], probabilities[chunk].to(logits.dtype)
@@ -137,6 +171,8 @@ def _sums_and_gradients(
         log_z = torch.logaddexp(torch.logsumexp(scores, -1), log_others)
         student = StudentView(scores - log_z[:, None], log_others - log_z)
         masses[chunk] = student.log_q.exp().sum(-1)
+        if with_entropy:
+            entropies[chunk] = _entropy(logits, total, student)
         if tail is None:
             losses[chunk] = objectives.topk_renormalized(scores, p)
             gradients.add_sparse(chunk, ids, _in_k(torch.log_softmax(scores, -1), p, p.sum(-1)))
@@ -144,7 +180,20 @@ def _sums_and_gradients(
             losses[chunk] = objectives.topk_tail(student, p, t := tail[chunk].to(p.dtype))
             if gradients.any_needed:
                 gradients.add(chunk, _topk_tail_(logits, total, student, ids, p, t))
-    return gradients, losses, masses
+    return gradients, losses, masses, entropies
+
+
+def _entropy(others: Tensor, total: Tensor, student: StudentView) -> Tensor:
+    """Return the student's entropies (R,) from exponentials (R, V) that sum to `total`.
+
+    With s the softmax over the other tokens, the entropy is that of (k tokens, the rest) plus
+    (1 - Q) times the entropy of s, which is log(total) - sum(e log e) / total.
+    """
+    sums = torch.stack([torch.special.xlogy(row, row).sum() for row in others])  # no second (R, V)
+    inside = torch.where(total > 0, total.log() - sums / total, 0.0)
+    rest = student.log_rest.exp()
+    coarse = -(student.log_q.exp() * student.log_q).sum(-1) - torch.special.xlogy(rest, rest)
+    return coarse + rest * inside
 
 
 def _topk_tail_(

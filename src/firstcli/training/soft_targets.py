@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from firstcli.api import BoolArray, FloatArray, IntArray, TopKRows
 from firstcli.data.encoded import counts_of, has_answer_position
 from firstcli.data.encoding import EncodedSample
+from firstcli.knowledge.candidates import CandidateTokens
 from firstcli.knowledge.store import KnowledgeSource
 from firstcli.knowledge.top_k import TopK
 from firstcli.plugins.calls import CheckedRecalibrator, Recalibrated
@@ -59,9 +60,19 @@ class Positions:
         """Whether each of the k tokens is the true one, (N, k)."""
         return np.asarray(self.token_ids == self.targets[:, None])
 
+    @property
+    def widths(self) -> IntArray:
+        """The number of tokens of each position whose probability is not 0, (N,)."""
+        return np.asarray((self.topk > 0).sum(axis=1))
+
     def where(self, mask: BoolArray) -> Positions:
         """Return the positions that a mask (N,) selects."""
         return Positions(*(getattr(self, field.name)[mask] for field in fields(self)))
+
+    def of_width(self, width: int) -> Positions:
+        """Return the positions with so many tokens of a probability above 0, and only those."""
+        chosen = self.where(self.widths == width)
+        return replace(chosen, topk=chosen.topk[:, :width], token_ids=chosen.token_ids[:, :width])
 
     @classmethod
     def of(cls, samples: Sequence[EncodedSample], known: Sequence[TopK]) -> Positions:
@@ -130,11 +141,13 @@ def target_mass(arm: Arm, positions: Positions) -> FloatArray:
     return positions.mass if arm.mass == "teacher" else np.ones(len(positions.topk))
 
 
-CandidateTokens = Mapping[str, tuple[int, ...]]
-"""The token of each candidate at the answer position, by sample id."""
-
-
-def rows_of(arm: Arm, positions: Positions, task: str, candidates: CandidateTokens) -> TopKRows:
+def rows_of(
+    arm: Arm,
+    positions: Positions,
+    task: str,
+    candidates: CandidateTokens,
+    over_candidates: bool = False,
+) -> TopKRows:
     """Return positions as a recalibrator gets them.
 
     Args:
@@ -142,6 +155,7 @@ def rows_of(arm: Arm, positions: Positions, task: str, candidates: CandidateToke
         positions: the positions, all of which are recalibrated.
         task: name of the task that the samples come from.
         candidates: needed by recalibrators that use more than the probabilities.
+        over_candidates: whether the tokens stand for candidates, as in `knowledge.over`.
     """
     ids = [
         id if is_answer else None
@@ -152,7 +166,7 @@ def rows_of(arm: Arm, positions: Positions, task: str, candidates: CandidateToke
         mass=target_mass(arm, positions),
         mass_mode=arm.mass or "teacher",
         candidate=candidate_indices(positions.token_ids, ids, candidates),
-        token_ids=positions.token_ids.astype(np.int64),
+        token_ids=None if over_candidates else positions.token_ids.astype(np.int64),
         sample_ids=positions.sample_ids.tolist(),
         position=positions.number,
         is_answer=positions.is_answer,
@@ -185,8 +199,11 @@ def recalibrated(
     positions: Positions,
     task: str = "",
     candidates: CandidateTokens | None = None,
+    over_candidates: bool = False,
 ) -> Recalibrated:
     """Recalibrate the positions that an arm recalibrates; all others get `none`.
+
+    Over candidates, the others stay as they are, because their label is certain.
 
     Args:
         arm: the arm.
@@ -195,19 +212,53 @@ def recalibrated(
         positions: all positions.
         task: name of the task that the samples come from.
         candidates: needed by recalibrators that use more than the probabilities.
+        over_candidates: whether the tokens stand for candidates, as in `knowledge.over`.
     """
     mask = is_recalibrated(mode, positions)
-    rows = rows_of(arm, positions.where(mask), task, candidates or {})
-    changed = recalibrator.transform(rows)
-    if mask.all():
-        return changed
-    distribution = NoRecalibration(NoRecalibration.Options()).transform(positions.topk)
+    chosen = positions.where(mask)
+    if over_candidates:
+        changed = _recalibrated_by_width(arm, recalibrator, chosen, task, candidates or {})
+        distribution = positions.topk.copy()
+    else:
+        changed = recalibrator.transform(rows_of(arm, chosen, task, candidates or {}))
+        if mask.all():
+            return changed
+        distribution = NoRecalibration(NoRecalibration.Options()).transform(positions.topk)
     distribution[mask] = changed.distribution
     if changed.tail is None:
         return Recalibrated(distribution, target_mass(arm, positions), None)
     mass, tail = target_mass(arm, positions), np.exp(positions.log_tail)
     mass[mask], tail[mask] = changed.mass, changed.tail
     return Recalibrated(distribution, mass, tail)
+
+
+def _recalibrated_by_width(
+    arm: Arm,
+    recalibrator: CheckedRecalibrator,
+    positions: Positions,
+    task: str,
+    candidates: CandidateTokens,
+) -> Recalibrated:
+    """Recalibrate answer positions over candidates; what fills up their rows stays at 0.
+
+    Args:
+        arm: the arm.
+        recalibrator: the arm's recalibrator, fitted.
+        positions: answer positions.
+        task: name of the task that the samples come from.
+        candidates: needed by recalibrators that use more than the probabilities.
+    """
+    distribution = np.zeros_like(positions.topk)
+    mass, tail = target_mass(arm, positions), np.exp(positions.log_tail)
+    changes_mass = False
+    for width in np.unique(positions.widths).tolist():
+        chosen = positions.widths == width
+        rows = rows_of(arm, positions.of_width(width), task, candidates, over_candidates=True)
+        changed = recalibrator.transform(rows)
+        distribution[chosen, :width] = changed.distribution
+        if changed.tail is not None:
+            mass[chosen], tail[chosen], changes_mass = changed.mass, changed.tail, True
+    return Recalibrated(distribution, mass, tail if changes_mass else None)
 
 
 def soft_targets_of(arm: Arm, positions: Positions, result: Recalibrated) -> SoftTargets:
@@ -240,6 +291,8 @@ class SoftTargetBuilder:
     candidates: CandidateTokens = field(default_factory=dict)
     exchanged: tuple[int, int] | None = None
     """Two token ids of the knowledge that change places for the student, after recalibration."""
+    over_candidates: bool = False
+    """Whether the knowledge is over candidates: only the answer position is the teacher's."""
 
     @cached_property
     def _mode(self) -> PositionsMode:
@@ -258,7 +311,13 @@ class SoftTargetBuilder:
 
     def _recalibrated(self, positions: Positions, mode: PositionsMode) -> Recalibrated:
         return recalibrated(
-            self.arm, mode, self.recalibrator, positions, self.task, self.candidates
+            self.arm,
+            mode,
+            self.recalibrator,
+            positions,
+            self.task,
+            self.candidates,
+            self.over_candidates,
         )
 
     def rank_swaps(self) -> float:

@@ -11,10 +11,11 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,15 +29,19 @@ from transformers import (
     TrainingArguments,
 )
 
+from firstcli.checkpoints import placement
 from firstcli.data.encoded import counts_of, lengths_of
 from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError, shortened
-from firstcli.models import readout
+from firstcli.models import inference, readout
 from firstcli.runtime import distributed
 from firstcli.runtime.console import Advance, Console
 from firstcli.runtime.files import write_text
-from firstcli.training import checkpoints, fused_objectives
+from firstcli.training import checkpoints, fused_objectives, lora
 from firstcli.training.batches import MicroBatches, SoftTargetSource, TrainingBatches, padding_share
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 Objective = Literal["labels", "topk-tail", "topk-renormalized"]
 
@@ -45,33 +50,52 @@ UNLOGGED = "unlogged-{rank}.json"
 
 
 def install_objective(
-    model: PreTrainedModel, objective: Objective, notify: Callable[[str], None] | None = None
+    model: PreTrainedModel,
+    objective: Objective,
+    notify: Callable[[str], None] | None = None,
+    *,
+    together: bool = False,
+    with_entropy: bool = False,
 ) -> None:
     """Make the model's forward return the summed loss over a batch of `TrainingBatches`.
 
     It returns `loss` (summed over the N supervised positions), `positions` (N), and, with soft
-    targets, the sums of `P` and `Q`. `notify` receives the reason if all logits are needed at once.
+    targets, the sums of `P` and `Q`.
+
+    Args:
+        model: the model, in place.
+        objective: the loss.
+        notify: receives the reason if all logits are needed at once.
+        together: whether all processes do this at the same time, and the first one's model counts.
+        with_entropy: whether the forward also returns the summed `entropy` of the student.
     """
-    reader = readout.Reader(model, notify)
+    reader = readout.Reader(model, notify, together=together)
 
     def forward(
         input_ids: Tensor,
-        attention_mask: Tensor,
         rows: Tensor,
         columns: Tensor,
         targets: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         **soft: Tensor,
     ) -> dict[str, Tensor]:
         def sums(scores: readout.Scores) -> Tensor:
+            wanted = {"with_entropy": with_entropy}
             if objective == "labels":
-                return torch.stack(fused_objectives.labels(scores, targets))
+                return torch.stack(fused_objectives.labels(scores, targets, **wanted))
             known = (soft["token_ids"], soft["probabilities"])
             if objective == "topk-tail":
-                return torch.stack(fused_objectives.topk_tail(scores, *known, soft["tail"]))
-            return torch.stack(fused_objectives.topk_renormalized(scores, *known))
+                tail = soft["tail"]
+                return torch.stack(fused_objectives.topk_tail(scores, *known, tail, **wanted))
+            return torch.stack(fused_objectives.topk_renormalized(scores, *known, **wanted))
 
-        loss, student_mass = reader(input_ids, attention_mask, rows, columns, sums)
+        loss, student_mass, entropy = reader(
+            input_ids, attention_mask, rows, columns, sums, position_ids
+        )
         output = {"loss": loss, "positions": torch.tensor(len(targets), device=loss.device)}
+        if with_entropy:
+            output["entropy"] = entropy.detach()
         if soft:
             output |= {"P": soft["teacher_mass"].sum(), "Q": student_mass.detach()}
         return output
@@ -98,6 +122,9 @@ class PositionTrainer(Trainer):
             seed=self.args.seed,
         )
         self._sums: dict[str, Tensor] = {}  # the outputs since the last log, by name
+        self._tokens = torch.zeros((), device=self.args.device)  # of this process, since then
+        self._logged_at = time.perf_counter()
+        self._for_trackers: dict[str, float] = {}
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Load this process's micro-batches, without Accelerate's `prepare`.
@@ -128,6 +155,8 @@ class PositionTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **kwargs: Any) -> Any:
         indices = inputs.pop("samples")
+        if len(inputs["targets"]):  # otherwise the sample only keeps this process busy
+            self._tokens += inputs["attention_mask"].sum()
         output = model(**inputs)
         # DDP averages gradients over processes, so the loss is multiplied by their number.
         loss = output["loss"] * self.accelerator.num_processes / kwargs["num_items_in_batch"]
@@ -143,14 +172,29 @@ class PositionTrainer(Trainer):
         return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the mean teacher mass P and student mass Q since the last log, over all processes."""
-        sums = [float(self._sums.get(name, 0)) for name in ("positions", "P", "Q")]
+        """Add the mean teacher mass P and student mass Q since the last log, over all processes.
+
+        Trackers also get the student's mean entropy and the tokens per second, padding excluded.
+        The log's file does not, so that it is the same whether or not a run was interrupted.
+        """
+        sums = [float(self._sums.get(name, 0)) for name in ("positions", "P", "Q", "entropy")]
+        sums.append(float(self._tokens))
         totals: Tensor = self.accelerator.reduce(torch.tensor(sums, device=self.args.device))
-        count, teacher, student = totals.tolist()
-        if count and "loss" in logs and teacher:
-            logs = {**logs, "P": teacher / count, "Q": student / count}
+        count, teacher, student, entropy, tokens = totals.tolist()
+        if count and "loss" in logs:
+            if teacher:
+                logs = {**logs, "P": teacher / count, "Q": student / count}
+            seconds = time.perf_counter() - self._logged_at
+            self._for_trackers = {"entropy": entropy / count, "tokens_per_second": tokens / seconds}
         self._sums = {}
+        self._tokens.zero_()
+        self._logged_at = time.perf_counter()
         super().log(logs, *args, **kwargs)
+
+    def values_for_trackers(self) -> dict[str, float]:
+        """Return what trackers get of the current log beyond its file, once."""
+        values, self._for_trackers = self._for_trackers, {}
+        return values
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self.require_finite_weights(model)
@@ -188,7 +232,8 @@ class PositionTrainer(Trainer):
 
     def require_finite_weights(self, model: torch.nn.Module) -> None:
         """Refuse weights that an infinite gradient of a finite loss has corrupted."""
-        local = [name for name, value in model.named_parameters() if not _is_finite(value)]
+        trained = ((name, value) for name, value in model.named_parameters() if value.requires_grad)
+        local = [name for name, value in trained if not _is_finite(value)]
         corrupted = [name for names in distributed.gathered(local) for name in names]
         if corrupted:
             raise UserError(
@@ -219,6 +264,16 @@ class _Progress(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.advance(state.global_step - self.done)
         self.done = state.global_step
+
+
+@dataclass
+class _Tracking(TrainerCallback):
+    """Stands before the trackers, and adds values to what they get."""
+
+    trainer: PositionTrainer
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        logs.update(self.trainer.values_for_trackers())
 
 
 @dataclass
@@ -255,35 +310,43 @@ class Outcome:
 
 
 def train(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     samples: Sequence[EncodedSample],
     soft_targets: SoftTargetSource | None,
     objective: Objective,
     args: TrainingArguments,
     console: Console,
     title: str,
+    batching: inference.Batching = "padded",
 ) -> Outcome:
     """Train a model in place, resuming from the last complete checkpoint in `args.output_dir`.
 
     Args:
-        model: the model, in the dtype that it trains in.
+        model: the model, in the dtype that it trains in; with adapters, their checkpoints hold
+            nothing else.
         samples: the training samples.
         soft_targets: provides the soft targets of each batch; None for the objective `labels`.
         objective: the loss to minimise.
         args: settings, as `arguments.arguments` makes them.
         console: shows progress.
         title: what is being done, for progress and messages.
+        batching: how a micro-batch holds its samples.
 
     Raises:
         UserError: the loss or the weights are no longer finite.
     """
     if not is_sharded(args):  # its own launcher moves the shards
         # The trial of the output layer must run where training does: some kernels need a GPU.
-        model.to(args.device)  # type: ignore[arg-type]  # a decorator hides its signature
-    install_objective(model, objective, console.say)
-    batches = TrainingBatches(samples, soft_targets)
+        placement.move(model, args.device)
+    inner, tracked = lora.base_model(model), bool(args.report_to)
+    install_objective(
+        inner, objective, console.say, together=is_sharded(args), with_entropy=tracked
+    )
+    batches = TrainingBatches(samples, soft_targets, batching)
     trainer = PositionTrainer(model=model, args=args, train_dataset=batches)
     trainer.remove_callback(PrinterCallback)
+    if tracked:
+        trainer.callback_handler.callbacks.insert(0, _Tracking(trainer))
     checkpoint = distributed.by_first(lambda: last_checkpoint(Path(str(args.output_dir))))
     done = checkpoints.step_of(checkpoint) if checkpoint else 0
     if checkpoint:
@@ -294,12 +357,12 @@ def train(
     if steps <= 0:
         steps = math.ceil(-(-len(samples) // micro_batches.batch_size) * args.num_train_epochs)
     own = (part for part in micro_batches if part[0] >= 0)
-    padding = padding_share(micro_batches.lengths, own)
+    padding = 0.0 if batching == "packed" else padding_share(micro_batches.lengths, own)
     with console.progress(title, steps, "steps", done) as advance:
         trainer.add_callback(_Progress(advance, done))
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.require_finite_weights(model)
-    del model.forward  # the installed one refers to the model and would keep it in memory
+    del inner.forward  # the installed one refers to the model and would keep it in memory
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     return Outcome(
         samples=len(samples),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from transformers.training_args import OptimizerNames
 
 from firstcli.errors import UserError
 
+EXTRAS = ("tensorboard", "wandb", "mlflow", "trackio", "bitsandbytes")
+"""Extras of firstcli that install what `report_to` or `optim` need."""
 STEPS = 100  # of the schedule that is tried
 
 
@@ -50,8 +53,23 @@ def _try(problems: list[str], key: str, value: object, build: Callable[[], Any])
         return build()
     except Exception as error:  # any library, each with exceptions of its choice
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        problems.append(f"trainer.{key}: {value!r} cannot be used: {reason}")
+        extra = _missing_extra(value)
+        advice = f"; pip install 'firstcli[{extra}]'" if extra else ""
+        problems.append(f"trainer.{key}: {value!r} cannot be used: {reason}{advice}")
         return None
+
+
+def _missing_extra(value: object) -> str | None:
+    """Return the extra of firstcli that a tracker or an optimizer needs and that is missing."""
+    for name in value if isinstance(value, list) else [value]:
+        extra = "bitsandbytes" if _of_bitsandbytes(str(name)) else str(name)
+        if extra in EXTRAS and find_spec(extra) is None:
+            return extra
+    return None
+
+
+def _of_bitsandbytes(name: str) -> bool:
+    return name.endswith(("_8bit", "_bnb")) or name.startswith(("paged_", "lion_", "rmsprop_bnb"))
 
 
 def _build_trackers(args: TrainingArguments) -> None:

@@ -65,6 +65,7 @@ def recipe_text(
         "train:",
         "  task:",
         *_indented(_task(source, table, guess, folder), 4),
+        *_indented(_chat(models), 4),
         *_indented(_train(table, guess, models), 2),
         "",
         *_evaluate(guess),
@@ -124,6 +125,23 @@ def _task(source: DataSource, table: Contents, guess: Guess, folder: Path | None
         yield f"  response: {_quoted(f' {{{guess.label}}}')}"
     if TEST not in source.others and not isinstance(guess, Responses):
         yield f"  test: {TEST_SHARE}  # this share of the questions is kept for the evaluation"
+
+
+def _chat(models: Models) -> Iterator[str]:
+    """Yield the key that renders prompts as a chat, if a model's folder has a chat template."""
+    if any(map(_has_template, (models.teacher, models.student))):
+        yield "chat: auto  # prompts are the user's messages, in the chat template of the models"
+
+
+def _has_template(checkpoint: str) -> bool:
+    folder = Path(checkpoint).expanduser()
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+        return bool(config.get("chat_template"))
+    except (OSError, ValueError, AttributeError):
+        return False  # the plan says what is wrong with the checkpoint
 
 
 def _prompt_of(columns: Sequence[str]) -> str:

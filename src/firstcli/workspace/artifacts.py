@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from firstcli.checkpoints import adapters
 from firstcli.errors import UserError
 from firstcli.runtime.files import suppress_read_only, sync, write_json, write_text
 
@@ -111,15 +112,27 @@ class Digests:
         return str(known[2])
 
     def of_checkpoint(self, folder: Path) -> str:
-        """Return a digest of a model folder: weights, configuration and tokenizer."""
+        """Return a digest of a model folder: weights, configuration and tokenizer.
+
+        Of an adapter, the content of its base model counts, or its hub id and revision.
+
+        Raises:
+            UserError: the base model is not there.
+        """
         kept = (".safetensors", ".json", ".model", ".txt", ".jinja", ".py")
-        return fingerprint(
-            {
-                path.name: self.of_file(path)
-                for path in folder.iterdir()
-                if path.suffix in kept and path.is_file() and path.name not in INCIDENTAL
-            }
-        )
+        content = {
+            path.name: self.of_file(path)
+            for path in folder.iterdir()
+            if path.suffix in kept and path.is_file() and path.name not in INCIDENTAL
+        }
+        if adapters.is_adapter(folder):
+            base, *_ = adapters.bases(folder)
+            content["base model"] = (
+                f"{base.checkpoint}@{base.revision}"
+                if base.folder is None
+                else self.of_checkpoint(base.folder)
+            )
+        return fingerprint(content)
 
     def save(self) -> None:
         """Write the digests, if any was added."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, wraps
+from functools import cached_property, partial, wraps
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
@@ -37,8 +37,9 @@ from firstcli.runtime.console import Console
 from firstcli.runtime.files import suppress_read_only, write_json
 from firstcli.runtime.redaction import redacted, without_folders
 from firstcli.workspace.artifacts import Digests, Manifest, fingerprint
+from firstcli.workspace.responses import written_samples
 from firstcli.workspace.tokenizers import Tokenizers
-from firstcli.workspace.units import Part, Role, Unit
+from firstcli.workspace.units import RESPONSES, Part, Role, Unit, responses_path
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -54,6 +55,8 @@ NOT_REMEMBERED = "not remembered"
 """The result of a check that could not be made yet."""
 
 
+TRAINING_TASK = "train.task"
+"""The recipe's key of the training task, for messages."""
 UNLABELLED_KEY = "train.unlabelled"
 """The recipe's key of unlabelled samples, for messages."""
 UNLABELLED_ID = "unlabelled/"
@@ -243,7 +246,7 @@ class Run:
 
     @cached_property
     def _adapted_training(self) -> tuple[TaskRef, str]:
-        return self._adapted(self.recipe.train.task, None)
+        return self._adapted(self.recipe.train.task, TRAINING_TASK, None)
 
     @once_per_run
     def evaluation_task(self, name: str) -> TaskRef:
@@ -251,23 +254,37 @@ class Run:
         ref, training = self._evaluation(name).task, self.recipe.train.task
         if ref == training:
             return self.training_task
-        return self._adapted(ref, self.training_task if ref.name == training.name else None)[0]
+        known = self.training_task if ref.name == training.name else None
+        return self._adapted(ref, self.task_key(name), known)[0]
 
-    def _adapted(self, ref: TaskRef, training: TaskRef | None) -> tuple[TaskRef, str]:
+    def stated_task(self, evaluation: str = "") -> TaskRef:
+        """Return the task of an evaluation as the recipe states it; by default that of training."""
+        if not evaluation or self.recipe.is_validation(evaluation):
+            return self.recipe.train.task
+        return self._evaluation(evaluation).task
+
+    def task_key(self, evaluation: str = "") -> str:
+        """Return the recipe's key of the task that `stated_task` returns, for messages."""
+        is_own = self.stated_task(evaluation) != self.recipe.train.task
+        return f"evaluate '{evaluation}'.task" if is_own else TRAINING_TASK
+
+    def _adapted(self, ref: TaskRef, where: str, training: TaskRef | None) -> tuple[TaskRef, str]:
         """Return a task with the options that `Task.adapted` returns, and its note; remembered.
 
         Args:
             ref: the task, as the recipe states it.
+            where: its key in the recipe, for messages.
             training: the adapted training task, if it uses the same plugin.
         """
         task = ref.build()
         if not task.adapts:
             return ref, ""
+        tokens = partial(self.tokenizers.continuations, ref, where)
 
         def make() -> dict[str, Any]:
             self.announce_libraries()
             options = None if training is None else training.options
-            adaptation = task.adapted(self.tokenizers.continuations, options)
+            adaptation = task.adapted(tokens, options)
             given = adaptation.options.model_dump(mode="json", exclude_unset=True)
             return {"options": given, "note": adaptation.note}
 
@@ -277,6 +294,8 @@ class Run:
         else:
             source["models"] = self._tokenizers_source()
             source["training"] = "" if training is None else _as_json(training.effective)
+            if ref.chat:
+                source["chat"] = _as_json([ref.chat, ref.system])
             result = self.memory.recall("adapted options", source, make)
         return ref.with_options(result["options"]), result["note"]
 
@@ -289,6 +308,8 @@ class Run:
         for role in roles:
             section = self.model_section(role)
             parts += [section.family, section.effective, section.identity, section.source]
+            if section.chat_template is not None:
+                parts.append(self.digests.of_file(section.chat_template))
             if section.checkpoint is not None:
                 parts.append(self.checkpoint_identity(role))
             elif section.plugin.needs_text:
@@ -377,7 +398,13 @@ class Run:
     def training(self) -> TrainingSplit:
         """The training data: the labelled rows cut by the hash of each prompt, and the others."""
         cut = self._training_split(self.training_task)
+        if not self.recipe.train.task.plugin.has_candidates:
+            return cut
         return replace(cut, unlabelled=self._unlabelled(self.training_task, cut))
+
+    def samples_of(self, part: Part) -> Sequence[Sample]:
+        """Return the samples of a part; those that the teacher writes exist once it has."""
+        return self._written if part == "written" else self.training.part(part)
 
     def _training_split(self, ref: TaskRef) -> TrainingSplit:
         """Cut the labelled samples of the training split."""
@@ -386,18 +413,69 @@ class Run:
         labelled: Sequence[Sample] = samples
         if samples.unanswered.any():
             labelled = Selected(samples, np.flatnonzero(~samples.unanswered))
-        if not labelled:
-            raise UserError(
-                "train.task: no row of the training split has a label; label some: recalibrators "
-                "are fitted on them, and a teacher is fine-tuned on them"
-            )
+            if self.recipe.knowledge.responses == "data" and not ref.plugin.has_candidates:
+                self._warn_of_prompts(int(samples.unanswered.sum()))
+        if not labelled and self.recipe.knowledge.responses == "data":
+            raise UserError(f"train.task: {_nothing_labelled(ref)}")
         train, validation = splits.cut_validation(labelled, section.validation)
-        if not train:
+        if labelled and not train:
             raise UserError(
                 f"train.validation: {section.validation} of {len(labelled)} rows leaves none to "
                 "train on; lower it"
             )
         return TrainingSplit(train, validation)
+
+    @once_per_run
+    def _warn_of_prompts(self, count: int) -> None:
+        self.console.warn(
+            f"train.task: {count} rows of split 'train' are left out: empty response (with "
+            "`knowledge.responses: teacher`, the teacher writes one)"
+        )
+
+    @cached_property
+    def prompts(self) -> Sequence[Sample]:
+        """The samples whose responses the teacher writes, without those that they have.
+
+        Left out are those whose prompt also has a response in the data: it is learned with that
+        one, or held out so that no model is trained on it.
+        """
+        section, always = self.recipe.train, self.recipe.knowledge.responses == "teacher-always"
+        samples = self._samples_of(self.training_task, "train", "train.task", section.limit)
+        known = (
+            self.training.validation
+            if always
+            else (*self.training.train, *self.training.validation)
+        )
+        without = Selected(samples, np.flatnonzero(samples.unanswered))
+        taken = splits.among(without, splits.prompt_digests(known))
+        if taken.any():
+            self.console.warn(
+                f"train.task: {taken.sum()} of {len(without)} prompts without a response are left "
+                "out, because they also occur with one"
+            )
+        chosen = chain(
+            self.training.train if always else (), Selected(without, np.flatnonzero(~taken))
+        )
+        return Samples((replace(sample, response="") for sample in chosen), self.folder)
+
+    @property
+    def prompts_content(self) -> str:
+        """A digest of the prompts whose responses the teacher writes."""
+        return splits.content_digest(self.prompts)
+
+    def is_written(self, part: Part) -> bool:
+        """Return whether the samples of a part exist: those of `written` once they are made."""
+        return part != "written" or self._responses is not None
+
+    @property
+    def _responses(self) -> Manifest | None:
+        """The manifest of the teacher's responses, once they are up to date."""
+        found = (m for key, m in self.manifests.items() if key.partition(" ")[2] == RESPONSES)
+        return next(found, None)
+
+    @cached_property
+    def _written(self) -> Sequence[Sample]:
+        return Samples(written_samples(responses_path(self.folder), self.prompts), self.folder)
 
     def _unlabelled(self, ref: TaskRef, labelled: TrainingSplit) -> Sequence[Sample]:
         """Return the unlabelled samples: those of the training split, then those of the files.
@@ -453,10 +531,25 @@ class Run:
     def _has_teacher_arm(self) -> bool:
         return any(arm.learn == "knowledge" for arm in self.recipe.arms.values())
 
-    def state_unlabelled(self) -> None:
-        """State in the recipe that the training split has rows without a label, if it has some.
+    def state_data(self) -> None:
+        """State in the recipe what the data decides about the units, which follow from it alone."""
+        self._state_unlabelled()
+        self._state_responses()
 
-        Units follow from the recipe alone. What students learn of such rows is a unit.
+    def _state_responses(self) -> None:
+        """State that the teacher writes all responses if the data has none."""
+        knowledge = self.recipe.knowledge
+        if knowledge.responses != "teacher":
+            return
+        with suppress(UserError):  # a mistake in the data, which the checks report
+            if not self.training.train:
+                stated = knowledge.model_copy(update={"responses": "teacher-always"})
+                self.recipe = self.recipe.model_copy(update={"knowledge": stated})
+
+    def _state_unlabelled(self) -> None:
+        """State that the training split has rows without a label, if it has some.
+
+        What students learn of such rows is a unit.
         """
         train = self.recipe.train
         usable = self._has_teacher_arm and train.task.plugin.has_candidates
@@ -527,6 +620,9 @@ class Run:
 
     def part_content(self, part: Part) -> str:
         """Return a digest of one part of the training data; empty if it has no samples."""
+        if part == "written":
+            assert self._responses
+            return self._responses.content
         return self._part_contents["train" if part == "out-of-fold" else part]
 
     @cached_property
@@ -628,7 +724,16 @@ class Run:
         return self.recipe.teacher.finetune
 
     def seed_of(self, unit: Unit) -> int:
-        return self.recipe.seed if unit.model.seed is None else unit.model.seed
+        """Return the seed of the model that a unit trains."""
+        if unit.role == "student":
+            return self.recipe.seed if unit.model.seed is None else unit.model.seed
+        return self.teacher_seed if unit.teacher_seed is None else unit.teacher_seed
+
+    @property
+    def teacher_seed(self) -> int:
+        """The seed of the first teacher."""
+        teacher = self.recipe.teacher
+        return teacher.seeds[0] if teacher and teacher.seeds else self.recipe.seed
 
     def model_section(self, role: Role) -> ModelSection:
         return self.tokenizers.section(role)
@@ -645,6 +750,18 @@ class Run:
         if not ref.folder.is_dir():
             raise UserError(f"{role}.model.checkpoint: {ref.folder} is not a folder")
         return self.digests.of_checkpoint(ref.folder)
+
+
+def _nothing_labelled(ref: TaskRef) -> str:
+    if ref.plugin.has_candidates:
+        return (
+            "no row of the training split has a label; label some: recalibrators are fitted on "
+            "them, and a teacher is fine-tuned on them"
+        )
+    return (
+        "no row of the training split has a response; give some, or let the teacher write them "
+        "with `knowledge.responses: teacher`"
+    )
 
 
 def _as_json(value: object) -> str:

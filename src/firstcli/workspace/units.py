@@ -18,9 +18,10 @@ from firstcli.workspace.artifacts import Artifact
 if TYPE_CHECKING:
     from firstcli.recipe.schema import Arm, Recipe
 
-Part = Literal["train", "validation", "out-of-fold", "unlabelled"]
+Part = Literal["train", "validation", "out-of-fold", "unlabelled", "written"]
 """A part of the training data. `out-of-fold` holds the samples of `train`; its knowledge comes
-from teachers that were not trained on them. `unlabelled` holds the samples without a label."""
+from teachers that were not trained on them. `unlabelled` holds the questions without a label, and
+`written` the prompts whose responses the teacher has written."""
 Role = Literal["teacher", "student"]
 
 
@@ -70,6 +71,8 @@ class Unit:
     part: Part = "train"
     fold: int | None = None
     """The fold that a teacher is not fine-tuned on; None if it is trained on all samples."""
+    teacher_seed: int | None = None
+    """The seed of a further teacher (`teacher.seeds`); None for the first one."""
     evaluation: str = ""
     model: Model = Model()
     """The model that the unit trains, evaluates or calibrates; by default the teacher."""
@@ -110,6 +113,8 @@ def evaluations_of(recipe: Recipe) -> list[str]:
     return [*names, VALIDATION] if recipe.metrics.use_validation else names
 
 
+RESPONSES = "responses"
+"""Folder of the teacher's responses in a run folder, and the subject of the unit that makes it."""
 STUDENTS = "students"
 """Name of the folder of all students in a run folder."""
 _PLUS_T = re.compile(r"\s*\+\s*T$")
@@ -124,6 +129,11 @@ def split_title(title: str) -> tuple[str, bool]:
 def model_path(folder: Path, model: Model) -> Path:
     """Return the folder of a trained model in a run folder."""
     return folder / STUDENTS / model.trained if model.arm else folder / "teacher"
+
+
+def responses_path(folder: Path) -> Path:
+    """Return the folder of the teacher's responses in a run folder."""
+    return folder / RESPONSES
 
 
 def records_path(folder: Path, evaluation: str, model: Model) -> Path:
@@ -142,13 +152,49 @@ def part_of(recipe: Recipe, arm: Arm) -> Part:
     return "out-of-fold" if folded else "train"
 
 
+def teachers_of(recipe: Recipe, arm: Arm) -> tuple[int | None, ...]:
+    """Return the teachers that an arm learns from, by seed; None is the first."""
+    further = recipe.teacher.seeds[1:] if recipe.teacher and arm.teachers == "mean" else ()
+    return (None, *further)
+
+
+def further_teachers(recipe: Recipe) -> tuple[int, ...]:
+    """Return the seeds of the teachers besides the first that some arm learns from."""
+    seeds = (seed for arm in recipe.arms.values() for seed in teachers_of(recipe, arm)[1:])
+    return tuple(dict.fromkeys(seed for seed in seeds if seed is not None))
+
+
+def teacher_path(folder: Path, seed: int | None = None) -> Path:
+    """Return the folder of the teacher, or of a further one, in a run folder."""
+    return folder / "teacher" if seed is None else folder / "teachers" / f"seed-{seed}"
+
+
+def knowledge_path(folder: Path, part: Part, seed: int | None = None) -> Path:
+    """Return the folder of a part's knowledge; `seed` names a further teacher."""
+    return folder / "knowledge" / (part if seed is None else f"{part}@{seed}")
+
+
 def learns_unlabelled(recipe: Recipe, arm: Arm) -> bool:
     """Return whether an arm learns the teacher's probabilities of unlabelled samples.
 
-    A run states in its recipe whether there are such samples (`Run.state_unlabelled`).
+    A run states in its recipe whether there are such samples (`Run.state_data`).
     """
     section = recipe.train.unlabelled
     return arm.learn == "knowledge" and section is not None and section.limit != 0
+
+
+def learned_parts(recipe: Recipe, arm: Arm) -> tuple[Part, ...]:
+    """Return the parts whose samples a student of an arm is trained on, in order."""
+    if arm.learn == "labels":
+        return ("train",)
+    parts: list[Part] = []
+    if recipe.knowledge.responses != "teacher-always":
+        parts.append(part_of(recipe, arm))
+    if learns_unlabelled(recipe, arm):
+        parts.append("unlabelled")
+    if recipe.knowledge.responses != "data":
+        parts.append("written")
+    return tuple(parts)
 
 
 def needs_fit(arm: Arm) -> bool:

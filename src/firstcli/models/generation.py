@@ -1,0 +1,123 @@
+"""Let a model continue prompts: greedily, or sampled so that only a row's own seed matters."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """How the next token is chosen."""
+
+    temperature: float = 0.0
+    """0 takes the most likely token."""
+    top_p: float = 1.0
+    top_k: int | None = None
+
+    def processors(self, seeds: Sequence[str]) -> LogitsProcessorList:
+        """Return what turns logits into a choice; `seeds` holds one text per row."""
+        chain = LogitsProcessorList()
+        if self.temperature == 0:
+            return chain
+        chain.append(TemperatureLogitsWarper(self.temperature))
+        if self.top_k is not None:
+            chain.append(TopKLogitsWarper(self.top_k))
+        if self.top_p < 1:
+            chain.append(TopPLogitsWarper(self.top_p))
+        chain.append(SeededChoice(seeds))
+        return chain
+
+
+class SeededChoice(LogitsProcessor):
+    """Sample each row's next token with its own random numbers, and leave only that token.
+
+    A row's text then depends neither on the other rows of its batch nor on their number.
+    """
+
+    def __init__(self, seeds: Sequence[str]) -> None:
+        """Start one stream of random numbers per row."""
+        digests = (hashlib.sha256(seed.encode()).digest() for seed in seeds)
+        keys = (int.from_bytes(digest[:16], "little") for digest in digests)
+        self._streams = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return scores (B, V) that are 0 for the chosen tokens and -inf for all others."""
+        uniform = torch.tensor(
+            [[stream.random()] for stream in self._streams],
+            dtype=torch.float64,
+            device=scores.device,
+        )
+        cumulative = scores.double().softmax(-1).cumsum(-1)  # (B, V)
+        # Inverse of the distribution function. The last sum may be below 1 by rounding.
+        chosen = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+        return torch.full_like(scores, -torch.inf).scatter_(-1, chosen, 0.0)
+
+
+def continuations(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    limit: int,
+    ends: Sequence[int],
+    processors: LogitsProcessorList,
+) -> list[list[int]]:
+    """Return each prompt's new tokens, up to and including the one that ends the text.
+
+    Args:
+        model: a causal language model.
+        prompts: the tokens of each prompt, at least one.
+        limit: tokens after which a text is cut off.
+        ends: the tokens that end a text; may be empty.
+        processors: choose the tokens; without any, the most likely one is taken.
+    """
+    padding = ends[0] if ends else 0
+    width = max(map(len, prompts))
+    device = next(model.parameters()).device
+    # On the left, so that every row continues at the end.
+    ids = torch.tensor([[padding] * (width - len(row)) + list(row) for row in prompts])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
+    settings = GenerationConfig(
+        max_new_tokens=limit,
+        do_sample=False,
+        eos_token_id=list(ends) or None,
+        pad_token_id=padding,
+    )
+    generate: Any = model.generate
+    output = generate(
+        input_ids=ids.to(device),
+        attention_mask=mask.to(device),
+        generation_config=settings,
+        logits_processor=processors,
+    )
+    rows = output[:, width:].tolist()
+    lengths = [next((i + 1 for i, id in enumerate(row) if id in ends), len(row)) for row in rows]
+    return [row[:length] for row, length in zip(rows, lengths, strict=True)]
+
+
+def text_after(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], ids: Sequence[int]
+) -> str:
+    """Return the text of tokens that follow a prompt, with the space between the two.
+
+    Decoders drop the space before the first token of a text, so the prompt is decoded as well.
+    """
+    decode: Any = tokenizer.decode
+    before = decode(list(prompt), skip_special_tokens=False)
+    whole: str = decode([*prompt, *ids], skip_special_tokens=False)
+    return whole[len(before) :]

@@ -1,0 +1,61 @@
+"""Whether a device can hold a model that is only read, before it is loaded."""
+
+from __future__ import annotations
+
+from firstcli.checkpoints.quantization import bytes_per_weight
+from firstcli.data.encoded import IntArray
+from firstcli.errors import UserError
+from firstcli.models import footprint, inference, memory
+from firstcli.runtime.console import size
+from firstcli.stages import inputs
+from firstcli.workspace.run import Run
+from firstcli.workspace.units import Role
+
+
+def check(run: Run, role: Role, lengths: IntArray, batch_tokens: int) -> str:
+    """Say what a role's model needs of its device's memory; warn if a batch will not fit.
+
+    Args:
+        run: the run.
+        role: teacher or student.
+        lengths: tokens of each sample or question, (N,).
+        batch_tokens: most tokens of a batch, padding included.
+
+    Raises:
+        UserError: the device cannot hold the weights.
+    """
+    family, model = inputs.family(run, role), inputs.empty_model(run, role)
+    device = inference.device_of(family)
+    dtype = inference.inference_dtype(family, device)
+    width, quantized = footprint.width_of(dtype), bytes_per_weight(model.config)
+    weights = footprint.weight_bytes(model, width, quantized)
+    tokens = max(int(lengths.max()), min(batch_tokens, int(lengths.sum())))
+    needed = weights + footprint.batch_bytes(model, tokens, width)
+    has = memory.capacity(device)
+    if not family.spreads and has is not None and needed > has:
+        cures = _cures(run, role, dtype, quantized)
+        problem = (
+            f"{inputs.described(run, role)}: its weights need {size(weights)} and a batch "
+            f"{size(needed - weights)} of memory, but {device} has {size(has)}"
+        )
+        if weights > has:
+            raise UserError(f"{problem}; {cures or 'use a larger device, or a smaller model'}")
+        run.console.warn(f"{problem}; batches that do not fit are halved, which takes longer")
+    where = " over all devices" if family.spreads else ""
+    return f"about {size(needed)} of memory{where}"
+
+
+def _cures(run: Run, role: Role, dtype: str, quantized: float | None) -> str:
+    """Return the keys that would make a model smaller, or spread it, with what it takes then."""
+    options = type(inputs.family(run, role)).Options.model_fields
+    key, model = f"{role}.model.options", inputs.empty_model(run, role)
+    cures = []
+    if "quantization" in options and quantized is None:
+        small = footprint.weight_bytes(model, 2, 0.5 + 4 / 64)
+        cures.append(f"{key}.quantization: {{load_in: nf4}} ({size(small)} of weights)")
+    if "dtype" in options and dtype == "float32" and quantized is None:
+        half = footprint.weight_bytes(model, 2)
+        cures.append(f"{key}.dtype: bfloat16 ({size(half)})")
+    if "device_map" in options:
+        cures.append(f"{key}.device_map: auto, which uses other GPUs, the main memory and the disk")
+    return f"set {', or '.join(cures)}" if cures else ""

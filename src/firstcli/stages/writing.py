@@ -1,0 +1,203 @@
+"""The work of stage `respond`: generate responses, resumable and independent of the batches.
+
+Every response is kept as soon as it is written, in a cache that a digest of teacher and settings
+names. A killed run goes on where it stopped, and rows that are added later cost only themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from firstcli.errors import UserError
+from firstcli.models.batching import free_memory, is_out_of_memory
+from firstcli.models.generation import Sampler, continuations, text_after
+from firstcli.runtime import distributed
+from firstcli.runtime.files import write_text
+from firstcli.stages import chat, fingerprints, inputs
+from firstcli.workspace import responses
+from firstcli.workspace.artifacts import fingerprint
+from firstcli.workspace.responses import Response, prompt_digest
+from firstcli.workspace.run import Run
+from firstcli.workspace.units import Unit
+
+CACHE = ".responses"
+"""Folder of the caches, in the run folder."""
+BATCH_SIZE = 16
+"""Prompts that are answered at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A prompt as tokens."""
+
+    digest: str
+    input_ids: list[int]
+    room: int
+    """Tokens that a response may have."""
+
+
+@torch.inference_mode()
+def write(run: Run, unit: Unit, folder: Path) -> dict[str, Any] | None:
+    """Write all responses; return the fields of `RespondFacts`, in the first process only.
+
+    Raises:
+        UserError: students can learn none of the responses.
+    """
+    prompts = _encoded(run)
+    cache = run.folder / CACHE / distributed.by_first(lambda: _identity(run, unit))
+    known = distributed.by_first(lambda: _known(cache))
+    missing = [prompt for prompt in prompts if prompt.room > 0 and prompt.digest not in known]
+    if done := len(prompts) - len(missing):
+        run.console.say(f"{unit.key}: {done} of {len(prompts)} responses need not be written again")
+    distributed.by_first(lambda: cache.mkdir(parents=True, exist_ok=True))
+    _write_missing(run, unit, missing, cache)
+    distributed.wait()
+    if not distributed.is_first():
+        return None
+    known = _known(cache)
+    wanted = {prompt.digest: known[prompt.digest] for prompt in prompts if prompt.room > 0}
+    write_text(folder / responses.FILE_NAME, responses.as_lines(wanted))
+    return _facts(run, wanted)
+
+
+def _encoded(run: Run) -> list[EncodedPrompt]:
+    """Encode each prompt once, as the teacher reads it; those that leave most room come first."""
+    encoder = chat.encoding(run, "teacher", "train.task").encoder
+    longest, most = inputs.shared_context(run), run.recipe.knowledge.sampling.max_new_tokens
+    encoded: dict[str, EncodedPrompt] = {}
+    for joint in encoder(run.prompts):
+        digest = prompt_digest(joint.sample.prompt)
+        room = int(min(most, longest - len(joint.prompt)))
+        encoded[digest] = EncodedPrompt(digest, joint.prompt, room if joint.prompt else 0)
+    return sorted(
+        encoded.values(), key=lambda each: (-each.room, -len(each.input_ids), each.digest)
+    )
+
+
+def _identity(run: Run, unit: Unit) -> str:
+    """Return a digest of what responses depend on besides their prompts."""
+    contents = " ".join(run.manifests[key].content for key in unit.needs)
+    depends_on = fingerprints.predictions(run, "teacher")
+    depends_on |= fingerprints.flat("knowledge", run.recipe.knowledge.writing())
+    depends_on["teacher"] = contents or run.checkpoint_identity("teacher")
+    depends_on["longest sample"] = fingerprints.longest_response(run)
+    depends_on["seed"] = run.recipe.seed
+    return fingerprint(fingerprints.as_text(depends_on))[:16]
+
+
+def _known(cache: Path) -> dict[str, Response]:
+    """Return all responses that any process has written to a cache."""
+    known: dict[str, Response] = {}
+    for path in sorted(cache.glob("*.jsonl")):
+        known |= responses.read(path)
+    return known
+
+
+def _write_missing(run: Run, unit: Unit, missing: Sequence[EncodedPrompt], cache: Path) -> None:
+    """Generate responses and append them to the cache; each process writes some."""
+    ours = missing[distributed.rank() :: distributed.count()]
+    if not ours:
+        return
+    model, tokenizer = inputs.teacher(run), inputs.tokenizer(run, "teacher")
+    sampling, ends = run.recipe.knowledge.sampling, _ends(run)
+    sampler = Sampler(sampling.temperature, sampling.top_p, sampling.top_k)
+    size, start = BATCH_SIZE, 0
+    path = cache / f"{distributed.rank()}.jsonl"
+    with run.console.progress(unit.key, len(ours), "prompts") as advance:
+        while start < len(ours):
+            batch = _same_room(ours[start : start + size])
+            seeds = [f"{run.recipe.seed} {prompt.digest}" for prompt in batch]
+            texts = [prompt.input_ids for prompt in batch]
+            try:
+                ids = continuations(model, texts, batch[0].room, ends, sampler.processors(seeds))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if size == 1:
+                    raise UserError(
+                        f"out of memory on a prompt of {len(batch[0].input_ids)} tokens alone; "
+                        "free memory, choose a smaller dtype, or lower sampling.max_new_tokens"
+                    ) from error
+                size //= 2
+                free_memory()
+                continue
+            written = {
+                prompt.digest: _response(tokenizer, prompt, new, ends)
+                for prompt, new in zip(batch, ids, strict=True)
+            }
+            _append(path, responses.as_lines(written))
+            start += len(batch)
+            advance(len(batch))
+
+
+def _append(path: Path, lines: str) -> None:
+    """Append whole lines; one that a killed process left incomplete is ended first."""
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, 2)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(lines.encode())
+
+
+def _same_room(prompts: Sequence[EncodedPrompt]) -> Sequence[EncodedPrompt]:
+    """Return the first prompts that leave as much room as the first one.
+
+    A row of a batch cannot be stopped alone, and its model may not know longer texts.
+    """
+    return list(takewhile(lambda prompt: prompt.room == prompts[0].room, prompts))
+
+
+def _ends(run: Run) -> list[int]:
+    """Return the tokens at which the teacher stops: what ends an answer in a chat, and EOS."""
+    end, eos = chat.end_of(run, "teacher"), inputs.tokenizer(run, "teacher").eos_token_id
+    ids = (end and end[1], eos)
+    return list(dict.fromkeys(int(id) for id in ids if id is not None))
+
+
+def _response(
+    tokenizer: PreTrainedTokenizerBase, prompt: EncodedPrompt, ids: list[int], ends: Sequence[int]
+) -> Response:
+    """Return what the teacher wrote.
+
+    Args:
+        tokenizer: the teacher's.
+        prompt: the prompt.
+        ids: the new tokens.
+        ends: the tokens that end a response.
+    """
+    finished = bool(ids) and ids[-1] in ends
+    text = text_after(tokenizer, prompt.input_ids, ids[:-1] if finished else ids)
+    return Response(prompt.digest, text, len(ids), finished)
+
+
+def _facts(run: Run, known: dict[str, Response]) -> dict[str, Any]:
+    """Count the samples by what became of their responses.
+
+    Raises:
+        UserError: students can learn none of them.
+    """
+    counts = {"written": 0, "unfinished": 0, "empty": 0, "too_long": 0}
+    tokens = 0
+    for sample in run.prompts:
+        response = known.get(prompt_digest(sample.prompt))
+        outcome = "too_long" if response is None else response.failure or "written"
+        counts[outcome] += 1
+        tokens += response.tokens if response and outcome == "written" else 0
+    if not counts["written"]:
+        raise UserError(
+            f"knowledge.responses: students can learn none of the teacher's responses to "
+            f"{len(run.prompts)} prompts: {counts['unfinished']} reached the limit of "
+            f"{run.recipe.knowledge.sampling.max_new_tokens} tokens, {counts['empty']} are empty, "
+            f"{counts['too_long']} prompts leave no room; raise "
+            "knowledge.sampling.max_new_tokens, or use a teacher that ends its responses"
+        )
+    mean = tokens / counts["written"]
+    return {"prompts": len(run.prompts), "mean_tokens": mean, **counts}

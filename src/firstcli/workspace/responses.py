@@ -1,0 +1,76 @@
+"""The responses that the teacher has written, as a file in the run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+
+from firstcli.api import Sample
+
+FILE_NAME = "responses.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What the teacher wrote after a prompt."""
+
+    prompt: str
+    """Digest of the prompt."""
+    text: str
+    """The response, with the space that separates it from the prompt."""
+    tokens: int
+    """Number of tokens, with the one that ends the response."""
+    finished: bool
+    """Whether the teacher ended the response itself."""
+
+    @property
+    def failure(self) -> str | None:
+        """Why students do not learn the response, in a word; None if they do."""
+        if not self.finished:
+            return "unfinished"
+        return None if self.text.strip() else "empty"
+
+
+def prompt_digest(prompt: str) -> str:
+    """Return the digest under which a prompt's response is kept."""
+    return sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def written_samples(folder: Path, prompts: Iterable[Sample]) -> Iterator[Sample]:
+    """Yield the samples with the responses that the teacher finished; the others are left out.
+
+    Args:
+        folder: the finished folder of responses.
+        prompts: the samples that the teacher was given.
+    """
+    known = read(folder / FILE_NAME)
+    for sample in prompts:
+        response = known.get(prompt_digest(sample.prompt))
+        if response and response.failure is None:
+            yield replace(sample, response=response.text)
+
+
+def read(path: Path) -> dict[str, Response]:
+    """Return the responses of a file by their prompts' digests; empty if there is no file.
+
+    A line that a killed process left incomplete is ignored: its response is written again.
+    """
+    responses: dict[str, Response] = {}
+    if not path.exists():
+        return responses
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                response = Response(**json.loads(line))
+            except (ValueError, TypeError):
+                continue
+            responses[response.prompt] = response
+    return responses
+
+
+def as_lines(responses: Mapping[str, Response]) -> str:
+    """Return a file's text with one response per line."""
+    return "".join(json.dumps(asdict(each)) + "\n" for each in responses.values())

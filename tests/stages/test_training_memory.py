@@ -1,0 +1,65 @@
+"""What the plan says about memory: the estimate in words, and which keys make a training fit."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from firstcli.models import memory
+from firstcli.stages import training_memory
+from support.command_line import first, write_recipe
+
+SIZES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
+
+
+def in_bytes(text: str) -> float:
+    number, unit = text.split()
+    return float(number) * SIZES[unit]
+
+
+def plan(tmp_path: Path, *sets: str) -> str:
+    """Return the estimate of the teacher's training in words."""
+    path = write_recipe(tmp_path)
+    options = [f"--set={each}" for each in sets]
+    result = first("plan", path, "--run-dir", tmp_path / "run", "--json", *options)
+    assert result.code == 0, result.err
+    units = {unit["unit"]: unit["estimate"] for unit in result.json["units"]}
+    return str(units["finetune"])
+
+
+def total_of(estimate: str) -> float:
+    match = re.search(r"([\d.e+]+ \w?B) of memory", estimate)
+    assert match
+    return in_bytes(match[1])
+
+
+def test_the_plan_states_the_parts_and_the_advice_their_sum_with_a_key_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = plan(tmp_path)
+    parts = re.findall(r"(?:weights|gradients|optimizer|activations) ([\d.e+]+ \w?B)", whole)
+    assert len(parts) == 4
+    assert sum(map(in_bytes, parts)) == pytest.approx(total_of(whole), rel=0.01)
+    smaller = plan(tmp_path, "teacher.finetune.micro_batch_size=1")
+    room = int(total_of(smaller) * 1.02)
+    assert room < total_of(whole)
+    monkeypatch.setattr(training_memory, "available", lambda device: room)
+    result = first("plan", write_recipe(tmp_path), "--run-dir", tmp_path / "other")
+    assert result.code == 0, result.err  # training halves micro-batches, so it may begin
+    said = " ".join(result.err.split())
+    assert "the teacher's training needs" in said
+    stated = re.search(r"teacher.finetune.micro_batch_size: 1 needs ([\d.e+]+ \w?B)", said)
+    assert stated and in_bytes(stated[1]) == total_of(smaller)
+
+
+def test_weights_that_do_not_fit_are_refused_with_the_keys_that_help(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapted = plan(tmp_path, "trainer.optim=sgd")
+    monkeypatch.setattr(memory, "capacity", lambda device: int(total_of(adapted)))
+    result = first("plan", write_recipe(tmp_path), "--run-dir", tmp_path / "other")
+    result.mistake("weights, gradients and the optimizer's state need", "smaller batches do not")
+    assert "what would fit: " in result.err
+    assert re.search(r"teacher\.finetune\.lora: \{rank: 16\}", " ".join(result.err.split()))
