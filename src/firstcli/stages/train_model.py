@@ -55,11 +55,6 @@ def check(run: Run, unit: Unit) -> str:
             f"trainer.activation_checkpointing: {type(empty).__name__} does not offer it; leave it "
             "out, and lower micro_batch_size to save memory"
         )
-    if method := untrainable_method(empty.config):
-        raise UserError(
-            f"{inputs.described(run, unit.role)}: its weights are quantised ({method}) and cannot "
-            "be trained themselves; train adapters (lora), or give weights that are not quantised"
-        )
     if inputs.family(run, unit.role).spreads and not trainer.is_sharded(args):
         raise UserError(
             f"{unit.role}.model.options.device_map: training cannot spread a model over devices "
@@ -109,8 +104,20 @@ def _check_adapters(run: Run, unit: Unit) -> None:
                 f"{role}.model.options.{QUANTIZATION}: quantised weights cannot be trained; add "
                 f"`lora: {{}}` to {key}, which trains adapters beside them, or leave it out"
             )
+        if method := untrainable_method(inputs.empty_model(run, role).config):
+            raise UserError(
+                f"{inputs.described(run, role)}: its weights are quantised ({method}) and cannot "
+                "be trained; give the checkpoint that is not quantised"
+            )
         return
     adapters.require_peft(f"{key}.lora")
+    method = untrainable_method(inputs.empty_model(run, role).config)
+    if method and not section.effective.get(QUANTIZATION):
+        raise UserError(
+            f"{inputs.described(run, role)}: its weights are stored quantised ({method}), and an "
+            "adapter cannot be merged into them; give the checkpoint that is not quantised, with "
+            f"{role}.model.options.{QUANTIZATION}"
+        )
     if settings.saved != "merged" and section.checkpoint is None:
         raise UserError(
             f"{key}.save: family '{section.family}' has no checkpoint that an adapter could belong "
