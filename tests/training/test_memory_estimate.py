@@ -194,7 +194,12 @@ def test_the_estimate_is_within_25_percent_of_the_measured_peak(name: str) -> No
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of a process from /proc")
 def test_all_estimates_are_within_25_percent() -> None:
-    names = ("llama-accumulating", "llama-checkpointing", "llama-adafactor", "llama-bfloat16")
+    names: tuple[str, ...] = (
+        "llama-accumulating",
+        "llama-checkpointing",
+        "llama-adafactor",
+        "llama-bfloat16",
+    )
     names += ("gpt2", "gpt2-checkpointing", "gemma2", "qwen3")
     errors = errors_of(*names)
     assert errors.keys() == {*names}

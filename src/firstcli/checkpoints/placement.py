@@ -36,7 +36,7 @@ def input_device(model: nn.Module) -> torch.device:
 def move(model: nn.Module, device: torch.device) -> None:
     """Move a model to a device, unless it was loaded where it runs."""
     if not is_placed(model):
-        model.to(device)  # type: ignore[arg-type]  # a decorator hides its signature
+        model.to(device)
 
 
 def parted_ties(model: PreTrainedModel) -> tuple[str, str] | None:

@@ -103,7 +103,8 @@ def of(run: Run, unit: Unit, args: TrainingArguments) -> TrainingMemory:
     training = run.training_settings(unit)
     given = training.model_dump()
     device = inference.device_of(inputs.family(run, unit.role))
-    options = dict(args.activation_checkpointing_kwargs or {})
+    stated = args.activation_checkpointing_kwargs
+    options = stated if isinstance(stated, dict) else {}
     lora = given.get("lora")
     quantization = run.model_section(unit.role).effective.get("quantization")
     load_in = quantization.get("load_in") if isinstance(quantization, dict) else None

@@ -36,8 +36,9 @@ def check(args: TrainingArguments) -> None:
             "trainer.save_strategy: 'best' needs an evaluation during training, which firstcli "
             "does not do; use epoch, steps or no"
         )
-    checkpointing = dict(args.activation_checkpointing_kwargs or {})
-    if args.activation_checkpointing and checkpointing.get("offload") and args.use_cpu:
+    checkpointing = args.activation_checkpointing_kwargs
+    offloads = isinstance(checkpointing, dict) and checkpointing.get("offload")
+    if args.activation_checkpointing and offloads and args.use_cpu:
         problems.append(
             "trainer.activation_checkpointing_kwargs.offload: moves activations from a GPU to the "
             "host's memory, but training runs on the CPU; leave it out"
