@@ -68,8 +68,8 @@ def test_the_estimate_is_that_of_the_weights_dtype(gpu: Any) -> None:
     model = setting.make()
     assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
     estimate = gpu.estimated(setting)
-    assert estimate.weights == 2 * sum(value.numel() for value in model.parameters())
-    assert estimate.total > 4 * estimate.weights  # gradients, two moments, activations
+    assert estimate.gradients == 2 * sum(value.numel() for value in model.parameters())
+    assert estimate.total > 4 * estimate.gradients  # weights, two moments, activations
 
 
 def test_without_a_gpu_it_says_so(

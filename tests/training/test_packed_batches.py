@@ -209,3 +209,18 @@ def test_a_process_without_samples_gets_a_packed_batch_that_does_not_count(
 def test_positions_of_packed_sequences_of_one_token() -> None:
     ids, positions = inference.pack([np.array([3], np.int32), np.array([4], np.int32)])
     assert ids.tolist() == [[3, 4]] and positions.tolist() == [[0, 0]]
+
+
+def test_adapters_learn_the_same_from_packed_batches(tmp_path: Path, make_llama: MakeLlama) -> None:
+    peft = pytest.importorskip("peft")
+    rows = drawn_samples(16)
+    trained = []
+    for batching in ("padded", "packed"):
+        torch.manual_seed(0)
+        config = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+        model = peft.get_peft_model(make_llama(V), config)
+        fit(model, rows, tmp_path / batching, micro_batch_size=4, batching=batching)
+        trained.append(
+            torch.cat([v.detach().ravel() for v in model.parameters() if v.requires_grad])
+        )
+    assert distance(trained[1], trained[0]) < 1e-5

@@ -160,7 +160,8 @@ class PositionTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **kwargs: Any) -> Any:
         indices = inputs.pop("samples")
         if len(inputs["targets"]):  # otherwise the sample only keeps this process busy
-            self._tokens += inputs["attention_mask"].sum()
+            mask = inputs.get("attention_mask")  # packed batches have none, and no padding
+            self._tokens += inputs["input_ids"].numel() if mask is None else mask.sum()
         output = model(**inputs)
         # DDP averages gradients over processes, so the loss is multiplied by their number.
         loss = output["loss"] * self.accelerator.num_processes / kwargs["num_items_in_batch"]
