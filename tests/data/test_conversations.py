@@ -208,7 +208,7 @@ def test_marks_must_be_one_for_each_turn(tokenizer: Tokenizer) -> None:
 def test_without_a_template_there_is_one_sentence(tokenizer: Tokenizer) -> None:
     assert mistakes(conversation(FOUR), tokenizer) == (
         "train.task: the samples are conversations, but the tokenizer has no chat template; choose "
-        "a checkpoint with one, or state the model option `chat_template`"
+        "an instruct model, or state `chat_template: FILE` beside the model's `family`"
     )
 
 
