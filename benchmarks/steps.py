@@ -131,8 +131,8 @@ def distillation(
     known = shapes.random_knowledge(rows, setting.model.vocabulary)
     shapes.write_store(store, rows, known, len(rows))
     soft_targets = shapes.soft_targets(store, rows)
-    peft: Any = model
-    trained: PreTrainedModel = peft.get_base_model() if setting.lora else model
+    adapted: Any = model
+    trained: Any = adapted.get_base_model() if setting.lora else model
 
     def work() -> list[float]:
         clock = Clock()

@@ -212,6 +212,11 @@ class TrainingFacts(Facts):
     written: int | None = None
     """Number of the samples whose response the teacher has written, if there are any."""
 
+    @property
+    def in_the_data(self) -> int:
+        """Number of the samples whose label or response is in the data."""
+        return self.samples - (self.unlabelled or 0) - (self.written or 0)
+
     def in_words(self, top_k: int) -> list[str]:
         """Describe the training in phrases.
 

@@ -48,6 +48,7 @@ _PARTS: dict[Part, str] = {
     "out-of-fold": "training (out of fold)",
     "validation": "validation",
     "unlabelled": "unlabelled",
+    "written": "written by the teacher",
 }
 _REMARKS = {
     "at_grid_end": ", at the end of the searched range",
@@ -352,7 +353,7 @@ def _notes_on_data(run: Run) -> Iterator[tuple[str, str]]:
     training = run.training
     students = [model for model in models_of(run.recipe) if model.arm and not model.posthoc]
     facts = [_training_facts(run, model) for model in students]
-    used = max(each.samples - (each.unlabelled or 0) for each in facts)
+    used = max(each.in_the_data for each in facts)
     left_out = len(training.train) - used
     yield (
         "data",
@@ -365,6 +366,8 @@ def _notes_on_data(run: Run) -> Iterator[tuple[str, str]]:
             f"{unlabelled} samples without a label, from which students learned the teacher's "
             "probabilities at the answer position",
         )
+    if written := max(each.written or 0 for each in facts):
+        yield "written data", f"{written} samples whose responses the teacher wrote"
     for section in run.recipe.evaluate:
         if shared := run.overlap(section.name):
             yield section.name, f"{shared} of its prompts also occur in the training split"

@@ -324,6 +324,10 @@ _UNLABELLED = """
   the teacher's probabilities at the answer position."""
 
 
+_WRITTEN = """
+  The teacher wrote the responses of {} more samples."""
+
+
 def _training(run: Run, model: Model, facts: TrainingFacts) -> str:
     recipe = run.recipe
     arm = recipe.arms[model.arm] if model.arm else None
@@ -341,8 +345,12 @@ def _training(run: Run, model: Model, facts: TrainingFacts) -> str:
         base=without_folders(section.checkpoint) or f"new weights (family {section.family})",
         base_licence=_base_licence(run, model),
         task=recipe.train.task.name,
-        samples=facts.samples - (facts.unlabelled or 0),
-        unlabelled="" if not facts.unlabelled else _UNLABELLED.format(facts.unlabelled),
+        samples=facts.in_the_data,
+        unlabelled="".join(
+            text.format(count)
+            for text, count in ((_UNLABELLED, facts.unlabelled), (_WRITTEN, facts.written))
+            if count
+        ),
         held_out=len(run.training.validation),
         **settings.model_dump(include={"batch_size", "learning_rate"}),
         epochs=f"{settings.epochs:g} epoch{'s' * (settings.epochs != 1)}",
