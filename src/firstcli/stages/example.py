@@ -83,7 +83,7 @@ def encoded_samples(run: Run, count: int) -> list[dict[str, JSON]]:
 
 def is_supervised(row: EncodedSample) -> BoolArray:
     """Return which tokens of a sample models learn to predict, (L,)."""
-    return np.asarray(np.arange(len(row.input_ids)) >= row.start)
+    return np.isin(np.arange(len(row.input_ids)), row.positions)
 
 
 def _tokens(row: EncodedSample, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, JSON]]:
