@@ -21,7 +21,7 @@ import transformers
 import measure
 from measure import Report
 
-TOPICS = ("extraction", "objective", "steps", "packing", "questions", "startup", "data")
+TOPICS = ("extraction", "objective", "steps", "packing", "server", "questions", "startup", "data")
 
 
 def run(topic: str, repeats: int) -> Report:

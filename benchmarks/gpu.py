@@ -4,8 +4,8 @@
 
 Models are Llamas with random weights in bfloat16. Extraction is compared with the bare forward pass
 over the same batches, a step of distillation with a step of `transformers.Trainer` on hard labels,
-and its peak memory with weights, gradients and AdamW's moments. What does not fit is left out, with
-a note. Without a GPU nothing is measured, and the exit code is 2. `--device cpu --shape tiny` tries
+and its peak memory with the estimate that `first plan` makes. What does not fit is left out, with a
+note. Without a GPU nothing is measured, and the exit code is 2. `--device cpu --shape tiny` tries
 the program out.
 """
 
@@ -33,7 +33,9 @@ from firstcli.models import inference, memory, readout
 from firstcli.models.batching import free_memory, is_out_of_memory
 from firstcli.runtime.console import size
 from firstcli.stages import scoring
+from firstcli.training import memory_estimate
 from firstcli.training.batches import TrainingBatches
+from firstcli.training.memory_estimate import BatchShape, MemoryEstimate, MemorySettings
 from measure import Comparison, Report
 from shapes import INSTRUCTION, QUESTION, Model, Place, Text
 
@@ -97,7 +99,8 @@ def step(setting: steps.Setting, repeats: int) -> list[Comparison]:
     Raises:
         MemoryError: it does not fit into memory.
     """
-    needed = states(setting)
+    estimate = estimated(setting)
+    needed = estimate.total
     available = memory.capacity(setting.place.device)
     if available is not None and needed > available:
         raise MemoryError(f"it needs {size(needed)} of {size(available)}")
@@ -106,7 +109,7 @@ def step(setting: steps.Setting, repeats: int) -> list[Comparison]:
         works = {
             key: steps.prepare(key, setting, model, Path(name)) for key in ("first", steps.HARD)
         }
-        peak = peak_bytes(works["first"], setting.place, needed // 4)
+        peak = peak_bytes(works["first"], setting.place, estimate.weights)
         times = measure.in_turns(
             {key: partial(steps.step_seconds, work) for key, work in works.items()}, repeats
         )
@@ -121,7 +124,7 @@ def step(setting: steps.Setting, repeats: int) -> list[Comparison]:
         ),
         Comparison(
             f"peak memory of a step, {setting.name}",
-            "weights, gradients and moments",
+            "the estimate of `first plan`",
             [peak / needed],
             1.25,
             figures=f"{size(peak)} and {size(needed)}",
@@ -129,11 +132,15 @@ def step(setting: steps.Setting, repeats: int) -> list[Comparison]:
     ]
 
 
-def states(setting: steps.Setting) -> int:
-    """Return the bytes of weights, gradients and AdamW's two moments."""
+def estimated(setting: steps.Setting) -> MemoryEstimate:
+    """Estimate the peak of a step, as `first plan` does."""
+    largest = sorted(setting.rows(), key=lambda row: len(row.input_ids))[-setting.batch :]
+    shape = BatchShape(
+        len(largest), len(largest[-1].input_ids), shapes.positions(largest), shapes.TOP_K
+    )
+    dtype = getattr(torch, setting.place.dtype)
     empty = setting.model.make(Place(torch.device("meta")))
-    width = 4 if setting.place.dtype == "float32" else 2
-    return 4 * width * sum(value.numel() for value in empty.parameters())
+    return memory_estimate.estimate(empty, shape, MemorySettings(setting.place.device, dtype))
 
 
 def peak_bytes(work: measure.Work, place: Place, weights: int) -> float:

@@ -100,7 +100,7 @@ class Setting:
             target_modules="all-linear",
             task_type=TaskType.CAUSAL_LM,
         )
-        adapted: PeftModel = get_peft_model(model, config)  # type: ignore[assignment]
+        adapted: PeftModel = get_peft_model(model, config)
         return adapted
 
     def rows(self) -> list[EncodedSample]:
@@ -131,7 +131,8 @@ def distillation(
     known = shapes.random_knowledge(rows, setting.model.vocabulary)
     shapes.write_store(store, rows, known, len(rows))
     soft_targets = shapes.soft_targets(store, rows)
-    trained = model.get_base_model() if setting.lora else model
+    peft: Any = model
+    trained: PreTrainedModel = peft.get_base_model() if setting.lora else model
 
     def work() -> list[float]:
         clock = Clock()

@@ -58,7 +58,7 @@ def supervised_texts(row: EncodedSample, tokenizer: Tokenizer) -> list[str]:
     """
     borders = np.flatnonzero(np.diff(row.positions) > 1) + 1
     runs = np.split(row.positions, borders)
-    return [tokenizer.decode(row.input_ids[run]).replace(" ", "") for run in runs]
+    return [str(tokenizer.decode(row.input_ids[run])).replace(" ", "") for run in runs]
 
 
 def expected_texts(sample: Sample, style: ChatStyle) -> list[str]:
@@ -95,7 +95,7 @@ def test_the_turns_are_the_answers_with_their_ends(
     whole = styled.apply_chat_template(messages, tokenize=False, enable_thinking=False)
     ids = styled(whole, add_special_tokens=False)["input_ids"]
     assert row.input_ids.tolist() == ids[: len(row.input_ids)]
-    assert not styled.decode(ids[len(row.input_ids) :]).strip()
+    assert not str(styled.decode(ids[len(row.input_ids) :])).strip()
 
 
 @pytest.mark.shared
@@ -104,6 +104,7 @@ def test_the_turns_are_the_answers_with_their_ends(
 def test_with_tokenizers_of_real_models(shared_models: Path, name: str, folder: str) -> None:
     style = STYLES[name]
     shared = AutoTokenizer.from_pretrained(shared_models / "tokenizers" / folder)
+    assert isinstance(shared, PreTrainedTokenizerFast)
     styled = with_style(shared, style)
     sample = conversation(FOUR, "last" if style is QWEN_3 else "all")
     row = encode(sample, styled)
@@ -207,7 +208,7 @@ def test_marks_must_be_one_for_each_turn(tokenizer: Tokenizer) -> None:
 def test_without_a_template_there_is_one_sentence(tokenizer: Tokenizer) -> None:
     assert mistakes(conversation(FOUR), tokenizer) == (
         "train.task: the samples are conversations, but the tokenizer has no chat template; choose "
-        "a checkpoint with one, or add chat_template.jinja to its folder"
+        "an instruct model, or state `chat_template: FILE` beside the model's `family`"
     )
 
 

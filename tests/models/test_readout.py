@@ -248,10 +248,10 @@ def test_a_device_that_sums_in_float32_multiplies_by_itself(
         return product if out is None else out.copy_(product)
 
     layer = close_tokens(torch.bfloat16, bias=bias)
-    readout._has_float32_sums.cache_clear()
+    readout.has_float32_sums.cache_clear()
     monkeypatch.setattr(torch, "mm", cuda_mm)
     got = whole(layer)
-    readout._has_float32_sums.cache_clear()
+    readout.has_float32_sums.cache_clear()
     assert used == [torch.bfloat16] * (1 + 10)  # one trial, 10 chunks of 5 rows
     torch.testing.assert_close(got.double(), exact(layer), rtol=1e-5, atol=1e-5)
 

@@ -57,6 +57,7 @@ def test_a_recipe_loads(folder: Path) -> None:
     assert loaded.teacher is not None and loaded.teacher.finetune is not None
     assert loaded.teacher.finetune.learning_rate == 2e-5
     stored = {"top_k": 5, "precision": "standard", "batching": "padded"}
+    stored |= {"responses": "data", "over": "tokens"}
     assert loaded.resolved()["knowledge"] == stored
 
 
@@ -394,7 +395,8 @@ def test_paths_in_set_start_from_the_current_folder(folder: Path) -> None:
         (
             "student.training.epcohs=1",
             "--set: student.training.epcohs: unknown key (did you mean 'epochs'?); known: "
-            "batch_size, batching, dtype, epochs, learning_rate, micro_batch_size",
+            "batch_size, batching, dtype, epochs, learning_rate, lora, micro_batch_size, save, "
+            "save_dtype",
         ),
         (
             "name=yes",

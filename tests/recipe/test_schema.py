@@ -32,7 +32,9 @@ class Fake(Recalibrator[FakeOptions]):
     Options = FakeOptions
     has_candidates = True
     needs_checkpoint = True
+    is_remote = False
     needs_fit = False
+    is_remote = False
 
     def transform(self, topk: FloatArray) -> FloatArray:
         if topk.shape[1] < self.options.tokens:
@@ -45,7 +47,6 @@ class Instructions(Fake):
 
 
 class Scratch(Fake):
-    is_remote = False
     needs_checkpoint = False
 
 

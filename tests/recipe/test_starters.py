@@ -43,7 +43,7 @@ def resolved(name: str) -> Any:
 
 
 def test_what_ships() -> None:
-    examples = {"quickstart", "trec", "sst2", "csqa", "study-top-k"}
+    examples = {"quickstart", "trec", "sst2", "csqa", "study-top-k", "lora-24gb"}
     assert {*OWN_DATA, *examples, *STUDIES, *PAPER} == set(NAMES)
 
 
@@ -134,6 +134,14 @@ def test_studies_share_data_and_models_with_their_starter(study: str) -> None:
     assert recipe["evaluate"][: len(shared)] == shared
     for name, arm in base_recipe["arms"].items():
         assert recipe["arms"][name] == {**arm, "out_of_fold": False} or arm["learn"] == "labels"
+
+
+def test_the_starter_for_24_gb_trains_adapters_beside_a_quantised_teacher() -> None:
+    recipe = resolved("lora-24gb")
+    assert recipe["teacher"]["model"]["options"]["quantization"]["load_in"] == "nf4"
+    assert recipe["teacher"]["finetune"]["lora"]["rank"] == 16
+    assert recipe["student"]["training"]["lora"]["rank"] == 16
+    assert recipe["trainer"] == {"activation_checkpointing": True}
 
 
 def test_short_names_and_unknown_names() -> None:

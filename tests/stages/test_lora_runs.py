@@ -75,7 +75,7 @@ def test_all_folders_hold_the_same_student(run: Path, pico_folder: Path) -> None
     students = run / "students"
     folders = [students / name for name in ("both", "merged", "alone", "both/adapter")]
     models = [AutoModelForCausalLM.from_pretrained(f, dtype=torch.float32) for f in folders]
-    assert type(models[0]) is LlamaForCausalLM  # not confused by the adapter in it
+    assert isinstance(models[0], LlamaForCausalLM)  # not confused by the adapter in it
     assert not any("lora" in name for name, _ in models[0].named_parameters())
     expected = models[0](IDS).logits
     scale = expected.abs().max()

@@ -9,6 +9,7 @@ import pytest
 
 from firstcli.models import memory
 from firstcli.stages import training_memory
+from firstcli.training import memory_estimate
 from support.command_line import first, write_recipe
 
 SIZES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
@@ -57,9 +58,13 @@ def test_the_plan_states_the_parts_and_the_advice_their_sum_with_a_key_changed(
 def test_weights_that_do_not_fit_are_refused_with_the_keys_that_help(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adapted = plan(tmp_path, "trainer.optim=sgd")
-    monkeypatch.setattr(memory, "capacity", lambda device: int(total_of(adapted)))
-    result = first("plan", write_recipe(tmp_path), "--run-dir", tmp_path / "other")
-    result.mistake("weights, gradients and the optimizer's state need", "smaller batches do not")
-    assert "what would fit: " in result.err
-    assert re.search(r"teacher\.finetune\.lora: \{rank: 16\}", " ".join(result.err.split()))
+    """The tiny model's weights, gradients and AdamW take 125 kB in float32, half in bfloat16."""
+    monkeypatch.setattr(training_memory, "_ESTIMATED", {})
+    monkeypatch.setattr(memory_estimate, "peak_of_a_pass", lambda *_: 0)
+    monkeypatch.setattr(memory, "capacity", lambda device: 110_000)
+    result = first("plan", write_recipe(tmp_path), "--run-dir", tmp_path / "run")
+    assert result.code == 2  # one mistake for each role
+    said = " ".join(result.err.split())
+    assert "need 125 kB, but cpu has 110 kB; smaller batches do not help: what would fit: " in said
+    assert re.search(r"teacher\.finetune\.lora: \{rank: 16\} needs 107 kB", said)
+    assert re.search(r"teacher\.finetune\.dtype: bfloat16 \(loses small updates\) needs 62", said)

@@ -24,6 +24,7 @@ from firstcli.recipe.lora import Lora
 from firstcli.runtime import distributed
 from firstcli.runtime.console import Console
 from firstcli.training import arguments, fused_objectives, lora, trainer
+from firstcli.training.batches import TrainingBatches
 from training.test_trainer import (
     CPU,
     OBJECTIVES,
@@ -139,7 +140,8 @@ def test_frozen_weights_do_not_change_by_a_bit(
     tmp_path: Path, make_llama: MakeLlama, dtype: torch.dtype
 ) -> None:
     """In float32 and beside bfloat16 weights, where adapters are float32."""
-    rows, model = drawn_samples(16), make_llama(V).to(dtype)
+    rows, model = drawn_samples(16), make_llama(V)
+    model.to(dtype=dtype)  # type: ignore[call-arg]  # a decorator hides its signature
     before = copy.deepcopy(model.state_dict())
     trained = adapted(model)
     start = adapter_of(trained)
@@ -167,7 +169,7 @@ def test_gradients_equal_those_of_a_dense_float64_reference(
     messages: list[str] = []
     trainer.install_objective(model.get_base_model(), objective, messages.append)
     assert messages == []  # the fused path
-    batch = trainer.TrainingBatches(rows, soft_targets)[range(8)]
+    batch = TrainingBatches(rows, soft_targets)[range(8)]
     del batch["samples"]
     output = model(**batch)
     (output["loss"] / output["positions"]).backward()
@@ -190,7 +192,7 @@ def test_the_gradient_of_the_frozen_output_layer_is_not_computed(
     monkeypatch.setattr(fused_objectives, "_sums_and_gradients", noted)
     model = adapted(make_llama(V))
     trainer.install_objective(model.get_base_model(), "labels")
-    batch = trainer.TrainingBatches(drawn_samples(4), None)[range(4)]
+    batch = TrainingBatches(drawn_samples(4), None)[range(4)]
     del batch["samples"]
     model(**batch)["loss"].backward()
     assert asked == [[True, False, False]]
@@ -262,8 +264,8 @@ def test_recomputed_activations_give_the_same_adapter(
     tmp_path: Path, make_llama: MakeLlama, reentrant: bool
 ) -> None:
     rows = drawn_samples(8)
-    plain, saving = adapted(make_llama(V)), None
-    fields = {
+    plain = adapted(make_llama(V))
+    fields: dict[str, Any] = {
         "gradient_checkpointing": True,
         "gradient_checkpointing_kwargs": {"use_reentrant": reentrant},
     }
@@ -299,7 +301,7 @@ def compare_sharded_gradients(folder: Path) -> None:
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     rows = drawn_samples(8)
-    parts = trainer.TrainingBatches(rows, soft_targets_for("topk-tail", rows))
+    parts = TrainingBatches(rows, soft_targets_for("topk-tail", rows))
 
     def batch(which: int) -> dict[str, Tensor]:
         found = parts[range(4 * which, 4 * which + 4)]

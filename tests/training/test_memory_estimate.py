@@ -9,8 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
+from firstcli.models import readout
 from firstcli.training import memory_estimate
 from firstcli.training.memory_estimate import BatchShape, MemorySettings
 
@@ -31,9 +38,10 @@ SHAPE = BatchShape(samples=4, tokens=32, positions=16, top_k=5)
 CPU = MemorySettings(torch.device("cpu"))
 
 
-def empty(config: PreTrainedConfig = LLAMA) -> AutoModelForCausalLM:
+def empty(config: PreTrainedConfig = LLAMA) -> PreTrainedModel:
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
 
 
 def states(settings: MemorySettings) -> tuple[int, int, int]:
@@ -143,6 +151,16 @@ def test_settings_that_save_activations_save_them(config: PreTrainedConfig) -> N
     assert lora.complete
 
 
+def test_an_estimate_leaves_no_trace_in_later_computations() -> None:
+    """What a device can do is remembered; it must not be learned from tensors without data."""
+    readout.has_float32_sums.cache_clear()
+    found = memory_estimate.estimate(empty(), SHAPE, replace(CPU, dtype=torch.bfloat16))
+    assert found.complete
+    layer = readout.Layer(torch.ones(2, 4).bfloat16(), torch.ones(3, 4).bfloat16(), None)
+    ((_, logits),) = layer.chunks(2)
+    assert torch.equal(logits, torch.full((2, 3), 4.0))
+
+
 def test_an_architecture_that_does_not_run_without_data_is_said_to_be_incomplete(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -176,7 +194,12 @@ def test_the_estimate_is_within_25_percent_of_the_measured_peak(name: str) -> No
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of a process from /proc")
 def test_all_estimates_are_within_25_percent() -> None:
-    names = ("llama-accumulating", "llama-checkpointing", "llama-adafactor", "llama-bfloat16")
+    names: tuple[str, ...] = (
+        "llama-accumulating",
+        "llama-checkpointing",
+        "llama-adafactor",
+        "llama-bfloat16",
+    )
     names += ("gpt2", "gpt2-checkpointing", "gemma2", "qwen3")
     errors = errors_of(*names)
     assert errors.keys() == {*names}

@@ -12,7 +12,7 @@ import torch
 from conftest import MakeLlama
 from firstcli.errors import UserError
 from firstcli.runtime.console import Console
-from firstcli.training import trainer_fields, trial
+from firstcli.training import tracking, trainer, trainer_fields, trial
 from support.small_training import V, fit, training_arguments
 
 SAVING: dict[str, dict[str, Any]] = {
@@ -40,8 +40,8 @@ def test_saving_activations_changes_no_step(
     for entry, other in zip(found.log, expected.log, strict=True):
         assert entry["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
         assert entry["loss"] == pytest.approx(other["loss"], rel=1e-6)
-    for value, other in zip(saving.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-6)
+    for value, same in zip(saving.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(value, same, rtol=1e-4, atol=1e-6)
     assert SAVING[how].keys() <= trainer_fields.HARMLESS
 
 
@@ -75,7 +75,7 @@ class Interrupting(Console):
 def test_each_optimizer_learns_and_resumes(
     optim: str, tmp_path: Path, make_llama: MakeLlama
 ) -> None:
-    fields = {"optim": optim, "save_strategy": "epoch"}
+    fields: dict[str, Any] = {"optim": optim, "save_strategy": "epoch"}
     whole = make_llama(V)
     outcome = fit(whole, tmp_path / "whole", **fields)
     assert outcome.log[-1]["loss"] < outcome.log[0]["loss"]
@@ -96,3 +96,41 @@ def test_an_optimizer_of_bitsandbytes_names_its_extra(
     monkeypatch.setattr(trial, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=rf"trainer.optim: '{optim}' .*firstcli\[bitsandbytes\]"):
         trial.check(training_arguments(optim=optim))
+
+
+def test_offloading_needs_a_gpu() -> None:
+    offload = {"offload": True}
+    given: dict[str, Any] = {
+        "activation_checkpointing": True,
+        "activation_checkpointing_kwargs": offload,
+    }
+    with pytest.raises(UserError, match=r"kwargs\.offload: .*runs on the CPU; leave it out"):
+        trial.check(training_arguments(**given))
+
+
+def test_a_resumed_run_tells_trackers_the_same_entropy(
+    tmp_path: Path, make_llama: MakeLlama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[float] = []
+    real = trainer.PositionTrainer.values_for_trackers
+
+    def values(each: trainer.PositionTrainer) -> dict[str, float]:
+        found = real(each)
+        told.extend([found["entropy"]] if found else [])
+        return found
+
+    monkeypatch.setattr(trainer.PositionTrainer, "values_for_trackers", values)
+    fields: dict[str, Any] = {
+        "save_strategy": "epoch",
+        "logging_steps": 2,
+        "report_to": "tensorboard",
+    }
+    with tracking.inside(tmp_path, "run", "training"):
+        fit(make_llama(V), tmp_path / "whole", **fields)
+        whole = list(told)
+        told.clear()
+        with pytest.raises(Interrupted):
+            fit(make_llama(V), tmp_path / "killed", Interrupting(5), **fields)
+        told.clear()
+        fit(make_llama(V, seed=9), tmp_path / "killed", **fields)
+    assert told and told == pytest.approx(whole[-len(told) :], rel=1e-6)

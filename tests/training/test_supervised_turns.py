@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from firstcli.errors import UserError
 from firstcli.knowledge import shards
 from firstcli.knowledge.shards import StoreFormat
 from firstcli.knowledge.store import Knowledge
+from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference, readout
 from firstcli.models.answers import target_log_probs
 from firstcli.stages.scoring import top_k_of
@@ -107,7 +109,9 @@ def test_loss_and_gradient_equal_the_naive_ones(
 @torch.inference_mode()
 def test_knowledge_equals_the_naive_one_in_any_batch(make_llama: MakeLlama, tokens: int) -> None:
     model, rows = make_llama(V), drawn_turns(12)
-    reader, known, read = readout.Reader(model), {}, {}
+    reader = readout.Reader(model)
+    known: dict[str, TopK] = {}
+    read: dict[str, npt.NDArray[np.float64]] = {}
     for batch in inference.batches([len(row.input_ids) for row in rows], tokens):
         known |= top_k_of(reader, [rows[i] for i in batch], K, V)
         read |= target_log_probs(reader, [rows[i] for i in batch])

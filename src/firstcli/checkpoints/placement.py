@@ -33,10 +33,10 @@ def input_device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device if device is None else torch.device(device)
 
 
-def move(model: PreTrainedModel, device: torch.device) -> None:
+def move(model: nn.Module, device: torch.device) -> None:
     """Move a model to a device, unless it was loaded where it runs."""
     if not is_placed(model):
-        model.to(device)  # type: ignore[arg-type]  # a decorator hides its signature
+        model.to(device)
 
 
 def parted_ties(model: PreTrainedModel) -> tuple[str, str] | None:

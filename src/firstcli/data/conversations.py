@@ -80,7 +80,8 @@ class ConversationEncoder:
         if not getattr(tokenizer, "chat_template", None):
             raise UserError(
                 f"{mistakes.where}: the samples are conversations, but the tokenizer has no chat "
-                "template; choose a checkpoint with one, or add chat_template.jinja to its folder"
+                "template; choose an instruct model, or state `chat_template: FILE` beside the "
+                "model's `family`"
             )
         self._tokenizer: Any = tokenizer
         self._mistakes, self._notes = mistakes, notes

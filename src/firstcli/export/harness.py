@@ -83,7 +83,8 @@ def _write_task(
     where = f"evaluate '{evaluation}' (exported tokenizer)"
     encoding = encoding_with(run, tokenizer, where, evaluation)
     questions = encode_questions(samples, encoding)
-    encode = partial(tokenizer, add_special_tokens=encoding.chat is None)
+    call: Any = tokenizer
+    encode = partial(call, add_special_tokens=encoding.chat is None)
     if encoding.chat is not None:  # the texts are rendered here, not by the harness
         samples = [*map(encoding.chat.rendered, samples)]
     pairs = list(zip(samples, questions, strict=True))

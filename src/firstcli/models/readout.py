@@ -85,7 +85,7 @@ def _multiply_(logits: Tensor, layer: Layer) -> None:
         else:
             torch.addmm(bias, hidden, weight.T, out=logits)
         return
-    if _has_float32_sums(weight.device, weight.dtype):
+    if has_float32_sums(weight.device, weight.dtype):
         into_float32: Any = torch.mm  # PyTorch's type stubs do not know `out_dtype`
         into_float32(hidden, weight.T, out_dtype=logits.dtype, out=logits)
     else:
@@ -97,7 +97,7 @@ def _multiply_(logits: Tensor, layer: Layer) -> None:
 
 
 @cache
-def _has_float32_sums(device: torch.device, dtype: torch.dtype) -> bool:
+def has_float32_sums(device: torch.device, dtype: torch.dtype) -> bool:
     """Return whether a device multiplies half-precision matrices into float32 by itself."""
     square = torch.zeros(16, 16, dtype=dtype, device=device)
     multiply: Any = torch.mm

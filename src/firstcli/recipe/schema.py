@@ -286,14 +286,20 @@ class KnowledgeSection(RecipeSection):
     """Who writes the responses that students learn from: the data (`data`), the teacher where the
     data has none (`teacher`), or the teacher for all training prompts (`teacher-always`). Rows
     without a response are left out with `data`."""
-    sampling: Sampling = Sampling()
-    """How the teacher writes responses."""
+    sampling: Sampling | None = None
+    """How the teacher writes responses. Default: samples from its whole distribution, at most 256
+    tokens."""
     over: Literal["tokens", "candidates"] = "tokens"
     """What the probabilities are of: the most likely tokens at each position (`tokens`), or whole
     candidates of questions (`candidates`), for which teacher and student may have different
     tokenizers. Then `top_k` is the number of most likely candidates that are stored."""
     batching: Literal["padded", "packed"] = "padded"
     """How the teacher reads its batches, as `batching` does for training."""
+
+    @property
+    def sampler(self) -> Sampling:
+        """How the teacher writes responses, with the defaults."""
+        return self.sampling or Sampling()
 
     @property
     def over_candidates(self) -> bool:
@@ -306,7 +312,7 @@ class KnowledgeSection(RecipeSection):
 
     def writing(self) -> dict[str, Any]:
         """Return the settings that determine the responses that the teacher writes."""
-        return self.model_dump(include={"sampling"})
+        return {"sampling": self.sampler.model_dump()}
 
 
 class Arm(RecipeSection):
@@ -561,7 +567,7 @@ def _knowledge_conflicts(
         text = f"task '{train.task.name}' has no candidates; leave it out"
         yield ("over",), f"{text}, and choose models with the same tokenizer"
     if section.responses == "data":
-        if "sampling" in section.model_fields_set:
+        if section.sampling is not None:
             yield ("sampling",), "has no effect without 'responses: teacher'; add it"
     elif train and train.task.plugin.has_candidates:
         text = (

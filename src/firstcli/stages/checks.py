@@ -34,15 +34,14 @@ class SharedCheck:
 
 
 def _check_tokenizers(run: Run) -> None:
-    from firstcli.data import conversations
     from firstcli.stages import chat, encoded, inputs
 
     teacher, student = inputs.tokenizer(run, "teacher"), inputs.tokenizer(run, "student")
     talks = any(sample.messages for sample in run.training.train[:1])
-    if talks and conversations.identity(teacher) != conversations.identity(student):
+    if talks and teacher.chat_template != student.chat_template:
         raise UserError(
             "teacher and student have different chat templates, so they would read different "
-            "texts; give both models the same template"
+            "texts; give both models the same chat_template"
         )
     same = encoded.identity_of(run, teacher) == encoded.identity_of(run, student)
     if same and not _have_different_templates(run):

@@ -176,7 +176,7 @@ class Extract(Stage):
 
         width, precision = inputs.knowledge_width(run), run.recipe.knowledge.precision
         if not run.is_written(unit.part):
-            most = len(run.prompts) * run.recipe.knowledge.sampling.max_new_tokens
+            most = len(run.prompts) * run.recipe.knowledge.sampler.max_new_tokens
             return int(most * store.bytes_per_position(width, precision))
         positions = inputs.positions(inputs.knowledge_rows(run, unit.part))
         return int(positions * store.bytes_per_position(width, precision))

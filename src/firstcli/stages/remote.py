@@ -222,7 +222,7 @@ def kept_answers(file: Path | None) -> dict[str, Any]:
     """Return the answers that a file keeps, by id."""
     if file is None or not file.exists():
         return {}
-    answers = {}
+    answers: dict[str, Any] = {}
     for line in file.read_text("utf-8").split("\n")[:-1]:
         try:
             answers.update([json.loads(line)])

@@ -78,12 +78,12 @@ class Respond(Stage):
                 "knowledge.responses: every row of the training split has a response, so there is "
                 "none to write; leave it out, or set `teacher-always`"
             )
-        most = run.recipe.knowledge.sampling.max_new_tokens
+        most = run.recipe.knowledge.sampler.max_new_tokens
         return f"{len(run.prompts)} prompts, up to {most} tokens each"
 
     def disk(self, run: Run, unit: Unit) -> int:
         # About four characters per token, in the cache and in the result.
-        return 8 * len(run.prompts) * run.recipe.knowledge.sampling.max_new_tokens
+        return 8 * len(run.prompts) * run.recipe.knowledge.sampler.max_new_tokens
 
     def resumption(self, folder: Path) -> str:
         from firstcli.workspace import responses

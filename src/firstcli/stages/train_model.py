@@ -49,10 +49,11 @@ def check(run: Run, unit: Unit) -> str:
             f"the {unit.role} trains bfloat16 weights, which lose updates as small as 2e-5 to "
             "rounding; dtype: float32 with autocast is the safe choice"
         )
-    if method := untrainable_method(inputs.empty_model(run, unit.role).config):
+    empty = inputs.empty_model(run, unit.role)
+    if args.activation_checkpointing and not empty.supports_gradient_checkpointing:
         raise UserError(
-            f"{inputs.described(run, unit.role)}: its weights are quantised ({method}) and cannot "
-            "be trained themselves; train adapters (lora), or give weights that are not quantised"
+            f"trainer.activation_checkpointing: {type(empty).__name__} does not offer it; leave it "
+            "out, and lower micro_batch_size to save memory"
         )
     if inputs.family(run, unit.role).spreads and not trainer.is_sharded(args):
         raise UserError(
@@ -103,8 +104,20 @@ def _check_adapters(run: Run, unit: Unit) -> None:
                 f"{role}.model.options.{QUANTIZATION}: quantised weights cannot be trained; add "
                 f"`lora: {{}}` to {key}, which trains adapters beside them, or leave it out"
             )
+        if method := untrainable_method(inputs.empty_model(run, role).config):
+            raise UserError(
+                f"{inputs.described(run, role)}: its weights are quantised ({method}) and cannot "
+                "be trained; give the checkpoint that is not quantised"
+            )
         return
     adapters.require_peft(f"{key}.lora")
+    method = untrainable_method(inputs.empty_model(run, role).config)
+    if method and not section.effective.get(QUANTIZATION):
+        raise UserError(
+            f"{inputs.described(run, role)}: its weights are stored quantised ({method}), and an "
+            "adapter cannot be merged into them; give the checkpoint that is not quantised, with "
+            f"{role}.model.options.{QUANTIZATION}"
+        )
     if settings.saved != "merged" and section.checkpoint is None:
         raise UserError(
             f"{key}.save: family '{section.family}' has no checkpoint that an adapter could belong "

@@ -30,6 +30,10 @@ MOST_GPUS = 64
 """GPUs up to which the advice proposes to share the weights."""
 
 
+_ESTIMATED: dict[tuple[str, ...], list[Any]] = {}
+"""The estimates of this process by what they depend on; several runs may train the same model."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingMemory:
     """A unit's training, as far as its memory depends on it."""
@@ -56,9 +60,12 @@ class TrainingMemory:
         shape = self._shape(micro)
 
         def make() -> list[Any]:
+            if (known := _ESTIMATED.get(tuple(content.values()))) is not None:
+                return known
             found = memory_estimate.estimate(self.empty, shape, settings)
             sizes = (found.weights, found.gradients, found.optimizer, found.activations)
-            return [*sizes, found.complete]
+            _ESTIMATED[tuple(content.values())] = [*sizes, found.complete]
+            return _ESTIMATED[tuple(content.values())]
 
         content = {
             "model": self.empty.config.to_json_string(),
@@ -83,6 +90,8 @@ class TrainingMemory:
             for part in MicroBatches(lengths, self.batch_size, micro, 1, 0, seed)
             if part[0] >= 0
         ]
+        if not parts:  # the teacher has not yet written the samples
+            return BatchShape(0, 0, 0)
         largest = max(parts, key=lambda part: int(lengths[part].max()) * len(part))
         positions = max(int(counts[part].sum()) for part in parts)
         top_k = self.run.recipe.knowledge.top_k if self.unit.arm else 0
@@ -94,7 +103,8 @@ def of(run: Run, unit: Unit, args: TrainingArguments) -> TrainingMemory:
     training = run.training_settings(unit)
     given = training.model_dump()
     device = inference.device_of(inputs.family(run, unit.role))
-    options = dict(args.activation_checkpointing_kwargs or {})
+    stated = args.activation_checkpointing_kwargs
+    options = stated if isinstance(stated, dict) else {}
     lora = given.get("lora")
     quantization = run.model_section(unit.role).effective.get("quantization")
     load_in = quantization.get("load_in") if isinstance(quantization, dict) else None

@@ -70,7 +70,7 @@ def write(run: Run, unit: Unit, folder: Path) -> dict[str, Any] | None:
 def _encoded(run: Run) -> list[EncodedPrompt]:
     """Encode each prompt once, as the teacher reads it; those that leave most room come first."""
     encoder = chat.encoding(run, "teacher", "train.task").encoder
-    longest, most = inputs.shared_context(run), run.recipe.knowledge.sampling.max_new_tokens
+    longest, most = inputs.shared_context(run), run.recipe.knowledge.sampler.max_new_tokens
     encoded: dict[str, EncodedPrompt] = {}
     for joint in encoder(run.prompts):
         digest = prompt_digest(joint.sample.prompt)
@@ -106,7 +106,7 @@ def _write_missing(run: Run, unit: Unit, missing: Sequence[EncodedPrompt], cache
     if not ours:
         return
     model, tokenizer = inputs.teacher(run), inputs.tokenizer(run, "teacher")
-    sampling, ends = run.recipe.knowledge.sampling, _ends(run)
+    sampling, ends = run.recipe.knowledge.sampler, _ends(run)
     sampler = Sampler(sampling.temperature, sampling.top_p, sampling.top_k)
     size, start = BATCH_SIZE, 0
     path = cache / f"{distributed.rank()}.jsonl"
@@ -195,7 +195,7 @@ def _facts(run: Run, known: dict[str, Response]) -> dict[str, Any]:
         raise UserError(
             f"knowledge.responses: students can learn none of the teacher's responses to "
             f"{len(run.prompts)} prompts: {counts['unfinished']} reached the limit of "
-            f"{run.recipe.knowledge.sampling.max_new_tokens} tokens, {counts['empty']} are empty, "
+            f"{run.recipe.knowledge.sampler.max_new_tokens} tokens, {counts['empty']} are empty, "
             f"{counts['too_long']} prompts leave no room; raise "
             "knowledge.sampling.max_new_tokens, or use a teacher that ends its responses"
         )

@@ -193,7 +193,8 @@ def _entropy(others: Tensor, total: Tensor, student: StudentView) -> Tensor:
     inside = torch.where(total > 0, total.log() - sums / total, 0.0)
     rest = student.log_rest.exp()
     coarse = -(student.log_q.exp() * student.log_q).sum(-1) - torch.special.xlogy(rest, rest)
-    return coarse + rest * inside
+    entropy: Tensor = coarse + rest * inside
+    return entropy
 
 
 def _topk_tail_(

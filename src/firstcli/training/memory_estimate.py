@@ -37,6 +37,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from firstcli.models import readout
 from firstcli.training import trainer
 
 STATE_BYTES: dict[str, float] = {
@@ -174,7 +175,8 @@ def states(empty: PreTrainedModel, settings: MemorySettings) -> MemoryEstimate:
         sizes = [-(-size // settings.processes) for size in sizes]
     elif settings.processes > 1:
         sizes[1] *= 2
-    return MemoryEstimate(*sizes, activations=0, complete=optimizer is not None)
+    weights, gradients, moments = sizes
+    return MemoryEstimate(weights, gradients, moments, 0, optimizer is not None)
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -241,7 +243,7 @@ def _dtypes(model: PreTrainedModel, settings: MemorySettings) -> dict[Tensor, to
     Adapters are float32, and so is what is not quantised of a quantised model, as in peft.
     """
     wide = torch.float32 if settings.quantization else settings.dtype
-    dtypes = {
+    dtypes: dict[Tensor, torch.dtype] = {
         value: wide if value.is_floating_point() else value.dtype for value in model.parameters()
     }
     for part in model.modules():
@@ -332,6 +334,7 @@ def peak_of_a_pass(
         The bytes, or None if the architecture does not run without data.
     """
     device = settings.device if settings.device.type == "cuda" else torch.device("cpu")
+    readout.has_float32_sums(device, torch.bfloat16)  # remembered: without data it would be wrong
     try:
         with _silent(), FakeTensorMode():
             return _peak(model, batch, settings, device)
@@ -426,7 +429,7 @@ class _LiveBytes(TorchDispatchMode):
     """Counts the bytes of a device's tensors that are alive, and the most that were at a time."""
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._device = device.type  # activations that are offloaded to the host do not count
         self._count = _Count()
 
@@ -448,7 +451,8 @@ class _LiveBytes(TorchDispatchMode):
             first, second = (value.untyped_storage()._cdata for value in args[:2])
             return first == second
         if func is aten._grouped_mm.default:  # PyTorch's own shape rule is for bfloat16 alone
-            result = args[0].new_empty(_grouped_shape(*args[:2], (args[2:] or [None])[0]))
+            groups = args[2] if len(args) > 2 else None
+            result = args[0].new_empty(_grouped_shape(args[0], args[1], groups))
         else:
             result = func(*args, **(kwargs or {}))
         for value in tree_iter(result):

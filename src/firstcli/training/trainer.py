@@ -81,14 +81,18 @@ def install_objective(
         **soft: Tensor,
     ) -> dict[str, Tensor]:
         def sums(scores: readout.Scores) -> Tensor:
-            wanted = {"with_entropy": with_entropy}
             if objective == "labels":
-                return torch.stack(fused_objectives.labels(scores, targets, **wanted))
-            known = (soft["token_ids"], soft["probabilities"])
+                return torch.stack(
+                    fused_objectives.labels(scores, targets, with_entropy=with_entropy)
+                )
+            known = (scores, soft["token_ids"], soft["probabilities"])
             if objective == "topk-tail":
-                tail = soft["tail"]
-                return torch.stack(fused_objectives.topk_tail(scores, *known, tail, **wanted))
-            return torch.stack(fused_objectives.topk_renormalized(scores, *known, **wanted))
+                return torch.stack(
+                    fused_objectives.topk_tail(*known, soft["tail"], with_entropy=with_entropy)
+                )
+            return torch.stack(
+                fused_objectives.topk_renormalized(*known, with_entropy=with_entropy)
+            )
 
         loss, student_mass, entropy = reader(
             input_ids, attention_mask, rows, columns, sums, position_ids
@@ -156,7 +160,8 @@ class PositionTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **kwargs: Any) -> Any:
         indices = inputs.pop("samples")
         if len(inputs["targets"]):  # otherwise the sample only keeps this process busy
-            self._tokens += inputs["attention_mask"].sum()
+            mask = inputs.get("attention_mask")  # packed batches have none, and no padding
+            self._tokens += inputs["input_ids"].numel() if mask is None else mask.sum()
         output = model(**inputs)
         # DDP averages gradients over processes, so the loss is multiplied by their number.
         loss = output["loss"] * self.accelerator.num_processes / kwargs["num_items_in_batch"]

@@ -36,6 +36,13 @@ def check(args: TrainingArguments) -> None:
             "trainer.save_strategy: 'best' needs an evaluation during training, which firstcli "
             "does not do; use epoch, steps or no"
         )
+    checkpointing = args.activation_checkpointing_kwargs
+    offloads = isinstance(checkpointing, dict) and checkpointing.get("offload")
+    if args.activation_checkpointing and offloads and args.use_cpu:
+        problems.append(
+            "trainer.activation_checkpointing_kwargs.offload: moves activations from a GPU to the "
+            "host's memory, but training runs on the CPU; leave it out"
+        )
     _try(problems, "report_to", args.report_to, lambda: _build_trackers(args))
     optimizer = _try(
         problems, "optim", OptimizerNames(args.optim).value, lambda: _build_optimizer(args)
