@@ -262,3 +262,37 @@ def test_an_instruction_student_answers_in_its_chat(tmp_path: Path, checkpoint: 
     student = load_student(tmp_path / "run" / "students" / "plain")
     (found,) = student.generate(["Say 1."], max_new_tokens=30)
     assert found.finished and found.text == "word1"
+
+
+def test_a_student_of_conversations_is_asked_in_its_template(
+    tmp_path: Path, checkpoint: Checkpoint
+) -> None:
+    """Also without `chat`, and its generation stops where the template ends an answer."""
+    turns = [
+        [
+            {"role": "user", "content": f"Say {i % 3}."},
+            {"role": "assistant", "content": f"word{i % 3}"},
+        ]
+        for i in range(60)
+    ]
+    write_rows(tmp_path / "train.jsonl", [{"messages": each} for each in turns])
+    task = {"name": "instruction", "options": {"path": str(tmp_path / "train.jsonl")}}
+    path = command_line.write_recipe(
+        tmp_path,
+        train={"task": task, "validation": 0.3},
+        evaluate=[{"task": command_line.WORLD}],
+        teacher=None,
+        student={
+            "model": model(checkpoint(PHI, PHI.template)),
+            "training": command_line.TRAINING | {"epochs": 30, "batch_size": 8},
+        },
+        arms={"plain": {"learn": "labels"}},
+    )
+    run = ("--run-dir", tmp_path / "run")
+    shown = first("plan", path, *run, "--show", 1, "--json").json["samples"][0]["tokens"]
+    assert "<|end|>" in [token["text"] for token in shown if token["supervised"]]
+    assert first("distill", path, *run, "--quiet").code == 0
+    folder = tmp_path / "run" / "students" / "plain"
+    assert sidecar(folder)["chat"] is True and sidecar(folder)["end"] == "<|end|>"
+    (found,) = load_student(folder).generate(["Say 1."], max_new_tokens=30)
+    assert found.finished and found.text == "word1"

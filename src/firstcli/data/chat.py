@@ -42,6 +42,12 @@ def has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(getattr(tokenizer, "chat_template", None))
 
 
+def on_a_fixed_day(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a tokenizer's template, changed so that what it writes does not depend on the day."""
+    template: str = tokenizer.get_chat_template()
+    return f"{_FIXED_DAY}{template}" if "strftime_now" in template else template
+
+
 class ChatFormat:
     """How one tokenizer's template renders samples."""
 
@@ -117,10 +123,9 @@ class ChatFormat:
 
     def _applied(self, messages: list[Message], *, add_generation_prompt: bool) -> str:
         try:
-            template: str = self._tokenizer.get_chat_template()
             text: str = self._tokenizer.apply_chat_template(
                 messages,
-                chat_template=f"{_FIXED_DAY}{template}" if "strftime_now" in template else template,
+                chat_template=on_a_fixed_day(self._tokenizer),
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 enable_thinking=False,  # templates ignore variables that they do not know

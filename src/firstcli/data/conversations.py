@@ -18,7 +18,6 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firstcli.api import Sample
+from firstcli.data.chat import on_a_fixed_day
 from firstcli.data.findings import Findings
 from firstcli.data.joint import Ids, JointEncoder, Offsets
 from firstcli.errors import UserError
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 _CHUNK = 512  # conversations encoded at a time, because offsets are large
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_DATE = date(2024, 7, 26)
-"""What templates that write today's date are given; otherwise tokens would change every day."""
 
 Messages = list[dict[str, str]]
 Span = tuple[int, int]
@@ -112,7 +110,10 @@ class ConversationEncoder:
     def _applied(self, messages: Messages, **settings: Any) -> Any:
         try:
             return self._tokenizer.apply_chat_template(
-                messages, enable_thinking=False, strftime_now=_DATE.strftime, **settings
+                messages,
+                chat_template=on_a_fixed_day(self._tokenizer),
+                enable_thinking=False,
+                **settings,
             )
         except Exception as error:  # a template may fail in any way
             reason = " ".join(str(error).split())[:200] or type(error).__name__

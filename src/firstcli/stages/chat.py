@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
 
-from firstcli.data.chat import ChatFormat
+from firstcli.data.chat import ChatFormat, has_template
 from firstcli.data.encoding import Encoding
 from firstcli.workspace.run import Run, once_per_run
 from firstcli.workspace.units import Role
@@ -53,14 +53,25 @@ def encoding_with(
     """
     drop = run.recipe.train.doubled_bos == "drop"
     is_chat = chat_format(run, "student", evaluation) is not None
+    if not evaluation and learns_conversations(run):
+        is_chat = True
     system = run.stated_task(evaluation).system
     chat = ChatFormat(tokenizer, system) if is_chat else None
     return Encoding(tokenizer, where, drop, chat=chat)
 
 
+def learns_conversations(run: Run) -> bool:
+    """Whether the training samples are conversations, which are always rendered by a template."""
+    if run.recipe.train.task.plugin.has_candidates:
+        return False
+    return any(sample.messages for sample in run.training.train[:1])
+
+
 def end_of(run: Run, role: Role) -> tuple[str, int] | None:
     """Return the token that ends a role's responses in training, and its id; None without one."""
     chat, tokenizer = chat_format(run, role), run.tokenizers.of(role)
+    if chat is None and learns_conversations(run) and has_template(tokenizer):
+        chat = ChatFormat(tokenizer)
     if chat is not None:
         return None if chat.end is None or chat.end_id is None else (chat.end, chat.end_id)
     eos = tokenizer.eos_token_id

@@ -149,7 +149,8 @@ def starting_model(
         for config in (loaded.config, loaded.generation_config):
             if config is not None:  # generation must stop at the token that is learned
                 config.eos_token_id = tokenizer(run, role).eos_token_id
-    if chat.chat_format(run, role) and (end := chat.end_of(run, role)):
+    is_chat = chat.chat_format(run, role) is not None or chat.learns_conversations(run)
+    if is_chat and (end := chat.end_of(run, role)):
         _stop_at(loaded, end[1])
     return loaded
 
