@@ -68,7 +68,8 @@ class Model:
         )
         with place.default():
             model: PreTrainedModel = LlamaForCausalLM(config)
-        return model.eval()
+        model.eval()
+        return model
 
 
 SMALL = Model("V = 32k, d = 256", 32_000, 256)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,8 +46,14 @@ SHAPE = {**TINY, "vocab_size": V, "initializer_range": 0.3}
 ARCHITECTURES: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**SHAPE),
     "gpt2": GPT2Config(
-        **{"vocab_size": V, "n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.3},
-        **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0),
+        vocab_size=V,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        initializer_range=0.3,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        resid_pdrop=0.0,
     ),
     "gpt-neox": GPTNeoXConfig(**SHAPE),
     "qwen2": Qwen2Config(**SHAPE, num_key_value_heads=1, tie_word_embeddings=True),
@@ -60,7 +67,8 @@ def build(name: str) -> PreTrainedModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(ARCHITECTURES[name])
-    return model.eval()
+    model.eval()
+    return model
 
 
 def step(
@@ -167,7 +175,7 @@ def test_training_ends_with_the_same_weights(
     rows = drawn_samples(20)
     soft_targets = soft_targets_for("topk-tail", rows)
     padded, packed = make_llama(V), make_llama(V)
-    common = {"soft_targets": soft_targets, "objective": "topk-tail", "epochs": 2}
+    common: dict[str, Any] = {"soft_targets": soft_targets, "objective": "topk-tail", "epochs": 2}
     reference = fit(padded, rows, tmp_path / "padded", micro_batch_size=8, **common)
     fields = {"activation_checkpointing": checkpointing}
     outcome = fit(
