@@ -10,6 +10,7 @@ single samples cost. Without the plugin the row is left out.
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -35,15 +36,16 @@ SAMPLES = 16
 def compare(shape: Model, samples: int, repeats: int) -> Comparison:
     """Compare positions per second."""
     sys.path.insert(0, str(PLUGIN / "tests"))
-    from firstcli_server import ServerOptions
-    from firstcli_server.scorer import Scorer
-    from stub_server import Stub, serving
-
-    model = shape.make()
+    plugin = import_module("firstcli_server")
+    scorer_class, stub = (
+        import_module("firstcli_server.scorer").Scorer,
+        import_module("stub_server"),
+    )
+    model: Any = shape.make()
     rows = INSTRUCTION.rows(samples, shape.vocabulary)
     tokenizer = Scratch(ScratchOptions(vocabulary=300)).tokenizer(ModelRef(None), ["text"])
 
-    class Served(Stub):  # type: ignore[misc]  # found at run time
+    class Served(stub.Stub):  # type: ignore[misc, name-defined]  # found at run time
         """Answers from the model."""
 
         @torch.inference_mode()
@@ -72,8 +74,9 @@ def compare(shape: Model, samples: int, repeats: int) -> Comparison:
         for batch in inference.batches(lengths, scoring.EXTRACTION_TOKENS):
             scoring.top_k_of(reader, [rows[i] for i in batch], shapes.TOP_K, shape.vocabulary)
 
-    with serving(Served(tokenizer)) as url:
-        scorer = Scorer(ServerOptions(url=url, model="stub", protocol="vllm"), tokenizer)
+    with stub.serving(Served(tokenizer)) as url:
+        options = plugin.ServerOptions(url=url, model="stub", protocol="vllm")
+        scorer = scorer_class(options, tokenizer)
         seconds = measure.in_turns(
             {
                 "served": measure.clocked(lambda: list(scorer.top_k(queries, shapes.TOP_K))),

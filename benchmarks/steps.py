@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -100,8 +100,8 @@ class Setting:
             target_modules="all-linear",
             task_type=TaskType.CAUSAL_LM,
         )
-        adapted: PeftModel = get_peft_model(model, config)
-        return adapted
+        adapted: Any = get_peft_model(model, config)
+        return cast("PeftModel", adapted)
 
     def rows(self) -> list[EncodedSample]:
         return self.text.rows(self.steps * self.batch, self.model.vocabulary)
@@ -131,13 +131,11 @@ def distillation(
     known = shapes.random_knowledge(rows, setting.model.vocabulary)
     shapes.write_store(store, rows, known, len(rows))
     soft_targets = shapes.soft_targets(store, rows)
-    adapted: Any = model
-    trained: Any = adapted.get_base_model() if setting.lora else model
 
     def work() -> list[float]:
         clock = Clock()
         args = setting.arguments(folder)
-        trainer.train(trained, rows, soft_targets, "topk-tail", args, clock, "benchmark", batching)
+        trainer.train(model, rows, soft_targets, "topk-tail", args, clock, "benchmark", batching)
         return clock.ends
 
     return work
