@@ -438,24 +438,28 @@ class Run:
 
         Left out are those whose prompt also has a response in the data: it is learned with that
         one, or held out so that no model is trained on it.
+
+        Raises:
+            UserError: the samples are conversations.
         """
         section, always = self.recipe.train, self.recipe.knowledge.responses == "teacher-always"
         samples = self._samples_of(self.training_task, "train", "train.task", section.limit)
-        known = (
-            self.training.validation
-            if always
-            else (*self.training.train, *self.training.validation)
-        )
+        if samples[0].messages:
+            raise UserError(
+                "knowledge.responses: the samples are conversations, whose turns the data has "
+                "written; leave it out, or give prompts without a response"
+            )
+        train = [] if always else self.training.train
+        known = splits.prompt_digests(chain(train, self.training.validation))
         without = Selected(samples, np.flatnonzero(samples.unanswered))
-        taken = splits.among(without, splits.prompt_digests(known))
+        taken = splits.among(without, known)
         if taken.any():
             self.console.warn(
                 f"train.task: {taken.sum()} of {len(without)} prompts without a response are left "
                 "out, because they also occur with one"
             )
-        chosen = chain(
-            self.training.train if always else (), Selected(without, np.flatnonzero(~taken))
-        )
+        rewritten = self.training.train if always else []
+        chosen = chain(rewritten, Selected(without, np.flatnonzero(~taken)))
         return Samples((replace(sample, response="") for sample in chosen), self.folder)
 
     @property
