@@ -160,7 +160,7 @@ def _check_adapter(folder: Path) -> None:
 
 
 def merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Add an adapter to the weights of its base model, in place.
+    """Add an adapter to the weights of its base model, in place; beside quantised ones it stays.
 
     Products are summed in float32 and rounded once, to the dtype of the model's weights.
 
@@ -180,7 +180,10 @@ def merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             adapted = load(model, folder, torch_device="cpu")
         if problems := list(_unmatched(adapted, folder)):
             raise ValueError("; ".join(problems))
-        whole: PreTrainedModel = adapted.merge_and_unload()
+        if getattr(model, "is_quantized", False):  # a sum would be rounded to the quantised grid
+            whole: PreTrainedModel = adapted.get_base_model()
+        else:
+            whole = adapted.merge_and_unload()
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise problem_of(

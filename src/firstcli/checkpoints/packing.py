@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from firstcli.checkpoints.causality import difference, evaluating, tolerance
+from firstcli.checkpoints.placement import input_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,7 +39,7 @@ def fault(model: PreTrainedModel, token_ids: Sequence[int], context: int | None)
     padded[0, :first], padded[1, :second] = ids[:first], ids[first:]
     mask[0, :first] = mask[1, :second] = 1
     positions = torch.cat([torch.arange(first), torch.arange(second)])
-    device = next(model.parameters()).device
+    device = input_device(model)
     with torch.no_grad(), evaluating(model):
         apart = model(
             input_ids=padded.to(device), attention_mask=mask.to(device), use_cache=False

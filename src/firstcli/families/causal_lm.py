@@ -156,6 +156,11 @@ class CausalLM(ModelFamily[CausalLMOptions]):
             # Quantised weights are made for the device that they are loaded on.
             if self.options.quantization is None and not is_quantized(config):
                 return None
+        if self.spreads and ref.folder is not None and adapters.is_adapter(ref.folder):
+            raise UserError(
+                "model.options.device_map: an adapter cannot be merged into a model that is spread "
+                "over devices; give the merged model, or leave it out"
+            )
         limits = self.options.max_memory
         model = self._model(
             ref,

@@ -21,6 +21,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from firstcli.checkpoints.placement import input_device
+
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
@@ -88,7 +90,7 @@ def continuations(
     """
     padding = ends[0] if ends else 0
     width = max(map(len, prompts))
-    device = next(model.parameters()).device
+    device = input_device(model)
     # On the left, so that every row continues at the end.
     ids = torch.tensor([[padding] * (width - len(row)) + list(row) for row in prompts])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])

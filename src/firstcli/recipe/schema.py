@@ -566,6 +566,9 @@ def _knowledge_conflicts(
     if section.over_candidates and train and not train.task.plugin.has_candidates:
         text = f"task '{train.task.name}' has no candidates; leave it out"
         yield ("over",), f"{text}, and choose models with the same tokenizer"
+    is_remote = teacher is not None and teacher.model.plugin.is_remote
+    if section.batching == "packed" and (section.over_candidates or is_remote):
+        yield ("batching",), "has no effect over candidates or with a remote teacher; leave it out"
     if section.responses == "data":
         if section.sampling is not None:
             yield ("sampling",), "has no effect without 'responses: teacher'; add it"

@@ -111,8 +111,9 @@ def training(run: Run, unit: Unit) -> Inputs:
     if settings.lora:
         stated["save"] = settings.saved
     saved = saved_dtype(run, unit)
-    if saved not in ("float32", settings.dtype):  # saving rounds the weights
-        stated["save_dtype"] = saved
+    saves_model = settings.saved != "adapter"  # adapters are saved in float32
+    if saves_model and saved != "float32" and (settings.lora or saved != settings.dtype):
+        stated["save_dtype"] = saved  # saving rounds the weights
     trainer = {key: value for key, value in run.recipe.trainer.items() if key not in HARMLESS}
     return (
         model(run, unit.role, run.seed_of(unit))

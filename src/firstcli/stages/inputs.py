@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import weakref
 from collections.abc import Callable, Sequence
 from itertools import chain, islice
@@ -199,7 +200,7 @@ def for_inference(run: Run, role: Role, folder: Path | None) -> PreTrainedModel:
     inference.make_current(device)
     ref = ModelRef(str(folder.absolute())) if folder else run.reference(role)
     offload = TemporaryDirectory(
-        dir=run.folder if run.folder.is_dir() else None,
+        dir=run.folder if os.access(run.folder, os.W_OK) else None,
         prefix=OFFLOAD_PREFIX,
         ignore_cleanup_errors=True,
     )

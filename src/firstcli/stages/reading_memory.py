@@ -38,7 +38,9 @@ def check(run: Run, role: Role, lengths: IntArray, batch_tokens: int) -> str:
             f"{inputs.described(run, role)}: its weights need {size(weights)} and a batch "
             f"{size(needed - weights)} of memory, but {device} has {size(has)}"
         )
-        if weights > has:
+        # Of stored quantised weights, the bytes of experts are not known.
+        is_sure = quantized is None or run.model_section(role).effective.get("quantization")
+        if weights > has and is_sure:
             raise UserError(f"{problem}; {cures or 'use a larger device, or a smaller model'}")
         run.console.warn(f"{problem}; batches that do not fit are halved, which takes longer")
     where = " over all devices" if family.spreads else ""
@@ -50,7 +52,8 @@ def _cures(run: Run, role: Role, dtype: str, quantized: float | None) -> str:
     options = type(inputs.family(run, role)).Options.model_fields
     key, model = f"{role}.model.options", inputs.empty_model(run, role)
     cures = []
-    if "quantization" in options and quantized is None:
+    on_gpu = inference.device_of(inputs.family(run, role)).type == "cuda"
+    if on_gpu and "quantization" in options and quantized is None:
         small = footprint.weight_bytes(model, 2, 0.5 + 4 / 64)
         cures.append(f"{key}.quantization: {{load_in: nf4}} ({size(small)} of weights)")
     if "dtype" in options and dtype == "float32" and quantized is None:

@@ -60,7 +60,7 @@ def check(run: Run, unit: Unit) -> str:
             f"{unit.role}.model.options.device_map: training cannot spread a model over devices "
             "like this; share the weights among several GPUs (trainer.fsdp), or leave it out"
         )
-    _check_adapters(run, unit)
+    _check_adapters(run, unit, args)
     parameters = inputs.weights(run, unit.role)
     trained = inputs.trainable_weights(run, unit)
     trains = f" and {trained / 1e6:.2f} M in adapters" if settings.lora else ""
@@ -85,7 +85,7 @@ def _further_samples(run: Run, unit: Unit) -> str:
     return f" ({', '.join(phrases)})" if phrases else ""
 
 
-def _check_adapters(run: Run, unit: Unit) -> None:
+def _check_adapters(run: Run, unit: Unit, args: TrainingArguments) -> None:
     """Check what training with adapters, or of quantised weights, needs.
 
     Raises:
@@ -117,6 +117,23 @@ def _check_adapters(run: Run, unit: Unit) -> None:
             f"{inputs.described(run, role)}: its weights are stored quantised ({method}), and an "
             "adapter cannot be merged into them; give the checkpoint that is not quantised, with "
             f"{role}.model.options.{QUANTIZATION}"
+        )
+    ref = run.reference(role)
+    if section.effective.get(QUANTIZATION):
+        if ref.folder is not None and adapters.is_adapter(ref.folder):
+            raise UserError(
+                f"{role}.model.checkpoint: a second adapter cannot be trained on quantised "
+                f"weights; merge the first, or leave out {role}.model.options.{QUANTIZATION}"
+            )
+        if trainer.is_sharded(args):
+            raise UserError(
+                f"{role}.model.options.{QUANTIZATION}: quantised weights cannot be shared among "
+                "processes; train without FSDP and DeepSpeed, or leave it out"
+            )
+    if settings.saved == "adapter" and inputs.family(run, role).spreads:
+        raise UserError(
+            f"{key}.save: an adapter cannot be merged into a model that device_map spreads; set "
+            "`save: both`"
         )
     if settings.saved != "merged" and section.checkpoint is None:
         raise UserError(

@@ -101,11 +101,10 @@ class TrainingMemory:
 def of(run: Run, unit: Unit, args: TrainingArguments) -> TrainingMemory:
     """Collect what the memory of a unit's training depends on."""
     training = run.training_settings(unit)
-    given = training.model_dump()
     device = inference.device_of(inputs.family(run, unit.role))
     stated = args.activation_checkpointing_kwargs
     options = stated if isinstance(stated, dict) else {}
-    lora = given.get("lora")
+    lora = training.lora
     quantization = run.model_section(unit.role).effective.get("quantization")
     load_in = quantization.get("load_in") if isinstance(quantization, dict) else None
     settings = MemorySettings(
@@ -115,8 +114,8 @@ def of(run: Run, unit: Unit, args: TrainingArguments) -> TrainingMemory:
         optim=str(getattr(args.optim, "value", args.optim)),
         optim_args=args.optim_args or "",
         checkpointing=tuple(sorted(options.items())) if args.activation_checkpointing else None,
-        lora_rank=lora["rank"] if lora else None,
-        lora_targets=() if not lora or lora["targets"] == "auto" else tuple(lora["targets"]),
+        lora_rank=lora.rank if lora else None,
+        lora_targets=() if not lora or lora.targets == "auto" else tuple(lora.targets),
         quantization=load_in if load_in in memory_estimate.QUANTISED_BYTES else None,
         processes=distributed.count(),
         sharded=trainer.is_sharded(args),

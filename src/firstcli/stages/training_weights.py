@@ -87,8 +87,8 @@ def _save_adapted(
 ) -> None:
     """Save the adapter, the model with the adapter merged into its weights, or both.
 
-    Quantised or sharded weights are not merged: the weights with which training began, on which
-    nothing has changed, are loaded again for that.
+    Weights that are quantised, sharded or more coarse than those to save are not merged: the
+    weights with which training began, on which nothing has changed, are loaded again for that.
     """
     role, settings = unit.role, run.training_settings(unit)
     section, seed = run.model_section(role), run.seed_of(unit)
@@ -97,12 +97,17 @@ def _save_adapted(
     lora.save_adapter(model, alone, base, weights)
     if settings.saved == "adapter":
         return
-    if weights is None and not lora.is_quantized(lora.base_model(model)):
+    saved = fingerprints.saved_dtype(run, unit)
+    in_memory = weights is None and not lora.is_quantized(lora.base_model(model))
+    if in_memory and settings.dtype in ("float32", saved):
         whole = model.merge_and_unload()
     else:
-        start = inputs.starting_model(run, role, settings.dtype, seed, quantized=False)
+        # Sums are rounded once, to the dtype in which they are saved.
+        stored = inputs.checkpoint_dtype(run, role) if section.checkpoint else "float32"
+        dtype: Dtype = saved if saved == stored else "float32"
+        start = inputs.starting_model(run, role, dtype, seed, quantized=False)
         whole = adapters.merged(start, alone)
-    saving.save(whole, None, fingerprints.saved_dtype(run, unit), folder)
+    saving.save(whole, None, saved, folder)
     if settings.saved == "merged":
         shutil.rmtree(alone)
     else:

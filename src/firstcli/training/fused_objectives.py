@@ -192,7 +192,7 @@ def _entropy(others: Tensor, total: Tensor, student: StudentView) -> Tensor:
     sums = torch.stack([torch.special.xlogy(row, row).sum() for row in others])  # no second (R, V)
     inside = torch.where(total > 0, total.log() - sums / total, 0.0)
     rest = student.log_rest.exp()
-    coarse = -(student.log_q.exp() * student.log_q).sum(-1) - torch.special.xlogy(rest, rest)
+    coarse = torch.special.entr(student.log_q.exp()).sum(-1) + torch.special.entr(rest)
     entropy: Tensor = coarse + rest * inside
     return entropy
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,8 +35,14 @@ def inside(folder: Path, run: str, title: str) -> Iterator[None]:
     added = {name: value for name, value in defaults.items() if name not in os.environ}
     place.mkdir(parents=True, exist_ok=True)
     os.environ.update(added)
+    wandb = sys.modules.get("wandb")
+    had_run = wandb is not None and wandb.run is not None
     try:
         yield
     finally:
+        wandb = sys.modules.get("wandb")
+        # transformers starts a run of W&B if there is none, and does not end it.
+        if wandb is not None and wandb.run is not None and not had_run:
+            wandb.finish()
         for name in added:
             os.environ.pop(name, None)
