@@ -31,13 +31,9 @@ from transformers import (
 
 from support.checkpoints import SHAPE
 
-BASE: dict[str, Any] = SHAPE | {
-    "max_position_embeddings": 128,
-    # Those of the tests' byte-level tokenizer.
-    "pad_token_id": 0,
-    "bos_token_id": None,
-    "eos_token_id": 1,
-}
+SPECIAL: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
+"""Those of the tests' byte-level tokenizer."""
+BASE: dict[str, Any] = SHAPE | SPECIAL | {"max_position_embeddings": 128}
 GROUPED: dict[str, Any] = BASE | {"num_key_value_heads": 1}
 TIED, UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
 SMALL_HEADS: dict[str, Any] = GROUPED | {"head_dim": 8}
@@ -48,7 +44,8 @@ EXPERTS: dict[str, Any] = UNTIED | {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 12,
 }
-STATE: dict[str, Any] = BASE | {"state_size": 4}
+STATE: dict[str, Any] = SPECIAL | {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 2}
+HEADS = {"num_heads": 4, "head_dim": 8, "n_groups": 1, "chunk_size": 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +97,7 @@ ARCHITECTURES = (
     Architecture(
         "GPT-2",
         GPT2Config,
-        {name: BASE[name] for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+        SPECIAL
         | {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128}
         | dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0),
     ),
@@ -115,7 +112,5 @@ ARCHITECTURES = (
     ),
     Architecture("Qwen 3 MoE", Qwen3MoeConfig, SMALL_HEADS | EXPERTS),
     Architecture("Mamba", MambaConfig, STATE),
-    Architecture(
-        "Mamba 2", Mamba2Config, STATE | {"num_heads": 4, "head_dim": 8, "n_groups": 1}
-    ),
+    Architecture("Mamba 2", Mamba2Config, STATE | HEADS),
 )
