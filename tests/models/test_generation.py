@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from firstcli.models.generation import Sampler, SeededChoice, continuations, text_after
 
@@ -81,6 +87,23 @@ def test_greedy_is_what_transformers_generates(model: Any) -> None:
         torch.tensor([[5, 6, 7]]), max_new_tokens=10, do_sample=False, eos_token_id=None
     )
     assert text == expected[0, 3:].tolist()
+
+
+@pytest.mark.parametrize("ends", [[], ENDS])
+def test_the_settings_of_a_checkpoint_have_no_effect(
+    model: Any, monkeypatch: pytest.MonkeyPatch, ends: list[int]
+) -> None:
+    """Qwen 2.5, for example, comes with a penalty on repetitions."""
+
+    def texts() -> list[list[int]]:
+        return continuations(model, [[5, 6, 7], [8]], 10, ends, Sampler().processors(()))
+
+    expected = texts()
+    settings = {"repetition_penalty": 9.0, "no_repeat_ngram_size": 1, "min_new_tokens": 9}
+    own = GenerationConfig(**settings, eos_token_id=expected[0][3], pad_token_id=0)
+    monkeypatch.setattr(model, "generation_config", own)
+    assert texts() == expected
+    assert model.generation_config is own
 
 
 def test_top_k_of_one_is_greedy(model: PreTrainedModel) -> None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
+_NO_DECODER = re.compile(r"Unrecognized configuration class <class '[\w.]*?(\w+)Config'>")
+"""How transformers says that a type of model has no causal language model."""
 _SIZE = re.compile(r"\d+(\.\d+)?\s*[KMGT]i?B", re.IGNORECASE)
 
 
@@ -222,6 +224,11 @@ class CausalLM(ModelFamily[CausalLMOptions]):
         # transformers raises any of these for a faulty checkpoint.
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]
+            if encoder := _NO_DECODER.match(reason):
+                raise UserError(
+                    f"checkpoint {ref.checkpoint}: transformers has no causal language model of "
+                    f"the type {encoder[1]}; choose a decoder"
+                ) from error
             if ref.folder is None:
                 reason += "; without a network, give a local folder or set HF_HUB_OFFLINE=1"
             raise UserError(

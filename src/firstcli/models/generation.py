@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +82,9 @@ def continuations(
 ) -> list[list[int]]:
     """Return each prompt's new tokens, up to and including the one that ends the text.
 
+    The generation settings of the checkpoint have no effect: a penalty on repetitions, for example,
+    would choose tokens that are not the most likely ones.
+
     Args:
         model: a causal language model.
         prompts: the tokens of each prompt, at least one.
@@ -101,15 +105,27 @@ def continuations(
         pad_token_id=padding,
     )
     generate: Any = model.generate
-    output = generate(
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
-        generation_config=settings,
-        logits_processor=processors,
-    )
+    with _without_own_settings(model):
+        output = generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            generation_config=settings,
+            logits_processor=processors,
+        )
     rows = output[:, width:].tolist()
     lengths = [next((i + 1 for i, id in enumerate(row) if id in ends), len(row)) for row in rows]
     return [row[:length] for row, length in zip(rows, lengths, strict=True)]
+
+
+@contextmanager
+def _without_own_settings(model: PreTrainedModel) -> Iterator[None]:
+    """Hide a model's generation settings, which fill in whatever `generate` is not told."""
+    before = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = before
 
 
 def text_after(

@@ -55,6 +55,12 @@ def check(run: Run, unit: Unit) -> str:
             f"trainer.activation_checkpointing: {type(empty).__name__} does not offer it; leave it "
             "out, and lower micro_batch_size to save memory"
         )
+    if getattr(empty.config.get_text_config(), "output_router_logits", False):
+        run.console.warn(
+            f"{inputs.described(run, unit.role)}: its configuration asks for the router's auxiliary "
+            "loss (output_router_logits), which is not part of the objective, so nothing keeps the "
+            "experts evenly used; set it to false there if that is intended"
+        )
     if inputs.family(run, unit.role).spreads and not trainer.is_sharded(args):
         raise UserError(
             f"{unit.role}.model.options.device_map: training cannot spread a model over devices "

@@ -23,6 +23,10 @@ from firstcli.recipe.lora import Lora
 if TYPE_CHECKING:
     from peft import PeftModel
 
+READ_AS_WEIGHTS = ("x_proj", "dt_proj", "out_proj")
+"""Layers of a state-space block that its scan may read without calling them, so that an adapter
+would be skipped: the kernels do, and Mamba does it with `dt_proj` everywhere."""
+
 
 def trainable(model: PreTrainedModel, settings: Lora) -> int:
     """Count the weights that training with adapters changes.
@@ -42,17 +46,17 @@ def trainable(model: PreTrainedModel, settings: Lora) -> int:
 def target_layers(model: PreTrainedModel, settings: Lora) -> list[str]:
     """Return the full names of the layers that get an adapter.
 
-    `auto` is every linear layer but the output layer. Weights of experts that a model keeps in one
-    tensor are not linear layers, and stay as they are.
+    `auto` is every linear layer but the output layer and `READ_AS_WEIGHTS`. Weights of experts that
+    a model keeps in one tensor are not linear layers, and stay as they are.
 
     Raises:
-        UserError: a target is no linear layer of the model, or is its output layer.
+        UserError: a target is no linear layer of the model, or must not have an adapter.
     """
-    head = model.get_output_embeddings()
+    head, skipped = model.get_output_embeddings(), _read_as_weights(model)
     layers = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and name not in skipped
     ]
     kind = type(model).__name__
     if settings.targets == "auto":
@@ -66,6 +70,19 @@ def target_layers(model: PreTrainedModel, settings: Lora) -> list[str]:
             raise UserError(f"lora.targets: {_why_not(model, target, layers)}")
         chosen |= found
     return [name for name in layers if name in chosen]
+
+
+def _read_as_weights(model: PreTrainedModel) -> set[str]:
+    """Return the names of the layers of state-space blocks that may never be called.
+
+    A block is recognised by its parameters A, as `A_log`, and D.
+    """
+    return {
+        f"{block}.{layer}"
+        for block, module in model.named_modules()
+        if {"A_log", "D"} <= module._parameters.keys()
+        for layer in READ_AS_WEIGHTS
+    }
 
 
 def _ends_with(name: str, target: str) -> bool:
@@ -84,6 +101,11 @@ def _why_not(model: PreTrainedModel, target: str, layers: list[str]) -> str:
                 f"'{target}' is the {what} of {kind}, which takes no adapter; choose from "
                 f"{shortened(known, 12)}"
             )
+    if any(_ends_with(name, target) for name in _read_as_weights(model)):
+        return (
+            f"the state-space blocks of {kind} may read the weight of '{target}' without calling "
+            f"the layer, which skips an adapter; choose from {shortened(known, 12)}"
+        )
     return (
         f"{kind} has no linear layer named '{target}'{did_you_mean(target, known)}; it has "
         f"{shortened(known, 12)}"
