@@ -5,7 +5,6 @@ The reference reads one sequence at a time, without padding, in float64.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,12 +14,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from firstcli.checkpoints import causality, packing
 from firstcli.data.encoding import EncodedQuestion, EncodedSample
-from firstcli.errors import UserError
-from firstcli.export.fold import fold
 from firstcli.models import inference, readout
 from firstcli.models.answers import candidate_log_probs
 from firstcli.models.generation import Sampler, continuations
@@ -30,7 +27,6 @@ from firstcli.training import arguments, lora, trainer
 from firstcli.training.batches import TrainingBatches
 from firstcli.training.trainer import Objective
 from support.architectures import ARCHITECTURES, Architecture
-from support.paths import ROOT
 from training.test_trainer import (
     CPU,
     OBJECTIVES,

@@ -169,7 +169,12 @@ def test_plan_compares_the_need_with_the_memory_of_the_device(
 ) -> None:
     monkeypatch.setattr(memory, "capacity", lambda device: 10_000)
     result = first("plan", finished.recipe, "--run-dir", tmp_path / "run")
-    result.mistake("optimizer's state need", "but cpu has 10", "smaller batches do not help")
+    assert result.code == 2 and "Traceback" not in result.err
+    training, *reading = result.errors
+    for part in ("optimizer's state need", "but cpu has 10", "smaller batches do not help"):
+        assert part in training
+    assert len(reading) == 2  # once for each role
+    assert all("its weights need" in line and "but cpu has 10" in line for line in reading)
     assert "no key of the recipe makes it fit" in result.err
 
 

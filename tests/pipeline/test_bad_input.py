@@ -250,7 +250,9 @@ def test_empty_splits(tmp_path: Path) -> None:
     command_line.write_rows(tmp_path / "texts" / "train.jsonl", texts)
     task = {"name": "instruction", "options": {"path": str(tmp_path / "texts")}}
     arms = {"fine-tune": {"learn": "labels"}}
-    plan(tmp_path, train={"task": task}, arms=arms).mistake("train.task", "no samples to use")
+    plan(tmp_path, train={"task": task}, arms=arms).mistake(
+        "train.task", "no row of the training split has a response"
+    )
 
 
 def test_a_validation_part_without_rows(tmp_path: Path) -> None:

@@ -418,7 +418,7 @@ def test_a_revision_of_a_local_file_is_refused() -> None:
         (CommonsenseQA, "commonsense_qa", {"train": 9741, "test": 1221}),
         (OpenBookQA, "openbook_qa", {"train": 4957, "validation": 500, "test": 500}),
         (BoolQ, "boolq", {"train": 2270, "test": 1000}),
-        (Alpaca, "alpaca", {"train": 9225}),
+        (Alpaca, "alpaca", {"train": 9229}),
     ],
 )
 def test_real_data(kind: type[PaperTask], folder: str, sizes: dict[str, int]) -> None:

@@ -62,7 +62,7 @@ class ChatFormat:
             UserError: the template cannot render a message, an answer or the system message.
         """
         self._tokenizer: Any = tokenizer
-        self._system = system
+        self.system = system
         prompt = self.prompt(_MESSAGE)
         if _MESSAGE not in prompt:
             raise UserError(f"the chat template leaves out the user's message; {_OTHER}")
@@ -90,7 +90,7 @@ class ChatFormat:
     def identity(self) -> str:
         """A digest of everything on which rendered texts depend, for a given tokenizer."""
         tokenizer = self._tokenizer
-        content = [tokenizer.chat_template, tokenizer.special_tokens_map, self._system, self.end]
+        content = [tokenizer.chat_template, tokenizer.special_tokens_map, self.system, self.end]
         return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()
 
     def prompt(self, text: str) -> str:
@@ -117,9 +117,9 @@ class ChatFormat:
 
     def _messages(self, text: str) -> list[Message]:
         user = {"role": "user", "content": text}
-        if self._system is None:
+        if self.system is None:
             return [user]
-        return [{"role": "system", "content": self._system}, user]
+        return [{"role": "system", "content": self.system}, user]
 
     def _applied(self, messages: list[Message], *, add_generation_prompt: bool) -> str:
         try:
@@ -132,7 +132,7 @@ class ChatFormat:
             )
         except Exception as error:  # a template may fail in any way
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            if self._system is not None and messages[0]["role"] == "system":
+            if self.system is not None and messages[0]["role"] == "system":
                 advice = "remove `system`, or move its text into the prompt"
             else:
                 advice = _OTHER

@@ -141,6 +141,11 @@ def each_encoded(samples: Iterable[Sample], encoding: Encoding) -> Iterator[Enco
 
 
 def _each_conversation(samples: Iterable[Sample], encoding: Encoding) -> Iterator[EncodedSample]:
+    if encoding.chat is not None and encoding.chat.system is not None:
+        raise UserError(
+            f"{encoding.where}: `system` has no effect on conversations, whose system messages are "
+            "in the data; leave it out"
+        )
     mistakes, notes = Findings(encoding.where), Findings(encoding.where)
     for found in ConversationEncoder(encoding.tokenizer, mistakes, notes)(samples):
         yield EncodedSample.supervised_at(str(found.sample.id), found.input_ids, found.positions)

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from firstcli.checkpoints.placement import input_device
+from firstcli.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,11 @@ class SeededChoice(LogitsProcessor):
             device=scores.device,
         )
         cumulative = scores.double().softmax(-1).cumsum(-1)  # (B, V)
+        if not bool(cumulative[:, -1].isfinite().all()):
+            raise UserError(
+                "the model's output is not finite; check its weights, or try "
+                "model.options.dtype: float32"
+            )
         # Inverse of the distribution function. The last sum may be below 1 by rounding.
         chosen = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
         return torch.full_like(scores, -torch.inf).scatter_(-1, chosen, 0.0)

@@ -572,6 +572,8 @@ def _knowledge_conflicts(
     if section.responses == "data":
         if section.sampling is not None:
             yield ("sampling",), "has no effect without 'responses: teacher'; add it"
+    elif is_remote:
+        yield ("responses",), "a teacher that runs elsewhere writes no responses; leave it out"
     elif train and train.task.plugin.has_candidates:
         text = (
             f"task '{train.task.name}' has candidates, so there is no response to write; leave it "

@@ -115,6 +115,8 @@ def _compare_tokens(run: Run, part: Part) -> None:
             expected, found = sample.targets, other.targets
         if part == "unlabelled":  # whose last token is a placeholder
             expected, found = expected[:-1], found[:-1]
+        elif eos and len(sample.gaps):
+            expected = np.where(expected == eos[0], np.int32(eos[1]), expected)
         elif eos and not run.recipe.answers_only:
             expected = np.append(expected[:-1], np.int32(eos[1]))
         if not np.array_equal(expected, found):
@@ -249,10 +251,13 @@ def _advice_on_overlap(run: Run, evaluation: Evaluation) -> str:
 
 def _warn_of_other_chats(run: Run) -> None:
     """Warn of evaluations in which models are asked in a different way than in training."""
-    from firstcli.stages import chat
+    from firstcli.data.chat import ChatFormat
+    from firstcli.stages import chat, inputs
 
     role: Role = "teacher" if run.recipe.teacher else "student"
     trained = chat.chat_format(run, role)
+    if trained is None and chat.learns_conversations(run):
+        trained = ChatFormat(inputs.tokenizer(run, role))
     for evaluation in run.recipe.evaluate:
         asked = chat.chat_format(run, role, evaluation.name)
         if (asked and asked.identity) != (trained and trained.identity):

@@ -133,7 +133,8 @@ class _Source(Generic[Row, Rows]):
         if encoding.chat is not None:
             depends_on["chat"] = encoding.chat.identity
         self._key = fingerprint(depends_on)
-        self._slot = f"{name}-{identity[:12]}"
+        rendered = "" if encoding.chat is None else f"-{encoding.chat.identity[:6]}"
+        self._slot = f"{name}-{identity[:12]}{rendered}"
         self._path = run.folder / FOLDER / f"{self._slot}-{self._key[:12]}"
 
     def rows(self, encode: Encode[Row]) -> Rows:

@@ -104,6 +104,8 @@ class Evaluate(Stage):
         text = f"{len(questions)} questions"
         if sequences := whole_candidates.sequences(run, unit.role, unit.evaluation):
             text += f", {len(sequences)} candidates of several tokens"
+        if inputs.remote(run, unit.role) is not None:
+            return text
         lengths = np.array([len(question.input_ids) for question in questions], np.int64)
         return f"{text}; {reading_memory.check(run, unit.role, lengths, EVALUATION_TOKENS)}"
 

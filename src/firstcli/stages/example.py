@@ -8,7 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from firstcli.api import JSON, BoolArray
-from firstcli.data.encoding import EncodedSample, each_encoded, encode_questions
+from firstcli.data.encoding import EncodedSample, answer_only, each_encoded, encode_questions
 from firstcli.data.token_texts import token_texts
 from firstcli.errors import UserError
 from firstcli.runtime.redaction import without_secrets
@@ -69,6 +69,8 @@ def encoded_samples(run: Run, count: int) -> list[dict[str, JSON]]:
         role: list(each_encoded(samples, chat.encoding(run, role, f"train.task ({role})")))
         for role in roles
     }
+    if run.recipe.answers_only:
+        rows = {role: [*map(answer_only, every)] for role, every in rows.items()}
     shown: list[dict[str, JSON]] = []
     for index, sample in enumerate(samples):
         first, last = rows[roles[0]][index], rows[roles[-1]][index]

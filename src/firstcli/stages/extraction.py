@@ -85,7 +85,7 @@ def _write_shards(
     ours = missing[distributed.rank() :: distributed.count()]
     what = "samples"
     if is_remote:
-        remote.require_as_begun(run, folder, [shard.rows for shard in sampled_shards])
+        remote.require_as_begun(run, unit.part, folder, [shard.rows for shard in sampled_shards])
         counts = [inputs.positions(shard.rows) for shard in sampled_shards]
         what = "positions"
     total = sum(counts[index] for index in ours)

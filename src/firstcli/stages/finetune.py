@@ -50,7 +50,7 @@ class TrainingStage(Stage):
         # Two checkpoints, each with the weights that are trained and Adam's two moments.
         return 24 * inputs.trainable_weights(run, unit)
 
-    def probe(self, probe: Probe, unit: Unit) -> CostEstimate:
+    def probe(self, probe: Probe, unit: Unit) -> CostEstimate | None:
         return probe.training(unit)
 
     def resumption(self, folder: Path) -> str:

@@ -71,7 +71,7 @@ def chat(run: Run, role: Role, evaluation: str = "") -> Inputs:
     """
     task = run.stated_task(evaluation)
     if task.chat is False:
-        return {}
+        return {} if evaluation else _template_of_conversations(run, role)
 
     def make() -> str:
         run.announce_libraries()
@@ -83,6 +83,23 @@ def chat(run: Run, role: Role, evaluation: str = "") -> Inputs:
     content = tokenizer_content(run) | as_text({"chat": task.chat, "system": repr(task.system)})
     identity = run.memory.recall(f"chat format, {role}", content, make)
     return {"chat template and system message": identity} if identity else {}
+
+
+def _template_of_conversations(run: Run, role: Role) -> Inputs:
+    """Return the template that renders conversations, which a role may have from the other."""
+    if run.recipe.train.task.plugin.has_candidates:
+        return {}
+
+    def make() -> str:
+        run.announce_libraries()
+        from firstcli.data.conversations import identity
+        from firstcli.stages.chat import learns_conversations
+
+        return identity(run.tokenizers.of(role)) if learns_conversations(run) else ""
+
+    content = tokenizer_content(run) | {"samples": run.part_content("train")}
+    found = run.memory.recall(f"template of conversations, {role}", content, make)
+    return {"chat template": found} if found else {}
 
 
 def predictions(run: Run, role: Role, evaluation: str = "") -> Inputs:
@@ -268,6 +285,8 @@ def all_content(run: Run) -> dict[str, str]:
     inputs = training_data(run) | dict(implied_inputs(run.recipe))
     for section in run.recipe.evaluate:
         inputs[f"samples of {section.name}"] = run.evaluation_content(section.name)
+    if run.recipe.knowledge.responses != "data" and run.is_written("written"):
+        inputs["written samples"] = run.part_content("written")
     recipe = json.dumps(run.resolved, sort_keys=True)
     return tokenizer_content(run) | as_text(inputs) | {"recipe": recipe}
 

@@ -64,8 +64,10 @@ class Probe:
         free_memory()
         return CostEstimate(math.nan)
 
-    def training(self, unit: Unit) -> CostEstimate:
-        """Estimate the training of a model."""
+    def training(self, unit: Unit) -> CostEstimate | None:
+        """Estimate the training of a model; None if the teacher has yet to write its samples."""
+        if not len(inputs.rows_of(self.run, unit)):
+            return None
         settings = self.run.training_settings(unit)
         samples = str(len(inputs.rows_of(self.run, unit)))  # not all arms learn unlabelled ones
         key = ("training", unit.role, settings.model_dump_json(), str(unit.fold), samples)

@@ -34,22 +34,26 @@ def check(run: Run, role: Role, lengths: IntArray, batch_tokens: int) -> str:
     has = memory.capacity(device)
     if not family.spreads and has is not None and needed > has:
         cures = _cures(run, role, dtype, quantized)
-        problem = (
-            f"{inputs.described(run, role)}: its weights need {size(weights)} and a batch "
-            f"{size(needed - weights)} of memory, but {device} has {size(has)}"
-        )
+        described = inputs.described(run, role)
         # Of stored quantised weights, the bytes of experts are not known.
         is_sure = quantized is None or run.model_section(role).effective.get("quantization")
         if weights > has and is_sure:
-            raise UserError(f"{problem}; {cures or 'use a larger device, or a smaller model'}")
-        run.console.warn(f"{problem}; batches that do not fit are halved, which takes longer")
+            raise UserError(
+                f"{described}: its weights need {size(weights)} of memory, but {device} has "
+                f"{size(has)}; {cures or 'use a larger device, or a smaller model'}"
+            )
+        run.console.warn(
+            f"{described}: its weights need {size(weights)} and a batch {size(needed - weights)} "
+            f"of memory, but {device} has {size(has)}; batches that do not fit are halved, which "
+            "takes longer"
+        )
     where = " over all devices" if family.spreads else ""
     return f"about {size(needed)} of memory{where}"
 
 
 def _cures(run: Run, role: Role, dtype: str, quantized: float | None) -> str:
     """Return the keys that would make a model smaller, or spread it, with what it takes then."""
-    options = type(inputs.family(run, role)).Options.model_fields
+    options = run.model_section(role).plugin.Options.model_fields
     key, model = f"{role}.model.options", inputs.empty_model(run, role)
     cures = []
     on_gpu = inference.device_of(inputs.family(run, role)).type == "cuda"

@@ -21,6 +21,7 @@ from firstcli.api import (
 from firstcli.data.encoding import EncodedQuestion, EncodedSample
 from firstcli.errors import UserError
 from firstcli.knowledge import shards
+from firstcli.knowledge.candidates import top_candidates
 from firstcli.knowledge.codec import BOUNDS
 from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference
@@ -54,7 +55,9 @@ def check(run: Run) -> None:
         UserError: the teacher does not answer as it must.
     """
     with run.console.status("asking the teacher's server"):
-        scorer(run).check(run.recipe.knowledge.top_k)
+        section = run.recipe.knowledge
+        # Over candidates, `top_k` is a number of candidates, which are asked for by themselves.
+        scorer(run).check(min(section.top_k, 5) if section.over_candidates else section.top_k)
 
 
 def query_of(row: EncodedSample) -> TokenQuery:
@@ -145,7 +148,12 @@ def whole_candidates(
             f"those of {len(shared)} questions, such as '{shared[0]}', begin alike; let the model "
             "answer with letters"
         )
-    return candidate_log_probs(run, questions, title, file)
+    return _candidates(run, questions, title, file)  # each process has shards of its own
+
+
+def _candidate_query(question: EncodedQuestion) -> CandidateQuery:
+    ids = question.input_ids.astype(np.int64)
+    return CandidateQuery(question.id, ids, tuple(question.candidate_ids))
 
 
 def _candidates(
@@ -153,11 +161,7 @@ def _candidates(
 ) -> dict[str, list[float]]:
     require_as_stored(run)
     found: dict[str, list[float]] = dict(kept_answers(file))
-    missing = [
-        CandidateQuery(each.id, each.input_ids.astype(np.int64), tuple(each.candidate_ids))
-        for each in questions
-        if each.id not in found
-    ]
+    missing = [_candidate_query(each) for each in questions if each.id not in found]
     with (
         run.console.progress(title, len(questions), "questions", len(found)) as advance,
         _recording(run, file) as record,
@@ -297,6 +301,18 @@ def _as_top_k(answer: Any) -> TopK:
 # A server's model has no digest, so stored samples are asked for again.
 
 
+def _asked_again(
+    run: Run, part: Part, rows: Sequence[EncodedSample], ids: Container[str]
+) -> dict[str, TopK]:
+    if not run.recipe.knowledge.over_candidates:
+        return knowledge(run, _with_ids(rows, ids), run.recipe.knowledge.top_k)
+    chosen = [each for each in inputs.candidate_questions(run, part) if each.id in ids]
+    queries = [_candidate_query(each) for each in chosen]
+    width = inputs.knowledge_width(run)
+    answers = scorer(run).candidates(queries)
+    return {queries[i].id: top_candidates(values.tolist(), width) for i, values in answers}
+
+
 @once_per_run
 def require_as_stored(run: Run) -> None:
     """Ask again for a few samples whose knowledge is up to date.
@@ -309,15 +325,19 @@ def require_as_stored(run: Run) -> None:
         manifests = run.manifests.values()
         path = shards.shard_path(folder, 0)
         if path.exists() and any(path.name in m.files and part in m.unit for m in manifests):
-            require_unchanged(run, inputs.training_rows(run, "teacher", part), _some_of(path))
+            rows = inputs.training_rows(run, "teacher", part)
+            require_unchanged(run, part, rows, _some_of(path))
             return
 
 
-def require_as_begun(run: Run, folder: Path, sampled: Sequence[Sequence[EncodedSample]]) -> None:
+def require_as_begun(
+    run: Run, part: Part, folder: Path, sampled: Sequence[Sequence[EncodedSample]]
+) -> None:
     """Ask again for a few samples that an interrupted run has stored in a work folder.
 
     Args:
         run: the run.
+        part: the part of the samples.
         folder: the work folder.
         sampled: the samples of each shard.
 
@@ -327,13 +347,20 @@ def require_as_begun(run: Run, folder: Path, sampled: Sequence[Sequence[EncodedS
     for index, rows in enumerate(sampled):
         path = shards.shard_path(folder, index)
         if shards.shard_facts(path) is not None:
-            return require_unchanged(run, rows, _some_of(path))
+            return require_unchanged(run, part, rows, _some_of(path))
     for index, rows in enumerate(sampled):
         kept = kept_answers(answers_file(folder, index))
         if kept:
             some = list(kept)[:: max(1, len(kept) // ASKED_AGAIN)][:ASKED_AGAIN]
-            return require_unchanged(run, rows, {id: _as_top_k(kept[id]) for id in some})
+            return require_unchanged(run, part, rows, {id: _kept(run, kept[id]) for id in some})
     return None
+
+
+def _kept(run: Run, answer: Any) -> TopK:
+    """Return the knowledge in a kept answer."""
+    if run.recipe.knowledge.over_candidates:
+        return top_candidates(answer, inputs.knowledge_width(run))
+    return _as_top_k(answer)
 
 
 def _some_of(path: Path) -> dict[str, TopK]:
@@ -351,13 +378,21 @@ def _some_of(path: Path) -> dict[str, TopK]:
     return some
 
 
-def require_unchanged(run: Run, rows: Sequence[EncodedSample], stored: Mapping[str, TopK]) -> None:
+def require_unchanged(
+    run: Run, part: Part, rows: Sequence[EncodedSample], stored: Mapping[str, TopK]
+) -> None:
     """Ask again for some samples and compare.
+
+    Args:
+        run: the run.
+        part: the part of the samples.
+        rows: the samples, and others.
+        stored: their knowledge, by id.
 
     Raises:
         UserError: the answers differ by more than rounding.
     """
-    again = knowledge(run, _with_ids(rows, stored), run.recipe.knowledge.top_k)
+    again = _asked_again(run, part, rows, stored)
     bound = CHANGED + BOUNDS[run.recipe.knowledge.precision]
     distances = {id: stored[id].distance(again[id]) for id in again}
     worst = max(distances, key=distances.__getitem__, default=None)

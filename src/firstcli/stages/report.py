@@ -354,7 +354,8 @@ def _notes_on_data(run: Run) -> Iterator[tuple[str, str]]:
     students = [model for model in models_of(run.recipe) if model.arm and not model.posthoc]
     facts = [_training_facts(run, model) for model in students]
     used = max(each.in_the_data for each in facts)
-    left_out = len(training.train) - used
+    rewritten = run.recipe.knowledge.responses == "teacher-always"
+    left_out = 0 if rewritten else len(training.train) - used
     yield (
         "data",
         f"{used} training samples{f' ({left_out} more left out)' if left_out else ''}; "

@@ -13,7 +13,7 @@ from firstcli.stages.base import Facts, Stage
 from firstcli.stages.checks import SharedCheck
 from firstcli.stages.finetune import FINETUNE
 from firstcli.workspace.artifacts import Artifact
-from firstcli.workspace.units import RESPONSES, Unit, responses_path
+from firstcli.workspace.units import Unit, responses_path
 
 if TYPE_CHECKING:
     from firstcli.recipe.schema import Recipe
@@ -51,9 +51,8 @@ class Respond(Stage):
     def keys(self, recipe: Recipe) -> tuple[str, ...]:
         """Return the key of the stage's unit, if there is one."""
         learns = any(arm.learn == "knowledge" for arm in recipe.arms.values())
-        return (
-            (f"{self.name} {RESPONSES}",) if learns and recipe.knowledge.responses != "data" else ()
-        )
+        writes = learns and recipe.knowledge.responses != "data"
+        return (RESPONSES_KEY,) if writes else ()
 
     def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
         for key in self.keys(recipe):

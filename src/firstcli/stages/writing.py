@@ -72,8 +72,8 @@ def _encoded(run: Run) -> list[EncodedPrompt]:
     encoder = chat.encoding(run, "teacher", "train.task").encoder
     longest, most = inputs.shared_context(run), run.recipe.knowledge.sampler.max_new_tokens
     encoded: dict[str, EncodedPrompt] = {}
-    for joint in encoder(run.prompts):
-        digest = prompt_digest(joint.sample.prompt)
+    for sample, joint in zip(run.prompts, encoder(run.prompts), strict=True):
+        digest = prompt_digest(sample.prompt)  # the encoder returns rendered samples
         room = int(min(most, longest - len(joint.prompt)))
         encoded[digest] = EncodedPrompt(digest, joint.prompt, room if joint.prompt else 0)
     return sorted(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,7 +24,7 @@ class InstructionOptions(TableOptions):
         description="template of the prompt, in which {name} stands for the column of that name, "
         'for example "Instruction: {instruction}\\nInput: {input}\\nResponse:"',
     )
-    response: Template = Field(
+    response: Template | Literal[""] = Field(
         "{response}",
         description="template of the response; a space between prompt and response belongs here",
     )

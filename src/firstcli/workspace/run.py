@@ -39,7 +39,7 @@ from firstcli.runtime.redaction import redacted, without_folders
 from firstcli.workspace.artifacts import Digests, Manifest, fingerprint
 from firstcli.workspace.responses import written_samples
 from firstcli.workspace.tokenizers import Tokenizers
-from firstcli.workspace.units import RESPONSES, Part, Role, Unit, responses_path
+from firstcli.workspace.units import RESPONSES_KEY, Part, Role, Unit, responses_path
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -474,8 +474,7 @@ class Run:
     @property
     def _responses(self) -> Manifest | None:
         """The manifest of the teacher's responses, once they are up to date."""
-        found = (m for key, m in self.manifests.items() if key.partition(" ")[2] == RESPONSES)
-        return next(found, None)
+        return self.manifests.get(RESPONSES_KEY)
 
     @cached_property
     def _written(self) -> Sequence[Sample]:

@@ -114,7 +114,9 @@ def evaluations_of(recipe: Recipe) -> list[str]:
 
 
 RESPONSES = "responses"
-"""Folder of the teacher's responses in a run folder, and the subject of the unit that makes it."""
+"""Folder of the teacher's responses in a run folder."""
+RESPONSES_KEY = "respond responses"
+"""Key of the unit that makes them."""
 STUDENTS = "students"
 """Name of the folder of all students in a run folder."""
 _PLUS_T = re.compile(r"\s*\+\s*T$")

@@ -28,6 +28,7 @@ Result = TypeVar("Result")
 PASSING = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 """States of a server that may pass."""
 FIRST_WAIT = 0.5  # seconds; each further wait is twice as long
+MOST_WAIT = 600.0  # seconds that a server may ask for
 LONGEST_WAIT = 60.0
 
 
@@ -132,12 +133,15 @@ class Client:
             except httpx2.TimeoutException:
                 problem = f"no answer within {self._options.timeout:g} s"
                 continue
-            except httpx2.TransportError as error:
+            except httpx2.RequestError as error:
                 problem = self._clean(str(error) or type(error).__name__)
                 continue
-            if response.status_code in PASSING and not (self.trying and response.is_server_error):
+            # While protocols are tried, a server that does not know one may answer 500.
+            if response.status_code in PASSING and not (
+                self.trying and response.status_code == 500
+            ):
                 problem = f"status {response.status_code}: {self._message(response)}"
-                pause = max(pause, _retry_after(response))
+                pause = max(pause, min(_retry_after(response), MOST_WAIT))
                 continue
             if response.status_code >= 400:
                 raise Refused(response.status_code, self._message(response))
@@ -219,6 +223,11 @@ class Client:
                         failure = failure or self.refusal(refusal)
                     except UserError as error:
                         failure = failure or error
+                    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+                        failure = failure or UserError(
+                            f"server {self.url}: its answer cannot be read "
+                            f"({type(error).__name__}: {error})"
+                        )
                     else:
                         yield index, result
         finally:

@@ -173,6 +173,12 @@ class Scorer(RemoteScorer):
         """
         before = query.token_ids.tolist()
         (top,) = protocol.tops(query.id, before, [len(before)], self._known_k)
+        if not any(candidate in top for candidate in query.candidates):
+            raise UserError(
+                f"sample '{query.id}': none of its candidates is among the {len(top)} most likely "
+                "first tokens; let responses begin as the server writes them, in a chat without a "
+                "space"
+            )
         values = np.array([value for _, value in _best(top, self._known_k)])
         left = max(1 - np.exp(values).sum(), 1e-12)
         most = min(values[-1], float(np.log(left)))
