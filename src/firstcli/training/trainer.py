@@ -216,7 +216,9 @@ class PositionTrainer(Trainer):
                 if folder != last:
                     shutil.rmtree(folder)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
         """Save weights under the names that they have in memory, by which the Trainer loads them.
 
         By default, transformers gives them the names and shapes of the published checkpoint, such
