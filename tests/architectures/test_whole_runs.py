@@ -90,7 +90,7 @@ def confidences(folder: Path) -> list[float]:
 def test_from_checkpoint_to_export(
     tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast, architecture: Architecture
 ) -> None:
-    """Teacher, student with a temperature, student with adapters; `predict` and the folder agree."""
+    """Teacher, student with a temperature, student with adapters; the export agrees with `eval`."""
     pytest.importorskip("peft")
     checkpoint = save(tmp_path / "base", architecture.build(len(byte_tokenizer)), byte_tokenizer)
     path = recipe(
