@@ -166,3 +166,46 @@ def test_mistakes_in_the_recipe_name_their_keys(tmp_path: Path) -> None:
     first("plan", question).mistake("knowledge.responses", "has candidates")
     prompts = write_recipe(tmp_path, rows(20, ""), knowledge={})
     first("plan", prompts).mistake("no row of the training split has a response")
+
+
+def test_a_chat_template_renders_the_prompts(job: Job, tmp_path: Path) -> None:
+    """The teacher answers rendered prompts; the run keeps responses under the prompts of the data."""
+    template = tmp_path / "template.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m.role }}:\n{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:\n{% endif %}"
+    )
+    teacher = {"family": "causal-lm", "checkpoint": str(job.run / "teacher")}
+    path = write_rows(tmp_path / "train.jsonl", [*rows(40, "x"), *rows(10, "", 100)])
+    task = {"name": "instruction", "chat": True, "options": {"path": str(path)}}
+    recipe = command_line.write_recipe(
+        tmp_path,
+        train={"task": task, "validation": 0.2},
+        evaluate=[{"task": WORLD}],
+        teacher={"model": {**teacher, "chat_template": str(template)}, "finetune": LEARNED},
+        student={"model": teacher, "training": command_line.TRAINING},
+        knowledge={"responses": "teacher", "sampling": {**SAMPLING, "temperature": 0.0}},
+        arms={"distill": {}},
+    )
+    result = first("distill", recipe, "--run-dir", tmp_path / "run", "--json")
+    assert result.code == 0, result.err
+    assert result.json["result"]["distill"]["written"] > 0
+
+
+def test_a_file_without_a_column_of_responses(job: Job, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "prompts.jsonl", [{"prompt": r["prompt"]} for r in rows(10, "")])
+    model = {"family": "causal-lm", "checkpoint": str(job.run / "teacher")}
+    task = {"name": "instruction", "options": {"path": str(path), "response": ""}}
+    recipe = command_line.write_recipe(
+        tmp_path,
+        train={"task": task},
+        evaluate=[{"task": WORLD}],
+        teacher={"model": model},
+        student={"model": model, "training": command_line.TRAINING},
+        knowledge={"responses": "teacher", "sampling": SAMPLING},
+        arms={"distill": {}},
+    )
+    shown = first("plan", recipe, "--run-dir", tmp_path / "run", "--probe", "--json")
+    assert shown.code == 0, shown.err
+    units = {unit["unit"]: unit["estimate"] for unit in shown.json["units"]}
+    assert units["respond responses"].startswith("10 prompts")

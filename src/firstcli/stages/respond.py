@@ -13,7 +13,7 @@ from firstcli.stages.base import Facts, Stage
 from firstcli.stages.checks import SharedCheck
 from firstcli.stages.finetune import FINETUNE
 from firstcli.workspace.artifacts import Artifact
-from firstcli.workspace.units import Unit, responses_path
+from firstcli.workspace.units import RESPONSES_KEY, Unit, responses_path
 
 if TYPE_CHECKING:
     from firstcli.recipe.schema import Recipe

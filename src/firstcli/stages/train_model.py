@@ -57,9 +57,9 @@ def check(run: Run, unit: Unit) -> str:
         )
     if getattr(empty.config.get_text_config(), "output_router_logits", False):
         run.console.warn(
-            f"{inputs.described(run, unit.role)}: its configuration asks for the router's auxiliary "
-            "loss (output_router_logits), which is not part of the objective, so nothing keeps the "
-            "experts evenly used; set it to false there if that is intended"
+            f"{inputs.described(run, unit.role)}: its configuration asks for the router's "
+            "auxiliary loss (output_router_logits), which is not part of the objective, so nothing "
+            "keeps the experts evenly used; set it to false there if that is intended"
         )
     if inputs.family(run, unit.role).spreads and not trainer.is_sharded(args):
         raise UserError(

@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -214,6 +215,39 @@ class PositionTrainer(Trainer):
             for folder in last.parent.glob("checkpoint-*"):
                 if folder != last:
                     shutil.rmtree(folder)
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        """Save weights under the names that they have in memory, by which the Trainer loads them.
+
+        By default, transformers gives them the names and shapes of the published checkpoint, such
+        as one matrix per expert, and a Trainer that resumes skips what it does not know.
+        """
+        if not isinstance(self.model, PreTrainedModel):  # adapters keep their names
+            super()._save(output_dir, state_dict)
+            return
+        model: Any = self.model
+        model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            del model.save_pretrained
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuse a checkpoint that has not set all weights; the Trainer would only warn."""
+        model: Any = self.model
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        missing = set(load_result.missing_keys)
+        loaded = {id(value) for name, value in parameters.items() if name not in missing}
+        lost = [n for n in sorted(missing & parameters.keys()) if id(parameters[n]) not in loaded]
+        if lost or load_result.unexpected_keys:
+            names = shortened(lost or sorted(load_result.unexpected_keys), 2)
+            raise UserError(
+                f"{self.args.output_dir}: its checkpoint does not match the model's weights, such "
+                f"as {names}; an earlier version of firstcli may have written it; delete the "
+                "folder to train anew"
+            )
 
     def _save_unlogged(self, checkpoint: Path) -> None:
         unlogged = {

@@ -137,9 +137,8 @@ class Client:
                 problem = self._clean(str(error) or type(error).__name__)
                 continue
             # While protocols are tried, a server that does not know one may answer 500.
-            if response.status_code in PASSING and not (
-                self.trying and response.status_code == 500
-            ):
+            unknown = self.trying and response.status_code == 500
+            if response.status_code in PASSING and not unknown:
                 problem = f"status {response.status_code}: {self._message(response)}"
                 pause = max(pause, min(_retry_after(response), MOST_WAIT))
                 continue
