@@ -169,7 +169,7 @@ def test_mistakes_in_the_recipe_name_their_keys(tmp_path: Path) -> None:
 
 
 def test_a_chat_template_renders_the_prompts(job: Job, tmp_path: Path) -> None:
-    """The teacher answers rendered prompts; the run keeps responses under the prompts of the data."""
+    """The teacher answers rendered prompts; responses are kept under those of the data."""
     template = tmp_path / "template.jinja"
     template.write_text(
         "{% for m in messages %}{{ m.role }}:\n{{ m.content }}\n{% endfor %}"

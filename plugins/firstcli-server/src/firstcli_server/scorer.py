@@ -18,7 +18,7 @@ from firstcli.api import (
     UserError,
 )
 from firstcli_server.client import Client, Refused
-from firstcli_server.protocols import BY_NAME, Echo, NextToken, Protocol, Sglang, Top, Vllm
+from firstcli_server.protocols import BY_NAME, Chat, Echo, NextToken, Protocol, Sglang, Top, Vllm
 from firstcli_server.texts import Texts
 
 if TYPE_CHECKING:
@@ -173,11 +173,11 @@ class Scorer(RemoteScorer):
         """
         before = query.token_ids.tolist()
         (top,) = protocol.tops(query.id, before, [len(before)], self._known_k)
-        if not any(candidate in top for candidate in query.candidates):
+        known = any(candidate in top for candidate in query.candidates)
+        if isinstance(protocol, Chat) and not known:
             raise UserError(
                 f"sample '{query.id}': none of its candidates is among the {len(top)} most likely "
-                "first tokens; let responses begin as the server writes them, in a chat without a "
-                "space"
+                "first tokens; a chat answers without a space, so let responses begin without one"
             )
         values = np.array([value for _, value in _best(top, self._known_k)])
         left = max(1 - np.exp(values).sum(), 1e-12)
