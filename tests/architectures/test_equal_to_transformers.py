@@ -6,7 +6,6 @@ The reference reads one sequence at a time, without padding, in float64.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,8 @@ def log_probs(model: PreTrainedModel, ids: Sequence[int] | Any) -> Tensor:
     """Return what plain transformers predicts after each token of one sequence, (L, V)."""
     with torch.no_grad():
         row = torch.tensor(np.asarray(ids, np.int64))[None]
-        return model(input_ids=row, use_cache=False).logits[0].double().log_softmax(-1)
+        logits: Tensor = model(input_ids=row, use_cache=False).logits[0]
+    return logits.double().log_softmax(-1)
 
 
 def loss_of(
@@ -228,20 +228,23 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
 ) -> None:
     """Bit for bit: killed in the second epoch, resumed from the end of the first."""
     rows = drawn_samples(16)
-    make = partial(architecture.build, V)
-    start = (lambda: adapted(make())) if with_adapters else make
+
+    def start() -> Any:
+        model = architecture.build(V)
+        return adapted(model) if with_adapters else model
+
     common: dict[str, Any] = {
         "soft_targets": soft_targets_for("topk-tail", rows),
         "objective": "topk-tail",
         "epochs": 2,
         "fields": SAVING,
     }
-    uninterrupted: Any = start()
+    uninterrupted = start()
     whole = fit(uninterrupted, rows, tmp_path / "whole", **common)
     assert whole.steps == 4
     with pytest.raises(Interrupted):
         fit(start(), rows, tmp_path / "killed", console=Interrupting(3), **common)
-    resumed: Any = start()
+    resumed = start()
     with torch.no_grad():  # what is trained comes from the checkpoint
         for value in resumed.parameters():
             if value.requires_grad:

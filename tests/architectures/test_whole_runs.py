@@ -77,10 +77,11 @@ def confidences(folder: Path) -> list[float]:
     model = AutoModelForCausalLM.from_pretrained(folder)
     found = []
     for sample in KnownWorld(KnownWorldOptions(**WORLD["options"])).load("test").samples:
-        ids = tokenizer(sample.prompt, return_tensors="pt")["input_ids"]
-        tokens = [tokenizer(sample.prompt + text)["input_ids"][-1] for text in sample.candidates]
+        whole = [tokenizer(sample.prompt + text)["input_ids"] for text in sample.candidates]
+        at = next(i for i, ids in enumerate(zip(*whole, strict=False)) if len({*ids}) > 1)
+        tokens = [ids[at] for ids in whole]  # where the candidates differ
         with torch.no_grad():
-            logits = model(input_ids=ids).logits[0, -1].double()
+            logits = model(input_ids=torch.tensor([whole[0][:at]])).logits[0, -1].double()
         found.append(float(logits[tokens].softmax(-1).max()))
     return found
 
