@@ -199,17 +199,21 @@ def for_inference(run: Run, role: Role, folder: Path | None) -> PreTrainedModel:
         )
     inference.make_current(device)
     ref = ModelRef(str(folder.absolute())) if folder else run.reference(role)
-    offload = TemporaryDirectory(
-        dir=run.folder if os.access(run.folder, os.W_OK) else None,
-        prefix=OFFLOAD_PREFIX,
-        ignore_cleanup_errors=True,
-    )
+    offload = None
+    if role_family.spreads:  # otherwise nothing is offloaded, and a killed process leaves nothing
+        offload = TemporaryDirectory(
+            dir=run.folder if os.access(run.folder, os.W_OK) else None,
+            prefix=OFFLOAD_PREFIX,
+            ignore_cleanup_errors=True,
+        )
     with whole_weights():
-        model = role_family.placed(ref, dtype, device, Path(offload.name))
-        if model is not None:
+        place = Path(offload.name) if offload else run.folder
+        model = role_family.placed(ref, dtype, device, place)
+        if model is not None and offload is not None:
             weakref.finalize(model, offload.cleanup)
-        else:
-            offload.cleanup()
+        if model is None:
+            if offload is not None:
+                offload.cleanup()
             if folder:
                 model = role_family.load_trained(folder, dtype)
             else:
