@@ -11,33 +11,18 @@ import torch
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
 )
 
+from conftest import MakeLlama
 from firstcli.models.generation import Sampler, SeededChoice, continuations, text_after
 
 ENDS = [2]
 
 
 @pytest.fixture(scope="module")
-def model() -> PreTrainedModel:
-    torch.manual_seed(0)
-    created: PreTrainedModel = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=40,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            initializer_range=0.5,
-        )
-    )
-    created.eval()
-    return created
+def model(make_llama: MakeLlama) -> PreTrainedModel:
+    return make_llama(40)
 
 
 def test_each_token_is_drawn_with_its_probability() -> None:

@@ -129,3 +129,19 @@ def test_plan_states_the_memory_and_refuses_weights_that_do_not_fit(
     assert not [error for error in spread.errors if "error: teacher" in error]
     monkeypatch.undo()
     assert "of memory" in run(tmp_path, pico_folder, "plan").out
+
+
+@pytest.mark.parametrize(
+    ("places", "sentence"),
+    [
+        ({"": "cpu", "model.layer": "disk"}, "the model has no part named 'model.layer'"),
+        ({"model": 99, "lm_head": "cpu"}, "'model' is to be on GPU 99, but this machine has"),
+        ({"model": "cpu", "lm_head": "cpuu"}, "'lm_head': 'cpuu' is no device"),
+    ],
+)
+def test_a_map_that_does_not_fit_is_refused_in_the_plan(
+    tmp_path: Path, pico_folder: Path, places: dict[str, int | str], sentence: str
+) -> None:
+    refused = run(tmp_path, pico_folder, "plan", device_map=places)
+    assert refused.code == 2
+    assert all(f"model.options.device_map: {sentence}" in error for error in refused.errors)

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from firstcli.models import readout
+from firstcli.recipe.lora import Lora
 from firstcli.training import memory_estimate
 from firstcli.training.memory_estimate import BatchShape, MemorySettings
 
@@ -113,16 +114,16 @@ def test_adapters_are_all_that_trains_with_lora() -> None:
     rank = 8
     trained = rank * LAYERS * (4 * 2 * WIDTH + 3 * (WIDTH + INNER))
     base = 4 * (LINEAR + OTHER)
-    lora = replace(CPU, lora_rank=rank)
+    lora = replace(CPU, lora=Lora(rank=rank))
     assert states(lora) == (base + 4 * trained, 4 * trained, 8 * trained)
     some = rank * LAYERS * 2 * WIDTH
-    assert states(replace(lora, lora_targets=("q_proj",)))[1] == 4 * some
+    assert states(replace(CPU, lora=Lora(rank=rank, targets=("q_proj",))))[1] == 4 * some
 
 
 def test_quantised_matrices_take_half_a_byte_and_their_scales() -> None:
     rank = 8
     trained = rank * LAYERS * (4 * 2 * WIDTH + 3 * (WIDTH + INNER))
-    settings = replace(CPU, lora_rank=rank, quantization="nf4", dtype=torch.bfloat16)
+    settings = replace(CPU, lora=Lora(rank=rank), quantization="nf4", dtype=torch.bfloat16)
     expected = LINEAR * 0.5625 + 4 * (OTHER + trained)  # the rest is float32, as in peft
     assert states(settings)[0] == expected
 
@@ -147,7 +148,7 @@ def test_settings_that_save_activations_save_them(config: PreTrainedConfig) -> N
     second = activations(replace(CPU, checkpointing=(("every_n_layers", 2),)), long)
     assert checkpointing < second < whole
     assert activations(CPU, replace(long, samples=8)) < whole
-    lora = memory_estimate.estimate(empty(config), long, replace(CPU, lora_rank=8))
+    lora = memory_estimate.estimate(empty(config), long, replace(CPU, lora=Lora(rank=8)))
     assert lora.complete
 
 

@@ -7,7 +7,10 @@ call, an offloaded weight is an empty tensor on the meta device.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
+
+from firstcli.errors import did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +40,30 @@ def move(model: nn.Module, device: torch.device) -> None:
     """Move a model to a device, unless it was loaded where it runs."""
     if not is_placed(model):
         model.to(device)
+
+
+def map_problem(model: nn.Module, places: Mapping[str, int | str]) -> str | None:
+    """Return what is wrong with a device map, or None.
+
+    Args:
+        model: the model, which may be empty.
+        places: the device of each part of the model, by the part's name; "" is the whole model.
+    """
+    import torch
+
+    names = [name for name, _ in (*model.named_modules(), *model.named_parameters())]
+    for name, place in places.items():
+        if name not in names:
+            return f"the model has no part named '{name}'{did_you_mean(name, names)}"
+        if isinstance(place, int):
+            if place >= (count := torch.cuda.device_count()):
+                return f"'{name}' is to be on GPU {place}, but this machine has {count}"
+        elif place != "disk":
+            try:
+                torch.device(place)
+            except RuntimeError:
+                return f"'{name}': '{place}' is no device; expected cpu, disk or a GPU's number"
+    return None
 
 
 def parted_ties(model: PreTrainedModel) -> tuple[str, str] | None:

@@ -15,7 +15,7 @@ from firstcli.api import Dtype, ModelFamily, ModelRef, PluginOptions
 from firstcli.checkpoints import adapters
 from firstcli.checkpoints.folder import ADAPTER, BESIDE_WEIGHTS, read_json
 from firstcli.checkpoints.loading import load_complete
-from firstcli.checkpoints.placement import parted_ties
+from firstcli.checkpoints.placement import map_problem, parted_ties
 from firstcli.checkpoints.quantization import (
     bitsandbytes_config,
     check_quantization,
@@ -136,6 +136,9 @@ class CausalLM(ModelFamily[CausalLMOptions]):
             config.quantization_config = settings  # says how the weights will be held
         with self._loading(ref, "model"), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+        places = self.options.device_map
+        if isinstance(places, dict) and (problem := map_problem(model, places)):
+            raise UserError(f"model.options.device_map: {problem}")
         return model
 
     def model(
@@ -209,6 +212,7 @@ class CausalLM(ModelFamily[CausalLMOptions]):
     @contextmanager
     def _loading(self, ref: ModelRef, part: str) -> Iterator[dict[str, Any]]:
         """Yield the arguments of `from_pretrained`; its errors become UserErrors about `part`."""
+        from huggingface_hub import is_offline_mode
         from safetensors import SafetensorError
 
         if ref.folder is not None:
@@ -223,14 +227,16 @@ class CausalLM(ModelFamily[CausalLMOptions]):
             }
         # transformers raises any of these for a faulty checkpoint.
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = " ".join(str(error).split())[:300].rstrip(".")
             if encoder := _NO_DECODER.match(reason):
                 raise UserError(
                     f"checkpoint {ref.checkpoint}: transformers has no causal language model of "
                     f"the type {encoder[1]}; choose a decoder"
                 ) from error
             if ref.folder is None:
-                reason += "; without a network, give a local folder or set HF_HUB_OFFLINE=1"
+                offline = is_offline_mode()
+                reason += "; without a network, give a local folder"
+                reason += "" if offline else " or set HF_HUB_OFFLINE=1"
             raise UserError(
                 f"checkpoint {ref.checkpoint}: its {part} cannot be loaded: {reason}"
             ) from error

@@ -206,7 +206,9 @@ def _table(evaluation: str, rows: Mapping[str, EvalMetrics]) -> Table:
 
 
 def _has_chats(run: Run) -> bool:
-    """Whether training or an evaluation may be a chat."""
+    """Whether training, which may be on conversations, or an evaluation may be a chat."""
+    if not run.recipe.train.task.plugin.has_candidates:
+        return True
     tasks = [run.recipe.train.task, *(each.task for each in run.recipe.evaluate)]
     return any(task.chat for task in tasks)
 

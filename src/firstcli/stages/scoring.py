@@ -75,6 +75,15 @@ def split_into_shards(rows: Sequence[EncodedSample]) -> list[Sequence[EncodedSam
     return [Selected(rows, part) for part in np.split(ordered, cuts) if len(part)]
 
 
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How a remote teacher is asked; see `TeacherScorer.__call__`."""
+
+    top_k: int
+    advance: Callable[[int], None]
+    answers: Path | None
+
+
 class TeacherScorer(ABC):
     """Scores samples with the teacher or a fold's teacher; one of them is in memory at a time."""
 
@@ -108,7 +117,7 @@ class TeacherScorer(ABC):
         """
         if inputs.remote(self._run, "teacher") is not None:
             rows = [row for row in shard.rows if only is None or row.id in only]
-            return self._asked(rows, top_k, advance, answers)
+            return self._asked(rows, Asking(top_k, advance, answers))
         knowledge: dict[str, TopK] = {}
         for batch in inference.batches(lengths_of(shard.rows).tolist(), EXTRACTION_TOKENS):
             rows = [shard.rows[i] for i in batch]
@@ -119,14 +128,8 @@ class TeacherScorer(ABC):
         return knowledge
 
     @abstractmethod
-    def _asked(
-        self,
-        rows: Sequence[EncodedSample],
-        top_k: int,
-        advance: Callable[[int], None],
-        answers: Path | None,
-    ) -> dict[str, TopK]:
-        """Ask a remote teacher; the arguments are those of `__call__`."""
+    def _asked(self, rows: Sequence[EncodedSample], asking: Asking) -> dict[str, TopK]:
+        """Return the knowledge of samples from a remote teacher, by id."""
 
     @abstractmethod
     def _score(
@@ -148,14 +151,8 @@ class TeacherScorer(ABC):
 class TokenScorer(TeacherScorer):
     """Scores the tokens at every supervised position."""
 
-    def _asked(
-        self,
-        rows: Sequence[EncodedSample],
-        top_k: int,
-        advance: Callable[[int], None],
-        answers: Path | None,
-    ) -> dict[str, TopK]:
-        return remote.knowledge(self._run, rows, top_k, advance, answers)
+    def _asked(self, rows: Sequence[EncodedSample], asking: Asking) -> dict[str, TopK]:
+        return remote.knowledge(self._run, rows, asking.top_k, asking.advance, asking.answers)
 
     def _score(
         self, reader: readout.Reader, rows: Sequence[EncodedSample], top_k: int
@@ -169,17 +166,11 @@ class TokenScorer(TeacherScorer):
 class CandidateScorer(TeacherScorer):
     """Scores whole candidates under the teacher's tokenizer, one position per question."""
 
-    def _asked(
-        self,
-        rows: Sequence[EncodedSample],
-        top_k: int,
-        advance: Callable[[int], None],
-        answers: Path | None,
-    ) -> dict[str, TopK]:
+    def _asked(self, rows: Sequence[EncodedSample], asking: Asking) -> dict[str, TopK]:
         questions = [self._questions[row.id] for row in rows]
-        log_probs = remote.whole_candidates(self._run, questions, self._unit.key, answers)
-        advance(len(rows))
-        return {id: top_candidates(values, top_k) for id, values in log_probs.items()}
+        log_probs = remote.whole_candidates(self._run, questions, self._unit.key, asking.answers)
+        asking.advance(len(rows))
+        return {id: top_candidates(values, asking.top_k) for id, values in log_probs.items()}
 
     @cached_property
     def _questions(self) -> dict[str, EncodedQuestion]:

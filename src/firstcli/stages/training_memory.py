@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from firstcli import __version__
 from firstcli.data.encoded import counts_of, lengths_of
 from firstcli.models import inference, memory
+from firstcli.recipe.lora import Lora
 from firstcli.runtime import distributed
 from firstcli.runtime.console import size
 from firstcli.stages import inputs
@@ -104,7 +105,6 @@ def of(run: Run, unit: Unit, args: TrainingArguments) -> TrainingMemory:
     device = inference.device_of(inputs.family(run, unit.role))
     stated = args.activation_checkpointing_kwargs
     options = stated if isinstance(stated, dict) else {}
-    lora = training.lora
     quantization = run.model_section(unit.role).effective.get("quantization")
     load_in = quantization.get("load_in") if isinstance(quantization, dict) else None
     settings = MemorySettings(
@@ -114,8 +114,7 @@ def of(run: Run, unit: Unit, args: TrainingArguments) -> TrainingMemory:
         optim=str(getattr(args.optim, "value", args.optim)),
         optim_args=args.optim_args or "",
         checkpointing=tuple(sorted(options.items())) if args.activation_checkpointing else None,
-        lora_rank=lora.rank if lora else None,
-        lora_targets=() if not lora or lora.targets == "auto" else tuple(lora.targets),
+        lora=training.lora,
         quantization=load_in if load_in in memory_estimate.QUANTISED_BYTES else None,
         processes=distributed.count(),
         sharded=trainer.is_sharded(args),
@@ -183,8 +182,8 @@ def _other_states(training: TrainingMemory) -> Iterator[tuple[str, MemorySetting
     for optim in (*(["adamw_bnb_8bit"] if on_gpu else []), "adafactor"):
         if now.optim != optim:
             yield f"trainer.optim: {optim}", replace(now, optim=optim)
-    if now.lora_rank is None:
-        lora = replace(now, lora_rank=LORA_RANK)
+    if now.lora is None:
+        lora = replace(now, lora=Lora(rank=LORA_RANK))
         adapters = f"{key}.lora: {{rank: {LORA_RANK}}}"
         yield adapters, lora
         if on_gpu and now.quantization is None:

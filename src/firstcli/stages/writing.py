@@ -199,5 +199,11 @@ def _facts(run: Run, known: dict[str, Response]) -> dict[str, Any]:
             f"{counts['too_long']} prompts leave no room; raise "
             "knowledge.sampling.max_new_tokens, or use a teacher that ends its responses"
         )
+    lost = len(run.prompts) - counts["written"]
+    if lost > len(run.prompts) / 2:
+        run.console.warn(
+            f"knowledge.responses: students learn only {counts['written']} of {len(run.prompts)} "
+            f"responses; {counts['unfinished']} reached knowledge.sampling.max_new_tokens"
+        )
     mean = tokens / counts["written"]
     return {"prompts": len(run.prompts), "mean_tokens": mean, **counts}

@@ -43,6 +43,16 @@ def trainable(model: PreTrainedModel, settings: Lora) -> int:
     return settings.rank * sum(sum(weight.shape) for weight in weights)
 
 
+def inner_layers(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
+    """Return the linear layers by name, without the output layer."""
+    head = model.get_output_embeddings()
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
+
+
 def target_layers(model: PreTrainedModel, settings: Lora) -> list[str]:
     """Return the full names of the layers that get an adapter.
 
@@ -52,12 +62,8 @@ def target_layers(model: PreTrainedModel, settings: Lora) -> list[str]:
     Raises:
         UserError: a target is no linear layer of the model, or must not have an adapter.
     """
-    head, skipped = model.get_output_embeddings(), _read_as_weights(model)
-    layers = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head and name not in skipped
-    ]
+    skipped = _read_as_weights(model)
+    layers = [name for name in inner_layers(model) if name not in skipped]
     kind = type(model).__name__
     if settings.targets == "auto":
         if not layers:

@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils import skip_init
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakIdKeyDictionary
@@ -38,7 +39,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from firstcli.models import readout
-from firstcli.training import trainer
+from firstcli.recipe.lora import Lora
+from firstcli.training import lora, trainer
 
 STATE_BYTES: dict[str, float] = {
     "adamw_torch": 2.0,
@@ -96,10 +98,8 @@ class MemorySettings:
     """Whether a step has several micro-batches, so that gradients exist during the passes."""
     checkpointing: tuple[tuple[str, Any], ...] | None = None
     """Items of `trainer.activation_checkpointing_kwargs` with activation checkpointing, or None."""
-    lora_rank: int | None = None
-    """Rank of adapters on linear layers, in float32; None: all weights train."""
-    lora_targets: tuple[str, ...] = ()
-    """Names, or ends of names, of the layers with adapters; empty: all but the output layer."""
+    lora: Lora | None = None
+    """The adapters, if only these are trained."""
     quantization: str | None = None
     """A key of `QUANTISED_BYTES`, or None."""
     processes: int = 1
@@ -109,7 +109,7 @@ class MemorySettings:
     @property
     def width(self) -> int:
         """Bytes of a number of the trained weights' data type."""
-        return 4 if self.lora_rank else self.dtype.itemsize
+        return 4 if self.lora else self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,14 +252,6 @@ def _dtypes(model: PreTrainedModel, settings: MemorySettings) -> dict[Tensor, to
     return dtypes | dict.fromkeys(_quantised(model, settings), torch.bfloat16)
 
 
-def _inner_layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Linear | Conv1D]]:
-    """Yield the linear layers without the output layer, which is neither adapted nor quantised."""
-    head = model.get_output_embeddings()
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | Conv1D) and module is not head:
-            yield name, module
-
-
 def _gathered_parameters(model: nn.Module) -> int:
     """Return how many sharded parameters a process holds whole at a time.
 
@@ -288,8 +280,9 @@ class _LowRank(nn.Module):
         else:
             outputs, inputs = base.weight.shape
         self.base, self.weight, self.bias = base, base.weight, base.bias  # some models read these
-        self.down = nn.Linear(inputs, rank, bias=False, device="meta")
-        self.up = nn.Linear(rank, outputs, bias=False, device="meta")
+        # Without initialisation, which warns of layers without weights.
+        self.down = skip_init(nn.Linear, inputs, rank, bias=False, device="meta")
+        self.up = skip_init(nn.Linear, rank, outputs, bias=False, device="meta")
 
     def forward(self, hidden: Tensor) -> Tensor:
         update: Tensor = self.up(self.down(hidden.to(self.down.weight.dtype)))
@@ -303,13 +296,13 @@ def _adapted(empty: PreTrainedModel, settings: MemorySettings) -> PreTrainedMode
     Layers without an adapter get one of rank 0, so that all that are quantised run alike.
     """
     model = copy.deepcopy(empty)
-    if settings.lora_rank is None:
+    if settings.lora is None:
         return model
     model.requires_grad_(False)
-    for name, layer in list(_inner_layers(model)):
-        ends = (name.endswith(f".{target}") or name == target for target in settings.lora_targets)
-        rank = settings.lora_rank if not settings.lora_targets or any(ends) else 0
+    chosen = set(lora.target_layers(model, settings.lora))
+    for name, layer in lora.inner_layers(model).items():
         parent, _, child = name.rpartition(".")
+        rank = settings.lora.rank if name in chosen else 0
         setattr(model.get_submodule(parent), child, _LowRank(layer, rank))
     return model
 

@@ -496,7 +496,8 @@ class _Columns:
         if len(candidates) < 2:
             raise UserError(
                 f"{self._source.given}: instruction needs a column of prompts and a column of "
-                f"responses; its columns: {self._described(list(self._table.columns))}"
+                f"responses; its columns: {self._described(list(self._table.columns))}; for "
+                'prompts alone, write a recipe with `response: ""` and knowledge.responses: teacher'
             )
         response = overrides.label or self._ask(
             "the response", [name for name in candidates if name not in overrides.text], "--label"
