@@ -28,7 +28,7 @@ from firstcli.data.encoding import EncodedSample
 from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference
 from firstcli.pipeline.plan import Request, open_run
-from firstcli.recipe.schema import Arm, Training, training_of
+from firstcli.recipe.sections import Arm, Training, training_of
 from firstcli.stages import inputs
 from firstcli.training import objectives, soft_targets
 from firstcli.training.batches import MicroBatches, SoftTargetSource, TrainingBatches

@@ -24,7 +24,7 @@ import shapes
 from firstcli.data.encoded import EncodedStore, IntArray
 from firstcli.knowledge import store
 from firstcli.knowledge.store import Knowledge
-from firstcli.recipe.schema import Training
+from firstcli.recipe.sections import Training
 from firstcli.runtime.console import Console
 from firstcli.training import arguments, batches, trainer
 from measure import Comparison, Report

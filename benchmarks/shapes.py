@@ -16,7 +16,7 @@ from firstcli.data.encoding import EncodedSample
 from firstcli.knowledge import shards
 from firstcli.knowledge.store import Knowledge
 from firstcli.knowledge.top_k import TopK
-from firstcli.recipe.schema import Arm
+from firstcli.recipe.sections import Arm
 from firstcli.training.soft_targets import SoftTargetBuilder
 
 TOP_K = 5

@@ -31,7 +31,7 @@ import shapes
 from firstcli.data.encoded import lengths_of
 from firstcli.data.encoding import EncodedSample
 from firstcli.models import inference
-from firstcli.recipe.schema import Training
+from firstcli.recipe.sections import Training
 from firstcli.runtime.console import Advance, Console
 from firstcli.training import arguments, batches, trainer
 from measure import Comparison, Report

@@ -111,7 +111,7 @@ def _train(config: Any, case: Case) -> None:
     from transformers import AutoModelForCausalLM
 
     from firstcli.data.encoding import EncodedSample
-    from firstcli.recipe.schema import Training
+    from firstcli.recipe.sections import Training
     from firstcli.runtime.console import Console
     from firstcli.training import arguments, trainer
     from firstcli.training.soft_targets import SoftTargets

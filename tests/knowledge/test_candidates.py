@@ -14,7 +14,7 @@ from firstcli.data.encoding import EncodedSample, answer_only
 from firstcli.knowledge import codec
 from firstcli.knowledge.candidates import CandidateKnowledge, top_candidates
 from firstcli.knowledge.top_k import TopK
-from firstcli.recipe.schema import Arm
+from firstcli.recipe.sections import Arm
 from firstcli.training import objectives, soft_targets
 from firstcli.training.soft_targets import SoftTargetBuilder
 

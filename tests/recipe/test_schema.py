@@ -15,7 +15,8 @@ from pydantic import Field, ValidationError, model_validator
 from firstcli import plugins
 from firstcli.api import DataPath, PluginOptions, Recalibrator, SourcedStr
 from firstcli.errors import UserError
-from firstcli.recipe.schema import Arm, Recipe, Training, training_of
+from firstcli.recipe.schema import Recipe
+from firstcli.recipe.sections import Arm, Training, training_of
 
 FloatArray = npt.NDArray[np.float64]
 

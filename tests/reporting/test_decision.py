@@ -15,7 +15,7 @@ import pytest
 
 from firstcli.metrics.records import EvalRecords
 from firstcli.metrics.uncertainty import Difference, Interval
-from firstcli.recipe.schema import MetricsSettings
+from firstcli.recipe.sections import MetricsSettings
 from firstcli.reporting.data import PLUS_T, ArmFacts, Compared, ReportData
 from firstcli.reporting.decision import COARSE, Decision, decide, detectable, standing
 from support.invented_report import answers, everything, report

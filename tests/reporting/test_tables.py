@@ -14,7 +14,7 @@ from rich.console import Console
 
 from firstcli.metrics import METRICS
 from firstcli.metrics.uncertainty import Interval
-from firstcli.recipe.schema import MetricsSettings
+from firstcli.recipe.sections import MetricsSettings
 from firstcli.reporting.data import ReportData
 from firstcli.reporting.decision import decide, shipped_rows
 from firstcli.reporting.formats import to_csv, to_json, to_markdown

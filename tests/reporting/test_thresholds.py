@@ -12,7 +12,7 @@ import pytest
 from firstcli.metrics.prediction_sets import least_probability, set_sizes
 from firstcli.metrics.records import EvalRecords
 from firstcli.metrics.thresholds import answered_part, threshold_for
-from firstcli.recipe.schema import MetricsSettings
+from firstcli.recipe.sections import MetricsSettings
 from firstcli.reporting.data import ReportData
 from firstcli.reporting.formats import to_json, to_markdown
 from firstcli.reporting.page import write_report

@@ -8,7 +8,7 @@ from typing import Any
 from firstcli.api import Curve, Sample
 from firstcli.metrics.records import EvalRecords
 from firstcli.recalibration.diagnostics import RankCalibration
-from firstcli.recipe.schema import MetricsSettings
+from firstcli.recipe.sections import MetricsSettings
 from firstcli.reporting.data import ArmFacts, FittedRecalibrator, ReportData, TeacherPart
 
 EVIL = "<script>alert('x')</script>"

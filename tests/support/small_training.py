@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaForCausalLM, TrainingArguments
 
 from firstcli.data.encoding import EncodedSample
-from firstcli.recipe.schema import Training
+from firstcli.recipe.sections import Training
 from firstcli.runtime.console import Console
 from firstcli.training import arguments, trainer
 from firstcli.training.soft_targets import SoftTargets

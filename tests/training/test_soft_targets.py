@@ -18,7 +18,7 @@ from firstcli.knowledge.top_k import TopK
 from firstcli.plugins.calls import CheckedRecalibrator, Recalibrated
 from firstcli.recalibration.builtin import NoRecalibration
 from firstcli.recalibration.diagnostics import PositionsMode
-from firstcli.recipe.schema import Arm
+from firstcli.recipe.sections import Arm
 from firstcli.training import soft_targets
 from firstcli.training.soft_targets import (
     Positions,

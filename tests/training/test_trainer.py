@@ -27,7 +27,7 @@ from firstcli.knowledge.store import Knowledge
 from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference, readout
 from firstcli.recalibration.builtin import NoRecalibration
-from firstcli.recipe.schema import Arm, Training
+from firstcli.recipe.sections import Arm, Training
 from firstcli.runtime.console import Console
 from firstcli.stages.scoring import top_k_of
 from firstcli.training import (

@@ -18,7 +18,7 @@ from firstcli.data.encoding import EncodedSample
 from firstcli.knowledge import shards
 from firstcli.knowledge.store import JoinedKnowledge, Knowledge
 from firstcli.models import readout
-from firstcli.recipe.schema import Arm
+from firstcli.recipe.sections import Arm
 from firstcli.stages.scoring import top_k_of
 from firstcli.training import batches, trainer
 from firstcli.training.soft_targets import SoftTargetBuilder, SoftTargets

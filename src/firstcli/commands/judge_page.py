@@ -13,7 +13,7 @@ from firstcli.commands import judged_files
 from firstcli.commands.judged_files import TABLES, JudgedFile
 from firstcli.errors import UserError, shortened
 from firstcli.metrics.records import Confidence
-from firstcli.recipe.schema import MetricsSettings
+from firstcli.recipe.sections import MetricsSettings
 from firstcli.reporting.data import FittedRecalibrator, ReportData
 from firstcli.reporting.table import paper_table
 from firstcli.reporting.terminal import TerminalTable

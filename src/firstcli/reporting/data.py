@@ -16,7 +16,7 @@ from firstcli.metrics.groups import GroupScores, group_scores
 from firstcli.metrics.records import EvalRecords
 from firstcli.metrics.uncertainty import Difference, Estimate
 from firstcli.recalibration.diagnostics import RankCalibration
-from firstcli.recipe.schema import MetricsSettings
+from firstcli.recipe.sections import MetricsSettings
 
 TEACHER = "teacher"  # reserved: no arm has this name
 PLUS_T = " + T"  # suffix of a row with a post-hoc temperature

@@ -20,7 +20,8 @@ from firstcli.workspace.units import Model, Unit, calibration_path, needs_fit
 if TYPE_CHECKING:
     from firstcli.api import JSON
     from firstcli.plugins.calls import CheckedRecalibrator
-    from firstcli.recipe.schema import Arm, Recipe
+    from firstcli.recipe.schema import Recipe
+    from firstcli.recipe.sections import Arm
     from firstcli.training.soft_targets import Positions
     from firstcli.workspace.run import Run
     from firstcli.workspace.units import Part, Role

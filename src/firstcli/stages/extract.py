@@ -27,7 +27,8 @@ from firstcli.workspace.units import (
 
 if TYPE_CHECKING:
     from firstcli.api import JSON
-    from firstcli.recipe.schema import Arm, Recipe
+    from firstcli.recipe.schema import Recipe
+    from firstcli.recipe.sections import Arm
     from firstcli.stages.probe import CostEstimate, Probe
     from firstcli.workspace.run import Run
 

@@ -39,7 +39,7 @@ from firstcli.knowledge.shards import StoreFormat
 from firstcli.knowledge.store import JoinedKnowledge, Knowledge, KnowledgePart, KnowledgeSource
 from firstcli.models import inference
 from firstcli.plugins import calls
-from firstcli.recipe.schema import Arm
+from firstcli.recipe.sections import Arm
 from firstcli.runtime import distributed
 from firstcli.stages import chat, encoded
 from firstcli.workspace.run import Run, once_per_run

@@ -36,7 +36,8 @@ from firstcli.workspace.units import (
 if TYPE_CHECKING:
     from firstcli.api import JSON
     from firstcli.recalibration.diagnostics import CalibrationArtifact
-    from firstcli.recipe.schema import Arm, Recipe
+    from firstcli.recipe.schema import Recipe
+    from firstcli.recipe.sections import Arm
     from firstcli.reporting.data import ArmFacts, ReportData
     from firstcli.workspace.run import Run
 

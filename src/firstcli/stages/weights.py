@@ -13,7 +13,7 @@ from firstcli.checkpoints import adapters
 from firstcli.checkpoints.folder import weight_files
 from firstcli.errors import UserError
 from firstcli.models.batching import free_memory
-from firstcli.recipe.schema import training_of
+from firstcli.recipe.sections import training_of
 from firstcli.runtime.console import size
 from firstcli.stages import fingerprints, inputs
 from firstcli.workspace.run import NOT_REMEMBERED, Run

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from firstcli.errors import UserError
-from firstcli.recipe.schema import Arm, training_of
+from firstcli.recipe.sections import Arm, training_of
 from firstcli.runtime.redaction import without_folders, without_secrets
 from firstcli.stages.base import TrainingFacts
 from firstcli.student.usage import StoredEstimate, Usage

@@ -17,7 +17,7 @@ from firstcli import __version__
 from firstcli.api import Sample, TaskUsage
 from firstcli.api.usage import prompt_usage
 from firstcli.errors import UserError
-from firstcli.recipe.schema import VALIDATION
+from firstcli.recipe.sections import VALIDATION
 from firstcli.runtime.files import atomic_write, suppress_read_only, write_text
 from firstcli.runtime.redaction import without_secrets
 from firstcli.stages.base import TrainingFacts

@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from firstcli.errors import UserError, did_you_mean
 from firstcli.models import inference
-from firstcli.recipe.schema import Training
+from firstcli.recipe.sections import Training
 from firstcli.runtime import distributed
 from firstcli.training.trainer_fields import OWNED
 

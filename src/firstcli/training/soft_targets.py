@@ -23,7 +23,7 @@ from firstcli.knowledge.top_k import TopK
 from firstcli.plugins.calls import CheckedRecalibrator, Recalibrated
 from firstcli.recalibration.builtin import NoRecalibration
 from firstcli.recalibration.diagnostics import PositionsMode
-from firstcli.recipe.schema import Arm
+from firstcli.recipe.sections import Arm
 
 CHUNK_SAMPLES = 1024  # samples whose knowledge is in memory at a time during a full pass
 

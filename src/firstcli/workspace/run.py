@@ -23,15 +23,8 @@ from firstcli.data.samples import Samples
 from firstcli.data.sequences import Selected
 from firstcli.errors import UserError, did_you_mean, shortened
 from firstcli.recipe.references import ModelSection, TaskRef
-from firstcli.recipe.schema import (
-    TEST,
-    Evaluation,
-    Recipe,
-    Train,
-    Training,
-    Unlabelled,
-    training_of,
-)
+from firstcli.recipe.schema import Recipe
+from firstcli.recipe.sections import TEST, Evaluation, Train, Training, Unlabelled, training_of
 from firstcli.runtime import distributed
 from firstcli.runtime.console import Console
 from firstcli.runtime.files import suppress_read_only, write_json

@@ -16,7 +16,8 @@ from firstcli.errors import UserError, did_you_mean
 from firstcli.workspace.artifacts import Artifact
 
 if TYPE_CHECKING:
-    from firstcli.recipe.schema import Arm, Recipe
+    from firstcli.recipe.schema import Recipe
+    from firstcli.recipe.sections import Arm
 
 Part = Literal["train", "validation", "out-of-fold", "unlabelled", "written"]
 """A part of the training data. `out-of-fold` holds the samples of `train`; its knowledge comes
@@ -107,7 +108,7 @@ def models_of(recipe: Recipe) -> list[Model]:
 
 def evaluations_of(recipe: Recipe) -> list[str]:
     """Return the names of all evaluations, with that of the validation questions if it is used."""
-    from firstcli.recipe.schema import VALIDATION
+    from firstcli.recipe.sections import VALIDATION
 
     names = [section.name for section in recipe.evaluate]
     return [*names, VALIDATION] if recipe.metrics.use_validation else names

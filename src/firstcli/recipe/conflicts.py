@@ -1,0 +1,225 @@
+"""Conflicts of a recipe's sections with themselves and with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from firstcli.errors import UserError, did_you_mean
+from firstcli.recipe.references import (
+    POSTHOC_KEY,
+    RecalibratorRef,
+)
+from firstcli.recipe.sections import (
+    SAVE_WITHOUT_LORA,
+    VALIDATION,
+    Arm,
+    KnowledgeSection,
+    MetricsSettings,
+    PublishedValues,
+    Student,
+    Teacher,
+    Train,
+    training_of,
+)
+from firstcli.runtime.redaction import redacted
+
+_NO_CREDENTIALS = (
+    "firstcli takes no credentials and no settings of the hub from a recipe, because a recipe is "
+    "copied into reports; set an environment variable such as HF_TOKEN or WANDB_API_KEY"
+)
+Conflicts = Iterator[tuple[tuple[int | str, ...], str]]
+"""Key path and message of each conflict."""
+
+
+def conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
+    """Yield the conflicts of a section with itself and with the valid sections before it."""
+    if name == "evaluate":
+        names = [evaluation.name.casefold() for evaluation in section]
+        for i, evaluation in enumerate(section):
+            if names[i] in names[:i]:
+                yield (i, "name"), f"two evaluations are named '{evaluation.name}'; rename one"
+    if name == "metrics" and section.use_validation:
+        yield from _validation_conflicts(section, valid)
+    if name == "trainer":
+        for key, value in section.items():
+            if key.startswith("hub_") or redacted({key: value}) != {key: value}:
+                yield (key,), _NO_CREDENTIALS
+    if name == "paper":
+        yield from _unknown_rows(section, valid)
+    if name == "seeds" and len(set(section)) < len(section):
+        yield (), f"found {list(section)}, expected seeds without repetition"
+    if name == "teacher" and section and section.seeds:
+        if section.finetune is None:
+            text = "the teachers differ in their fine-tuning, but there is no teacher.finetune"
+            yield ("seeds",), f"{text}; add it"
+        if len(set(section.seeds)) < len(section.seeds):
+            text = f"found {list(section.seeds)}, expected seeds without repetition"
+            yield ("seeds",), text
+    if name == "teacher" and section and section.model.plugin.is_remote:
+        yield from _remote_conflicts(section, valid.get("train"))
+    if name == "student" and section.model.plugin.is_remote:
+        text = f"the model of family '{section.model.family}' runs elsewhere and cannot be trained"
+        yield ("model", "family"), f"{text}; choose a different family"
+    if name == "teacher" and section and section.posthoc:
+        yield from _posthoc_conflicts(valid.get("train"))
+    teacher: Teacher | None = valid.get("teacher")
+    if name == "student" and section.eos == "teacher" and valid.get("teacher", "invalid") is None:
+        yield ("eos",), "the recipe has no teacher; add one, or leave this out"
+    if name == "knowledge":
+        yield from _knowledge_conflicts(section, teacher, valid)
+    if name == "arms":
+        names = [arm.casefold() for arm in section]
+        for i, (arm_name, arm) in enumerate(section.items()):
+            if names[i] in names[:i]:
+                yield (arm_name,), "differs from another arm's name only in case; rename one"
+            for keys, text in _arm_conflicts(arm, valid):
+                yield (arm_name, *keys), text
+
+
+def _knowledge_conflicts(
+    section: KnowledgeSection, teacher: Teacher | None, valid: Mapping[str, Any]
+) -> Conflicts:
+    if section.folds and teacher and teacher.finetune is None:
+        text = "each fold's teacher is fine-tuned, but there is no teacher.finetune; add it"
+        yield ("folds",), text
+    train: Train | None = valid.get("train")
+    if section.over_candidates and train and not train.task.plugin.has_candidates:
+        text = f"task '{train.task.name}' has no candidates; leave it out"
+        yield ("over",), f"{text}, and choose models with the same tokenizer"
+    is_remote = teacher is not None and teacher.model.plugin.is_remote
+    if section.batching == "packed" and (section.over_candidates or is_remote):
+        yield ("batching",), "has no effect over candidates or with a remote teacher; leave it out"
+    if section.responses == "data":
+        if section.sampling is not None:
+            yield ("sampling",), "has no effect without 'responses: teacher'; add it"
+    elif is_remote:
+        yield ("responses",), "a teacher that runs elsewhere writes no responses; leave it out"
+    elif train and train.task.plugin.has_candidates:
+        text = (
+            f"task '{train.task.name}' has candidates, so there is no response to write; leave it "
+            "out: students learn the teacher's probabilities of questions without a label as well"
+        )
+        yield ("responses",), text
+    elif section.responses == "teacher-always" and section.folds:
+        yield ("folds",), "has no effect with 'responses: teacher-always'; leave it out"
+
+
+def _remote_conflicts(teacher: Teacher, train: Train | None) -> Conflicts:
+    """Yield what a teacher whose model runs elsewhere cannot do."""
+    if teacher.finetune:
+        text = f"the model of family '{teacher.model.family}' runs elsewhere; leave this out"
+        yield ("finetune",), text
+    if train and not train.task.plugin.has_candidates and teacher.model.build().answers_only:  # type: ignore[attr-defined]
+        yield (
+            ("model", "options"),
+            "with these options, only the first generated token has probabilities, which suits "
+            f"tasks with candidates, and '{train.task.name}' has none; use a server that also "
+            "returns the probabilities of the prompt's tokens",
+        )
+
+
+def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
+    train: Train | None = valid.get("train")
+    student: Student | None = valid.get("student")
+    knowledge: KnowledgeSection | None = valid.get("knowledge")
+    if arm.learn == "knowledge" and valid.get("teacher", "invalid") is None:
+        yield (), "learns from a teacher, but the recipe has none; add 'teacher' or 'learn: labels'"
+    if arm.recalibrator:
+        top_k = (arm.top_k or knowledge.top_k) if knowledge else None
+        yield from _recalibrator_conflicts(arm.recalibrator, train, top_k)
+    if knowledge and arm.top_k and arm.top_k > knowledge.top_k:
+        text = f"{arm.top_k} exceeds knowledge.top_k ({knowledge.top_k}); raise knowledge.top_k"
+        yield ("top_k",), text
+    if knowledge and arm.out_of_fold and not knowledge.folds:
+        yield ("out_of_fold",), "there are no folds; set knowledge.folds, for example to 5"
+    if arm.teachers == "mean":
+        yield from _conflicts_of_mean(arm, valid)
+    if knowledge and knowledge.over_candidates:
+        yield from _conflicts_over_candidates(arm)
+    if arm.posthoc:
+        yield from _posthoc_conflicts(train)
+    if train and arm.recalibrate == "decisive" and not train.task.build().has_candidates:
+        yield ("recalibrate",), f"task '{train.task.name}' has no candidates; expected 'all'"
+    if student:
+        training = training_of(student, arm)
+        micro, batch = training.micro_batch_size, training.batch_size
+        if micro and batch % micro:
+            yield ("training",), f"micro_batch_size {micro} does not divide batch_size {batch}"
+        if training.save and not training.lora:
+            yield ("training", "save"), SAVE_WITHOUT_LORA
+
+
+def _conflicts_of_mean(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
+    teacher: Teacher | None = valid.get("teacher")
+    knowledge: KnowledgeSection | None = valid.get("knowledge")
+    if teacher and len(teacher.seeds) < 2:
+        text = "there is only one teacher; give several in teacher.seeds, for example [1, 2, 3]"
+        yield ("teachers",), text
+    if knowledge and knowledge.folds and arm.out_of_fold is not False:
+        text = "the teachers of folds have no further seeds; set this arm's out_of_fold: false"
+        yield ("teachers",), text
+
+
+def _conflicts_over_candidates(arm: Arm) -> Conflicts:
+    """Yield what an arm needs at positions of which `knowledge.over: candidates` knows nothing."""
+    only = "knowledge.over: candidates has probabilities of the answer position alone"
+    if arm.recalibrate == "all":
+        yield ("recalibrate",), f"{only}; leave it out"
+    if arm.objective == "topk-renormalized":
+        text = f"{only}, but this objective compares several tokens at every position"
+        yield ("objective",), f"{text}; leave it out"
+
+
+def _unknown_rows(
+    paper: Mapping[str, Mapping[str, PublishedValues]], valid: Mapping[str, Any]
+) -> Conflicts:
+    evaluations = [section.name for section in valid.get("evaluate", ())]
+    models = ["teacher", *valid.get("arms", {})]
+    rows = [*models, *(f"{model} + T" for model in models)]
+    for evaluation, values in paper.items():
+        if "evaluate" in valid and evaluation not in evaluations:
+            hint = did_you_mean(evaluation, evaluations)
+            yield (evaluation,), f"the recipe has no such evaluation{hint}"
+        for row in values:
+            if "arms" in valid and row not in rows:
+                yield (evaluation, row), f"the recipe has no such model{did_you_mean(row, rows)}"
+
+
+def _posthoc_conflicts(train: Train | None) -> Conflicts:
+    if train and train.validation == 0:
+        text = "it is fitted on held-out samples, but train.validation is 0; raise it"
+        yield (POSTHOC_KEY,), text
+    elif train and not train.task.build().has_candidates:
+        text = f"task '{train.task.name}' has no candidates to choose from; leave it out"
+        yield (POSTHOC_KEY,), text
+
+
+def _validation_conflicts(metrics: MetricsSettings, valid: Mapping[str, Any]) -> Conflicts:
+    """Yield what prevents the models from answering the validation questions."""
+    train: Train | None = valid.get("train")
+    given = (key for key in ("target_accuracy", "coverage") if getattr(metrics, key) is not None)
+    key = next(given)
+    if train and train.validation == 0:
+        yield (key,), "it needs held-out questions, but train.validation is 0; raise it"
+    elif train and not train.task.build().has_candidates:
+        yield (key,), f"task '{train.task.name}' has no candidates to choose from; leave it out"
+    for evaluation in valid.get("evaluate", ()):
+        if evaluation.name.casefold() == VALIDATION:
+            text = f"it makes records named '{VALIDATION}', as an evaluation is; rename that one"
+            yield (key,), text
+
+
+def _recalibrator_conflicts(
+    ref: RecalibratorRef, train: Train | None, top_k: int | None
+) -> Conflicts:
+    try:
+        recalibrator = ref.build()
+        if recalibrator.needs_fit and train and train.validation == 0:
+            raise UserError(
+                f"'{ref.name}' is fitted on held-out samples, but train.validation is 0"
+            )
+        if top_k and not recalibrator.needs_fit:
+            recalibrator.try_out(top_k)  # some need more than one token
+    except UserError as error:
+        yield ("recalibrator",), str(error)
