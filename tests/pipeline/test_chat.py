@@ -242,22 +242,27 @@ def test_ends_that_differ_are_exchanged(tmp_path: Path, checkpoint: Checkpoint) 
     assert sidecar(tmp_path / "run" / "students" / "distill")["end"] == "<|system|>"
 
 
+def without_teacher(folder: Path, task: dict[str, Any], student: Path) -> Path:
+    """Write a recipe whose student learns a task's responses by heart."""
+    return command_line.write_recipe(
+        folder,
+        train={"task": task, "validation": 0.3},
+        evaluate=[{"task": command_line.WORLD}],
+        teacher=None,
+        student={
+            "model": model(student),
+            "training": command_line.TRAINING | {"epochs": 30, "batch_size": 8},
+        },
+        arms={"plain": {"learn": "labels"}},
+    )
+
+
 def test_an_instruction_student_answers_in_its_chat(tmp_path: Path, checkpoint: Checkpoint) -> None:
     rows = [{"prompt": f"Say {i % 3}.", "response": f" word{i % 3}"} for i in range(60)]
     write_rows(tmp_path / "train.jsonl", rows)
     options = {"path": str(tmp_path / "train.jsonl")}
     task = {"name": "instruction", "options": options, "chat": True}
-    path = command_line.write_recipe(
-        tmp_path,
-        train={"task": task, "validation": 0.3},
-        evaluate=[{"task": command_line.WORLD}],
-        teacher=None,
-        student={
-            "model": model(checkpoint(LLAMA_3, LLAMA_3.template)),
-            "training": command_line.TRAINING | {"epochs": 30, "batch_size": 8},
-        },
-        arms={"plain": {"learn": "labels"}},
-    )
+    path = without_teacher(tmp_path, task, checkpoint(LLAMA_3, LLAMA_3.template))
     assert first("distill", path, "--run-dir", tmp_path / "run", "--quiet").code == 0
     student = load_student(tmp_path / "run" / "students" / "plain")
     (found,) = student.generate(["Say 1."], max_new_tokens=30)
@@ -277,17 +282,7 @@ def test_a_student_of_conversations_is_asked_in_its_template(
     ]
     write_rows(tmp_path / "train.jsonl", [{"messages": each} for each in turns])
     task = {"name": "instruction", "options": {"path": str(tmp_path / "train.jsonl")}}
-    path = command_line.write_recipe(
-        tmp_path,
-        train={"task": task, "validation": 0.3},
-        evaluate=[{"task": command_line.WORLD}],
-        teacher=None,
-        student={
-            "model": model(checkpoint(PHI, PHI.template)),
-            "training": command_line.TRAINING | {"epochs": 30, "batch_size": 8},
-        },
-        arms={"plain": {"learn": "labels"}},
-    )
+    path = without_teacher(tmp_path, task, checkpoint(PHI, PHI.template))
     run = ("--run-dir", tmp_path / "run")
     shown = first("plan", path, *run, "--show", 1, "--json").json["samples"][0]["tokens"]
     assert "<|end|>" in [token["text"] for token in shown if token["supervised"]]
