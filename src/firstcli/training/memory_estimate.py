@@ -31,7 +31,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.utils import skip_init
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakIdKeyDictionary
@@ -248,7 +247,7 @@ def _dtypes(model: PreTrainedModel, settings: MemorySettings) -> dict[Tensor, to
     }
     for part in model.modules():
         if isinstance(part, _LowRank):
-            dtypes |= {part.down.weight: torch.float32, part.up.weight: torch.float32}
+            dtypes |= {part.down: torch.float32, part.up: torch.float32}
     return dtypes | dict.fromkeys(_quantised(model, settings), torch.bfloat16)
 
 
@@ -280,12 +279,12 @@ class _LowRank(nn.Module):
         else:
             outputs, inputs = base.weight.shape
         self.base, self.weight, self.bias = base, base.weight, base.bias  # some models read these
-        # Without initialisation, which warns of layers without weights.
-        self.down = skip_init(nn.Linear, inputs, rank, bias=False, device="meta")
-        self.up = skip_init(nn.Linear, rank, outputs, bias=False, device="meta")
+        self.down = nn.Parameter(torch.empty(rank, inputs, device="meta"))
+        self.up = nn.Parameter(torch.empty(outputs, rank, device="meta"))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        update: Tensor = self.up(self.down(hidden.to(self.down.weight.dtype)))
+        narrow = nn.functional.linear(hidden.to(self.down.dtype), self.down)
+        update = nn.functional.linear(narrow, self.up)
         output: Tensor = self.base(hidden.to(self.base.weight.dtype)).to(hidden.dtype)
         return output + update.to(output.dtype)
 
