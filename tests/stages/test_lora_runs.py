@@ -181,8 +181,10 @@ def test_a_run_without_adapters_stays_up_to_date(tmp_path: Path, pico_folder: Pa
         ({"lora": {"targets": "q_proj"}}, ("student.training.lora.targets", "[q_proj, v_proj]")),
         ({"lora": {"targets": []}}, ("student.training.lora.targets",)),
         ({"lora": {"rang": 8}}, ("student.training.lora.rang",)),
-        ({"lora": {"targets": ["q_prj"]}}, ("lora.targets", "did you mean 'q_proj'?")),
-        ({"lora": {"targets": ["lm_head"]}}, ("lora.targets", "is the output layer")),
+        (
+            {"lora": {"targets": ["q_prj"]}},
+            ("student.training.lora.targets: ", "did you mean 'q_proj'?"),
+        ),
     ],
 )
 def test_mistakes_are_named_with_their_key(
@@ -194,6 +196,25 @@ def test_mistakes_are_named_with_their_key(
         tmp_path, pico_folder, student=student, arms={"a": {"learn": "labels"}}, teacher=None
     )
     first("plan", path, "--run-dir", tmp_path / "run").mistake(*parts)
+
+
+def test_a_wrong_target_is_named_with_the_section_that_states_it(
+    tmp_path: Path, pico_folder: Path
+) -> None:
+    """The teacher and one arm name a layer that takes no adapter."""
+    model = {"family": "causal-lm", "checkpoint": str(pico_folder)}
+    wrong = {"lora": {"targets": ["lm_head"]}}
+    path = recipe(
+        tmp_path,
+        pico_folder,
+        teacher={"model": model, "finetune": TRAINING | wrong},
+        student={"model": model, "training": TRAINING},
+        arms={"plain": {"learn": "labels"}, "a": {"learn": "labels", "training": wrong}},
+    )
+    shown = first("plan", path, "--run-dir", tmp_path / "run").mistake("is the output layer")
+    assert shown.count(" teacher.finetune.lora.targets: ") == 1
+    assert shown.count(" arms.a.training.lora.targets: ") == 1
+    assert shown.count("lora.targets") == 2
 
 
 def test_an_arm_that_saves_an_adapter_needs_one(tmp_path: Path, pico_folder: Path) -> None:

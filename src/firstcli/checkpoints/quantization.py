@@ -125,7 +125,7 @@ def bytes_per_weight(config: PreTrainedConfig) -> float | None:
         if settings.get("bnb_4bit_use_double_quant"):
             # A scale has 8 bits, and 256 scales share a float32.
             return 0.5 + (1 + 4 / 256) / _GROUP
-        return LOADED_BYTES[settings.get("bnb_4bit_quant_type", "fp4")]
+        return LOADED_BYTES["nf4"]  # fp4 takes the same
     if settings.get("load_in_8bit"):
         return LOADED_BYTES["int8"]
     bits = settings.get("bits", settings.get("w_bit", 8))

@@ -39,7 +39,7 @@ from firstcli.knowledge.shards import StoreFormat
 from firstcli.knowledge.store import JoinedKnowledge, Knowledge, KnowledgePart, KnowledgeSource
 from firstcli.models import inference
 from firstcli.plugins import calls
-from firstcli.recipe.sections import Arm
+from firstcli.recipe.sections import Arm, training_section
 from firstcli.runtime import distributed
 from firstcli.stages import chat, encoded
 from firstcli.workspace.run import Run, once_per_run
@@ -250,10 +250,7 @@ def batching_section(run: Run, arm: str) -> str:
         run: the run.
         arm: the student's arm; empty for the teacher.
     """
-    if not arm:
-        return "teacher.finetune"
-    override = run.recipe.arms[arm].training
-    return f"arms.{arm}.training" if override and override.batching else "student.training"
+    return training_section(run.recipe.arms, arm, "batching")
 
 
 def require_packing(run: Run, role: Role, model: PreTrainedModel, section: str) -> None:
@@ -572,13 +569,21 @@ def weights(run: Run, role: Role) -> int:
 
 
 def trainable_weights(run: Run, unit: Unit) -> int:
-    """Count the parameters that a unit's training changes."""
+    """Count the parameters that a unit's training changes.
+
+    Raises:
+        UserError: a target of its adapters is no layer that takes one; names the key.
+    """
     settings = run.training_settings(unit).lora
     if settings is None:
         return weights(run, unit.role)
     from firstcli.training import lora
 
-    return lora.trainable(empty_model(run, unit.role), settings)
+    try:
+        return lora.trainable(empty_model(run, unit.role), settings)
+    except UserError as error:  # which begins with the key's name in the section
+        section = training_section(run.recipe.arms, unit.arm, "lora")
+        raise UserError(f"{section}.{error}") from error
 
 
 def positions(rows: Sequence[EncodedSample]) -> int:

@@ -20,7 +20,7 @@ from firstcli.recipe.lora import Lora
 from firstcli.runtime import distributed
 from firstcli.runtime.console import size
 from firstcli.stages import inputs
-from firstcli.training import memory_estimate, trainer
+from firstcli.training import memory_estimate, trainer, trial
 from firstcli.training.batches import MicroBatches
 from firstcli.training.memory_estimate import MemoryEstimate
 from firstcli.training.memory_settings import BatchShape, MemorySettings
@@ -109,8 +109,7 @@ def of(run: Run, unit: Unit, args: TrainingArguments) -> TrainingMemory:
     """Collect what the memory of a unit's training depends on."""
     training = run.training_settings(unit)
     device = inference.device_of(inputs.family(run, unit.role))
-    stated = args.activation_checkpointing_kwargs
-    options = stated if isinstance(stated, dict) else {}
+    options = trial.checkpointing_options(args)
     chosen = run.model_section(unit.role).effective
     quantization, attention = chosen.get("quantization"), chosen.get("attn_implementation")
     load_in = quantization.get("load_in") if isinstance(quantization, dict) else None
@@ -120,7 +119,7 @@ def of(run: Run, unit: Unit, args: TrainingArguments) -> TrainingMemory:
         autocast=bool(args.bf16),
         optim=str(getattr(args.optim, "value", args.optim)),
         optim_args=args.optim_args or "",
-        checkpointing=tuple(sorted(options.items())) if args.activation_checkpointing else None,
+        checkpointing=None if options is None else tuple(sorted(options.items())),
         lora=training.lora,
         quantization=load_in if load_in in LOADED_BYTES else None,
         attention=attention if isinstance(attention, str) else None,

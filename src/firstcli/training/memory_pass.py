@@ -24,7 +24,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel
 
 from firstcli.models import readout
-from firstcli.training import trainer
+from firstcli.training import trainer, trial
 from firstcli.training.memory_settings import BatchShape, MemorySettings
 
 
@@ -68,7 +68,8 @@ def _peak(
     model.train()
     if settings.attention == "eager":  # others run as the default does, or as flash attention
         model.set_attn_implementation("eager")
-    _enable_checkpointing(model, settings)
+    options = settings.checkpointing
+    trial.enable_checkpointing(model, None if options is None else dict(options))
     _without_data(model, dtypes, device)
     live = _LiveBytes(device)
     for value in (*model.parameters(), *model.buffers()):
@@ -83,15 +84,6 @@ def _peak(
             loss = model(**_inputs(batch, settings, device))["loss"]
         loss.backward()
         return live.peak
-
-
-def _enable_checkpointing(model: PreTrainedModel, settings: MemorySettings) -> None:
-    """Enable activation checkpointing as the Trainer does."""
-    if settings.checkpointing is None:
-        return
-    options = dict(settings.checkpointing)
-    every, offload = options.pop("every_n_layers", 1), options.pop("offload", False)
-    model.activation_checkpointing_enable(options or None, every_n_layers=every, offload=offload)
 
 
 def _without_data(
