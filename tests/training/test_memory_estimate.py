@@ -168,7 +168,8 @@ def test_a_packed_row_has_a_mask_of_all_pairs_unless_attention_is_flash(
 
     mask = packed.tokens**2  # bytes, of which attention makes numbers
     assert peak(packed) - peak(packed, "flash_attention_2") >= mask
-    assert peak(packed, "flash_attention_2") == peak(padded, "flash_attention_2")
+    without_mask = peak(padded, "flash_attention_2")
+    assert peak(packed, "flash_attention_2") == pytest.approx(without_mask, rel=0.05)
     assert peak(packed, "eager") > peak(packed) + config.num_hidden_layers * 4 * mask
 
 

@@ -21,11 +21,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakIdKeyDictionary
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from firstcli.models import readout
 from firstcli.training import trainer, trial
 from firstcli.training.memory_settings import BatchShape, MemorySettings
+
+
+_WITHOUT_MASK = "firstcli_without_mask"
+"""Name under which transformers knows attention that ignores padding and samples of one row."""
 
 
 def peak_of_a_pass(
@@ -66,8 +71,7 @@ def _peak(
     device: torch.device,
 ) -> int:
     model.train()
-    if settings.attention == "eager":  # others run as the default does, or as flash attention
-        model.set_attn_implementation("eager")
+    _choose_attention(model, settings.attention)
     options = settings.checkpointing
     trial.enable_checkpointing(model, None if options is None else dict(options))
     _without_data(model, dtypes, device)
@@ -81,9 +85,23 @@ def _peak(
                     value.grad = torch.empty_like(value)
         trainer.install_objective(model, "topk-tail" if batch.top_k else "labels")
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.autocast):
-            loss = model(**_inputs(batch, settings, device))["loss"]
+            loss = model(**_inputs(batch, device))["loss"]
         loss.backward()
         return live.peak
+
+
+def _choose_attention(model: PreTrainedModel, stated: str | None) -> None:
+    """Let a model compute attention as training will, as far as memory depends on it.
+
+    Flash attention keeps what PyTorch's own attention keeps without a mask, and needs none. Other
+    names are taken for the default.
+    """
+    if stated == "eager":
+        model.set_attn_implementation("eager")
+    elif stated is not None and "flash" in stated:
+        AttentionMaskInterface.register(_WITHOUT_MASK, lambda *_, **__: None)
+        AttentionInterface.register(_WITHOUT_MASK, sdpa_attention_forward)
+        model.set_attn_implementation(_WITHOUT_MASK)
 
 
 def _without_data(
@@ -108,13 +126,11 @@ def _without_data(
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
 
 
-def _inputs(
-    batch: BatchShape, settings: MemorySettings, device: torch.device
-) -> dict[str, Tensor]:
+def _inputs(batch: BatchShape, device: torch.device) -> dict[str, Tensor]:
     """Return a batch as `batches.TrainingBatches` makes it, without data.
 
     Models derive a mask of all pairs of tokens from the attention mask of a padded batch, and from
-    the positions of a packed one. Flash attention needs none, so neither is given.
+    the positions of a packed one.
     """
 
     def ids(*shape: int) -> Tensor:
@@ -123,13 +139,11 @@ def _inputs(
     count, k = batch.positions, batch.top_k
     inputs = {
         "input_ids": ids(batch.rows, batch.tokens),
+        "position_ids" if batch.packed else "attention_mask": ids(batch.rows, batch.tokens),
         "rows": ids(count),
         "columns": ids(count),
         "targets": ids(count),
     }
-    if "flash" not in (settings.attention or ""):
-        name = "position_ids" if batch.packed else "attention_mask"
-        inputs[name] = ids(batch.rows, batch.tokens)
     if k:
         inputs |= {
             "token_ids": ids(count, k),
