@@ -14,14 +14,13 @@ from collections.abc import Callable, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import cast, get_args
+from typing import cast
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from firstcli.api import BoolArray, Dtype, ModelRef, PluginOptions, RemoteFamily
-from firstcli.checkpoints import placement
-from firstcli.checkpoints.folder import stored_dtype
+from firstcli.checkpoints import loading, placement
 from firstcli.checkpoints.loading import whole_weights
 from firstcli.data import splits
 from firstcli.data.encoded import EncodedStore, IntArray, counts_of, lengths_of
@@ -115,17 +114,8 @@ def empty_model(run: Run, role: Role) -> PreTrainedModel:
 
 
 def checkpoint_dtype(run: Run, role: Role) -> Dtype:
-    """Return the dtype of the weights of a role's checkpoint.
-
-    The configuration says it, or otherwise the file of the weights; float32 if neither does.
-    """
-    config = empty_model(run, role).config
-    folder = run.reference(role).folder
-    stated = [part.dtype for part in (config, config.get_text_config())]
-    stated.append(stored_dtype(folder) if folder else None)
-    names = (str(dtype).removeprefix("torch.") for dtype in stated)
-    known: tuple[Dtype, ...] = get_args(Dtype)
-    return next((one for name in names for one in known if one == name), "float32")
+    """Return the dtype of the weights of a role's checkpoint."""
+    return loading.checkpoint_dtype(empty_model(run, role).config, run.reference(role).folder)
 
 
 def starting_model(

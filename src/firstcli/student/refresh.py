@@ -97,7 +97,8 @@ def _write_card(run: Run, model: Model, folder: Path, usage: Usage) -> None:
         atomic_write(folder / FIGURE, image)
     else:
         (folder / FIGURE).unlink(missing_ok=True)
-    text = card(usage, run_parts(run, model, facts), figure=bool(measured))
+    parts, adapter = run_parts(run, model, facts), is_adapter(folder)
+    text = card(usage, parts, figure=bool(measured), adapter=adapter)
     write_text(folder / CARD, text)
 
 
