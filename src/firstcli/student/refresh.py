@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from firstcli import __version__
 from firstcli.api import Sample, TaskUsage
 from firstcli.api.usage import prompt_usage
+from firstcli.checkpoints.adapters import is_adapter
 from firstcli.errors import UserError
 from firstcli.recipe.sections import VALIDATION
 from firstcli.runtime.files import atomic_write, suppress_read_only, write_text
