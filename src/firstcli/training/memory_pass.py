@@ -28,7 +28,6 @@ from firstcli.models import readout
 from firstcli.training import trainer, trial
 from firstcli.training.memory_settings import BatchShape, MemorySettings
 
-
 _WITHOUT_MASK = "firstcli_without_mask"
 """Name under which transformers knows attention that ignores padding and samples of one row."""
 
