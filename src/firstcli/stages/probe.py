@@ -73,14 +73,15 @@ class Probe:
         samples = str(len(inputs.rows_of(self.run, unit)))  # not all arms learn unlabelled ones
         key = ("training", unit.role, settings.model_dump_json(), str(unit.fold), samples)
         if key not in self._measured:
-            with torch.random.fork_rng():  # dropout draws numbers
-                self._measured[key] = self._measure_training(unit)
+            device = inference.device_of(inputs.family(self.run, unit.role))
+            devices = [device] if device.type == "cuda" else []
+            with torch.random.fork_rng(devices):  # dropout draws numbers
+                self._measured[key] = self._measure_training(unit, device)
         return self._measured[key]
 
-    def _measure_training(self, unit: Unit) -> CostEstimate:
+    def _measure_training(self, unit: Unit, device: torch.device) -> CostEstimate:
         run, role, settings = self.run, unit.role, self.run.training_settings(unit)
         rows = inputs.rows_of(run, unit)
-        device = inference.device_of(inputs.family(run, role))
         micro = arguments.micro_batch(settings, self._processes)
         if settings.batch_size % (micro * self._processes):
             raise UserError(

@@ -128,6 +128,8 @@ def build_optimizer(args: TrainingArguments, trained: nn.Module | None) -> torch
         optimizer = kind(parameters, **options)
     else:  # a factory, which needs the model
         optimizer = kind()(model, **options)
+    if callable(train := getattr(optimizer, "train", None)):
+        train()  # as those without a schedule need it before a step
     return optimizer
 
 
