@@ -177,7 +177,7 @@ def _resumption(run: Run, unit: Unit) -> str:
     if not artifact.work.is_dir():
         return ""
     begun = artifact.is_begun(fingerprint(fingerprint_inputs(run, unit)))
-    return stage_of(unit).resumption(artifact.work) if begun else ""
+    return stage_of(unit).resumption(run, unit) if begun else ""
 
 
 def statuses(

@@ -187,10 +187,11 @@ class Extract(Stage):
             return None
         return probe.extraction(unit) if probe.run.is_written(unit.part) else None
 
-    def resumption(self, folder: Path) -> str:
+    def resumption(self, run: Run, unit: Unit) -> str:
         from firstcli.knowledge.shards import shard_facts
 
-        finished = list(filter(None, map(shard_facts, folder.glob("shard-*.parquet"))))
+        shards = unit.artifact.work.glob("shard-*.parquet")
+        finished = list(filter(None, map(shard_facts, shards)))
         if not finished:
             return ""
         total = finished[0].get("shards")

@@ -53,10 +53,10 @@ class TrainingStage(Stage):
     def probe(self, probe: Probe, unit: Unit) -> CostEstimate | None:
         return probe.training(unit)
 
-    def resumption(self, folder: Path) -> str:
+    def resumption(self, run: Run, unit: Unit) -> str:
         from firstcli.training import checkpoints
 
-        return checkpoints.resumption(folder / CHECKPOINTS)
+        return checkpoints.resumption(unit.artifact.work / CHECKPOINTS)
 
     def in_words(self, run: Run, unit: Unit) -> list[str]:
         return TrainingFacts.of(run.manifests[unit.key].facts).in_words(run.recipe.knowledge.top_k)

@@ -14,14 +14,13 @@ from collections.abc import Callable, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import cast, get_args
+from typing import cast
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from firstcli.api import BoolArray, Dtype, ModelRef, PluginOptions, RemoteFamily
-from firstcli.checkpoints import placement
-from firstcli.checkpoints.folder import stored_dtype
+from firstcli.checkpoints import loading, placement
 from firstcli.checkpoints.loading import whole_weights
 from firstcli.data import splits
 from firstcli.data.encoded import EncodedStore, IntArray, counts_of, lengths_of
@@ -39,7 +38,7 @@ from firstcli.knowledge.shards import StoreFormat
 from firstcli.knowledge.store import JoinedKnowledge, Knowledge, KnowledgePart, KnowledgeSource
 from firstcli.models import inference
 from firstcli.plugins import calls
-from firstcli.recipe.sections import Arm
+from firstcli.recipe.sections import Arm, training_section
 from firstcli.runtime import distributed
 from firstcli.stages import chat, encoded
 from firstcli.workspace.run import Run, once_per_run
@@ -115,17 +114,8 @@ def empty_model(run: Run, role: Role) -> PreTrainedModel:
 
 
 def checkpoint_dtype(run: Run, role: Role) -> Dtype:
-    """Return the dtype of the weights of a role's checkpoint.
-
-    The configuration says it, or otherwise the file of the weights; float32 if neither does.
-    """
-    config = empty_model(run, role).config
-    folder = run.reference(role).folder
-    stated = [part.dtype for part in (config, config.get_text_config())]
-    stated.append(stored_dtype(folder) if folder else None)
-    names = (str(dtype).removeprefix("torch.") for dtype in stated)
-    known: tuple[Dtype, ...] = get_args(Dtype)
-    return next((one for name in names for one in known if one == name), "float32")
+    """Return the dtype of the weights of a role's checkpoint."""
+    return loading.checkpoint_dtype(empty_model(run, role).config, run.reference(role).folder)
 
 
 def starting_model(
@@ -250,10 +240,7 @@ def batching_section(run: Run, arm: str) -> str:
         run: the run.
         arm: the student's arm; empty for the teacher.
     """
-    if not arm:
-        return "teacher.finetune"
-    override = run.recipe.arms[arm].training
-    return f"arms.{arm}.training" if override and override.batching else "student.training"
+    return training_section(run.recipe.arms, arm, "batching")
 
 
 def require_packing(run: Run, role: Role, model: PreTrainedModel, section: str) -> None:
@@ -572,13 +559,21 @@ def weights(run: Run, role: Role) -> int:
 
 
 def trainable_weights(run: Run, unit: Unit) -> int:
-    """Count the parameters that a unit's training changes."""
+    """Count the parameters that a unit's training changes.
+
+    Raises:
+        UserError: a target of its adapters is no layer that takes one; names the key.
+    """
     settings = run.training_settings(unit).lora
     if settings is None:
         return weights(run, unit.role)
     from firstcli.training import lora
 
-    return lora.trainable(empty_model(run, unit.role), settings)
+    try:
+        return lora.trainable(empty_model(run, unit.role), settings)
+    except UserError as error:  # which begins with the key's name in the section
+        section = training_section(run.recipe.arms, unit.arm, "lora")
+        raise UserError(f"{section}.{error}") from error
 
 
 def positions(rows: Sequence[EncodedSample]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from firstcli.checkpoints.quantization import bytes_per_weight
+from firstcli.checkpoints.quantization import LOADED_BYTES, bytes_per_weight
 from firstcli.data.encoded import IntArray
 from firstcli.errors import UserError
 from firstcli.models import footprint, inference, memory
@@ -58,7 +58,7 @@ def _cures(run: Run, role: Role, dtype: str, quantized: float | None) -> str:
     cures = []
     on_gpu = inference.device_of(inputs.family(run, role)).type == "cuda"
     if on_gpu and "quantization" in options and quantized is None:
-        small = footprint.weight_bytes(model, 2, 0.5 + 4 / 64)
+        small = footprint.weight_bytes(model, 2, LOADED_BYTES["nf4"])
         cures.append(f"{key}.quantization: {{load_in: nf4}} ({size(small)} of weights)")
     if "dtype" in options and dtype == "float32" and quantized is None:
         half = footprint.weight_bytes(model, 2)

@@ -26,7 +26,7 @@ from firstcli.knowledge.codec import BOUNDS
 from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference
 from firstcli.runtime import distributed
-from firstcli.stages import inputs
+from firstcli.stages import chat, inputs
 from firstcli.workspace.run import Run, once_per_run
 from firstcli.workspace.units import Part
 
@@ -52,12 +52,38 @@ def check(run: Run) -> None:
     """Ask one short question.
 
     Raises:
-        UserError: the teacher does not answer as it must.
+        UserError: the teacher does not answer as it must, or not as the candidates begin.
     """
+    _check_candidates(run)
     with run.console.status("asking the teacher's server"):
         section = run.recipe.knowledge
         # Over candidates, `top_k` is a number of candidates, which are asked for by themselves.
         scorer(run).check(min(section.top_k, 5) if section.over_candidates else section.top_k)
+
+
+def _check_candidates(run: Run) -> None:
+    """Check how candidates begin, for a teacher that answers without a space in front.
+
+    One question of each task is enough: its candidates are all written in the same way.
+
+    Raises:
+        UserError: a candidate begins with a space.
+    """
+    family = inputs.remote(run, "teacher")
+    if family is None or not family.answers_without_space or chat.chat_format(run, "teacher"):
+        return
+    names = [evaluation.name for evaluation in run.recipe.evaluate]
+    first = {"train.task": run.samples_of("train")[0]}
+    first |= {run.task_key(name): run.evaluation_samples(name)[0] for name in names}
+    problems = [
+        f"{key}: candidates such as {candidate!r} begin with a space, but in a chat the teacher "
+        "answers without one; let responses begin without a space, or choose another protocol"
+        for key, sample in first.items()
+        for candidate in sample.candidates[:1]
+        if candidate[:1].isspace()
+    ]
+    if problems:
+        raise UserError(*problems)
 
 
 def query_of(row: EncodedSample) -> TokenQuery:

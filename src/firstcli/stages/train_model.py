@@ -15,6 +15,7 @@ from firstcli.checkpoints.quantization import untrainable_method
 from firstcli.errors import UserError
 from firstcli.models import inference, memory
 from firstcli.models.batching import free_memory, is_out_of_memory
+from firstcli.recipe.sections import training_section
 from firstcli.runtime import distributed
 from firstcli.runtime.console import size
 from firstcli.stages import inputs, training_memory, training_weights
@@ -99,11 +100,7 @@ def _check_adapters(run: Run, unit: Unit, args: TrainingArguments) -> None:
     """
     role, settings = unit.role, run.training_settings(unit)
     section = run.model_section(role)
-    key = "teacher.finetune"
-    if unit.arm:
-        overrides = run.recipe.arms[unit.arm].training
-        own = overrides is not None and overrides.lora is not None
-        key = f"arms.{unit.arm}.training" if own else "student.training"
+    key = training_section(run.recipe.arms, unit.arm, "lora")
     if settings.lora is None:
         if section.effective.get(QUANTIZATION):
             raise UserError(

@@ -1,7 +1,7 @@
 """The work of stage `respond`: generate responses, resumable and independent of the batches.
 
-Every response is kept as soon as it is written, in a cache that a digest of teacher and settings
-names. A killed run goes on where it stopped, and rows that are added later cost only themselves.
+Every response is kept as soon as it is written. A killed run goes on where it stopped, and rows
+that are added later cost only themselves.
 """
 
 from __future__ import annotations
@@ -20,15 +20,13 @@ from firstcli.models.batching import free_memory, is_out_of_memory
 from firstcli.models.generation import Sampler, continuations, text_after
 from firstcli.runtime import distributed
 from firstcli.runtime.files import write_text
-from firstcli.stages import chat, fingerprints, inputs
+from firstcli.stages import chat, inputs
+from firstcli.stages.response_cache import cache_of, known_in
 from firstcli.workspace import responses
-from firstcli.workspace.artifacts import fingerprint
 from firstcli.workspace.responses import Response, prompt_digest
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit
 
-CACHE = ".responses"
-"""Folder of the caches, in the run folder."""
 BATCH_SIZE = 16
 """Prompts that are answered at a time."""
 
@@ -51,8 +49,8 @@ def write(run: Run, unit: Unit, folder: Path) -> dict[str, Any] | None:
         UserError: students can learn none of the responses.
     """
     prompts = _encoded(run)
-    cache = run.folder / CACHE / distributed.by_first(lambda: _identity(run, unit))
-    known = distributed.by_first(lambda: _known(cache))
+    cache = distributed.by_first(lambda: cache_of(run, unit))
+    known = distributed.by_first(lambda: known_in(cache))
     missing = [prompt for prompt in prompts if prompt.room > 0 and prompt.digest not in known]
     if done := len(prompts) - len(missing):
         run.console.say(f"{unit.key}: {done} of {len(prompts)} responses need not be written again")
@@ -61,7 +59,7 @@ def write(run: Run, unit: Unit, folder: Path) -> dict[str, Any] | None:
     distributed.wait()
     if not distributed.is_first():
         return None
-    known = _known(cache)
+    known = known_in(cache)
     wanted = {prompt.digest: known[prompt.digest] for prompt in prompts if prompt.room > 0}
     write_text(folder / responses.FILE_NAME, responses.as_lines(wanted))
     return _facts(run, wanted)
@@ -79,25 +77,6 @@ def _encoded(run: Run) -> list[EncodedPrompt]:
     return sorted(
         encoded.values(), key=lambda each: (-each.room, -len(each.input_ids), each.digest)
     )
-
-
-def _identity(run: Run, unit: Unit) -> str:
-    """Return a digest of what responses depend on besides their prompts."""
-    contents = " ".join(run.manifests[key].content for key in unit.needs)
-    depends_on = fingerprints.predictions(run, "teacher")
-    depends_on |= fingerprints.flat("knowledge", run.recipe.knowledge.writing())
-    depends_on["teacher"] = contents or run.checkpoint_identity("teacher")
-    depends_on["longest sample"] = fingerprints.longest_response(run)
-    depends_on["seed"] = run.recipe.seed
-    return fingerprint(fingerprints.as_text(depends_on))[:16]
-
-
-def _known(cache: Path) -> dict[str, Response]:
-    """Return all responses that any process has written to a cache."""
-    known: dict[str, Response] = {}
-    for path in sorted(cache.glob("*.jsonl")):
-        known |= responses.read(path)
-    return known
 
 
 def _write_missing(run: Run, unit: Unit, missing: Sequence[EncodedPrompt], cache: Path) -> None:
