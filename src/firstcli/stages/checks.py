@@ -309,7 +309,7 @@ def _check_weights(run: Run, role: Role) -> object:
 
 def _check_remote(run: Run) -> object:
     from firstcli.stages import remote
-    from firstcli.workspace.run import NOT_REMEMBERED
+    from firstcli.workspace.memory import NOT_REMEMBERED
 
     remote.check(run)
     return NOT_REMEMBERED

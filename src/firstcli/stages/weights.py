@@ -16,7 +16,8 @@ from firstcli.models.batching import free_memory
 from firstcli.recipe.sections import training_of
 from firstcli.runtime.console import size
 from firstcli.stages import fingerprints, inputs
-from firstcli.workspace.run import NOT_REMEMBERED, Run
+from firstcli.workspace.memory import NOT_REMEMBERED
+from firstcli.workspace.run import Run
 from firstcli.workspace.units import Role
 
 
