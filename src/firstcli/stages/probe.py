@@ -23,7 +23,7 @@ from firstcli.data.encoding import EncodedQuestion, EncodedSample
 from firstcli.errors import UserError
 from firstcli.models import answers, inference, readout
 from firstcli.models.batching import Item, free_memory, is_out_of_memory
-from firstcli.stages import inputs, scoring, whole_candidates
+from firstcli.stages import inputs, role_models, scoring, shared_tokens, whole_candidates
 from firstcli.training import arguments, lora, trainer
 from firstcli.training.batches import MicroBatches, TrainingBatches
 from firstcli.workspace.run import Run
@@ -78,7 +78,7 @@ class Probe:
     def _measure_training(self, unit: Unit) -> CostEstimate:
         run, role, settings = self.run, unit.role, self.run.training_settings(unit)
         rows = inputs.rows_of(run, unit)
-        device = inference.device_of(inputs.family(run, role))
+        device = inference.device_of(role_models.family(run, role))
         micro = arguments.micro_batch(settings, self._processes)
         if settings.batch_size % (micro * self._processes):
             raise UserError(
@@ -90,7 +90,7 @@ class Probe:
             lengths, settings.batch_size, micro, self._processes, 0, run.recipe.seed
         )
         parts = [part for part in share if part[0] >= 0]
-        model = inputs.starting_model(run, role, settings.dtype, run.recipe.seed)
+        model = role_models.starting_model(run, role, settings.dtype, run.recipe.seed)
         if settings.lora:
             args = arguments.arguments(run.folder, settings, run.recipe.trainer, 0, device)
             lora.with_adapters(model, settings.lora, run.recipe.seed, args)  # in place
@@ -132,7 +132,7 @@ class Probe:
 
     def extraction(self, unit: Unit) -> CostEstimate:
         """Estimate the extraction of a part."""
-        section, limit = self.run.recipe.knowledge, inputs.shared_vocabulary(self.run)
+        section, limit = self.run.recipe.knowledge, shared_tokens.shared_vocabulary(self.run)
         if section.over_candidates:
             return self._candidates(unit, inputs.candidate_questions(self.run, unit.part))
         ranks: list[int] = []
@@ -195,7 +195,7 @@ class Probe:
     ) -> CostEstimate:
         """Measure batches without gradients, each of which the process with its rank scores."""
         # The model before training is as large and as fast as the trained one.
-        model = inputs.for_inference(self.run, unit.role, None)
+        model = role_models.for_inference(self.run, unit.role, None)
         reader = readout.Reader(model, self.run.console.say)
         device = placement.input_device(model)
         sizes = np.array([sum(len(item.input_ids) for item in batch) for batch in batches])
