@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from firstcli.stages import inputs, reading_memory
+from firstcli.stages import reading_memory, role_models
 from support import command_line
 from support.command_line import Result, first
 
@@ -41,14 +41,14 @@ def test_offloaded_weights_give_the_same_knowledge_and_answers(
 ) -> None:
     """And leave nothing behind; where a model runs makes no result stale."""
     seen = []
-    original = inputs.for_inference
+    original = role_models.for_inference
 
     def for_inference(*args: Any) -> Any:
         model = original(*args)
         seen.append(any(value.is_meta for value in model.parameters()))
         return model
 
-    monkeypatch.setattr(inputs, "for_inference", for_inference)
+    monkeypatch.setattr(role_models, "for_inference", for_inference)
     found = {}
     for name, options in {"plain": {}, "offloaded": OFFLOADED}.items():
         folder = tmp_path / name

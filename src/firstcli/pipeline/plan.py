@@ -27,6 +27,7 @@ from firstcli.runtime.console import Console, duration, size
 from firstcli.stages import fingerprints, stage_of, units_of
 from firstcli.stages.checks import EXAMPLE, SharedCheck
 from firstcli.workspace.artifacts import Manifest, changes, fingerprint
+from firstcli.workspace.data_decisions import state_data
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit, of_arms, with_upstream
 
@@ -97,7 +98,7 @@ def open_run(request: Request) -> Run:
         raise UserError(f"run folder {folder}: is not a folder; choose a different --run-dir")
     run = Run(recipe, folder, Console(json=request.json, quiet=request.quiet))
     with disk_errors_reported(folder):
-        run.state_data()
+        state_data(run)
     return run
 
 

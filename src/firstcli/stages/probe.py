@@ -24,7 +24,7 @@ from firstcli.data.encoding import EncodedQuestion, EncodedSample
 from firstcli.errors import UserError
 from firstcli.models import answers, inference, readout
 from firstcli.models.batching import Item, free_memory, is_out_of_memory
-from firstcli.stages import inputs, scoring, whole_candidates
+from firstcli.stages import inputs, role_models, scoring, shared_tokens, whole_candidates
 from firstcli.training import arguments, lora, trainer, trial
 from firstcli.training.batches import MicroBatches, TrainingBatches
 from firstcli.workspace.run import Run
@@ -73,7 +73,7 @@ class Probe:
         samples = str(len(inputs.rows_of(self.run, unit)))  # not all arms learn unlabelled ones
         key = ("training", unit.role, settings.model_dump_json(), str(unit.fold), samples)
         if key not in self._measured:
-            device = inference.device_of(inputs.family(self.run, unit.role))
+            device = inference.device_of(role_models.family(self.run, unit.role))
             devices = [device] if device.type == "cuda" else []
             with torch.random.fork_rng(devices):  # dropout draws numbers
                 self._measured[key] = self._measure_training(unit, device)
@@ -96,7 +96,7 @@ class Probe:
         seed = run.seed_of(unit)
         args = arguments.arguments(run.folder, settings, run.recipe.trainer, seed, device)
         inference.make_current(device)  # before weights are loaded, as in training
-        model = inputs.starting_model(run, role, settings.dtype, seed)
+        model = role_models.starting_model(run, role, settings.dtype, seed)
         if settings.lora:
             lora.with_adapters(model, settings.lora, seed, args)  # in place
         placement.move(model, device)
@@ -140,7 +140,7 @@ class Probe:
 
     def extraction(self, unit: Unit) -> CostEstimate:
         """Estimate the extraction of a part."""
-        section, limit = self.run.recipe.knowledge, inputs.shared_vocabulary(self.run)
+        section, limit = self.run.recipe.knowledge, shared_tokens.shared_vocabulary(self.run)
         if section.over_candidates:
             return self._candidates(unit, inputs.candidate_questions(self.run, unit.part))
         ranks: list[int] = []
@@ -203,7 +203,7 @@ class Probe:
     ) -> CostEstimate:
         """Measure batches without gradients, each of which the process with its rank scores."""
         # The model before training is as large and as fast as the trained one.
-        model = inputs.for_inference(self.run, unit.role, None)
+        model = role_models.for_inference(self.run, unit.role, None)
         reader = readout.Reader(model, self.run.console.say)
         device = placement.input_device(model)
         sizes = np.array([sum(len(item.input_ids) for item in batch) for batch in batches])

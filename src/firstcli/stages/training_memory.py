@@ -19,7 +19,7 @@ from firstcli.models import inference, memory
 from firstcli.recipe.lora import Lora
 from firstcli.runtime import distributed
 from firstcli.runtime.console import size
-from firstcli.stages import inputs
+from firstcli.stages import inputs, role_models
 from firstcli.training import memory_estimate, trainer, trial
 from firstcli.training.batches import MicroBatches
 from firstcli.training.memory_estimate import MemoryEstimate
@@ -50,7 +50,7 @@ class TrainingMemory:
 
     @property
     def empty(self) -> PreTrainedModel:
-        return inputs.empty_model(self.run, self.unit.role)
+        return role_models.empty_model(self.run, self.unit.role)
 
     @property
     def key(self) -> str:
@@ -108,7 +108,7 @@ class TrainingMemory:
 def of(run: Run, unit: Unit, args: TrainingArguments) -> TrainingMemory:
     """Collect what the memory of a unit's training depends on."""
     training = run.training_settings(unit)
-    device = inference.device_of(inputs.family(run, unit.role))
+    device = inference.device_of(role_models.family(run, unit.role))
     options = trial.checkpointing_options(args)
     chosen = run.model_section(unit.role).effective
     quantization, attention = chosen.get("quantization"), chosen.get("attn_implementation")

@@ -20,7 +20,7 @@ from firstcli.models.batching import free_memory, is_out_of_memory
 from firstcli.models.generation import Sampler, continuations, text_after
 from firstcli.runtime import distributed
 from firstcli.runtime.files import write_text
-from firstcli.stages import chat, inputs
+from firstcli.stages import chat, inputs, role_models
 from firstcli.stages.response_cache import cache_of, known_in
 from firstcli.workspace import responses
 from firstcli.workspace.responses import Response, prompt_digest
@@ -84,7 +84,7 @@ def _write_missing(run: Run, unit: Unit, missing: Sequence[EncodedPrompt], cache
     ours = missing[distributed.rank() :: distributed.count()]
     if not ours:
         return
-    model, tokenizer = inputs.teacher(run), inputs.tokenizer(run, "teacher")
+    model, tokenizer = role_models.teacher(run), role_models.tokenizer(run, "teacher")
     sampling, ends = run.recipe.knowledge.sampler, _ends(run)
     sampler = Sampler(sampling.temperature, sampling.top_p, sampling.top_k)
     size, start = BATCH_SIZE, 0
@@ -136,7 +136,7 @@ def _same_room(prompts: Sequence[EncodedPrompt]) -> Sequence[EncodedPrompt]:
 
 def _ends(run: Run) -> list[int]:
     """Return the tokens at which the teacher stops: what ends an answer in a chat, and EOS."""
-    end, eos = chat.end_of(run, "teacher"), inputs.tokenizer(run, "teacher").eos_token_id
+    end, eos = chat.end_of(run, "teacher"), role_models.tokenizer(run, "teacher").eos_token_id
     ids = (end and end[1], eos)
     return list(dict.fromkeys(int(id) for id in ids if id is not None))
 
