@@ -17,7 +17,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 STEPS = 2
 TOP_K = 5
@@ -148,7 +148,7 @@ def _train(config: Any, case: Case) -> None:
         args = arguments.arguments(Path(folder), settings, fields, 0, torch.device("cpu"))
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, case.dtype))
         console = Console(quiet=True)
-        batching = "packed" if case.packed else "padded"
+        batching: Literal["padded", "packed"] = "packed" if case.packed else "padded"
         trainer.train(model, rows, soft_targets, "topk-tail", args, console, "training", batching)
 
 

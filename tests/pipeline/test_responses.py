@@ -120,7 +120,9 @@ def test_a_killed_run_goes_on_where_it_stopped(
     lines = cache.read_bytes().splitlines(keepends=True)
     cache.write_bytes(b"".join(lines[:4]) + lines[4][:20])  # killed while it wrote the fifth
     unit = units_of(job.opened().recipe, run)["respond responses"]
-    unit.artifact.reopen([responses.FILE_NAME], unit.artifact.manifest(Digests()).fingerprint)
+    manifest = unit.artifact.manifest(Digests())
+    assert manifest
+    unit.artifact.reopen([responses.FILE_NAME], manifest.fingerprint)
     monkeypatch.setattr(writing, "BATCH_SIZE", 3)  # which changes no text
     shown = first("respond", job.recipe, "--run-dir", run, "--dry-run", "--json")
     resumes = {each["unit"]: each.get("resumes") for each in shown.json["units"]}

@@ -145,6 +145,7 @@ def test_an_exported_adapter_has_the_dtype_of_its_checkpoint(
     run: Path, tmp_path: Path, asked: tuple[str, ...], saved: str
 ) -> None:
     base = adapters.base_of(run / "students" / "alone").folder
+    assert base
     whole = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     whole.save_pretrained(tmp_path / "base")
     moved = shutil.copytree(run / "students" / "alone", tmp_path / "moved")
