@@ -7,15 +7,13 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from firstcli.api import Dtype
 from firstcli.checkpoints import adapters
-from firstcli.checkpoints.folder import stored_dtype
 from firstcli.errors import UserError, shortened
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 COMPUTED = re.compile(
     r"(^|\.)(rotary_emb|rotary|rotary_embedding)\.(inv_freq|cos_cached|sin_cached)$"
@@ -64,31 +62,6 @@ def load_complete(source: str | Path, **arguments: Any) -> PreTrainedModel:
             "mend config.json, or give a complete checkpoint of a causal language model"
         )
     return model  # type: ignore[no-any-return]
-
-
-def checkpoint_dtype(config: PreTrainedConfig, folder: Path | None) -> Dtype:
-    """Return the dtype of a checkpoint's weights.
-
-    The configuration says it, or otherwise the file of the weights; float32 if neither does.
-
-    Args:
-        config: the configuration of the whole model.
-        folder: the checkpoint's folder, or None for one on the hub.
-    """
-    stated = [part.dtype for part in (config, config.get_text_config())]
-    stated.append(stored_dtype(folder) if folder else None)
-    names = (str(dtype).removeprefix("torch.") for dtype in stated)
-    known: tuple[Dtype, ...] = get_args(Dtype)
-    return next((one for name in names for one in known if one == name), "float32")
-
-
-def base_dtype(folder: Path) -> Dtype:
-    """Return the dtype of the whole model that an adapter's folder belongs to."""
-    from transformers import AutoConfig
-
-    base = adapters.whole_model(folder)
-    config = AutoConfig.from_pretrained(base.checkpoint, revision=base.revision)
-    return checkpoint_dtype(config, base.folder)
 
 
 @contextmanager

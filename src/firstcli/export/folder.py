@@ -15,10 +15,11 @@ from transformers import PreTrainedModel
 from firstcli.api import Dtype
 from firstcli.checkpoints.adapters import is_adapter
 from firstcli.checkpoints.folder import ADAPTER, INDEX, READ_SUFFIXES, WEIGHTS, read_json
-from firstcli.checkpoints.loading import base_dtype, load_complete
+from firstcli.checkpoints.loading import load_complete
 from firstcli.export.fold import Fold, fold
 from firstcli.export.source import ExportSource
 from firstcli.models import inference
+from firstcli.models.dtypes import base_dtype
 from firstcli.runtime.files import sync, write_text
 from firstcli.student.card import CARD, FIGURE, card, read_parts
 from firstcli.student.usage import FILE, write_usage

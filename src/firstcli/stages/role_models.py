@@ -11,10 +11,10 @@ from typing import cast
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from firstcli.api import Dtype, ModelRef, PluginOptions, RemoteFamily
-from firstcli.checkpoints import loading, placement
+from firstcli.checkpoints import placement
 from firstcli.checkpoints.loading import whole_weights
 from firstcli.errors import UserError
-from firstcli.models import inference
+from firstcli.models import dtypes, inference
 from firstcli.plugins import calls
 from firstcli.recipe.sections import training_section
 from firstcli.runtime import distributed
@@ -50,7 +50,7 @@ def empty_model(run: Run, role: Role) -> PreTrainedModel:
 
 def checkpoint_dtype(run: Run, role: Role) -> Dtype:
     """Return the dtype of the weights of a role's checkpoint."""
-    return loading.checkpoint_dtype(empty_model(run, role).config, run.reference(role).folder)
+    return dtypes.checkpoint_dtype(empty_model(run, role).config, run.reference(role).folder)
 
 
 def starting_model(
