@@ -26,13 +26,13 @@ from support.command_line import Finished, first
 pytest_plugins = ["support.finished_runs"]
 
 SHARD_POSITIONS = 32  # small enough for several shards
-COMMAND = f"SHARD_POSITIONS = {SHARD_POSITIONS}" + """
+COMMAND = """
 import os, signal, sys
 from firstcli import cli
 from firstcli.knowledge import shards, store
 from firstcli.training import trainer
 
-store.SHARD_POSITIONS = SHARD_POSITIONS
+store.SHARD_POSITIONS = int(os.environ["SHARD_POSITIONS"])
 point = os.environ.get("DIE_AT", "")
 if point and os.environ.get("RANK") == "1":
     owner, name = {
@@ -84,7 +84,7 @@ def launch(folder: Path, *args: object, **env: str) -> Ended:
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", *options]
     return subprocess.run(
         [sys.executable, *map(str, (*launcher, script, *args))],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "SHARD_POSITIONS": str(SHARD_POSITIONS), **env},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
