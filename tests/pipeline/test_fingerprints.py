@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from pydantic import Field
@@ -12,8 +13,11 @@ from firstcli.recalibration.builtin import TemperatureScaling, TemperatureScalin
 from firstcli.recalibration.criteria import Criterion
 from support import command_line
 from support.command_line import Finished, first
-from support.installed_plugins import Install
+
 from support.wheels import install_wheel, new_python, run
+
+if TYPE_CHECKING:
+    from support.installed_plugins import Install
 
 pytest_plugins = ["support.finished_runs", "support.installed_plugins"]
 
@@ -134,7 +138,7 @@ def test_an_upgraded_plugin_makes_exactly_its_dependants_stale(
         install("firstcli-shrink", code, name="shrink", target=target, version=version)
 
     upgrade("1.0", 0.9)
-    done = first("report", recipe, "--run-dir", run)
+    done = command_line.report(recipe, "--run-dir", run)
     assert done.code == 0, done.err
     assert reasons(recipe, "--run-dir", run) == {}
     upgrade("1.1", 0.5)

@@ -27,7 +27,7 @@ pytest_plugins = ["support.finished_runs"]
 
 SHARD_POSITIONS = 32  # small enough for several shards
 COMMAND = """
-import os, signal, sys
+import gc, os, signal, sys
 from firstcli import cli
 from firstcli.knowledge import shards, store
 from firstcli.training import trainer
@@ -68,6 +68,7 @@ if "FSDP_VERSION" in os.environ:
         return found
 
     trainer.PositionTrainer.gathered_weights = gathered_weights
+gc.freeze()  # otherwise every collection visits all imported modules
 sys.exit(cli.main())
 """
 
