@@ -13,7 +13,6 @@ from firstcli.recalibration.builtin import TemperatureScaling, TemperatureScalin
 from firstcli.recalibration.criteria import Criterion
 from support import command_line
 from support.command_line import Finished, first
-
 from support.wheels import install_wheel, new_python, run
 
 if TYPE_CHECKING:
