@@ -183,7 +183,8 @@ def error_of(name: str, monkeypatch: pytest.MonkeyPatch) -> float:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     benchmark = importlib.import_module("training_memory")
     estimate: int = benchmark.estimated(benchmark.CASES[name])["total"]
-    return estimate / benchmark.measure_in_a_process(name) - 1
+    measured: int = benchmark.measure_in_a_process(name)
+    return estimate / measured - 1
 
 
 @on_linux
