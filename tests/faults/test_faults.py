@@ -98,7 +98,7 @@ def test_extraction_resumes_after_the_last_whole_shard(
 
 
 SLOW_TRAINING = """
-import gc, signal, sys, time
+import signal, sys, time
 from firstcli.training import trainer
 from firstcli.cli import main
 fast = trainer._Progress.on_step_end
@@ -107,7 +107,6 @@ def slow(self, args, state, control, **rest):
     time.sleep(0.3 if state.global_step < 10 else 10)
     fast(self, args, state, control, **rest)
 trainer._Progress.on_step_end = slow
-gc.freeze()  # otherwise every collection visits all imported modules
 signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
 sys.exit(main())
 """
