@@ -9,7 +9,7 @@ demo: $(VENV)/.installed  ## install, run the quick start, ask its student a new
 	$(BIN)/first predict runs/quickstart "At dusk Tibro, the black goat of the river, will"
 
 test: $(VENV)/.installed-test  ## install with the test extras, run the default tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.installed-test  ## the tests that `make test` leaves out
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist load -m slow

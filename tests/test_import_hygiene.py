@@ -112,7 +112,7 @@ def test_a_changed_file_is_checked_again(tmp_path: Path) -> None:
     sections = {"train": {"task": task}, "evaluate": [{"task": task}], "teacher": None}
     path = command_line.write_recipe(tmp_path, arms=arms, **sections)
     command = ("plan", path, "--run-dir", tmp_path / "run")
-    assert first("report", *command[1:]).code == 0
+    assert command_line.report(*command[1:]).code == 0
     assert first(*command).code == 0
     assert "reading split" not in first(*command).out
     command_line.write_rows(rows, [*command_line.sums(40), command_line.sums(1)[0] | {"id": "x"}])

@@ -103,7 +103,7 @@ def test_nothing_gets_its_name_before_it_is_on_the_disk(
 ) -> None:
     monkeypatch.setattr("firstcli.knowledge.store.SHARD_POSITIONS", 32)
     path = command_line.write_recipe(tmp_path)
-    assert first("report", path, "--run-dir", disk.folder).code == 0
+    assert command_line.report(path, "--run-dir", disk.folder).code == 0
     assert not disk.problems
     assert not disk.unsynced
     assert _manifests_are_last(disk.renamed, disk.folder)

@@ -86,7 +86,7 @@ def test_the_decision_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_what_makes_a_model_stale(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, test=0.25)
     run = ("--run-dir", tmp_path / "run")
-    assert first("report", recipe, *run).code == 0
+    assert command_line.report(recipe, *run).code == 0
     assert pending(recipe, *run) == set()
     kept = (tmp_path / "all.csv").read_bytes()
     write_table(tmp_path / "all.csv", rows(RENAMED))

@@ -70,7 +70,7 @@ def sections(
 def job(tmp_path_factory: pytest.TempPathFactory, sections: dict[str, Any]) -> Iterator[Finished]:
     folder = tmp_path_factory.mktemp("job")
     recipe = command_line.write_recipe(folder, **sections)
-    result = first("report", recipe, "--run-dir", folder / "run", "--json")
+    result = command_line.report(recipe, "--run-dir", folder / "run", "--json")
     assert result.code == 0, result.err
     yield Finished(recipe, folder / "run", result)
 

@@ -75,7 +75,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, checkpoint: Checkpoint) ->
     folder = tmp_path_factory.mktemp("chat")
     teacher, student = checkpoint(PHI, PHI.template), checkpoint(PHI, None, 1)
     path = recipe(folder, model(teacher), model(student), chat=True, system=SYSTEM)
-    result = first("report", path, "--run-dir", folder / "run", "--json")
+    result = command_line.report(path, "--run-dir", folder / "run", "--json")
     assert result.code == 0, result.err
     return TrainedRun(path, folder / "run", folder / "run" / "students" / "distill")
 
@@ -172,7 +172,7 @@ def test_an_evaluation_may_ask_in_a_different_way(trained: TrainedRun) -> None:
 def test_auto_without_a_template_changes_nothing(tmp_path: Path, pico_folder: Path) -> None:
     run = ("--run-dir", tmp_path / "run")
     path = recipe(tmp_path, model(pico_folder), model(pico_folder))
-    assert first("report", path, *run, "--quiet").code == 0
+    assert command_line.report(path, *run, "--quiet").code == 0
     assert pending(path, *run, "--set", "train.task.chat=auto") == set()
 
 
@@ -203,7 +203,7 @@ def test_a_template_of_ones_own_is_read_and_saved(tmp_path: Path, pico_folder: P
     path = recipe(tmp_path, model(pico_folder), model(pico_folder, chat_template="own.jinja"))
     path.write_text(path.read_text().replace("own.jinja", os.path.relpath(own, path.parent)))
     args = (*run, "--set", "train.task.chat=true")
-    assert first("report", path, *args, "--quiet").code == 0
+    assert command_line.report(path, *args, "--quiet").code == 0
     folder = tmp_path / "run" / "students" / "distill"
     assert AutoTokenizer.from_pretrained(folder).chat_template == template + end
     assert pending(path, *args) == set()

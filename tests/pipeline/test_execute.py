@@ -143,7 +143,7 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         evaluate=[{"task": task}],
         arms={"fine-tune": {"learn": "labels"}},
     )
-    result = first("report", path, "--run-dir", folder / "run", "--json")
+    result = command_line.report(path, "--run-dir", folder / "run", "--json")
     assert result.code == 0, result.err
     return Finished(path, folder / "run", result)
 
@@ -324,7 +324,7 @@ def test_a_damaged_artifact_is_redone_and_nothing_else(
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 0x55
         path.write_bytes(data)
-    assert first("report", finished.recipe, "--run-dir", run).code == 0
+    assert command_line.report(finished.recipe, "--run-dir", run).code == 0
     assert work == expected
     assert command_line.pending(finished.recipe, "--run-dir", run) == set()
 
@@ -402,7 +402,7 @@ def pretrained(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> 
         evaluate=[{"task": command_line.WORLD}],
         arms={"distill": {}},
     )
-    result = first("report", path, "--run-dir", folder / "run", "--json")
+    result = command_line.report(path, "--run-dir", folder / "run", "--json")
     assert result.code == 0, result.err
     return Finished(path, folder / "run", result)
 

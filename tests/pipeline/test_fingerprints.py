@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from pydantic import Field
@@ -15,7 +15,10 @@ from support import command_line
 from support.command_line import Finished, first
 from support.wheels import install_wheel, new_python, run
 
-pytest_plugins = ["support.finished_runs"]
+if TYPE_CHECKING:
+    from support.installed_plugins import Install
+
+pytest_plugins = ["support.finished_runs", "support.installed_plugins"]
 
 EVALUATIONS = ("known-world", "shifted")
 
@@ -108,43 +111,58 @@ class Shrink(Recalibrator[PluginOptions]):
 """
 
 
-@pytest.fixture(scope="module")
-def upgrade(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Callable[[str, float], None]]:
-    """A Python without the plugin, and a function that installs a version of it."""
-    folder = tmp_path_factory.mktemp("upgrade")
-    python = new_python(folder)
+def with_shrunk(folder: Path) -> Path:
+    """Write the recipe of the finished run with an arm that uses the plugin."""
+    arms = command_line.recipe()["arms"] | {"shrunk": {"recalibrator": {"name": "shrink"}}}
+    return command_line.write_recipe(folder, arms=arms)
 
-    def install(version: str, weight: float) -> None:
-        project = folder / version
-        project.mkdir()
-        (project / "pyproject.toml").write_text(PROJECT.format(version=version), "utf-8")
-        (project / "firstcli_shrink.py").write_text(PLUGIN.format(weight=weight), "utf-8")
-        install_wheel(python, project, folder / "wheels")
 
-    return python, install
+def assert_upgraded(stale: dict[str, str]) -> None:
+    """Check that the new version and its new code redo exactly what depends on the plugin."""
+    assert stale.keys() == dependants("shrunk") - {"calibrate shrunk"}
+    assert stale["distill shrunk"].startswith(
+        "plugin of arms.shrunk.recalibrator changed "
+        "(firstcli-shrink 1.0, format 1 -> firstcli-shrink 1.1, format 1); "
+        "source of the plugin of arms.shrunk.recalibrator changed"
+    )
 
 
 def test_an_upgraded_plugin_makes_exactly_its_dependants_stale(
-    finished: Finished, tmp_path: Path, upgrade: tuple[Path, Callable[[str, float], None]]
+    finished: Finished, tmp_path: Path, install: Install
 ) -> None:
-    python, install = upgrade
-    copied = finished.copied_to(tmp_path)
-    arms = command_line.recipe()["arms"] | {"shrunk": {"recalibrator": {"name": "shrink"}}}
-    recipe = command_line.write_recipe(tmp_path, arms=arms)
-    command = (python, "-m", "firstcli", "report", recipe, "--run-dir", copied)
+    run, recipe = finished.copied_to(tmp_path), with_shrunk(tmp_path)
+
+    def upgrade(version: str, weight: float) -> None:
+        code, target = PLUGIN.format(weight=weight), "firstcli_shrink:Shrink"
+        install("firstcli-shrink", code, name="shrink", target=target, version=version)
+
+    upgrade("1.0", 0.9)
+    done = command_line.report(recipe, "--run-dir", run)
+    assert done.code == 0, done.err
+    assert reasons(recipe, "--run-dir", run) == {}
+    upgrade("1.1", 0.5)
+    assert_upgraded(reasons(recipe, "--run-dir", run))
+
+
+@pytest.mark.slow
+def test_pip_upgrades_a_plugin_likewise(finished: Finished, tmp_path: Path) -> None:
+    """The same with wheels, in an environment of its own."""
+    python, copied = new_python(tmp_path), finished.copied_to(tmp_path)
+    command = (python, "-m", "firstcli", "report", with_shrunk(tmp_path), "--run-dir", copied)
+
+    def upgrade(version: str, weight: float) -> None:
+        project = tmp_path / version
+        project.mkdir()
+        (project / "pyproject.toml").write_text(PROJECT.format(version=version), "utf-8")
+        (project / "firstcli_shrink.py").write_text(PLUGIN.format(weight=weight), "utf-8")
+        install_wheel(python, project, tmp_path / "wheels")
 
     def stale() -> dict[str, str]:
         units = json.loads(run(*command, "--dry-run", "--json"))["units"]
         return {unit["unit"]: unit["reason"] for unit in units if not unit["up_to_date"]}
 
-    install("1.0", 0.9)
+    upgrade("1.0", 0.9)
     run(*command)
     assert stale() == {}
-    install("1.1", 0.5)
-    after = stale()
-    assert after.keys() == dependants("shrunk") - {"calibrate shrunk"}
-    assert after["distill shrunk"].startswith(
-        "plugin of arms.shrunk.recalibrator changed "
-        "(firstcli-shrink 1.0, format 1 -> firstcli-shrink 1.1, format 1); "
-        "source of the plugin of arms.shrunk.recalibrator changed"
-    )
+    upgrade("1.1", 0.5)
+    assert_upgraded(stale())

@@ -17,7 +17,7 @@ from firstcli.runtime.console import Console
 from firstcli.stages import inputs, teacher_knowledge, units_of
 from firstcli.workspace.run import Run
 from support import command_line
-from support.command_line import MODEL, TRAINING, Finished, copy_run, first
+from support.command_line import MODEL, TRAINING, Finished, copy_run
 
 ARMS: dict[str, Any] = {
     "first": {"recalibrator": {"name": "temperature-scaling"}},
@@ -36,11 +36,11 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Finished, li
     """An arm is added to a finished run, which learns from one more teacher."""
     folder = tmp_path_factory.mktemp("teachers")
     one = command_line.write_recipe(folder, arms={"first": ARMS["first"]})
-    done = first("report", one, "--run-dir", folder / "run")
+    done = command_line.report(one, "--run-dir", folder / "run")
     assert done.code == 0, done.err
     recipe = command_line.write_recipe(folder, arms=ARMS, teacher=several([7, 8]))
     with pytest.MonkeyPatch.context() as patch, command_line.recorded_work(patch) as keys:
-        result = first("report", recipe, "--run-dir", folder / "run", "--json")
+        result = command_line.report(recipe, "--run-dir", folder / "run", "--json")
     assert result.code == 0, result.err
     yield Finished(recipe, folder / "run", result), list(keys)
 

@@ -77,7 +77,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
     run = copy_run(before, folder / "run")
     recipe = plain_recipe(folder / "b", folder / "more", unlabelled={"path": str(pool)})
     with pytest.MonkeyPatch.context() as patch, command_line.recorded_work(patch) as keys:
-        result = first("report", recipe, "--run-dir", run, "--json")
+        result = command_line.report(recipe, "--run-dir", run, "--json")
     assert result.code == 0, result.err
     yield Job(recipe, run, before, result, list(keys))
 

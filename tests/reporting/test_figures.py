@@ -25,7 +25,7 @@ from firstcli.reporting import (
 )
 from firstcli.reporting import temperature as temperatures
 from firstcli.reporting.data import FittedRecalibrator
-from firstcli.reporting.style import Drawing, Numbers, Panel, heading, looks, save, shortened
+from firstcli.reporting.style import Drawing, Numbers, Panel, heading, looks, png, save, shortened
 from support.invented_report import (
     CALIBRATION,
     CONCENTRATION,
@@ -341,12 +341,13 @@ def test_figures_are_well_formed_whatever_the_title(tmp_path: Path) -> None:
 def test_figures_do_not_depend_on_the_user_s_style_and_do_not_change_it(tmp_path: Path) -> None:
     drawing = diagram(bins=25)
     first = save(drawing, tmp_path)
-    png = (tmp_path / "x.png").read_bytes()
+    image = (tmp_path / "x.png").read_bytes()
     with mpl.rc_context({"font.size": 22.0, "axes.facecolor": "red", "svg.hashsalt": "other"}):
         before = dict(mpl.rcParams)
         assert save(drawing, tmp_path) == first
+        assert png(drawing) == image
         assert dict(mpl.rcParams) == before
-    assert (tmp_path / "x.png").read_bytes() == png
+    assert (tmp_path / "x.png").read_bytes() == image
 
 
 def test_a_file_contains_all_panels_and_the_key(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, pico_folder: Path) -> Path:
     """The run folder of such a recipe, from nothing to the report."""
     folder = tmp_path_factory.mktemp("lora")
     path = recipe(folder, pico_folder)
-    result = first("report", path, "--run-dir", folder / "run")
+    result = command_line.report(path, "--run-dir", folder / "run")
     assert result.code == 0, result.err
     return folder / "run"
 

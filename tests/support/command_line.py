@@ -20,6 +20,7 @@ import yaml
 from firstcli import cli
 from firstcli.stages import STAGES
 from firstcli.workspace.artifacts import fingerprint
+from support import blank_figures
 
 WORLD = {
     "name": "known-world",
@@ -114,6 +115,13 @@ def first(*args: object) -> Result:
     finally:
         sys.argv = argv
     raise AssertionError("the command line ends with an exit code")
+
+
+def report(*args: object) -> Result:
+    """Call `first report` for a test that does not look at the figures, which stay blank."""
+    with pytest.MonkeyPatch.context() as patch:
+        blank_figures.leave_blank(patch)
+        return first("report", *args)
 
 
 def start(*args: object, **env: str) -> subprocess.Popen[str]:

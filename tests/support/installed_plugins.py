@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
 from pathlib import Path
 from typing import Protocol
@@ -23,12 +24,13 @@ class Install(Protocol):
         kind: Kind | str = "recalibrators",
         name: str = "mine",
         target: str = "",
+        version: str = "1.2",
     ) -> None: ...
 
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Install a plugin of version 1.2; a second call with the same package edits its code."""
+    """Install a plugin; a second call with the same package edits its code or upgrades it."""
     site = tmp_path / "site"
     site.mkdir()
     monkeypatch.syspath_prepend(str(site))
@@ -41,12 +43,16 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         kind: Kind | str = "recalibrators",
         name: str = "mine",
         target: str = "",
+        version: str = "1.2",
     ) -> None:
         module = package.replace("-", "_")
         (site / f"{module}.py").write_text(code)
-        info = site / f"{module}-1.2.dist-info"
-        info.mkdir(exist_ok=True)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.2\n")
+        for earlier in site.glob(f"{module}-*.dist-info"):
+            shutil.rmtree(earlier)
+        info = site / f"{module}-{version}.dist-info"
+        info.mkdir()
+        metadata = f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n"
+        (info / "METADATA").write_text(metadata)
         points = f"[firstcli.{kind}]\n{name} = {target or f'{module}:Mine'}\n"
         (info / "entry_points.txt").write_text(points)
         monkeypatch.delitem(sys.modules, module, raising=False)

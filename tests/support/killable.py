@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 SHARD_POSITIONS = 32  # small enough for several shards
 PRELOADED = [
     "firstcli.stages.scoring",
@@ -97,10 +99,13 @@ def _child(argv: list[str], log: Path, run: Path, step: int | None) -> None:
 
     from firstcli import cli
     from firstcli.knowledge import store
+    from support import blank_figures
 
     gc.freeze()  # otherwise every collection visits all imported modules
     torch.set_num_threads(1)
     store.SHARD_POSITIONS = SHARD_POSITIONS
+    # Otherwise most moments of a whole run would be moments of drawing.
+    blank_figures.leave_blank(pytest.MonkeyPatch())
     steps = _counted(str(run), step)
     sys.argv = argv
     try:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
+import importlib
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ from firstcli.models import readout
 from firstcli.recipe.lora import Lora
 from firstcli.training import memory_estimate, memory_pass
 from firstcli.training.memory_settings import BatchShape, MemorySettings
+from support.paths import ROOT
 
 WIDTH, INNER, LAYERS, VOCABULARY = 64, 128, 2, 300
 LLAMA = LlamaConfig(
@@ -197,37 +197,45 @@ def test_an_architecture_that_does_not_run_without_data_is_said_to_be_incomplete
     assert not found.complete and found.activations == 0 and found.weights > 0
 
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "training_memory.py"
+# Against a measured peak.
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads peaks from /proc")
 
 
-def errors_of(*names: str) -> dict[str, float]:
-    """Run the benchmark and return the estimates' relative errors in percent by case."""
-    done = subprocess.run(
-        [sys.executable, BENCHMARK, *names], capture_output=True, text=True, check=True
-    )
-    rows = [line.split() for line in done.stdout.splitlines()]
-    return {row[0]: float(row[-1].rstrip("%")) for row in rows if row[0] in names}
+def error_of(name: str, monkeypatch: pytest.MonkeyPatch) -> float:
+    """Return the relative error of the benchmark's estimate for one of its cases."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    benchmark = importlib.import_module("training_memory")
+    estimate: int = benchmark.estimated(benchmark.CASES[name])["total"]
+    measured: int = benchmark.measure_in_a_process(name)
+    return estimate / measured - 1
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of a process from /proc")
+@on_linux
 @pytest.mark.parametrize("name", ["llama", "llama-packed"])
-def test_the_estimate_is_within_25_percent_of_the_measured_peak(name: str) -> None:
+def test_the_estimate_is_within_25_percent_of_the_measured_peak(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Measured as the peak of a process that trains; two cases here, the others are slow."""
-    assert abs(errors_of(name)[name]) < 25
+    assert abs(error_of(name, monkeypatch)) < 0.25
 
 
+@on_linux
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of a process from /proc")
-def test_all_estimates_are_within_25_percent() -> None:
-    names: tuple[str, ...] = (
+@pytest.mark.parametrize(
+    "name",
+    [
         "llama-sgd",
         "llama-packed-long",
         "llama-accumulating",
         "llama-checkpointing",
         "llama-adafactor",
         "llama-bfloat16",
-    )
-    names += ("gpt2", "gpt2-checkpointing", "gemma2", "qwen3")
-    errors = errors_of(*names)
-    assert errors.keys() == {*names}
-    assert {name: error for name, error in errors.items() if abs(error) >= 25} == {}
+        "gpt2",
+        "gpt2-checkpointing",
+        "gemma2",
+        "qwen3",
+    ],
+)
+def test_all_estimates_are_within_25_percent(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert abs(error_of(name, monkeypatch)) < 0.25

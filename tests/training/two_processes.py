@@ -5,6 +5,7 @@ A fork server imports torch and transformers once; both processes are forked fro
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -37,5 +38,6 @@ def run_in_two_processes(function: Callable[..., None], *arguments: Any) -> None
 def _start(rank: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    gc.freeze()  # otherwise every collection visits all imported modules
     torch.set_num_threads(1)
     function(*arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -33,6 +34,13 @@ student:
 arms:
   first: {{}}
 """
+
+
+@pytest.fixture(autouse=True)
+def frozen_imports() -> None:
+    """Take all imported modules out of garbage collection, which training does several times."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -156,17 +157,27 @@ def save(drawing: Drawing, folder: Path) -> list[Picture]:
 
     The same drawing gives the same bytes, whatever the user's matplotlib style.
     """
-    settings = _SETTINGS | {"svg.hashsalt": drawing.name}  # without it, ids are random
-    with matplotlib.style.context(settings, after_reset=True):
+    with _settings(drawing):
         whole = _whole(drawing)
         title = "; ".join(panel.title for panel in drawing.panels)
         (folder / f"{drawing.name}.svg").write_bytes(_svg(whole, title))
-        whole.savefig(folder / f"{drawing.name}.png", metadata={"Software": None})
+        (folder / f"{drawing.name}.png").write_bytes(_png(whole))
         pictures = [_picture(panel, drawing.size) for panel in drawing.panels]
         if drawing.key:
             key = _picture(drawing.key, (_KEY_WIDTH, drawing.key_height))
             pictures.insert(0, key._replace(key=True))
         return pictures
+
+
+def png(drawing: Drawing) -> bytes:
+    """Return a drawing as PNG, with the bytes that `save` writes."""
+    with _settings(drawing):
+        return _png(_whole(drawing))
+
+
+def _settings(drawing: Drawing) -> AbstractContextManager[None]:
+    settings = _SETTINGS | {"svg.hashsalt": drawing.name}  # without it, ids are random
+    return matplotlib.style.context(settings, after_reset=True)
 
 
 def _whole(drawing: Drawing) -> Figure:
@@ -192,6 +203,12 @@ def _picture(panel: Panel, size: tuple[float, float]) -> Picture:
     panel.draw(figure.subfigures(1, 1, squeeze=False)[0, 0])
     width, height = (round(96 * inches) for inches in size)
     return Picture(_svg(figure, panel.title), panel.description, width, height)
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
 
 
 def _svg(figure: Figure, title: str) -> bytes:

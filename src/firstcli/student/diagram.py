@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 from firstcli.metrics import reliability_bins, summarize
 from firstcli.metrics.records import Confidence, EvalRecords
 from firstcli.reporting import reliability, style
@@ -28,6 +25,4 @@ def reliability_diagram(
     curve = reliability.BinnedRow(title, numbers, drawn, style.looks([title])[title])
     panel = reliability.panel([curve], confidence)
     drawing = style.Drawing("reliability", (panel,), style.Numbers((), ()))
-    with TemporaryDirectory() as folder:
-        style.save(drawing, Path(folder))
-        return (Path(folder) / "reliability.png").read_bytes()
+    return style.png(drawing)
