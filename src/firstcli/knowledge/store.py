@@ -33,12 +33,29 @@ SHARD_POSITIONS = 65_536  # so many that the size of a shard's metadata is negli
 SHARD_TOKENS = 262_144  # an interrupted extraction repeats at most one shard
 
 
-def bytes_per_position(top_k: int, precision: Precision) -> float:
-    """Estimate the bytes on disk per supervised position, rather too high than too low.
+SHARD_BYTES = 1_950  # Parquet's structure and the metadata of a shard
+ANSWERS = 0.6
+"""Bytes per position of answers to questions, whose tokens the teacher mostly foresees, relative to
+those of text."""
 
-    Measured for top_k = 5 on text, which needs the most: see docs/knowledge.md.
+
+def bytes_per_position(top_k: int, precision: Precision) -> float:
+    """Estimate the bytes on disk per supervised position of text; answers need `ANSWERS` of it.
+
+    Measured for top_k = 5: see docs/knowledge.md.
     """
     return 0.5 + top_k * {"standard": 2.1, "compact": 1.7}[precision]
+
+
+def bytes_of_shards(positions: int, tokens: int) -> int:
+    """Estimate the bytes that shards need besides their positions.
+
+    Args:
+        positions: the supervised positions.
+        tokens: the tokens of their samples.
+    """
+    shards = max(-(-positions // SHARD_POSITIONS), -(-tokens // SHARD_TOKENS), 1)
+    return SHARD_BYTES * shards
 
 
 def summary(folder: Path) -> dict[str, Any]:

@@ -172,15 +172,21 @@ class Extract(Stage):
         return f"{text}; {needed}"
 
     def disk(self, run: Run, unit: Unit) -> int:
-        from firstcli.knowledge import store
-        from firstcli.stages import inputs
+        from firstcli.data.encoded import lengths_of
+        from firstcli.knowledge import concentration, store
+        from firstcli.stages import extraction, inputs
 
         width, precision = inputs.knowledge_width(run), run.recipe.knowledge.precision
+        each = store.bytes_per_position(width, precision)
         if not run.is_written(unit.part):
             most = len(run.prompts) * run.recipe.knowledge.sampler.max_new_tokens
-            return int(most * store.bytes_per_position(width, precision))
-        positions = inputs.positions(inputs.knowledge_rows(run, unit.part))
-        return int(positions * store.bytes_per_position(width, precision))
+            return int(most * each) + store.bytes_of_shards(most, most)
+        rows = inputs.knowledge_rows(run, unit.part)
+        positions, tokens = inputs.positions(rows), int(lengths_of(rows).sum())
+        if run.recipe.train.task.plugin.has_candidates:
+            each *= store.ANSWERS
+        figure = concentration.BYTES if extraction.measures_concentration(run, unit) else 0
+        return int(positions * each) + store.bytes_of_shards(positions, tokens) + figure
 
     def probe(self, probe: Probe, unit: Unit) -> CostEstimate | None:
         if probe.run.model_section(unit.role).plugin.is_remote:
