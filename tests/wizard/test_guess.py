@@ -17,6 +17,7 @@ from firstcli.wizard.guess import (
     Guess,
     LabelledTexts,
     Overrides,
+    Prompts,
     Responses,
     guess,
 )
@@ -290,3 +291,22 @@ def test_a_missing_header_is_noticed(tmp_path: Path) -> None:
         guess(source, table, Overrides(), ask)
     stated = Overrides((text(0),), label(0))
     assert guess(source, table, stated, ask) == LabelledTexts((text(0),), label(0))
+
+
+@pytest.mark.parametrize(
+    ("columns", "overrides", "expected"),
+    [
+        (("prompt",), {}, Prompts(("prompt",), "")),
+        (("words",), {"task": "instruction"}, Prompts(("words",), "")),
+        (("id", "question"), {}, Prompts(("question",), "")),
+        (("prompt", "response"), {}, Prompts(("prompt",), "response")),  # an empty column
+    ],
+)
+def test_prompts_without_responses_are_left_to_the_teacher(
+    guessed: Callable[..., Guess], columns: tuple[str, ...], overrides: Row, expected: Prompts
+) -> None:
+    def cell(name: str, n: int) -> object:
+        return {"id": n, "response": ""}.get(name, f"Write about the thing number {n}")
+
+    rows = [{name: cell(name, n) for name in columns} for n in range(40)]
+    assert guessed(rows, **overrides) == expected

@@ -94,6 +94,8 @@ def from_data(
         console.warn(finding)
     usual = write.default_models(roles)
     models = write.Models(teacher or usual.teacher, student or usual.student)
+    if problem := write.lacks_template(roles, models):
+        console.warn(problem)
     recipe = write.recipe_text(data, table, roles, models, out.parent if out else None)
     if out is None:
         print(recipe, end="")

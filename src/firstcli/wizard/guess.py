@@ -98,6 +98,11 @@ class Conversations(Responses):
     """The column of the task `instruction` that holds conversations: both text and response."""
 
 
+@dataclass(frozen=True, slots=True)
+class Prompts(Responses):
+    """The columns of the task `instruction` whose rows have no response: a teacher writes them."""
+
+
 Guess = LabelledTexts | ChoiceQuestions | Responses
 
 _LABELS = (
@@ -126,6 +131,8 @@ _PROMPTS = (
     *(("instruction", "input"), ("instruction", "context"), ("instruction",), ("prompt",)),
     *(("question", "input"), ("input",), ("query",), ("question",)),
 )
+_PROMPT_NAMES = ("prompt", "prompts", "instruction", "question", "query")
+"""Names of the column of a table with prompts alone."""
 _RESPONSES = ("output", "response", "completion", "answer", "target", "chosen")
 _CHOICE_COLUMN = re.compile(
     r"((?:(?:option|opt|op|choice|ending|sol|answer|ans|candidate|alternative)s?[ _.-]?)?)"
@@ -193,6 +200,10 @@ def _task(columns: _Columns, overrides: Overrides) -> str:
     if found and not overrides.label and _is_named_choices(found):
         return "multiple-choice"  # which then says that the answers name no choice
     responses = columns.prompt_and_response(overrides)
+    if not overrides.label and not columns.labels():
+        alone = columns.prompts_alone(overrides)
+        if alone and (alone.label or alone.texts[0].casefold() in _PROMPT_NAMES):
+            return "instruction"
     if responses is None or columns.is_label(responses.label):
         return "classification"
     named = responses.texts[0].casefold() in ("instruction", "prompt")
@@ -484,6 +495,19 @@ class _Columns:
                     return Responses(prompt, response)
         return None
 
+    def prompts_alone(self, overrides: Overrides) -> Prompts | None:
+        """Return the only text column, or a prompt beside a response that is always empty."""
+        texts, empty = self.texts(), [n for n in self.named(_RESPONSES) if self._is_empty(n)]
+        prompt = overrides.text or tuple(self.named(("prompt",)) or texts)
+        if overrides.label not in (None, *empty) or len(prompt) != 1 or not {*prompt} <= {*texts}:
+            return None
+        if self.is_label(prompt[0]) or (len(texts) > 1 and not empty):
+            return None
+        return Prompts(prompt, empty[0] if empty else "")
+
+    def _is_empty(self, name: str) -> bool:
+        return not self._table.columns[name].filled
+
     def responses(self, overrides: Overrides) -> Responses:
         """Return the columns of prompts and responses.
 
@@ -493,11 +517,13 @@ class _Columns:
         if found := self.conversations(overrides) or self.prompt_and_response(overrides):
             return found
         candidates = self.texts()
+        if (alone := self.prompts_alone(overrides)) is not None:
+            return alone
         if len(candidates) < 2:
             raise UserError(
                 f"{self._source.given}: instruction needs a column of prompts and a column of "
-                f"responses; its columns: {self._described(list(self._table.columns))}; for "
-                'prompts alone, write a recipe with `response: ""` and knowledge.responses: teacher'
+                f"responses, or prompts alone; its columns: "
+                f"{self._described(list(self._table.columns))}"
             )
         response = overrides.label or self._ask(
             "the response", [name for name in candidates if name not in overrides.text], "--label"
