@@ -218,6 +218,21 @@ def test_what_is_scored_is_chosen_without_a_model(textual: tuple[Path, Path]) ->
     assert "scored: whole" in first("eval", "--from", path, "--candidates", "whole").out
 
 
+def test_the_line_of_a_finished_evaluation_shows_the_numbers_of_the_table(
+    textual: tuple[Path, Path],
+) -> None:
+    recipe, folder = textual
+    for settings, candidates, bins in (("{}", "first-token", 10), ("whole", "whole", 4)):
+        changes = {} if settings == "{}" else {"candidates": candidates, "bins": bins}
+        loaded = load_recipe(recipe).model_copy(update={"metrics": MetricsSettings(**changes)})
+        run = Run(loaded, folder, Console(quiet=True))
+        unit = units_of(loaded, folder)["eval words/fine-tune"]
+        stored = EvalRecords.load(unit.artifact.path).scored(candidates)
+        shown = stage_of(unit).in_words(run, unit)
+        assert shown[0] == f"accuracy {percent(accuracy(stored.correct))}"
+        assert shown[1] == f"ECE {percent(ece(stored.confidence, stored.correct, bins))}"
+
+
 def test_whole_candidates_agree_with_the_log_of_the_harness(
     textual: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ from firstcli.workspace.units import Model, Unit, evaluations_of, models_of, rec
 if TYPE_CHECKING:
     from firstcli.api import JSON, FloatArray
     from firstcli.metrics import EvalMetrics
+    from firstcli.metrics.guessing import Guessing
     from firstcli.metrics.records import Candidates, EvalRecords
     from firstcli.recipe.schema import Recipe
     from firstcli.stages.probe import CostEstimate, Probe
@@ -132,11 +133,14 @@ class Evaluate(Stage):
     def in_words(self, run: Run, unit: Unit) -> list[str]:
         from firstcli.runtime.console import percent
 
-        facts = _shown_facts(run, unit)
+        facts, guess = _shown(run, unit)
         names = ("accuracy", "ECE", "Trust", "confidence")
         values = (facts.accuracy, facts.ece, facts.trust, facts.confidence)
         shown = [(name, v) for name, v in zip(names, values, strict=True) if v is not None]
-        return [f"{name} {percent(value)}" for name, value in shown]
+        phrases = [f"{name} {percent(value)}" for name, value in shown]
+        if guess is not None:
+            phrases.append(f"no better than {guess} ({percent(guess.accuracy)})")
+        return phrases
 
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
         """Print the main metrics, one table per evaluation; return every metric."""
@@ -175,19 +179,23 @@ def _facts(records: EvalRecords, confidence: FloatArray, bins: int = 10) -> Eval
     return EvalFacts(len(records), accuracy, ece, accuracy - ece)
 
 
-def _shown_facts(run: Run, unit: Unit) -> EvalFacts:
-    """Return the main metrics with the recipe's `metrics`, as the report computes them.
+def _shown(run: Run, unit: Unit) -> tuple[EvalFacts, Guessing | None]:
+    """Return the main metrics with the recipe's `metrics`, and the guessing that explains them.
 
     The stored ones are of first tokens and 10 bins, because `metrics` must not repeat the work.
     They stand in where the records lack what `metrics` asks for; the report then says so.
     """
+    from firstcli.metrics.guessing import explains_all
+
     settings = run.recipe.metrics
     try:
         (records,) = load_records([unit], settings.candidates).values()
     except UserError:
-        return EvalFacts.of(run.manifests[unit.key].facts)
+        return EvalFacts.of(run.manifests[unit.key].facts), None
     confidence = records.shown(settings.confidence)
-    return _facts(records, records.confidence if confidence is None else confidence, settings.bins)
+    confidence = records.confidence if confidence is None else confidence
+    guess = explains_all([records]) if records.answerable else None
+    return _facts(records, confidence, settings.bins), guess
 
 
 def load_records(
