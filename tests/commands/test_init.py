@@ -31,7 +31,7 @@ def test_the_list_names_and_describes_every_starter() -> None:
 def test_starters_for_own_data_are_listed_first_under_a_heading() -> None:
     lines = first("init").out.splitlines()
     heading = lines.index("your own data:")
-    assert [line.split()[0] for line in lines[heading + 1 : heading + 3]] == [*OWN_DATA]
+    assert [line.split()[0] for line in lines[heading + 1 : heading + 1 + len(OWN_DATA)]] == [*OWN_DATA]
     assert heading < lines.index("examples:") < lines.index("the paper's settings:")
 
 

@@ -209,3 +209,14 @@ def test_a_file_without_a_column_of_responses(job: Job, tmp_path: Path) -> None:
     assert shown.code == 0, shown.err
     units = {unit["unit"]: unit["estimate"] for unit in shown.json["units"]}
     assert units["respond responses"].startswith("10 prompts")
+
+
+def test_prompts_without_the_key_are_written_or_refused_with_the_key(tmp_path: Path) -> None:
+    prompts = [{"prompt": row["prompt"]} for row in rows(40, "")]
+    given = {"teacher": {"model": MODEL}, "arms": {"distill": {"recalibrator": {"name": "none"}}}}
+    planned = first("plan", write_recipe(tmp_path, prompts, **given))
+    assert planned.code == 0 and "40 prompts" in planned.out, planned.err
+    refused = first("plan", write_recipe(tmp_path, prompts, **given, knowledge={}))
+    refused.mistake("train.task: no row of the training split has a response")
+    refused.mistake("'{response}'")
+    refused.mistake("`knowledge.responses: teacher`")

@@ -16,10 +16,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from conftest import MakeLlama
 from firstcli.api import Sample
 from firstcli.data.encoding import EncodedQuestion, Encoding, encode_questions
-from firstcli.metrics.records import EvalRecords
+from firstcli.metrics import accuracy, ece
+from firstcli.metrics.records import Candidates, EvalRecords
 from firstcli.models import readout
 from firstcli.models.answers import candidate_log_probs
+from firstcli.recipe.load import load_recipe
+from firstcli.recipe.sections import MetricsSettings
+from firstcli.runtime.console import Console, percent
+from firstcli.stages import stage_of, units_of
 from firstcli.stages.whole_candidates import CandidateSequences, response_log_probs
+from firstcli.workspace.run import Run
 from support import command_line
 from support.command_line import first
 
@@ -222,9 +228,10 @@ def test_the_line_of_a_finished_evaluation_shows_the_numbers_of_the_table(
     textual: tuple[Path, Path],
 ) -> None:
     recipe, folder = textual
-    for settings, candidates, bins in (("{}", "first-token", 10), ("whole", "whole", 4)):
-        changes = {} if settings == "{}" else {"candidates": candidates, "bins": bins}
-        loaded = load_recipe(recipe).model_copy(update={"metrics": MetricsSettings(**changes)})
+    choices: tuple[tuple[Candidates, int], ...] = (("first-token", 10), ("whole", 4))
+    for candidates, bins in choices:
+        metrics = MetricsSettings(candidates=candidates, bins=bins)
+        loaded = load_recipe(recipe).model_copy(update={"metrics": metrics})
         run = Run(loaded, folder, Console(quiet=True))
         unit = units_of(loaded, folder)["eval words/fine-tune"]
         stored = EvalRecords.load(unit.artifact.path).scored(candidates)
