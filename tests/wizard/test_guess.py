@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from firstcli.errors import UserError
-from firstcli.wizard.guess import (
+from firstcli.wizard.guess import guess
+from firstcli.wizard.look import look
+from firstcli.wizard.roles import (
     ChoiceQuestions,
     Conversations,
     Guess,
@@ -19,9 +21,7 @@ from firstcli.wizard.guess import (
     Overrides,
     Prompts,
     Responses,
-    guess,
 )
-from firstcli.wizard.look import look
 from firstcli.wizard.source import source_at
 
 TEXTS = [f"Ticket number {n}: the parcel from {n % 7} has not arrived" for n in range(40)]

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from firstcli.recipe.load import load_recipe
 from firstcli.tasks.tables import TableRow
-from firstcli.wizard.guess import (
+from firstcli.wizard.look import Contents, look
+from firstcli.wizard.roles import (
     ChoiceQuestions,
     Conversations,
     Guess,
@@ -23,7 +24,6 @@ from firstcli.wizard.guess import (
     Prompts,
     Responses,
 )
-from firstcli.wizard.look import Contents, look
 from firstcli.wizard.source import DataSource
 from firstcli.wizard.write import DEFAULT_MODELS, Models, default_models, recipe_text
 

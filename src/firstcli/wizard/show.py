@@ -11,15 +11,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from firstcli.errors import shortened
-from firstcli.wizard.guess import (
-    ChoiceQuestions,
-    Conversations,
-    Guess,
-    LabelledTexts,
-    Prompts,
-    Responses,
-    described,
-)
+from firstcli.wizard.columns import described
 from firstcli.wizard.look import (
     DECIMAL,
     MAX_COMPARED,
@@ -29,6 +21,14 @@ from firstcli.wizard.look import (
     printable,
     repeats,
     variants,
+)
+from firstcli.wizard.roles import (
+    ChoiceQuestions,
+    Conversations,
+    Guess,
+    LabelledTexts,
+    Prompts,
+    Responses,
 )
 from firstcli.wizard.source import TEST, DataSource
 

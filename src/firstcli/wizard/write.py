@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from firstcli.wizard.guess import (
+from firstcli.wizard.look import Contents, printable
+from firstcli.wizard.roles import (
     ChoiceQuestions,
     Conversations,
     Guess,
@@ -19,7 +20,6 @@ from firstcli.wizard.guess import (
     Prompts,
     Responses,
 )
-from firstcli.wizard.look import Contents, printable
 from firstcli.wizard.source import TEST, DataSource
 
 TEST_SHARE = 0.2
