@@ -31,7 +31,8 @@ def test_the_list_names_and_describes_every_starter() -> None:
 def test_starters_for_own_data_are_listed_first_under_a_heading() -> None:
     lines = first("init").out.splitlines()
     heading = lines.index("your own data:")
-    assert [line.split()[0] for line in lines[heading + 1 : heading + 1 + len(OWN_DATA)]] == [*OWN_DATA]
+    own = lines[heading + 1 :][: len(OWN_DATA)]
+    assert [line.split()[0] for line in own] == [*OWN_DATA]
     assert heading < lines.index("examples:") < lines.index("the paper's settings:")
 
 
@@ -318,7 +319,7 @@ def test_a_recipe_for_each_shape_of_data_passes_the_plan(shape: str, tmp_path: P
     numbered = [
         text.replace("{n}", str(n)).replace("{parity}", ("even", "odd")[n % 2]) for n in range(40)
     ]
-    data = write_rows(tmp_path / f"{shape}.jsonl", map(json.loads, numbered))
+    data = write_rows(tmp_path / f"{shape}.jsonl", [json.loads(each) for each in numbered])
     models = [str(SHARED / "models" / name) for name in ("wiki-14m", "wiki-5m")]
     made = first("init", "--from", data, "--teacher", models[0], "--student", models[1])
     assert made.code == 0, made.err

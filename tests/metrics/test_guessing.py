@@ -13,7 +13,9 @@ def records(answers: list[int], predictions: list[int], candidates: int) -> Eval
     """Return confident predictions."""
     log_probs = np.full((len(answers), candidates), -9.0)
     log_probs[np.arange(len(answers)), predictions] = -0.1
-    return EvalRecords.from_log_probs([f"q{i}" for i in range(len(answers))], answers, log_probs)
+    return EvalRecords.from_log_probs(
+        [f"q{i}" for i in range(len(answers))], answers, list(log_probs)
+    )
 
 
 def test_guessing_is_random_or_the_most_frequent_answer() -> None:

@@ -13,7 +13,7 @@ import pytest
 from firstcli.models import generation
 from firstcli.recipe.load import load_recipe
 from firstcli.runtime.console import Console
-from firstcli.stages import units_of, writing
+from firstcli.stages import stage_of, units_of, writing
 from firstcli.workspace import responses
 from firstcli.workspace.run import Run
 from support import command_line
@@ -220,3 +220,17 @@ def test_prompts_without_the_key_are_written_or_refused_with_the_key(tmp_path: P
     refused.mistake("train.task: no row of the training split has a response")
     refused.mistake("'{response}'")
     refused.mistake("`knowledge.responses: teacher`")
+
+
+@pytest.mark.parametrize("key", ["extract train", "extract written"])
+def test_the_plan_foresees_the_size_of_little_knowledge(job: Job, key: str) -> None:
+    run = job.opened()
+    units = units_of(run.recipe, job.run)
+    written = units["respond responses"].artifact.written()
+    assert written
+    run.manifests["respond responses"] = written
+    unit = units[key]
+    files = [path for path in unit.artifact.path.iterdir() if path.name != "manifest.json"]
+    assert stage_of(unit).disk(run, unit) == pytest.approx(
+        sum(path.stat().st_size for path in files), rel=0.25
+    )

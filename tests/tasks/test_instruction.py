@@ -81,7 +81,7 @@ def test_a_template_without_values_is_an_empty_response(tmp_path: Path) -> None:
 def test_a_row_without_the_key_of_the_response_is_a_prompt_alone(tmp_path: Path) -> None:
     path = written(tmp_path, {"prompt": "a"}, {"prompt": "b", "response": "c"}, {"prompt": "d"})
     assert [sample.response for sample in loaded(task(path)).samples] == ["", "c", ""]
-    with pytest.raises(UserError, match="no column 'prompt'"):
+    with pytest.raises(UserError, match="no columns 'response' and 'prompt'"):
         loaded(task(written(tmp_path, {"id": 1})))
 
 

@@ -68,6 +68,6 @@ def test_a_missing_package_is_named_with_its_extra(
 
 
 def test_a_mistyped_tracker_is_answered_with_the_closest_name() -> None:
-    with pytest.raises(UserError, match="report_to: .*did you mean 'wandb'") as caught:
+    with pytest.raises(UserError, match=r"report_to: .*did you mean 'wandb'") as caught:
         trial.check(training_arguments(report_to="wandbb"))
     assert "pip install" not in str(caught.value)

@@ -48,7 +48,7 @@ def guessing(records: EvalRecords) -> Guessing:
 
 
 def explains_all(records: Sequence[EvalRecords]) -> Guessing | None:
-    """Return the guessing that the mean accuracy of a row's models does not clearly exceed, or None.
+    """Return the guessing that a row of models does not clearly exceed on average, or None.
 
     Args:
         records: the answers of each model to the same questions.

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from firstcli.workspace.run import Run
 
 
+SAMPLES = 100
+"""Questions whose candidates are counted for the estimate of the size on disk."""
+
+
 @dataclass(frozen=True, slots=True)
 class ExtractFacts(Facts):
     """What a part's knowledge holds, what storing it costs, and how right the teacher is."""
@@ -184,7 +188,10 @@ class Extract(Stage):
         rows = inputs.knowledge_rows(run, unit.part)
         positions, tokens = inputs.positions(rows), int(lengths_of(rows).sum())
         if run.recipe.train.task.plugin.has_candidates:
-            each *= store.ANSWERS
+            part = "train" if unit.part == "out-of-fold" else unit.part
+            candidates = max(len(sample.candidates) for sample in run.samples_of(part)[:SAMPLES])
+            mean = positions / len(rows)
+            each = store.bytes_per_answer(mean, candidates, width, precision) / mean
         figure = concentration.BYTES if extraction.measures_concentration(run, unit) else 0
         return int(positions * each) + store.bytes_of_shards(positions, tokens) + figure
 

@@ -84,7 +84,8 @@ def _build_trackers(args: TrainingArguments) -> None:
     for name in args.report_to or ():
         if name not in INTEGRATION_TO_CALLBACK:
             known = sorted(INTEGRATION_TO_CALLBACK)
-            raise UserError(f"unknown tracker{did_you_mean(name, known)}; known: {', '.join(known)}")
+            hint = did_you_mean(name, known)
+            raise UserError(f"unknown tracker{hint}; known: {', '.join(known)}")
     for callback in get_reporting_integration_callbacks(args.report_to):
         callback()
 

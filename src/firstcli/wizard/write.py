@@ -138,7 +138,7 @@ def _task(
 
 
 def _chat(guess: Guess, has_template: bool) -> Iterator[str]:
-    """Yield the keys that render prompts as a chat; comments if no model is seen to have a template.
+    """Yield the keys that render prompts as a chat, as comments if no template is seen.
 
     Conversations are always rendered.
     """
@@ -237,7 +237,7 @@ def _models(models: Models, guess: Guess, folder: Path | None) -> Iterator[str]:
     yield "teacher:"
     yield f"  model: {{family: causal-lm, checkpoint: {_checkpoint(models.teacher, folder)}}}"
     if isinstance(guess, Prompts):
-        yield "  # No `finetune`: there are no responses to train it on. Take a teacher that answers."
+        yield "  # No `finetune`: there are no responses to train it on. Take one that answers."
     else:
         yield f"  finetune: {{epochs: 3, learning_rate: {_rate(models.teacher)}, batch_size: 32}}"
     if not isinstance(guess, Responses):
@@ -258,7 +258,7 @@ def _knowledge(guess: Guess) -> Iterator[str]:
 
 def _arms(guess: Guess) -> Iterator[str]:
     if isinstance(guess, Prompts):
-        yield "# Recalibrators are fitted on responses of the data. There are none, so one arm is left."
+        yield "# Other recalibrators are fitted on responses of the data, and there are none."
         yield "arms:"
         yield "  distill: {recalibrator: {name: none}}"
         return
