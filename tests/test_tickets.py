@@ -40,3 +40,13 @@ def test_exactly_the_stated_share_is_wrong() -> None:
     assert [row["text"] for row in given] == [row["text"] for row in truth]
     assert sum(row["label"] != true["label"] for row, true in zip(given, truth, strict=True)) == 360
     assert set(Counter(row["label"] for row in truth).values()) == {250}
+
+
+def test_a_reader_that_stops_early_ends_it_quietly() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "tickets.py"), "--rows", "20000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0

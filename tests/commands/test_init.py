@@ -31,7 +31,8 @@ def test_the_list_names_and_describes_every_starter() -> None:
 def test_starters_for_own_data_are_listed_first_under_a_heading() -> None:
     lines = first("init").out.splitlines()
     heading = lines.index("your own data:")
-    assert [line.split()[0] for line in lines[heading + 1 : heading + 3]] == [*OWN_DATA]
+    own = lines[heading + 1 :][: len(OWN_DATA)]
+    assert [line.split()[0] for line in own] == [*OWN_DATA]
     assert heading < lines.index("examples:") < lines.index("the paper's settings:")
 
 
@@ -296,3 +297,40 @@ def test_a_plan_accepts_the_recipe(tmp_path: Path, pico_folder: Path) -> None:
     assert first("init", "--from", path, *models, "--out", recipe).code == 0
     result = first("plan", recipe, "--run-dir", tmp_path / "run")
     assert result.code == 0, result.err
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "labels": {"text": "words {n}", "label": "{parity}"},
+    "choices": {"question": "which {n}?", "choices": ["one", "two"], "answer": "A"},
+    "pairs": {"prompt": "say {n}", "response": "it is {n}, as we said before"},
+    "prompts": {"prompt": "say {n} in a few words"},
+    "messages": {
+        "messages": [{"role": "user", "content": "{n}?"}, {"role": "assistant", "content": "No."}]
+    },
+}
+CHAT = "{% for m in messages %}{{ m.role }}:\n{{ m.content }}\n{% endfor %}"
+CHAT += "{% if add_generation_prompt %}assistant:\n{% endif %}"
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_recipe_for_each_shape_of_data_passes_the_plan(shape: str, tmp_path: Path) -> None:
+    text = json.dumps(SHAPES[shape])
+    numbered = [
+        text.replace("{n}", str(n)).replace("{parity}", ("even", "odd")[n % 2]) for n in range(40)
+    ]
+    data = write_rows(tmp_path / f"{shape}.jsonl", [json.loads(each) for each in numbered])
+    models = [str(SHARED / "models" / name) for name in ("wiki-14m", "wiki-5m")]
+    made = first("init", "--from", data, "--teacher", models[0], "--student", models[1])
+    assert made.code == 0, made.err
+    recipe = yaml.safe_load(made.out)
+    for each in recipe.get("evaluate", ()):  # the data that would be downloaded
+        each["task"]["options"] = {"path": str(SHARED / "data" / "openbook_qa")}
+    if shape == "messages":
+        assert "neither model has one" in made.err
+        (tmp_path / "chat.jinja").write_text(CHAT)
+        recipe["teacher"]["model"]["chat_template"] = "chat.jinja"
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    planned = first("plan", path)
+    assert planned.code == 0, planned.err

@@ -413,3 +413,16 @@ def test_the_documented_example_is_the_one_that_was_tested() -> None:
     page = (DOCS / "knowledge.md").read_text("utf-8")
     for line in tested.strip().splitlines():
         assert line.strip() in page, line
+
+
+@pytest.mark.parametrize(
+    ("samples", "positions", "candidates", "size"),
+    [(4888, 11_116, 6, 64_400), (374, 1060, 12, 7918), (1002, 3006, 2, 7642), (100, 287, 12, 4023)],
+)
+def test_the_size_of_answers_is_foreseen(
+    samples: int, positions: int, candidates: int, size: int
+) -> None:
+    """Against shards of teachers that were fine-tuned on TREC, on tickets and on SST-2."""
+    each = store.bytes_per_answer(positions / samples, candidates, 5, "standard")
+    shards = store.bytes_of_shards(positions, 30 * samples)
+    assert samples * each + shards == pytest.approx(size, rel=0.25)

@@ -13,7 +13,7 @@ import pytest
 from firstcli.models import generation
 from firstcli.recipe.load import load_recipe
 from firstcli.runtime.console import Console
-from firstcli.stages import units_of, writing
+from firstcli.stages import stage_of, units_of, writing
 from firstcli.stages.response_cache import CACHE
 from firstcli.workspace import responses
 from firstcli.workspace.artifacts import Digests
@@ -232,3 +232,28 @@ def test_a_file_without_a_column_of_responses(job: Job, tmp_path: Path) -> None:
     assert shown.code == 0, shown.err
     units = {unit["unit"]: unit["estimate"] for unit in shown.json["units"]}
     assert units["respond responses"].startswith("10 prompts")
+
+
+def test_prompts_without_the_key_are_written_or_refused_with_the_key(tmp_path: Path) -> None:
+    prompts = [{"prompt": row["prompt"]} for row in rows(40, "")]
+    given = {"teacher": {"model": MODEL}, "arms": {"distill": {"recalibrator": {"name": "none"}}}}
+    planned = first("plan", write_recipe(tmp_path, prompts, **given))
+    assert planned.code == 0 and "40 prompts" in planned.out, planned.err
+    refused = first("plan", write_recipe(tmp_path, prompts, **given, knowledge={}))
+    refused.mistake("train.task: no row of the training split has a response")
+    refused.mistake("'{response}'")
+    refused.mistake("`knowledge.responses: teacher`")
+
+
+@pytest.mark.parametrize("key", ["extract train", "extract written"])
+def test_the_plan_foresees_the_size_of_little_knowledge(job: Job, key: str) -> None:
+    run = job.opened()
+    units = units_of(run.recipe, job.run)
+    written = units["respond responses"].artifact.written()
+    assert written
+    run.manifests["respond responses"] = written
+    unit = units[key]
+    files = [path for path in unit.artifact.path.iterdir() if path.name != "manifest.json"]
+    assert stage_of(unit).disk(run, unit) == pytest.approx(
+        sum(path.stat().st_size for path in files), rel=0.25
+    )

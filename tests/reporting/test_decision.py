@@ -80,7 +80,8 @@ def test_the_headline_claims_nothing_of_the_plain_student_that_holds_with_its_te
     assert decision.verdict == "ship" and decision.ship and decision.ship.row == "first"
     assert not data.compared("csqa", "first", "fine-tune")["trust"].distinguishable
     assert decision.headline == (
-        "Ship `first`: level with `first + T`, whose Trust on csqa is clearly the highest."
+        "Ship `first`: level with `first + T`, whose Trust on csqa is clearly the highest, and "
+        "simpler without a temperature."
     )
 
 
@@ -89,6 +90,41 @@ def test_a_plain_student_is_not_called_unbeaten_where_only_its_temperature_is() 
     decision = decide(judged(rows, n=8000))
     assert decision.verdict == "not-worth-it" and decision.ship and decision.ship.row == "fine-tune"
     assert decision.headline.endswith("`fine-tune` is level with the best, `fine-tune + T`.")
+
+
+def test_a_student_that_is_shipped_plain_says_why_its_temperature_is_not() -> None:
+    level = {"distill": (0.8, 1600), "distill + T": (0.801, 1600), "first": (0.8, 1602)}
+    headline = decide(judged({**level, "fine-tune": (0.9, 1200)})).headline
+    assert headline.startswith("Ship `first` or `distill`")
+    worse = {"distill": (0.8, 1600), "distill + T": (0.95, 1600), "fine-tune": (0.9, 1200)}
+    assert decide(judged(worse)).headline.endswith("highest; its temperature makes it worse.")
+    rows = {"distill": (0.8, 1602), "distill + T": (0.801, 1602), "first": (0.8, 1600)}
+    either = decide(judged({**rows, "fine-tune": (0.9, 1200)})).headline
+    assert either.startswith("Ship `distill` or `first`: ")
+    assert either.endswith("on csqa; its temperature makes no clear difference.")
+
+
+def varied(right: int, n: int = 900) -> EvalRecords:
+    """Return n questions with three equally frequent answers, the first `right` answered so."""
+    answers = [i % 3 for i in range(n)]
+    predictions = [a if i < right else (a + 1) % 3 for i, a in enumerate(answers)]
+    log_probs = [np.log(np.roll([0.6, 0.2, 0.2], p)) for p in predictions]
+    return EvalRecords.from_log_probs([f"q{i:04}" for i in range(n)], answers, log_probs)
+
+
+def test_models_that_guess_are_named_with_what_to_do() -> None:
+    def reasons(right: int) -> list[str]:
+        models = {"fine-tune": right, "first": 700}
+        records = {("csqa", name): varied(count) for name, count in models.items()}
+        found = decide(judged(dict.fromkeys(models, (0.9, 1)), records=records)).reasons
+        return [reason for reason in found if "guessing" in reason]
+
+    (reason,) = reasons(310)
+    assert reason.startswith(
+        "`fine-tune` answers csqa no better than guessing: a random candidate would be right in 33"
+    )
+    assert "first plan --show 2" in reason
+    assert reasons(400) == []
 
 
 def test_of_two_level_students_the_simpler_is_named_first() -> None:
@@ -175,7 +211,7 @@ def test_the_first_evaluation_decides_and_the_others_are_stated() -> None:
     data = report(members=members, evaluations=names, records=records)
     decision = decide(data)
     assert decision.verdict == "ship" and decision.ship and decision.ship.row == "a"
-    first, shifted, same, _, rest = decision.reasons
+    first, shifted, same, _, rest = decision.reasons[:5]  # then who only guesses
     assert first.startswith("csqa (decides): `a` has") and "clearly behind: `b` (40.0)" in first
     assert shifted.startswith("shifted: `b` is clearly better, by ")
     assert same.startswith("same: no student is clearly better; `a` has")

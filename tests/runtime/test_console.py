@@ -83,6 +83,14 @@ def test_status_without_a_terminal_is_a_line_at_once(capsys: pytest.CaptureFixtu
         assert capsys.readouterr() == ("", "checking\n")
 
 
+def test_status_without_a_terminal_is_stated_once(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    for text in ("loading", "encoding", "loading"):
+        with console.status(text):
+            pass
+    assert capsys.readouterr().out.splitlines() == ["loading", "encoding"]
+
+
 def test_status_on_a_terminal_is_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     screen = io.StringIO()

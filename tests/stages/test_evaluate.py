@@ -16,10 +16,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from conftest import MakeLlama
 from firstcli.api import Sample
 from firstcli.data.encoding import EncodedQuestion, Encoding, encode_questions
-from firstcli.metrics.records import EvalRecords
+from firstcli.metrics import accuracy, ece
+from firstcli.metrics.records import Candidates, EvalRecords
 from firstcli.models import readout
 from firstcli.models.answers import candidate_log_probs
+from firstcli.recipe.load import load_recipe
+from firstcli.recipe.sections import MetricsSettings
+from firstcli.runtime.console import Console, percent
+from firstcli.stages import stage_of, units_of
 from firstcli.stages.whole_candidates import CandidateSequences, response_log_probs
+from firstcli.workspace.run import Run
 from support import command_line
 from support.command_line import first
 
@@ -216,6 +222,22 @@ def test_what_is_scored_is_chosen_without_a_model(textual: tuple[Path, Path]) ->
             assert metrics["confidence"] == pytest.approx(float(records.confidence.mean()))
     assert (stored.whole < stored.log_probs).any() and not (stored.whole > stored.log_probs).any()
     assert "scored: whole" in first("eval", "--from", path, "--candidates", "whole").out
+
+
+def test_the_line_of_a_finished_evaluation_shows_the_numbers_of_the_table(
+    textual: tuple[Path, Path],
+) -> None:
+    recipe, folder = textual
+    choices: tuple[tuple[Candidates, int], ...] = (("first-token", 10), ("whole", 4))
+    for candidates, bins in choices:
+        metrics = MetricsSettings(candidates=candidates, bins=bins)
+        loaded = load_recipe(recipe).model_copy(update={"metrics": metrics})
+        run = Run(loaded, folder, Console(quiet=True))
+        unit = units_of(loaded, folder)["eval words/fine-tune"]
+        stored = EvalRecords.load(unit.artifact.path).scored(candidates)
+        shown = stage_of(unit).in_words(run, unit)
+        assert shown[0] == f"accuracy {percent(accuracy(stored.correct))}"
+        assert shown[1] == f"ECE {percent(ece(stored.confidence, stored.correct, bins))}"
 
 
 def test_whole_candidates_agree_with_the_log_of_the_harness(

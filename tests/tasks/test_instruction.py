@@ -78,6 +78,13 @@ def test_a_template_without_values_is_an_empty_response(tmp_path: Path) -> None:
     assert [sample.response for sample in found.samples] == ["", " b END"]
 
 
+def test_a_row_without_the_key_of_the_response_is_a_prompt_alone(tmp_path: Path) -> None:
+    path = written(tmp_path, {"prompt": "a"}, {"prompt": "b", "response": "c"}, {"prompt": "d"})
+    assert [sample.response for sample in loaded(task(path)).samples] == ["", "c", ""]
+    with pytest.raises(UserError, match="no columns 'response' and 'prompt'"):
+        loaded(task(written(tmp_path, {"id": 1})))
+
+
 def test_names_line_and_column_of_a_bad_row(tmp_path: Path) -> None:
     good = {"prompt": "a", "response": "b"}
     for bad, expected in (

@@ -62,5 +62,12 @@ def test_a_missing_package_is_named_with_its_extra(
     module = "transformers.integrations.integration_utils"
     monkeypatch.setattr(f"{module}.is_{name}_available", lambda: False)
     monkeypatch.setattr(trial, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=rf"trainer.report_to: .*firstcli\[{name}\]"):
+    with pytest.raises(UserError, match=rf"trainer.report_to: .*firstcli\[{name}\]") as caught:
         trial.check(training_arguments(report_to=name))
+    assert str(caught.value).count("pip install") == 1
+
+
+def test_a_mistyped_tracker_is_answered_with_the_closest_name() -> None:
+    with pytest.raises(UserError, match=r"report_to: .*did you mean 'wandb'") as caught:
+        trial.check(training_arguments(report_to="wandbb"))
+    assert "pip install" not in str(caught.value)

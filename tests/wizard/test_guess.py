@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 
 from firstcli.errors import UserError
-from firstcli.wizard.guess import (
+from firstcli.wizard.guess import guess
+from firstcli.wizard.look import look
+from firstcli.wizard.roles import (
     ChoiceQuestions,
     Conversations,
     Guess,
     LabelledTexts,
     Overrides,
+    Prompts,
     Responses,
-    guess,
 )
-from firstcli.wizard.look import look
 from firstcli.wizard.source import source_at
 
 TEXTS = [f"Ticket number {n}: the parcel from {n % 7} has not arrived" for n in range(40)]
@@ -290,3 +291,22 @@ def test_a_missing_header_is_noticed(tmp_path: Path) -> None:
         guess(source, table, Overrides(), ask)
     stated = Overrides((text(0),), label(0))
     assert guess(source, table, stated, ask) == LabelledTexts((text(0),), label(0))
+
+
+@pytest.mark.parametrize(
+    ("columns", "overrides", "expected"),
+    [
+        (("prompt",), {}, Prompts(("prompt",), "")),
+        (("words",), {"task": "instruction"}, Prompts(("words",), "")),
+        (("id", "question"), {}, Prompts(("question",), "")),
+        (("prompt", "response"), {}, Prompts(("prompt",), "response")),  # an empty column
+    ],
+)
+def test_prompts_without_responses_are_left_to_the_teacher(
+    guessed: Callable[..., Guess], columns: tuple[str, ...], overrides: Row, expected: Prompts
+) -> None:
+    def cell(name: str, n: int) -> object:
+        return {"id": n, "response": ""}.get(name, f"Write about the thing number {n}")
+
+    rows = [{name: cell(name, n) for name in columns} for n in range(40)]
+    assert guessed(rows, **overrides) == expected

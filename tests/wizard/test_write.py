@@ -15,8 +15,15 @@ from hypothesis import strategies as st
 
 from firstcli.recipe.load import load_recipe
 from firstcli.tasks.tables import TableRow
-from firstcli.wizard.guess import ChoiceQuestions, Conversations, Guess, LabelledTexts, Responses
 from firstcli.wizard.look import Contents, look
+from firstcli.wizard.roles import (
+    ChoiceQuestions,
+    Conversations,
+    Guess,
+    LabelledTexts,
+    Prompts,
+    Responses,
+)
 from firstcli.wizard.source import DataSource
 from firstcli.wizard.write import DEFAULT_MODELS, Models, default_models, recipe_text
 
@@ -93,11 +100,32 @@ def test_conversations() -> None:
         "name": "instruction",
         "options": {"path": "data.csv", "messages": "text", "supervise": "all"},
     }
-    assert recipe["evaluate"] == [{"task": {"name": "openbook-qa"}}]
+    assert recipe["evaluate"] == [{"task": {"name": "openbook-qa", "chat": "auto"}}]
     assert recipe["teacher"]["model"]["checkpoint"].endswith("-Instruct")  # with a chat template
     plain = yaml.safe_load(written(Responses(("q",), "text")))
     assert recipe["teacher"]["finetune"] == plain["teacher"]["finetune"]
     assert recipe["student"]["training"] == plain["student"]["training"]
+
+
+def test_prompts_alone_are_answered_by_the_teacher() -> None:
+    guess = Prompts(("text",), "")
+    recipe = yaml.safe_load(written(guess))
+    assert recipe["train"]["task"]["options"] == {
+        "path": "data.csv",
+        "prompt": "{text}\nResponse:",
+        "response": "",
+    }
+    assert recipe["knowledge"]["responses"] == "teacher"
+    assert "finetune" not in recipe["teacher"]
+    assert recipe["arms"] == {"distill": {"recalibrator": {"name": "none"}}}
+    chat = yaml.safe_load(written(guess, models=default_models(guess)))["train"]["task"]
+    assert chat["chat"] == "auto" and chat["options"]["prompt"] == "{text}"
+
+
+def test_the_keys_of_a_chat_are_comments_where_no_template_is_seen() -> None:
+    assert "    # chat: auto  # " in written(LabelledTexts(("text",), "label"))
+    assert "    # chat: auto  # " in written(Responses(("q",), "text"))
+    assert "chat_template: chat.jinja" in written(Conversations(("text",), "text"))
 
 
 def test_data_with_a_test_split_are_not_cut() -> None:

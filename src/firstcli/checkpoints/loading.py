@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -47,15 +48,17 @@ def load_complete(source: str | Path, **arguments: Any) -> PreTrainedModel:
         base = adapters.base_of(Path(source))
         local = {"local_files_only": False} if base.folder is None else {}
         arguments = {**arguments, "revision": base.revision, **local}
-        return adapters.merged(load_complete(base.checkpoint, **arguments), Path(source))
+        with _offloading_unremarked():
+            return adapters.merged(load_complete(base.checkpoint, **arguments), Path(source))
     load: Any = AutoModelForCausalLM.from_pretrained  # returns a pair with output_loading_info
-    model, loading = load(
-        source,
-        use_safetensors=True,  # never unpickle weights
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # reported below, with names
-        **arguments,
-    )
+    with _offloading_unremarked():
+        model, loading = load(
+            source,
+            use_safetensors=True,  # never unpickle weights
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, with names
+            **arguments,
+        )
     if problems := list(_problems(model, loading)):
         raise UserError(
             f"checkpoint {source}: weights and config.json do not match: {'; '.join(problems)}; "
@@ -80,6 +83,21 @@ def whole_weights() -> Iterator[None]:
             del os.environ[EMPTY_WEIGHTS]
         else:
             os.environ[EMPTY_WEIGHTS] = before
+
+
+@contextmanager
+def _offloading_unremarked() -> Iterator[None]:
+    """Drop Accelerate's warning of offloaded weights: a recipe's `device_map` asked for them."""
+    logger = logging.getLogger("accelerate.big_modeling")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Some parameters are on the meta device")
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def _problems(model: PreTrainedModel, loading: dict[str, Any]) -> Iterable[str]:

@@ -66,6 +66,7 @@ def from_data(
     from firstcli.runtime.console import Console
     from firstcli.runtime.files import write_text
     from firstcli.wizard import guess, look, show, source, write
+    from firstcli.wizard.roles import LabelledTexts, Overrides
 
     if out is not None and out.exists():
         raise UserError(f"--out {out}: this file exists; choose a different name, or delete it")
@@ -79,13 +80,13 @@ def from_data(
     console.say(show.rows_line(table, others))
     for note in notes:
         console.warn(note)
-    overrides = guess.Overrides(tuple(text), label, task, answer_as)
+    overrides = Overrides(tuple(text), label, task, answer_as)
     roles = guess.guess(data, table, overrides, _choose)
     if problem := show.unusable_test(others, roles):
         console.warn(problem)
         data = data.without_splits()
     console.say(f"read as {show.reading(roles)}")
-    if isinstance(roles, guess.LabelledTexts):
+    if isinstance(roles, LabelledTexts):
         for line in show.label_lines(table, roles.label):
             console.say(line)
     with console.status("looking for repeated rows ..."):
@@ -94,6 +95,8 @@ def from_data(
         console.warn(finding)
     usual = write.default_models(roles)
     models = write.Models(teacher or usual.teacher, student or usual.student)
+    if problem := write.lacks_template(roles, models):
+        console.warn(problem)
     recipe = write.recipe_text(data, table, roles, models, out.parent if out else None)
     if out is None:
         print(recipe, end="")

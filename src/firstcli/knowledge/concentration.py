@@ -20,6 +20,7 @@ from firstcli.knowledge.shards import StoreFormat, shard_path, write_shard
 from firstcli.knowledge.top_k import TopK
 
 FILE_NAME = "concentration.json"
+BYTES = 10_700  # of the file, measured with `RANKS` ranks
 RANKS = 100  # as in the paper's figure
 SAMPLES = 512  # a few thousand positions: the standard error of the mean mass is about 0.001
 SIZES = (1, 2, 3, 5, 10, 20, 50, 100)

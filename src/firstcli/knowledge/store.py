@@ -33,12 +33,43 @@ SHARD_POSITIONS = 65_536  # so many that the size of a shard's metadata is negli
 SHARD_TOKENS = 262_144  # an interrupted extraction repeats at most one shard
 
 
-def bytes_per_position(top_k: int, precision: Precision) -> float:
-    """Estimate the bytes on disk per supervised position, rather too high than too low.
+SHARD_BYTES = 1_950  # Parquet's structure and the metadata of a shard
+FORESEEN = 1.0
+"""Bytes of a position of an answer besides the one that decides, such as that of EOS."""
 
-    Measured for top_k = 5 on text, which needs the most: see docs/knowledge.md.
+
+def bytes_per_position(top_k: int, precision: Precision) -> float:
+    """Estimate the bytes on disk per supervised position of text.
+
+    Measured for top_k = 5: see docs/knowledge.md.
     """
     return 0.5 + top_k * {"standard": 2.1, "compact": 1.7}[precision]
+
+
+def bytes_per_answer(positions: float, candidates: int, top_k: int, precision: Precision) -> float:
+    """Estimate the bytes on disk per answer to a question.
+
+    Where the answer is decided, as many tokens vary as there are candidates. A fine-tuned teacher
+    foresees the tokens at the other positions.
+
+    Args:
+        positions: the supervised positions per answer.
+        candidates: the candidates per question.
+        top_k: number of tokens per position.
+        precision: of the stored probabilities.
+    """
+    return bytes_per_position(min(candidates, top_k), precision) + FORESEEN * (positions - 1)
+
+
+def bytes_of_shards(positions: int, tokens: int) -> int:
+    """Estimate the bytes that shards need besides their positions.
+
+    Args:
+        positions: the supervised positions.
+        tokens: the tokens of their samples.
+    """
+    shards = max(-(-positions // SHARD_POSITIONS), -(-tokens // SHARD_TOKENS), 1)
+    return SHARD_BYTES * shards
 
 
 def summary(folder: Path) -> dict[str, Any]:

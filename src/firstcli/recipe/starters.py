@@ -11,7 +11,7 @@ HEADINGS = ("your own data", "examples", "studies", "the paper's settings")
 """Headings of the list of starters, in order."""
 LAUNCHERS = "accelerate"
 """The folder beside the starters with configurations of `accelerate launch`."""
-OWN_DATA = ("classification", "own-questions")
+OWN_DATA = ("classification", "own-prompts", "own-questions")
 """Starters for a user's own files."""
 
 

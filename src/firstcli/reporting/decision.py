@@ -13,6 +13,7 @@ from typing import Literal
 
 from firstcli.api import JSON
 from firstcli.metrics import METRICS
+from firstcli.metrics.guessing import explains_all
 from firstcli.metrics.uncertainty import MIN_QUESTIONS
 from firstcli.reporting.commands import commands
 from firstcli.reporting.data import PLUS_T, Compared, ReportData
@@ -118,7 +119,8 @@ def decide(data: ReportData) -> Decision:
     trust = _trust(data, evaluation)
     if not trust:
         missing = "no student has a Trust" if data.students else "only the teacher was evaluated"
-        return Decision("undecided", f"No student to ship: {missing} on {evaluation}.")
+        headline = f"No student to ship: {missing} on {evaluation}."
+        return Decision("undecided", headline, reasons=tuple(_guesses(data)))
     if len(trust) == 1:
         (row,) = trust
         if data.location is None:
@@ -129,7 +131,7 @@ def decide(data: ReportData) -> Decision:
             "only-student",
             headline,
             shipped,
-            reasons=tuple(_reasons(data, row)),
+            reasons=(*_reasons(data, row), *_guesses(data)),
             limits=tuple(_limits(data)),
             commands=_commands(data, shipped, exportable),
             exportable=exportable,
@@ -148,7 +150,7 @@ def decide(data: ReportData) -> Decision:
         _headline(data, verdict, place, row),
         shipped,
         place.level if place.behind else (),
-        tuple(_reasons(data, row)),
+        (*_reasons(data, row), *_guesses(data)),
         (_power(data, place), *_limits(data)),
         _commands(data, shipped, exportable),
         exportable,
@@ -240,9 +242,9 @@ def _headline(data: ReportData, verdict: Verdict, place: Standing, row: str) -> 
     if verdict == "ship":
         if row != place.best:  # what is clear of X + T need not be clear of X
             best = f"{_code(place.best)}, whose Trust {where} is clearly the highest"
-            return f"{take} {_code(row)}: level with {best}."
-        more = "; its temperature makes no clear difference" if len(place.level) > 1 else ""
-        return f"{take} {_code(row)}: its Trust {where} is clearly the highest{more}."
+            return f"{take} {_code(row)}: level with {best}, and simpler without a temperature."
+        reason = f"its Trust {where} is clearly the highest"
+        return f"{take} {_code(row)}: {reason}{_against_temperature(place, row)}."
     if verdict == "too-few-questions":
         if place.questions < MIN_QUESTIONS:
             reason = f"intervals need {MIN_QUESTIONS} questions, and n = {place.questions}"
@@ -257,9 +259,39 @@ def _headline(data: ReportData, verdict: Verdict, place: Standing, row: str) -> 
         level = f"{_code(row)} is level with the best, {_code(place.best)}"
         return f"Do not bother with {method} here: {level}."
     if verdict == "either":
-        return f"{take} {_listed(names, 'or')}: no clear difference in Trust {where}."
+        reason = f"no clear difference in Trust {where}"
+        return f"{take} {_listed(names, 'or')}: {reason}{_against_temperature(place, row)}."
     shown = [*map(_code, names[:_NAMED]), f"{len(names) - _NAMED} more"][: len(names)]
     return f"No clear winner: {', '.join(shown[:-1])} and {shown[-1]} are level {where}."
+
+
+def _against_temperature(place: Standing, row: str) -> str:
+    """Say why a student is shipped without its temperature; empty if it has no row with one."""
+    with_temperature = f"{row}{PLUS_T}"
+    if with_temperature in place.level:
+        return "; its temperature makes no clear difference"
+    return "; its temperature makes it worse" if with_temperature in place.behind else ""
+
+
+def _guesses(data: ReportData) -> Iterator[str]:
+    """Yield a sentence on the models that answer no better than somebody who guesses."""
+    evaluation = data.judged[0]
+    found = {
+        row: guess
+        for row in data.rows
+        if not row.endswith(PLUS_T)  # a temperature changes no answer
+        and (records := data.records_of(evaluation, row))
+        and (guess := explains_all(records))
+    }
+    if found:
+        guess = next(iter(found.values()))
+        answers = "answers" if len(found) == 1 else "answer"
+        yield (
+            f"{_listed([*found], 'and')} {answers} {evaluation} no better than guessing: "
+            f"{guess} would be right in {METRICS['accuracy'].text(guess.accuracy)} %. Look at the "
+            "prompts with `first plan --show 2`, train longer or on more rows, or take a larger "
+            "model."
+        )
 
 
 def _recalibrates(data: ReportData) -> bool:

@@ -41,6 +41,7 @@ class Console:
         self._drawn: list[RenderableType] = []  # what a terminal draws anew, from top to bottom
         self._paces: list[_Pace] = []  # one per open `progress`
         self._overall: Callable[[], str] = str
+        self._stated: set[str] = set()  # lines of `status` without a terminal
         self._last_line = time.monotonic()  # when progress was last printed without a terminal
         if not self._out.is_terminal and "COLUMNS" not in os.environ:
             self._out.width = 160  # a file has no width; do not cut tables to 80 columns
@@ -163,9 +164,11 @@ class Console:
 
     @contextmanager
     def status(self, text: str) -> Iterator[None]:
-        """Show at once what is being done: a spinner on a terminal, elsewhere one line."""
+        """Show at once what is being done: a spinner on a terminal, elsewhere one line, once."""
         if not self._is_live:
-            self.say(text)
+            if text not in self._stated:
+                self._stated.add(text)
+                self.say(text)
             yield
             return
         with self._drawing(Spinner(self._spinner, escape(text)), at=0):

@@ -20,8 +20,9 @@ from firstcli.workspace.artifacts import Artifact
 from firstcli.workspace.units import Model, Unit, evaluations_of, models_of, records_path
 
 if TYPE_CHECKING:
-    from firstcli.api import JSON
+    from firstcli.api import JSON, FloatArray
     from firstcli.metrics import EvalMetrics
+    from firstcli.metrics.guessing import Guessing
     from firstcli.metrics.records import Candidates, EvalRecords
     from firstcli.recipe.schema import Recipe
     from firstcli.stages.probe import CostEstimate, Probe
@@ -114,8 +115,6 @@ class Evaluate(Stage):
         return None if unit.model.posthoc or is_remote else probe.evaluation(unit)
 
     def work(self, run: Run, unit: Unit, folder: Path) -> EvalFacts | None:
-        from firstcli import metrics
-
         if not unit.model.posthoc:
             from firstcli.stages import remote, scoring
 
@@ -126,11 +125,7 @@ class Evaluate(Stage):
             records = posthoc.recalibrated_records(run, unit)
         about = {"evaluation": unit.evaluation, "model": unit.model.name}
         records.save(folder / f"{unit.model.name}.parquet", about)
-        if not records.answerable:
-            return EvalFacts(len(records), confidence=metrics.mean_confidence(records.confidence))
-        accuracy = metrics.accuracy(records.correct)
-        ece = metrics.ece(records.confidence, records.correct)
-        return EvalFacts(len(records), accuracy, ece, accuracy - ece)
+        return _facts(records, records.confidence)
 
     def is_brief(self, unit: Unit) -> bool:
         return unit.model.posthoc
@@ -138,11 +133,14 @@ class Evaluate(Stage):
     def in_words(self, run: Run, unit: Unit) -> list[str]:
         from firstcli.runtime.console import percent
 
-        facts = EvalFacts.of(run.manifests[unit.key].facts)
+        facts, guess = _shown(run, unit)
         names = ("accuracy", "ECE", "Trust", "confidence")
         values = (facts.accuracy, facts.ece, facts.trust, facts.confidence)
         shown = [(name, v) for name, v in zip(names, values, strict=True) if v is not None]
-        return [f"{name} {percent(value)}" for name, value in shown]
+        phrases = [f"{name} {percent(value)}" for name, value in shown]
+        if guess is not None:
+            phrases.append(f"no better than {guess} ({percent(guess.accuracy)})")
+        return phrases
 
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
         """Print the main metrics, one table per evaluation; return every metric."""
@@ -162,6 +160,42 @@ class Evaluate(Stage):
             f"{evaluation}/{model}": asdict(summary)
             for (evaluation, model), summary in summaries.items()
         }
+
+
+def _facts(records: EvalRecords, confidence: FloatArray, bins: int = 10) -> EvalFacts:
+    """Return the main metrics of records.
+
+    Args:
+        records: the answers.
+        confidence: of each prediction, (N,).
+        bins: of the ECE.
+    """
+    from firstcli import metrics
+
+    if not records.answerable:
+        return EvalFacts(len(records), confidence=metrics.mean_confidence(confidence))
+    accuracy = metrics.accuracy(records.correct)
+    ece = metrics.ece(confidence, records.correct, bins)
+    return EvalFacts(len(records), accuracy, ece, accuracy - ece)
+
+
+def _shown(run: Run, unit: Unit) -> tuple[EvalFacts, Guessing | None]:
+    """Return the main metrics with the recipe's `metrics`, and the guessing that explains them.
+
+    The stored ones are of first tokens and 10 bins, because `metrics` must not repeat the work.
+    They stand in where the records lack what `metrics` asks for; the report then says so.
+    """
+    from firstcli.metrics.guessing import explains_all
+
+    settings = run.recipe.metrics
+    try:
+        (records,) = load_records([unit], settings.candidates).values()
+    except UserError:
+        return EvalFacts.of(run.manifests[unit.key].facts), None
+    confidence = records.shown(settings.confidence)
+    confidence = records.confidence if confidence is None else confidence
+    guess = explains_all([records]) if records.answerable else None
+    return _facts(records, confidence, settings.bins), guess
 
 
 def load_records(

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from firstcli.workspace.run import Run
 
 
+SAMPLES = 100
+"""Questions whose candidates are counted for the estimate of the size on disk."""
+
+
 @dataclass(frozen=True, slots=True)
 class ExtractFacts(Facts):
     """What a part's knowledge holds, what storing it costs, and how right the teacher is."""
@@ -172,15 +176,24 @@ class Extract(Stage):
         return f"{text}; {needed}"
 
     def disk(self, run: Run, unit: Unit) -> int:
-        from firstcli.knowledge import store
-        from firstcli.stages import inputs, teacher_knowledge
+        from firstcli.data.encoded import lengths_of
+        from firstcli.knowledge import concentration, store
+        from firstcli.stages import extraction, inputs, teacher_knowledge
 
         width, precision = teacher_knowledge.knowledge_width(run), run.recipe.knowledge.precision
+        each = store.bytes_per_position(width, precision)
         if not run.is_written(unit.part):
             most = len(run.prompts) * run.recipe.knowledge.sampler.max_new_tokens
-            return int(most * store.bytes_per_position(width, precision))
-        positions = inputs.positions(inputs.knowledge_rows(run, unit.part))
-        return int(positions * store.bytes_per_position(width, precision))
+            return int(most * each) + store.bytes_of_shards(most, most)
+        rows = inputs.knowledge_rows(run, unit.part)
+        positions, tokens = inputs.positions(rows), int(lengths_of(rows).sum())
+        if run.recipe.train.task.plugin.has_candidates:
+            part = "train" if unit.part == "out-of-fold" else unit.part
+            candidates = max(len(sample.candidates) for sample in run.samples_of(part)[:SAMPLES])
+            mean = positions / len(rows)
+            each = store.bytes_per_answer(mean, candidates, width, precision) / mean
+        figure = concentration.BYTES if extraction.measures_concentration(run, unit) else 0
+        return int(positions * each) + store.bytes_of_shards(positions, tokens) + figure
 
     def probe(self, probe: Probe, unit: Unit) -> CostEstimate | None:
         if probe.run.model_section(unit.role).plugin.is_remote:

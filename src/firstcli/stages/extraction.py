@@ -42,14 +42,14 @@ def extract(run: Run, unit: Unit, folder: Path) -> dict[str, Any] | None:
             f"{folder}: {unseen} shards that other processes wrote are not visible here; all "
             "machines must share the run folder"
         )
-    if _measures_concentration(run, unit) and not (folder / concentration.FILE_NAME).exists():
+    if measures_concentration(run, unit) and not (folder / concentration.FILE_NAME).exists():
         measured = _concentration(run, scorer, folder, sampled_shards)
         write_text(folder / concentration.FILE_NAME, json.dumps(measured) + "\n")
     spent = {} if role_models.remote(run, "teacher") is None else remote.spent(folder)
     return store.summary(folder) | {"batches_halved": halved or None} | spent
 
 
-def _measures_concentration(run: Run, unit: Unit) -> bool:
+def measures_concentration(run: Run, unit: Unit) -> bool:
     """Return whether students learn most of their tokens from a part: not over candidates."""
     is_largest = unit.part in ("train", "out-of-fold") and unit.teacher_seed is None
     return is_largest and not run.recipe.knowledge.over_candidates

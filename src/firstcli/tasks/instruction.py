@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from firstcli.api import InputField, Sample, Split, Task, TaskUsage
+from firstcli.errors import did_you_mean
 from firstcli.tasks import conversations, tables
 from firstcli.tasks.conversations import Supervise
 from firstcli.tasks.table_splits import TableOptions, TableSplits
@@ -96,9 +97,12 @@ class Instruction(Task[InstructionOptions]):
         if column := self._conversation(row):
             return conversations.sample_of(row, column, options.supervise, id)
         named = dict.fromkeys(columns_of(options.prompt), "prompt")
-        row.require(dict.fromkeys(columns_of(options.response), "response") | named)
+        response = columns_of(options.response)
+        if _is_prompt_alone(row, [*named], response):
+            response = []
+        row.require(dict.fromkeys(response, "response") | named)
         row.require_any(columns_of(options.prompt))
-        answered = any(row.text(column).strip() for column in columns_of(options.response))
+        answered = any(row.text(column).strip() for column in response)
         return Sample(
             prompt=fill(options.prompt, row.text),
             response=fill(options.response, row.text) if answered else "",
@@ -114,3 +118,16 @@ class Instruction(Task[InstructionOptions]):
         if self._may_be_conversations and not (row.has("prompt") and row.has("response")):
             return conversations.column_of(row)
         return None
+
+
+def _is_prompt_alone(row: TableRow, prompt: Sequence[str], response: Sequence[str]) -> bool:
+    """Return whether a row has a prompt and no response, also under no mistyped name.
+
+    Args:
+        row: the row.
+        prompt: the columns of the prompt.
+        response: the columns of the response.
+    """
+    others = [name for name in row.values if name not in prompt]
+    absent = not any(row.has(name) or did_you_mean(name, others) for name in response)
+    return absent and all(map(row.has, prompt))

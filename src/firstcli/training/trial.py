@@ -14,11 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments, get_scheduler
-from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_reporting_integration_callbacks,
+)
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
-from firstcli.errors import UserError
+from firstcli.errors import UserError, did_you_mean
 
 EXTRAS = ("tensorboard", "wandb", "mlflow", "trackio", "bitsandbytes")
 """Extras of firstcli that install what `report_to` or `optim` need."""
@@ -61,19 +64,17 @@ def _try(problems: list[str], key: str, value: object, build: Callable[[], Any])
         return build()
     except Exception as error:  # any library, each with exceptions of its choice
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        extra = _missing_extra(value)
-        advice = f"; pip install 'firstcli[{extra}]'" if extra else ""
-        problems.append(f"trainer.{key}: {value!r} cannot be used: {reason}{advice}")
+        if extras := ",".join(_missing_extras(value)):  # the library names a command of its own
+            reason = f"a package is missing; pip install 'firstcli[{extras}]'"
+        problems.append(f"trainer.{key}: {value!r} cannot be used: {reason}")
         return None
 
 
-def _missing_extra(value: object) -> str | None:
-    """Return the extra of firstcli that a tracker or an optimizer needs and that is missing."""
-    for name in value if isinstance(value, list) else [value]:
-        extra = "bitsandbytes" if _of_bitsandbytes(str(name)) else str(name)
-        if extra in EXTRAS and find_spec(extra) is None:
-            return extra
-    return None
+def _missing_extras(value: object) -> list[str]:
+    """Return the extras of firstcli that trackers or an optimizer need and that are missing."""
+    names = map(str, value if isinstance(value, list) else [value])
+    extras = ("bitsandbytes" if _of_bitsandbytes(name) else name for name in names)
+    return [extra for extra in extras if extra in EXTRAS and find_spec(extra) is None]
 
 
 def _of_bitsandbytes(name: str) -> bool:
@@ -81,6 +82,11 @@ def _of_bitsandbytes(name: str) -> bool:
 
 
 def _build_trackers(args: TrainingArguments) -> None:
+    for name in args.report_to or ():
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = sorted(INTEGRATION_TO_CALLBACK)
+            hint = did_you_mean(name, known)
+            raise UserError(f"unknown tracker{hint}; known: {', '.join(known)}")
     for callback in get_reporting_integration_callbacks(args.report_to):
         callback()
 

@@ -11,14 +11,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from firstcli.errors import shortened
-from firstcli.wizard.guess import (
-    ChoiceQuestions,
-    Conversations,
-    Guess,
-    LabelledTexts,
-    Responses,
-    described,
-)
+from firstcli.wizard.columns import described
 from firstcli.wizard.look import (
     DECIMAL,
     MAX_COMPARED,
@@ -28,6 +21,14 @@ from firstcli.wizard.look import (
     printable,
     repeats,
     variants,
+)
+from firstcli.wizard.roles import (
+    ChoiceQuestions,
+    Conversations,
+    Guess,
+    LabelledTexts,
+    Prompts,
+    Responses,
 )
 from firstcli.wizard.source import TEST, DataSource
 
@@ -93,6 +94,8 @@ def _reading(guess: Guess) -> str:
             return f"multiple-choice: question {texts}, choices {shown}, answer `{guess.label}`"
         case Conversations():
             return f"instruction: conversations {texts}, in which all turns of the assistant count"
+        case Prompts():
+            return f"instruction: prompt {texts}, whose responses the teacher writes"
         case Responses():
             return f"instruction: prompt {texts}, response `{guess.label}`"
 
@@ -103,7 +106,8 @@ def findings(source: DataSource, table: Contents, guess: Guess) -> Iterator[str]
     Raises:
         UserError: a row is malformed.
     """
-    for name in (*guess.texts, guess.label):
+    names = guess.texts if isinstance(guess, Prompts) else (*guess.texts, guess.label)
+    for name in names:
         if (missing := table.missing(name)) and not _optional(guess, name):
             yield f"{_rows(missing)} nothing in column '{printable(name)}'"
     if isinstance(guess, LabelledTexts):

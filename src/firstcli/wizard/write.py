@@ -11,14 +11,15 @@ from typing import Any
 
 import yaml
 
-from firstcli.wizard.guess import (
+from firstcli.wizard.look import Contents, printable
+from firstcli.wizard.roles import (
     ChoiceQuestions,
     Conversations,
     Guess,
     LabelledTexts,
+    Prompts,
     Responses,
 )
-from firstcli.wizard.look import Contents, printable
 from firstcli.wizard.source import TEST, DataSource
 
 TEST_SHARE = 0.2
@@ -42,7 +43,7 @@ CHAT_MODELS = Models(f"{DEFAULT_MODELS.teacher}-Instruct", f"{DEFAULT_MODELS.stu
 
 def default_models(guess: Guess) -> Models:
     """Return the models of a recipe whose user names none."""
-    return CHAT_MODELS if isinstance(guess, Conversations) else DEFAULT_MODELS
+    return CHAT_MODELS if isinstance(guess, Conversations | Prompts) else DEFAULT_MODELS
 
 
 def recipe_text(
@@ -57,6 +58,7 @@ def recipe_text(
         models: the checkpoints.
         folder: the recipe's folder, from which relative paths start; default: the current one.
     """
+    has_template = any(map(_has_template, (models.teacher, models.student)))
     lines = [
         *_head(source, table, guess),
         f"name: {_scalar(source.name)}  # the run's folder is runs/{source.name}",
@@ -64,15 +66,16 @@ def recipe_text(
         "",
         "train:",
         "  task:",
-        *_indented(_task(source, table, guess, folder), 4),
-        *_indented(_chat(models), 4),
+        *_indented(_task(source, table, guess, folder, has_template), 4),
+        *_indented(_chat(guess, has_template), 4),
         *_indented(_train(table, guess, models), 2),
         "",
-        *_evaluate(guess),
+        *_evaluate(guess, has_template),
         *_METRICS,
         "",
         *_models(models, guess, folder),
         "",
+        *_knowledge(guess),
         *_arms(guess),
     ]
     return "\n".join(lines) + "\n"
@@ -83,6 +86,7 @@ def _head(source: DataSource, table: Contents, guess: Guess) -> Iterator[str]:
         LabelledTexts: "Which label does a text have?",
         ChoiceQuestions: "Which choice answers a question?",
         Responses: "Which response follows a prompt?",
+        Prompts: "What does the teacher answer to a prompt?",
         Conversations: "What does the assistant say next?",
     }[type(guess)]
     yield f"# {what} {table.rows:,} rows of {printable(source.given.name)}."
@@ -94,7 +98,9 @@ def _head(source: DataSource, table: Contents, guess: Guess) -> Iterator[str]:
     yield ""
 
 
-def _task(source: DataSource, table: Contents, guess: Guess, folder: Path | None) -> Iterator[str]:
+def _task(
+    source: DataSource, table: Contents, guess: Guess, folder: Path | None, has_template: bool
+) -> Iterator[str]:
     path = f"  path: {_scalar(_relative(source.path, folder))}"
     if isinstance(guess, LabelledTexts):
         yield from ("name: classification", "options:", path)
@@ -121,19 +127,51 @@ def _task(source: DataSource, table: Contents, guess: Guess, folder: Path | None
         yield "  supervise: all  # all turns of the assistant, or the last"
     else:
         yield from ("name: instruction", "options:", path)
-        yield f"  prompt: {_quoted(_prompt_of(guess.texts))}"
-        yield f"  response: {_quoted(f' {{{guess.label}}}')}"
+        yield f"  prompt: {_quoted(_prompt_of(guess.texts, has_template))}"
+        if isinstance(guess, Prompts):
+            yield '  response: ""  # no row has one: the teacher writes it, see `knowledge`'
+        else:
+            space = "" if has_template else " "
+            yield f"  response: {_quoted(f'{space}{{{guess.label}}}')}"
     if TEST not in source.others and not isinstance(guess, Responses):
         yield f"  test: {TEST_SHARE}  # this share of the questions is kept for the evaluation"
 
 
-def _chat(models: Models) -> Iterator[str]:
-    """Yield the key that renders prompts as a chat, if a model's folder has a chat template."""
-    if any(map(_has_template, (models.teacher, models.student))):
-        yield "chat: auto  # prompts are the user's messages, in the chat template of the models"
+def _chat(guess: Guess, has_template: bool) -> Iterator[str]:
+    """Yield the keys that render prompts as a chat, as comments if no template is seen.
+
+    Conversations are always rendered.
+    """
+    if isinstance(guess, Conversations):
+        if not has_template:
+            yield "# If neither has one, write a file as in docs/chat.md and state it in `model`:"
+            yield "# model: {family: causal-lm, checkpoint: ..., chat_template: chat.jinja}"
+        return
+    hidden = "" if has_template else "# "
+    yield f"{hidden}chat: auto  # prompts are the user's messages, in the models' chat template"
+    yield "# system: You are helpful.  # a system message before each prompt, in a chat"
+
+
+def lacks_template(guess: Guess, models: Models) -> str:
+    """Say that local models lack the chat template that conversations need; empty if they do not.
+
+    Args:
+        guess: the columns.
+        models: the checkpoints; those of the hub are not looked at.
+    """
+    checkpoints = (models.teacher, models.student)
+    local = all(Path(checkpoint).expanduser().is_dir() for checkpoint in checkpoints)
+    if not (isinstance(guess, Conversations) and local) or any(map(_has_template, checkpoints)):
+        return ""
+    return (
+        "conversations are read through a chat template, and neither model has one; choose an "
+        "instruct model, or add `chat_template: FILE` to the `model` of the recipe"
+    )
 
 
 def _has_template(checkpoint: str) -> bool:
+    if checkpoint in (CHAT_MODELS.teacher, CHAT_MODELS.student):
+        return True
     folder = Path(checkpoint).expanduser()
     if (folder / "chat_template.jinja").is_file():
         return True
@@ -144,12 +182,11 @@ def _has_template(checkpoint: str) -> bool:
         return False  # the plan says what is wrong with the checkpoint
 
 
-def _prompt_of(columns: Sequence[str]) -> str:
-    """Return a template with one paragraph per column."""
-    if len(columns) == 1:
-        return f"{{{columns[0]}}}\nResponse:"
-    parts = [f"{name.capitalize()}: {{{name}}}" for name in columns]
-    return "\n".join([*parts, "Response:"])
+def _prompt_of(columns: Sequence[str], is_chat: bool) -> str:
+    """Return a template with one paragraph per column; outside a chat, the last asks to respond."""
+    named = [f"{name.capitalize()}: {{{name}}}" for name in columns]
+    parts = named if len(columns) > 1 else [f"{{{columns[0]}}}"]
+    return "\n".join([*parts, *([] if is_chat else ["Response:"])])
 
 
 def _labels(table: Contents, label: str) -> Iterator[str]:
@@ -164,18 +201,20 @@ def _labels(table: Contents, label: str) -> Iterator[str]:
 
 def _train(table: Contents, guess: Guess, models: Models) -> Iterator[str]:
     share = 0.2 if table.rows < FEW_ROWS else 0.1
-    yield f"validation: {share}  # held out from training; temperatures are fitted on it"
+    if not isinstance(guess, Prompts):  # the teacher's responses are all trained on
+        yield f"validation: {share}  # held out from training; temperatures are fitted on it"
     longest = max(table.columns[name].lengths.quantile(1.0) for name in guess.texts)
     if longest > min(map(_context, (models.teacher, models.student))):
         yield f"too_long: drop  # the longest text has about {longest:,} characters"
 
 
-def _evaluate(guess: Guess) -> Iterator[str]:
+def _evaluate(guess: Guess, has_template: bool) -> Iterator[str]:
     if isinstance(guess, Responses):
         yield "# Responses of any length cannot be scored, so models are evaluated on questions"
         yield "# with choices. This task is downloaded; read your own with `multiple-choice`."
         yield "evaluate:"
-        yield "  - task: {name: openbook-qa}"
+        chat = ", chat: auto" if has_template or isinstance(guess, Conversations) else ""
+        yield f"  - task: {{name: openbook-qa{chat}}}"
         yield ""
     else:
         yield "# Without `evaluate`, all models are evaluated on the test rows of the task above."
@@ -197,7 +236,10 @@ def _models(models: Models, guess: Guess, folder: Path | None) -> Iterator[str]:
         yield "# These two train in float32 on one GPU with 24 GB, at 16 bytes per parameter."
     yield "teacher:"
     yield f"  model: {{family: causal-lm, checkpoint: {_checkpoint(models.teacher, folder)}}}"
-    yield f"  finetune: {{epochs: 3, learning_rate: {_rate(models.teacher)}, batch_size: 32}}"
+    if isinstance(guess, Prompts):
+        yield "  # No `finetune`: there are no responses to train it on. Take one that answers."
+    else:
+        yield f"  finetune: {{epochs: 3, learning_rate: {_rate(models.teacher)}, batch_size: 32}}"
     if not isinstance(guess, Responses):
         yield "  posthoc: {name: logit-temperature}  # also evaluate `teacher + T`"
     yield ""
@@ -206,7 +248,20 @@ def _models(models: Models, guess: Guess, folder: Path | None) -> Iterator[str]:
     yield f"  training: {{epochs: 3, learning_rate: {_rate(models.student)}, batch_size: 32}}"
 
 
+def _knowledge(guess: Guess) -> Iterator[str]:
+    if isinstance(guess, Prompts):
+        yield "knowledge:"
+        yield "  responses: teacher  # it answers each prompt; students learn its probabilities"
+        yield "  sampling: {temperature: 0.7, top_p: 0.9, max_new_tokens: 256}"
+        yield ""
+
+
 def _arms(guess: Guess) -> Iterator[str]:
+    if isinstance(guess, Prompts):
+        yield "# Other recalibrators are fitted on responses of the data, and there are none."
+        yield "arms:"
+        yield "  distill: {recalibrator: {name: none}}"
+        return
     posthoc = "" if isinstance(guess, Responses) else ", posthoc: {name: logit-temperature}"
     yield "# One student per arm: learned from the labels, from the teacher's probabilities, and"
     yield "# from these after recalibration. Remove an arm to save its training."

@@ -69,9 +69,15 @@ def _nothing_labelled(ref: TaskRef) -> str:
             "them, and a teacher is fine-tuned on them"
         )
     return (
-        "no row of the training split has a response; give some, or let the teacher write them "
-        "with `knowledge.responses: teacher`"
+        f"no row of the training split has a response{_response_columns(ref)}; give some, or let "
+        "the teacher write them with `knowledge.responses: teacher`"
     )
+
+
+def _response_columns(ref: TaskRef) -> str:
+    """Name the option that says where responses are, if the task has it."""
+    template = getattr(ref.options, "response", None)
+    return f" (`options.response` is {template!r})" if template else ""
 
 
 def unlabelled_samples(
