@@ -286,11 +286,11 @@ def _guesses(data: ReportData) -> Iterator[str]:
     if found:
         guess = next(iter(found.values()))
         answers = "answers" if len(found) == 1 else "answer"
+        named = _listed([*found], "and") if len(found) <= _NAMED else f"{len(found)} models"
         yield (
-            f"{_listed([*found], 'and')} {answers} {evaluation} no better than guessing: "
-            f"{guess} would be right in {METRICS['accuracy'].text(guess.accuracy)} %. Look at the "
-            "prompts with `first plan --show 2`, train longer or on more rows, or take a larger "
-            "model."
+            f"{named} {answers} {evaluation} no better than guessing ({guess}: "
+            f"{METRICS['accuracy'].text(guess.accuracy)} %); look at `first plan --show 2`, or "
+            "train longer."
         )
 
 

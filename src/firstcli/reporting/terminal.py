@@ -142,7 +142,7 @@ class VerdictText:
 
 
 _LEGEND = "  > take this one, or one level with it; * best; in percent, ± half the interval"
-_FEWEST_ROWS = 4
+_FEWEST_ROWS = 3
 
 
 def _wrapped(text: str, width: int) -> list[str]:
