@@ -384,7 +384,7 @@ def test_too_little_room_is_seen_beforehand(
     usage = shutil.disk_usage(tmp_path)._replace(free=200_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     path = command_line.write_recipe(tmp_path)
-    first("plan", path, "--run-dir", tmp_path / "run").mistake("need 314 kB, but 200 kB are free")
+    first("plan", path, "--run-dir", tmp_path / "run").mistake("need 327 kB, but 200 kB are free")
     assert first("plan", finished.recipe, "--run-dir", finished.run).code == 0
 
 
