@@ -15,6 +15,7 @@ from checkpoints.test_causality import build
 from firstcli.api import ModelRef
 from firstcli.models import inference
 from firstcli.stages import role_models, weights
+from firstcli.training import memory_pass
 from support import command_line
 from support.checkpoints import edit
 from support.command_line import Result, first
@@ -198,9 +199,10 @@ def test_folders_that_are_read_back_are_whole(
 
 
 def test_plan_names_a_model_that_cannot_read_packed_batches(
-    tmp_path: Path, pico_folder: Path
+    tmp_path: Path, pico_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A state-space model carries its state from one sequence into the next."""
+    monkeypatch.setattr(memory_pass, "MOST_OPERATIONS", 0)  # its scan is slow
     mamba = tmp_path / "mamba"
     shutil.copytree(pico_folder, mamba)
     build(

@@ -192,7 +192,15 @@ def test_an_architecture_that_does_not_run_without_data_is_said_to_be_incomplete
     def fail(*_: object) -> int:
         raise RuntimeError("no such operator")
 
-    monkeypatch.setattr(memory_pass, "_peak", fail)
+    with monkeypatch.context() as patched:
+        patched.setattr(memory_pass, "_peak", fail)
+        assert_incomplete()
+    assert memory_estimate.estimate(empty(), SHAPE, CPU).complete
+    monkeypatch.setattr(memory_pass, "MOST_OPERATIONS", 20)  # takes too long
+    assert_incomplete()
+
+
+def assert_incomplete() -> None:
     found = memory_estimate.estimate(empty(), SHAPE, CPU)
     assert not found.complete and found.activations == 0 and found.weights > 0
 
@@ -212,11 +220,11 @@ def error_of(name: str, monkeypatch: pytest.MonkeyPatch) -> float:
 
 
 @on_linux
-@pytest.mark.parametrize("name", ["llama", "llama-packed"])
+@pytest.mark.parametrize("name", ["llama-packed"])
 def test_the_estimate_is_within_25_percent_of_the_measured_peak(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Measured as the peak of a process that trains; two cases here, the others are slow."""
+    """Measured as the peak of a process that trains; one case here, the others are slow."""
     assert abs(error_of(name, monkeypatch)) < 0.25
 
 
@@ -225,6 +233,7 @@ def test_the_estimate_is_within_25_percent_of_the_measured_peak(
 @pytest.mark.parametrize(
     "name",
     [
+        "llama",
         "llama-sgd",
         "llama-packed-long",
         "llama-accumulating",

@@ -31,6 +31,9 @@ from firstcli.training.memory_settings import BatchShape, MemorySettings
 _WITHOUT_MASK = "firstcli_without_mask"
 """Name under which transformers knows attention that ignores padding and samples of one row."""
 
+MOST_OPERATIONS = 100_000
+"""Operations of a pass, about 20 s. A model that scans a long text token by token exceeds them."""
+
 
 def peak_of_a_pass(
     model: PreTrainedModel,
@@ -51,7 +54,7 @@ def peak_of_a_pass(
         dtypes: the data type of each parameter in a pass.
 
     Returns:
-        The bytes, or None if the architecture does not run without data.
+        The bytes, or None if the architecture does not run without data, or takes too long.
     """
     device = settings.device if settings.device.type == "cuda" else torch.device("cpu")
     readout.has_float32_sums(device, torch.bfloat16)  # remembered: without data it would be wrong
@@ -155,6 +158,7 @@ def _inputs(batch: BatchShape, device: torch.device) -> dict[str, Tensor]:
 
 @dataclass
 class _Count:
+    operations: int = 0
     live: int = 0
     peak: int = 0
     sizes: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
@@ -179,6 +183,9 @@ class _LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        self._count.operations += 1
+        if self._count.operations > MOST_OPERATIONS:
+            raise RuntimeError(f"more than {MOST_OPERATIONS} operations")
         aten = torch.ops.aten
         if func is aten._local_scalar_dense.default:
             return False if args[0].dtype == torch.bool else 0
