@@ -32,7 +32,7 @@ LAYERS = (
     ("data",),
     ("runtime",),
     ("testing",),
-    ("tasks", "families"),
+    ("tasks", "families", "augmenters"),
     ("plugins",),
     ("api",),
     ("checkpoints",),

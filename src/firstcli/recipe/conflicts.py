@@ -75,11 +75,15 @@ def conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
                 yield (arm_name,), "differs from another arm's name only in case; rename one"
             for keys, text in _arm_conflicts(arm, valid):
                 yield (arm_name, *keys), text
+        yield from _augment_conflicts(section, valid)
 
 
 def _knowledge_conflicts(
     section: KnowledgeSection, teacher: Teacher | None, valid: Mapping[str, Any]
 ) -> Conflicts:
+    if section.folds and teacher and teacher.finetune and teacher.finetune.augment:
+        text = "the teachers of folds are not fine-tuned on copies; leave it out, or"
+        yield ("folds",), f"{text} teacher.finetune.augment"
     if section.folds and teacher and teacher.finetune is None:
         text = "each fold's teacher is fine-tuned, but there is no teacher.finetune; add it"
         yield ("folds",), text
@@ -133,6 +137,8 @@ def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
         yield ("top_k",), text
     if knowledge and arm.out_of_fold and not knowledge.folds:
         yield ("out_of_fold",), "there are no folds; set knowledge.folds, for example to 5"
+    if knowledge and arm.augment and arm.learn == "knowledge":
+        yield from _conflicts_with_copies(arm, knowledge)
     if arm.teachers == "mean":
         yield from _conflicts_of_mean(arm, valid)
     if knowledge and knowledge.over_candidates:
@@ -148,6 +154,29 @@ def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
             yield ("training",), f"micro_batch_size {micro} does not divide batch_size {batch}"
         if training.save and not training.lora:
             yield ("training", "save"), SAVE_WITHOUT_LORA
+
+
+def _augment_conflicts(arms: Mapping[str, Arm], valid: Mapping[str, Any]) -> Conflicts:
+    """Yield that nothing learns the copies that the recipe describes."""
+    train: Train | None = valid.get("train")
+    teacher: Teacher | None = valid.get("teacher")
+    tuned = teacher and teacher.finetune and teacher.finetune.augment
+    if train and train.augment and not tuned and not any(arm.augment for arm in arms.values()):
+        text = "no arm learns the copies of train.augment; give one `augment: true`, or"
+        yield (), f"{text} leave train.augment out"
+
+
+def _conflicts_with_copies(arm: Arm, knowledge: KnowledgeSection) -> Conflicts:
+    """Yield what an arm cannot learn together with copies of its samples."""
+    if knowledge.folds and arm.out_of_fold is not False:
+        text = "the teachers of folds are not asked about copies; set this arm's out_of_fold: false"
+        yield ("augment",), text
+    if knowledge.responses == "teacher-always":
+        text = (
+            "copies have the responses of the data, which are not learned with "
+            "'responses: teacher-always'; leave it out"
+        )
+        yield ("augment",), text
 
 
 def _conflicts_of_mean(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:

@@ -26,6 +26,7 @@ from firstcli.recipe.sections import (
     TEST,
     VALIDATION,
     Arm,
+    Augment,
     Evaluation,
     KnowledgeSection,
     MetricsSettings,
@@ -88,6 +89,15 @@ class Recipe(RecipeSection):
         if teacher is None or not teacher.model.plugin.is_remote:
             return False
         return bool(teacher.model.build().answers_only)  # type: ignore[attr-defined]
+
+    @property
+    def augmentation(self) -> Augment | None:
+        """How copies of the training samples are made and used, if something learns them."""
+        teacher = self.teacher
+        learned = any(arm.augment for arm in self.arms.values())
+        if not learned and not (teacher and teacher.finetune and teacher.finetune.augment):
+            return None
+        return self.train.augment or Augment()
 
     def is_validation(self, evaluation: str) -> bool:
         """Whether this names the questions of the validation part.

@@ -96,6 +96,7 @@ class Extract(Stage):
             "validation": teacher,
             "unlabelled": teacher,
             "written": (*teacher, *RESPOND.keys(recipe)),
+            "copies": teacher,
         }
         for part, needs in needed.items():
             if part not in learned:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from firstcli import __version__
 from firstcli.runtime.redaction import redacted
 from firstcli.training.trainer_fields import HARMLESS
-from firstcli.workspace.units import Part, Role, Unit
+from firstcli.workspace.units import Part, Role, Unit, learns_copies
 
 if TYPE_CHECKING:
     from firstcli.api import Dtype
@@ -123,7 +123,7 @@ def predictions(run: Run, role: Role, evaluation: str = "") -> Inputs:
 def training(run: Run, unit: Unit) -> Inputs:
     """Return what a unit's training depends on, besides the soft targets."""
     settings = run.training_settings(unit)
-    unused = {"micro_batch_size", "batching", "save", "save_dtype"}
+    unused = {"micro_batch_size", "batching", "save", "save_dtype", "augment"}
     stated = settings.model_dump(exclude=unused)
     if settings.lora:
         stated["save"] = settings.saved
@@ -141,7 +141,16 @@ def training(run: Run, unit: Unit) -> Inputs:
         | flat("trainer", trainer)
         | {"longest sample": longest_sample(run, unit)}
         | ({"supervised": "answers only"} if run.recipe.answers_only else {})
+        | copies(run, unit)
     )
+
+
+def copies(run: Run, unit: Unit) -> Inputs:
+    """Return which copies a training learns, and how often, if it learns some."""
+    section = run.recipe.augmentation
+    if section is None or not learns_copies(run.recipe, unit):
+        return {}
+    return {"copies samples": run.part_content("copies"), "train.augment.share": section.share}
 
 
 def saved_dtype(run: Run, unit: Unit) -> Dtype:
@@ -207,7 +216,7 @@ def longest_sample(run: Run, unit: Unit) -> str:
             total = len(run.evaluation_samples(unit.evaluation))
             kept = len(inputs.questions(run, unit.role, unit.evaluation))
         else:
-            total = len(run.training.part(unit.part))
+            total = len(run.samples_of(unit.part))
             kept = len(inputs.training_rows(run, unit.role, unit.part))
         return "any" if kept == total else f"{inputs.context(run, unit.role)} tokens"
 
@@ -307,6 +316,9 @@ def implied_inputs(recipe: Recipe) -> Iterator[tuple[str, object]]:
 def _references(recipe: Recipe) -> Iterator[tuple[str, PluginRef | ModelSection]]:
     from firstcli.recipe.references import POSTHOC_KEY
 
+    section = recipe.augmentation
+    for number, augmenter in enumerate(section.augmenters if section else ()):
+        yield f"train.augment.augmenters.{number}", augmenter
     yield "student.model", recipe.student.model
     if recipe.teacher:
         yield "teacher.model", recipe.teacher.model

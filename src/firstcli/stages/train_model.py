@@ -80,7 +80,7 @@ def check(run: Run, unit: Unit) -> str:
 
 
 def _further_samples(run: Run, unit: Unit) -> str:
-    """Return how many of a student's samples have no response in the data, in words."""
+    """Return how many of a model's samples are not the data's own rows, in words."""
     parts = learned_parts(run.recipe, run.recipe.arms[unit.arm]) if unit.arm else ()
     phrases = []
     if "unlabelled" in parts:
@@ -88,6 +88,8 @@ def _further_samples(run: Run, unit: Unit) -> str:
         phrases.append(f"{count} unlabelled")
     if "written" in parts and not run.is_written("written"):
         phrases.append(f"and up to {len(run.prompts)} that the teacher will write")
+    if (copies := inputs.copies_of(run, unit)) is not None:
+        phrases.append(f"and {len(copies)} copies")
     return f" ({', '.join(phrases)})" if phrases else ""
 
 
@@ -200,7 +202,7 @@ def train(
         UserError: the model or one sample does not fit into memory, or the loss is not finite.
     """
     role, seed, settings = unit.role, run.seed_of(unit), run.training_settings(unit)
-    rows = inputs.rows_of(run, unit)
+    rows, choice = inputs.with_copies(run, unit)
     device = inference.device_of(inputs.family(run, role))
     first_attempt = True
     while True:
@@ -232,6 +234,7 @@ def train(
                     run.console,
                     title,
                     settings.batching,
+                    choice,
                 )
             break
         except (RuntimeError, MemoryError) as error:
@@ -251,7 +254,8 @@ def train(
         trainer.write_log(folder / "training_log.jsonl", outcome.log)
     del model, loaded
     free_memory()  # the next model needs the memory
-    return TrainingFacts(**outcome.facts)
+    copies = {} if choice is None else {"copies": len(rows) - len(choice)}
+    return TrainingFacts(**outcome.facts, **copies)
 
 
 def _trackers(run: Run, unit: Unit, args: TrainingArguments) -> AbstractContextManager[None]:

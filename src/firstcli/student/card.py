@@ -324,6 +324,10 @@ _UNLABELLED = """
   the teacher's probabilities at the answer position."""
 
 
+_COPIES = """
+  In some epochs, {} copies with other prompts stood for these samples."""
+
+
 _WRITTEN = """
   The teacher wrote the responses of {} more samples."""
 
@@ -348,7 +352,11 @@ def _training(run: Run, model: Model, facts: TrainingFacts) -> str:
         samples=facts.in_the_data,
         unlabelled="".join(
             text.format(count)
-            for text, count in ((_UNLABELLED, facts.unlabelled), (_WRITTEN, facts.written))
+            for text, count in (
+                (_UNLABELLED, facts.unlabelled),
+                (_WRITTEN, facts.written),
+                (_COPIES, facts.copies),
+            )
             if count
         ),
         held_out=len(run.training.validation),

@@ -19,6 +19,7 @@ import yaml
 from firstcli import __version__
 from firstcli.api import ModelRef, Sample, Task
 from firstcli.data import splits
+from firstcli.data.copies import copies_of
 from firstcli.data.samples import Samples
 from firstcli.data.sequences import Selected
 from firstcli.errors import UserError, did_you_mean, shortened
@@ -397,7 +398,25 @@ class Run:
 
     def samples_of(self, part: Part) -> Sequence[Sample]:
         """Return the samples of a part; those that the teacher writes exist once it has."""
+        if part == "copies":
+            return self.copies
         return self._written if part == "written" else self.training.part(part)
+
+    @cached_property
+    def copies(self) -> Sequence[Sample]:
+        """The copies of the training samples; none if nothing learns them.
+
+        Left out are those whose prompt is also held out, so that no model is trained on it.
+        """
+        if (section := self.recipe.augmentation) is None:
+            return ()
+        augmenters = [ref.build() for ref in section.augmenters]
+        usage = self.training_task.build().usage()
+        with self.console.status("making copies of the training samples"):
+            made = copies_of(self.training.train, usage, augmenters, self.recipe.seed)
+            copies = Samples(made, self.folder)
+        held_out = splits.among(copies, splits.prompt_digests(self.training.validation))
+        return Selected(copies, np.flatnonzero(~held_out))
 
     def _training_split(self, ref: TaskRef) -> TrainingSplit:
         """Cut the labelled samples of the training split."""
@@ -603,6 +622,14 @@ class Run:
         """Count the prompts of an evaluation that also occur among the unlabelled samples."""
         return splits.overlap(self._unlabelled_prompts, self.evaluation_samples(name))
 
+    def copies_overlap(self, name: str) -> int:
+        """Count the prompts of an evaluation that also occur among the copies."""
+        return splits.overlap(self._copied_prompts, self.evaluation_samples(name))
+
+    @cached_property
+    def _copied_prompts(self) -> npt.NDArray[np.uint64]:
+        return splits.prompt_digests(self.copies)
+
     @cached_property
     def _trained_prompts(self) -> npt.NDArray[np.uint64]:
         """Digests of all prompts of the training split, with which each evaluation is compared."""
@@ -619,7 +646,24 @@ class Run:
         if part == "written":
             assert self._responses
             return self._responses.content
+        if part == "copies":
+            return self._copies_content
         return self._part_contents["train" if part == "out-of-fold" else part]
+
+    @cached_property
+    def _copies_content(self) -> str:
+        """A digest of everything that the copies follow from, so that they need not be made."""
+        if (section := self.recipe.augmentation) is None:
+            return ""
+        makers = [[ref.name, ref.effective, ref.identity, ref.source] for ref in section.augmenters]
+        usage = self.training_task.build().usage()
+        depends_on = {
+            "augmenters": _as_json(makers),
+            "usage": "" if usage is None else usage.model_dump_json(),
+            "seed": str(self.recipe.seed),
+            **{part: self._part_contents[part] for part in ("train", "validation")},
+        }
+        return fingerprint(depends_on)
 
     @cached_property
     def _part_contents(self) -> dict[str, str]:

@@ -1,0 +1,71 @@
+"""The part of the contract that concerns augmenters: other versions of the training prompts."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from random import Random
+
+from firstcli.api.contract import OptionsT, PluginBase, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class PromptField:
+    """A part of a prompt that is filled in, such as the question; the rest is the template."""
+
+    name: str
+    """The field's name in the task's template; empty if the whole prompt is one field."""
+    start: int
+    """Index of its first character in the prompt."""
+    end: int
+    """Index after its last character."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPrompt:
+    """A training sample, and what of its prompt is free text."""
+
+    sample: Sample
+    fields: tuple[PromptField, ...]
+    """The free text of the prompt, in order and without overlap. Neither the template nor the
+    choices that the prompt lists belong to it."""
+
+    @property
+    def texts(self) -> list[str]:
+        """The free text, field by field."""
+        return [self.sample.prompt[field.start : field.end] for field in self.fields]
+
+
+class Augmenter(PluginBase[OptionsT]):
+    """A plugin of the group `firstcli.augmenters`: makes copies of training samples.
+
+    A copy has a different prompt. It asks for the same answer: its response, candidates, answer and
+    group are those of the sample. Students learn what the teacher says of it.
+    """
+
+    @property
+    @abstractmethod
+    def copies(self) -> int:
+        """Number of copies of each sample, at least one."""
+
+    def read(self, prompts: Iterable[TrainingPrompt]) -> None:
+        """Read all training prompts once, before the first copy is made; their order is arbitrary.
+
+        An augmenter that needs nothing but the sample itself leaves this method out.
+        """
+        return None
+
+    @abstractmethod
+    def copy(self, prompt: TrainingPrompt, number: int, random: Random) -> Sample | None:
+        """Return a copy of a sample, or None if there is none.
+
+        The result depends on nothing but the arguments and the texts that `read` was given, so it
+        is the same in every order of the samples and in every process.
+
+        Args:
+            prompt: the sample, which must not change except in its prompt.
+            number: which of `copies` this is, from 0.
+            random: draws all that is random. It is seeded by the recipe's seed, the sample's id and
+                the number.
+        """
