@@ -332,6 +332,9 @@ class ReportData:
     def distinguishable(self, evaluation: str, ours: str, theirs: str, key: str) -> bool:
         """Return whether two rows differ in a metric, after the recipe's correction.
 
+        A pair that is none of the report's tests, such as the chosen student and another one in a
+        metric in which neither is best, is corrected as if it were the least of them.
+
         Args:
             evaluation: the evaluation's name.
             ours: one row.
@@ -340,11 +343,10 @@ class ReportData:
         """
         compared = self.compared(evaluation, ours, theirs).get(key)
         test = ComparisonTest(evaluation, frozenset((ours, theirs)), key)
-        return (
-            compared is not None
-            and compared.distinguishable
-            and self.p_values[test] < uncertainty.LEVEL
-        )
+        if compared is None or not compared.distinguishable:
+            return False
+        corrections = len(self.p_values) if self.settings.correction == "holm" else 1
+        return self.p_values.get(test, corrections * compared.p_value) < uncertainty.LEVEL
 
     @property
     def tests(self) -> str:
