@@ -302,8 +302,8 @@ def test_copies_that_are_too_long_are_left_out(tmp_path: Path) -> None:
     """An invented word may have more tokens than the word that it replaces."""
 
     def opened_with(context: int) -> Run:
-        options = {**command_line.MODEL["options"], "context": context}
-        model = {**command_line.MODEL, "options": options}
+        model: dict[str, Any] = {**command_line.MODEL}
+        model["options"] = {**model["options"], "context": context}
         models = {"model": model, "training": command_line.TRAINING}
         teacher = {"model": model, "finetune": command_line.TRAINING}
         sections = recipe(arms=PLUS, student=models, teacher=teacher)

@@ -30,6 +30,12 @@ class TrainingPrompt:
     fields: tuple[PromptField, ...]
     """The free text of the prompt, in order and without overlap. Neither the template nor the
     choices that the prompt lists belong to it."""
+    choices: tuple[PromptField, ...] = ()
+    """The texts of the choices that the prompt lists, in the order of the candidates."""
+    listing: PromptField | None = None
+    """The lines of these choices; None if the prompt lists none, or the same in every prompt."""
+    by_letter: bool = False
+    """Whether a candidate is the letter of its choice's line, not the choice's text."""
 
     @property
     def texts(self) -> list[str]:
@@ -41,7 +47,9 @@ class Augmenter(PluginBase[OptionsT]):
     """A plugin of the group `firstcli.augmenters`: makes copies of training samples.
 
     A copy has a different prompt. It asks for the same answer: its response, candidates, answer and
-    group are those of the sample. Students learn what the teacher says of it.
+    group are those of the sample. Only where candidates are letters, choices may change places;
+    then the right letter and the truth change with them. Students learn what the teacher says of
+    a copy.
     """
 
     @property
@@ -64,7 +72,7 @@ class Augmenter(PluginBase[OptionsT]):
         is the same in every order of the samples and in every process.
 
         Args:
-            prompt: the sample, which must not change except in its prompt.
+            prompt: the sample, and what of its prompt is free text.
             number: which of `copies` this is, from 0.
             random: draws all that is random. It is seeded by the recipe's seed, the sample's id and
                 the number.

@@ -372,13 +372,13 @@ def _notes_on_data(run: Run) -> Iterator[tuple[str, str]]:
     if written := max(each.written or 0 for each in facts):
         yield "written data", f"{written} samples whose responses the teacher wrote"
     if copies := max(each.copies or 0 for each in facts):
-        section = run.recipe.augmentation
-        assert section
-        names = ", ".join(augmenter.name for augmenter in section.augmenters)
+        augment = run.recipe.augmentation
+        assert augment
+        names = ", ".join(augmenter.name for augmenter in augment.augmenters)
         yield (
             "copies",
             f"{copies} copies of training samples, made by {names}; in an epoch, one of its copies "
-            f"stands for a sample with probability {section.share:g}",
+            f"stands for a sample with probability {augment.share:g}",
         )
     for section in run.recipe.evaluate:
         if shared := run.overlap(section.name):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from string import Formatter, ascii_lowercase, ascii_uppercase
 
 from firstcli.api import ChoiceForm, PromptField, Sample, TaskUsage, TrainingPrompt
@@ -10,7 +10,7 @@ from firstcli.api import ChoiceForm, PromptField, Sample, TaskUsage, TrainingPro
 _CHOICES = "choices"
 _Piece = tuple[str, str]
 """A part of a template that never changes, and the name of the field after it, which may be
-empty: a text that belongs to no field."""
+empty: there is none."""
 
 
 def training_prompt(sample: Sample, usage: TaskUsage | None) -> TrainingPrompt:
@@ -27,7 +27,13 @@ def training_prompt(sample: Sample, usage: TaskUsage | None) -> TrainingPrompt:
     for template in (usage.prompt, *usage.if_blank.values()):
         pieces = list(_pieces(template, usage.choices, len(sample.candidates)))
         if (found := _found(sample.prompt, pieces)) is not None:
-            return TrainingPrompt(sample, found)
+            choices = tuple(field for field in found if field.name == _CHOICES)
+            free = tuple(field for field in found if field.name != _CHOICES)
+            if usage.choices is None or len(choices) < len(sample.candidates):
+                return TrainingPrompt(sample, free)
+            by_letter = usage.choices.respond_with == "letter"
+            listing = _listing(usage.choices, choices)
+            return TrainingPrompt(sample, free, choices, listing, by_letter)
     return TrainingPrompt(sample, ())  # nothing is known to be free
 
 
@@ -49,12 +55,19 @@ def _pieces(template: str, form: ChoiceForm | None, count: int) -> Iterator[_Pie
                 for before, inner, _, _ in Formatter().parse(form.line):
                     text += before + (letter if inner == "letter" else "")
                     if inner == "text":
-                        yield text, ""
+                        yield text, _CHOICES
                         text = ""
         elif name is not None:
             yield text, name
             text = ""
     yield text, ""
+
+
+def _listing(form: ChoiceForm, choices: Sequence[PromptField]) -> PromptField:
+    """Return the lines of the choices, given the places of their texts."""
+    parts = [part for part in form.line.format(letter="X", text="\0").split("\0")]
+    start, end = choices[0].start - len(parts[0]), choices[-1].end + len(parts[-1])
+    return PromptField(_CHOICES, start, end)
 
 
 def _found(prompt: str, pieces: list[_Piece]) -> tuple[PromptField, ...] | None:

@@ -23,13 +23,13 @@ from firstcli.testing.requirements import require
 
 _ANIMALS = ("fox", "hare", "toad", "crane", "moth", "goat")
 _PLACES = ("marsh", "hills", "cave")
-_LETTERED = TaskUsage(
+LETTERED_USAGE = TaskUsage(
     kind="multiple-choice",
     prompt="Q: {question}\nAnswer Choices:\n{choices}\nA: The answer is (",
     inputs={"question": InputField(columns=("question",))},
     choices=ChoiceForm(columns=("choices",), line="({letter}) {text}", response="{answer})."),
 )
-_INSTRUCTION = TaskUsage(
+INSTRUCTION_USAGE = TaskUsage(
     kind="instruction",
     prompt="### Instruction:\n{instruction}\n\n### Response:\n",
     inputs={"instruction": InputField(columns=("instruction",))},
@@ -48,14 +48,32 @@ def check_augmenter(
     Raises:
         AssertionError: the class breaks the contract.
     """
+    for prompts in simulated_prompts().values():
+        check_augmenter_on(cls, options, prompts)
+
+
+def check_augmenter_on(
+    cls: type[Augmenter[Any]],
+    options: PluginOptions | Mapping[str, JSON] | None,
+    prompts: Sequence[TrainingPrompt],
+) -> None:
+    """Check the contract of an augmenter that suits certain prompts only.
+
+    Args:
+        cls: the plugin's class.
+        options: its options, as in a recipe.
+        prompts: the prompts, such as some of `simulated_prompts`.
+
+    Raises:
+        AssertionError: the class breaks the contract.
+    """
     name = cls.__name__
     require(issubclass(cls, Augmenter), f"{name} is not a firstcli.api.Augmenter")
     settings = cls.Options.model_validate(dict(options or {}))
     count = cls(settings).copies
     problem = f"{name}.copies is {count!r}, expected a whole number above 0"
     require(type(count) is int and count > 0, problem)
-    for prompts in simulated_prompts().values():
-        _check_on(cls, settings, prompts)
+    _check_on(cls, settings, prompts)
 
 
 def simulated_prompts() -> dict[str, list[TrainingPrompt]]:
@@ -78,8 +96,8 @@ def simulated_prompts() -> dict[str, list[TrainingPrompt]]:
         words.append(Sample.question(animal, [" yes", " no"], number % 2, id=f"w{number}"))
     return {
         "questions": [training_prompt(sample, None) for sample in questions],
-        "lettered choices": [training_prompt(sample, _LETTERED) for sample in lettered],
-        "instructions": [training_prompt(sample, _INSTRUCTION) for sample in instructions],
+        "lettered choices": [training_prompt(sample, LETTERED_USAGE) for sample in lettered],
+        "instructions": [training_prompt(sample, INSTRUCTION_USAGE) for sample in instructions],
         "single words": [training_prompt(sample, None) for sample in words],
     }
 
