@@ -325,3 +325,57 @@ def test_copies_that_are_too_long_are_left_out(tmp_path: Path) -> None:
     assert kept == [length for length in lengths if length <= longest]
     left_out = len(lengths) - len(kept)
     assert any(f"{left_out} of {len(run.copies)} copies are longer than the" in w for w in warnings)
+
+
+def test_knowledge_over_candidates_has_copies(tmp_path: Path) -> None:
+    """Questions whose candidates differ from row to row, each with its own copies."""
+    write_rows(tmp_path / "data" / "train.jsonl", sums(40))
+    write_rows(tmp_path / "data" / "test.jsonl", sums(10, 100))
+    train = {"task": of_files(tmp_path / "data"), "validation": 0.3}
+    arms = {"plus": {"augment": True}}
+    path = command_line.write_recipe(
+        tmp_path, train=train, evaluate=None, arms=arms, knowledge={"over": "candidates"}
+    )
+    done = first("distill", path, "--run-dir", tmp_path / "run")
+    assert done.code == 0, done.err
+    run = Run(load_recipe(path), tmp_path / "run", Console(quiet=True))
+    assert len(Knowledge(tmp_path / "run" / "knowledge" / "copies")) == len(run.copies)
+
+
+def test_further_teachers_are_asked_about_copies(tmp_path: Path) -> None:
+    teacher = {**recipe()["teacher"], "seeds": [1, 2]}
+    arms = {"plus": {"augment": True, "teachers": "mean"}}
+    whole = Recipe.model_validate(recipe(teacher=teacher, arms=arms))
+    units = units_of(whole, tmp_path)
+    assert {"extract copies", "extract copies seed 2"} <= set(units["distill plus"].needs)
+
+
+def test_an_instruction_keeps_its_template_and_its_response(tmp_path: Path) -> None:
+    rows = [{"q": f"Say the number {n} now", "response": f" {n}"} for n in range(40)]
+    write_rows(tmp_path / "train.jsonl", rows)
+    options = {"path": str(tmp_path / "train.jsonl"), "prompt": "## {q}\nAnswer:"}
+    train = {"task": {"name": "instruction", "options": options}, "validation": 0.3}
+    evaluate = [{"task": command_line.WORLD}]
+    arms = {"plus": {"augment": True}}
+    path = command_line.write_recipe(tmp_path, train=train, evaluate=evaluate, arms=arms)
+    run = Run(load_recipe(path), tmp_path / "run", Console(quiet=True))
+    responses = {sample.id: sample.response for sample in run.training.train}
+    for copy in run.copies:
+        assert copy.prompt.startswith("## ") and copy.prompt.endswith("\nAnswer:")
+        assert copy.response == responses[str(copy.id).partition("/")[2]]
+    assert first("distill", path, "--run-dir", tmp_path / "run").code == 0
+
+
+def test_without_a_response_in_the_data_there_is_nothing_to_copy(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Say {n}", "response": ""} for n in range(20)]
+    write_rows(tmp_path / "train.jsonl", rows)
+    task = {"name": "instruction", "options": {"path": str(tmp_path / "train.jsonl")}}
+    path = command_line.write_recipe(
+        tmp_path,
+        train={"task": task, "validation": 0},
+        evaluate=[{"task": command_line.WORLD}],
+        teacher={"model": command_line.MODEL},
+        knowledge={"responses": "teacher"},
+        arms={"plus": {"augment": True}},
+    )
+    first("plan", path).mistake("train.augment: no row of the training split has a response")

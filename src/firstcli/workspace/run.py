@@ -410,6 +410,11 @@ class Run:
         """
         if (section := self.recipe.augmentation) is None:
             return ()
+        if not self.training.train:
+            raise UserError(
+                "train.augment: no row of the training split has a response, so there is nothing "
+                "to make copies of; leave it out"
+            )
         augmenters = [ref.build() for ref in section.augmenters]
         usage = self.training_task.build().usage()
         with self.console.status("making copies of the training samples"):
