@@ -4,7 +4,7 @@ This package does not import torch or transformers, so a recipe that names a plu
 `firstcli.testing` checks the requirements that are stated here.
 """
 
-from firstcli.api.augmenters import Augmenter, PromptField, TrainingPrompt
+from firstcli.api.augmenters import Augmenter, PromptField, TrainingPrompt, WritingSettings
 from firstcli.api.contract import (
     JSON,
     Adaptation,
@@ -85,4 +85,5 @@ __all__ = [
     "TopTokens",
     "TrainingPrompt",
     "UserError",
+    "WritingSettings",
 ]

@@ -43,6 +43,18 @@ class TrainingPrompt:
         return [self.sample.prompt[field.start : field.end] for field in self.fields]
 
 
+@dataclass(frozen=True, slots=True)
+class WritingSettings:
+    """How the teacher writes text for copies."""
+
+    temperature: float = 1.0
+    """Temperature of the next token's distribution; 0 always takes the most likely token."""
+    top_p: float = 1.0
+    """Sample from the fewest most likely tokens whose probabilities sum to at least this."""
+    max_new_tokens: int = 64
+    """Tokens after which the teacher is stopped."""
+
+
 class Augmenter(PluginBase[OptionsT]):
     """A plugin of the group `firstcli.augmenters`: makes copies of training samples.
 
@@ -57,6 +69,37 @@ class Augmenter(PluginBase[OptionsT]):
     def copies(self) -> int:
         """Number of copies of each sample, at least one."""
 
+    @property
+    def writing(self) -> WritingSettings | None:
+        """How the teacher writes text for the copies, or None if they need none.
+
+        Then `request` and `written` are called instead of `copy`.
+        """
+        return None
+
+    def request(self, prompt: TrainingPrompt, number: int) -> str | None:
+        """Return what the teacher continues for a copy, or None if there is no copy.
+
+        Args:
+            prompt: the sample, and what of its prompt is free text.
+            number: which of `copies` this is, from 0. Equal requests of different numbers are
+                answered differently.
+        """
+        raise NotImplementedError
+
+    def written(
+        self, prompt: TrainingPrompt, number: int, text: str, *, finished: bool
+    ) -> Sample | None:
+        """Return a copy, given what the teacher wrote, or None if it cannot be used.
+
+        Args:
+            prompt: the sample, and what of its prompt is free text.
+            number: which of `copies` this is, from 0.
+            text: what follows the request.
+            finished: whether the teacher ended the text itself.
+        """
+        raise NotImplementedError
+
     def read(self, prompts: Iterable[TrainingPrompt]) -> None:
         """Read all training prompts once, before the first copy is made; their order is arbitrary.
 
@@ -64,7 +107,6 @@ class Augmenter(PluginBase[OptionsT]):
         """
         return None
 
-    @abstractmethod
     def copy(self, prompt: TrainingPrompt, number: int, random: Random) -> Sample | None:
         """Return a copy of a sample, or None if there is none.
 
@@ -77,3 +119,4 @@ class Augmenter(PluginBase[OptionsT]):
             random: draws all that is random. It is seeded by the recipe's seed, the sample's id and
                 the number.
         """
+        raise NotImplementedError

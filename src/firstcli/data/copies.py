@@ -9,8 +9,8 @@ A script makes the copies of a run with the samples of its training part:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from random import Random
 
 from firstcli.api import Sample, TaskUsage, TrainingPrompt
@@ -36,11 +36,21 @@ def sample_of(copy: str) -> str:
     return copy.partition("/")[2]
 
 
+@dataclass(frozen=True, slots=True)
+class WrittenText:
+    """What the teacher wrote for a copy."""
+
+    text: str
+    finished: bool
+    """Whether the teacher ended it itself."""
+
+
 def copies_of(
     samples: Sequence[Sample],
     usage: TaskUsage | None,
     augmenters: Sequence[CheckedAugmenter],
     seed: int,
+    written: Callable[[Sample], WrittenText | None] = lambda _: None,
 ) -> Iterator[Sample]:
     """Yield all copies of all samples, those of one sample one after the other.
 
@@ -52,10 +62,64 @@ def copies_of(
         usage: how their task builds prompts; None: the whole prompt is free text.
         augmenters: what makes the copies.
         seed: draws all that is random.
+        written: returns what the teacher wrote after a request of `requests_of`, if it did.
 
     Raises:
         UserError: a sample is a conversation or has an id as copies have, or a copy is malformed.
     """
+    for slot in _slots(samples, usage, augmenters):
+        if slot.augmenter.writing is None:
+            copy = slot.augmenter.copy(slot.prompt, slot.number, Random(f"{seed} {slot.id}"))
+        else:
+            request = slot.request
+            text = None if request is None else written(request)
+            if text is None:
+                continue
+            copy = slot.augmenter.written(
+                slot.prompt, slot.number, text.text, finished=text.finished
+            )
+        if copy is not None:
+            yield replace(copy, id=slot.id)
+
+
+def requests_of(
+    samples: Sequence[Sample], usage: TaskUsage | None, augmenters: Sequence[CheckedAugmenter]
+) -> Iterator[Sample]:
+    """Yield what the teacher continues for copies, as prompts with the ids of the copies.
+
+    Args:
+        samples: the training samples, which have ids.
+        usage: how their task builds prompts.
+        augmenters: what makes the copies.
+
+    Raises:
+        UserError: as `copies_of`.
+    """
+    for slot in _slots(samples, usage, augmenters):
+        if slot.augmenter.writing is not None and (request := slot.request) is not None:
+            yield request
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """A copy that is to be made."""
+
+    prompt: TrainingPrompt
+    augmenter: CheckedAugmenter
+    number: int
+    """The copy's number among those of its augmenter."""
+    id: str
+
+    @property
+    def request(self) -> Sample | None:
+        text = self.augmenter.request(self.prompt, self.number)
+        return None if text is None else Sample(text, "", self.id)
+
+
+def _slots(
+    samples: Sequence[Sample], usage: TaskUsage | None, augmenters: Sequence[CheckedAugmenter]
+) -> Iterator[_Slot]:
+    """Let the augmenters read the prompts, then yield each copy that is to be made."""
 
     def prompts() -> Iterable[TrainingPrompt]:
         return (training_prompt(sample, usage) for sample in samples)
@@ -74,8 +138,5 @@ def copies_of(
         first = 0
         for augmenter in augmenters:
             for number in range(augmenter.copies):
-                named = copy_id(id, first + number)
-                copy = augmenter.copy(prompt, number, Random(f"{seed} {named}"))
-                if copy is not None:
-                    yield replace(copy, id=named)
+                yield _Slot(prompt, augmenter, number, copy_id(id, first + number))
             first += augmenter.copies

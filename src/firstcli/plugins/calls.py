@@ -40,6 +40,7 @@ from firstcli.api import (
     TopTokens,
     TrainingPrompt,
     UserError,
+    WritingSettings,
 )
 from firstcli.plugins.facts import diagnostics_problem, json_problem
 from firstcli.plugins.registry import Plugin, reason
@@ -344,10 +345,38 @@ class CheckedAugmenter:
         with explained(self._plugin, "`read`"):
             self._augmenter.read(prompts)
 
+    @property
+    def writing(self) -> WritingSettings | None:
+        """How the teacher writes text for the copies, if they need some."""
+        with explained(self._plugin, "`writing`"):
+            return self._augmenter.writing
+
+    def request(self, prompt: TrainingPrompt, number: int) -> str | None:
+        """Return what the teacher continues for a copy, or None if there is no copy."""
+        with explained(self._plugin, "`request`"):
+            request = self._augmenter.request(prompt, number)
+        if request is not None and not (isinstance(request, str) and request.strip()):
+            raise UserError(
+                f"{self._plugin.title}: `request` returned {request!r}, expected text or None; "
+                "correct the plugin"
+            )
+        return request
+
     def copy(self, prompt: TrainingPrompt, number: int, random: Random) -> Sample | None:
         """Return a copy of a sample, or None if there is none."""
         with explained(self._plugin, "`copy`"):
             copy = self._augmenter.copy(prompt, number, random)
+        return self._checked(copy, prompt)
+
+    def written(
+        self, prompt: TrainingPrompt, number: int, text: str, *, finished: bool
+    ) -> Sample | None:
+        """Return a copy, given what the teacher wrote, or None if it cannot be used."""
+        with explained(self._plugin, "`written`"):
+            copy = self._augmenter.written(prompt, number, text, finished=finished)
+        return self._checked(copy, prompt)
+
+    def _checked(self, copy: Sample | None, prompt: TrainingPrompt) -> Sample | None:
         if copy is not None and (problem := copy_problem(copy, prompt.sample)):
             raise UserError(
                 f"{self._plugin.title}: the copy of sample '{prompt.sample.id}' {problem}; correct "

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from firstcli.errors import UserError, did_you_mean
 from firstcli.recipe.references import (
     POSTHOC_KEY,
+    AugmenterRef,
     RecalibratorRef,
 )
 from firstcli.recipe.sections import (
@@ -164,6 +165,22 @@ def _augment_conflicts(arms: Mapping[str, Arm], valid: Mapping[str, Any]) -> Con
     if train and train.augment and not tuned and not any(arm.augment for arm in arms.values()):
         text = "no arm learns the copies of train.augment; give one `augment: true`, or"
         yield (), f"{text} leave train.augment out"
+    writing = [ref.name for ref in _augmenters(train) if ref.build().writing is not None]
+    if not writing:
+        return
+    if len(writing) > 1:
+        text = f"the teacher writes for {' and '.join(writing)} of train.augment; keep one of them"
+        yield (), text
+    if tuned:
+        text = f"the teacher writes the copies of {writing[0]}, so it cannot be fine-tuned on them;"
+        yield (), f"{text} leave out teacher.finetune.augment"
+    if not teacher or teacher.model.plugin.is_remote:
+        text = f"the copies of {writing[0]} are written by the teacher, so it must be a model"
+        yield (), f"{text} that runs here"
+
+
+def _augmenters(train: Train | None) -> Sequence[AugmenterRef]:
+    return train.augment.augmenters if train and train.augment else ()
 
 
 def _conflicts_with_copies(arm: Arm, knowledge: KnowledgeSection) -> Conflicts:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from firstcli import __version__
@@ -153,6 +154,16 @@ def copies(run: Run, unit: Unit) -> Inputs:
     return {"copies samples": run.part_content("copies"), "train.augment.share": section.share}
 
 
+def rewordings(run: Run) -> Inputs:
+    """Return what the texts that the teacher writes for copies depend on, besides the teacher."""
+    settings, augment = run.recipe.writing, run.recipe.augmentation
+    assert settings and augment
+    inputs = training_data(run) | flat("sampling", asdict(settings))
+    for number, ref in enumerate(augment.augmenters):
+        inputs |= plugin(f"train.augment.augmenters.{number}", ref)
+    return inputs
+
+
 def saved_dtype(run: Run, unit: Unit) -> Dtype:
     """Return the dtype in which a unit's trained model is saved."""
     chosen = run.training_settings(unit).save_dtype
@@ -205,7 +216,8 @@ def _options(prefix: str, ref: PluginRef | ModelSection, without: tuple[str, ...
 def longest_sample(run: Run, unit: Unit) -> str:
     """Return the length up to which samples are used; it matters only if some are dropped."""
     # The teacher's responses are never too long, and their samples are not known before them.
-    if run.recipe.train.too_long == "error" or unit.part == "written":
+    # Copies that are too long are always left out.
+    if run.recipe.train.too_long == "error" or unit.part in ("written", "copies"):
         return "any"
 
     def make() -> str:
@@ -296,6 +308,8 @@ def all_content(run: Run) -> dict[str, str]:
         inputs[f"samples of {section.name}"] = run.evaluation_content(section.name)
     if run.recipe.knowledge.responses != "data" and run.is_written("written"):
         inputs["written samples"] = run.part_content("written")
+    if run.recipe.writing and run.is_written("copies"):
+        inputs["copies samples"] = run.part_content("copies")
     recipe = json.dumps(run.resolved, sort_keys=True)
     return tokenizer_content(run) | as_text(inputs) | {"recipe": recipe}
 

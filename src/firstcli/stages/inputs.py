@@ -345,7 +345,7 @@ def rows_of(run: Run, unit: Unit) -> EncodedStore:
 
 def copies_of(run: Run, unit: Unit) -> EncodedStore | None:
     """Return the copies that a unit's model learns, if any."""
-    if not learns_copies(run.recipe, unit):
+    if not learns_copies(run.recipe, unit) or not run.is_written("copies"):
         return None
     learns_labels = not unit.arm or run.recipe.arms[unit.arm].learn == "labels"
     if learns_labels:
@@ -356,7 +356,7 @@ def copies_of(run: Run, unit: Unit) -> EncodedStore | None:
 def with_copies(run: Run, unit: Unit) -> tuple[EncodedStore, CopyChoice | None]:
     """Return the samples of a unit's model followed by their copies, and how one is chosen."""
     rows = rows_of(run, unit)
-    if not learns_copies(run.recipe, unit):
+    if not learns_copies(run.recipe, unit) or not run.is_written("copies"):
         return rows, None
     return _joined_with_copies(run, unit, len(rows))
 

@@ -24,7 +24,7 @@ from firstcli.training.batches import SoftTargetSource
 from firstcli.training.memory_estimate import MemoryEstimate
 from firstcli.workspace.artifacts import CHECKPOINTS
 from firstcli.workspace.run import Run
-from firstcli.workspace.units import Unit, learned_parts
+from firstcli.workspace.units import Unit, learned_parts, learns_copies
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -90,6 +90,8 @@ def _further_samples(run: Run, unit: Unit) -> str:
         phrases.append(f"and up to {len(run.prompts)} that the teacher will write")
     if (copies := inputs.copies_of(run, unit)) is not None:
         phrases.append(f"and {len(copies)} copies")
+    elif learns_copies(run.recipe, unit):
+        phrases.append("and the copies that the teacher will write")
     return f" ({', '.join(phrases)})" if phrases else ""
 
 

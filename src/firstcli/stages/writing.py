@@ -6,8 +6,8 @@ names. A killed run goes on where it stopped, and rows that are added later cost
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from firstcli.api import Sample
 from firstcli.errors import UserError
 from firstcli.models.batching import free_memory, is_out_of_memory
 from firstcli.models.generation import Sampler, continuations, text_after
+from firstcli.recipe.sections import Sampling
 from firstcli.runtime import distributed
 from firstcli.runtime.files import write_text
 from firstcli.stages import chat, fingerprints, inputs
 from firstcli.workspace import responses
 from firstcli.workspace.artifacts import fingerprint
-from firstcli.workspace.responses import Response, prompt_digest
+from firstcli.workspace.responses import Response, prompt_digest, request_digest
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit
 
@@ -50,30 +52,63 @@ def write(run: Run, unit: Unit, folder: Path) -> dict[str, Any] | None:
     Raises:
         UserError: students can learn none of the responses.
     """
-    prompts = _encoded(run)
-    cache = run.folder / CACHE / distributed.by_first(lambda: _identity(run, unit))
+    wanted = _written(run, unit, folder, prompts_to_write(run, unit))
+    if wanted is None:
+        return None
+    if unit.part == "copies":
+        return _facts_of_copies(run, wanted)
+    return _facts(run, wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptsToWrite:
+    """The prompts after which the teacher writes, and how it does."""
+
+    prompts: Sequence[Sample]
+    digest_of: Callable[[Sample], str]
+    """Returns what a prompt's text is kept under."""
+    sampling: Sampling
+
+
+def prompts_to_write(run: Run, unit: Unit) -> PromptsToWrite:
+    """Return what the teacher writes in a unit: responses, or text for copies."""
+    if unit.part != "copies":
+        sampling = run.recipe.knowledge.sampler
+        return PromptsToWrite(run.prompts, lambda sample: prompt_digest(sample.prompt), sampling)
+    settings = run.recipe.writing
+    assert settings
+    return PromptsToWrite(run.rewording_requests, request_digest, Sampling(**asdict(settings)))
+
+
+def _written(
+    run: Run, unit: Unit, folder: Path, todo: PromptsToWrite
+) -> dict[str, Response] | None:
+    """Write all texts; return them by digest, in the first process only."""
+    prompts = _encoded(run, todo)
+    cache = run.folder / CACHE / distributed.by_first(lambda: _identity(run, unit, todo.sampling))
     known = distributed.by_first(lambda: _known(cache))
     missing = [prompt for prompt in prompts if prompt.room > 0 and prompt.digest not in known]
     if done := len(prompts) - len(missing):
-        run.console.say(f"{unit.key}: {done} of {len(prompts)} responses need not be written again")
+        what = "responses" if unit.part != "copies" else "texts"
+        run.console.say(f"{unit.key}: {done} of {len(prompts)} {what} need not be written again")
     distributed.by_first(lambda: cache.mkdir(parents=True, exist_ok=True))
-    _write_missing(run, unit, missing, cache)
+    _write_missing(run, unit, missing, cache, todo.sampling)
     distributed.wait()
     if not distributed.is_first():
         return None
     known = _known(cache)
     wanted = {prompt.digest: known[prompt.digest] for prompt in prompts if prompt.room > 0}
     write_text(folder / responses.FILE_NAME, responses.as_lines(wanted))
-    return _facts(run, wanted)
+    return wanted
 
 
-def _encoded(run: Run) -> list[EncodedPrompt]:
+def _encoded(run: Run, todo: PromptsToWrite) -> list[EncodedPrompt]:
     """Encode each prompt once, as the teacher reads it; those that leave most room come first."""
     encoder = chat.encoding(run, "teacher", "train.task").encoder
-    longest, most = inputs.shared_context(run), run.recipe.knowledge.sampler.max_new_tokens
+    longest, most = inputs.shared_context(run), todo.sampling.max_new_tokens
     encoded: dict[str, EncodedPrompt] = {}
-    for sample, joint in zip(run.prompts, encoder(run.prompts), strict=True):
-        digest = prompt_digest(sample.prompt)  # the encoder returns rendered samples
+    for sample, joint in zip(todo.prompts, encoder(todo.prompts), strict=True):
+        digest = todo.digest_of(sample)  # the encoder returns rendered samples
         room = int(min(most, longest - len(joint.prompt)))
         encoded[digest] = EncodedPrompt(digest, joint.prompt, room if joint.prompt else 0)
     return sorted(
@@ -81,11 +116,11 @@ def _encoded(run: Run) -> list[EncodedPrompt]:
     )
 
 
-def _identity(run: Run, unit: Unit) -> str:
+def _identity(run: Run, unit: Unit, sampling: Sampling) -> str:
     """Return a digest of what responses depend on besides their prompts."""
     contents = " ".join(run.manifests[key].content for key in unit.needs)
     depends_on = fingerprints.predictions(run, "teacher")
-    depends_on |= fingerprints.flat("knowledge", run.recipe.knowledge.writing())
+    depends_on |= fingerprints.flat("knowledge", {"sampling": sampling.model_dump()})
     depends_on["teacher"] = contents or run.checkpoint_identity("teacher")
     depends_on["longest sample"] = fingerprints.longest_response(run)
     depends_on["seed"] = run.recipe.seed
@@ -100,13 +135,15 @@ def _known(cache: Path) -> dict[str, Response]:
     return known
 
 
-def _write_missing(run: Run, unit: Unit, missing: Sequence[EncodedPrompt], cache: Path) -> None:
+def _write_missing(
+    run: Run, unit: Unit, missing: Sequence[EncodedPrompt], cache: Path, sampling: Sampling
+) -> None:
     """Generate responses and append them to the cache; each process writes some."""
     ours = missing[distributed.rank() :: distributed.count()]
     if not ours:
         return
     model, tokenizer = inputs.teacher(run), inputs.tokenizer(run, "teacher")
-    sampling, ends = run.recipe.knowledge.sampler, _ends(run)
+    ends = _ends(run)
     sampler = Sampler(sampling.temperature, sampling.top_p, sampling.top_k)
     size, start = BATCH_SIZE, 0
     path = cache / f"{distributed.rank()}.jsonl"
@@ -176,6 +213,18 @@ def _response(
     finished = bool(ids) and ids[-1] in ends
     text = text_after(tokenizer, prompt.input_ids, ids[:-1] if finished else ids)
     return Response(prompt.digest, text, len(ids), finished)
+
+
+def _facts_of_copies(run: Run, known: dict[str, Response]) -> dict[str, Any]:
+    """Count the texts for copies. Whether one can be used is for the augmenter to say."""
+    requests = run.rewording_requests
+    texts = [response for request in requests if (response := known.get(request_digest(request)))]
+    counts = {"unfinished": 0, "empty": 0, "written": 0}
+    for response in texts:
+        counts[response.failure or "written"] += 1
+    mean = sum(response.tokens for response in texts) / max(len(texts), 1)
+    too_long = len(requests) - len(texts)
+    return {"prompts": len(requests), "mean_tokens": mean, "too_long": too_long, **counts}
 
 
 def _facts(run: Run, known: dict[str, Response]) -> dict[str, Any]:

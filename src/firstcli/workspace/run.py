@@ -19,10 +19,11 @@ import yaml
 from firstcli import __version__
 from firstcli.api import ModelRef, Sample, Task
 from firstcli.data import splits
-from firstcli.data.copies import copies_of
+from firstcli.data.copies import WrittenText, copies_of, requests_of
 from firstcli.data.samples import Samples
 from firstcli.data.sequences import Selected
 from firstcli.errors import UserError, did_you_mean, shortened
+from firstcli.plugins.calls import CheckedAugmenter
 from firstcli.recipe.references import ModelSection, TaskRef
 from firstcli.recipe.schema import Recipe
 from firstcli.recipe.sections import TEST, Evaluation, Train, Training, Unlabelled, training_of
@@ -31,9 +32,17 @@ from firstcli.runtime.console import Console
 from firstcli.runtime.files import suppress_read_only, write_json
 from firstcli.runtime.redaction import redacted, without_folders
 from firstcli.workspace.artifacts import Digests, Manifest, fingerprint
-from firstcli.workspace.responses import written_samples
+from firstcli.workspace.responses import FILE_NAME, read, request_digest, written_samples
 from firstcli.workspace.tokenizers import Tokenizers
-from firstcli.workspace.units import RESPONSES_KEY, Part, Role, Unit, responses_path
+from firstcli.workspace.units import (
+    RESPONSES_KEY,
+    REWORDINGS,
+    REWORDINGS_KEY,
+    Part,
+    Role,
+    Unit,
+    responses_path,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -399,7 +408,7 @@ class Run:
     def samples_of(self, part: Part) -> Sequence[Sample]:
         """Return the samples of a part; those that the teacher writes exist once it has."""
         if part == "copies":
-            return self.copies
+            return self.copies if self.is_written(part) else ()
         return self._written if part == "written" else self.training.part(part)
 
     @cached_property
@@ -408,20 +417,41 @@ class Run:
 
         Left out are those whose prompt is also held out, so that no model is trained on it.
         """
-        if (section := self.recipe.augmentation) is None:
+        if self.recipe.augmentation is None:
             return ()
         if not self.training.train:
             raise UserError(
                 "train.augment: no row of the training split has a response, so there is nothing "
                 "to make copies of; leave it out"
             )
-        augmenters = [ref.build() for ref in section.augmenters]
-        usage = self.training_task.build().usage()
+        augmenters, usage = self._augmenters, self.training_task.build().usage()
+        texts = read(self.folder / REWORDINGS / FILE_NAME)
+
+        def written(request: Sample) -> WrittenText | None:
+            response = texts.get(request_digest(request))
+            return response and WrittenText(response.text, response.finished)
+
         with self.console.status("making copies of the training samples"):
-            made = copies_of(self.training.train, usage, augmenters, self.recipe.seed)
+            made = copies_of(self.training.train, usage, augmenters, self.recipe.seed, written)
             copies = Samples(made, self.folder)
         held_out = splits.among(copies, splits.prompt_digests(self.training.validation))
+        if not copies or held_out.all():
+            raise UserError(
+                "train.augment: the augmenters make no copy of any training sample; leave it out, "
+                "or give others"
+            )
         return Selected(copies, np.flatnonzero(~held_out))
+
+    @property
+    def _augmenters(self) -> list[CheckedAugmenter]:
+        section = self.recipe.augmentation
+        return [ref.build() for ref in section.augmenters] if section else []
+
+    @cached_property
+    def rewording_requests(self) -> Sequence[Sample]:
+        """What the teacher continues for copies: prompts with the ids of the copies."""
+        usage = self.training_task.build().usage()
+        return Samples(requests_of(self.training.train, usage, self._augmenters), self.folder)
 
     def _training_split(self, ref: TaskRef) -> TrainingSplit:
         """Cut the labelled samples of the training split."""
@@ -485,7 +515,9 @@ class Run:
         return splits.content_digest(self.prompts)
 
     def is_written(self, part: Part) -> bool:
-        """Return whether the samples of a part exist: those of `written` once they are made."""
+        """Return whether the samples of a part exist: what the teacher writes, once it has."""
+        if part == "copies":
+            return self.recipe.writing is None or REWORDINGS_KEY in self.manifests
         return part != "written" or self._responses is not None
 
     @property
@@ -629,6 +661,8 @@ class Run:
 
     def copies_overlap(self, name: str) -> int:
         """Count the prompts of an evaluation that also occur among the copies."""
+        if not self.is_written("copies"):
+            return 0
         return splits.overlap(self._copied_prompts, self.evaluation_samples(name))
 
     @cached_property
@@ -660,12 +694,14 @@ class Run:
         """A digest of everything that the copies follow from, so that they need not be made."""
         if (section := self.recipe.augmentation) is None:
             return ""
+        assert self.is_written("copies")
         makers = [[ref.name, ref.effective, ref.identity, ref.source] for ref in section.augmenters]
         usage = self.training_task.build().usage()
         depends_on = {
             "augmenters": _as_json(makers),
             "usage": "" if usage is None else usage.model_dump_json(),
             "seed": str(self.recipe.seed),
+            "rewordings": self.manifests[REWORDINGS_KEY].content if self.recipe.writing else "",
             **{part: self._part_contents[part] for part in ("train", "validation")},
         }
         return fingerprint(depends_on)
