@@ -329,6 +329,7 @@ def _arm_facts(run: Run, name: str, arm: Arm) -> ArmFacts:
     for key in ("objective", "mass", "recalibrate", "out_of_fold", "teachers"):
         if (value := getattr(arm, key)) != getattr(defaults, key):
             kind.append(f"{key.replace('_', ' ')} {value}")
+    kind += ["with copies"] if arm.augment else []
     changed = arm.training.model_dump(exclude_none=True) if arm.training else {}
     kind += [f"{key.replace('_', ' ')} {value}" for key, value in changed.items()]
     return ArmFacts(

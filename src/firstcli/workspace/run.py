@@ -429,7 +429,9 @@ class Run:
 
         def written(request: Sample) -> WrittenText | None:
             response = texts.get(request_digest(request))
-            return response and WrittenText(response.text, response.finished)
+            if response is None:
+                return None
+            return WrittenText(response.text, response.finished)
 
         with self.console.status("making copies of the training samples"):
             made = copies_of(self.training.train, usage, augmenters, self.recipe.seed, written)
