@@ -32,7 +32,7 @@ from firstcli.pipeline.execute import execute
 from firstcli.pipeline.plan import Request, open_run
 from firstcli.plugins import load
 from firstcli.recalibration.builtin import normalized, softmax
-from firstcli.stages import inputs
+from firstcli.stages import inputs, role_models, teacher_knowledge
 from firstcli.stages.extract import EXTRACT
 from firstcli.training import soft_targets
 from firstcli.training.soft_targets import Positions
@@ -77,12 +77,12 @@ def validation_answers(run: Run) -> Answers:
     """Return the answer positions, for the recipe's first arm that learns from knowledge."""
     arm = next(arm for arm in run.recipe.arms.values() if arm.learn == "knowledge")
     rows = inputs.training_rows(run, "teacher", "validation")
-    knowledge = inputs.stored_knowledge(run, "validation")
+    knowledge = teacher_knowledge.stored_knowledge(run, "validation")
     positions = Positions.joined(list(soft_targets.recalibrated_chunks(arm, rows, knowledge)))
     samples = run.training.validation
     if any(sample.truth is None for sample in samples):
         return Answers(positions, positions.is_label.astype(np.float64), False)
-    tokenizer = inputs.tokenizer(run, "teacher")
+    tokenizer = role_models.tokenizer(run, "teacher")
     outcome = np.zeros(positions.topk.shape)
     for i, question in enumerate(encode_questions(samples, Encoding(tokenizer, "validation"))):
         for token, share in zip(question.candidate_ids, question.truth or (), strict=True):

@@ -29,7 +29,7 @@ from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference
 from firstcli.pipeline.plan import Request, open_run
 from firstcli.recipe.sections import Arm, Training, training_of
-from firstcli.stages import inputs
+from firstcli.stages import inputs, role_models
 from firstcli.training import objectives, soft_targets
 from firstcli.training.batches import MicroBatches, SoftTargetSource, TrainingBatches
 from firstcli.training.soft_targets import SoftTargets
@@ -172,7 +172,7 @@ def main() -> None:
     assert recipe.teacher and recipe.teacher.finetune
     train = inputs.training_rows(run, "student", "train")
     validation = inputs.training_rows(run, "student", "validation")
-    teacher = inputs.starting_model(run, "teacher", "float32", recipe.seed)
+    teacher = role_models.starting_model(run, "teacher", "float32", recipe.seed)
     fit(teacher, train, None, recipe.teacher.finetune, recipe.seed)
     known = extract(teacher, train, recipe.knowledge.top_k)
     held_out = extract(teacher, validation, recipe.knowledge.top_k)
@@ -180,7 +180,7 @@ def main() -> None:
     for name, arm in recipe.arms.items():
         labels = arm.learn == "labels"
         source = None if labels else soft_target_source(arm, train, known, held_out)
-        student = inputs.starting_model(run, "student", "float32", recipe.seed)
+        student = role_models.starting_model(run, "student", "float32", recipe.seed)
         fit(student, train, source, training_of(recipe.student, arm), recipe.seed)
         results[name] = evaluate(run, student)
     print(json.dumps({"seconds": time.perf_counter() - began, "results": results}, indent=1))

@@ -35,7 +35,8 @@ from firstcli.runtime.console import size
 from firstcli.stages import scoring
 from firstcli.training import memory_estimate
 from firstcli.training.batches import TrainingBatches
-from firstcli.training.memory_estimate import BatchShape, MemoryEstimate, MemorySettings
+from firstcli.training.memory_estimate import MemoryEstimate
+from firstcli.training.memory_settings import BatchShape, MemorySettings
 from measure import Comparison, Report
 from shapes import INSTRUCTION, QUESTION, Model, Place, Text
 

@@ -24,7 +24,7 @@ from firstcli.knowledge.codec import Precision
 from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference, readout
 from firstcli.pipeline.plan import Request, open_run
-from firstcli.stages import inputs, scoring
+from firstcli.stages import inputs, role_models, scoring, shared_tokens
 from firstcli.workspace.run import Run
 
 PRECISIONS: tuple[Precision, ...] = ("standard", "compact")
@@ -40,8 +40,8 @@ ERRORS = (
 @torch.inference_mode()
 def exact_knowledge(run: Run, rows: Sequence[EncodedSample]) -> dict[str, TopK]:
     """Return the teacher's knowledge before quantisation."""
-    reader = readout.Reader(inputs.teacher(run))
-    top_k, limit = run.recipe.knowledge.top_k, inputs.shared_vocabulary(run)
+    reader = readout.Reader(role_models.teacher(run))
+    top_k, limit = run.recipe.knowledge.top_k, shared_tokens.shared_vocabulary(run)
     known: dict[str, TopK] = {}
     for batch in inference.batches([len(row.input_ids) for row in rows], scoring.EXTRACTION_TOKENS):
         known |= scoring.top_k_of(reader, [rows[i] for i in batch], top_k, limit)

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 STEPS = 2
 TOP_K = 5
@@ -36,6 +36,11 @@ class Case:
     """Supervised positions of each sample."""
     trainer: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
+    packed: bool = False
+
+    def length(self, number: int) -> int:
+        """Return the tokens of a sample: every other one is shorter, as in real batches."""
+        return self.tokens - number % 2
 
 
 LLAMA = {
@@ -58,6 +63,8 @@ CASES = {
     "llama-adafactor": Case("llama", LLAMA, trainer={"optim": "adafactor"}),
     "llama-adamw": Case("llama", LLAMA, trainer={"optim": "adamw_torch"}),
     "llama-bfloat16": Case("llama", LLAMA, dtype="bfloat16"),
+    "llama-packed": Case("llama", LLAMA, packed=True),
+    "llama-packed-long": Case("llama", LLAMA, tokens=384, packed=True),
     "gpt2": Case("gpt2", GPT2),
     "gpt2-checkpointing": Case("gpt2", GPT2, tokens=384, trainer=CHECKPOINTING),
     "gemma2": Case("gemma2", GEMMA, micro=4, batch=8),
@@ -71,12 +78,15 @@ def estimated(case: Case) -> dict[str, int]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from firstcli.training import memory_estimate
+    from firstcli.training.memory_settings import BatchShape, MemorySettings
 
     with torch.device("meta"):
         config = AutoConfig.for_model(case.model_type, **case.config)
         empty = AutoModelForCausalLM.from_config(config)
-    shape = memory_estimate.BatchShape(case.micro, case.tokens, case.micro * case.supervised, TOP_K)
-    settings = memory_estimate.MemorySettings(
+    tokens = sum(case.length(n) for n in range(case.micro)) if case.packed else case.tokens
+    positions = case.micro * case.supervised
+    shape = BatchShape(case.micro, tokens, positions, TOP_K, packed=case.packed)
+    settings = MemorySettings(
         torch.device("cpu"),
         getattr(torch, case.dtype),
         optim=case.trainer.get("optim", "adamw_torch_fused"),
@@ -119,7 +129,7 @@ def _train(config: Any, case: Case) -> None:
     draw = np.random.default_rng(0)
     rows = []
     for number in range(case.batch * STEPS):
-        length = case.tokens - number % 2  # with padding, as real batches
+        length = case.length(number)
         ids = draw.integers(0, 100, length, dtype=np.int32)
         rows.append(EncodedSample(f"s{number}", ids, length - case.supervised, None))
 
@@ -138,7 +148,8 @@ def _train(config: Any, case: Case) -> None:
         args = arguments.arguments(Path(folder), settings, fields, 0, torch.device("cpu"))
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, case.dtype))
         console = Console(quiet=True)
-        trainer.train(model, rows, soft_targets, "topk-tail", args, console, "training")
+        batching: Literal["padded", "packed"] = "packed" if case.packed else "padded"
+        trainer.train(model, rows, soft_targets, "topk-tail", args, console, "training", batching)
 
 
 def _status(name: str) -> int:

@@ -10,7 +10,7 @@ import pytest
 
 from firstcli.api import Sample, Split
 from firstcli.tasks.known_world import KnownWorld
-from firstcli.workspace import run
+from firstcli.workspace import sources
 from support import command_line
 from support.command_line import first
 
@@ -81,6 +81,6 @@ def test_a_bug_in_a_task_keeps_its_traceback(
 
 
 def test_a_slow_source_shows_its_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "PROGRESS_SECONDS", -1)
+    monkeypatch.setattr(sources, "PROGRESS_SECONDS", -1)
     result = first("plan", command_line.write_recipe(tmp_path), "--run-dir", tmp_path / "run")
     assert "train.task: split 'train' of task 'known-world': 96 rows read so far" in result.out

@@ -181,9 +181,9 @@ def test_plan_compares_the_need_with_the_memory_of_the_device(
 def test_a_model_that_does_not_fit_at_any_batch_size_is_loaded_once(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from firstcli.stages import inputs
+    from firstcli.stages import role_models
 
-    run, loaded, real = finished.copied_to(tmp_path), list[str](), inputs.starting_model
+    run, loaded, real = finished.copied_to(tmp_path), list[str](), role_models.starting_model
     empty = torch.empty
 
     def refuse_large(*shape: Any, dtype: Any = None, **options: Any) -> torch.Tensor:
@@ -197,7 +197,7 @@ def test_a_model_that_does_not_fit_at_any_batch_size_is_loaded_once(
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "empty", refuse_large)
-        patch.setattr(inputs, "starting_model", load)
+        patch.setattr(role_models, "starting_model", load)
         result = first("distill", finished.recipe, "--run-dir", run, "--arm", "first", "--force")
     result.mistake("distill first: out of memory: weights, gradients and", "need", "cpu has")
     assert loaded == ["model"]

@@ -16,7 +16,7 @@ from firstcli.knowledge.store import Knowledge
 from firstcli.recipe.load import load_recipe
 from firstcli.recipe.schema import Recipe
 from firstcli.runtime.console import Console
-from firstcli.stages import checks, inputs, units_of
+from firstcli.stages import checks, inputs, teacher_knowledge, units_of
 from firstcli.workspace.run import Run
 from support import command_line
 from support.command_line import Result, copy_run, first, of_files, recipe, sums, write_rows
@@ -154,7 +154,8 @@ def test_copies_enter_neither_fitting_nor_evaluation_nor_fine_tuning(job: Job) -
         assert "extract copies" not in units[key].needs
     held_out = {sample.id for sample in run.training.validation}
     assert {
-        row.id for row in inputs.validation_knowledge(run, run.recipe.arms["first-plus"])[0]
+        row.id
+        for row in teacher_knowledge.validation_knowledge(run, run.recipe.arms["first-plus"])[0]
     } == (held_out)
     assert {row.id for row in inputs.training_rows(run, "student", "validation")} == held_out
     trained = {row.id for row in inputs.rows_of(run, units["finetune"])}

@@ -14,7 +14,7 @@ from conftest import MakeLlama
 from firstcli.errors import UserError
 from firstcli.recipe.load import load_recipe
 from firstcli.runtime.console import Console
-from firstcli.stages import inputs, scoring, units_of
+from firstcli.stages import inputs, role_models, scoring, shared_tokens, teacher_knowledge, units_of
 from firstcli.workspace.run import Run
 from support import command_line
 from support.command_line import TRAINING, Finished, first, of_files, write_rows
@@ -81,10 +81,10 @@ def opened(job: Finished) -> Run:
 
 def test_a_teacher_with_another_tokenizer_teaches(job: Finished) -> None:
     run = opened(job)
-    stored = inputs.stored_knowledge(run, "train")
+    stored = teacher_knowledge.stored_knowledge(run, "train")
     assert stored.top_k == 3  # of `top_k: 5`, because no sample has more candidates
     assert {facts["over"] for facts in stored.facts} == {"candidates"}
-    knowledge = inputs.knowledge_of(run, run.recipe.arms["first"])
+    knowledge = teacher_knowledge.knowledge_of(run, run.recipe.arms["first"])
     unit = units_of(run.recipe, run.folder)["distill first"]
     rows = inputs.rows_of(run, unit)
     teachers = dict(inputs.candidate_tokens(run, "teacher", "train"))
@@ -111,8 +111,8 @@ def test_stored_probabilities_are_those_of_the_whole_candidates(job: Finished) -
     import torch
 
     run = opened(job)
-    stored = inputs.stored_knowledge(run, "train")
-    teacher = inputs.teacher(run)
+    stored = teacher_knowledge.stored_knowledge(run, "train")
+    teacher = role_models.teacher(run)
     for question in inputs.candidate_questions(run, "train")[:6]:
         expected = []
         for tokens in question.candidates:
@@ -147,11 +147,11 @@ def test_with_equal_tokenizers_it_is_knowledge_over_tokens_restricted_to_the_can
     over = Run(load_recipe(recipe, ["knowledge.over=candidates"]), run.folder, Console(quiet=True))
     unit = units_of(over.recipe, over.folder)["extract train"]
     (shard,) = scoring.shards_of(over, unit)
-    scored = scoring.scorer_of(over, unit)(shard, inputs.knowledge_width(over))
+    scored = scoring.scorer_of(over, unit)(shard, teacher_knowledge.knowledge_width(over))
     tokens = inputs.candidate_tokens(run, "teacher", "train")
     unit = units_of(run.recipe, run.folder)["extract train"]
     (shard,) = scoring.shards_of(run, unit)
-    whole = scoring.scorer_of(run, unit)(shard, inputs.shared_vocabulary(run))
+    whole = scoring.scorer_of(run, unit)(shard, shared_tokens.shared_vocabulary(run))
     for row in shard.rows:
         position = row.answer_position - row.start  # type: ignore[operator]
         of_tokens = dict(

@@ -14,7 +14,9 @@ from firstcli.models import generation
 from firstcli.recipe.load import load_recipe
 from firstcli.runtime.console import Console
 from firstcli.stages import units_of, writing
+from firstcli.stages.response_cache import CACHE
 from firstcli.workspace import responses
+from firstcli.workspace.artifacts import Digests
 from firstcli.workspace.run import Run
 from support import command_line
 from support.command_line import MODEL, WORLD, copy_run, first, pending, write_rows
@@ -114,15 +116,36 @@ def test_a_killed_run_goes_on_where_it_stopped(
 ) -> None:
     run = copy_run(job.run, tmp_path / "run")
     whole = (run / "responses" / responses.FILE_NAME).read_bytes()
-    (cache,) = (run / writing.CACHE).glob("*/0.jsonl")
+    (cache,) = (run / CACHE).glob("*/0.jsonl")
     lines = cache.read_bytes().splitlines(keepends=True)
     cache.write_bytes(b"".join(lines[:4]) + lines[4][:20])  # killed while it wrote the fifth
+    unit = units_of(job.opened().recipe, run)["respond responses"]
+    manifest = unit.artifact.manifest(Digests())
+    assert manifest
+    unit.artifact.reopen([responses.FILE_NAME], manifest.fingerprint)
     monkeypatch.setattr(writing, "BATCH_SIZE", 3)  # which changes no text
-    result = first("respond", job.recipe, "--run-dir", run, "--force")
+    shown = first("respond", job.recipe, "--run-dir", run, "--dry-run", "--json")
+    resumes = {each["unit"]: each.get("resumes") for each in shown.json["units"]}
+    assert resumes["respond responses"] == "response 4 of 10"
+    result = first("respond", job.recipe, "--run-dir", run, "--force")  # which loses nothing, too
     assert result.code == 0, result.err
     assert "4 of 10 responses need not be written again" in result.out
     assert (run / "responses" / responses.FILE_NAME).read_bytes() == whole
     assert len(responses.read(cache)) == 10
+
+
+def test_force_writes_every_response_again(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A response that was kept is not the teacher's any more, say because a library changed."""
+    run = copy_run(job.run, tmp_path / "run")
+    whole = (run / "responses" / responses.FILE_NAME).read_bytes()
+    (cache,) = (run / CACHE).glob("*/0.jsonl")
+    cache.write_text(cache.read_text("utf-8").replace('"text": "', '"text": "old'), "utf-8")
+    result = first("respond", job.recipe, "--run-dir", run, "--force")
+    assert result.code == 0, result.err
+    assert "need not be written again" not in result.out
+    assert (run / "responses" / responses.FILE_NAME).read_bytes() == whole
 
 
 def test_other_settings_write_other_responses(job: Job) -> None:

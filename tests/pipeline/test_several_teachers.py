@@ -14,7 +14,7 @@ from firstcli.errors import UserError
 from firstcli.knowledge.mean import mean_of
 from firstcli.recipe.load import load_recipe
 from firstcli.runtime.console import Console
-from firstcli.stages import inputs, units_of
+from firstcli.stages import inputs, teacher_knowledge, units_of
 from firstcli.workspace.run import Run
 from support import command_line
 from support.command_line import MODEL, TRAINING, Finished, copy_run, first
@@ -78,19 +78,21 @@ def test_the_teachers_differ_in_their_seed_and_the_arm_learns_their_mean(
 ) -> None:
     run = opened(job[0])
     rows = inputs.training_rows(run, "teacher", "train")
-    knowledge = inputs.knowledge_of(run, run.recipe.arms["mean"])
-    each = [inputs.stored_knowledge(run, "train", seed) for seed in (None, 8)]
+    knowledge = teacher_knowledge.knowledge_of(run, run.recipe.arms["mean"])
+    each = [teacher_knowledge.stored_knowledge(run, "train", seed) for seed in (None, 8)]
     for row in list(rows)[:5]:
         one, other = (part.of(row) for part in each)
         assert not np.array_equal(one.log_probs, other.log_probs)
         found, expected = knowledge.of(row), mean_of([one, other])
         np.testing.assert_array_equal(found.token_ids, expected.token_ids)
         np.testing.assert_array_equal(found.log_probs, expected.log_probs)
-    only = inputs.knowledge_of(run, run.recipe.arms["first"])
+    only = teacher_knowledge.knowledge_of(run, run.recipe.arms["first"])
     np.testing.assert_array_equal(only.of(rows[0]).log_probs, each[0].of(rows[0]).log_probs)
-    _, validation = inputs.validation_knowledge(run, run.recipe.arms["mean"])
+    _, validation = teacher_knowledge.validation_knowledge(run, run.recipe.arms["mean"])
     row = inputs.training_rows(run, "teacher", "validation")[0]
-    both = [inputs.stored_knowledge(run, "validation", seed).of(row) for seed in (None, 8)]
+    both = [
+        teacher_knowledge.stored_knowledge(run, "validation", seed).of(row) for seed in (None, 8)
+    ]
     np.testing.assert_array_equal(validation.of(row).log_probs, mean_of(both).log_probs)
 
 

@@ -16,6 +16,7 @@ from firstcli.recipe.load import load_recipe
 from firstcli.recipe.schema import Recipe
 from firstcli.runtime.console import Console
 from firstcli.stages import units_of
+from firstcli.workspace.data_decisions import state_data
 from firstcli.workspace.run import Run
 from support import command_line
 from support.command_line import Result, copy_run, first, of_files, sums, write_rows
@@ -196,7 +197,7 @@ def test_the_resolved_recipe_says_that_there_are_unlabelled_rows(tmp_path: Path)
     path = recipe_of(tmp_path, [*sums(40), *without_answers(5, 200)])
     run = Run(load_recipe(path), tmp_path / "run", Console(quiet=True))
     assert run.recipe.train.unlabelled is None
-    run.state_data()
+    state_data(run)
     assert run.recipe.train.unlabelled is not None
     assert Recipe.model_validate(run.recipe.resolved()) == run.recipe
 

@@ -18,7 +18,7 @@ from firstcli.plugins import calls
 from firstcli.plugins.calls import CheckedRecalibrator
 from firstcli.recalibration.builtin import LogitTemperature
 from firstcli.recalibration.candidates import recalibrated
-from firstcli.stages import inputs, posthoc, scoring, units_of
+from firstcli.stages import inputs, posthoc, role_models, scoring, shared_tokens, units_of
 from firstcli.workspace.run import Run
 from support import command_line
 from support.command_line import first
@@ -134,7 +134,7 @@ def test_its_temperature_is_fitted_on_what_the_model_says_where_it_decides(
     topk = top.topk
     assert topk.shape == (30, 6) == is_label.shape
     assert unit.model
-    model = inputs.model(run, unit.model)
+    model = role_models.model(run, unit.model)
     for row, probabilities, true in zip(rows, topk, is_label, strict=True):
         assert row.answer_position is not None
         ids = torch.tensor(row.input_ids[None, : row.answer_position], dtype=torch.long)
@@ -162,11 +162,11 @@ def test_no_row_is_scored_by_a_teacher_that_has_seen_it(done: tuple[Path, Path])
     assert [not a & b for a, b in zip(seen, unseen, strict=True)] == [True, True]
     stored = Knowledge(done[1] / "knowledge" / "out-of-fold")
     assert len(stored) == len(rows)
-    limit = inputs.shared_vocabulary(run)
+    limit = shared_tokens.shared_vocabulary(run)
     from firstcli.models import readout
 
     for fold in (1, 2):
-        reader = readout.Reader(inputs.teacher(run, fold))
+        reader = readout.Reader(role_models.teacher(run, fold))
         for row in list(inputs.rows_of_fold(run, fold, seen=False))[:5]:
             exact = scoring.top_k_of(reader, [row], 6, limit)[row.id]
             known = stored.of(row)

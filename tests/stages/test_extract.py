@@ -25,7 +25,7 @@ from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference, readout
 from firstcli.recipe.schema import Recipe
 from firstcli.runtime.console import Console
-from firstcli.stages import inputs, scoring, units_of
+from firstcli.stages import inputs, role_models, scoring, units_of
 from firstcli.stages.extract import EXTRACT
 from firstcli.stages.scoring import split_into_shards, top_k_of
 from firstcli.workspace.run import Run
@@ -280,7 +280,7 @@ def test_the_stage_stores_every_sample_under_its_id(
     opened = store.Knowledge(tmp_path)
     rows = inputs.training_rows(run, "teacher", "train")
     assert len(opened) == facts.samples == len(rows) > 32
-    model = inputs.teacher(run)
+    model = role_models.teacher(run)
     for one in rows:
         ids, tails = naive_top_k(model, one, TOP_K)
         known = opened.of(one)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -112,6 +116,60 @@ def test_an_adapter_predicts_and_is_exported(run: Path, tmp_path: Path) -> None:
             torch.testing.assert_close(exported[name], value, rtol=1e-5, atol=1e-6)
 
 
+def test_the_code_in_an_adapters_card_agrees_with_first_predict(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also moved away from its run; vLLM is left to the card of the merged model."""
+    moved = shutil.copytree(run / "students" / "alone", tmp_path / "moved")
+    card = (moved / "README.md").read_text("utf-8")
+    (code,) = re.findall(r"~~~python\n(.*?)\n~~~", card, re.DOTALL)
+    assert "With transformers and peft" in card and "LLM(" not in card
+    monkeypatch.chdir(moved)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(code, "README.md", "exec"), {})
+    predict, export = re.findall(r"~~~sh\n(.*?)\n~~~", card, re.DOTALL)
+    result = first(*shlex.split(predict)[1:])
+    assert result.code == 0, result.err
+    (row,) = [json.loads(line) for line in result.out.splitlines() if line.startswith("{")]
+    answer, confidence = out.getvalue().split()
+    assert row["prediction"] == answer
+    assert row["confidence"] == pytest.approx(float(confidence), abs=1e-5)
+    assert first(*shlex.split(export)[1:]).code == 0
+    merged = (tmp_path / "merged" / "README.md").read_text("utf-8")
+    assert "peft" not in merged.partition("## Training")[0] and "LLM(" in merged
+
+
+@pytest.mark.parametrize("asked, saved", [((), "bfloat16"), (("--dtype", "float32"), "float32")])
+def test_an_exported_adapter_has_the_dtype_of_its_checkpoint(
+    run: Path, tmp_path: Path, asked: tuple[str, ...], saved: str
+) -> None:
+    base = adapters.base_of(run / "students" / "alone").folder
+    assert base
+    whole = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    whole.save_pretrained(tmp_path / "base")
+    moved = shutil.copytree(run / "students" / "alone", tmp_path / "moved")
+    config = moved / "adapter_config.json"
+    values = json.loads(config.read_text()) | {"base_model_name_or_path": str(tmp_path / "base")}
+    config.write_text(json.dumps(values))
+    result = first("export", moved, tmp_path / "out", "--json", *asked)
+    assert result.code == 0, result.err
+    assert result.json["dtype"] == saved
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert {str(value.dtype) for value in weights.values()} == {f"torch.{saved}"}
+
+
+def test_save_dtype_holds_for_the_export_of_an_adapter(run: Path, tmp_path: Path) -> None:
+    copied = command_line.copy_run(run, tmp_path / "run")
+    recipe = copied / "recipe.yaml"
+    content = yaml.safe_load(recipe.read_text("utf-8"))
+    content["arms"]["alone"]["training"]["save_dtype"] = "bfloat16"
+    recipe.write_text(yaml.safe_dump(content), "utf-8")
+    result = first("export", copied, tmp_path / "out", "--arm", "alone", "--json")
+    assert result.code == 0, result.err
+    assert result.json["dtype"] == "bfloat16"
+
+
 def test_an_adapter_is_a_checkpoint_of_a_later_recipe(run: Path, tmp_path: Path) -> None:
     """Of a teacher that is not fine-tuned, and of a student that is trained as a whole."""
     base = shutil.copytree(
@@ -181,8 +239,10 @@ def test_a_run_without_adapters_stays_up_to_date(tmp_path: Path, pico_folder: Pa
         ({"lora": {"targets": "q_proj"}}, ("student.training.lora.targets", "[q_proj, v_proj]")),
         ({"lora": {"targets": []}}, ("student.training.lora.targets",)),
         ({"lora": {"rang": 8}}, ("student.training.lora.rang",)),
-        ({"lora": {"targets": ["q_prj"]}}, ("lora.targets", "did you mean 'q_proj'?")),
-        ({"lora": {"targets": ["lm_head"]}}, ("lora.targets", "is the output layer")),
+        (
+            {"lora": {"targets": ["q_prj"]}},
+            ("student.training.lora.targets: ", "did you mean 'q_proj'?"),
+        ),
     ],
 )
 def test_mistakes_are_named_with_their_key(
@@ -194,6 +254,25 @@ def test_mistakes_are_named_with_their_key(
         tmp_path, pico_folder, student=student, arms={"a": {"learn": "labels"}}, teacher=None
     )
     first("plan", path, "--run-dir", tmp_path / "run").mistake(*parts)
+
+
+def test_a_wrong_target_is_named_with_the_section_that_states_it(
+    tmp_path: Path, pico_folder: Path
+) -> None:
+    """The teacher and one arm name a layer that takes no adapter."""
+    model = {"family": "causal-lm", "checkpoint": str(pico_folder)}
+    wrong = {"lora": {"targets": ["lm_head"]}}
+    path = recipe(
+        tmp_path,
+        pico_folder,
+        teacher={"model": model, "finetune": TRAINING | wrong},
+        student={"model": model, "training": TRAINING},
+        arms={"plain": {"learn": "labels"}, "a": {"learn": "labels", "training": wrong}},
+    )
+    shown = first("plan", path, "--run-dir", tmp_path / "run")
+    assert shown.code == 2
+    for error, section in zip(shown.errors, ("teacher.finetune", "arms.a.training"), strict=True):
+        assert f"{section}.lora.targets: 'lm_head' is the output layer" in error
 
 
 def test_an_arm_that_saves_an_adapter_needs_one(tmp_path: Path, pico_folder: Path) -> None:

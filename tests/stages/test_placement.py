@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from firstcli.stages import inputs, reading_memory
+from firstcli.stages import reading_memory, role_models
 from support import command_line
 from support.command_line import Result, first
 
@@ -41,14 +41,14 @@ def test_offloaded_weights_give_the_same_knowledge_and_answers(
 ) -> None:
     """And leave nothing behind; where a model runs makes no result stale."""
     seen = []
-    original = inputs.for_inference
+    original = role_models.for_inference
 
     def for_inference(*args: Any) -> Any:
         model = original(*args)
         seen.append(any(value.is_meta for value in model.parameters()))
         return model
 
-    monkeypatch.setattr(inputs, "for_inference", for_inference)
+    monkeypatch.setattr(role_models, "for_inference", for_inference)
     found = {}
     for name, options in {"plain": {}, "offloaded": OFFLOADED}.items():
         folder = tmp_path / name
@@ -76,6 +76,12 @@ def test_training_cannot_be_spread(tmp_path: Path, pico_folder: Path) -> None:
     refused.mistake("teacher.model.options.device_map", "trainer.fsdp")
 
 
+def test_a_map_to_the_disk_alone_spreads_the_model_too(tmp_path: Path, pico_folder: Path) -> None:
+    options: dict[str, Any] = {"finetune": command_line.TRAINING, "device_map": {"": "disk"}}
+    refused = run(tmp_path, pico_folder, "plan", **options)
+    refused.mistake("teacher.model.options.device_map", "trainer.fsdp")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says that there is no GPU")
 def test_quantising_needs_a_gpu(tmp_path: Path, pico_folder: Path) -> None:
     refused = run(tmp_path, pico_folder, "plan", quantization={"load_in": "nf4"})
@@ -89,6 +95,12 @@ def test_quantising_needs_a_gpu(tmp_path: Path, pico_folder: Path) -> None:
         ({"max_memory": {"cpu": "1GB"}}, ("no effect without device_map",)),
         ({"device_map": "auto", "max_memory": {"cpu": "1"}}, ("max_memory", "'1'", "20GB")),
         ({"device_map": "auto", "device": "cpu"}, ("device has no effect beside device_map",)),
+        (
+            {"device_map": {"": 0}},
+            ("teacher.model.options", "the whole model on one device; set device: cuda:0 instead"),
+        ),
+        ({"device_map": {"model": "cpu", "lm_head": "cpu"}}, ("set device: cpu instead",)),
+        ({"device_map": {}}, ("device_map", "names no part")),
         ({"quantization": {"load_in": "int4"}}, ("quantization.load_in", "'nf4'")),
         ({"quantization": {"load_in": "int8", "double_quant": True}}, ("no effect with load_in",)),
     ],

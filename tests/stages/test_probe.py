@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from firstcli.stages import probe
+from firstcli.training import trainer
 from support import command_line
 from support.command_line import first
 
@@ -47,6 +49,37 @@ def test_time_is_that_of_all_batches(tmp_path: Path) -> None:
     assert two["finetune"]["seconds"] == 5 + 5  # half as large, but as many
     assert two["finetune"]["sharded"] < two["finetune"]["memory"]
     assert found["finetune"]["sharded"] == found["finetune"]["memory"]
+
+
+def test_training_is_probed_as_the_recipe_sets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its optimizer and activation checkpointing; random numbers are left as they were."""
+    stepped: list[type] = []
+    recomputes: list[bool] = []
+    sgd, forward = torch.optim.SGD.step, trainer.install_objective
+
+    def step(self: torch.optim.SGD, *args: Any) -> Any:
+        stepped.append(type(self))
+        return sgd(self, *args)
+
+    def install(model: Any, *args: Any, **options: Any) -> None:
+        recomputes.append(model.is_activation_checkpointing)
+        forward(model, *args, **options)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    path = command_line.write_recipe(
+        tmp_path, trainer={"optim": "sgd", "activation_checkpointing": True}
+    )
+    plan = ("plan", path, "--run-dir", tmp_path / "run")
+    assert first(*plan).code == 0
+    stepped.clear()
+    monkeypatch.setattr(trainer, "install_objective", install)
+    before = torch.get_rng_state()
+    result = first(*plan, "--probe")
+    assert result.code == 0, result.err
+    assert stepped and all(recomputes) and len(recomputes) >= 2
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_sizes_between_the_probed_ones_lie_between_their_times(

@@ -14,7 +14,7 @@ from transformers import MambaConfig, PreTrainedModel
 from checkpoints.test_causality import build
 from firstcli.api import ModelRef
 from firstcli.models import inference
-from firstcli.stages import inputs, weights
+from firstcli.stages import role_models, weights
 from support import command_line
 from support.checkpoints import edit
 from support.command_line import Result, first
@@ -92,13 +92,13 @@ def test_quantised_weights_are_not_trained(
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The roles whose starting weights are loaded, in order."""
     roles: list[str] = []
-    load = inputs.starting_model
+    load = role_models.starting_model
 
     def recorded(run: Any, role: Any, *args: Any) -> PreTrainedModel:
         roles.append(role)
         return load(run, role, *args)
 
-    monkeypatch.setattr(inputs, "starting_model", recorded)
+    monkeypatch.setattr(role_models, "starting_model", recorded)
     return roles
 
 

@@ -19,8 +19,8 @@ from transformers import (
 
 from firstcli.models import readout
 from firstcli.recipe.lora import Lora
-from firstcli.training import memory_estimate
-from firstcli.training.memory_estimate import BatchShape, MemorySettings
+from firstcli.training import memory_estimate, memory_pass
+from firstcli.training.memory_settings import BatchShape, MemorySettings
 
 WIDTH, INNER, LAYERS, VOCABULARY = 64, 128, 2, 300
 LLAMA = LlamaConfig(
@@ -152,6 +152,30 @@ def test_settings_that_save_activations_save_them(config: PreTrainedConfig) -> N
     assert lora.complete
 
 
+@pytest.mark.parametrize(
+    "config",
+    [LLAMA, GPT2Config(n_embd=64, n_layer=2, n_head=2, vocab_size=300, attn_pdrop=0)],
+)
+def test_a_packed_row_has_a_mask_of_all_pairs_unless_attention_is_flash(
+    config: PreTrainedConfig,
+) -> None:
+    """The row has as many tokens as its samples together, which padding only makes more."""
+    padded = BatchShape(samples=8, tokens=128, positions=16, top_k=5)
+    packed = BatchShape(samples=8, tokens=8 * 128, positions=16, top_k=5, packed=True)
+
+    def peak(shape: BatchShape, attention: str | None = None) -> int:
+        settings = replace(CPU, attention=attention)
+        found = memory_estimate.estimate(empty(config), shape, settings)
+        assert found.complete
+        return found.activations
+
+    mask = packed.tokens**2  # bytes, of which attention makes numbers
+    assert peak(packed) - peak(packed, "flash_attention_2") >= mask
+    without_mask = peak(padded, "flash_attention_2")
+    assert peak(packed, "flash_attention_2") == pytest.approx(without_mask, rel=0.05)
+    assert peak(packed, "eager") > peak(packed) + config.num_hidden_layers * 4 * mask
+
+
 def test_an_estimate_leaves_no_trace_in_later_computations() -> None:
     """What a device can do is remembered; it must not be learned from tensors without data."""
     readout.has_float32_sums.cache_clear()
@@ -168,7 +192,7 @@ def test_an_architecture_that_does_not_run_without_data_is_said_to_be_incomplete
     def fail(*_: object) -> int:
         raise RuntimeError("no such operator")
 
-    monkeypatch.setattr(memory_estimate, "_peak", fail)
+    monkeypatch.setattr(memory_pass, "_peak", fail)
     found = memory_estimate.estimate(empty(), SHAPE, CPU)
     assert not found.complete and found.activations == 0 and found.weights > 0
 
@@ -186,7 +210,7 @@ def errors_of(*names: str) -> dict[str, float]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of a process from /proc")
-@pytest.mark.parametrize("name", ["llama", "llama-sgd"])
+@pytest.mark.parametrize("name", ["llama", "llama-packed"])
 def test_the_estimate_is_within_25_percent_of_the_measured_peak(name: str) -> None:
     """Measured as the peak of a process that trains; two cases here, the others are slow."""
     assert abs(errors_of(name)[name]) < 25
@@ -196,6 +220,8 @@ def test_the_estimate_is_within_25_percent_of_the_measured_peak(name: str) -> No
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of a process from /proc")
 def test_all_estimates_are_within_25_percent() -> None:
     names: tuple[str, ...] = (
+        "llama-sgd",
+        "llama-packed-long",
         "llama-accumulating",
         "llama-checkpointing",
         "llama-adafactor",

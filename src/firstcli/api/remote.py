@@ -107,6 +107,9 @@ class RemoteFamily(ModelFamily[OptionsT]):
     answers_only: bool = False
     """Whether only the answer position of questions can be asked for, because the model returns
     probabilities of the first generated token alone."""
+    answers_without_space: bool = False
+    """Whether the model begins an answer without a space, as in a chat. Candidates that begin with
+    one are then refused."""
 
     @abstractmethod
     def context(self, ref: ModelRef) -> int | None:

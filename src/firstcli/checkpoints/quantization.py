@@ -22,6 +22,11 @@ PACKAGES = {
     "torchao": "torchao",
 }
 """What to install for a method, where transformers loads its weights through a package."""
+_GROUP = 64
+"""Weights of 4 bits that share one scale in bitsandbytes."""
+LOADED_BYTES = {"nf4": 0.5 + 4 / _GROUP, "fp4": 0.5 + 4 / _GROUP, "int8": 1.0}
+"""Bytes per weight of a matrix that bitsandbytes quantises, by `load_in`: 4 bits and a float32
+scale per group; 8 bits."""
 
 
 def bitsandbytes_config(
@@ -110,16 +115,19 @@ def untrainable_method(config: PreTrainedConfig) -> str | None:
 def bytes_per_weight(config: PreTrainedConfig) -> float | None:
     """Return what a quantised weight of a linear layer takes, or None if none is quantised.
 
-    The scales of groups of weights are included for bitsandbytes: one float32 per 64 weights of 4
-    bits. Other methods state at most their number of bits.
+    The scales of groups of weights are included for bitsandbytes. Other methods state at most their
+    number of bits.
     """
     settings = _settings(config)
     if settings is None or getattr(_quantizer(settings).quantization_config, "dequantize", False):
         return None
     if settings.get("load_in_4bit"):
-        # With double quantisation a scale has 8 bits, and 256 scales share a float32.
-        nested = settings.get("bnb_4bit_use_double_quant")
-        return 0.5 + ((1 + 4 / 256) / 64 if nested else 4 / 64)
+        if settings.get("bnb_4bit_use_double_quant"):
+            # A scale has 8 bits, and 256 scales share a float32.
+            return 0.5 + (1 + 4 / 256) / _GROUP
+        return LOADED_BYTES["nf4"]  # fp4 takes the same
+    if settings.get("load_in_8bit"):
+        return LOADED_BYTES["int8"]
     bits = settings.get("bits", settings.get("w_bit", 8))
     return float(bits) / 8 if isinstance(bits, int) else 1.0
 

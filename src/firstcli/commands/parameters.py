@@ -62,7 +62,12 @@ RECIPE: Parameters = {
 }
 WORK: Parameters = {
     "only": option("only", bool, False, "Run this stage alone; fail if its inputs are stale."),
-    "force": option("force", bool, False, "Rerun this stage even if it is up to date."),
+    "force": option(
+        "force",
+        bool,
+        False,
+        "Rerun this stage even if it is up to date; what an interrupted run has begun goes on.",
+    ),
     "dry_run": option("dry-run", bool, False, "Stop after the plan."),
 }
 PROBE: Parameters = {

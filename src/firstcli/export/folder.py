@@ -13,11 +13,13 @@ import torch
 from transformers import PreTrainedModel
 
 from firstcli.api import Dtype
+from firstcli.checkpoints.adapters import is_adapter
 from firstcli.checkpoints.folder import ADAPTER, INDEX, READ_SUFFIXES, WEIGHTS, read_json
 from firstcli.checkpoints.loading import load_complete
 from firstcli.export.fold import Fold, fold
 from firstcli.export.source import ExportSource
 from firstcli.models import inference
+from firstcli.models.dtypes import base_dtype
 from firstcli.runtime.files import sync, write_text
 from firstcli.student.card import CARD, FIGURE, card, read_parts
 from firstcli.student.usage import FILE, write_usage
@@ -64,13 +66,12 @@ def write_model(source: ExportSource, folder: Path, dtype: Dtype | None) -> Writ
     Args:
         source: what is exported.
         folder: an empty folder.
-        dtype: type of the weights; None keeps the student's.
+        dtype: type of the weights; None keeps the student's, see `_own_dtype`.
 
     Raises:
         UserError: the temperature cannot be folded.
     """
-    kept = read_json(source.folder / "config.json").get("dtype", "float32")
-    chosen: Dtype = dtype or kept
+    chosen = dtype or _own_dtype(source)
     model = load_complete(source.folder, dtype=torch.float32, local_files_only=True).eval()
     folded = None
     if source.temperature is not None:
@@ -82,6 +83,19 @@ def write_model(source: ExportSource, folder: Path, dtype: Dtype | None) -> Writ
             shutil.copyfile(path, folder / path.name)
     _describe(source, folder)
     return Written(chosen, folded)
+
+
+def _own_dtype(source: ExportSource) -> Dtype:
+    """Return the dtype of a student's weights.
+
+    Of an adapter, that is what the recipe's `save_dtype` would give to the merged model: by default
+    the dtype of the checkpoint that the adapter belongs to.
+    """
+    if not is_adapter(source.folder):
+        stated: Dtype = read_json(source.folder / "config.json").get("dtype", "float32")
+        return stated
+    chosen = source.save_dtype
+    return base_dtype(source.folder) if chosen == "checkpoint" else chosen
 
 
 def _describe(source: ExportSource, folder: Path) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
+from firstcli.api import Dtype
 from firstcli.checkpoints.folder import ADAPTER
 from firstcli.errors import UserError, did_you_mean
 from firstcli.recalibration.builtin import LogitTemperature
 from firstcli.recipe.load import load_recipe
+from firstcli.recipe.sections import training_of
 from firstcli.runtime.console import Console
 from firstcli.student.usage import FoldedTemperature, Usage, read_usage
 from firstcli.workspace.artifacts import Artifact, Digests
@@ -33,6 +36,17 @@ class ExportSource:
     run: Run | None = None
     """The run with the model's answers to held-out questions; None for a folder alone."""
     model: Model | None = None
+
+    @property
+    def save_dtype(self) -> Literal["checkpoint"] | Dtype:
+        """The recipe's `save_dtype` for the model; without its run, the default."""
+        if self.run is None or self.model is None:
+            return "checkpoint"
+        recipe, arm = self.run.recipe, self.model.arm
+        if arm:
+            return training_of(recipe.student, recipe.arms[arm]).save_dtype
+        finetune = recipe.teacher and recipe.teacher.finetune
+        return finetune.save_dtype if finetune else "checkpoint"
 
     @property
     def exported_usage(self) -> Usage:

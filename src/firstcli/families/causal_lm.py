@@ -101,6 +101,15 @@ class CausalLMOptions(PluginOptions):
             raise ValueError("max_memory has no effect without device_map: auto")
         if self.device_map is not None and self.device != "auto":
             raise ValueError("device has no effect beside device_map; leave one of them out")
+        if self.device_map == {}:
+            raise ValueError("device_map names no part of the model; leave it out")
+        places = set(self.device_map.values()) if isinstance(self.device_map, dict) else set()
+        if len(places) == 1 and places != {"disk"}:
+            (place,) = places
+            device = f"cuda:{place}" if isinstance(place, int) else place
+            raise ValueError(
+                f"device_map puts the whole model on one device; set device: {device} instead"
+            )
         return self
 
 
@@ -112,8 +121,7 @@ class CausalLM(ModelFamily[CausalLMOptions]):
     def __init__(self, options: CausalLMOptions) -> None:
         super().__init__(options)
         self.device, self.inference_dtype = options.device, options.dtype
-        places = options.device_map
-        self.spreads = isinstance(places, str) or len(set((places or {}).values())) > 1
+        self.spreads = options.device_map is not None
 
     def tokenizer(self, ref: ModelRef, text: Iterable[str]) -> PreTrainedTokenizerBase:
         from transformers import AutoTokenizer

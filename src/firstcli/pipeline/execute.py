@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 from firstcli.api import JSON
 from firstcli.errors import UserError
@@ -60,7 +61,7 @@ def execute(request: plan.Request, stage: Stage) -> dict[str, JSON]:
                 outlook = Outlook([row.unit for row in rows if not row.current], units.values())
                 for unit in chain:
                     if not _is_current(run, unit, forced):
-                        _work(run, unit, outlook, request)
+                        _work(run, unit, outlook, request, anew=unit.key in forced)
                     outlook.finish(unit)
                 distributed.by_first(lambda: refresh(run))
             finally:
@@ -144,14 +145,22 @@ def _is_current(run: Run, unit: Unit, forced: set[str]) -> bool:
     return manifest is not None
 
 
-def _work(run: Run, unit: Unit, outlook: Outlook, request: plan.Request) -> None:
-    """Do a unit's work and make its artifact; an interrupted run's work is resumed."""
+def _work(run: Run, unit: Unit, outlook: Outlook, request: plan.Request, *, anew: bool) -> None:
+    """Do a unit's work and make its artifact; an interrupted run's work is resumed.
+
+    Args:
+        run: the run.
+        unit: the unit.
+        outlook: what remains to be done.
+        request: the command's options.
+        anew: whether the user asks for work that is up to date to be done again.
+    """
     stage = stage_of(unit)
     inputs = distributed.by_first(lambda: plan.fingerprint_inputs(run, unit))
     outlook.begin(unit)
     overall = partial(outlook.in_words, run.console.seconds_left)
     with run.console.work(unit.key, overall):
-        manifest = _made(run, unit, inputs)
+        manifest = _made(run, unit, inputs, anew=anew)
     run.manifests[unit.key] = manifest
     outlook.finish(unit, manifest.seconds)
     head = f"{DONE} {unit.key:<{outlook.widths.get(unit.stage, 0)}}"
@@ -163,9 +172,15 @@ def _work(run: Run, unit: Unit, outlook: Outlook, request: plan.Request) -> None
         run.console.say_if_due(overall())
 
 
-def _made(run: Run, unit: Unit, inputs: dict[str, str]) -> Manifest:
-    stage, began = stage_of(unit), time.monotonic()
-    folder = distributed.by_first(lambda: unit.artifact.begin(fingerprint(inputs)))
+def _made(run: Run, unit: Unit, inputs: dict[str, str], *, anew: bool) -> Manifest:
+    stage, began, work = stage_of(unit), time.monotonic(), fingerprint(inputs)
+
+    def begin() -> Path:
+        if anew and not unit.artifact.is_begun(work):
+            stage.forget(run, unit)
+        return unit.artifact.begin(work)
+
+    folder = distributed.by_first(begin)
     facts = None
     if stage.shared or distributed.is_first():
         try:

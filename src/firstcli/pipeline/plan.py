@@ -27,6 +27,7 @@ from firstcli.runtime.console import Console, duration, size
 from firstcli.stages import fingerprints, stage_of, units_of
 from firstcli.stages.checks import EXAMPLE, SharedCheck
 from firstcli.workspace.artifacts import Manifest, changes, fingerprint
+from firstcli.workspace.data_decisions import state_data
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit, of_arms, with_upstream
 
@@ -97,7 +98,7 @@ def open_run(request: Request) -> Run:
         raise UserError(f"run folder {folder}: is not a folder; choose a different --run-dir")
     run = Run(recipe, folder, Console(json=request.json, quiet=request.quiet))
     with disk_errors_reported(folder):
-        run.state_data()
+        state_data(run)
     return run
 
 
@@ -177,7 +178,7 @@ def _resumption(run: Run, unit: Unit) -> str:
     if not artifact.work.is_dir():
         return ""
     begun = artifact.is_begun(fingerprint(fingerprint_inputs(run, unit)))
-    return stage_of(unit).resumption(artifact.work) if begun else ""
+    return stage_of(unit).resumption(run, unit) if begun else ""
 
 
 def statuses(

@@ -371,7 +371,14 @@ class CheckedAugmenter:
     def written(
         self, prompt: TrainingPrompt, number: int, text: str, *, finished: bool
     ) -> Sample | None:
-        """Return a copy, given what the teacher wrote, or None if it cannot be used."""
+        """Return a copy, given what the teacher wrote, or None if it cannot be used.
+
+        Args:
+            prompt: the sample, and what of its prompt is free text.
+            number: the number of the copy.
+            text: what the teacher wrote.
+            finished: whether it ended the text itself.
+        """
         with explained(self._plugin, "`written`"):
             copy = self._augmenter.written(prompt, number, text, finished=finished)
         return self._checked(copy, prompt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
@@ -435,6 +436,21 @@ class PublishedValues(RecipeSection):
     """Accuracy."""
     trust: float | None = None
     """Accuracy minus ECE."""
+
+
+def training_section(arms: Mapping[str, Arm], name: str, key: str) -> str:
+    """Return the section of the recipe that states a key of a training.
+
+    Args:
+        arms: the recipe's arms.
+        name: the student's arm; empty for the teacher.
+        key: a key of the training, such as `lora`.
+    """
+    if not name:
+        return "teacher.finetune"
+    own = arms[name].training
+    stated = own is not None and getattr(own, key) is not None
+    return f"arms.{name}.training" if stated else "student.training"
 
 
 def training_of(student: Student, arm: Arm) -> Training:

@@ -164,13 +164,17 @@ class Stage(ABC):
         """Return whether the work takes seconds, so that estimates of time can leave it out."""
         return False
 
-    def resumption(self, folder: Path) -> str:
-        """Describe where the work in a work folder goes on: `step 140 of 840`.
+    def resumption(self, run: Run, unit: Unit) -> str:
+        """Describe where the work in a unit's work folder goes on: `step 140 of 840`.
 
         Returns:
             The place; empty if the work starts anew.
         """
         return ""
+
+    def forget(self, run: Run, unit: Unit) -> None:
+        """Delete what earlier work has left outside its folder, because `--force` redoes it."""
+        return
 
     def in_words(self, run: Run, unit: Unit) -> list[str]:
         """Describe the result of finished work in a few phrases, for one line in the terminal."""

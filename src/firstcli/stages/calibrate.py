@@ -101,13 +101,13 @@ class Calibrate(Stage):
 
     def work(self, run: Run, unit: Unit, folder: Path) -> CalibrationFacts:
         from firstcli.recalibration.diagnostics import CalibrationArtifact
-        from firstcli.stages import inputs
+        from firstcli.stages import teacher_knowledge
         from firstcli.training import soft_targets
 
         arm = run.recipe.arms[unit.arm]
         assert arm.recalibrator and arm.mass
         over_candidates = run.recipe.knowledge.over_candidates
-        rows, knowledge = inputs.validation_knowledge(run, arm)
+        rows, knowledge = teacher_knowledge.validation_knowledge(run, arm)
         positions = soft_targets.Positions.joined(
             list(soft_targets.recalibrated_chunks(arm, rows, knowledge))
         )
@@ -148,10 +148,10 @@ class Calibrate(Stage):
 
 def _fitted(run: Run, arm: Arm) -> tuple[int, int]:
     """Return the number of probabilities and of rows that an arm's recalibrator is fitted on."""
-    from firstcli.stages import inputs
+    from firstcli.stages import inputs, teacher_knowledge
     from firstcli.training import soft_targets
 
-    width = inputs.knowledge_width(run)
+    width = teacher_knowledge.knowledge_width(run)
     width = min(arm.top_k or width, width)
     if not run.recipe.knowledge.over_candidates:
         samples = inputs.training_rows(run, "teacher", "validation")

@@ -34,9 +34,9 @@ class SharedCheck:
 
 
 def _check_tokenizers(run: Run) -> None:
-    from firstcli.stages import chat, encoded, inputs
+    from firstcli.stages import chat, encoded, role_models, shared_tokens
 
-    teacher, student = inputs.tokenizer(run, "teacher"), inputs.tokenizer(run, "student")
+    teacher, student = role_models.tokenizer(run, "teacher"), role_models.tokenizer(run, "student")
     talks = any(sample.messages for sample in run.training.train[:1])
     if talks and teacher.chat_template != student.chat_template:
         raise UserError(
@@ -46,7 +46,7 @@ def _check_tokenizers(run: Run) -> None:
     same = encoded.identity_of(run, teacher) == encoded.identity_of(run, student)
     if same and not _have_different_templates(run):
         return
-    shared = inputs.shared_vocabulary(run)
+    shared = shared_tokens.shared_vocabulary(run)
     teachers = {id: token for token, id in teacher.get_vocab().items() if id < shared}
     students = {id: token for token, id in student.get_vocab().items() if id < shared}
     ids = teachers.keys() | students.keys()
@@ -57,7 +57,7 @@ def _check_tokenizers(run: Run) -> None:
             f"shared ids differ, the first is {first}: {teachers.get(first)!r} for the teacher, "
             f"{students.get(first)!r} for the student; {_same_tokenizer(run)}"
         )
-    eos, is_chat = inputs.exchanged_eos(run), chat.chat_format(run, "student") is not None
+    eos, is_chat = shared_tokens.exchanged_eos(run), chat.chat_format(run, "student") is not None
     if eos:
         run.console.warn(
             "teacher and student end responses with different tokens, "
@@ -87,10 +87,12 @@ def require_same_tokens(run: Run, part: Part) -> None:
     Raises:
         UserError: they encode one differently.
     """
-    from firstcli.stages import encoded, inputs
+    from firstcli.stages import encoded, role_models
 
     roles: tuple[Role, ...] = ("teacher", "student")
-    teacher, student = (encoded.identity_of(run, inputs.tokenizer(run, role)) for role in roles)
+    teacher, student = (
+        encoded.identity_of(run, role_models.tokenizer(run, role)) for role in roles
+    )
     is_new = part == "written" or (part == "copies" and run.recipe.writing is not None)
     if is_new and (teacher != student or _have_different_templates(run)):
         _compare_tokens(run, part)
@@ -100,10 +102,10 @@ def _compare_tokens(run: Run, part: Part) -> None:
     import numpy as np
 
     from firstcli.data.sequences import Selected
-    from firstcli.stages import inputs
+    from firstcli.stages import inputs, role_models, shared_tokens
 
-    teacher, student = inputs.tokenizer(run, "teacher"), inputs.tokenizer(run, "student")
-    eos, different = inputs.exchanged_eos(run), _have_different_templates(run)
+    teacher, student = role_models.tokenizer(run, "teacher"), role_models.tokenizer(run, "student")
+    eos, different = shared_tokens.exchanged_eos(run), _have_different_templates(run)
     ours = inputs.training_rows(run, "teacher", part)
     theirs = inputs.training_rows(run, "student", part)
     # Samples that either of them drops as too long are not compared.
@@ -178,9 +180,9 @@ def _first_difference(
 
 
 def _check_top_k(run: Run) -> None:
-    from firstcli.stages import inputs
+    from firstcli.stages import shared_tokens
 
-    shared = inputs.shared_vocabulary(run)
+    shared = shared_tokens.shared_vocabulary(run)
     if run.recipe.knowledge.top_k > shared:
         raise UserError(
             f"knowledge.top_k: {run.recipe.knowledge.top_k} is more than the {shared} tokens that "
@@ -259,12 +261,12 @@ def _advice_on_overlap(run: Run, evaluation: Evaluation) -> str:
 def _warn_of_other_chats(run: Run) -> None:
     """Warn of evaluations in which models are asked in a different way than in training."""
     from firstcli.data.chat import ChatFormat
-    from firstcli.stages import chat, inputs
+    from firstcli.stages import chat, role_models
 
     role: Role = "teacher" if run.recipe.teacher else "student"
     trained = chat.chat_format(run, role)
     if trained is None and chat.learns_conversations(run):
-        trained = ChatFormat(inputs.tokenizer(run, role))
+        trained = ChatFormat(role_models.tokenizer(run, role))
     for evaluation in run.recipe.evaluate:
         asked = chat.chat_format(run, role, evaluation.name)
         if (asked and asked.identity) != (trained and trained.identity):
@@ -316,7 +318,7 @@ def _check_weights(run: Run, role: Role) -> object:
 
 def _check_remote(run: Run) -> object:
     from firstcli.stages import remote
-    from firstcli.workspace.run import NOT_REMEMBERED
+    from firstcli.workspace.memory import NOT_REMEMBERED
 
     remote.check(run)
     return NOT_REMEMBERED

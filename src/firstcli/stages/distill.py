@@ -78,14 +78,14 @@ class Distill(TrainingStage):
     def check(self, run: Run, unit: Unit) -> str:
         arm = run.recipe.arms[unit.arm]
         if arm.recalibrator and not needs_fit(arm):  # `calibrate` checks the others
-            from firstcli.stages import inputs
+            from firstcli.stages import teacher_knowledge
 
-            width = inputs.knowledge_width(run)
+            width = teacher_knowledge.knowledge_width(run)
             arm.recalibrator.build().check(min(arm.top_k or width, width), 0)
         return super().check(run, unit)
 
     def work(self, run: Run, unit: Unit, folder: Path) -> TrainingFacts:
-        from firstcli.stages import inputs, train_model
+        from firstcli.stages import inputs, shared_tokens, teacher_knowledge, train_model
         from firstcli.training import soft_targets
 
         arm, title = run.recipe.arms[unit.arm], f"distilling {unit.subject}"
@@ -93,7 +93,7 @@ class Distill(TrainingStage):
             facts = train_model.train(run, unit, folder, title)
         else:
             rows = inputs.rows_of(run, unit)
-            knowledge = inputs.knowledge_of(run, arm)
+            knowledge = teacher_knowledge.knowledge_of(run, arm)
             parts = learned_parts(run.recipe, arm)
             for part in parts:
                 checks.require_same_tokens(run, part)
@@ -111,7 +111,7 @@ class Distill(TrainingStage):
                 rows,
                 run.recipe.train.task.name,
                 candidates,
-                None if over_candidates else inputs.exchanged_eos(run),
+                None if over_candidates else shared_tokens.exchanged_eos(run),
                 over_candidates,
             )
             swaps = targets.rank_swaps()

@@ -98,13 +98,13 @@ class Evaluate(Stage):
         import numpy as np
 
         from firstcli.models.answers import EVALUATION_TOKENS
-        from firstcli.stages import inputs, reading_memory, whole_candidates
+        from firstcli.stages import inputs, reading_memory, role_models, whole_candidates
 
         questions = inputs.questions(run, unit.role, unit.evaluation)
         text = f"{len(questions)} questions"
         if sequences := whole_candidates.sequences(run, unit.role, unit.evaluation):
             text += f", {len(sequences)} candidates of several tokens"
-        if inputs.remote(run, unit.role) is not None:
+        if role_models.remote(run, unit.role) is not None:
             return text
         lengths = np.array([len(question.input_ids) for question in questions], np.int64)
         return f"{text}; {reading_memory.check(run, unit.role, lengths, EVALUATION_TOKENS)}"

@@ -12,7 +12,7 @@ from firstcli.data.encoding import EncodedSample, answer_only, each_encoded, enc
 from firstcli.data.token_texts import token_texts
 from firstcli.errors import UserError
 from firstcli.runtime.redaction import without_secrets
-from firstcli.stages import chat, inputs
+from firstcli.stages import chat, role_models
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Role
 
@@ -29,7 +29,7 @@ def encoded_example(run: Run) -> dict[str, JSON] | None:
     if sample is None or not sample.candidates:
         return None
     role: Role = "teacher" if run.recipe.teacher else "student"
-    tokenizer = inputs.tokenizer(run, role)
+    tokenizer = role_models.tokenizer(run, role)
     encoding = chat.encoding(run, role, f"train.task ({role}'s tokenizer)")
     try:
         (question,) = encode_questions([sample], encoding)
@@ -77,7 +77,7 @@ def encoded_samples(run: Run, count: int) -> list[dict[str, JSON]]:
         alike = np.array_equal(first.input_ids, last.input_ids)
         for role in roles[:1] if alike else roles:
             row = rows[role][index]
-            tokens = _tokens(row, inputs.tokenizer(run, role))
+            tokens = _tokens(row, role_models.tokenizer(run, role))
             readers = list(roles) if alike else [role]
             shown.append({"id": sample.id, "read_by": readers, "tokens": tokens})
     return shown

@@ -143,7 +143,7 @@ class Extract(Stage):
     def check(self, run: Run, unit: Unit) -> str:
         from firstcli.data.encoded import lengths_of
         from firstcli.runtime.console import size
-        from firstcli.stages import inputs, reading_memory, scoring
+        from firstcli.stages import inputs, reading_memory, role_models, scoring
         from firstcli.stages.whole_candidates import CandidateSequences
 
         if unit.part == "validation" and not run.training.validation:
@@ -163,7 +163,7 @@ class Extract(Stage):
         scoring.shards_of(run, unit)
         stored = size(self.disk(run, unit))
         text = f"{len(rows)} samples, {inputs.positions(rows)} positions; {stored} of knowledge"
-        if inputs.remote(run, unit.role) is not None:
+        if role_models.remote(run, unit.role) is not None:
             from firstcli.stages import remote
 
             return f"{text}; about {remote.estimate(run, rows)}"
@@ -176,9 +176,9 @@ class Extract(Stage):
 
     def disk(self, run: Run, unit: Unit) -> int:
         from firstcli.knowledge import store
-        from firstcli.stages import inputs
+        from firstcli.stages import inputs, teacher_knowledge
 
-        width, precision = inputs.knowledge_width(run), run.recipe.knowledge.precision
+        width, precision = teacher_knowledge.knowledge_width(run), run.recipe.knowledge.precision
         if not run.is_written(unit.part):
             if unit.part == "copies":
                 train = inputs.knowledge_rows(run, "train")
@@ -194,10 +194,11 @@ class Extract(Stage):
             return None
         return probe.extraction(unit) if probe.run.is_written(unit.part) else None
 
-    def resumption(self, folder: Path) -> str:
+    def resumption(self, run: Run, unit: Unit) -> str:
         from firstcli.knowledge.shards import shard_facts
 
-        finished = list(filter(None, map(shard_facts, folder.glob("shard-*.parquet"))))
+        shards = unit.artifact.work.glob("shard-*.parquet")
+        finished = list(filter(None, map(shard_facts, shards)))
         if not finished:
             return ""
         total = finished[0].get("shards")

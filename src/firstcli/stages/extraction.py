@@ -21,7 +21,7 @@ from firstcli.knowledge.codec import BOUNDS
 from firstcli.knowledge.top_k import TopK
 from firstcli.runtime import distributed
 from firstcli.runtime.files import write_text
-from firstcli.stages import inputs, remote, scoring
+from firstcli.stages import inputs, remote, role_models, scoring, shared_tokens, teacher_knowledge
 from firstcli.stages.scoring import ShardSamples, TeacherScorer, scorer_of
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit
@@ -45,7 +45,7 @@ def extract(run: Run, unit: Unit, folder: Path) -> dict[str, Any] | None:
     if _measures_concentration(run, unit) and not (folder / concentration.FILE_NAME).exists():
         measured = _concentration(run, scorer, folder, sampled_shards)
         write_text(folder / concentration.FILE_NAME, json.dumps(measured) + "\n")
-    spent = {} if inputs.remote(run, "teacher") is None else remote.spent(folder)
+    spent = {} if role_models.remote(run, "teacher") is None else remote.spent(folder)
     return store.summary(folder) | {"batches_halved": halved or None} | spent
 
 
@@ -66,7 +66,7 @@ def _write_shards(
     # What identifies the teacher: its content, or its checkpoint.
     contents = " ".join(run.manifests[key].content for key in unit.needs)
     format = replace(
-        inputs.store_format(run, unit.part),
+        teacher_knowledge.store_format(run, unit.part),
         shards=len(sampled_shards),
         teacher=distributed.by_first(lambda: contents or run.checkpoint_identity("teacher")),
     )
@@ -74,7 +74,7 @@ def _write_shards(
     missing = distributed.by_first(
         lambda: [i for i, path in enumerate(paths) if shards.shard_facts(path) is None]
     )
-    is_remote = inputs.remote(run, "teacher") is not None
+    is_remote = role_models.remote(run, "teacher") is not None
     counts = [len(shard.rows) for shard in sampled_shards]
     if done := sum(counts) - sum(counts[index] for index in missing):
         run.console.say(f"{unit.key}: resuming after {done} finished samples")
@@ -115,8 +115,8 @@ def _concentration(
 
     A remote teacher is not asked for more than the top k, which servers limit and may charge for.
     """
-    width = min(concentration.RANKS, inputs.shared_vocabulary(run))
-    if inputs.remote(run, "teacher") is not None:
+    width = min(concentration.RANKS, shared_tokens.shared_vocabulary(run))
+    if role_models.remote(run, "teacher") is not None:
         return _stored_concentration(run, folder, sampled_shards)
     total = sum(len(shard.rows) for shard in sampled_shards)
     rows: list[EncodedSample] = []
@@ -184,7 +184,7 @@ def verify(run: Run, unit: Unit, samples: int) -> dict[str, Any]:
     drawn = generator.choice(len(rows), min(samples, len(rows)), replace=False)
     chosen = [rows[int(i)] for i in drawn]
     ids, again = {row.id for row in chosen}, dict[str, TopK]()
-    scorer, top_k = scorer_of(run, unit), inputs.knowledge_width(run)
+    scorer, top_k = scorer_of(run, unit), teacher_knowledge.knowledge_width(run)
     for shard in scoring.shards_of(run, unit):
         again |= scorer(shard, top_k, only=ids)
     stored = store.Knowledge(unit.artifact.path)

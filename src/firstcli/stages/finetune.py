@@ -36,27 +36,27 @@ class TrainingStage(Stage):
         return train_model.check(run, unit)
 
     def disk(self, run: Run, unit: Unit) -> int:
-        from firstcli.stages import inputs
+        from firstcli.stages import role_models
 
         saved = run.training_settings(unit).saved
-        model = 0 if saved == "adapter" else inputs.weights(run, unit.role)
-        adapter = 0 if saved == "merged" else inputs.trainable_weights(run, unit)
+        model = 0 if saved == "adapter" else role_models.weights(run, unit.role)
+        adapter = 0 if saved == "merged" else role_models.trainable_weights(run, unit)
         width = 4 if fingerprints.saved_dtype(run, unit) == "float32" else 2
         return width * model + 4 * adapter  # adapters are saved in float32
 
     def disk_at_work(self, run: Run, unit: Unit) -> int:
-        from firstcli.stages import inputs
+        from firstcli.stages import role_models
 
         # Two checkpoints, each with the weights that are trained and Adam's two moments.
-        return 24 * inputs.trainable_weights(run, unit)
+        return 24 * role_models.trainable_weights(run, unit)
 
     def probe(self, probe: Probe, unit: Unit) -> CostEstimate | None:
         return probe.training(unit)
 
-    def resumption(self, folder: Path) -> str:
+    def resumption(self, run: Run, unit: Unit) -> str:
         from firstcli.training import checkpoints
 
-        return checkpoints.resumption(folder / CHECKPOINTS)
+        return checkpoints.resumption(unit.artifact.work / CHECKPOINTS)
 
     def in_words(self, run: Run, unit: Unit) -> list[str]:
         return TrainingFacts.of(run.manifests[unit.key].facts).in_words(run.recipe.knowledge.top_k)

@@ -174,9 +174,9 @@ def saved_dtype(run: Run, unit: Unit) -> Dtype:
 
     def make() -> Dtype:
         run.announce_libraries()
-        from firstcli.stages import inputs
+        from firstcli.stages import role_models
 
-        return inputs.checkpoint_dtype(run, unit.role)
+        return role_models.checkpoint_dtype(run, unit.role)
 
     content = loading_content(run, unit.role)
     return run.memory.recall(f"dtype of the {unit.role}'s checkpoint", content, make)
@@ -258,9 +258,9 @@ def shared_vocabulary(run: Run) -> int:
 
     def make() -> int:
         run.announce_libraries()
-        from firstcli.stages import inputs
+        from firstcli.stages import shared_tokens
 
-        return inputs.shared_vocabulary(run)
+        return shared_tokens.shared_vocabulary(run)
 
     return run.memory.recall("shared vocabulary", tokenizer_content(run), make)
 
@@ -270,9 +270,9 @@ def knowledge_width(run: Run) -> int:
 
     def make() -> int:
         run.announce_libraries()
-        from firstcli.stages import inputs
+        from firstcli.stages import teacher_knowledge
 
-        return inputs.knowledge_width(run)
+        return teacher_knowledge.knowledge_width(run)
 
     parts: tuple[Part, ...] = ("train", "validation", "unlabelled")
     content = {f"{part} samples": run.part_content(part) for part in parts}

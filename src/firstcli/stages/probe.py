@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from firstcli.api import FloatArray
 from firstcli.checkpoints import placement
@@ -23,8 +24,8 @@ from firstcli.data.encoding import EncodedQuestion, EncodedSample
 from firstcli.errors import UserError
 from firstcli.models import answers, inference, readout
 from firstcli.models.batching import Item, free_memory, is_out_of_memory
-from firstcli.stages import inputs, scoring, whole_candidates
-from firstcli.training import arguments, lora, trainer
+from firstcli.stages import inputs, role_models, scoring, shared_tokens, whole_candidates
+from firstcli.training import arguments, lora, trainer, trial
 from firstcli.training.batches import MicroBatches, TrainingBatches
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit
@@ -72,13 +73,15 @@ class Probe:
         samples = str(len(inputs.rows_of(self.run, unit)))  # not all arms learn unlabelled ones
         key = ("training", unit.role, settings.model_dump_json(), str(unit.fold), samples)
         if key not in self._measured:
-            self._measured[key] = self._measure_training(unit)
+            device = inference.device_of(role_models.family(self.run, unit.role))
+            devices = [device] if device.type == "cuda" else []
+            with torch.random.fork_rng(devices):  # dropout draws numbers
+                self._measured[key] = self._measure_training(unit, device)
         return self._measured[key]
 
-    def _measure_training(self, unit: Unit) -> CostEstimate:
+    def _measure_training(self, unit: Unit, device: torch.device) -> CostEstimate:
         run, role, settings = self.run, unit.role, self.run.training_settings(unit)
         rows = inputs.rows_of(run, unit)
-        device = inference.device_of(inputs.family(run, role))
         micro = arguments.micro_batch(settings, self._processes)
         if settings.batch_size % (micro * self._processes):
             raise UserError(
@@ -90,29 +93,35 @@ class Probe:
             lengths, settings.batch_size, micro, self._processes, 0, run.recipe.seed
         )
         parts = [part for part in share if part[0] >= 0]
-        model = inputs.starting_model(run, role, settings.dtype, run.recipe.seed)
+        seed = run.seed_of(unit)
+        args = arguments.arguments(run.folder, settings, run.recipe.trainer, seed, device)
+        inference.make_current(device)  # before weights are loaded, as in training
+        model = role_models.starting_model(run, role, settings.dtype, seed)
         if settings.lora:
-            args = arguments.arguments(run.folder, settings, run.recipe.trainer, 0, device)
-            lora.with_adapters(model, settings.lora, run.recipe.seed, args)  # in place
-        inference.make_current(device)
+            lora.with_adapters(model, settings.lora, seed, args)  # in place
         placement.move(model, device)
         model.train()
+        trial.enable_checkpointing(model, trial.checkpointing_options(args))
         trainer.install_objective(model, "labels")
         trained = [value for value in model.parameters() if value.requires_grad]
-        optimizer = torch.optim.AdamW(trained, 1e-9)
+        optimizer = trial.build_optimizer(args, model)
         batches = TrainingBatches(rows, None, settings.batching)
-        autocast = inference.has_bfloat16(device) and settings.dtype == "float32"
 
         def forward_and_backward(index: int) -> None:
             batch = {name: value.to(device) for name, value in batches[parts[index]].items()}
             del batch["samples"]
-            with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
                 loss = model(**batch)["loss"]
             loss.backward()
 
+        def step() -> None:
+            if args.max_grad_norm:
+                torch.nn.utils.clip_grad_norm_(trained, args.max_grad_norm)
+            optimizer.step()
+
         _reset_peak(device)
         forward_and_backward(0)  # the longest batch
-        update = _seconds(optimizer.step, device)  # which creates Adam's moments
+        update = _seconds(step, device)  # which creates the optimizer's state
         packed = settings.batching == "packed"
         tokens = np.array(
             [lengths[part].sum() if packed else lengths[part].max() * len(part) for part in parts]
@@ -120,9 +129,8 @@ class Probe:
         seconds = _interpolated(tokens, forward_and_backward, device).sum()
         steps = -(-len(rows) // settings.batch_size)
         memory = _peak(device)
-        # Each weight; of those that are trained also the gradient and Adam's two moments.
-        states = sum(value.nbytes for value in model.parameters())
-        states += 3 * sum(value.nbytes for value in trained)
+        states = sum(value.nbytes for value in (*model.parameters(), *_gradients(trained)))
+        states += sum(value.nbytes for value in _tensors(optimizer))
         del model.forward  # otherwise the model would stay in memory
         return CostEstimate(
             float(settings.epochs * (seconds + steps * update)),
@@ -132,7 +140,7 @@ class Probe:
 
     def extraction(self, unit: Unit) -> CostEstimate:
         """Estimate the extraction of a part."""
-        section, limit = self.run.recipe.knowledge, inputs.shared_vocabulary(self.run)
+        section, limit = self.run.recipe.knowledge, shared_tokens.shared_vocabulary(self.run)
         if section.over_candidates:
             return self._candidates(unit, inputs.candidate_questions(self.run, unit.part))
         ranks: list[int] = []
@@ -195,7 +203,7 @@ class Probe:
     ) -> CostEstimate:
         """Measure batches without gradients, each of which the process with its rank scores."""
         # The model before training is as large and as fast as the trained one.
-        model = inputs.for_inference(self.run, unit.role, None)
+        model = role_models.for_inference(self.run, unit.role, None)
         reader = readout.Reader(model, self.run.console.say)
         device = placement.input_device(model)
         sizes = np.array([sum(len(item.input_ids) for item in batch) for batch in batches])
@@ -204,6 +212,16 @@ class Probe:
             seconds = _interpolated(sizes, lambda index: score(reader, batches[index]), device)
         slowest = np.bincount(ranks, weights=seconds).max()
         return CostEstimate(float(slowest), _peak(device))
+
+
+def _gradients(trained: Sequence[Tensor]) -> list[Tensor]:
+    return [value.grad for value in trained if value.grad is not None]
+
+
+def _tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Return the state that an optimizer keeps for the weights."""
+    states = [state for state in optimizer.state.values() if isinstance(state, dict)]
+    return [value for state in states for value in state.values() if isinstance(value, Tensor)]
 
 
 def _batches(items: Sequence[Item], tokens: int) -> list[Sequence[Item]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from firstcli.checkpoints.quantization import bytes_per_weight
+from firstcli.checkpoints.quantization import LOADED_BYTES, bytes_per_weight
 from firstcli.data.encoded import IntArray
 from firstcli.errors import UserError
 from firstcli.models import footprint, inference, memory
 from firstcli.runtime.console import size
-from firstcli.stages import inputs
+from firstcli.stages import role_models
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Role
 
@@ -24,7 +24,7 @@ def check(run: Run, role: Role, lengths: IntArray, batch_tokens: int) -> str:
     Raises:
         UserError: the device cannot hold the weights.
     """
-    family, model = inputs.family(run, role), inputs.empty_model(run, role)
+    family, model = role_models.family(run, role), role_models.empty_model(run, role)
     device = inference.device_of(family)
     dtype = inference.inference_dtype(family, device)
     width, quantized = footprint.width_of(dtype), bytes_per_weight(model.config)
@@ -34,7 +34,7 @@ def check(run: Run, role: Role, lengths: IntArray, batch_tokens: int) -> str:
     has = memory.capacity(device)
     if not family.spreads and has is not None and needed > has:
         cures = _cures(run, role, dtype, quantized)
-        described = inputs.described(run, role)
+        described = role_models.described(run, role)
         # Of stored quantised weights, the bytes of experts are not known.
         is_sure = quantized is None or run.model_section(role).effective.get("quantization")
         if weights > has and is_sure:
@@ -54,11 +54,11 @@ def check(run: Run, role: Role, lengths: IntArray, batch_tokens: int) -> str:
 def _cures(run: Run, role: Role, dtype: str, quantized: float | None) -> str:
     """Return the keys that would make a model smaller, or spread it, with what it takes then."""
     options = run.model_section(role).plugin.Options.model_fields
-    key, model = f"{role}.model.options", inputs.empty_model(run, role)
+    key, model = f"{role}.model.options", role_models.empty_model(run, role)
     cures = []
-    on_gpu = inference.device_of(inputs.family(run, role)).type == "cuda"
+    on_gpu = inference.device_of(role_models.family(run, role)).type == "cuda"
     if on_gpu and "quantization" in options and quantized is None:
-        small = footprint.weight_bytes(model, 2, 0.5 + 4 / 64)
+        small = footprint.weight_bytes(model, 2, LOADED_BYTES["nf4"])
         cures.append(f"{key}.quantization: {{load_in: nf4}} ({size(small)} of weights)")
     if "dtype" in options and dtype == "float32" and quantized is None:
         half = footprint.weight_bytes(model, 2)

@@ -26,7 +26,7 @@ from firstcli.knowledge.codec import BOUNDS
 from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference
 from firstcli.runtime import distributed
-from firstcli.stages import inputs
+from firstcli.stages import chat, inputs, role_models, shared_tokens, teacher_knowledge
 from firstcli.workspace.run import Run, once_per_run
 from firstcli.workspace.units import Part
 
@@ -43,21 +43,47 @@ COMPARED_PARTS: tuple[Part, ...] = ("train", "validation", "unlabelled")
 @once_per_run
 def scorer(run: Run) -> RemoteScorer:
     """Return what asks the teacher; one for the whole run."""
-    family = inputs.remote(run, "teacher")
+    family = role_models.remote(run, "teacher")
     assert family is not None
-    return family.scorer(run.reference("teacher"), inputs.tokenizer(run, "teacher"))
+    return family.scorer(run.reference("teacher"), role_models.tokenizer(run, "teacher"))
 
 
 def check(run: Run) -> None:
     """Ask one short question.
 
     Raises:
-        UserError: the teacher does not answer as it must.
+        UserError: the teacher does not answer as it must, or not as the candidates begin.
     """
+    _check_candidates(run)
     with run.console.status("asking the teacher's server"):
         section = run.recipe.knowledge
         # Over candidates, `top_k` is a number of candidates, which are asked for by themselves.
         scorer(run).check(min(section.top_k, 5) if section.over_candidates else section.top_k)
+
+
+def _check_candidates(run: Run) -> None:
+    """Check how candidates begin, for a teacher that answers without a space in front.
+
+    One question of each task is enough: its candidates are all written in the same way.
+
+    Raises:
+        UserError: a candidate begins with a space.
+    """
+    family = role_models.remote(run, "teacher")
+    if family is None or not family.answers_without_space or chat.chat_format(run, "teacher"):
+        return
+    names = [evaluation.name for evaluation in run.recipe.evaluate]
+    first = {"train.task": run.samples_of("train")[0]}
+    first |= {run.task_key(name): run.evaluation_samples(name)[0] for name in names}
+    problems = [
+        f"{key}: candidates such as {candidate!r} begin with a space, but in a chat the teacher "
+        "answers without one; let responses begin without a space, or choose another protocol"
+        for key, sample in first.items()
+        for candidate in sample.candidates[:1]
+        if candidate[:1].isspace()
+    ]
+    if problems:
+        raise UserError(*problems)
 
 
 def query_of(row: EncodedSample) -> TokenQuery:
@@ -103,7 +129,7 @@ def knowledge(
             advance(len(found[row.id].log_tail))
         else:
             missing.append(query_of(row))
-    limit = inputs.shared_vocabulary(run)
+    limit = shared_tokens.shared_vocabulary(run)
     with _recording(run, file) as record:
         for index, answer in scorer(run).top_k(missing, top_k):
             query = missing[index]
@@ -308,7 +334,7 @@ def _asked_again(
         return knowledge(run, _with_ids(rows, ids), run.recipe.knowledge.top_k)
     chosen = [each for each in inputs.candidate_questions(run, part) if each.id in ids]
     queries = [_candidate_query(each) for each in chosen]
-    width = inputs.knowledge_width(run)
+    width = teacher_knowledge.knowledge_width(run)
     answers = scorer(run).candidates(queries)
     return {queries[i].id: top_candidates(values.tolist(), width) for i, values in answers}
 
@@ -359,7 +385,7 @@ def require_as_begun(
 def _kept(run: Run, answer: Any) -> TopK:
     """Return the knowledge in a kept answer."""
     if run.recipe.knowledge.over_candidates:
-        return top_candidates(answer, inputs.knowledge_width(run))
+        return top_candidates(answer, teacher_knowledge.knowledge_width(run))
     return _as_top_k(answer)
 
 

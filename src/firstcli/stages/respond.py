@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,11 +117,18 @@ class Respond(Stage):
             return 8 * len(run.rewording_requests) * settings.max_new_tokens
         return 8 * len(run.prompts) * run.recipe.knowledge.sampler.max_new_tokens
 
-    def resumption(self, folder: Path) -> str:
-        from firstcli.workspace import responses
+    def resumption(self, run: Run, unit: Unit) -> str:
+        from firstcli.stages.response_cache import cache_of, known_in, prompts_to_write
 
-        written = sum(len(responses.read(path)) for path in folder.glob("*.jsonl"))
-        return f"response {written:,}" if written else ""
+        wanted = prompts_to_write(run, unit).digests
+        written = len(known_in(cache_of(run, unit)).keys() & wanted)
+        what = "text" if unit.part == "copies" else "response"
+        return f"{what} {written:,} of {len(wanted):,}" if written else ""
+
+    def forget(self, run: Run, unit: Unit) -> None:
+        from firstcli.stages.response_cache import cache_of
+
+        shutil.rmtree(cache_of(run, unit), ignore_errors=True)
 
     def work(self, run: Run, unit: Unit, folder: Path) -> RespondFacts | None:
         from firstcli.stages import writing

@@ -25,7 +25,7 @@ from firstcli.models import inference, readout
 from firstcli.models.answers import EVALUATION_TOKENS, candidate_log_probs
 from firstcli.models.batching import HalvingBatches, free_memory, run_batched
 from firstcli.runtime import distributed
-from firstcli.stages import inputs, remote, whole_candidates
+from firstcli.stages import inputs, remote, role_models, shared_tokens, whole_candidates
 from firstcli.training.soft_targets import candidate_indices
 from firstcli.workspace.run import Run, once_per_run
 from firstcli.workspace.units import Unit
@@ -115,7 +115,7 @@ class TeacherScorer(ABC):
             only: ids of the samples to return; None for all.
             answers: the file that keeps the answers of a remote teacher.
         """
-        if inputs.remote(self._run, "teacher") is not None:
+        if role_models.remote(self._run, "teacher") is not None:
             rows = [row for row in shard.rows if only is None or row.id in only]
             return self._asked(rows, Asking(top_k, advance, answers))
         knowledge: dict[str, TopK] = {}
@@ -141,9 +141,9 @@ class TeacherScorer(ABC):
         if self._reader is None or self._fold != fold:
             self._reader = None
             free_memory()
-            model = inputs.teacher(self._run, fold, self._unit.teacher_seed)
+            model = role_models.teacher(self._run, fold, self._unit.teacher_seed)
             if self._batching == "packed":
-                inputs.require_packing(self._run, "teacher", model, "knowledge")
+                role_models.require_packing(self._run, "teacher", model, "knowledge")
             self._reader, self._fold = readout.Reader(model, self._run.console.say), fold
         return self._reader
 
@@ -157,7 +157,7 @@ class TokenScorer(TeacherScorer):
     def _score(
         self, reader: readout.Reader, rows: Sequence[EncodedSample], top_k: int
     ) -> dict[str, TopK]:
-        limit = inputs.shared_vocabulary(self._run)
+        limit = shared_tokens.shared_vocabulary(self._run)
         return self.halving.run(
             rows, lambda part: top_k_of(reader, part, top_k, limit, self._batching)
         )
@@ -269,9 +269,9 @@ def answer_rows(
         candidates: the tokens of each sample's candidates, if the recalibrator needs them.
         answers: the file that keeps the answers of a remote teacher.
     """
-    limit = inputs.vocabulary(run, unit.role)
+    limit = shared_tokens.vocabulary(run, unit.role)
     top_k = min(run.recipe.knowledge.top_k, limit)
-    is_remote = inputs.remote(run, unit.role) is not None
+    is_remote = role_models.remote(run, unit.role) is not None
     if is_remote:
         asked = [answer_only(row) for row in rows]
         with run.console.progress(unit.key, len(asked), "positions") as advance:
@@ -279,7 +279,7 @@ def answer_rows(
                 lambda: remote.knowledge(run, asked, top_k, advance, answers)
             )
     else:
-        reader = readout.Reader(inputs.model(run, unit.model), run.console.say)
+        reader = readout.Reader(role_models.model(run, unit.model), run.console.say)
         score = partial(top_k_of, reader, top_k=top_k, limit=limit)
         knowledge = run_batched(
             run.console, unit.key, "samples", rows, lengths_of(rows), EXTRACTION_TOKENS, score
@@ -316,10 +316,10 @@ def answered(run: Run, unit: Unit, answers: Path | None = None) -> EvalRecords:
     """
     questions = inputs.questions(run, unit.role, unit.evaluation)
     whole = None
-    if inputs.remote(run, unit.role) is not None:
+    if role_models.remote(run, unit.role) is not None:
         log_probs = remote.candidate_log_probs(run, questions, unit.key, answers)
     else:
-        reader = readout.Reader(inputs.model(run, unit.model), run.console.say)
+        reader = readout.Reader(role_models.model(run, unit.model), run.console.say)
         log_probs = _first_tokens(run, unit, reader, questions)
         whole = whole_candidates.scored(run, unit, reader, log_probs, EVALUATION_TOKENS)
     groups = {sample.id: sample.group for sample in run.evaluation_samples(unit.evaluation)}
@@ -330,9 +330,9 @@ def answered(run: Run, unit: Unit, answers: Path | None = None) -> EvalRecords:
 def answered_validation(run: Run, unit: Unit, answers: Path | None = None) -> EvalRecords:
     """Run a model over the questions of the validation part, without whole candidates."""
     questions = inputs.validation_questions(run, unit.role)
-    if inputs.remote(run, unit.role) is not None:
+    if role_models.remote(run, unit.role) is not None:
         return _records(questions, remote.candidate_log_probs(run, questions, unit.key, answers))
-    reader = readout.Reader(inputs.model(run, unit.model), run.console.say)
+    reader = readout.Reader(role_models.model(run, unit.model), run.console.say)
     return _records(questions, _first_tokens(run, unit, reader, questions))
 
 

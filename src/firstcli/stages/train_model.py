@@ -15,9 +15,10 @@ from firstcli.checkpoints.quantization import untrainable_method
 from firstcli.errors import UserError
 from firstcli.models import inference, memory
 from firstcli.models.batching import free_memory, is_out_of_memory
+from firstcli.recipe.sections import training_section
 from firstcli.runtime import distributed
 from firstcli.runtime.console import size
-from firstcli.stages import inputs, training_memory, training_weights
+from firstcli.stages import inputs, role_models, training_memory, training_weights
 from firstcli.stages.base import TrainingFacts
 from firstcli.training import arguments, lora, sharding, tracking, trainer, trial
 from firstcli.training.batches import SoftTargetSource
@@ -41,7 +42,7 @@ def check(run: Run, unit: Unit) -> str:
         UserError: `trainer:` or the batch sizes are wrong, or the device is too small.
     """
     rows, settings = inputs.rows_of(run, unit), run.training_settings(unit)
-    device = inference.device_of(inputs.family(run, unit.role))
+    device = inference.device_of(role_models.family(run, unit.role))
     args = arguments.arguments(run.folder, settings, run.recipe.trainer, run.recipe.seed, device)
     trial.check(args)
     if settings.dtype == "bfloat16" and settings.lora is None:
@@ -49,7 +50,7 @@ def check(run: Run, unit: Unit) -> str:
             f"the {unit.role} trains bfloat16 weights, which lose updates as small as 2e-5 to "
             "rounding; dtype: float32 with autocast is the safe choice"
         )
-    empty = inputs.empty_model(run, unit.role)
+    empty = role_models.empty_model(run, unit.role)
     if args.activation_checkpointing and not empty.supports_gradient_checkpointing:
         raise UserError(
             f"trainer.activation_checkpointing: {type(empty).__name__} does not offer it; leave it "
@@ -57,18 +58,18 @@ def check(run: Run, unit: Unit) -> str:
         )
     if getattr(empty.config.get_text_config(), "output_router_logits", False):
         run.console.warn(
-            f"{inputs.described(run, unit.role)}: its configuration asks for the router's "
+            f"{role_models.described(run, unit.role)}: its configuration asks for the router's "
             "auxiliary loss (output_router_logits), which is not part of the objective, so nothing "
             "keeps the experts evenly used; set it to false there if that is intended"
         )
-    if inputs.family(run, unit.role).spreads and not trainer.is_sharded(args):
+    if role_models.family(run, unit.role).spreads and not trainer.is_sharded(args):
         raise UserError(
             f"{unit.role}.model.options.device_map: training cannot spread a model over devices "
             "like this; share the weights among several GPUs (trainer.fsdp), or leave it out"
         )
     _check_adapters(run, unit, args)
-    parameters = inputs.weights(run, unit.role)
-    trained = inputs.trainable_weights(run, unit)
+    parameters = role_models.weights(run, unit.role)
+    trained = role_models.trainable_weights(run, unit)
     trains = f" and {trained / 1e6:.2f} M in adapters" if settings.lora else ""
     need = _require_memory(run, unit, args)
     without = _further_samples(run, unit)
@@ -103,30 +104,26 @@ def _check_adapters(run: Run, unit: Unit, args: TrainingArguments) -> None:
     """
     role, settings = unit.role, run.training_settings(unit)
     section = run.model_section(role)
-    key = "teacher.finetune"
-    if unit.arm:
-        overrides = run.recipe.arms[unit.arm].training
-        own = overrides is not None and overrides.lora is not None
-        key = f"arms.{unit.arm}.training" if own else "student.training"
+    key = training_section(run.recipe.arms, unit.arm, "lora")
     if settings.lora is None:
         if section.effective.get(QUANTIZATION):
             raise UserError(
                 f"{role}.model.options.{QUANTIZATION}: quantised weights cannot be trained; add "
                 f"`lora: {{}}` to {key}, which trains adapters beside them, or leave it out"
             )
-        if method := untrainable_method(inputs.empty_model(run, role).config):
+        if method := untrainable_method(role_models.empty_model(run, role).config):
             raise UserError(
-                f"{inputs.described(run, role)}: its weights are quantised ({method}) and cannot "
-                "be trained; give the checkpoint that is not quantised"
+                f"{role_models.described(run, role)}: its weights are quantised ({method}) and "
+                "cannot be trained; give the checkpoint that is not quantised"
             )
         return
     adapters.require_peft(f"{key}.lora")
-    method = untrainable_method(inputs.empty_model(run, role).config)
+    method = untrainable_method(role_models.empty_model(run, role).config)
     if method and not section.effective.get(QUANTIZATION):
         raise UserError(
-            f"{inputs.described(run, role)}: its weights are stored quantised ({method}), and an "
-            "adapter cannot be merged into them; give the checkpoint that is not quantised, with "
-            f"{role}.model.options.{QUANTIZATION}"
+            f"{role_models.described(run, role)}: its weights are stored quantised ({method}), and "
+            "an adapter cannot be merged into them; give the checkpoint that is not quantised, "
+            f"with {role}.model.options.{QUANTIZATION}"
         )
     ref = run.reference(role)
     if section.effective.get(QUANTIZATION):
@@ -140,7 +137,7 @@ def _check_adapters(run: Run, unit: Unit, args: TrainingArguments) -> None:
                 f"{role}.model.options.{QUANTIZATION}: quantised weights cannot be shared among "
                 "processes; train without FSDP and DeepSpeed, or leave it out"
             )
-    if settings.saved == "adapter" and inputs.family(run, role).spreads:
+    if settings.saved == "adapter" and role_models.family(run, role).spreads:
         raise UserError(
             f"{key}.save: an adapter cannot be merged into a model that device_map spreads; set "
             "`save: both`"
@@ -205,7 +202,7 @@ def train(
     """
     role, seed, settings = unit.role, run.seed_of(unit), run.training_settings(unit)
     rows, choice = inputs.with_copies(run, unit)
-    device = inference.device_of(inputs.family(run, role))
+    device = inference.device_of(role_models.family(run, role))
     first_attempt = True
     while True:
         checkpoints = folder / CHECKPOINTS
@@ -252,7 +249,7 @@ def train(
         settings = settings.model_copy(update={"micro_batch_size": half})
     if distributed.is_first():
         training_weights.save(run, unit, model, outcome.weights, folder)
-        inputs.tokenizer(run, role).save_pretrained(folder)
+        role_models.tokenizer(run, role).save_pretrained(folder)
         trainer.write_log(folder / "training_log.jsonl", outcome.log)
     del model, loaded
     free_memory()  # the next model needs the memory
@@ -274,10 +271,10 @@ def _try_out(run: Run, unit: Unit, model: PreTrainedModel, device: torch.device)
     """
 
     def require() -> None:
-        inputs.require_decoder(run, unit.role, model)
+        role_models.require_decoder(run, unit.role, model)
         if run.training_settings(unit).batching == "packed":
-            section = inputs.batching_section(run, unit.arm)
-            inputs.require_packing(run, unit.role, model, section)
+            section = role_models.batching_section(run, unit.arm)
+            role_models.require_packing(run, unit.role, model, section)
 
     try:
         require()

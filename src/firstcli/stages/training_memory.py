@@ -13,15 +13,17 @@ import torch
 from transformers import PreTrainedModel, TrainingArguments
 
 from firstcli import __version__
+from firstcli.checkpoints.quantization import LOADED_BYTES
 from firstcli.data.encoded import counts_of, lengths_of
 from firstcli.models import inference, memory
 from firstcli.recipe.lora import Lora
 from firstcli.runtime import distributed
 from firstcli.runtime.console import size
-from firstcli.stages import inputs
-from firstcli.training import memory_estimate, trainer
+from firstcli.stages import inputs, role_models
+from firstcli.training import memory_estimate, trainer, trial
 from firstcli.training.batches import MicroBatches
-from firstcli.training.memory_estimate import BatchShape, MemoryEstimate, MemorySettings
+from firstcli.training.memory_estimate import MemoryEstimate
+from firstcli.training.memory_settings import BatchShape, MemorySettings
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit
 
@@ -48,7 +50,7 @@ class TrainingMemory:
 
     @property
     def empty(self) -> PreTrainedModel:
-        return inputs.empty_model(self.run, self.unit.role)
+        return role_models.empty_model(self.run, self.unit.role)
 
     @property
     def key(self) -> str:
@@ -93,19 +95,23 @@ class TrainingMemory:
         ]
         if not parts:  # the teacher has not yet written the samples
             return BatchShape(0, 0, 0)
-        largest = max(parts, key=lambda part: int(lengths[part].max()) * len(part))
         positions = max(int(counts[part].sum()) for part in parts)
         top_k = self.run.recipe.knowledge.top_k if self.unit.arm else 0
+        if self.run.training_settings(self.unit).batching == "packed":
+            largest = max(parts, key=lambda part: int(lengths[part].sum()))
+            tokens = int(lengths[largest].sum())
+            return BatchShape(len(largest), tokens, positions, top_k, packed=True)
+        largest = max(parts, key=lambda part: int(lengths[part].max()) * len(part))
         return BatchShape(len(largest), int(lengths[largest].max()), positions, top_k)
 
 
 def of(run: Run, unit: Unit, args: TrainingArguments) -> TrainingMemory:
     """Collect what the memory of a unit's training depends on."""
     training = run.training_settings(unit)
-    device = inference.device_of(inputs.family(run, unit.role))
-    stated = args.activation_checkpointing_kwargs
-    options = stated if isinstance(stated, dict) else {}
-    quantization = run.model_section(unit.role).effective.get("quantization")
+    device = inference.device_of(role_models.family(run, unit.role))
+    options = trial.checkpointing_options(args)
+    chosen = run.model_section(unit.role).effective
+    quantization, attention = chosen.get("quantization"), chosen.get("attn_implementation")
     load_in = quantization.get("load_in") if isinstance(quantization, dict) else None
     settings = MemorySettings(
         device,
@@ -113,9 +119,10 @@ def of(run: Run, unit: Unit, args: TrainingArguments) -> TrainingMemory:
         autocast=bool(args.bf16),
         optim=str(getattr(args.optim, "value", args.optim)),
         optim_args=args.optim_args or "",
-        checkpointing=tuple(sorted(options.items())) if args.activation_checkpointing else None,
+        checkpointing=None if options is None else tuple(sorted(options.items())),
         lora=training.lora,
-        quantization=load_in if load_in in memory_estimate.QUANTISED_BYTES else None,
+        quantization=load_in if load_in in LOADED_BYTES else None,
+        attention=attention if isinstance(attention, str) else None,
         processes=distributed.count(),
         sharded=trainer.is_sharded(args),
     )

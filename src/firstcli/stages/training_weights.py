@@ -14,7 +14,7 @@ from firstcli.checkpoints import adapters
 from firstcli.checkpoints.adapters import Base
 from firstcli.checkpoints.loading import whole_weights
 from firstcli.runtime import distributed
-from firstcli.stages import fingerprints, inputs
+from firstcli.stages import fingerprints, role_models
 from firstcli.training import lora, saving, sharding
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit
@@ -38,7 +38,7 @@ def starting(run: Run, unit: Unit, dtype: Dtype, args: TrainingArguments) -> Pre
 
     def load() -> PreTrainedModel:
         with whole_weights():
-            return inputs.starting_model(run, unit.role, dtype, run.seed_of(unit))
+            return role_models.starting_model(run, unit.role, dtype, run.seed_of(unit))
 
     if not sharding.first_loads(args):
         return load()
@@ -54,8 +54,8 @@ def starting(run: Run, unit: Unit, dtype: Dtype, args: TrainingArguments) -> Pre
         return loaded[0] if loaded else load()
     if loaded:
         return loaded[0]
-    family = inputs.family(run, unit.role)
-    empty = family.empty_model(run.reference(unit.role), inputs.tokenizer(run, unit.role))
+    family = role_models.family(run, unit.role)
+    empty = family.empty_model(run.reference(unit.role), role_models.tokenizer(run, unit.role))
     whole.complete(empty)
     return empty
 
@@ -103,12 +103,12 @@ def _save_adapted(
         whole = model.merge_and_unload()
     else:
         # Sums are rounded once, to the dtype in which they are saved.
-        stored = inputs.checkpoint_dtype(run, role) if section.checkpoint else "float32"
+        stored = role_models.checkpoint_dtype(run, role) if section.checkpoint else "float32"
         dtype: Dtype = saved if saved == stored else "float32"
-        start = inputs.starting_model(run, role, dtype, seed, quantized=False)
+        start = role_models.starting_model(run, role, dtype, seed, quantized=False)
         whole = adapters.merged(start, alone)
     saving.save(whole, None, saved, folder)
     if settings.saved == "merged":
         shutil.rmtree(alone)
     else:
-        inputs.tokenizer(run, role).save_pretrained(alone)
+        role_models.tokenizer(run, role).save_pretrained(alone)

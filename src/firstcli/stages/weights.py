@@ -15,8 +15,9 @@ from firstcli.errors import UserError
 from firstcli.models.batching import free_memory
 from firstcli.recipe.sections import training_of
 from firstcli.runtime.console import size
-from firstcli.stages import fingerprints, inputs
-from firstcli.workspace.run import NOT_REMEMBERED, Run
+from firstcli.stages import fingerprints, role_models
+from firstcli.workspace.memory import NOT_REMEMBERED
+from firstcli.workspace.run import Run
 from firstcli.workspace.units import Role
 
 
@@ -31,11 +32,11 @@ def check(run: Run, role: Role) -> str | None:
     """
     if not are_at_hand(run.reference(role)):
         return NOT_REMEMBERED
-    needed, free = 4 * inputs.weights(run, role), psutil.virtual_memory().available
+    needed, free = 4 * role_models.weights(run, role), psutil.virtual_memory().available
     if needed > free:
         run.console.say(
-            f"{inputs.described(run, role)}: its weights are checked when they are loaded, because "
-            f"they take {size(needed)} and {size(free)} of memory are free"
+            f"{role_models.described(run, role)}: its weights are checked when they are loaded, "
+            f"because they take {size(needed)} and {size(free)} of memory are free"
         )
         return NOT_REMEMBERED
     content = fingerprints.loading_content(run, role)
@@ -50,11 +51,11 @@ def _packed_in(run: Run, role: Role) -> str | None:
     recipe = run.recipe
     for name, arm in recipe.arms.items():
         if role == "student" and training_of(recipe.student, arm).batching == "packed":
-            return inputs.batching_section(run, name)
+            return role_models.batching_section(run, name)
     if role == "teacher" and recipe.teacher:
         finetune = recipe.teacher.finetune
         if finetune and finetune.batching == "packed":
-            return inputs.batching_section(run, "")
+            return role_models.batching_section(run, "")
         if recipe.knowledge.batching == "packed":
             return "knowledge"
     return None
@@ -73,20 +74,20 @@ def are_at_hand(ref: ModelRef) -> bool:
 
 
 def _load(run: Run, role: Role, packed_in: str | None) -> None:
-    inputs.tokenizer(run, role)
+    role_models.tokenizer(run, role)
     with run.console.status(f"checking the {role}'s weights"):
-        model = inputs.starting_model(run, role, "float32", run.recipe.seed)
+        model = role_models.starting_model(run, role, "float32", run.recipe.seed)
         try:
-            inputs.require_decoder(run, role, model)
+            role_models.require_decoder(run, role, model)
             if packed_in:
-                inputs.require_packing(run, role, model, packed_in)
+                role_models.require_packing(run, role, model, packed_in)
         except UserError:
             raise
         except Exception as error:  # such as attention that needs a GPU
             reason = " ".join(str(error).split())[:100]
             run.console.say(
-                f"{inputs.described(run, role)}: does not run on the CPU ({reason}); whether it is "
-                "causal shows before its first batch"
+                f"{role_models.described(run, role)}: does not run on the CPU ({reason}); whether "
+                "it is causal shows before its first batch"
             )
     del model
     free_memory()

@@ -20,7 +20,7 @@ from firstcli.errors import UserError
 from firstcli.models import inference, readout
 from firstcli.models.answers import EVALUATION_TOKENS, candidate_log_probs, target_log_probs
 from firstcli.models.batching import HalvingBatches, run_batched
-from firstcli.stages import inputs
+from firstcli.stages import inputs, role_models
 from firstcli.workspace.run import Run, once_per_run
 from firstcli.workspace.units import Role, Unit
 
@@ -74,7 +74,7 @@ def sequences(run: Run, role: Role, evaluation: str) -> CandidateSequences | Non
         UserError: one does, and `metrics.candidates` is `whole`.
     """
     questions = inputs.questions(run, role, evaluation)
-    if inputs.remote(run, role) is not None:
+    if role_models.remote(run, role) is not None:
         if run.recipe.metrics.candidates == "whole":
             raise UserError(
                 "metrics.candidates: a teacher that runs elsewhere is asked for the candidates' "

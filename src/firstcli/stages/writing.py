@@ -1,13 +1,13 @@
 """The work of stage `respond`: generate responses, resumable and independent of the batches.
 
-Every response is kept as soon as it is written, in a cache that a digest of teacher and settings
-names. A killed run goes on where it stopped, and rows that are added later cost only themselves.
+Every response is kept as soon as it is written. A killed run goes on where it stopped, and rows
+that are added later cost only themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,24 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from firstcli.api import Sample
 from firstcli.errors import UserError
 from firstcli.models.batching import free_memory, is_out_of_memory
 from firstcli.models.generation import Sampler, continuations, text_after
 from firstcli.recipe.sections import Sampling
 from firstcli.runtime import distributed
 from firstcli.runtime.files import write_text
-from firstcli.stages import chat, fingerprints, inputs
+from firstcli.stages import chat, inputs, role_models
+from firstcli.stages.response_cache import (
+    PromptsToWrite,
+    cache_of,
+    known_in,
+    prompts_to_write,
+)
 from firstcli.workspace import responses
-from firstcli.workspace.artifacts import fingerprint
-from firstcli.workspace.responses import Response, prompt_digest, request_digest
+from firstcli.workspace.responses import Response, prompt_digest
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit
 
-CACHE = ".responses"
-"""Folder of the caches, in the run folder."""
 BATCH_SIZE = 16
 """Prompts that are answered at a time."""
 
@@ -52,32 +54,11 @@ def write(run: Run, unit: Unit, folder: Path) -> dict[str, Any] | None:
     Raises:
         UserError: students can learn none of the responses.
     """
-    wanted = _written(run, unit, folder, prompts_to_write(run, unit))
+    todo = prompts_to_write(run, unit)
+    wanted = _written(run, unit, folder, todo)
     if wanted is None:
         return None
-    if unit.part == "copies":
-        return _facts_of_copies(run, wanted)
-    return _facts(run, wanted)
-
-
-@dataclass(frozen=True, slots=True)
-class PromptsToWrite:
-    """The prompts after which the teacher writes, and how it does."""
-
-    prompts: Sequence[Sample]
-    digest_of: Callable[[Sample], str]
-    """Returns what a prompt's text is kept under."""
-    sampling: Sampling
-
-
-def prompts_to_write(run: Run, unit: Unit) -> PromptsToWrite:
-    """Return what the teacher writes in a unit: responses, or text for copies."""
-    if unit.part != "copies":
-        sampling = run.recipe.knowledge.sampler
-        return PromptsToWrite(run.prompts, lambda sample: prompt_digest(sample.prompt), sampling)
-    settings = run.recipe.writing
-    assert settings
-    return PromptsToWrite(run.rewording_requests, request_digest, Sampling(**asdict(settings)))
+    return _facts(run, wanted) if unit.part == "written" else _facts_of_copies(todo, wanted)
 
 
 def _written(
@@ -85,8 +66,8 @@ def _written(
 ) -> dict[str, Response] | None:
     """Write all texts; return them by digest, in the first process only."""
     prompts = _encoded(run, todo)
-    cache = run.folder / CACHE / distributed.by_first(lambda: _identity(run, unit, todo.sampling))
-    known = distributed.by_first(lambda: _known(cache))
+    cache = distributed.by_first(lambda: cache_of(run, unit))
+    known = distributed.by_first(lambda: known_in(cache))
     missing = [prompt for prompt in prompts if prompt.room > 0 and prompt.digest not in known]
     if done := len(prompts) - len(missing):
         what = "responses" if unit.part != "copies" else "texts"
@@ -96,7 +77,7 @@ def _written(
     distributed.wait()
     if not distributed.is_first():
         return None
-    known = _known(cache)
+    known = known_in(cache)
     wanted = {prompt.digest: known[prompt.digest] for prompt in prompts if prompt.room > 0}
     write_text(folder / responses.FILE_NAME, responses.as_lines(wanted))
     return wanted
@@ -116,25 +97,6 @@ def _encoded(run: Run, todo: PromptsToWrite) -> list[EncodedPrompt]:
     )
 
 
-def _identity(run: Run, unit: Unit, sampling: Sampling) -> str:
-    """Return a digest of what responses depend on besides their prompts."""
-    contents = " ".join(run.manifests[key].content for key in unit.needs)
-    depends_on = fingerprints.predictions(run, "teacher")
-    depends_on |= fingerprints.flat("knowledge", {"sampling": sampling.model_dump()})
-    depends_on["teacher"] = contents or run.checkpoint_identity("teacher")
-    depends_on["longest sample"] = fingerprints.longest_response(run)
-    depends_on["seed"] = run.recipe.seed
-    return fingerprint(fingerprints.as_text(depends_on))[:16]
-
-
-def _known(cache: Path) -> dict[str, Response]:
-    """Return all responses that any process has written to a cache."""
-    known: dict[str, Response] = {}
-    for path in sorted(cache.glob("*.jsonl")):
-        known |= responses.read(path)
-    return known
-
-
 def _write_missing(
     run: Run, unit: Unit, missing: Sequence[EncodedPrompt], cache: Path, sampling: Sampling
 ) -> None:
@@ -142,7 +104,7 @@ def _write_missing(
     ours = missing[distributed.rank() :: distributed.count()]
     if not ours:
         return
-    model, tokenizer = inputs.teacher(run), inputs.tokenizer(run, "teacher")
+    model, tokenizer = role_models.teacher(run), role_models.tokenizer(run, "teacher")
     ends = _ends(run)
     sampler = Sampler(sampling.temperature, sampling.top_p, sampling.top_k)
     size, start = BATCH_SIZE, 0
@@ -194,7 +156,7 @@ def _same_room(prompts: Sequence[EncodedPrompt]) -> Sequence[EncodedPrompt]:
 
 def _ends(run: Run) -> list[int]:
     """Return the tokens at which the teacher stops: what ends an answer in a chat, and EOS."""
-    end, eos = chat.end_of(run, "teacher"), inputs.tokenizer(run, "teacher").eos_token_id
+    end, eos = chat.end_of(run, "teacher"), role_models.tokenizer(run, "teacher").eos_token_id
     ids = (end and end[1], eos)
     return list(dict.fromkeys(int(id) for id in ids if id is not None))
 
@@ -215,16 +177,15 @@ def _response(
     return Response(prompt.digest, text, len(ids), finished)
 
 
-def _facts_of_copies(run: Run, known: dict[str, Response]) -> dict[str, Any]:
+def _facts_of_copies(todo: PromptsToWrite, known: dict[str, Response]) -> dict[str, Any]:
     """Count the texts for copies. Whether one can be used is for the augmenter to say."""
-    requests = run.rewording_requests
-    texts = [response for request in requests if (response := known.get(request_digest(request)))]
-    counts = {"unfinished": 0, "empty": 0, "written": 0}
+    found = [known.get(todo.digest_of(request)) for request in todo.prompts]
+    texts = [response for response in found if response is not None]
+    counts = {"unfinished": 0, "empty": 0, "written": 0, "too_long": len(found) - len(texts)}
     for response in texts:
         counts[response.failure or "written"] += 1
     mean = sum(response.tokens for response in texts) / max(len(texts), 1)
-    too_long = len(requests) - len(texts)
-    return {"prompts": len(requests), "mean_tokens": mean, "too_long": too_long, **counts}
+    return {"prompts": len(found), "mean_tokens": mean, **counts}
 
 
 def _facts(run: Run, known: dict[str, Response]) -> dict[str, Any]:

@@ -40,20 +40,21 @@ class CardParts:
     """The lower part, without its heading."""
 
 
-def card(usage: Usage, parts: CardParts, *, figure: bool) -> str:
+def card(usage: Usage, parts: CardParts, *, figure: bool, adapter: bool = False) -> str:
     """Return the text of a model card.
 
     Args:
         usage: the content of `firstcli.json`.
         parts: the rest.
         figure: whether the folder contains the reliability diagram.
+        adapter: whether the folder contains an adapter instead of a whole model.
     """
     sections = [
         f"---\n{parts.front_matter.strip()}\n---\n\n# {usage.run}: {usage.title}\n",
         _what_it_does(usage),
         _numbers(usage, figure),
         _prompt(usage),
-        _use(usage),
+        _use(usage, adapter),
         f"## Training\n\n{parts.training.strip()}\n",
     ]
     return without_secrets("\n".join(section for section in sections if section))
@@ -178,7 +179,7 @@ def _code(text: str) -> str:
     return f"`` {safe} ``" if "`" in safe else f"`{safe}`"
 
 
-def _use(usage: Usage) -> str:
+def _use(usage: Usage, adapter: bool) -> str:
     """Return commands and code; each block is run by firstcli's tests, unless it says otherwise."""
     parts = [
         "## Use\n\nWith firstcli, which builds the prompt "
@@ -188,15 +189,44 @@ def _use(usage: Usage) -> str:
     if example is not None:
         outside = usage.posthoc is not None and usage.posthoc.temperature is None
         caution = " without its recalibrator" if outside else ""
+        library = "transformers and peft" if adapter else "transformers"
+        loads = _ADAPTED if adapter else _WHOLE
         parts.append(
-            f"With transformers{caution}, from this folder:\n\n"
-            f"{_block('python', _transformers_code(usage, example))}"
+            f"With {library}{caution}, from this folder:\n\n"
+            f"{_block('python', _transformers_code(usage, example, loads))}"
         )
+    if adapter:
+        parts.append(_MERGE)
+    elif example is not None:
         parts.append(
             "With vLLM, whose `logprobs` cover the whole vocabulary (firstcli's tests do not run "
             f"this block):\n\n{_block('python', _vllm_code(usage, example))}"
         )
     return "\n".join(parts)
+
+
+_WHOLE = """
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = AutoModelForCausalLM.from_pretrained(".")
+"""
+_ADAPTED = """
+from peft import PeftConfig, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+config = PeftConfig.from_pretrained(".")
+base = AutoModelForCausalLM.from_pretrained(
+    config.base_model_name_or_path, revision=config.revision
+)
+model = PeftModel.from_pretrained(base, ".")
+"""
+_MERGE = (
+    "This folder holds an adapter (LoRA), which changes the weights of the model that\n"
+    "`adapter_config.json` names. For vLLM and other programs, merge the two:\n\n"
+    "~~~sh\nfirst export . ../merged\n~~~\n"
+)
 
 
 def _block(language: str, text: str) -> str:
@@ -257,13 +287,10 @@ texts = [prompt + (blank if blank.isspace() else "") + answer.strip() for answer
 tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]"""
 
 
-def _transformers_code(usage: Usage, example: BuiltPrompt) -> str:
+def _transformers_code(usage: Usage, example: BuiltPrompt, loads: str) -> str:
     return f"""
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained(".")
-model = AutoModelForCausalLM.from_pretrained(".")
+{loads.strip()}
 
 {_encoded(usage, example)}
 decisive = next(i for i, ids in enumerate(zip(*tokens)) if len(set(ids)) > 1)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from firstcli import __version__
 from firstcli.api import Sample, TaskUsage
 from firstcli.api.usage import prompt_usage
+from firstcli.checkpoints.adapters import is_adapter
 from firstcli.errors import UserError
 from firstcli.recipe.sections import VALIDATION
 from firstcli.runtime.files import atomic_write, suppress_read_only, write_text
@@ -97,7 +98,8 @@ def _write_card(run: Run, model: Model, folder: Path, usage: Usage) -> None:
         atomic_write(folder / FIGURE, image)
     else:
         (folder / FIGURE).unlink(missing_ok=True)
-    text = card(usage, run_parts(run, model, facts), figure=bool(measured))
+    parts, adapter = run_parts(run, model, facts), is_adapter(folder)
+    text = card(usage, parts, figure=bool(measured), adapter=adapter)
     write_text(folder / CARD, text)
 
 

@@ -5,14 +5,12 @@ The peak is the larger of two moments:
     weights + optimizer state + the most that one micro-batch's forward and backward pass keeps
     weights + gradients + optimizer state + what the optimizer's step itself takes
 
-The first term is not a formula per architecture: `peak_of_a_pass` runs the model's own code, with
-the fused objective, on tensors without data, and counts the memory of all tensors that are alive
-at the same time. It therefore sees activation checkpointing, autocast's copies of the weights, soft
-capping and experts. Temporary memory inside a kernel is not seen.
+The first term is not a formula per architecture: `memory_pass.peak_of_a_pass` runs the model's own
+code on tensors without data.
 
 Weights, gradients and the optimizer's state follow from the number of parameters:
 
-    weights     parameters * width; quantised matrices take `QUANTISED_BYTES` per weight
+    weights     parameters * width; quantised matrices take `LOADED_BYTES` per weight
     gradients   trainable parameters * width; twice under DDP, which copies them into buckets
     optimizer   trainable parameters * `STATE_BYTES`, or Adafactor's row and column sums
 """
@@ -20,26 +18,18 @@ Weights, gradients and the optimizer's state follow from the number of parameter
 from __future__ import annotations
 
 import copy
-import logging
 import math
-import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
-from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from firstcli.models import readout
-from firstcli.recipe.lora import Lora
-from firstcli.training import lora, trainer
+from firstcli.checkpoints.quantization import LOADED_BYTES
+from firstcli.training import lora
+from firstcli.training.memory_pass import peak_of_a_pass
+from firstcli.training.memory_settings import BatchShape, MemorySettings
 
 STATE_BYTES: dict[str, float] = {
     "adamw_torch": 2.0,
@@ -65,50 +55,6 @@ EIGHT_BIT_STATES = {
 """Bytes that bitsandbytes' 8-bit optimizers keep per trainable parameter."""
 EIGHT_BIT_BLOCK = 256
 """Values that share one float32 scale in these optimizers."""
-QUANTISED_BYTES = {"nf4": 0.5 + 4 / 64, "fp4": 0.5 + 4 / 64, "int8": 1.0}
-"""Bytes per weight of a quantised matrix: 4 bits and one float32 scale per 64 weights; 8 bits."""
-
-
-@dataclass(frozen=True, slots=True)
-class BatchShape:
-    """The shape of the largest micro-batch."""
-
-    samples: int
-    tokens: int
-    """Tokens per sample, padding included."""
-    positions: int
-    """Supervised positions of all samples."""
-    top_k: int = 0
-    """Tokens per position that are learned; 0 for labels."""
-
-
-@dataclass(frozen=True, slots=True)
-class MemorySettings:
-    """The settings of a training that its memory depends on."""
-
-    device: torch.device
-    dtype: torch.dtype = torch.float32
-    """Data type of the weights."""
-    autocast: bool = False
-    """Whether the arithmetic runs in bfloat16."""
-    optim: str = "adamw_torch_fused"
-    optim_args: str = ""
-    accumulates: bool = False
-    """Whether a step has several micro-batches, so that gradients exist during the passes."""
-    checkpointing: tuple[tuple[str, Any], ...] | None = None
-    """Items of `trainer.activation_checkpointing_kwargs` with activation checkpointing, or None."""
-    lora: Lora | None = None
-    """The adapters, if only these are trained."""
-    quantization: str | None = None
-    """A key of `QUANTISED_BYTES`, or None."""
-    processes: int = 1
-    sharded: bool = False
-    """Whether the processes share weights, gradients and optimizer state."""
-
-    @property
-    def width(self) -> int:
-        """Bytes of a number of the trained weights' data type."""
-        return 4 if self.lora else self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +90,7 @@ def estimate(empty: PreTrainedModel, batch: BatchShape, settings: MemorySettings
     if settings.processes > 1 and not settings.sharded:
         gradients //= 2  # the buckets of DDP exist also while gradients do not
     step = _step_bytes(trainable, settings)
-    passes = peak_of_a_pass(model, batch, settings)
+    passes = peak_of_a_pass(model, batch, settings, _dtypes(model, settings))
     gathered = 0
     if settings.sharded:
         gathered = 2 * settings.width * _gathered_parameters(model)
@@ -232,7 +178,7 @@ def _quantised(model: PreTrainedModel, settings: MemorySettings) -> dict[Tensor,
     """Return the bytes per weight of the matrices that are quantised."""
     if settings.quantization is None:
         return {}
-    width = QUANTISED_BYTES[settings.quantization]
+    width = LOADED_BYTES[settings.quantization]
     return {part.weight: width for part in model.modules() if isinstance(part, _LowRank)}
 
 
@@ -304,184 +250,3 @@ def _adapted(empty: PreTrainedModel, settings: MemorySettings) -> PreTrainedMode
         rank = settings.lora.rank if name in chosen else 0
         setattr(model.get_submodule(parent), child, _LowRank(layer, rank))
     return model
-
-
-# One pass without data.
-
-
-def peak_of_a_pass(
-    model: PreTrainedModel, batch: BatchShape, settings: MemorySettings
-) -> int | None:
-    """Return the most bytes that a micro-batch's forward and backward pass keep at a time.
-
-    The weights are not counted; gradients are. The model's code runs on tensors without data; what
-    depends on a value takes the branch of False or 0, as for a batch with padding.
-
-    Args:
-        model: an empty model, which is used up.
-        batch: the shape of the micro-batch.
-        settings: the training's settings.
-
-    Returns:
-        The bytes, or None if the architecture does not run without data.
-    """
-    device = settings.device if settings.device.type == "cuda" else torch.device("cpu")
-    readout.has_float32_sums(device, torch.bfloat16)  # remembered: without data it would be wrong
-    try:
-        with _silent(), FakeTensorMode():
-            return _peak(model, batch, settings, device)
-    except Exception:  # any architecture's code, on tensors that it was not written for
-        return None
-
-
-def _peak(
-    model: PreTrainedModel, batch: BatchShape, settings: MemorySettings, device: torch.device
-) -> int:
-    model.train()
-    _enable_checkpointing(model, settings)
-    _without_data(model, _dtypes(model, settings), device)
-    live = _LiveBytes(device)
-    for value in (*model.parameters(), *model.buffers()):
-        live.ignore(value)
-    with live:
-        if settings.accumulates:
-            for value in model.parameters():
-                if value.requires_grad:
-                    value.grad = torch.empty_like(value)
-        trainer.install_objective(model, "topk-tail" if batch.top_k else "labels")
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.autocast):
-            loss = model(**_inputs(batch, device))["loss"]
-        loss.backward()
-        return live.peak
-
-
-def _enable_checkpointing(model: PreTrainedModel, settings: MemorySettings) -> None:
-    """Enable activation checkpointing as the Trainer does."""
-    if settings.checkpointing is None:
-        return
-    options = dict(settings.checkpointing)
-    every, offload = options.pop("every_n_layers", 1), options.pop("offload", False)
-    model.activation_checkpointing_enable(options or None, every_n_layers=every, offload=offload)
-
-
-def _without_data(
-    model: nn.Module, dtypes: dict[Tensor, torch.dtype], device: torch.device
-) -> None:
-    """Replace parameters and buffers by tensors without data on a device; tied ones stay tied."""
-    made: dict[int, nn.Parameter] = {}
-    kept: list[nn.Parameter] = []  # so that no id is used twice
-    replaced: set[int] = set()
-    for module in model.modules():
-        for name, value in list(module._parameters.items()):
-            if value is None or id(value) in replaced:
-                continue
-            kept.append(value)
-            if id(value) not in made:
-                empty = torch.empty(value.shape, dtype=dtypes[value], device=device)
-                made[id(value)] = nn.Parameter(empty, value.requires_grad)
-                replaced.add(id(made[id(value)]))
-            module._parameters[name] = made[id(value)]
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
-
-
-def _inputs(batch: BatchShape, device: torch.device) -> dict[str, Tensor]:
-    """Return a batch as `batches.TrainingBatches` makes it, without data."""
-
-    def ids(*shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=torch.long, device=device)
-
-    count, k = batch.positions, batch.top_k
-    inputs = {
-        "input_ids": ids(batch.samples, batch.tokens),
-        "attention_mask": ids(batch.samples, batch.tokens),
-        "rows": ids(count),
-        "columns": ids(count),
-        "targets": ids(count),
-    }
-    if k:
-        inputs |= {
-            "token_ids": ids(count, k),
-            "probabilities": torch.zeros(count, k, device=device),
-            "tail": torch.zeros(count, device=device),
-            "teacher_mass": torch.zeros(count, device=device),
-        }
-    return inputs
-
-
-@dataclass
-class _Count:
-    live: int = 0
-    peak: int = 0
-    sizes: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
-
-
-class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of a device's tensors that are alive, and the most that were at a time."""
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._device = device.type  # activations that are offloaded to the host do not count
-        self._count = _Count()
-
-    @property
-    def peak(self) -> int:
-        return self._count.peak
-
-    def ignore(self, value: Tensor) -> None:
-        """Leave the storage of a tensor out."""
-        self._count.sizes[value.untyped_storage()] = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        aten = torch.ops.aten
-        if func is aten._local_scalar_dense.default:
-            return False if args[0].dtype == torch.bool else 0
-        if func is aten.equal.default:  # the trial of the output layer asks for the same tensor
-            first, second = (value.untyped_storage()._cdata for value in args[:2])
-            return first == second
-        if func is aten._grouped_mm.default:  # PyTorch's own shape rule is for bfloat16 alone
-            groups = args[2] if len(args) > 2 else None
-            result = args[0].new_empty(_grouped_shape(args[0], args[1], groups))
-        else:
-            result = func(*args, **(kwargs or {}))
-        for value in tree_iter(result):
-            if isinstance(value, Tensor) and value.device.type == self._device:
-                self._add(value.untyped_storage())
-        return result
-
-    def _add(self, storage: Any) -> None:
-        count = self._count
-        if storage in count.sizes:
-            return
-        size = storage.nbytes()
-        count.sizes[storage] = size
-        count.live += size
-        count.peak = max(count.peak, count.live)
-        weakref.finalize(storage, _subtract, count, size)
-
-
-def _subtract(count: _Count, size: int) -> None:
-    count.live -= size
-
-
-def _grouped_shape(left: Tensor, right: Tensor, offsets: Tensor | None) -> tuple[int, ...]:
-    """Return the shape of a product of groups of rows, or of columns, with matrices."""
-    if left.dim() == right.dim() == 2:
-        assert offsets is not None
-        return (len(offsets), left.shape[0], right.shape[1])
-    return (*left.shape[:-1], right.shape[-1])
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keep quiet about operators that do not run without data."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level, logger.disabled = logger.level, True
-    try:
-        yield
-    finally:
-        logger.disabled = False
-        logger.setLevel(level)

@@ -1,18 +1,19 @@
-"""Build optimizer, schedule and trackers as training does, on a model of two parameters.
+"""Build optimizer, schedule and trackers as training does, without training.
 
-`first plan` does this, so that a missing package or argument is reported before hours are spent.
+`first plan` tries them on a model of two parameters, so that a missing package or argument is
+reported before hours are spent; `first plan --probe` measures them on the real model.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers import PreTrainedModel, Trainer, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
@@ -45,7 +46,7 @@ def check(args: TrainingArguments) -> None:
         )
     _try(problems, "report_to", args.report_to, lambda: _build_trackers(args))
     optimizer = _try(
-        problems, "optim", OptimizerNames(args.optim).value, lambda: _build_optimizer(args)
+        problems, "optim", OptimizerNames(args.optim).value, lambda: build_optimizer(args, None)
     )
     if optimizer is not None:
         name = SchedulerType(args.lr_scheduler_type).value
@@ -84,20 +85,51 @@ def _build_trackers(args: TrainingArguments) -> None:
         callback()
 
 
-def _build_optimizer(args: TrainingArguments) -> torch.optim.Optimizer:
-    model: Any = nn.Linear(2, 2)
+def enable_checkpointing(model: PreTrainedModel, options: Mapping[str, Any] | None) -> None:
+    """Enable activation checkpointing as the Trainer does.
+
+    Args:
+        model: the model, in place.
+        options: `trainer.activation_checkpointing_kwargs`; None leaves the model as it is.
+    """
+    if options is None:
+        return
+    rest = dict(options)
+    every, offload = rest.pop("every_n_layers", 1), rest.pop("offload", False)
+    model.activation_checkpointing_enable(rest or None, every_n_layers=every, offload=offload)
+
+
+def checkpointing_options(args: TrainingArguments) -> dict[str, Any] | None:
+    """Return what `enable_checkpointing` takes; None without activation checkpointing."""
+    if not args.activation_checkpointing:
+        return None
+    stated = args.activation_checkpointing_kwargs
+    return dict(stated) if isinstance(stated, dict) else {}
+
+
+def build_optimizer(args: TrainingArguments, trained: nn.Module | None) -> torch.optim.Optimizer:
+    """Build the optimizer that the Trainer builds.
+
+    Args:
+        args: settings of the training.
+        trained: the model, of which weights that require a gradient are trained; None takes a
+            model of two parameters, to try the settings.
+    """
+    model: Any = nn.Linear(2, 2) if trained is None else trained
     args = copy.copy(args)
-    if args.optim_target_modules is not None:
+    if trained is None and args.optim_target_modules is not None:
         args.optim_target_modules = "all-linear"  # the names belong to the real model
     kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
     optimizer: torch.optim.Optimizer
     if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer):
-        parameters: Any = model.parameters()
+        parameters: Any = [value for value in model.parameters() if value.requires_grad]
         for name in ("params", "model", "optimizer_dict"):
             parameters = options.pop(name, parameters)
         optimizer = kind(parameters, **options)
     else:  # a factory, which needs the model
         optimizer = kind()(model, **options)
+    if callable(train := getattr(optimizer, "train", None)):
+        train()  # as those without a schedule need it before a step
     return optimizer
 
 

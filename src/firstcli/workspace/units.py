@@ -185,7 +185,7 @@ def knowledge_path(folder: Path, part: Part, seed: int | None = None) -> Path:
 def learns_unlabelled(recipe: Recipe, arm: Arm) -> bool:
     """Return whether an arm learns the teacher's probabilities of unlabelled samples.
 
-    A run states in its recipe whether there are such samples (`Run.state_data`).
+    A run states in its recipe whether there are such samples (`data_decisions.state_data`).
     """
     section = recipe.train.unlabelled
     return arm.learn == "knowledge" and section is not None and section.limit != 0

@@ -62,6 +62,7 @@ class Server(RemoteFamily[ServerOptions]):
     def __init__(self, options: ServerOptions) -> None:
         super().__init__(options)
         self.answers_only = options.protocol in ANSWERS_ONLY
+        self.answers_without_space = options.protocol == "chat"
 
     def tokenizer(self, ref: ModelRef, text: Iterable[str]) -> PreTrainedTokenizerBase:
         from transformers import AutoTokenizer

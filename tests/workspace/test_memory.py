@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from firstcli.runtime.console import Console
-from firstcli.workspace import run
-from firstcli.workspace.run import NOT_REMEMBERED, Memory
+from firstcli.workspace import memory as remembered_checks
+from firstcli.workspace.memory import NOT_REMEMBERED, Memory
 
 
 def reopened(memory: Memory, path: Path) -> Memory:
@@ -20,7 +20,7 @@ def reopened(memory: Memory, path: Path) -> Memory:
 def test_the_oldest_results_are_forgotten_first_and_permanent_ones_never(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "MOST_ENTRIES", 3)
+    monkeypatch.setattr(remembered_checks, "MOST_ENTRIES", 3)
     path = tmp_path / "checks.json"
     memory = Memory(path, Console(quiet=True))
     assert memory.recall("source", {}, lambda: "first", permanent=True) == "first"
