@@ -229,6 +229,20 @@ def test_a_correction_holds_for_the_verdict() -> None:
     assert "Holm" in decide(holm).limits[0]
 
 
+def test_rows_that_are_best_in_nothing_can_be_compared() -> None:
+    """The forest compares the chosen student with all others, whoever is best in a metric.
+
+    `b + T` has the accuracy of `b`, which counts as the best in it, and not the best ECE.
+    """
+    rows = {"a": (0.6, 1200), "b": (0.9, 1500), "b + T": (0.76, 1500), "c": (0.6, 1000)}
+    for correction in ("none", "holm"):
+        settings = MetricsSettings.model_validate({"correction": correction})
+        data = judged(rows, settings=settings)
+        pairs = {tuple(sorted(test.rows)) for test in data.p_values if test.metric == "accuracy"}
+        assert ("b + T", "c") not in pairs
+        assert data.distinguishable("csqa", "b + T", "c", "accuracy")
+
+
 def test_runs_with_nothing_to_compare() -> None:
     teacher = decide(judged({"teacher": (0.8, 1600)}))
     assert (teacher.verdict, teacher.ship) == ("undecided", None)
