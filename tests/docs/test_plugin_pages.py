@@ -26,6 +26,7 @@ KINDS: dict[str, Kind] = {
     "recalibrator": "recalibrators",
     "task": "tasks",
     "family": "families",
+    "augmenter": "augmenters",
 }
 
 

@@ -32,6 +32,7 @@ LAYERS = (
     ("data",),
     ("runtime",),
     ("testing",),
+    ("augmenters",),
     ("tasks", "families"),
     ("plugins",),
     ("api",),

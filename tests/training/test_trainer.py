@@ -39,6 +39,7 @@ from firstcli.training import (
     trainer_fields,
     trial,
 )
+from firstcli.training.copies import CopyChoice
 from firstcli.training.soft_targets import SoftTargetBuilder, SoftTargets
 from firstcli.training.trainer import Objective
 from support.encoding import encode_training
@@ -104,12 +105,14 @@ def fit(
     fields: dict[str, Any] | None = None,
     console: Console | None = None,
     batching: inference.Batching = "padded",
+    choice: CopyChoice | None = None,
     **changes: Any,
 ) -> trainer.Outcome:
     quick = {"logging_steps": 1, "save_strategy": "no"}
     args = arguments.arguments(folder, settings(**changes), quick | (fields or {}), 0, CPU)
     console = console or Console(quiet=True)
-    return trainer.train(model, rows, soft_targets, objective, args, console, "training", batching)
+    common = (objective, args, console, "training", batching, choice)
+    return trainer.train(model, rows, soft_targets, *common)
 
 
 def weights(model: LlamaForCausalLM) -> Tensor:

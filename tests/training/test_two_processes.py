@@ -18,6 +18,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from conftest import MakeLlama
 from firstcli.runtime import distributed
 from firstcli.training import trainer
+from training.test_copies import common as with_choice
+from training.test_copies import rows_and_copies
 from training.test_trainer import OBJECTIVES, V, distance, drawn_samples, drawn_soft_targets, fit
 from training.test_trainer import weights as flat_weights
 from training.two_processes import run_in_two_processes
@@ -54,6 +56,24 @@ def test_two_processes_train_the_same_weights(tmp_path: Path, make_llama: MakeLl
     for entry, expected in zip(log, outcome.log, strict=True):
         for name in ("loss", "grad_norm", "P", "Q"):
             assert entry[name] == pytest.approx(expected[name], rel=1e-4)
+
+
+def train_shared_with_copies(folder: Path) -> None:
+    model = LlamaForCausalLM.from_pretrained(folder / "start")
+    rows, choice = rows_and_copies()
+    fit(model, rows, folder / "run", micro_batch_size=2, **with_choice(rows, choice))
+    if distributed.is_first():
+        torch.save(flat_weights(model), folder / "result.pt")
+    distributed.leave()
+
+
+def test_two_processes_choose_the_same_copies(tmp_path: Path, make_llama: MakeLlama) -> None:
+    model = make_llama(V)
+    model.save_pretrained(tmp_path / "start")
+    rows, choice = rows_and_copies()
+    fit(model, rows, tmp_path / "one", **with_choice(rows, choice))
+    run_in_two_processes(train_shared_with_copies, tmp_path)
+    assert distance(torch.load(tmp_path / "result.pt"), flat_weights(model)) < 1e-5
 
 
 def fused_model(objective: trainer.Objective) -> Any:

@@ -1,9 +1,10 @@
-"""The public contract for plugin authors: samples, tasks, model families and recalibrators.
+"""The public contract for plugin authors: samples and all kinds of plugins.
 
 This package does not import torch or transformers, so a recipe that names a plugin loads quickly.
 `firstcli.testing` checks the requirements that are stated here.
 """
 
+from firstcli.api.augmenters import Augmenter, PromptField, TrainingPrompt, WritingSettings
 from firstcli.api.contract import (
     JSON,
     Adaptation,
@@ -48,6 +49,7 @@ __all__ = [
     "JSON",
     "RESERVED_FACTS",
     "Adaptation",
+    "Augmenter",
     "BoolArray",
     "CandidateQuery",
     "ChatMessage",
@@ -67,6 +69,7 @@ __all__ = [
     "ModelFamily",
     "ModelRef",
     "PluginOptions",
+    "PromptField",
     "Recalibrator",
     "RemoteFamily",
     "RemoteScorer",
@@ -80,5 +83,7 @@ __all__ = [
     "TokenQuery",
     "TopKRows",
     "TopTokens",
+    "TrainingPrompt",
     "UserError",
+    "WritingSettings",
 ]

@@ -80,7 +80,7 @@ RENAMED = {"keeps_ranks": "order_preserving", "trained_model": "load_trained"}
 
 
 class PluginBase(ABC, Generic[OptionsT]):
-    """The base of all three kinds of plugins: an object that is built from its options."""
+    """The base of all kinds of plugins: an object that is built from its options."""
 
     Options: ClassVar[type[PluginOptions]] = PluginOptions
     format: ClassVar[int] = 1

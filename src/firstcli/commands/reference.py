@@ -24,6 +24,7 @@ PLURALS: dict[plugins.Kind, str] = {
     "tasks": "Tasks",
     "families": "Model families",
     "recalibrators": "Recalibrators",
+    "augmenters": "Augmenters",
 }
 
 

@@ -5,11 +5,12 @@ The parts of a recipe that name plugins build them here, so no stage can forget 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import wraps
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -18,6 +19,7 @@ from firstcli import plugins
 from firstcli.api import (
     JSON,
     Adaptation,
+    Augmenter,
     BoolArray,
     CandidateQuery,
     Diagnostics,
@@ -29,17 +31,20 @@ from firstcli.api import (
     RemoteScorer,
     RemoteUsage,
     ResponseTokens,
+    Sample,
     Split,
     Task,
     TaskUsage,
     TokenQuery,
     TopKRows,
     TopTokens,
+    TrainingPrompt,
     UserError,
+    WritingSettings,
 )
 from firstcli.plugins.facts import diagnostics_problem, json_problem
 from firstcli.plugins.registry import Plugin, reason
-from firstcli.plugins.samples import checked_samples
+from firstcli.plugins.samples import checked_samples, copy_problem
 
 SUM_TOLERANCE = 1e-6  # allows for a plugin that computes in float32
 ORDER_TOLERANCE = 1e-9
@@ -317,6 +322,76 @@ class CheckedTask(Task[Any]):
         return adaptation
 
 
+class CheckedAugmenter:
+    """An augmenter whose every copy is checked."""
+
+    def __init__(self, plugin: Plugin, augmenter: Augmenter[Any]) -> None:
+        self._plugin, self._augmenter = plugin, augmenter
+
+    @property
+    def copies(self) -> int:
+        """Number of copies of each sample."""
+        with explained(self._plugin, "`copies`"):
+            count = self._augmenter.copies
+        if type(count) is not int or count < 1:
+            raise UserError(
+                f"{self._plugin.title}: `copies` is {count!r}, expected a whole number above 0; "
+                "correct the plugin"
+            )
+        return count
+
+    def read(self, prompts: Iterable[TrainingPrompt]) -> None:
+        """Read all training prompts."""
+        with explained(self._plugin, "`read`"):
+            self._augmenter.read(prompts)
+
+    @property
+    def writing(self) -> WritingSettings | None:
+        """How the teacher writes text for the copies, if they need some."""
+        with explained(self._plugin, "`writing`"):
+            return self._augmenter.writing
+
+    def request(self, prompt: TrainingPrompt, number: int) -> str | None:
+        """Return what the teacher continues for a copy, or None if there is no copy."""
+        with explained(self._plugin, "`request`"):
+            request = self._augmenter.request(prompt, number)
+        if request is not None and not (isinstance(request, str) and request.strip()):
+            raise UserError(
+                f"{self._plugin.title}: `request` returned {request!r}, expected text or None; "
+                "correct the plugin"
+            )
+        return request
+
+    def copy(self, prompt: TrainingPrompt, number: int, random: Random) -> Sample | None:
+        """Return a copy of a sample, or None if there is none."""
+        with explained(self._plugin, "`copy`"):
+            copy = self._augmenter.copy(prompt, number, random)
+        return self._checked(copy, prompt)
+
+    def written(
+        self, prompt: TrainingPrompt, number: int, text: str, *, finished: bool
+    ) -> Sample | None:
+        """Return a copy, given what the teacher wrote, or None if it cannot be used.
+
+        Args:
+            prompt: the sample, and what of its prompt is free text.
+            number: the number of the copy.
+            text: what the teacher wrote.
+            finished: whether it ended the text itself.
+        """
+        with explained(self._plugin, "`written`"):
+            copy = self._augmenter.written(prompt, number, text, finished=finished)
+        return self._checked(copy, prompt)
+
+    def _checked(self, copy: Sample | None, prompt: TrainingPrompt) -> Sample | None:
+        if copy is not None and (problem := copy_problem(copy, prompt.sample)):
+            raise UserError(
+                f"{self._plugin.title}: the copy of sample '{prompt.sample.id}' {problem}; correct "
+                "the plugin"
+            )
+        return copy
+
+
 class _ExplainedFamily:
     """A third-party family whose exceptions are explained."""
 
@@ -382,6 +457,12 @@ def task(name: str, options: PluginOptions) -> CheckedTask:
     """Return a task with its options."""
     plugin = plugins.find("tasks", name)
     return CheckedTask(plugin, _built(plugin, options))
+
+
+def augmenter(name: str, options: PluginOptions) -> CheckedAugmenter:
+    """Return an augmenter with its options."""
+    plugin = plugins.find("augmenters", name)
+    return CheckedAugmenter(plugin, _built(plugin, options))
 
 
 def family(name: str, options: PluginOptions) -> ModelFamily[Any]:

@@ -19,14 +19,20 @@ from firstcli import api
 from firstcli.errors import UserError, did_you_mean
 from firstcli.plugins.source_code import digest_of, files_of
 
-Kind = Literal["families", "tasks", "recalibrators"]
+Kind = Literal["families", "tasks", "recalibrators", "augmenters"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-SINGULAR: dict[Kind, str] = {"families": "family", "tasks": "task", "recalibrators": "recalibrator"}
+SINGULAR: dict[Kind, str] = {
+    "families": "family",
+    "tasks": "task",
+    "recalibrators": "recalibrator",
+    "augmenters": "augmenter",
+}
 GROUPS = tuple(f"firstcli.{kind}" for kind in KINDS)
 BASES: dict[Kind, type] = {
     "families": api.ModelFamily,
     "tasks": api.Task,
     "recalibrators": api.Recalibrator,
+    "augmenters": api.Augmenter,
 }
 
 

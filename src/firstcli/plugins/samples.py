@@ -117,3 +117,28 @@ def _truth_problem(truth: tuple[float, ...], count: int) -> str | None:
     if not abs(sum(truth) - 1) <= 1e-9:  # NaN, too
         return "truth does not sum to 1"
     return None
+
+
+def copy_problem(copy: object, sample: Sample) -> str | None:
+    """Say what is wrong with an augmenter's copy of a sample; None if nothing is.
+
+    Choices may change places in the prompt, so that a different letter is right: then the answer
+    and the truth move, and everything else stays.
+
+    Args:
+        copy: what the augmenter returned.
+        sample: the sample.
+    """
+    if problem := sample_problem(copy, sample.candidates):
+        return f"is malformed: {problem}"
+    assert isinstance(copy, Sample)
+    for key in ("candidates", "group", "messages", "supervised"):
+        if getattr(copy, key) != getattr(sample, key):
+            return f"has changed `{key}`"
+    if (copy.answer is None) != (sample.answer is None):
+        return "has changed whether there is an answer"
+    if not sample.candidates and copy.response != sample.response:
+        return "has changed `response`"
+    if sorted(copy.truth or ()) != sorted(sample.truth or ()):
+        return "has changed `truth` other than in its order"
+    return None

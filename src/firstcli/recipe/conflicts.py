@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from firstcli.errors import UserError, did_you_mean
 from firstcli.recipe.references import (
     POSTHOC_KEY,
+    AugmenterRef,
     RecalibratorRef,
 )
 from firstcli.recipe.sections import (
@@ -75,11 +76,15 @@ def conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
                 yield (arm_name,), "differs from another arm's name only in case; rename one"
             for keys, text in _arm_conflicts(arm, valid):
                 yield (arm_name, *keys), text
+        yield from _augment_conflicts(section, valid)
 
 
 def _knowledge_conflicts(
     section: KnowledgeSection, teacher: Teacher | None, valid: Mapping[str, Any]
 ) -> Conflicts:
+    if section.folds and teacher and teacher.finetune and teacher.finetune.augment:
+        text = "the teachers of folds are not fine-tuned on copies; leave it out, or"
+        yield ("folds",), f"{text} teacher.finetune.augment"
     if section.folds and teacher and teacher.finetune is None:
         text = "each fold's teacher is fine-tuned, but there is no teacher.finetune; add it"
         yield ("folds",), text
@@ -133,6 +138,8 @@ def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
         yield ("top_k",), text
     if knowledge and arm.out_of_fold and not knowledge.folds:
         yield ("out_of_fold",), "there are no folds; set knowledge.folds, for example to 5"
+    if knowledge and arm.augment and arm.learn == "knowledge":
+        yield from _conflicts_with_copies(arm, knowledge)
     if arm.teachers == "mean":
         yield from _conflicts_of_mean(arm, valid)
     if knowledge and knowledge.over_candidates:
@@ -148,6 +155,45 @@ def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
             yield ("training",), f"micro_batch_size {micro} does not divide batch_size {batch}"
         if training.save and not training.lora:
             yield ("training", "save"), SAVE_WITHOUT_LORA
+
+
+def _augment_conflicts(arms: Mapping[str, Arm], valid: Mapping[str, Any]) -> Conflicts:
+    """Yield that nothing learns the copies that the recipe describes."""
+    train: Train | None = valid.get("train")
+    teacher: Teacher | None = valid.get("teacher")
+    tuned = teacher and teacher.finetune and teacher.finetune.augment
+    if train and train.augment and not tuned and not any(arm.augment for arm in arms.values()):
+        text = "no arm learns the copies of train.augment; give one `augment: true`, or"
+        yield (), f"{text} leave train.augment out"
+    writing = [ref.name for ref in _augmenters(train) if ref.build().writing is not None]
+    if not writing:
+        return
+    if len(writing) > 1:
+        text = f"the teacher writes for {' and '.join(writing)} of train.augment; keep one of them"
+        yield (), text
+    if tuned:
+        text = f"the teacher writes the copies of {writing[0]}, so it cannot be fine-tuned on them;"
+        yield (), f"{text} leave out teacher.finetune.augment"
+    if not teacher or teacher.model.plugin.is_remote:
+        text = f"the copies of {writing[0]} are written by the teacher, so it must be a model"
+        yield (), f"{text} that runs here"
+
+
+def _augmenters(train: Train | None) -> Sequence[AugmenterRef]:
+    return train.augment.augmenters if train and train.augment else ()
+
+
+def _conflicts_with_copies(arm: Arm, knowledge: KnowledgeSection) -> Conflicts:
+    """Yield what an arm cannot learn together with copies of its samples."""
+    if knowledge.folds and arm.out_of_fold is not False:
+        text = "the teachers of folds are not asked about copies; set this arm's out_of_fold: false"
+        yield ("augment",), text
+    if knowledge.responses == "teacher-always":
+        text = (
+            "copies have the responses of the data, which are not learned with "
+            "'responses: teacher-always'; leave it out"
+        )
+        yield ("augment",), text
 
 
 def _conflicts_of_mean(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:

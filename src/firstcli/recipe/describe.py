@@ -160,6 +160,8 @@ def _example(plugin: Plugin, cls: Any, options: Sequence[KeyDescription]) -> str
         content: Any = {"train": {"task": reference}}
     elif plugin.kind == "recalibrators":
         content = {"arms": {"my-arm": {"recalibrator": reference}}}
+    elif plugin.kind == "augmenters":
+        content = {"train": {"augment": {"augmenters": [reference]}}}
     else:
         model = {"family": reference.pop("name")}
         if cls.needs_checkpoint:

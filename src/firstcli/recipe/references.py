@@ -235,6 +235,16 @@ class RecalibratorRef(PluginRef):
         return calls.recalibrator(self.name, self.options)
 
 
+class AugmenterRef(PluginRef):
+    """An augmenter: makes copies of the training samples with other prompts."""
+
+    kind = "augmenters"
+
+    def build(self) -> calls.CheckedAugmenter:
+        """Return a new augmenter with its options."""
+        return calls.augmenter(self.name, self.options)
+
+
 POSTHOC_KEY = "posthoc"
 """Recipe key of the post-hoc recalibrator, in an arm or in `teacher`."""
 
@@ -304,6 +314,7 @@ class ModelSection(PluginSection):
 
 
 PLUGIN_SECTIONS: dict[str, type[PluginSection]] = {
-    section.__name__: section for section in (TaskRef, RecalibratorRef, PosthocRef, ModelSection)
+    section.__name__: section
+    for section in (TaskRef, RecalibratorRef, PosthocRef, ModelSection, AugmenterRef)
 }
 """Sections that name a plugin, by their title in the JSON schema."""

@@ -13,6 +13,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails
 
+from firstcli.api import WritingSettings
 from firstcli.errors import UserError, shortened
 from firstcli.recipe.conflicts import conflicts
 from firstcli.recipe.references import (
@@ -26,6 +27,7 @@ from firstcli.recipe.sections import (
     TEST,
     VALIDATION,
     Arm,
+    Augment,
     Evaluation,
     KnowledgeSection,
     MetricsSettings,
@@ -88,6 +90,22 @@ class Recipe(RecipeSection):
         if teacher is None or not teacher.model.plugin.is_remote:
             return False
         return bool(teacher.model.build().answers_only)  # type: ignore[attr-defined]
+
+    @property
+    def augmentation(self) -> Augment | None:
+        """How copies of the training samples are made and used, if something learns them."""
+        teacher = self.teacher
+        learned = any(arm.augment for arm in self.arms.values())
+        if not learned and not (teacher and teacher.finetune and teacher.finetune.augment):
+            return None
+        return self.train.augment or Augment()
+
+    @property
+    def writing(self) -> WritingSettings | None:
+        """How the teacher writes text for copies, if an augmenter needs some; one at most does."""
+        section = self.augmentation
+        found = [ref.build().writing for ref in section.augmenters] if section else []
+        return next((settings for settings in found if settings is not None), None)
 
     def is_validation(self, evaluation: str) -> bool:
         """Whether this names the questions of the validation part.

@@ -11,11 +11,13 @@ from pydantic import (
     ValidationInfo,
     field_validator,
     model_serializer,
+    model_validator,
 )
 
 from firstcli.api import DataPaths, MassMode
 from firstcli.recipe.lora import Lora, Saved
 from firstcli.recipe.references import (
+    AugmenterRef,
     FolderName,
     ModelSection,
     PosthocRef,
@@ -102,6 +104,14 @@ class TrainingOverrides(RecipeSection):
     save_dtype: Literal["checkpoint", "float32", "bfloat16", "float16"] | None = None
 
 
+class Finetuning(Training):
+    """Training settings of the teacher, which starts from its checkpoint or from new weights."""
+
+    augment: bool | None = None
+    """Also fine-tune on the copies of `train.augment`, with the labels of their samples: a baseline
+    for arms with `augment`. Default: false."""
+
+
 class Unlabelled(RecipeSection):
     """Training samples without a label, from which only students learn.
 
@@ -115,6 +125,21 @@ class Unlabelled(RecipeSection):
     limit: int | None = Field(default=None, ge=0)
     """Use only this many unlabelled samples, those of the training split first; 0 leaves them all
     out. Default: all."""
+
+
+class Augment(RecipeSection):
+    """Copies of the training samples with other prompts, about which the teacher is asked.
+
+    Arms learn them with `augment: true`. Copies are made of samples with a label or a response.
+    """
+
+    augmenters: Annotated[tuple[AugmenterRef, ...], Field(strict=False)] = Field(
+        default=cast(Any, ({"name": "perturb"},)), min_length=1, validate_default=True
+    )
+    """What makes the copies: each augmenter makes its own of every sample."""
+    share: float = Field(default=0.5, gt=0, le=1)
+    """The probability that one of its copies stands for a sample in an epoch, so that an epoch has
+    as many steps as without copies. Changing it trains again, but extracts nothing."""
 
 
 class Train(RecipeSection):
@@ -136,6 +161,9 @@ class Train(RecipeSection):
     unlabelled: Unlabelled | None = None
     """Samples without a label, from which students learn the teacher's probabilities. Default: the
     rows of the training split whose label is empty, if there are any."""
+    augment: Augment | None = None
+    """Copies of the training samples with other prompts. Default: if an arm has `augment: true`,
+    four copies that `perturb` makes."""
 
     @field_validator("unlabelled")
     @classmethod
@@ -222,7 +250,7 @@ class Teacher(RecipeSection):
 
     model: ModelSection
     """The teacher's family and initial weights."""
-    finetune: Training | None = None
+    finetune: Finetuning | None = None
     """How the teacher is fine-tuned on the training part. Leave it out if the checkpoint is already
     fine-tuned."""
     posthoc: PosthocRef | None = None
@@ -307,6 +335,16 @@ class KnowledgeSection(RecipeSection):
         return {"sampling": self.sampler.model_dump()}
 
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "first-plus": {
+        "recalibrator": {"name": "logit-temperature", "options": {"criterion": "nll"}},
+        "augment": True,
+        "posthoc": {"name": "logit-temperature"},
+    }
+}
+"""The keys of arms that `preset` stands for."""
+
+
 class Arm(RecipeSection):
     """One way to train a student.
 
@@ -314,6 +352,10 @@ class Arm(RecipeSection):
     none of them.
     """
 
+    preset: Literal["first-plus"] | None = None
+    """A whole method in one key, whose keys this arm may override. `first-plus`: learn the copies
+    of `train.augment`, recalibrate with `logit-temperature` by NLL, and evaluate with a post-hoc
+    temperature, too."""
     learn: Literal["knowledge", "labels"] = "knowledge"
     """Learn from the teacher's probabilities (`knowledge`), or from the data's labels as a baseline
     (`labels`)."""
@@ -339,10 +381,21 @@ class Arm(RecipeSection):
     teachers: Literal["first", "mean"] | None = None
     """Whose probabilities are learned: the first teacher's (`first`, default), or the mean of all
     teachers' (`mean`), see `teacher.seeds`."""
+    augment: bool | None = None
+    """Also learn the copies of `train.augment`: what the teacher says of them, or with `learn:
+    labels`, the labels of their samples. Default: false."""
     training: TrainingOverrides | None = None
     """Changes to `student.training` for this arm."""
     posthoc: PosthocRef | None = None
     """Also evaluate the student with a post-hoc recalibrator, as `<arm> + T`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expanded(cls, values: Any) -> Any:
+        """Fill in the keys that a preset stands for."""
+        preset = values.get("preset") if isinstance(values, dict) else None
+        known = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
+        return {**known, **values} if known else values
 
     @field_validator(
         *("recalibrator", "objective", "mass", "recalibrate", "top_k", "out_of_fold", "teachers"),
@@ -362,9 +415,13 @@ class Arm(RecipeSection):
         return {**defaults, "mass": "one" if renormalized else "teacher"}.get(str(info.field_name))
 
     @model_serializer(mode="wrap")
-    def _without_implied_mass(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the mass that `topk-renormalized` implies: a recipe may not state it."""
+    def _without_implied_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the mass that `topk-renormalized` implies: a recipe may not state it.
+
+        A preset is left out, too, because its keys are stated.
+        """
         values: dict[str, Any] = handler(self)
+        values.pop("preset", None)
         if self.objective == "topk-renormalized":
             values.pop("mass", None)
         return values

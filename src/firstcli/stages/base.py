@@ -215,6 +215,8 @@ class TrainingFacts(Facts):
     """Number of the samples that have no label, if there are any."""
     written: int | None = None
     """Number of the samples whose response the teacher has written, if there are any."""
+    copies: int | None = None
+    """Number of copies that stand for samples in some epochs, if there are any."""
 
     @property
     def in_the_data(self) -> int:
@@ -232,6 +234,7 @@ class TrainingFacts(Facts):
         steps = f"{self.steps:,} step{'s' * (self.steps != 1)}"
         kinds = (("unlabelled", self.unlabelled), ("written by the teacher", self.written))
         named = ", ".join(f"{count:,} {kind}" for kind, count in kinds if count)
+        named += f"{', ' if named else ''}and {self.copies:,} copies" if self.copies else ""
         of_these = f" ({named})" if named else ""
         phrases = [f"{self.samples:,} samples{of_these}", steps, f"loss {self.loss:.3g}"]
         if self.P is not None and self.Q is not None:

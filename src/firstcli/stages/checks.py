@@ -64,9 +64,9 @@ def _check_tokenizers(run: Run) -> None:
             f"{' and '.join(repr(token) for token in _ends(run))}: students learn the teacher's "
             f"probability of its end as that of their own; {_ADVICE_ON_ENDS[is_chat]}"
         )
-    parts: tuple[Part, ...] = ("train", "validation", "unlabelled")
+    parts: tuple[Part, ...] = ("train", "validation", "unlabelled", "copies")
     for part in parts:
-        if run.training.part(part):
+        if run.samples_of(part):
             _compare_tokens(run, part)
 
 
@@ -93,7 +93,8 @@ def require_same_tokens(run: Run, part: Part) -> None:
     teacher, student = (
         encoded.identity_of(run, role_models.tokenizer(run, role)) for role in roles
     )
-    if part == "written" and (teacher != student or _have_different_templates(run)):
+    is_new = part == "written" or (part == "copies" and run.recipe.writing is not None)
+    if is_new and (teacher != student or _have_different_templates(run)):
         _compare_tokens(run, part)
 
 
@@ -224,6 +225,12 @@ def _check_overlap(run: Run) -> None:
                 f"{name}: {_part(shared, count)} are also among the unlabelled samples; students "
                 "learn the teacher's answers to them, though no labels (transductive learning), so "
                 "new questions may go worse; remove these rows from the unlabelled data"
+            )
+        if shared := run.copies_overlap(evaluation.name):
+            run.console.warn(
+                f"{name}: {_part(shared, count)} are also among the copies of train.augment; "
+                "students learn the teacher's answers to them, though not the right ones, so new "
+                "questions may go worse"
             )
     if mistakes:
         raise UserError(*mistakes)

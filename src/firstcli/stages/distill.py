@@ -15,6 +15,7 @@ from firstcli.stages.calibrate import CALIBRATE, candidate_tokens
 from firstcli.stages.checks import SharedCheck
 from firstcli.stages.extract import EXTRACT
 from firstcli.stages.finetune import TrainingStage
+from firstcli.stages.respond import RESPOND
 from firstcli.workspace.artifacts import Artifact
 from firstcli.workspace.units import (
     STUDENTS,
@@ -53,6 +54,8 @@ class Distill(TrainingStage):
             arm = recipe.arms[model.arm]
             parts = learned_parts(recipe, arm) if arm.learn == "knowledge" else ()
             needs = [key for part in parts for key in EXTRACT.keys(recipe, arm, part)]
+            if arm.learn == "labels" and arm.augment:
+                needs += RESPOND.keys_of_copies(recipe)
             needs += [CALIBRATE.key(model.arm)] if needs_fit(arm) else []
             artifact = Artifact(model_path(folder, model), True)
             yield Unit(self.key(model), self.name, artifact, tuple(needs), model=model)

@@ -100,6 +100,7 @@ class Extract(Stage):
             "validation": teacher,
             "unlabelled": teacher,
             "written": (*teacher, *RESPOND.keys(recipe)),
+            "copies": (*teacher, *RESPOND.keys_of_copies(recipe)),
         }
         for part, needs in needed.items():
             if part not in learned:
@@ -115,6 +116,7 @@ class Extract(Stage):
         for seed in further_teachers(recipe):
             for part in parts:
                 written = RESPOND.keys(recipe) if part == "written" else ()
+                written += RESPOND.keys_of_copies(recipe) if part == "copies" else ()
                 needs = (*FINETUNE.teacher_keys(recipe, seed), *written)
                 key, artifact = (
                     self.key(part, seed),
@@ -159,7 +161,8 @@ class Extract(Stage):
                 "occur with a label, or leave it out"
             )
         if not run.is_written(unit.part):
-            return "the teacher's responses, once it has written them"
+            what = "copies" if unit.part == "copies" else "responses"
+            return f"the teacher's {what}, once it has written them"
         rows = inputs.knowledge_rows(run, unit.part)
         scoring.shards_of(run, unit)
         stored = size(self.disk(run, unit))
@@ -183,7 +186,11 @@ class Extract(Stage):
         width, precision = teacher_knowledge.knowledge_width(run), run.recipe.knowledge.precision
         each = store.bytes_per_position(width, precision)
         if not run.is_written(unit.part):
-            most = len(run.prompts) * run.recipe.knowledge.sampler.max_new_tokens
+            if unit.part == "copies":
+                train = inputs.knowledge_rows(run, "train")
+                most = inputs.positions(train) * len(run.rewording_requests) // len(train)
+            else:
+                most = len(run.prompts) * run.recipe.knowledge.sampler.max_new_tokens
             return int(most * each) + store.bytes_of_shards(most, most)
         rows = inputs.knowledge_rows(run, unit.part)
         positions, tokens = inputs.positions(rows), int(lengths_of(rows).sum())

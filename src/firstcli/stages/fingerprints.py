@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from firstcli import __version__
 from firstcli.runtime.redaction import redacted
 from firstcli.training.trainer_fields import HARMLESS
-from firstcli.workspace.units import Part, Role, Unit
+from firstcli.workspace.units import Part, Role, Unit, learns_copies
 
 if TYPE_CHECKING:
     from firstcli.api import Dtype
@@ -123,7 +124,7 @@ def predictions(run: Run, role: Role, evaluation: str = "") -> Inputs:
 def training(run: Run, unit: Unit) -> Inputs:
     """Return what a unit's training depends on, besides the soft targets."""
     settings = run.training_settings(unit)
-    unused = {"micro_batch_size", "batching", "save", "save_dtype"}
+    unused = {"micro_batch_size", "batching", "save", "save_dtype", "augment"}
     stated = settings.model_dump(exclude=unused)
     if settings.lora:
         stated["save"] = settings.saved
@@ -141,7 +142,26 @@ def training(run: Run, unit: Unit) -> Inputs:
         | flat("trainer", trainer)
         | {"longest sample": longest_sample(run, unit)}
         | ({"supervised": "answers only"} if run.recipe.answers_only else {})
+        | copies(run, unit)
     )
+
+
+def copies(run: Run, unit: Unit) -> Inputs:
+    """Return which copies a training learns, and how often, if it learns some."""
+    section = run.recipe.augmentation
+    if section is None or not learns_copies(run.recipe, unit):
+        return {}
+    return {"copies samples": run.part_content("copies"), "train.augment.share": section.share}
+
+
+def rewordings(run: Run) -> Inputs:
+    """Return what the texts that the teacher writes for copies depend on, besides the teacher."""
+    settings, augment = run.recipe.writing, run.recipe.augmentation
+    assert settings and augment
+    inputs = training_data(run) | flat("sampling", asdict(settings))
+    for number, ref in enumerate(augment.augmenters):
+        inputs |= plugin(f"train.augment.augmenters.{number}", ref)
+    return inputs
 
 
 def saved_dtype(run: Run, unit: Unit) -> Dtype:
@@ -196,7 +216,8 @@ def _options(prefix: str, ref: PluginRef | ModelSection, without: tuple[str, ...
 def longest_sample(run: Run, unit: Unit) -> str:
     """Return the length up to which samples are used; it matters only if some are dropped."""
     # The teacher's responses are never too long, and their samples are not known before them.
-    if run.recipe.train.too_long == "error" or unit.part == "written":
+    # Copies that are too long are always left out.
+    if run.recipe.train.too_long == "error" or unit.part in ("written", "copies"):
         return "any"
 
     def make() -> str:
@@ -207,7 +228,7 @@ def longest_sample(run: Run, unit: Unit) -> str:
             total = len(run.evaluation_samples(unit.evaluation))
             kept = len(inputs.questions(run, unit.role, unit.evaluation))
         else:
-            total = len(run.training.part(unit.part))
+            total = len(run.samples_of(unit.part))
             kept = len(inputs.training_rows(run, unit.role, unit.part))
         return "any" if kept == total else f"{inputs.context(run, unit.role)} tokens"
 
@@ -287,6 +308,8 @@ def all_content(run: Run) -> dict[str, str]:
         inputs[f"samples of {section.name}"] = run.evaluation_content(section.name)
     if run.recipe.knowledge.responses != "data" and run.is_written("written"):
         inputs["written samples"] = run.part_content("written")
+    if run.recipe.writing and run.is_written("copies"):
+        inputs["copies samples"] = run.part_content("copies")
     recipe = json.dumps(run.resolved, sort_keys=True)
     return tokenizer_content(run) | as_text(inputs) | {"recipe": recipe}
 
@@ -307,6 +330,9 @@ def implied_inputs(recipe: Recipe) -> Iterator[tuple[str, object]]:
 def _references(recipe: Recipe) -> Iterator[tuple[str, PluginRef | ModelSection]]:
     from firstcli.recipe.references import POSTHOC_KEY
 
+    section = recipe.augmentation
+    for number, augmenter in enumerate(section.augmenters if section else ()):
+        yield f"train.augment.augmenters.{number}", augmenter
     yield "student.model", recipe.student.model
     if recipe.teacher:
         yield "teacher.model", recipe.teacher.model

@@ -16,8 +16,9 @@ from firstcli.data.joint import CHUNK
 from firstcli.errors import UserError, shortened
 from firstcli.models import inference
 from firstcli.stages import chat, encoded, role_models
+from firstcli.training.copies import CopyChoice
 from firstcli.workspace.run import Run, once_per_run
-from firstcli.workspace.units import Part, Role, Unit, learned_parts
+from firstcli.workspace.units import Part, Role, Unit, learned_parts, learns_copies
 
 
 @once_per_run
@@ -33,6 +34,8 @@ def training_rows(run: Run, role: Role, part: Part) -> EncodedStore:
     rows = encoded.training_part(run, role, part, where)
     if run.recipe.answers_only:
         rows = EncodedStore(map(answer_only, rows), run.folder)
+    if part == "copies":
+        return rows.where(_short_copies(run, role, lengths_of(rows), where))
     kept = _fitting(run, role, lengths_of(rows), lambda index: rows[index].id, where)
     if not kept.any():
         raise UserError(f"{where}: no sample is left to use")
@@ -75,7 +78,37 @@ def rows_of(run: Run, unit: Unit) -> EncodedStore:
     if not unit.arm or run.recipe.arms[unit.arm].learn == "labels":
         return training_rows(run, unit.role, "train")
     parts = learned_parts(run.recipe, run.recipe.arms[unit.arm])
-    return _student_rows_of(run, tuple(part for part in parts if run.is_written(part)))
+    chosen = (part for part in parts if part != "copies" and run.is_written(part))
+    return _student_rows_of(run, tuple(chosen))
+
+
+def copies_of(run: Run, unit: Unit) -> EncodedStore | None:
+    """Return the copies that a unit's model learns, if any."""
+    if not learns_copies(run.recipe, unit) or not run.is_written("copies"):
+        return None
+    learns_labels = not unit.arm or run.recipe.arms[unit.arm].learn == "labels"
+    if learns_labels:
+        return training_rows(run, unit.role, "copies")
+    return student_rows(run, "copies")
+
+
+def with_copies(run: Run, unit: Unit) -> tuple[EncodedStore, CopyChoice | None]:
+    """Return the samples of a unit's model followed by their copies, and how one is chosen."""
+    rows = rows_of(run, unit)
+    if not learns_copies(run.recipe, unit) or not run.is_written("copies"):
+        return rows, None
+    return _joined_with_copies(run, unit, len(rows))
+
+
+@once_per_run
+def _joined_with_copies(run: Run, unit: Unit, count: int) -> tuple[EncodedStore, CopyChoice]:
+    """Join a unit's samples, whose count grows when the teacher writes some, and their copies."""
+    rows, copies, section = rows_of(run, unit), copies_of(run, unit), run.recipe.augmentation
+    assert copies is not None and section
+    choice = CopyChoice.of(
+        [row.id for row in rows], [copy.id for copy in copies], section.share, run.seed_of(unit)
+    )
+    return EncodedStore(chain(rows, copies), run.folder), choice
 
 
 @once_per_run
@@ -88,7 +121,8 @@ def _student_rows_of(run: Run, parts: tuple[Part, ...]) -> EncodedStore:
 def student_rows(run: Run, part: Part) -> EncodedStore:
     """Return the samples of a part that a student learns from a teacher."""
     rows = training_rows(run, "student", part)
-    if not run.recipe.knowledge.over_candidates or run.recipe.train.too_long == "error":
+    is_whole = run.recipe.train.too_long == "error" and part != "copies"
+    if not run.recipe.knowledge.over_candidates or is_whole:
         return rows
     # The tokenizers differ, so teacher and student may find different samples too long.
     return rows.where(np.isin(rows.indices, knowledge_rows(run, part).indices))
@@ -112,7 +146,10 @@ def knowledge_rows(run: Run, part: Part) -> EncodedStore:
     where = f"knowledge.over: candidates, {_part(part, 'teacher')}"
     questions = candidate_questions(run, part)
     lengths = np.array([q.start + max(map(len, q.candidates)) for q in questions], np.int64)
-    fits = _fitting(run, "teacher", lengths, lambda index: questions[index].id, where)
+    if part == "copies":
+        fits = _short_copies(run, "teacher", lengths, where)
+    else:
+        fits = _fitting(run, "teacher", lengths, lambda index: questions[index].id, where)
     whole = encoded.training_part(run, "teacher", part, _part(part, "teacher"))
     kept = np.isin(whole.indices, rows.indices) & fits
     return EncodedStore(map(answer_only, whole), run.folder).where(kept)
@@ -128,7 +165,7 @@ def candidate_questions(run: Run, part: Part) -> list[EncodedQuestion]:
     if part == "out-of-fold":
         return candidate_questions(run, "train")
     where = f"knowledge.over: candidates, {_part(part, 'teacher')}"
-    return encode_questions(run.training.part(part), chat.encoding(run, "teacher", where))
+    return encode_questions(run.samples_of(part), chat.encoding(run, "teacher", where))
 
 
 @once_per_run
@@ -151,7 +188,7 @@ def candidate_tokens(run: Run, role: Role, part: Part) -> dict[str, tuple[int, .
     Samples without candidates are left out.
     """
     where = _part(part, role)
-    with_candidates = (sample for sample in run.training.part(part) if sample.candidates)
+    with_candidates = (sample for sample in run.samples_of(part) if sample.candidates)
     tokens: dict[str, tuple[int, ...]] = {}
     while chunk := list(islice(with_candidates, CHUNK)):
         questions = encode_questions(chunk, chat.encoding(run, role, where))
@@ -186,6 +223,18 @@ def shared_context(run: Run) -> float:
     """Return the length in tokens of the longest sample that teacher and students may see."""
     roles: tuple[Role, ...] = ("teacher", "student")
     return min(_own_context(run, role) or math.inf for role in roles)
+
+
+def _short_copies(run: Run, role: Role, lengths: IntArray, where: str) -> BoolArray:
+    """Return which copies fit into the contexts of all models, (N,); the others are left out."""
+    longest = shared_context(run) if run.recipe.teacher else context(run, role)
+    fits = np.asarray(lengths <= longest)
+    if not fits.all():
+        run.console.warn(
+            f"{where}: {(~fits).sum()} of {len(fits)} copies are longer than the context of "
+            f"{longest:g} tokens and left out"
+        )
+    return fits
 
 
 def _own_context(run: Run, role: Role) -> int | None:

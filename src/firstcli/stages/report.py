@@ -50,6 +50,7 @@ _PARTS: dict[Part, str] = {
     "validation": "validation",
     "unlabelled": "unlabelled",
     "written": "written by the teacher",
+    "copies": "copied",
 }
 _REMARKS = {
     "at_grid_end": ", at the end of the searched range",
@@ -328,6 +329,7 @@ def _arm_facts(run: Run, name: str, arm: Arm) -> ArmFacts:
     for key in ("objective", "mass", "recalibrate", "out_of_fold", "teachers"):
         if (value := getattr(arm, key)) != getattr(defaults, key):
             kind.append(f"{key.replace('_', ' ')} {value}")
+    kind += ["with copies"] if arm.augment else []
     changed = arm.training.model_dump(exclude_none=True) if arm.training else {}
     kind += [f"{key.replace('_', ' ')} {value}" for key, value in changed.items()]
     return ArmFacts(
@@ -370,11 +372,22 @@ def _notes_on_data(run: Run) -> Iterator[tuple[str, str]]:
         )
     if written := max(each.written or 0 for each in facts):
         yield "written data", f"{written} samples whose responses the teacher wrote"
+    if copies := max(each.copies or 0 for each in facts):
+        augment = run.recipe.augmentation
+        assert augment
+        names = ", ".join(augmenter.name for augmenter in augment.augmenters)
+        yield (
+            "copies",
+            f"{copies} copies of training samples, made by {names}; in an epoch, one of its copies "
+            f"stands for a sample with probability {augment.share:g}",
+        )
     for section in run.recipe.evaluate:
         if shared := run.overlap(section.name):
             yield section.name, f"{shared} of its prompts also occur in the training split"
         if shared := run.unlabelled_overlap(section.name):
             yield section.name, f"{shared} of its prompts also occur in the unlabelled data"
+        if shared := run.copies_overlap(section.name):
+            yield section.name, f"{shared} of its prompts also occur among the copies"
 
 
 def _notes_on_knowledge(run: Run) -> Iterator[tuple[str, str]]:

@@ -14,7 +14,13 @@ from firstcli.stages.base import Facts, Stage
 from firstcli.stages.checks import SharedCheck
 from firstcli.stages.finetune import FINETUNE
 from firstcli.workspace.artifacts import Artifact
-from firstcli.workspace.units import RESPONSES_KEY, Unit, responses_path
+from firstcli.workspace.units import (
+    RESPONSES_KEY,
+    REWORDINGS,
+    REWORDINGS_KEY,
+    Unit,
+    responses_path,
+)
 
 if TYPE_CHECKING:
     from firstcli.recipe.schema import Recipe
@@ -23,7 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RespondFacts(Facts):
-    """How many responses the teacher has written, and how many students can learn."""
+    """How many responses the teacher has written, and how many students can learn.
+
+    Of texts for copies, the augmenter decides later which can be used.
+    """
 
     prompts: int
     written: int
@@ -47,7 +56,10 @@ class Respond(Stage):
     shared = True
     precious = True
     checks = (checks.UNPINNED,)
-    why_nothing = "knowledge.responses is `data`, or no arm learns from the teacher"
+    why_nothing = (
+        "knowledge.responses is `data`, or no arm learns from the teacher; and no augmenter needs "
+        "text"
+    )
 
     def keys(self, recipe: Recipe) -> tuple[str, ...]:
         """Return the key of the stage's unit, if there is one."""
@@ -55,7 +67,14 @@ class Respond(Stage):
         writes = learns and recipe.knowledge.responses != "data"
         return (RESPONSES_KEY,) if writes else ()
 
+    def keys_of_copies(self, recipe: Recipe) -> tuple[str, ...]:
+        """Return the key of the unit that writes text for copies, if there is one."""
+        return (REWORDINGS_KEY,) if recipe.writing is not None else ()
+
     def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
+        for key in self.keys_of_copies(recipe):
+            artifact = Artifact(folder / REWORDINGS, True)
+            yield Unit(key, self.name, artifact, FINETUNE.teacher_keys(recipe), part="copies")
         for key in self.keys(recipe):
             artifact = Artifact(responses_path(folder), True)
             needs = FINETUNE.teacher_keys(recipe)
@@ -63,8 +82,11 @@ class Respond(Stage):
 
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
         inputs = fingerprints.predictions(run, "teacher")
-        inputs |= fingerprints.flat("knowledge", run.recipe.knowledge.writing())
-        inputs["prompts"] = run.prompts_content
+        if unit.part == "copies":
+            inputs |= fingerprints.rewordings(run)
+        else:
+            inputs |= fingerprints.flat("knowledge", run.recipe.knowledge.writing())
+            inputs["prompts"] = run.prompts_content
         inputs["longest sample"] = fingerprints.longest_response(run)
         inputs["seed"] = run.recipe.seed
         return inputs
@@ -73,6 +95,14 @@ class Respond(Stage):
         return (*self.checks, *checks.untrained_teacher(run, unit.role))
 
     def check(self, run: Run, unit: Unit) -> str:
+        if (settings := run.recipe.writing) and unit.part == "copies":
+            if not run.rewording_requests:
+                raise UserError(
+                    "train.augment: no prompt has a text that the teacher could write in other "
+                    "words, because none is followed by the end of a template; use perturb instead"
+                )
+            count, most = len(run.rewording_requests), settings.max_new_tokens
+            return f"{count} texts for copies, up to {most} tokens each"
         if not run.prompts:
             raise UserError(
                 "knowledge.responses: every row of the training split has a response, so there is "
@@ -83,15 +113,17 @@ class Respond(Stage):
 
     def disk(self, run: Run, unit: Unit) -> int:
         # About four characters per token, in the cache and in the result.
+        if (settings := run.recipe.writing) and unit.part == "copies":
+            return 8 * len(run.rewording_requests) * settings.max_new_tokens
         return 8 * len(run.prompts) * run.recipe.knowledge.sampler.max_new_tokens
 
     def resumption(self, run: Run, unit: Unit) -> str:
-        from firstcli.stages.response_cache import cache_of, known_in
-        from firstcli.workspace.responses import prompt_digest
+        from firstcli.stages.response_cache import cache_of, known_in, prompts_to_write
 
-        wanted = {prompt_digest(sample.prompt) for sample in run.prompts}
+        wanted = prompts_to_write(run, unit).digests
         written = len(known_in(cache_of(run, unit)).keys() & wanted)
-        return f"response {written:,} of {len(wanted):,}" if written else ""
+        what = "text" if unit.part == "copies" else "response"
+        return f"{what} {written:,} of {len(wanted):,}" if written else ""
 
     def forget(self, run: Run, unit: Unit) -> None:
         from firstcli.stages.response_cache import cache_of
@@ -106,6 +138,8 @@ class Respond(Stage):
 
     def in_words(self, run: Run, unit: Unit) -> list[str]:
         facts = RespondFacts.of(run.manifests[unit.key].facts)
+        if unit.part == "copies":
+            return [f"{facts.prompts:,} texts", f"{facts.mean_tokens:.0f} tokens on average"]
         phrases = [f"{facts.written:,} of {facts.prompts:,} responses"]
         phrases.append(f"{facts.mean_tokens:.0f} tokens on average")
         for name in ("unfinished", "empty", "too_long"):

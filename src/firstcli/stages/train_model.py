@@ -25,7 +25,7 @@ from firstcli.training.batches import SoftTargetSource
 from firstcli.training.memory_estimate import MemoryEstimate
 from firstcli.workspace.artifacts import CHECKPOINTS
 from firstcli.workspace.run import Run
-from firstcli.workspace.units import Unit, learned_parts
+from firstcli.workspace.units import Unit, learned_parts, learns_copies
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -81,7 +81,7 @@ def check(run: Run, unit: Unit) -> str:
 
 
 def _further_samples(run: Run, unit: Unit) -> str:
-    """Return how many of a student's samples have no response in the data, in words."""
+    """Return how many of a model's samples are not the data's own rows, in words."""
     parts = learned_parts(run.recipe, run.recipe.arms[unit.arm]) if unit.arm else ()
     phrases = []
     if "unlabelled" in parts:
@@ -89,6 +89,10 @@ def _further_samples(run: Run, unit: Unit) -> str:
         phrases.append(f"{count} unlabelled")
     if "written" in parts and not run.is_written("written"):
         phrases.append(f"and up to {len(run.prompts)} that the teacher will write")
+    if (copies := inputs.copies_of(run, unit)) is not None:
+        phrases.append(f"and {len(copies)} copies")
+    elif learns_copies(run.recipe, unit):
+        phrases.append("and the copies that the teacher will write")
     return f" ({', '.join(phrases)})" if phrases else ""
 
 
@@ -197,7 +201,7 @@ def train(
         UserError: the model or one sample does not fit into memory, or the loss is not finite.
     """
     role, seed, settings = unit.role, run.seed_of(unit), run.training_settings(unit)
-    rows = inputs.rows_of(run, unit)
+    rows, choice = inputs.with_copies(run, unit)
     device = inference.device_of(role_models.family(run, role))
     first_attempt = True
     while True:
@@ -229,6 +233,7 @@ def train(
                     run.console,
                     title,
                     settings.batching,
+                    choice,
                 )
             break
         except (RuntimeError, MemoryError) as error:
@@ -248,7 +253,8 @@ def train(
         trainer.write_log(folder / "training_log.jsonl", outcome.log)
     del model, loaded
     free_memory()  # the next model needs the memory
-    return TrainingFacts(**outcome.facts)
+    copies = {} if choice is None else {"copies": len(rows) - len(choice)}
+    return TrainingFacts(**outcome.facts, **copies)
 
 
 def _trackers(run: Run, unit: Unit, args: TrainingArguments) -> AbstractContextManager[None]:

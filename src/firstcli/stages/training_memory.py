@@ -85,7 +85,7 @@ class TrainingMemory:
 
     def _shape(self, micro: int) -> BatchShape:
         """Return the shape of the largest micro-batch of the first epoch."""
-        rows = inputs.rows_of(self.run, self.unit)
+        rows, _ = inputs.with_copies(self.run, self.unit)  # any copy may stand for its sample
         lengths, counts = lengths_of(rows), counts_of(rows)
         seed = self.run.recipe.seed
         parts = [

@@ -18,10 +18,16 @@ from transformers import PreTrainedTokenizerBase
 from firstcli.errors import UserError
 from firstcli.models.batching import free_memory, is_out_of_memory
 from firstcli.models.generation import Sampler, continuations, text_after
+from firstcli.recipe.sections import Sampling
 from firstcli.runtime import distributed
 from firstcli.runtime.files import write_text
 from firstcli.stages import chat, inputs, role_models
-from firstcli.stages.response_cache import cache_of, known_in
+from firstcli.stages.response_cache import (
+    PromptsToWrite,
+    cache_of,
+    known_in,
+    prompts_to_write,
+)
 from firstcli.workspace import responses
 from firstcli.workspace.responses import Response, prompt_digest
 from firstcli.workspace.run import Run
@@ -48,30 +54,42 @@ def write(run: Run, unit: Unit, folder: Path) -> dict[str, Any] | None:
     Raises:
         UserError: students can learn none of the responses.
     """
-    prompts = _encoded(run)
+    todo = prompts_to_write(run, unit)
+    wanted = _written(run, unit, folder, todo)
+    if wanted is None:
+        return None
+    return _facts(run, wanted) if unit.part == "written" else _facts_of_copies(todo, wanted)
+
+
+def _written(
+    run: Run, unit: Unit, folder: Path, todo: PromptsToWrite
+) -> dict[str, Response] | None:
+    """Write all texts; return them by digest, in the first process only."""
+    prompts = _encoded(run, todo)
     cache = distributed.by_first(lambda: cache_of(run, unit))
     known = distributed.by_first(lambda: known_in(cache))
     missing = [prompt for prompt in prompts if prompt.room > 0 and prompt.digest not in known]
     if done := len(prompts) - len(missing):
-        run.console.say(f"{unit.key}: {done} of {len(prompts)} responses need not be written again")
+        what = "responses" if unit.part != "copies" else "texts"
+        run.console.say(f"{unit.key}: {done} of {len(prompts)} {what} need not be written again")
     distributed.by_first(lambda: cache.mkdir(parents=True, exist_ok=True))
-    _write_missing(run, unit, missing, cache)
+    _write_missing(run, unit, missing, cache, todo.sampling)
     distributed.wait()
     if not distributed.is_first():
         return None
     known = known_in(cache)
     wanted = {prompt.digest: known[prompt.digest] for prompt in prompts if prompt.room > 0}
     write_text(folder / responses.FILE_NAME, responses.as_lines(wanted))
-    return _facts(run, wanted)
+    return wanted
 
 
-def _encoded(run: Run) -> list[EncodedPrompt]:
+def _encoded(run: Run, todo: PromptsToWrite) -> list[EncodedPrompt]:
     """Encode each prompt once, as the teacher reads it; those that leave most room come first."""
     encoder = chat.encoding(run, "teacher", "train.task").encoder
-    longest, most = inputs.shared_context(run), run.recipe.knowledge.sampler.max_new_tokens
+    longest, most = inputs.shared_context(run), todo.sampling.max_new_tokens
     encoded: dict[str, EncodedPrompt] = {}
-    for sample, joint in zip(run.prompts, encoder(run.prompts), strict=True):
-        digest = prompt_digest(sample.prompt)  # the encoder returns rendered samples
+    for sample, joint in zip(todo.prompts, encoder(todo.prompts), strict=True):
+        digest = todo.digest_of(sample)  # the encoder returns rendered samples
         room = int(min(most, longest - len(joint.prompt)))
         encoded[digest] = EncodedPrompt(digest, joint.prompt, room if joint.prompt else 0)
     return sorted(
@@ -79,13 +97,15 @@ def _encoded(run: Run) -> list[EncodedPrompt]:
     )
 
 
-def _write_missing(run: Run, unit: Unit, missing: Sequence[EncodedPrompt], cache: Path) -> None:
+def _write_missing(
+    run: Run, unit: Unit, missing: Sequence[EncodedPrompt], cache: Path, sampling: Sampling
+) -> None:
     """Generate responses and append them to the cache; each process writes some."""
     ours = missing[distributed.rank() :: distributed.count()]
     if not ours:
         return
     model, tokenizer = role_models.teacher(run), role_models.tokenizer(run, "teacher")
-    sampling, ends = run.recipe.knowledge.sampler, _ends(run)
+    ends = _ends(run)
     sampler = Sampler(sampling.temperature, sampling.top_p, sampling.top_k)
     size, start = BATCH_SIZE, 0
     path = cache / f"{distributed.rank()}.jsonl"
@@ -155,6 +175,17 @@ def _response(
     finished = bool(ids) and ids[-1] in ends
     text = text_after(tokenizer, prompt.input_ids, ids[:-1] if finished else ids)
     return Response(prompt.digest, text, len(ids), finished)
+
+
+def _facts_of_copies(todo: PromptsToWrite, known: dict[str, Response]) -> dict[str, Any]:
+    """Count the texts for copies. Whether one can be used is for the augmenter to say."""
+    found = [known.get(todo.digest_of(request)) for request in todo.prompts]
+    texts = [response for response in found if response is not None]
+    counts = {"unfinished": 0, "empty": 0, "written": 0, "too_long": len(found) - len(texts)}
+    for response in texts:
+        counts[response.failure or "written"] += 1
+    mean = sum(response.tokens for response in texts) / max(len(texts), 1)
+    return {"prompts": len(found), "mean_tokens": mean, **counts}
 
 
 def _facts(run: Run, known: dict[str, Response]) -> dict[str, Any]:

@@ -351,6 +351,10 @@ _UNLABELLED = """
   the teacher's probabilities at the answer position."""
 
 
+_COPIES = """
+  In some epochs, {} copies with other prompts stood for these samples."""
+
+
 _WRITTEN = """
   The teacher wrote the responses of {} more samples."""
 
@@ -375,7 +379,11 @@ def _training(run: Run, model: Model, facts: TrainingFacts) -> str:
         samples=facts.in_the_data,
         unlabelled="".join(
             text.format(count)
-            for text, count in ((_UNLABELLED, facts.unlabelled), (_WRITTEN, facts.written))
+            for text, count in (
+                (_UNLABELLED, facts.unlabelled),
+                (_WRITTEN, facts.written),
+                (_COPIES, facts.copies),
+            )
             if count
         ),
         held_out=len(run.training.validation),

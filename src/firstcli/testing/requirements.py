@@ -1,4 +1,4 @@
-"""What the checks of all three kinds of plugins share."""
+"""What the checks of all kinds of plugins share."""
 
 
 def require(condition: object, sentence: str) -> None:

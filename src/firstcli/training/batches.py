@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from firstcli.data.encoded import IntArray
 from firstcli.data.encoding import EncodedSample
 from firstcli.models import inference
+from firstcli.training.copies import CopyChoice
 from firstcli.training.soft_targets import SoftTargets
 
 POOL_BATCHES = 128  # batches sorted together by length: padding below 5 %, otherwise random
@@ -80,18 +81,31 @@ class MicroBatches:
     rank: int
     seed: int
     epoch: int = 0
+    choice: CopyChoice | None = None
+    """Chooses in each epoch a copy of some samples; `lengths` then holds those of the copies, too.
+    """
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
+    @property
+    def samples(self) -> int:
+        """The number of samples in an epoch."""
+        return len(self.lengths) if self.choice is None else len(self.choice)
+
     def __len__(self) -> int:
-        whole, rest = divmod(len(self.lengths), self.batch_size)
+        whole, rest = divmod(self.samples, self.batch_size)
         parallel = self.micro_batch_size * self.processes
         return whole * (self.batch_size // parallel) + -(-rest // parallel)
 
     def __iter__(self) -> Iterator[list[int]]:
         size = self.micro_batch_size
-        for batch in batches_of_epoch(self.lengths, self.batch_size, self.seed, self.epoch):
+        chosen = np.arange(len(self.lengths))
+        if self.choice is not None:
+            chosen = self.choice.of_epoch(self.epoch)
+        lengths = self.lengths[chosen]
+        for places in batches_of_epoch(lengths, self.batch_size, self.seed, self.epoch):
+            batch = chosen[places]
             parts = [batch[i : i + size].tolist() for i in range(0, len(batch), size)]
             parts += [[~int(batch[-1])]] * (-len(parts) % self.processes)
             yield from parts[self.rank :: self.processes]
@@ -107,6 +121,8 @@ class TrainingBatches(Dataset[dict[str, Tensor]]):
     samples: Sequence[EncodedSample]
     soft_targets: SoftTargetSource | None
     batching: inference.Batching = "padded"
+    choice: CopyChoice | None = None
+    """Chooses in each epoch which samples a copy stands for."""
 
     def __len__(self) -> int:
         return len(self.samples)

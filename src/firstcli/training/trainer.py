@@ -40,6 +40,7 @@ from firstcli.runtime.console import Advance, Console
 from firstcli.runtime.files import write_text
 from firstcli.training import checkpoints, fused_objectives, lora
 from firstcli.training.batches import MicroBatches, SoftTargetSource, TrainingBatches, padding_share
+from firstcli.training.copies import CopyChoice
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -125,6 +126,7 @@ class PositionTrainer(Trainer):
             processes=processes,
             rank=self.args.process_index,
             seed=self.args.seed,
+            choice=self.train_dataset.choice,
         )
         self._sums: dict[str, Tensor] = {}  # the outputs since the last log, by name
         self._tokens = torch.zeros((), device=self.args.device)  # of this process, since then
@@ -357,19 +359,21 @@ def train(
     console: Console,
     title: str,
     batching: inference.Batching = "padded",
+    choice: CopyChoice | None = None,
 ) -> Outcome:
     """Train a model in place, resuming from the last complete checkpoint in `args.output_dir`.
 
     Args:
         model: the model, in the dtype that it trains in; with adapters, their checkpoints hold
             nothing else.
-        samples: the training samples.
+        samples: the training samples, and after them their copies, if there are any.
         soft_targets: provides the soft targets of each batch; None for the objective `labels`.
         objective: the loss to minimise.
         args: settings, as `arguments.arguments` makes them.
         console: shows progress.
         title: what is being done, for progress and messages.
         batching: how a micro-batch holds its samples.
+        choice: chooses in each epoch which samples a copy stands for; None if there are no copies.
 
     Raises:
         UserError: the loss or the weights are no longer finite.
@@ -381,7 +385,7 @@ def train(
     install_objective(
         inner, objective, console.say, together=is_sharded(args), with_entropy=tracked
     )
-    batches = TrainingBatches(samples, soft_targets, batching)
+    batches = TrainingBatches(samples, soft_targets, batching, choice)
     trainer = PositionTrainer(model=model, args=args, train_dataset=batches)
     trainer.remove_callback(PrinterCallback)
     if tracked:
@@ -394,7 +398,8 @@ def train(
     micro_batches = trainer.micro_batches
     steps = args.max_steps
     if steps <= 0:
-        steps = math.ceil(-(-len(samples) // micro_batches.batch_size) * args.num_train_epochs)
+        per_epoch = -(-micro_batches.samples // micro_batches.batch_size)
+        steps = math.ceil(per_epoch * args.num_train_epochs)
     own = (part for part in micro_batches if part[0] >= 0)
     padding = 0.0 if batching == "packed" else padding_share(micro_batches.lengths, own)
     with console.progress(title, steps, "steps", done) as advance:
@@ -404,9 +409,9 @@ def train(
     del inner.forward  # the installed one refers to the model and would keep it in memory
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     return Outcome(
-        samples=len(samples),
+        samples=micro_batches.samples,
         steps=trainer.state.global_step,
-        positions=int(counts_of(samples).sum()),
+        positions=int(counts_of(samples)[: micro_batches.samples].sum()),
         loss=float(log[-1]["loss"] if log else result.training_loss),
         log=log,
         padding=padding,

@@ -39,6 +39,14 @@ def prompt_digest(prompt: str) -> str:
     return sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def request_digest(request: Sample) -> str:
+    """Return the digest under which what follows a request for a copy is kept.
+
+    It covers the copy's number, so that two copies of one sample are written differently.
+    """
+    return prompt_digest(f"{str(request.id).partition('/')[0]}\0{request.prompt}")
+
+
 def written_samples(folder: Path, prompts: Iterable[Sample]) -> Iterator[Sample]:
     """Yield the samples with the responses that the teacher finished; the others are left out.
 

@@ -28,6 +28,7 @@ from firstcli.runtime.redaction import redacted, without_folders
 from firstcli.workspace.adaptation import TaskAdapter
 from firstcli.workspace.artifacts import Digests, Manifest
 from firstcli.workspace.content import ContentDigests, of_first
+from firstcli.workspace.copies import copies_content, rewording_requests, training_copies
 from firstcli.workspace.memory import Memory
 from firstcli.workspace.responses import written_samples
 from firstcli.workspace.sources import Sources
@@ -38,7 +39,14 @@ from firstcli.workspace.training_split import (
     labelled_split,
     unlabelled_samples,
 )
-from firstcli.workspace.units import RESPONSES_KEY, Part, Role, Unit, responses_path
+from firstcli.workspace.units import (
+    RESPONSES_KEY,
+    REWORDINGS_KEY,
+    Part,
+    Role,
+    Unit,
+    responses_path,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -196,6 +204,17 @@ class Run:
         unlabelled = unlabelled_samples(self.recipe, self.training_task, cut, self._sources)
         return replace(cut, unlabelled=unlabelled)
 
+    @cached_property
+    def copies(self) -> Sequence[Sample]:
+        """The copies of the training samples; none if nothing learns them."""
+        with self.console.status("making copies of the training samples"):
+            return training_copies(self.recipe, self.training_task, self.training, self.folder)
+
+    @cached_property
+    def rewording_requests(self) -> Sequence[Sample]:
+        """What the teacher continues for copies: prompts with the ids of the copies."""
+        return rewording_requests(self.recipe, self.training_task, self.training, self.folder)
+
     def _training_split(self, ref: TaskRef) -> TrainingSplit:
         """Read the training split and cut its labelled samples."""
         limit = self.recipe.train.limit
@@ -214,6 +233,8 @@ class Run:
 
     def samples_of(self, part: Part) -> Sequence[Sample]:
         """Return the samples of a part; those that the teacher writes exist once it has."""
+        if part == "copies":
+            return self.copies if self.is_written(part) else ()
         return self._written if part == "written" else self.training.part(part)
 
     @cached_property
@@ -252,7 +273,9 @@ class Run:
         return splits.content_digest(self.prompts)
 
     def is_written(self, part: Part) -> bool:
-        """Return whether the samples of a part exist: those of `written` once they are made."""
+        """Return whether the samples of a part exist: what the teacher writes, once it has."""
+        if part == "copies":
+            return self.recipe.writing is None or REWORDINGS_KEY in self.manifests
         return part != "written" or self._responses is not None
 
     @property
@@ -311,6 +334,16 @@ class Run:
         """Count the prompts of an evaluation that also occur among the unlabelled samples."""
         return splits.overlap(self._unlabelled_prompts, self.evaluation_samples(name))
 
+    def copies_overlap(self, name: str) -> int:
+        """Count the prompts of an evaluation that also occur among the copies."""
+        if not self.is_written("copies"):
+            return 0
+        return splits.overlap(self._copied_prompts, self.evaluation_samples(name))
+
+    @cached_property
+    def _copied_prompts(self) -> npt.NDArray[np.uint64]:
+        return splits.prompt_digests(self.copies)
+
     @cached_property
     def _trained_prompts(self) -> npt.NDArray[np.uint64]:
         """Digests of all prompts of the training split, with which each evaluation is compared."""
@@ -327,7 +360,16 @@ class Run:
         if part == "written":
             assert self._responses
             return self._responses.content
+        if part == "copies":
+            return self._copies_content
         return self._part_contents["train" if part == "out-of-fold" else part]
+
+    @cached_property
+    def _copies_content(self) -> str:
+        """A digest of everything that the copies follow from, so that they need not be made."""
+        assert self.is_written("copies")
+        texts = self.manifests[REWORDINGS_KEY].content if self.recipe.writing else ""
+        return copies_content(self.recipe, self.training_task, self._part_contents, texts)
 
     @cached_property
     def _part_contents(self) -> dict[str, str]:

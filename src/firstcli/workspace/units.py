@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from firstcli.recipe.schema import Recipe
     from firstcli.recipe.sections import Arm
 
-Part = Literal["train", "validation", "out-of-fold", "unlabelled", "written"]
+Part = Literal["train", "validation", "out-of-fold", "unlabelled", "written", "copies"]
 """A part of the training data. `out-of-fold` holds the samples of `train`; its knowledge comes
 from teachers that were not trained on them. `unlabelled` holds the questions without a label, and
-`written` the prompts whose responses the teacher has written."""
+`written` the prompts whose responses the teacher has written; `copies` are those of `train`, with
+other prompts."""
 Role = Literal["teacher", "student"]
 
 
@@ -118,6 +119,10 @@ RESPONSES = "responses"
 """Folder of the teacher's responses in a run folder."""
 RESPONSES_KEY = "respond responses"
 """Key of the unit that makes them."""
+REWORDINGS = "rewordings"
+"""Folder of what the teacher writes for copies, in a run folder."""
+REWORDINGS_KEY = "respond rewordings"
+"""Key of the unit that makes it."""
 STUDENTS = "students"
 """Name of the folder of all students in a run folder."""
 _PLUS_T = re.compile(r"\s*\+\s*T$")
@@ -187,9 +192,13 @@ def learns_unlabelled(recipe: Recipe, arm: Arm) -> bool:
 
 
 def learned_parts(recipe: Recipe, arm: Arm) -> tuple[Part, ...]:
-    """Return the parts whose samples a student of an arm is trained on, in order."""
+    """Return the parts whose samples a student of an arm is trained on, in order.
+
+    Copies come last: each stands for a sample of the other parts in some epochs.
+    """
+    copies: tuple[Part, ...] = ("copies",) if arm.augment else ()
     if arm.learn == "labels":
-        return ("train",)
+        return ("train", *copies)
     parts: list[Part] = []
     if recipe.knowledge.responses != "teacher-always":
         parts.append(part_of(recipe, arm))
@@ -197,7 +206,14 @@ def learned_parts(recipe: Recipe, arm: Arm) -> tuple[Part, ...]:
         parts.append("unlabelled")
     if recipe.knowledge.responses != "data":
         parts.append("written")
-    return tuple(parts)
+    return (*parts, *copies)
+
+
+def learns_copies(recipe: Recipe, unit: Unit) -> bool:
+    """Return whether the model that a unit trains learns copies of its samples."""
+    if unit.arm:
+        return bool(recipe.arms[unit.arm].augment)
+    return bool(recipe.teacher and recipe.teacher.finetune and recipe.teacher.finetune.augment)
 
 
 def needs_fit(arm: Arm) -> bool:
