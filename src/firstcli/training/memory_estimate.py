@@ -104,6 +104,8 @@ class MemorySettings:
     processes: int = 1
     sharded: bool = False
     """Whether the processes share weights, gradients and optimizer state."""
+    copies: int = 0
+    """Float32 copies of the trained weights on the device, which count as optimizer state."""
 
     @property
     def width(self) -> int:
@@ -168,7 +170,7 @@ def states(empty: PreTrainedModel, settings: MemorySettings) -> MemoryEstimate:
     sizes = [
         _weight_bytes(model, settings),
         settings.width * sum(value.numel() for value in trainable),
-        optimizer or 0,
+        (optimizer or 0) + 4 * settings.copies * sum(value.numel() for value in trainable),
     ]
     if settings.sharded:
         sizes = [-(-size // settings.processes) for size in sizes]
