@@ -50,8 +50,8 @@ def test_arms_save_averages_and_interpolations(tmp_path: Path, pico_folder: Path
         name: json.loads((run / "students" / name / "manifest.json").read_text("utf-8"))["reads"]
         for name in saved
     }
-    assert reads["average"]["student.training.ema"] == 0.5
-    assert reads["half"]["student.training.interpolate"] == 0.5
+    assert reads["average"]["student.training.ema"] == "0.5"
+    assert reads["half"]["student.training.interpolate"] == "0.5"
     assert not [key for key in reads["last"] if "ema" in key or "interpolate" in key]
     card = " ".join((run / "students" / "average" / "README.md").read_text("utf-8").split())
     assert "**Weights**: the moving average of the weights (decay 0.5)." in card

@@ -332,6 +332,8 @@ class ReportData:
     def distinguishable(self, evaluation: str, ours: str, theirs: str, key: str) -> bool:
         """Return whether two rows differ in a metric, after the recipe's correction.
 
+        Rows that the report's tests do not compare differ if there is no correction to apply.
+
         Args:
             evaluation: the evaluation's name.
             ours: one row.
@@ -340,11 +342,11 @@ class ReportData:
         """
         compared = self.compared(evaluation, ours, theirs).get(key)
         test = ComparisonTest(evaluation, frozenset((ours, theirs)), key)
-        return (
-            compared is not None
-            and compared.distinguishable
-            and self.p_values[test] < uncertainty.LEVEL
-        )
+        if compared is None or not compared.distinguishable:
+            return False
+        if test not in self.p_values:
+            return self.settings.correction == "none" and compared.p_value < uncertainty.LEVEL
+        return self.p_values[test] < uncertainty.LEVEL
 
     @property
     def tests(self) -> str:
