@@ -87,9 +87,7 @@ def test_the_average_is_that_of_the_definition(decay: float, count: int) -> None
         steps.append(weights(model))
         average.update()
     average.apply()
-    torch.testing.assert_close(
-        weights(model), expected_average(steps, decay), rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(weights(model), expected_average(steps, decay), rtol=1e-5, atol=1e-6)
 
 
 def test_without_a_step_nothing_changes() -> None:

@@ -117,7 +117,7 @@ def test_the_teacher_is_learned_unless_the_student_is_less_sure() -> None:
 
 
 def test_learning_the_label_is_cross_entropy_and_learning_the_teacher_is_topk_tail() -> None:
-    """A student that is surer than its teacher everywhere, or nowhere, has one of the two losses."""
+    """A student that is surer than its teacher everywhere, or nowhere, has one loss throughout."""
     torch.manual_seed(0)
     layer = layer_of(6, 4, 9, bias=True)
     ids = torch.stack([torch.randperm(9)[:3] for _ in range(6)])

@@ -55,9 +55,9 @@ class Training(RecipeSection):
     bfloat16 where the hardware supports it; bfloat16 weights lose small updates to rounding.
     Adapters (`lora`) are float32 with either."""
     ema: float | None = Field(default=None, gt=0, lt=1)
-    """Save the exponential moving average of the weights over the steps, with this decay, instead of
-    the weights after the last step. A decay of 0.99 averages about the last 100 steps. Default:
-    the last step's weights."""
+    """Save the exponential moving average of the weights over the steps, with this decay, instead
+    of the weights after the last step. A decay of 0.99 averages about the last 100 steps. Default:
+    the weights after the last step."""
     interpolate: float | None = Field(default=None, gt=0, lt=1)
     """Save weights on the line from those with which training starts to the trained ones, at this
     share of the way. It needs a checkpoint to start from. Default: the trained weights."""

@@ -106,7 +106,9 @@ class Posthoc(Stage):
         if _section(run, unit).fit == "agreement":
             part = agreement_part(run)
             asked = len(inputs.part_questions(run, unit.role, part))
-            return f"{_section(run, unit).name} by agreement with the teacher on {asked} {part} rows"
+            return (
+                f"{_section(run, unit).name} by agreement with the teacher on {asked} {part} rows"
+            )
         return f"{_section(run, unit).name} on {samples} validation samples"
 
     def work(self, run: Run, unit: Unit, folder: Path) -> CalibrationFacts | None:
@@ -205,7 +207,7 @@ def _fit_by_agreement(run: Run, unit: Unit, folder: Path) -> CalibrationFacts | 
         fitted, rows, is_label, name=ref.name, options=ref.given, positions="decisive"
     )
     learned = f"agrees with {title} on {state['rows']} of {len(shared)} {part} questions"
-    artifact = replace(artifact, learned=learned)
+    artifact = replace(artifact, rows=len(rows), learned=learned)
     artifact.save(folder / f"{unit.subject}.json")
     return CalibrationFacts.of(artifact.short_facts())
 

@@ -327,9 +327,7 @@ def answered(run: Run, unit: Unit, answers: Path | None = None) -> EvalRecords:
 
 
 @torch.inference_mode()
-def answered_part(
-    run: Run, unit: Unit, part: Part, answers: Path | None = None
-) -> EvalRecords:
+def answered_part(run: Run, unit: Unit, part: Part, answers: Path | None = None) -> EvalRecords:
     """Run a model over the questions of a part of the training data, without whole candidates.
 
     Args:

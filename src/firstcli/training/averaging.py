@@ -42,8 +42,9 @@ class Averaging:
     interpolate: float | None = None
     """Share s of the way from the starting weights, in (0, 1); None: the whole way."""
 
-    def __bool__(self) -> bool:
-        return self.ema is not None or self.interpolate is not None
+
+LAST_STEP = Averaging()
+"""The weights of the last step, as they are."""
 
 
 class WeightAverage:
@@ -54,8 +55,7 @@ class WeightAverage:
         self._model, self._decay = model, decay
         self.steps = 0
         self._average = {
-            name: torch.zeros_like(value, dtype=torch.float32)
-            for name, value in _trainable(model)
+            name: torch.zeros_like(value, dtype=torch.float32) for name, value in _trainable(model)
         }
 
     @torch.no_grad()
@@ -91,7 +91,14 @@ class WeightAverage:
                     raise ValueError("its weights have other names")
                 for name, average in self._average.items():
                     average.copy_(file.get_tensor(name))
-        except (OSError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        except (
+            OSError,
+            SafetensorError,
+            LookupError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+        ) as error:
             raise UserError(
                 f"{path}: the average of the weights cannot be continued; delete the folder "
                 f"{checkpoint.parent} to train anew"

@@ -37,8 +37,8 @@ class SoftTargets:
     tail: npt.NDArray[np.float32]  # (N,), 1 - M
     teacher_mass: npt.NDArray[np.float32]  # (N,), P, independent of M
     is_label: BoolArray | None = None
-    """Whether each of the k tokens is the true one, (N, k), for the objective `hard-gate`; all false
-    where a sample has no label."""
+    """Whether each of the k tokens is the true one, (N, k), for the objective `hard-gate`; all
+    false where a sample has no label."""
 
 
 @dataclass(frozen=True, slots=True)

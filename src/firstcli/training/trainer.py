@@ -371,7 +371,7 @@ def train(
     console: Console,
     title: str,
     batching: inference.Batching = "padded",
-    averaged: averaging.Averaging = averaging.Averaging(),
+    averaged: averaging.Averaging = averaging.LAST_STEP,
 ) -> Outcome:
     """Train a model in place, resuming from the last complete checkpoint in `args.output_dir`.
 
