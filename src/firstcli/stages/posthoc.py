@@ -193,9 +193,13 @@ def _fit_by_agreement(run: Run, unit: Unit, folder: Path) -> CalibrationFacts | 
     if not shared:
         raise UserError(f"{unit.key}: teacher and student have no {part} question in common")
     others = [place[records.ids[number]] for number in shared]
+    # Questions that only one of them has may have more candidates than all that are shared.
+    width = min(records.probabilities.shape[1], reference.probabilities.shape[1])
     fitted = ref.build()
     try:
-        state = fit_temperature(records.probabilities[shared], reference.probabilities[others])
+        state = fit_temperature(
+            records.probabilities[shared, :width], reference.probabilities[others, :width]
+        )
     except UserError as error:
         raise UserError(f"{_key_of(unit)}.fit: {error}") from error
     fitted.restore(state)
