@@ -16,7 +16,7 @@ import pytest
 from firstcli.metrics.records import EvalRecords
 from firstcli.metrics.uncertainty import Difference, Interval
 from firstcli.recipe.sections import MetricsSettings
-from firstcli.reporting.data import PLUS_T, ArmFacts, Compared, ReportData
+from firstcli.reporting.data import PLUS_T, ArmFacts, Compared, ComparisonTest, ReportData
 from firstcli.reporting.decision import COARSE, Decision, decide, detectable, standing
 from support.invented_report import answers, everything, report
 
@@ -368,3 +368,15 @@ if __name__ == "__main__":
         for size in (100, 400, 1000):
             for gap in (0.0, 0.1):
                 print(count, size, gap, dict(rates(200, count, size, gap)), flush=True)
+
+
+def test_rows_that_no_test_compares_differ_without_a_correction_alone() -> None:
+    """The chosen student of the figure need be neither the best in a metric nor a baseline."""
+    rows = {"a": (0.9, 110), "b": (0.9, 150), "c": (0.9, 178)}
+    for correction, expected in (("none", True), ("holm", False)):
+        data = judged(
+            rows, n=200, settings=MetricsSettings.model_validate({"correction": correction})
+        )
+        assert ComparisonTest("csqa", frozenset(("a", "b")), "accuracy") not in data.p_values
+        assert data.compared("csqa", "a", "b")["accuracy"].distinguishable
+        assert data.distinguishable("csqa", "a", "b", "accuracy") is expected

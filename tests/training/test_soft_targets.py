@@ -400,3 +400,21 @@ def test_token_ids_are_exchanged_after_recalibration(
     assert received[0].token_ids is not None and received[1].token_ids is not None
     assert received[0].token_ids.tolist() == received[1].token_ids.tolist()
     assert received[0].candidate.tolist() == received[1].candidate.tolist()
+
+
+def test_labels_are_marked_for_the_hard_gate_alone(
+    rows: list[EncodedSample], knowledge: Knowledge
+) -> None:
+    """In the student's tokens; a sample without a label, and a label outside, have no mark."""
+    none, gate = recalibrator(arm()), arm(objective="hard-gate")
+    assert SoftTargetBuilder(arm(), none, knowledge, rows)(rows).is_label is None
+    marked = SoftTargetBuilder(gate, none, knowledge, rows)(rows).is_label
+    assert marked is not None
+    expected = [[True, False], [True, False], [False, True], [False, False], [True, False]]
+    assert marked.tolist() == expected
+    labelled = SoftTargetBuilder(gate, none, knowledge, rows, without_label={"b"})(rows)
+    assert labelled.is_label is not None
+    assert labelled.is_label.tolist() == [*expected[:2], *[[False, False]] * 3]
+    exchanged = SoftTargetBuilder(gate, none, knowledge, rows, exchanged=(7, 11))(rows)
+    assert exchanged.is_label is not None
+    assert exchanged.is_label.tolist()[3] == [False, True]  # the teacher's 7 is the student's 11

@@ -277,12 +277,17 @@ def posthoc_ref(text: str) -> PosthocRef:
     if isinstance(value, dict) and isinstance(value.get("name"), str):
         plugins.find("recalibrators", value["name"])
     try:
-        return PosthocRef.model_validate(value)
+        ref = PosthocRef.model_validate(value)
     except ValidationError as error:
         mistakes = [
             ": ".join([".".join(map(str, e["loc"])) or "value", e["msg"]]) for e in error.errors()
         ]
         raise UserError(f"--recalibrate {text}: {'; '.join(mistakes)}") from error
+    if ref.fit != "labels":
+        raise UserError(
+            f"--recalibrate {text}: outputs in a file are fitted to their labels; leave out 'fit'"
+        )
+    return ref
 
 
 CONFIDENCES = get_args(Confidence)

@@ -64,6 +64,9 @@ def conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
         yield ("model", "family"), f"{text}; choose a different family"
     if name == "teacher" and section and section.posthoc:
         yield from _posthoc_conflicts(valid.get("train"))
+        if section.posthoc.fit == "agreement":
+            text = "the teacher is the reference that students agree with; leave it out here"
+            yield (POSTHOC_KEY, "fit"), text
     teacher: Teacher | None = valid.get("teacher")
     if name == "student" and section.eos == "teacher" and valid.get("teacher", "invalid") is None:
         yield ("eos",), "the recipe has no teacher; add one, or leave this out"
@@ -146,6 +149,9 @@ def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
         yield from _conflicts_over_candidates(arm)
     if arm.posthoc:
         yield from _posthoc_conflicts(train)
+        if arm.posthoc.fit == "agreement" and valid.get("teacher", "invalid") is None:
+            text = "found 'agreement', but the recipe has no teacher to agree with; leave it out"
+            yield (POSTHOC_KEY, "fit"), text
     if train and arm.recalibrate == "decisive" and not train.task.build().has_candidates:
         yield ("recalibrate",), f"task '{train.task.name}' has no candidates; expected 'all'"
     if student:

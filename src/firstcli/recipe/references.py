@@ -252,6 +252,12 @@ POSTHOC_KEY = "posthoc"
 class PosthocRef(RecalibratorRef):
     """A recalibrator of a trained model; a criterion is `nll` by default."""
 
+    fit: Literal["labels", "agreement"] = "labels"
+    """What the recalibrator is fitted to: the labels of the validation part (`labels`), or, without
+    labels, the probabilities of the teacher at questions on which student and teacher agree
+    (`agreement`, DACA, arXiv 2505.16690). The questions are the unlabelled samples of the recipe,
+    or without any the validation part. With `logit-temperature` alone."""
+
     @field_validator("options", mode="before")
     @classmethod
     def _by_nll(cls, options: object, info: ValidationInfo) -> object:
@@ -261,6 +267,31 @@ class PosthocRef(RecalibratorRef):
             raise mistake("its temperature is fitted for each model; leave it out")
         known = plugins.load(cls.kind, info.data[cls.key]).Options.model_fields
         return {"criterion": "nll", **options} if "criterion" in known else options
+
+    @field_validator("fit")
+    @classmethod
+    def _is_a_temperature(cls, fit: str, info: ValidationInfo) -> str:
+        name, options = info.data.get(cls.key), info.data.get("options")
+        if fit == "agreement" and name is not None:
+            if name != "logit-temperature":
+                raise mistake(
+                    f"found 'agreement', which fits a temperature, not '{name}'; leave it out, or "
+                    "choose logit-temperature"
+                )
+            if getattr(options, "criterion", "nll") != "nll":
+                raise mistake(
+                    "found 'agreement', which has a criterion of its own; leave out the option "
+                    "'criterion'"
+                )
+        return fit
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what it is fitted to by default, as recipes did before there was a choice."""
+        values: dict[str, Any] = handler(self)
+        if self.fit == "labels":
+            values.pop("fit", None)
+        return values
 
 
 class ModelSection(PluginSection):

@@ -57,6 +57,13 @@ class Training(RecipeSection):
     """Data type of the weights during training. With float32 weights, the arithmetic runs in
     bfloat16 where the hardware supports it; bfloat16 weights lose small updates to rounding.
     Adapters (`lora`) are float32 with either."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Save the exponential moving average of the weights over the steps, with this decay, instead
+    of the weights after the last step. A decay of 0.99 averages about the last 100 steps. Default:
+    the weights after the last step."""
+    interpolate: float | None = Field(default=None, gt=0, lt=1)
+    """Save weights on the line from those with which training starts to the trained ones, at this
+    share of the way. It needs a checkpoint to start from. Default: the trained weights."""
     lora: Lora | None = None
     """Train low-rank adapters and leave the weights as they are; needs `firstcli[peft]`. `lora: {}`
     takes the defaults. An arm's section replaces that of `student.training` as a whole."""
@@ -73,6 +80,15 @@ class Training(RecipeSection):
     def saved(self) -> Saved:
         """What is saved, with the default."""
         return self.save or ("both" if self.lora else "merged")
+
+    @property
+    def saved_weights(self) -> str:
+        """Which weights are saved, in words; empty for those of the last step."""
+        ema, share = self.ema, self.interpolate
+        weights = "weights" if ema is None else f"moving average of the weights (decay {ema:g})"
+        if share is not None:
+            return f"{weights} at {share:g} of the way from the start"
+        return "" if ema is None else weights
 
     @field_validator("save")
     @classmethod
@@ -99,6 +115,8 @@ class TrainingOverrides(RecipeSection):
     micro_batch_size: int | None = Field(default=None, ge=1)
     batching: Literal["padded", "packed"] | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    interpolate: float | None = Field(default=None, gt=0, lt=1)
     lora: Lora | None = None
     save: Saved | None = None
     save_dtype: Literal["checkpoint", "float32", "bfloat16", "float16"] | None = None
@@ -361,11 +379,13 @@ class Arm(RecipeSection):
     (`labels`)."""
     recalibrator: RecalibratorRef | None = Field(default=None, validate_default=True)
     """The recalibrator of the teacher's probabilities. Default: `none`."""
-    objective: Literal["topk-tail", "topk-renormalized"] | None = Field(
+    objective: Literal["topk-tail", "topk-renormalized", "hard-gate"] | None = Field(
         default=None, validate_default=True
     )
     """The loss (paper, Eq. 5). `topk-tail` (default) uses the student's probabilities from the full
-    softmax; `topk-renormalized` renormalises both sides over the k tokens."""
+    softmax; `topk-renormalized` renormalises both sides over the k tokens; `hard-gate` (arXiv
+    2210.12427) learns the label, -log q, at each position where the student is less sure of the
+    true token than the recalibrated teacher, and is `topk-tail` elsewhere."""
     mass: MassMode | None = Field(default=None, validate_default=True)
     """Target sum of the k probabilities: the teacher's sum (`teacher`, default), or 1 (`one`, the
     paper's choice)."""

@@ -209,6 +209,8 @@ class TrainingFacts(Facts):
     """The teacher's mean mass on its top k."""
     Q: float | None = None
     """The student's mean mass on the same tokens."""
+    from_label: float | None = None
+    """Share of positions that learned from their label in the end, with `hard-gate`."""
     rank_swaps: float | None = None
     """Share of recalibrated positions whose top token changed, if any did."""
     unlabelled: int | None = None
@@ -240,6 +242,8 @@ class TrainingFacts(Facts):
         if self.P is not None and self.Q is not None:
             held = f"{percent(self.P)}, in the student {percent(self.Q)}"
             phrases.append(f"top {top_k} hold {held}")
+        if self.from_label is not None:
+            phrases.append(f"{percent(self.from_label)} of positions learned the label in the end")
         if self.rank_swaps:
             phrases.append(f"{percent(self.rank_swaps)} of top tokens swapped")
         return phrases

@@ -31,6 +31,7 @@ from firstcli.workspace.units import (
 if TYPE_CHECKING:
     from firstcli.api import JSON
     from firstcli.recipe.schema import Recipe
+    from firstcli.recipe.sections import Arm
     from firstcli.workspace.run import Run
     from firstcli.workspace.units import Role
 
@@ -113,6 +114,7 @@ class Distill(TrainingStage):
                 candidates,
                 None if over_candidates else shared_tokens.exchanged_eos(run),
                 over_candidates,
+                _without_label(run, arm),
             )
             swaps = targets.rank_swaps()
             facts = train_model.train(
@@ -146,6 +148,15 @@ class Distill(TrainingStage):
         run.console.show(table)
         run.console.say(f"each student is in its folder: {run.folder / STUDENTS}/ARM")
         return {unit.subject: run.manifests[unit.key].facts for unit in units}
+
+
+def _without_label(run: Run, arm: Arm) -> frozenset[str]:
+    """Return the ids of a student's samples without a label, if its objective uses labels."""
+    from firstcli.stages import inputs
+
+    if arm.objective != "hard-gate" or "unlabelled" not in learned_parts(run.recipe, arm):
+        return frozenset()
+    return frozenset(row.id for row in inputs.student_rows(run, "unlabelled"))
 
 
 DISTILL = Distill()

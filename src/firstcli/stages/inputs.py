@@ -197,11 +197,11 @@ def candidate_tokens(run: Run, role: Role, part: Part) -> dict[str, tuple[int, .
 
 
 @once_per_run
-def validation_questions(run: Run, role: Role) -> list[EncodedQuestion]:
-    """Encode the validation part as questions; those that training leaves out are left out."""
-    where = _part("validation", role)
-    kept = {row.id for row in training_rows(run, role, "validation")}
-    samples = (s for s in run.training.validation if s.candidates and s.id in kept)
+def part_questions(run: Run, role: Role, part: Part) -> list[EncodedQuestion]:
+    """Encode a part as questions; those that training leaves out are left out."""
+    where = _part(part, role)
+    kept = {row.id for row in training_rows(run, role, part)}
+    samples = (s for s in run.training.part(part) if s.candidates and s.id in kept)
     return encode_questions(samples, chat.encoding(run, role, where))
 
 

@@ -5,6 +5,9 @@ which no model is trained on: to the probabilities of the candidates, or to the 
 answer position if it declares `fits_subsets`. At evaluation it changes the probabilities of the
 candidates; the probability outside the candidates is unknown from then on. In whole candidates, all
 tokens but the one at the answer position keep their probabilities.
+
+With `fit: agreement`, a student's temperature is fitted to the teacher's probabilities of the
+candidates instead of labels, see `recalibration.agreement`.
 """
 
 from __future__ import annotations
@@ -23,7 +26,14 @@ from firstcli.stages.checks import SharedCheck
 from firstcli.stages.distill import DISTILL
 from firstcli.stages.finetune import FINETUNE
 from firstcli.workspace.artifacts import Artifact
-from firstcli.workspace.units import Model, Unit, calibration_path, models_of, records_path
+from firstcli.workspace.units import (
+    Model,
+    Part,
+    Unit,
+    calibration_path,
+    models_of,
+    records_path,
+)
 
 if TYPE_CHECKING:
     from firstcli.api import JSON
@@ -56,6 +66,11 @@ class Posthoc(Stage):
         for model in models_of(recipe):
             if model.posthoc:
                 key, needs = self.key(model), trained_by(recipe, model)
+                if _section_of(recipe, model).fit == "agreement":
+                    needs += trained_by(recipe, Model())
+                    teacher = Model(posthoc=True)
+                    is_calibrated = recipe.teacher is not None and recipe.teacher.posthoc
+                    needs += (self.key(teacher),) if is_calibrated else ()
                 artifact = Artifact(calibration_path(folder, model.name), False)
                 yield Unit(key, self.name, artifact, needs, part="validation", model=model)
 
@@ -68,6 +83,11 @@ class Posthoc(Stage):
         inputs["top_k"] = run.recipe.knowledge.top_k
         inputs["longest sample"] = fingerprints.longest_sample(run, unit)
         inputs["validation samples"] = run.part_content("validation")
+        if _section(run, unit).fit == "agreement":
+            inputs[f"{POSTHOC_KEY}.fit"] = "agreement"
+            inputs["unlabelled samples"] = run.part_content("unlabelled")
+            reference = fingerprints.predictions(run, "teacher")
+            inputs |= {f"reference: {key}": value for key, value in reference.items()}
         return inputs | fingerprints.predictions(run, unit.role)
 
     def checks_of(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
@@ -80,9 +100,15 @@ class Posthoc(Stage):
         samples, recalibrator = len(_rows(run, unit)), _section(run, unit).build()
         width = run.recipe.knowledge.top_k
         if not recalibrator.fits_subsets:
-            questions = inputs.validation_questions(run, unit.role)
+            questions = inputs.part_questions(run, unit.role, "validation")
             width = max(len(question.candidate_ids) for question in questions)
         recalibrator.check(width, samples if recalibrator.needs_fit else 0)
+        if _section(run, unit).fit == "agreement":
+            part = agreement_part(run)
+            asked = len(inputs.part_questions(run, unit.role, part))
+            return (
+                f"{_section(run, unit).name} by agreement with the teacher on {asked} {part} rows"
+            )
         return f"{_section(run, unit).name} on {samples} validation samples"
 
     def work(self, run: Run, unit: Unit, folder: Path) -> CalibrationFacts | None:
@@ -92,6 +118,8 @@ class Posthoc(Stage):
 
         ref = _section(run, unit)
         fitted = ref.build()
+        if ref.fit == "agreement":
+            return _fit_by_agreement(run, unit, folder)
         if fitted.fits_subsets:
             uses_candidates = fitted.uses_rows
             tokens = (
@@ -100,7 +128,7 @@ class Posthoc(Stage):
             kept = remote.answers_file(folder)
             rows, is_label = scoring.answer_rows(run, unit, _rows(run, unit), tokens, kept)
         else:
-            records = scoring.answered_validation(run, unit, remote.answers_file(folder))
+            records = scoring.answered_part(run, unit, "validation", remote.answers_file(folder))
             rows = candidate_rows(records, run.recipe.train.task.name)
             is_label = rows.candidate == records.answer[:, None]
         if not distributed.is_first():
@@ -127,10 +155,82 @@ def trained_by(recipe: Recipe, model: Model) -> tuple[str, ...]:
     return (DISTILL.key(model),) if model.arm else FINETUNE.teacher_keys(recipe)
 
 
+def agreement_part(run: Run) -> Part:
+    """Return the part on which a temperature is fitted without labels."""
+    return "unlabelled" if run.training.unlabelled else "validation"
+
+
+def _fit_by_agreement(run: Run, unit: Unit, folder: Path) -> CalibrationFacts | None:
+    """Fit a student's temperature where it agrees with the teacher, + T if that has one.
+
+    Its facts are measured on the validation rows, whose labels did not take part in the fit.
+    """
+    from firstcli.recalibration.agreement import fit_temperature
+    from firstcli.recalibration.candidates import candidate_rows, recalibrated
+    from firstcli.recalibration.diagnostics import CalibrationArtifact
+    from firstcli.stages import remote, scoring
+
+    ref, part, task = _section(run, unit), agreement_part(run), run.recipe.train.task.name
+    measured = scoring.answered_part(run, unit, "validation")
+    records = measured if part == "validation" else scoring.answered_part(run, unit, part)
+    teacher = replace(unit, model=Model())
+    reference = scoring.answered_part(run, teacher, part, remote.answers_file(folder))
+    if not distributed.is_first():
+        return None
+    title = "the teacher"
+    if run.recipe.teacher and run.recipe.teacher.posthoc:
+        path = calibration_path(run.folder, Model(posthoc=True).name)
+        reference = recalibrated(reference, CalibrationArtifact.load(path).restored(), task)
+        title = "teacher + T"
+    elif run.recipe.teacher and run.recipe.teacher.finetune:
+        run.console.warn(
+            f"{unit.subject}: it is fitted to the probabilities of a fine-tuned teacher, which is "
+            "usually over-confident; add `posthoc: {name: logit-temperature}` to the teacher, so "
+            "that teacher + T is the reference"
+        )
+    place = {id: number for number, id in enumerate(reference.ids)}
+    shared = [number for number, id in enumerate(records.ids) if id in place]
+    if not shared:
+        raise UserError(f"{unit.key}: teacher and student have no {part} question in common")
+    others = [place[records.ids[number]] for number in shared]
+    # Questions that only one of them has may have more candidates than all that are shared.
+    width = min(records.probabilities.shape[1], reference.probabilities.shape[1])
+    fitted = ref.build()
+    try:
+        state = fit_temperature(
+            records.probabilities[shared, :width], reference.probabilities[others, :width]
+        )
+    except UserError as error:
+        raise UserError(f"{_key_of(unit)}.fit: {error}") from error
+    fitted.restore(state)
+    for warning in fitted.diagnostics().warnings:
+        run.console.warn(f"{unit.subject}: {warning}")
+    rows = candidate_rows(measured, task)
+    is_label = rows.candidate == measured.answer[:, None]
+    artifact = CalibrationArtifact.measure(
+        fitted, rows, is_label, name=ref.name, options=ref.given, positions="decisive"
+    )
+    learned = f"agrees with {title} on {state['rows']} of {len(shared)} {part} questions"
+    artifact = replace(artifact, rows=len(rows), learned=learned)
+    artifact.save(folder / f"{unit.subject}.json")
+    return CalibrationFacts.of(artifact.short_facts())
+
+
 def _section(run: Run, unit: Unit) -> PosthocRef:
-    section = run.recipe.arms[unit.arm] if unit.arm else run.recipe.teacher
+    return _section_of(run.recipe, unit.model)
+
+
+def _section_of(recipe: Recipe, model: Model) -> PosthocRef:
+    section = recipe.arms[model.arm] if model.arm else recipe.teacher
     assert section and section.posthoc
     return section.posthoc
+
+
+def _key_of(unit: Unit) -> str:
+    """Return the recipe's key of a unit's post-hoc recalibrator."""
+    from firstcli.recipe.references import POSTHOC_KEY
+
+    return f"arms.{unit.arm}.{POSTHOC_KEY}" if unit.arm else f"teacher.{POSTHOC_KEY}"
 
 
 def _rows(run: Run, unit: Unit) -> EncodedStore:

@@ -28,7 +28,7 @@ from firstcli.runtime import distributed
 from firstcli.stages import inputs, remote, role_models, shared_tokens, whole_candidates
 from firstcli.training.soft_targets import candidate_indices
 from firstcli.workspace.run import Run, once_per_run
-from firstcli.workspace.units import Unit
+from firstcli.workspace.units import Part, Unit
 
 EXTRACTION_TOKENS = 4096
 """Tokens per batch of extraction, padding included."""
@@ -327,9 +327,16 @@ def answered(run: Run, unit: Unit, answers: Path | None = None) -> EvalRecords:
 
 
 @torch.inference_mode()
-def answered_validation(run: Run, unit: Unit, answers: Path | None = None) -> EvalRecords:
-    """Run a model over the questions of the validation part, without whole candidates."""
-    questions = inputs.validation_questions(run, unit.role)
+def answered_part(run: Run, unit: Unit, part: Part, answers: Path | None = None) -> EvalRecords:
+    """Run a model over the questions of a part of the training data, without whole candidates.
+
+    Args:
+        run: the run.
+        unit: the unit whose model answers.
+        part: the questions.
+        answers: the file that keeps the answers of a remote teacher.
+    """
+    questions = inputs.part_questions(run, unit.role, part)
     if role_models.remote(run, unit.role) is not None:
         return _records(questions, remote.candidate_log_probs(run, questions, unit.key, answers))
     reader = readout.Reader(role_models.model(run, unit.model), run.console.say)

@@ -21,6 +21,7 @@ from firstcli.runtime.console import size
 from firstcli.stages import inputs, role_models, training_memory, training_weights
 from firstcli.stages.base import TrainingFacts
 from firstcli.training import arguments, lora, sharding, tracking, trainer, trial
+from firstcli.training.averaging import Averaging
 from firstcli.training.batches import SoftTargetSource
 from firstcli.training.memory_estimate import MemoryEstimate
 from firstcli.workspace.artifacts import CHECKPOINTS
@@ -68,16 +69,48 @@ def check(run: Run, unit: Unit) -> str:
             "like this; share the weights among several GPUs (trainer.fsdp), or leave it out"
         )
     _check_adapters(run, unit, args)
+    _check_averaging(run, unit, args)
     parameters = role_models.weights(run, unit.role)
     trained = role_models.trainable_weights(run, unit)
     trains = f" and {trained / 1e6:.2f} M in adapters" if settings.lora else ""
     need = _require_memory(run, unit, args)
+    saved = f", saves the {settings.saved_weights}" if settings.saved_weights else ""
     without = _further_samples(run, unit)
     return (
         f"{len(rows)} samples{without}, {inputs.positions(rows)} positions, "
-        f"{settings.epochs:g} epoch{'s' * (settings.epochs != 1)}; "
+        f"{settings.epochs:g} epoch{'s' * (settings.epochs != 1)}{saved}; "
         f"{parameters / 1e6:.1f} M weights{trains}, {training_memory.in_words(need)}"
     )
+
+
+def _check_averaging(run: Run, unit: Unit, args: TrainingArguments) -> None:
+    """Check what averages and interpolations of weights need.
+
+    Raises:
+        UserError: no process has the whole weights, or they start at random.
+    """
+    settings, section = run.training_settings(unit), run.model_section(unit.role)
+    for name in ("ema", "interpolate"):
+        if getattr(settings, name) is not None and trainer.is_sharded(args):
+            raise UserError(
+                f"{_section_of(run, unit, name)}.{name}: no process has the whole weights, because "
+                "they are shared among processes; train without FSDP and DeepSpeed, or leave it out"
+            )
+    if settings.interpolate is not None and section.checkpoint is None:
+        raise UserError(
+            f"{_section_of(run, unit, 'interpolate')}.interpolate: family '{section.family}' "
+            "starts with random weights, and nothing useful lies between them and the trained "
+            "ones; give a checkpoint, or leave it out"
+        )
+
+
+def _section_of(run: Run, unit: Unit, field: str) -> str:
+    """Return the section of the recipe that states a field of a unit's training settings."""
+    if not unit.arm:
+        return "teacher.finetune"
+    overrides = run.recipe.arms[unit.arm].training
+    own = overrides is not None and getattr(overrides, field) is not None
+    return f"arms.{unit.arm}.training" if own else "student.training"
 
 
 def _further_samples(run: Run, unit: Unit) -> str:
@@ -234,6 +267,7 @@ def train(
                     title,
                     settings.batching,
                     choice,
+                    Averaging(settings.ema, settings.interpolate),
                 )
             break
         except (RuntimeError, MemoryError) as error:

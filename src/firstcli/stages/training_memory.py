@@ -125,6 +125,8 @@ def of(run: Run, unit: Unit, args: TrainingArguments) -> TrainingMemory:
         attention=attention if isinstance(attention, str) else None,
         processes=distributed.count(),
         sharded=trainer.is_sharded(args),
+        copies=(training.ema is not None)
+        + (training.interpolate is not None and device.type == "cpu"),
     )
     micro = args.per_device_train_batch_size
     return TrainingMemory(run, unit, settings, micro * args.gradient_accumulation_steps, micro)

@@ -326,7 +326,7 @@ _TRAINING = """
 - **Data**: task `{task}`, {samples} training samples;
   {held_out} held out, on which no model was trained.{unlabelled}
 - **Training**: {epochs}, {batch_size} sequences per step, peak learning
-  rate {learning_rate:g}, seed {seed}.
+  rate {learning_rate:g}, seed {seed}.{weights}
 - **Licence of these weights**: unknown – fill in, and add `license` to the header of this card.
 - **Licence of the base model**: {base_licence}.
 - **Licence of the data**: unknown – fill in.
@@ -353,6 +353,10 @@ _UNLABELLED = """
 
 _COPIES = """
   In some epochs, {} copies with other prompts stood for these samples."""
+
+
+_WEIGHTS = """
+- **Weights**: the {}."""
 
 
 _WRITTEN = """
@@ -390,6 +394,7 @@ def _training(run: Run, model: Model, facts: TrainingFacts) -> str:
         **settings.model_dump(include={"batch_size", "learning_rate"}),
         epochs=f"{settings.epochs:g} epoch{'s' * (settings.epochs != 1)}",
         seed=_seed(run, model),
+        weights=_WEIGHTS.format(settings.saved_weights) if settings.saved_weights else "",
         numbers="\n".join(f"| {name.replace('_', ' ')} | {text} |" for name, text in numbers),
         top_k=(arm and arm.top_k) or recipe.knowledge.top_k,
         recipe=run.publishable_text.strip(),
@@ -436,7 +441,10 @@ def _source_of_targets(run: Run, arm: Arm) -> str:
     source = source if count == 1 else f"{count} teachers, fine-tuned from {source}, on average"
     top_k = arm.top_k or run.recipe.knowledge.top_k
     outcome = "candidate" if run.recipe.knowledge.over_candidates else "token"
+    gate = ""
+    if arm.objective == "hard-gate":
+        gate = ", and the label where it is less sure of it than these"
     return (
         f"the top {top_k} {outcome} probabilities of {source}{unseen}"
-        f", recalibrated by `{arm.recalibrator.name}`"
+        f", recalibrated by `{arm.recalibrator.name}`{gate}"
     )

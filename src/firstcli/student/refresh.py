@@ -124,10 +124,15 @@ def finished_results(run: Run, model: Model) -> Results:
     # Another command may have asked for the answers to the validation questions.
     names = dict.fromkeys([*evaluations_of(recipe), VALIDATION])
     units += [EVALUATE.unit(recipe, folder, name, each) for name in names for each in models]
+    own = {trained, *(unit.key for unit in units)}
     for unit in units:
         manifest = run.manifests.get(unit.key) or unit.artifact.manifest(run.digests)
+        # A reference, such as the teacher, counts as unchanged unless the command knows better.
+        others = {key: m.content for key, m in run.manifests.items() if key not in own}
+        known = others | results
+        needed = [key for key in unit.needs if key in own or key in known]
         if manifest and all(
-            manifest.inputs.get(f"result of {key}") == results.get(key, "") for key in unit.needs
+            manifest.inputs.get(f"result of {key}") == known.get(key, "") for key in needed
         ):
             results[unit.key] = manifest.content
     return results

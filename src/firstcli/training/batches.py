@@ -144,6 +144,8 @@ class TrainingBatches(Dataset[dict[str, Tensor]]):
             batch["probabilities"] = torch.from_numpy(soft.probabilities)  # (N, k)
             batch["tail"] = torch.from_numpy(soft.tail)  # (N,)
             batch["teacher_mass"] = torch.from_numpy(soft.teacher_mass)  # (N,)
+            if soft.is_label is not None:
+                batch["is_label"] = torch.from_numpy(soft.is_label)  # (N, k)
         return batch
 
     __getitems__ = __getitem__  # which a DataLoader with a batch sampler calls

@@ -11,6 +11,7 @@ s the softmax over the other tokens alone. The gradients with respect to the log
     topk-tail            (M + t) q - p^  in K,    ((M + t)(1 - Q) - t) s  outside
     topk-renormalized    M q / Q - p^    in K,    0                       outside
     labels               topk-tail with the true token as K, p^ = 1, t = 0
+    hard-gate            topk-tail, where a label is learned with p^ = 1 for it and t = 0
 
 where 1 - Q is the sum over the other tokens, never a difference.
 """
@@ -41,6 +42,7 @@ class Sums(NamedTuple):
     loss: Tensor  # ()
     student_mass: Tensor  # () Q
     entropy: Tensor  # () of the student's distribution over all tokens, in nats; 0 unless wanted
+    from_label: Tensor  # () positions at which `hard-gate` learns the label; 0 for the others
 
 
 def topk_tail(
@@ -61,10 +63,32 @@ def topk_tail(
         with_entropy: whether to sum the student's entropy, which reads all logits once more.
     """
     if isinstance(scores, Layer):
-        return _summed(scores, token_ids, probabilities, tail, with_entropy)
+        return _summed(scores, token_ids, probabilities, tail, None, with_entropy)
     student = objectives.student_view(scores.values, token_ids)
     losses = objectives.topk_tail(student, probabilities, tail)
     return _of_logits(losses, student.log_q, scores, with_entropy)
+
+
+def hard_gate(
+    scores: Scores,
+    token_ids: Tensor,
+    probabilities: Tensor,
+    tail: Tensor,
+    is_label: Tensor,
+    *,
+    with_entropy: bool = False,
+) -> Sums:
+    """Sum the objective `hard-gate` over all positions; see `objectives.gated`.
+
+    Args: as for `topk_tail`; `is_label` marks the true token among the k, (N, k).
+    """
+    if isinstance(scores, Layer):
+        return _summed(scores, token_ids, probabilities, tail, is_label, with_entropy)
+    student = objectives.student_view(scores.values, token_ids)
+    target, rest, from_label = objectives.gated(student.log_q, probabilities, tail, is_label)
+    losses = objectives.topk_tail(student, target, rest)
+    sums = _of_logits(losses, student.log_q, scores, with_entropy)
+    return sums._replace(from_label=from_label.sum().to(losses.dtype))
 
 
 def topk_renormalized(
@@ -75,7 +99,7 @@ def topk_renormalized(
     Args: as for `topk_tail`; `target` is p^ / M, (N, k).
     """
     if isinstance(scores, Layer):
-        return _summed(scores, token_ids, target, None, with_entropy)
+        return _summed(scores, token_ids, target, None, None, with_entropy)
     log_q = objectives.student_view(scores.values, token_ids).log_q
     losses = objectives.topk_renormalized(log_q, target)
     return _of_logits(losses, log_q, scores, with_entropy)
@@ -86,7 +110,7 @@ def labels(scores: Scores, targets: Tensor, *, with_entropy: bool = False) -> Su
     if isinstance(scores, Layer):
         certain = torch.ones(len(targets), 1, device=targets.device)
         tail = torch.zeros_like(certain[:, 0])
-        return _summed(scores, targets[:, None], certain, tail, with_entropy)
+        return _summed(scores, targets[:, None], certain, tail, None, with_entropy)
     losses = objectives.labels(scores.values, targets)
     return _of_logits(losses, -losses, scores, with_entropy)
 
@@ -96,7 +120,8 @@ def _of_logits(losses: Tensor, log_q: Tensor, scores: Logits, with_entropy: bool
     if with_entropy:
         log_probs = torch.log_softmax(scores.values.detach(), -1)
         entropy = -(log_probs.exp() * log_probs).nansum()  # 0 * -inf is 0
-    return Sums(losses.sum(), log_q.detach().exp().sum(), entropy)
+    none = losses.new_zeros(())
+    return Sums(losses.sum(), log_q.detach().exp().sum(), entropy, none)
 
 
 def _summed(
@@ -104,16 +129,17 @@ def _summed(
     token_ids: Tensor,
     probabilities: Tensor,
     tail: Tensor | None,
+    is_label: Tensor | None,
     with_entropy: bool,
 ) -> Sums:
     apply: Any = _Summed.apply
     operands = (layer.hidden, layer.weight, layer.bias)
     flags = (torch.is_grad_enabled(), with_entropy)
-    return Sums(*apply(*operands, token_ids, probabilities, tail, *flags))
+    return Sums(*apply(*operands, token_ids, probabilities, tail, is_label, *flags))
 
 
 class _Summed(torch.autograd.Function):
-    """`topk-tail`, or `topk-renormalized` if the tail is None."""
+    """`topk-tail`; `topk-renormalized` if the tail is None; `hard-gate` if there are labels."""
 
     @staticmethod
     def forward(
@@ -124,21 +150,21 @@ class _Summed(torch.autograd.Function):
         token_ids: Tensor,  # (N, k)
         probabilities: Tensor,  # (N, k)
         tail: Tensor | None,  # (N,)
+        is_label: Tensor | None,  # (N, k)
         recording: bool,
         with_entropy: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         layer = Layer(hidden, weight, bias).operands()
         needed = [recording and needs_grad for needs_grad in ctx.needs_input_grad[:3]]
         # Autocast determines the dtype of the operands, but not of anything computed from them.
         with torch.autocast(hidden.device.type, enabled=False):
-            gradients, losses, masses, entropies = _sums_and_gradients(
-                layer, needed, token_ids, probabilities, tail, with_entropy
-            )
+            targets = _Targets(token_ids, probabilities, tail, is_label)
+            gradients, (losses, *others) = _sums_and_gradients(layer, needed, targets, with_entropy)
         ctx.dtypes = (hidden.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype)
         ctx.save_for_backward(*gradients.kept(ctx.dtypes))
-        student_mass, entropy = masses.sum(), entropies.sum()
-        ctx.mark_non_differentiable(student_mass, entropy)
-        return losses.sum(), student_mass, entropy
+        sums = [values.sum() for values in others]
+        ctx.mark_non_differentiable(*sums)
+        return losses.sum(), *sums
 
     @staticmethod
     @once_differentiable
@@ -148,21 +174,26 @@ class _Summed(torch.autograd.Function):
             None if gradient is None else gradient.mul_(scale).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return (*scaled, None, None, None, None, None)
+        return (*scaled, None, None, None, None, None, None)
+
+
+class _Targets(NamedTuple):
+    """What is learned at N positions, as the arguments of `_Summed.forward`."""
+
+    token_ids: Tensor
+    probabilities: Tensor
+    tail: Tensor | None
+    is_label: Tensor | None
 
 
 def _sums_and_gradients(
-    layer: Layer,
-    needed: list[bool],
-    token_ids: Tensor,
-    probabilities: Tensor,
-    tail: Tensor | None,
-    with_entropy: bool,
-) -> tuple[_Gradients, Tensor, Tensor, Tensor]:
-    """Return gradients, and losses, student's masses and entropies (N,), chunk by chunk."""
+    layer: Layer, needed: list[bool], targets: _Targets, with_entropy: bool
+) -> tuple[_Gradients, tuple[Tensor, ...]]:
+    """Return gradients, and the four values of `Sums` of each position, (N,), chunk by chunk."""
+    token_ids, probabilities, tail, is_label = targets
     gradients = _Gradients(layer, needed)
     losses = layer.hidden.new_zeros(len(probabilities), dtype=gradients.wide)
-    masses, entropies = torch.zeros_like(losses), torch.zeros_like(losses)
+    masses, entropies, from_label = (torch.zeros_like(losses) for _ in range(3))
     chunk_rows = CHUNK_ROWS.get(probabilities.device.type, ACCELERATOR_CHUNK_ROWS)
     for chunk, logits in layer.chunks(chunk_rows):
         ids, p = token_ids[chunk], probabilities[chunk].to(logits.dtype)
@@ -177,10 +208,13 @@ def _sums_and_gradients(
             losses[chunk] = objectives.topk_renormalized(scores, p)
             gradients.add_sparse(chunk, ids, _in_k(torch.log_softmax(scores, -1), p, p.sum(-1)))
         else:
-            losses[chunk] = objectives.topk_tail(student, p, t := tail[chunk].to(p.dtype))
+            t = tail[chunk].to(p.dtype)
+            if is_label is not None:
+                p, t, from_label[chunk] = objectives.gated(student.log_q, p, t, is_label[chunk])
+            losses[chunk] = objectives.topk_tail(student, p, t)
             if gradients.any_needed:
                 gradients.add(chunk, _topk_tail_(logits, total, student, ids, p, t))
-    return gradients, losses, masses, entropies
+    return gradients, (losses, masses, entropies, from_label)
 
 
 def _entropy(others: Tensor, total: Tensor, student: StudentView) -> Tensor:

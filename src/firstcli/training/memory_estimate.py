@@ -114,7 +114,7 @@ def states(empty: PreTrainedModel, settings: MemorySettings) -> MemoryEstimate:
     sizes = [
         _weight_bytes(model, settings),
         settings.width * sum(value.numel() for value in trainable),
-        optimizer or 0,
+        (optimizer or 0) + 4 * settings.copies * sum(value.numel() for value in trainable),
     ]
     if settings.sharded:
         sizes = [-(-size // settings.processes) for size in sizes]

@@ -53,6 +53,8 @@ class MemorySettings:
     processes: int = 1
     sharded: bool = False
     """Whether the processes share weights, gradients and optimizer state."""
+    copies: int = 0
+    """Float32 copies of the trained weights on the device, which count as optimizer state."""
 
     @property
     def width(self) -> int:

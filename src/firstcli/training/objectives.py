@@ -6,9 +6,15 @@ probabilities of the same tokens and Q is their sum. Both softmaxes run over the
     topk-tail           sum p^ log(p^ / q) + (1 - M) log((1 - M) / (1 - Q))
     topk-renormalized   sum (p^/M) log((p^/M) / (q/Q))
     labels              -log q(true token)
+    hard-gate           labels where q(true token) < p^(true token), else topk-tail
 
 `topk-tail` is the KL divergence between (k + 1)-outcome coarse-grainings; with M = 1 it is Eq. 5 of
 FIRST (arXiv 2408.12168) on the student's unnormalised top-k probabilities. Logits are float32.
+
+`hard-gate` is Hard Gate Knowledge Distillation (Lee et al. 2022, arXiv 2210.12427), by token: the
+teacher gauges the student's confidence in the true token. A student that is less sure of it learns
+the label, and one that is as sure or surer learns the teacher's probabilities. The gate has no
+gradient. A true token outside the k tokens has an unknown p^, which counts as 0.
 """
 
 from __future__ import annotations
@@ -63,6 +69,28 @@ def topk_renormalized(scores: Tensor, target: Tensor) -> Tensor:
     log_ratio = torch.log_softmax(scores, dim=-1)
     divergence: Tensor = torch.special.xlogy(target, target) - target * log_ratio
     return divergence.sum(-1)
+
+
+def gated(
+    log_q: Tensor, probabilities: Tensor, tail: Tensor, is_label: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Replace the soft targets of positions that learn from their label by the label.
+
+    `topk_tail` of the result is the objective `hard-gate`, because that of a label is -log q.
+
+    Args:
+        log_q: the student's log-probabilities of the k tokens, (N, k).
+        probabilities: p^, (N, k).
+        tail: 1 - M, (N,).
+        is_label: whether each of the k tokens is the true one, (N, k); all false without a label.
+
+    Returns:
+        Probabilities (N, k), tail (N,), and whether each position learns from its label, (N,).
+    """
+    is_less_sure = is_label & (log_q.detach().exp() < probabilities)
+    from_label = is_less_sure.any(-1)
+    target = torch.where(from_label[:, None], is_less_sure.to(probabilities.dtype), probabilities)
+    return target, torch.where(from_label, torch.zeros_like(tail), tail), from_label
 
 
 def labels(logits: Tensor, targets: Tensor) -> Tensor:

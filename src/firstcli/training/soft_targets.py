@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,9 @@ class SoftTargets:
     probabilities: npt.NDArray[np.float32]  # (N, k), p^ = M * recalibrated probabilities
     tail: npt.NDArray[np.float32]  # (N,), 1 - M
     teacher_mass: npt.NDArray[np.float32]  # (N,), P, independent of M
+    is_label: BoolArray | None = None
+    """Whether each of the k tokens is the true one, (N, k), for the objective `hard-gate`; all
+    false where a sample has no label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +296,8 @@ class SoftTargetBuilder:
     """Two token ids of the knowledge that change places for the student, after recalibration."""
     over_candidates: bool = False
     """Whether the knowledge is over candidates: only the answer position is the teacher's."""
+    without_label: Container[str] = ()
+    """Ids of the samples that have no label."""
 
     @cached_property
     def _mode(self) -> PositionsMode:
@@ -303,11 +308,15 @@ class SoftTargetBuilder:
         positions = positions_of(samples, self.knowledge, self.arm.top_k)
         result = self._recalibrated(positions, self._mode)
         targets = soft_targets_of(self.arm, positions, result)
-        if self.exchanged is None:
+        if self.exchanged is not None:
+            (one, other), ids = self.exchanged, targets.token_ids
+            ids = np.where(ids == one, other, np.where(ids == other, one, ids)).astype(np.int32)
+            targets = replace(targets, token_ids=ids)
+        if self.arm.objective != "hard-gate":
             return targets
-        (one, other), ids = self.exchanged, targets.token_ids
-        ids = np.where(ids == one, other, np.where(ids == other, one, ids)).astype(np.int32)
-        return replace(targets, token_ids=ids)
+        has_label = np.array([id not in self.without_label for id in positions.sample_ids], bool)
+        is_label = has_label[:, None] & (targets.token_ids == positions.targets[:, None])
+        return replace(targets, is_label=is_label)
 
     def _recalibrated(self, positions: Positions, mode: PositionsMode) -> Recalibrated:
         return recalibrated(

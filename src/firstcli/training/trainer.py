@@ -38,14 +38,14 @@ from firstcli.models import inference, readout
 from firstcli.runtime import distributed
 from firstcli.runtime.console import Advance, Console
 from firstcli.runtime.files import write_text
-from firstcli.training import checkpoints, fused_objectives, lora
+from firstcli.training import averaging, checkpoints, fused_objectives, lora
 from firstcli.training.batches import MicroBatches, SoftTargetSource, TrainingBatches, padding_share
 from firstcli.training.copies import CopyChoice
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-Objective = Literal["labels", "topk-tail", "topk-renormalized"]
+Objective = Literal["labels", "topk-tail", "topk-renormalized", "hard-gate"]
 
 UNLOGGED = "unlogged-{rank}.json"
 """In a checkpoint: what a process has summed since the last log, which the next log reports."""
@@ -61,8 +61,8 @@ def install_objective(
 ) -> None:
     """Make the model's forward return the summed loss over a batch of `TrainingBatches`.
 
-    It returns `loss` (summed over the N supervised positions), `positions` (N), and, with soft
-    targets, the sums of `P` and `Q`.
+    It returns `loss` (summed over the N supervised positions), `positions` (N), with soft targets
+    the sums of `P` and `Q`, and with `hard-gate` the number of positions that learn `from_label`.
 
     Args:
         model: the model, in place.
@@ -88,15 +88,17 @@ def install_objective(
                     fused_objectives.labels(scores, targets, with_entropy=with_entropy)
                 )
             known = (scores, soft["token_ids"], soft["probabilities"])
-            if objective == "topk-tail":
+            if objective == "topk-renormalized":
                 return torch.stack(
-                    fused_objectives.topk_tail(*known, soft["tail"], with_entropy=with_entropy)
+                    fused_objectives.topk_renormalized(*known, with_entropy=with_entropy)
                 )
-            return torch.stack(
-                fused_objectives.topk_renormalized(*known, with_entropy=with_entropy)
-            )
+            whole = (*known, soft["tail"])
+            if objective == "topk-tail":
+                return torch.stack(fused_objectives.topk_tail(*whole, with_entropy=with_entropy))
+            gated = fused_objectives.hard_gate(*whole, soft["is_label"], with_entropy=with_entropy)
+            return torch.stack(gated)
 
-        loss, student_mass, entropy = reader(
+        loss, student_mass, entropy, from_label = reader(
             input_ids, attention_mask, rows, columns, sums, position_ids
         )
         output = {"loss": loss, "positions": torch.tensor(len(targets), device=loss.device)}
@@ -104,6 +106,8 @@ def install_objective(
             output["entropy"] = entropy.detach()
         if soft:
             output |= {"P": soft["teacher_mass"].sum(), "Q": student_mass.detach()}
+        if objective == "hard-gate":
+            output["from_label"] = from_label.detach()
         return output
 
     model.forward = forward
@@ -113,6 +117,8 @@ class PositionTrainer(Trainer):
     """A Trainer whose unit is the supervised position, not the micro-batch."""
 
     train_dataset: TrainingBatches
+    average: averaging.WeightAverage | None = None
+    """The average of the weights that checkpoints hold, in the first process."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -182,16 +188,22 @@ class PositionTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the mean teacher mass P and student mass Q since the last log, over all processes.
 
+        With `hard-gate`, also add the share of positions that learn from their label.
+
         Trackers also get the student's mean entropy and the tokens per second, padding excluded.
         The log's file does not, so that it is the same whether or not a run was interrupted.
         """
-        sums = [float(self._sums.get(name, 0)) for name in ("positions", "P", "Q", "entropy")]
+        is_gated = "from_label" in self._sums
+        names = ("positions", "P", "Q", "entropy", "from_label")
+        sums = [float(self._sums.get(name, 0)) for name in names]
         sums.append(float(self._tokens))
         totals: Tensor = self.accelerator.reduce(torch.tensor(sums, device=self.args.device))
-        count, teacher, student, entropy, tokens = totals.tolist()
+        count, teacher, student, entropy, from_label, tokens = totals.tolist()
         if count and "loss" in logs:
             if teacher:
                 logs = {**logs, "P": teacher / count, "Q": student / count}
+            if is_gated:
+                logs = {**logs, "from_label": from_label / count}
             seconds = time.perf_counter() - self._logged_at
             self._for_trackers = {"entropy": entropy / count, "tokens_per_second": tokens / seconds}
         self._sums = {}
@@ -209,6 +221,8 @@ class PositionTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         last = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         self._save_unlogged(last)
+        if self.average is not None:
+            self.average.save(last)
         distributed.wait()  # each process writes its part of a checkpoint
         if self.args.should_save:
             os.sync()
@@ -346,8 +360,8 @@ class Outcome:
         """The numbers for the manifest."""
         names = ("samples", "steps", "positions", "loss", "padding")
         last = self.log[-1] if self.log else {}
-        masses = {name: value for name, value in last.items() if name in ("P", "Q")}
-        return {name: getattr(self, name) for name in names} | masses
+        logged = {name: last[name] for name in ("P", "Q", "from_label") if name in last}
+        return {name: getattr(self, name) for name in names} | logged
 
 
 def train(
@@ -360,6 +374,7 @@ def train(
     title: str,
     batching: inference.Batching = "padded",
     choice: CopyChoice | None = None,
+    averaged: averaging.Averaging = averaging.LAST_STEP,
 ) -> Outcome:
     """Train a model in place, resuming from the last complete checkpoint in `args.output_dir`.
 
@@ -374,6 +389,7 @@ def train(
         title: what is being done, for progress and messages.
         batching: how a micro-batch holds its samples.
         choice: chooses in each epoch which samples a copy stands for; None if there are no copies.
+        averaged: which weights the model has in the end, in the first process; not for shards.
 
     Raises:
         UserError: the loss or the weights are no longer finite.
@@ -395,6 +411,13 @@ def train(
     if checkpoint:
         console.say(f"{title}: resuming after step {done}")
         trainer.add_callback(_Restoring(trainer, checkpoint))
+    start = None
+    if distributed.is_first():  # which saves the model
+        if averaged.interpolate is not None:
+            start = averaging.StartingWeights(model)
+        if averaged.ema is not None:
+            trainer.average = averaging.WeightAverage(model, averaged.ema)
+            trainer.add_callback(averaging.AveragingCallback(trainer.average, checkpoint))
     micro_batches = trainer.micro_batches
     steps = args.max_steps
     if steps <= 0:
@@ -406,6 +429,10 @@ def train(
         trainer.add_callback(_Progress(advance, done))
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.require_finite_weights(model)
+    if trainer.average is not None:
+        trainer.average.apply()
+    if start is not None and averaged.interpolate is not None:
+        start.interpolate(averaged.interpolate)
     del inner.forward  # the installed one refers to the model and would keep it in memory
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     return Outcome(
