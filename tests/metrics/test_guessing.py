@@ -7,6 +7,7 @@ import pytest
 
 from firstcli.metrics.guessing import explains_all, guessing
 from firstcli.metrics.records import EvalRecords
+from firstcli.metrics.uncertainty import MIN_QUESTIONS
 
 
 def records(answers: list[int], predictions: list[int], candidates: int) -> EvalRecords:
@@ -42,3 +43,9 @@ def test_an_accuracy_counts_as_guessed_if_its_interval_reaches_chance(
     found = records(answers, predictions, 4)
     assert (explains_all([found]) is not None) is explained
     assert (explains_all([found, found]) is not None) is explained
+
+
+@pytest.mark.parametrize(("count", "said"), [(MIN_QUESTIONS - 1, False), (MIN_QUESTIONS, True)])
+def test_nothing_is_said_of_few_questions(count: int, said: bool) -> None:
+    answers = [i % 2 for i in range(count)]
+    assert (explains_all([records(answers, [0] * count, 2)]) is not None) is said

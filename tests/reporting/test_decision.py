@@ -121,7 +121,7 @@ def test_models_that_guess_are_named_with_what_to_do() -> None:
 
     (reason,) = reasons(310)
     assert reason.startswith(
-        "`fine-tune` answers csqa no better than guessing (a random candidate: 33"
+        "`fine-tune` answers csqa not clearly better than guessing (a random candidate: 33"
     )
     assert "first plan --show 2" in reason
     assert reasons(400) == []

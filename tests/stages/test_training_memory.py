@@ -68,3 +68,18 @@ def test_weights_that_do_not_fit_are_refused_with_the_keys_that_help(
     assert "need 125 kB, but cpu has 110 kB; smaller batches do not help: what would fit: " in said
     assert re.search(r"teacher\.finetune\.lora: \{rank: 16\} needs 107 kB", said)
     assert re.search(r"teacher\.finetune\.dtype: bfloat16 \(loses small updates\) needs 62", said)
+
+
+def test_the_advice_names_the_section_that_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that an arm states is changed there; the others in the student's section."""
+    monkeypatch.setattr(training_memory, "_ESTIMATED", {})
+    monkeypatch.setattr(memory_estimate, "peak_of_a_pass", lambda *_: 0)
+    monkeypatch.setattr(memory, "capacity", lambda device: 110_000)
+    own = ("--set", "arms.first.training={dtype: float32}")
+    result = first("plan", write_recipe(tmp_path), "--run-dir", tmp_path / "run", *own)
+    assert result.code == 2
+    said = " ".join(result.err.split())
+    assert "arms.first.training.dtype: bfloat16" in said
+    assert "student.training.lora: {rank: 16}" in said

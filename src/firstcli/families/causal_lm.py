@@ -103,10 +103,10 @@ class CausalLMOptions(PluginOptions):
             raise ValueError("device has no effect beside device_map; leave one of them out")
         if self.device_map == {}:
             raise ValueError("device_map names no part of the model; leave it out")
-        places = set(self.device_map.values()) if isinstance(self.device_map, dict) else set()
+        stated = self.device_map.values() if isinstance(self.device_map, dict) else ()
+        places = {f"cuda:{place}" if isinstance(place, int) else place for place in stated}
         if len(places) == 1 and places != {"disk"}:
-            (place,) = places
-            device = f"cuda:{place}" if isinstance(place, int) else place
+            (device,) = places
             raise ValueError(
                 f"device_map puts the whole model on one device; set device: {device} instead"
             )

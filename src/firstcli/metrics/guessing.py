@@ -9,6 +9,7 @@ import numpy as np
 
 from firstcli.metrics.calibration import wilson
 from firstcli.metrics.records import EvalRecords
+from firstcli.metrics.uncertainty import MIN_QUESTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +51,13 @@ def guessing(records: EvalRecords) -> Guessing:
 def explains_all(records: Sequence[EvalRecords]) -> Guessing | None:
     """Return the guessing that a row of models does not clearly exceed on average, or None.
 
+    Nothing is said of fewer than `MIN_QUESTIONS` questions, whose intervals are wide.
+
     Args:
         records: the answers of each model to the same questions.
     """
+    if len(records[0]) < MIN_QUESTIONS:
+        return None
     guess = guessing(records[0])
     accuracy = float(np.mean([each.correct.mean() for each in records]))
     return guess if guess.explains(accuracy, len(records[0])) else None

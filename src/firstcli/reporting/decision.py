@@ -244,7 +244,7 @@ def _headline(data: ReportData, verdict: Verdict, place: Standing, row: str) -> 
             best = f"{_code(place.best)}, whose Trust {where} is clearly the highest"
             return f"{take} {_code(row)}: level with {best}, and simpler without a temperature."
         reason = f"its Trust {where} is clearly the highest"
-        return f"{take} {_code(row)}: {reason}{_against_temperature(place, row)}."
+        return f"{take} {_code(row)}: {reason}{_against_temperature(data, place, row)}."
     if verdict == "too-few-questions":
         if place.questions < MIN_QUESTIONS:
             reason = f"intervals need {MIN_QUESTIONS} questions, and n = {place.questions}"
@@ -260,17 +260,19 @@ def _headline(data: ReportData, verdict: Verdict, place: Standing, row: str) -> 
         return f"Do not bother with {method} here: {level}."
     if verdict == "either":
         reason = f"no clear difference in Trust {where}"
-        return f"{take} {_listed(names, 'or')}: {reason}{_against_temperature(place, row)}."
+        return f"{take} {_listed(names, 'or')}: {reason}{_against_temperature(data, place, row)}."
     shown = [*map(_code, names[:_NAMED]), f"{len(names) - _NAMED} more"][: len(names)]
     return f"No clear winner: {', '.join(shown[:-1])} and {shown[-1]} are level {where}."
 
 
-def _against_temperature(place: Standing, row: str) -> str:
+def _against_temperature(data: ReportData, place: Standing, row: str) -> str:
     """Say why a student is shipped without its temperature; empty if it has no row with one."""
-    with_temperature = f"{row}{PLUS_T}"
-    if with_temperature in place.level:
+    hot, trust = f"{row}{PLUS_T}", _trust(data, place.evaluation)
+    if hot not in trust or not data.compared(place.evaluation, hot, row):
+        return ""
+    if not data.distinguishable(place.evaluation, hot, row, DECIDES.name):
         return "; its temperature makes no clear difference"
-    return "; its temperature makes it worse" if with_temperature in place.behind else ""
+    return "; its temperature makes it worse" if trust[hot] < trust[row] else ""
 
 
 def _guesses(data: ReportData) -> Iterator[str]:
@@ -288,7 +290,7 @@ def _guesses(data: ReportData) -> Iterator[str]:
         answers = "answers" if len(found) == 1 else "answer"
         named = _listed([*found], "and") if len(found) <= _NAMED else f"{len(found)} models"
         yield (
-            f"{named} {answers} {evaluation} no better than guessing ({guess}: "
+            f"{named} {answers} {evaluation} not clearly better than guessing ({guess}: "
             f"{METRICS['accuracy'].text(guess.accuracy)} %); look at `first plan --show 2`, or "
             "train longer."
         )

@@ -139,7 +139,7 @@ class Evaluate(Stage):
         shown = [(name, v) for name, v in zip(names, values, strict=True) if v is not None]
         phrases = [f"{name} {percent(value)}" for name, value in shown]
         if guess is not None:
-            phrases.append(f"no better than {guess} ({percent(guess.accuracy)})")
+            phrases.append(f"not clearly better than {guess} ({percent(guess.accuracy)})")
         return phrases
 
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
@@ -183,7 +183,8 @@ def _shown(run: Run, unit: Unit) -> tuple[EvalFacts, Guessing | None]:
     """Return the main metrics with the recipe's `metrics`, and the guessing that explains them.
 
     The stored ones are of first tokens and 10 bins, because `metrics` must not repeat the work.
-    They stand in where the records lack what `metrics` asks for; the report then says so.
+    They stand in where no candidates were recorded as `metrics` asks for; the report then says so.
+    Without the confidence that it asks for, the accuracy is all.
     """
     from firstcli.metrics.guessing import explains_all
 
@@ -193,8 +194,10 @@ def _shown(run: Run, unit: Unit) -> tuple[EvalFacts, Guessing | None]:
     except UserError:
         return EvalFacts.of(run.manifests[unit.key].facts), None
     confidence = records.shown(settings.confidence)
-    confidence = records.confidence if confidence is None else confidence
     guess = explains_all([records]) if records.answerable else None
+    if confidence is None:
+        stored = EvalFacts.of(run.manifests[unit.key].facts)
+        return EvalFacts(stored.n, stored.accuracy), guess
     return _facts(records, confidence, settings.bins), guess
 
 

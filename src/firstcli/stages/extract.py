@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 SAMPLES = 100
 """Questions whose candidates are counted for the estimate of the size on disk."""
+MEASURED_WIDTH = 5
+"""The largest top k for which the size of answers was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +196,9 @@ class Extract(Stage):
             return int(most * each) + store.bytes_of_shards(most, most)
         rows = inputs.knowledge_rows(run, unit.part)
         positions, tokens = inputs.positions(rows), int(lengths_of(rows).sum())
-        if run.recipe.train.task.plugin.has_candidates:
+        teacher = run.recipe.teacher
+        foreseen = width <= MEASURED_WIDTH and teacher is not None and teacher.finetune is not None
+        if run.recipe.train.task.plugin.has_candidates and foreseen:
             part = "train" if unit.part == "out-of-fold" else unit.part
             candidates = max(len(sample.candidates) for sample in run.samples_of(part)[:SAMPLES])
             mean = positions / len(rows)

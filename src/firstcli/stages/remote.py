@@ -70,20 +70,22 @@ def _check_candidates(run: Run) -> None:
         UserError: a candidate begins with a space.
     """
     family = role_models.remote(run, "teacher")
-    if family is None or not family.answers_without_space or chat.chat_format(run, "teacher"):
+    if family is None or not family.answers_without_space:
         return
-    names = [evaluation.name for evaluation in run.recipe.evaluate]
-    first = {"train.task": run.samples_of("train")[0]}
-    first |= {run.task_key(name): run.evaluation_samples(name)[0] for name in names}
+    first = {"": run.samples_of("train")[0]}
+    for evaluation in run.recipe.evaluate:
+        first[evaluation.name] = run.evaluation_samples(evaluation.name)[0]
     problems = [
-        f"{key}: candidates such as {candidate!r} begin with a space, but in a chat the teacher "
-        "answers without one; let responses begin without a space, or choose another protocol"
-        for key, sample in first.items()
+        f"{run.task_key(name)}: candidates such as {candidate!r} begin with a space, but in a "
+        "chat the teacher answers without one; let responses begin without a space, or "
+        "choose another protocol"
+        for name, sample in first.items()
+        if chat.chat_format(run, "teacher", name) is None  # which removes spaces
         for candidate in sample.candidates[:1]
         if candidate[:1].isspace()
     ]
     if problems:
-        raise UserError(*problems)
+        raise UserError(*dict.fromkeys(problems))  # evaluations may share the training task
 
 
 def query_of(row: EncodedSample) -> TokenQuery:

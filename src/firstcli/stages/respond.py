@@ -128,7 +128,8 @@ class Respond(Stage):
     def forget(self, run: Run, unit: Unit) -> None:
         from firstcli.stages.response_cache import cache_of
 
-        shutil.rmtree(cache_of(run, unit), ignore_errors=True)
+        if (cache := cache_of(run, unit)).is_dir():
+            shutil.rmtree(cache)
 
     def work(self, run: Run, unit: Unit, folder: Path) -> RespondFacts | None:
         from firstcli.stages import writing

@@ -170,19 +170,21 @@ def _check_adapters(run: Run, unit: Unit, args: TrainingArguments) -> None:
                 f"{role}.model.options.{QUANTIZATION}: quantised weights cannot be shared among "
                 "processes; train without FSDP and DeepSpeed, or leave it out"
             )
+    saving = training_section(run.recipe.arms, unit.arm, "save")
     if settings.saved == "adapter" and role_models.family(run, role).spreads:
         raise UserError(
-            f"{key}.save: an adapter cannot be merged into a model that device_map spreads; set "
+            f"{saving}.save: an adapter cannot be merged into a model that device_map spreads; set "
             "`save: both`"
         )
     if settings.saved != "merged" and section.checkpoint is None:
         raise UserError(
-            f"{key}.save: family '{section.family}' has no checkpoint that an adapter could belong "
-            "to; set `save: merged`"
+            f"{saving}.save: family '{section.family}' has no checkpoint that an adapter could "
+            "belong to; set `save: merged`"
         )
     if settings.saved == "adapter" and role == "student" and run.recipe.student.eos == "teacher":
         raise UserError(
-            f"{key}.save: an adapter cannot keep the end of student.eos: teacher; set `save: both`"
+            f"{saving}.save: an adapter cannot keep the end of student.eos: teacher; set "
+            "`save: both`"
         )
 
 

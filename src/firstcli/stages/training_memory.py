@@ -17,6 +17,7 @@ from firstcli.checkpoints.quantization import LOADED_BYTES
 from firstcli.data.encoded import counts_of, lengths_of
 from firstcli.models import inference, memory
 from firstcli.recipe.lora import Lora
+from firstcli.recipe.sections import training_section
 from firstcli.runtime import distributed
 from firstcli.runtime.console import size
 from firstcli.stages import inputs, role_models
@@ -52,10 +53,9 @@ class TrainingMemory:
     def empty(self) -> PreTrainedModel:
         return role_models.empty_model(self.run, self.unit.role)
 
-    @property
-    def key(self) -> str:
-        """The recipe's section of the training settings."""
-        return "student.training" if self.unit.arm else "teacher.finetune"
+    def key(self, name: str) -> str:
+        """Return the path of a key of the training settings, in the section that states it."""
+        return f"{training_section(self.run.recipe.arms, self.unit.arm, name)}.{name}"
 
     def need(self, settings: MemorySettings, micro: int) -> MemoryEstimate:
         """Estimate the training with other settings; remembered in the run folder."""
@@ -160,9 +160,9 @@ def advice(training: TrainingMemory, room: int) -> str:
 
 def _alternatives(training: TrainingMemory, room: int) -> Iterator[str]:
     """Yield the changes with which a training fits, those that change no result first."""
-    now, key = training.settings, training.key
+    now = training.settings
     checkpointing = replace(now, checkpointing=())
-    micro = f"{key}.micro_batch_size"
+    micro = training.key("micro_batch_size")
     if training.states(now) <= room:
         if (largest := _largest_micro(training, now, room)) is not None:
             yield f"{micro}: {largest[0]} needs {size(largest[1])}"
@@ -186,21 +186,21 @@ def _alternatives(training: TrainingMemory, room: int) -> Iterator[str]:
 
 def _other_states(training: TrainingMemory) -> Iterator[tuple[str, MemorySettings]]:
     """Yield keys that shrink weights, gradients or the optimizer's state."""
-    now, key, role = training.settings, training.key, training.unit.role
+    now, role = training.settings, training.unit.role
     on_gpu = now.device.type == "cuda"
     for optim in (*(["adamw_bnb_8bit"] if on_gpu else []), "adafactor"):
         if now.optim != optim:
             yield f"trainer.optim: {optim}", replace(now, optim=optim)
     if now.lora is None:
         lora = replace(now, lora=Lora(rank=LORA_RANK))
-        adapters = f"{key}.lora: {{rank: {LORA_RANK}}}"
+        adapters = f"{training.key('lora')}: {{rank: {LORA_RANK}}}"
         yield adapters, lora
         if on_gpu and now.quantization is None:
             quantised = f"{role}.model.options.quantization: {{load_in: nf4}}"
             yield f"{adapters} with {quantised}", replace(lora, quantization="nf4")
     if now.dtype == torch.float32:
         narrow = replace(now, dtype=torch.bfloat16, autocast=False)
-        yield f"{key}.dtype: bfloat16 (loses small updates)", narrow
+        yield f"{training.key('dtype')}: bfloat16 (loses small updates)", narrow
 
 
 def _largest_micro(
@@ -227,7 +227,7 @@ def _shared(training: TrainingMemory, room: int) -> Iterator[str]:
         if training.states(changed) <= room:
             total = training.need(changed, 1).total
             if total <= room:
-                how = f"FSDP over {processes} GPUs with {training.key}.micro_batch_size: 1"
+                how = f"FSDP over {processes} GPUs with {training.key('micro_batch_size')}: 1"
                 yield f"{how} needs {size(total)} each"
                 return
         processes *= 2

@@ -214,7 +214,10 @@ class _Columns(ChoiceColumns):
 
     def prompts_alone(self, overrides: Overrides) -> Prompts | None:
         """Return the only text column, or a prompt beside a response that is always empty."""
-        texts, empty = self.texts(), [n for n in self.named(_RESPONSES) if self._is_empty(n)]
+        texts, empty = (
+            self.texts(),
+            [n for n in self.named(_RESPONSES) if n.casefold() not in LABELS and self._is_empty(n)],
+        )
         prompt = overrides.text or tuple(self.named(("prompt",)) or texts)
         if overrides.label not in (None, *empty) or len(prompt) != 1 or not {*prompt} <= {*texts}:
             return None
