@@ -21,16 +21,15 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM, get_cosine_schedule_with_warmup
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from firstcli.data.encoded import IntArray, lengths_of
+from firstcli.data.encoded import IntArray, counts_of, lengths_of
 from firstcli.data.encoding import EncodedSample
 from firstcli.recipe.sections import Training
 from firstcli.training import objectives
 from firstcli.training.batches import SoftTargetSource, TrainingBatches, batches_of_epoch
+from firstcli.training.copies import CopyChoice
 
 WARMUP = 0.03  # of the steps, as in `training.arguments`
 MAX_NORM = 1.0
-ChoiceOfRows = Callable[[int], IntArray]
-"""Returns for an epoch which row of a `Lesson` stands for each training sample, (N,)."""
 
 
 class StackedLinear(nn.Module):
@@ -186,7 +185,7 @@ class Lesson:
     """The R rows, of which the first N are the training samples themselves."""
     samples: int
     """N."""
-    choice: ChoiceOfRows | None = None
+    choice: CopyChoice | None = None
     """Default: every sample stands for itself."""
     objective: Literal["labels", "topk-tail"] = "topk-tail"
 
@@ -196,11 +195,11 @@ class Lesson:
         rows: Sequence[EncodedSample],
         samples: int,
         soft_targets: SoftTargetSource | None,
-        choice: ChoiceOfRows | None = None,
+        choice: CopyChoice | None = None,
     ) -> Lesson:
         """Build the lesson of soft targets, or of labels without them."""
-        objective: Literal["labels", "topk-tail"] = "labels" if soft_targets is None else "topk-tail"
-        return cls(TrainingBatches(rows, soft_targets), samples, choice, objective)
+        batches = TrainingBatches(rows, soft_targets)
+        return cls(batches, samples, choice, "topk-tail" if soft_targets else "labels")
 
 
 @dataclass
@@ -213,6 +212,9 @@ class _Tensors:
 
     @classmethod
     def of(cls, lessons: Sequence[Lesson]) -> _Tensors:
+        counts = [counts_of(lesson.batches.samples) for lesson in lessons]
+        if np.unique(counts).size > 1:
+            raise ValueError("the rows must have equally many supervised positions")
         every = [lesson.batches[range(len(lesson.batches))] for lesson in lessons]
         rows = len(lessons[0].batches)
         tokens = nn.utils.rnn.pad_sequence([each["input_ids"].mT for each in every])  # (L, A, R)
@@ -303,7 +305,7 @@ def train(
         if number == 0:
             order = []
             for lesson, lengths in zip(lessons, tensors.lengths, strict=True):
-                rows = itself if lesson.choice is None else lesson.choice(epoch)
+                rows = itself if lesson.choice is None else lesson.choice.of_epoch(epoch)
                 cut = batches_of_epoch(lengths[rows], settings.batch_size, seed, epoch)
                 order.append([rows[batch] for batch in cut])
         chosen = np.stack([batches[number] for batches in order])  # (A, B)

@@ -14,6 +14,7 @@ from firstcli.metrics.uncertainty import Difference, holm, over_seeds
 WINNER = "first-plus + T"
 BASELINES = ("first", "distill + T")
 SPLITS = ("test", "shifted")
+EVALUATIONS = (*SPLITS, "unanswerable")
 COLUMNS = {  # measure -> heading, factor, digits
     "accuracy": ("Acc", 100, 1),
     "ece": ("ECE", 100, 1),
@@ -35,9 +36,7 @@ class Test(NamedTuple):
     measure: str
 
 
-PRIMARY = tuple(
-    Test(WINNER, theirs, split, "trust") for theirs in BASELINES for split in SPLITS
-)
+PRIMARY = tuple(Test(WINNER, theirs, split, "trust") for theirs in BASELINES for split in SPLITS)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -88,7 +87,7 @@ def means(values: Values) -> str:
 
 def differences(values: Values, theirs: str, ours: Sequence[str]) -> str:
     """Return each arm minus a baseline, with intervals that are not corrected."""
-    shown = [(split, measure) for split in SPLITS for measure in ("trust", "ece", "ece_true", "nll")]
+    shown = [(split, each) for split in SPLITS for each in ("trust", "ece", "ece_true", "nll")]
     shown += [("test", "accuracy"), ("shifted", "accuracy"), ("unanswerable", "confidence")]
     headings = [f"{split}: {COLUMNS[measure][0]}" for split, measure in shown]
     lines = [row([f"minus {theirs}", *headings]), row(["--", *["--:"] * len(shown)])]

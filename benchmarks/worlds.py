@@ -4,9 +4,9 @@
     python benchmarks/worlds.py tables --results worlds.jsonl
 
 A world has its own laws, questions, teachers and students. All teachers of a world are trained at
-once, then all students (`stacked.py`). Data, tokenizer, validation part, order of samples, knowledge
-and its rounding, recalibrators, objective and metrics are firstcli's own. A finished world is
-appended to the results, one JSON line per model and evaluation, and is not run again.
+once, then all students (`stacked.py`). Data, tokenizer, validation part, order of samples,
+knowledge and its rounding, recalibrators, objective and metrics are firstcli's own. A finished
+world is appended to the results, one JSON line per model and evaluation, and is not run again.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from random import Random
 from typing import Any
 
-import copies
-import numpy as np
 import stacked
 import torch
 import world_tables
 from transformers import LlamaForCausalLM
 
 from firstcli import metrics
-from firstcli.data.encoded import IntArray, lengths_of
+from firstcli.augmenters.perturb import Perturb
+from firstcli.data import splits
+from firstcli.data.copies import copies_of
+from firstcli.data.encoded import lengths_of
 from firstcli.data.encoding import EncodedSample, each_encoded
 from firstcli.knowledge import codec
 from firstcli.knowledge.mean import mean_of
@@ -42,19 +42,21 @@ from firstcli.metrics.records import EvalRecords
 from firstcli.models import inference, readout
 from firstcli.models.answers import EVALUATION_TOKENS, candidate_log_probs
 from firstcli.pipeline.plan import Request, open_run
+from firstcli.plugins import calls
 from firstcli.plugins.calls import CheckedRecalibrator
 from firstcli.recalibration.candidates import recalibrated
 from firstcli.recipe.sections import Arm
 from firstcli.stages import chat, inputs, scoring
 from firstcli.training import soft_targets
+from firstcli.training.copies import CopyChoice
 from firstcli.workspace.run import Run
 
 RECIPE = Path(__file__).with_name("worlds.yaml")
-LEVELS = (0.15, 0.15, 0.3, 0.3)  # of the copies of each prompt
 SHARE = 0.5  # probability that a row is one of its copies in an epoch
-EVERY = tuple(range(len(LEVELS)))
+EVERY = ("copy1", "copy2", "copy3", "copy4")
+"""The copies of each prompt, of levels 0.15, 0.15, 0.3 and 0.3."""
 TEACHERS = {"teacher": ((), 0), "teacher-2": ((), 1), "teacher-copies": (EVERY, 0)}
-"""Of each teacher the copies that it is fine-tuned on, with their labels, and what its seed adds."""
+"""Each teacher's copies, on which it is fine-tuned with their labels, and what its seed adds."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class StudyArm:
 
     like: str
     """The arm of the recipe, which determines recalibrator, objective and post-hoc temperature."""
-    copies: Sequence[int] = ()
-    """Numbers of the copies of each prompt from which it also learns."""
+    copies: Sequence[str] = ()
+    """The copies of each prompt from which it also learns."""
     teachers: Sequence[str] = ("teacher",)
     """Whose probabilities it learns, if several their mean."""
     clean_targets: bool = False
@@ -79,8 +81,8 @@ ARMS = {
     "first": StudyArm("first"),
     "first-logit": StudyArm("first-logit"),
     "first-plus": StudyArm("first-logit", EVERY),
-    "one-copy": StudyArm("first-logit", (2,)),
-    "two-copies": StudyArm("first-logit", (0, 2)),
+    "one-copy": StudyArm("first-logit", ("copy3",)),
+    "two-copies": StudyArm("first-logit", ("copy1", "copy3")),
     "clean-targets": StudyArm("first-logit", EVERY, clean_targets=True),
     "teacher-copies-distill": StudyArm("distill", teachers=("teacher-copies",)),
     "teacher-copies-plus": StudyArm("first-logit", EVERY, ("teacher-copies",)),
@@ -112,11 +114,16 @@ class Known:
 
     def stored(self, precision: codec.Precision) -> Known:
         """Round like the store."""
+        ids, whole = list(self.known), TopK.concatenated(list(self.known.values()))
         grid = codec.grid_of(precision, self.top_k)
-        rounded = {}
-        for id, top in self.known.items():
-            values = codec.decode(codec.encode(top.log_probs, top.log_tail, grid), grid)
-            rounded[id] = TopK(top.token_ids, *values)
+        log_probs, log_tail = codec.decode(
+            codec.encode(whole.log_probs, whole.log_tail, grid), grid
+        )
+        rounded, first = {}, 0
+        for id in ids:
+            at = slice(first, first + len(self.known[id].log_tail))
+            rounded[id] = TopK(whole.token_ids[at], log_probs[at], log_tail[at])
+            first = at.stop
         return Known(self.top_k, rounded)
 
 
@@ -124,29 +131,25 @@ class Known:
 class World:
     """The data of one world, as firstcli prepares it."""
 
-    seed: int
-    overrides: tuple[str, ...] = ()
-    run: Run = field(init=False)
+    run: Run
 
-    def __post_init__(self) -> None:
-        """Open the recipe with this seed for weights, order, laws, questions and answers."""
-        chosen = [f"seed={self.seed}", f"train.task.options.seed={self.seed}"]
-        chosen += [f"evaluate.{i}.task.options.seed={self.seed}" for i in range(3)]
-        self.run = open_run(Request(RECIPE, (*chosen, *self.overrides), quiet=True))
+    @classmethod
+    def of(cls, seed: int, overrides: Sequence[str] = ()) -> World:
+        """Open the recipe with a seed of weights, order, laws, questions, answers and copies."""
+        chosen = [f"seed={seed}", f"train.task.options.seed={seed}"]
+        chosen += [f"evaluate.{i}.task.options.seed={seed}" for i in range(3)]
+        return cls(open_run(Request(RECIPE, (*chosen, *overrides), quiet=True)))
 
     @cached_property
     def rows(self) -> list[EncodedSample]:
-        """The N training samples, then the first copies of all of them, the second, ...."""
-        samples = list(self.run.training.train)
-        words = [word for sample in samples for word in sample.prompt.split()]
-        every = []
-        for number, level in enumerate(LEVELS):
-            for sample in samples:
-                random = Random(f"{self.seed} {number} {sample.id}")
-                prompt = copies.perturbed(sample.prompt, level, words, random)
-                every.append(replace(sample, prompt=prompt, id=f"{sample.id} copy {number}"))
+        """The N training samples, then their copies; copies of held-out prompts are left out."""
+        training, task = self.run.training, self.run.recipe.train.task.build()
+        perturb = calls.augmenter("perturb", Perturb.Options())
+        made = list(copies_of(training.train, task.usage(), [perturb], self.run.recipe.seed))
+        held_out = splits.among(made, splits.prompt_digests(training.validation))
+        kept = [copy for copy, is_seen in zip(made, held_out, strict=True) if not is_seen]
         encoding = chat.encoding(self.run, "student", "copies")
-        return [*inputs.training_rows(self.run, "student", "train"), *each_encoded(every, encoding)]
+        return [*inputs.training_rows(self.run, "student", "train"), *each_encoded(kept, encoding)]
 
     @property
     def samples(self) -> int:
@@ -158,19 +161,13 @@ class World:
         """The validation part, of which nothing has copies."""
         return inputs.training_rows(self.run, "student", "validation")
 
-    def choice(self, numbers: Sequence[int]) -> stacked.ChoiceOfRows | None:
-        """Return which rows an epoch consists of, for an arm that learns from these copies."""
-        if not numbers:
+    def choice(self, copies: Sequence[str]) -> CopyChoice | None:
+        """Return which rows an epoch consists of, for a model that learns from these copies."""
+        if not copies:
             return None
-
-        def of_epoch(epoch: int) -> IntArray:
-            random = np.random.default_rng((self.seed, 1, epoch))
-            own = np.arange(self.samples)
-            is_copy = random.random(self.samples) < SHARE
-            number = np.array(numbers)[random.integers(len(numbers), size=self.samples)]
-            return np.where(is_copy, own + (1 + number) * self.samples, own)
-
-        return of_epoch
+        ids = [row.id for row in self.rows]
+        others = [id if id.partition("/")[0] in copies else "" for id in ids[self.samples :]]
+        return CopyChoice.of(ids[: self.samples], others, SHARE, self.run.recipe.seed)
 
     def taught(self, teacher_rows: Known, recalibrator: CheckedRecalibrator, arm: Arm) -> Any:
         """Return the soft targets of all rows."""
@@ -209,9 +206,9 @@ class Teachers:
         return result[0], result[1]
 
 
-def answered(world: World, model: LlamaForCausalLM, evaluation: str) -> EvalRecords:
+def answered(run: Run, model: LlamaForCausalLM, evaluation: str) -> EvalRecords:
     """Let a model answer the questions of an evaluation, as `first eval` does."""
-    questions = inputs.questions(world.run, "student", evaluation)
+    questions = inputs.questions(run, "student", evaluation)
     reader, log_probs = readout.Reader(model), {}
     with torch.inference_mode():
         lengths = [len(question.input_ids) for question in questions]
@@ -249,13 +246,13 @@ def lines_of(
 ) -> list[dict[str, Any]]:
     """Evaluate a model with and without its own temperature."""
     recipe = world.run.recipe
-    records = {each.name: answered(world, model, each.name) for each in recipe.evaluate}
+    records = {each.name: answered(world.run, model, each.name) for each in recipe.evaluate}
     own = fitted(posthoc, arm, world, Known.extracted(world.run, model, world.validation))
     lines = []
     for evaluation, plain in records.items():
         both = {name: plain, f"{name} + T": recalibrated(plain, own, recipe.train.task.name)}
         for model_name, each in both.items():
-            line = {"world": world.seed, "arm": model_name, "split": evaluation}
+            line = {"world": recipe.seed, "arm": model_name, "split": evaluation}
             if model_name != name:
                 line["temperature"] = own.diagnostics().facts["temperature"]
             lines.append(line | measured(each, recipe.metrics.bins))
@@ -265,7 +262,7 @@ def lines_of(
 def run_world(seed: int, names: Sequence[str], overrides: Sequence[str], threads: int) -> str:
     """Train and evaluate everything in one world; return its lines of results."""
     torch.set_num_threads(threads)
-    world, clock = World(seed, tuple(overrides)), Clock()
+    world, clock = World.of(seed, overrides), Clock()
     run, rows, samples = world.run, world.rows, world.samples
     recipe = run.recipe
     assert recipe.teacher and recipe.teacher.finetune
@@ -294,7 +291,9 @@ def run_world(seed: int, names: Sequence[str], overrides: Sequence[str], threads
         if arm.learn == "knowledge":
             validation, known = teachers.mean(study.teachers)
             if study.clean_targets:
-                known = Known(known.top_k, {r.id: known.known[r.id.split(" ")[0]] for r in rows})
+                known = Known(
+                    known.top_k, {row.id: known.known[row.id.rpartition("/")[2]] for row in rows}
+                )
             own = fitted(arm.recalibrator, arm, world, validation)
             source = world.taught(known, own, arm)
             facts = own.diagnostics().facts
