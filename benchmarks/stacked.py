@@ -30,6 +30,7 @@ from firstcli.training.copies import CopyChoice
 
 WARMUP = 0.03  # of the steps, as in `training.arguments`
 MAX_NORM = 1.0
+Objective = Literal["labels", "topk-tail", "hard-gate"]
 
 
 class StackedLinear(nn.Module):
@@ -187,7 +188,7 @@ class Lesson:
     """N."""
     choice: CopyChoice | None = None
     """Default: every sample stands for itself."""
-    objective: Literal["labels", "topk-tail"] = "topk-tail"
+    objective: Objective = "topk-tail"
 
     @classmethod
     def of(
@@ -254,7 +255,11 @@ def losses(logits: Tensor, fields: dict[str, Tensor], lessons: Sequence[Lesson])
             loss = objectives.labels(flat, own["targets"])
         else:
             student = objectives.student_view(flat, own["token_ids"])
-            loss = objectives.topk_tail(student, own["probabilities"], own["tail"])
+            soft = own["probabilities"], own["tail"]
+            if objective == "hard-gate":
+                is_label = own["token_ids"] == own["targets"][:, None]
+                soft = objectives.gated(student.log_q, *soft, is_label)[:2]
+            loss = objectives.topk_tail(student, *soft)
         result = result.index_copy(0, index, loss.view(len(index), -1).mean(-1))
     return result
 

@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 import stacked
+import study_world
 import torch
 import world_tables
-import worlds
+from study_world import EVERY, Known, World
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
@@ -92,28 +93,28 @@ def by_stack(
 
 def answers(run: Run, model: LlamaForCausalLM) -> FloatArray:
     """Return the candidates' log-probabilities in all evaluations."""
-    every = [worlds.answered(run, model, each.name) for each in run.recipe.evaluate]
+    every = [study_world.answered(run, model, each.name) for each in run.recipe.evaluate]
     return np.concatenate([records.log_probs for records in every])
 
 
-def lessons_of(world: worlds.World, arms: dict[str, Arm]) -> dict[str, stacked.Lesson]:
+def lessons_of(world: World, arms: dict[str, Arm]) -> dict[str, stacked.Lesson]:
     """Train a teacher as a stack of one; return what each arm learns, with and without copies."""
     recipe, rows = world.run.recipe, world.rows
     assert recipe.teacher and recipe.teacher.finetune
-    stack = stacked.Stack([worlds.start(world.run, "teacher", recipe.seed)])
+    stack = stacked.Stack([study_world.start(world.run, "teacher", recipe.seed)])
     plain = stacked.Lesson.of(rows, world.samples, None)
     stacked.train(stack, [plain], recipe.teacher.finetune, recipe.seed)
     parts = [
-        worlds.Known.extracted(world.run, stack.model(0), part).stored(recipe.knowledge.precision)
+        Known.extracted(world.run, stack.model(0), part).stored(recipe.knowledge.precision)
         for part in (world.validation, rows)
     ]
     lessons = {}
     for name, arm in arms.items():
         source: Any = None
         if arm.learn == "knowledge":
-            own = worlds.fitted(arm.recalibrator, arm, world, parts[0])
+            own = study_world.fitted(arm.recalibrator, arm, world, parts[0])
             source = world.taught(parts[1], own, arm)
-        for title, copies in ((name, ()), (f"{name}, copies", worlds.EVERY)):
+        for title, copies in ((name, ()), (f"{name}, copies", EVERY)):
             choice = world.choice(copies)
             lessons[title] = stacked.Lesson.of(rows, world.samples, source, choice)
     return lessons
@@ -131,13 +132,13 @@ def exact(model: LlamaForCausalLM) -> LlamaForCausalLM:
 
 
 def compared(
-    world: worlds.World, lessons: dict[str, stacked.Lesson], *, wide: bool
+    world: World, lessons: dict[str, stacked.Lesson], *, wide: bool
 ) -> dict[str, tuple[Trained, Trained]]:
     """Return what `first` and the stack make of each lesson, in float64 if `wide`, else float32."""
     run, settings = world.run, world.run.recipe.student.training
 
     def model() -> LlamaForCausalLM:
-        start = worlds.start(run, "student", run.recipe.seed)
+        start = study_world.start(run, "student", run.recipe.seed)
         return exact(start) if wide else start
 
     stack = by_stack(run, [model() for _ in lessons], list(lessons.values()), settings)
@@ -151,7 +152,7 @@ def main() -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     chosen = parser.parse_args()
-    world = worlds.World(open_run(Request(chosen.recipe, tuple(chosen.overrides), quiet=True)))
+    world = World(open_run(Request(chosen.recipe, tuple(chosen.overrides), quiet=True)))
     lessons = lessons_of(world, dict(world.run.recipe.arms))
     settings = world.run.recipe.student.training
     halved = settings.model_copy(update={"micro_batch_size": settings.batch_size // 2})
@@ -161,7 +162,7 @@ def main() -> None:
     print(world_tables.row(["arm", *headings]))
     print(world_tables.row(["--", *["--:"] * 6]))
     for name, lesson in lessons.items():
-        model = worlds.start(world.run, "student", world.run.recipe.seed)
+        model = study_world.start(world.run, "student", world.run.recipe.seed)
         again = by_first(world.run, model, lesson, halved)
         cells = [one.distance(other) for one, other in (double[name], single[name])]
         cells.append(again.distance(single[name][0]))

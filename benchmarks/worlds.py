@@ -1,12 +1,13 @@
 """Run the study of `docs/study-protocol.md`: many known worlds, every arm in each of them.
 
-    python benchmarks/worlds.py run --worlds 301-320 --jobs 2 --results worlds.jsonl
+    python benchmarks/worlds.py run --worlds 301-324 --jobs 2 --results worlds.jsonl
     python benchmarks/worlds.py tables --results worlds.jsonl
 
 A world has its own laws, questions, teachers and students. All teachers of a world are trained at
 once, then all students (`stacked.py`). Data, tokenizer, validation part, order of samples,
 knowledge and its rounding, recalibrators, objective and metrics are firstcli's own. A finished
-world is appended to the results, one JSON line per model and evaluation, and is not run again.
+world is appended to the results, one JSON line per model and evaluation. What they hold is not run
+again, so arms can be added later.
 """
 
 from __future__ import annotations
@@ -17,46 +18,30 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import stacked
+import study_world
 import torch
 import world_tables
+from study_world import EVERY, Known, World
 from transformers import LlamaForCausalLM
 
-from firstcli import metrics
-from firstcli.augmenters.perturb import Perturb
-from firstcli.data import splits
-from firstcli.data.copies import copies_of
-from firstcli.data.encoded import lengths_of
-from firstcli.data.encoding import EncodedSample, each_encoded
-from firstcli.knowledge import codec
-from firstcli.knowledge.mean import mean_of
-from firstcli.knowledge.top_k import TopK
 from firstcli.metrics.records import EvalRecords
-from firstcli.models import inference, readout
-from firstcli.models.answers import EVALUATION_TOKENS, candidate_log_probs
-from firstcli.pipeline.plan import Request, open_run
 from firstcli.plugins import calls
-from firstcli.plugins.calls import CheckedRecalibrator
+from firstcli.recalibration.builtin import LogitTemperature, TemperatureOptions
 from firstcli.recalibration.candidates import recalibrated
-from firstcli.recipe.sections import Arm
-from firstcli.stages import chat, inputs, scoring
-from firstcli.training import soft_targets
-from firstcli.training.copies import CopyChoice
-from firstcli.workspace.run import Run
+from firstcli.recipe.references import PosthocRef
+from firstcli.training.averaging import WeightAverage
 
-RECIPE = Path(__file__).with_name("worlds.yaml")
-SHARE = 0.5  # probability that a row is one of its copies in an epoch
-EVERY = ("copy1", "copy2", "copy3", "copy4")
-"""The copies of each prompt, of levels 0.15, 0.15, 0.3 and 0.3."""
 TEACHERS = {"teacher": ((), 0), "teacher-2": ((), 1), "teacher-copies": (EVERY, 0)}
 """Each teacher's copies, on which it is fine-tuned with their labels, and what its seed adds."""
+AT_ONCE = 5  # students in a stack; larger ones do not fit into a core's cache
+DECAY = 0.99  # of moving averages: over about the last 100 of 840 steps
 
 
 @dataclass(frozen=True)
@@ -71,8 +56,14 @@ class StudyArm:
     """Whose probabilities it learns, if several their mean."""
     clean_targets: bool = False
     """Whether the target of a copy is that of the prompt itself."""
+    gated: bool = False
+    """Whether the objective is `hard-gate`."""
+    average_of: str | None = None
+    """The arm whose moving average of the weights it is; it is not trained itself."""
 
 
+PLUS = StudyArm("first-logit", EVERY)
+BOTH = ("teacher", "teacher-2")
 ARMS = {
     "fine-tune": StudyArm("fine-tune"),
     "fine-tune-copies": StudyArm("fine-tune", EVERY),
@@ -80,248 +71,178 @@ ARMS = {
     "distill-copies": StudyArm("distill", EVERY),
     "first": StudyArm("first"),
     "first-logit": StudyArm("first-logit"),
-    "first-plus": StudyArm("first-logit", EVERY),
+    "first-plus": PLUS,
     "one-copy": StudyArm("first-logit", ("copy3",)),
     "two-copies": StudyArm("first-logit", ("copy1", "copy3")),
-    "clean-targets": StudyArm("first-logit", EVERY, clean_targets=True),
+    "clean-targets": replace(PLUS, clean_targets=True),
     "teacher-copies-distill": StudyArm("distill", teachers=("teacher-copies",)),
-    "teacher-copies-plus": StudyArm("first-logit", EVERY, ("teacher-copies",)),
-    "mean-logit": StudyArm("first-logit", (), ("teacher", "teacher-2")),
-    "mean-plus": StudyArm("first-logit", EVERY, ("teacher", "teacher-2")),
+    "teacher-copies-plus": replace(PLUS, teachers=("teacher-copies",)),
+    "mean-logit": StudyArm("first-logit", teachers=BOTH),
+    "mean-plus": replace(PLUS, teachers=BOTH),
+    "hard-gate": StudyArm("first-logit", gated=True),
+    "first-logit-ema": StudyArm("first-logit", average_of="first-logit"),
+    "first-plus-ema": replace(PLUS, average_of="first-plus"),
 }
-
-
-@dataclass(frozen=True)
-class Known:
-    """Knowledge in memory, after the rounding of its store."""
-
-    top_k: int
-    known: Mapping[str, TopK]
-
-    def of(self, sample: EncodedSample) -> TopK:
-        """Return the knowledge of a sample."""
-        return self.known[sample.id]
-
-    @classmethod
-    def extracted(cls, run: Run, model: LlamaForCausalLM, rows: Sequence[EncodedSample]) -> Known:
-        """Ask a model, as `first extract` does."""
-        top_k, reader, known = run.recipe.knowledge.top_k, readout.Reader(model), {}
-        limit = inputs.vocabulary(run, "student")
-        with torch.inference_mode():
-            for part in inference.batches(lengths_of(rows).tolist(), scoring.EXTRACTION_TOKENS):
-                known |= scoring.top_k_of(reader, [rows[i] for i in part], top_k, limit)
-        return cls(top_k, known)
-
-    def stored(self, precision: codec.Precision) -> Known:
-        """Round like the store."""
-        ids, whole = list(self.known), TopK.concatenated(list(self.known.values()))
-        grid = codec.grid_of(precision, self.top_k)
-        log_probs, log_tail = codec.decode(
-            codec.encode(whole.log_probs, whole.log_tail, grid), grid
-        )
-        rounded, first = {}, 0
-        for id in ids:
-            at = slice(first, first + len(self.known[id].log_tail))
-            rounded[id] = TopK(whole.token_ids[at], log_probs[at], log_tail[at])
-            first = at.stop
-        return Known(self.top_k, rounded)
+AGREEING = ("distill", "first-logit", "first-plus")
+"""Students that also get a temperature by agreement with `teacher + T` on the very questions."""
+Line = dict[str, Any]
 
 
 @dataclass
-class World:
-    """The data of one world, as firstcli prepares it."""
+class Evaluator:
+    """Evaluates the models of a world."""
 
-    run: Run
+    world: World
+    done: Collection[str]
+    """Names of models whose results exist."""
+    reference: Mapping[str, EvalRecords] | None = None
+    """By evaluation, the answers with which others are brought to agree."""
 
-    @classmethod
-    def of(cls, seed: int, overrides: Sequence[str] = ()) -> World:
-        """Open the recipe with a seed of weights, order, laws, questions, answers and copies."""
-        chosen = [f"seed={seed}", f"train.task.options.seed={seed}"]
-        chosen += [f"evaluate.{i}.task.options.seed={seed}" for i in range(3)]
-        return cls(open_run(Request(RECIPE, (*chosen, *overrides), quiet=True)))
+    def lines(
+        self, name: str, model: LlamaForCausalLM, like: str, posthoc: PosthocRef
+    ) -> list[Line]:
+        """Evaluate a model as it is and with its own temperature.
 
-    @cached_property
-    def rows(self) -> list[EncodedSample]:
-        """The N training samples, then their copies; copies of held-out prompts are left out."""
-        training, task = self.run.training, self.run.recipe.train.task.build()
-        perturb = calls.augmenter("perturb", Perturb.Options())
-        made = list(copies_of(training.train, task.usage(), [perturb], self.run.recipe.seed))
-        held_out = splits.among(made, splits.prompt_digests(training.validation))
-        kept = [copy for copy, is_seen in zip(made, held_out, strict=True) if not is_seen]
-        encoding = chat.encoding(self.run, "student", "copies")
-        return [*inputs.training_rows(self.run, "student", "train"), *each_encoded(kept, encoding)]
-
-    @property
-    def samples(self) -> int:
-        """The number of training samples."""
-        return len(self.run.training.train)
-
-    @cached_property
-    def validation(self) -> Sequence[EncodedSample]:
-        """The validation part, of which nothing has copies."""
-        return inputs.training_rows(self.run, "student", "validation")
-
-    def choice(self, copies: Sequence[str]) -> CopyChoice | None:
-        """Return which rows an epoch consists of, for a model that learns from these copies."""
-        if not copies:
-            return None
-        ids = [row.id for row in self.rows]
-        others = [id if id.partition("/")[0] in copies else "" for id in ids[self.samples :]]
-        return CopyChoice.of(ids[: self.samples], others, SHARE, self.run.recipe.seed)
-
-    def taught(self, teacher_rows: Known, recalibrator: CheckedRecalibrator, arm: Arm) -> Any:
-        """Return the soft targets of all rows."""
-        task = self.run.recipe.train.task.name
-        return soft_targets.SoftTargetBuilder(arm, recalibrator, teacher_rows, self.rows, task)
+        Args:
+            name: the model's name in the results.
+            model: the model.
+            like: an arm of the recipe.
+            posthoc: the temperature.
+        """
+        world, recipe = self.world, self.world.run.recipe
+        task, bins = recipe.train.task.name, recipe.metrics.bins
+        held_out = Known.extracted(world.run, model, world.validation)
+        own = study_world.fitted(posthoc, recipe.arms[like], world, held_out)
+        fitted, lines, tempered = own.diagnostics().facts["temperature"], [], {}
+        for each in recipe.evaluate:
+            plain = study_world.answered(world.run, model, each.name)
+            tempered[each.name] = recalibrated(plain, own, task)
+            shown: dict[str, tuple[EvalRecords, Line]] = {
+                name: (plain, {}),
+                f"{name} + T": (tempered[each.name], {"temperature": fitted}),
+            }
+            if name in AGREEING and self.reference is not None:
+                t = study_world.agreement_temperature(self.reference[each.name], plain)
+                fixed = calls.recalibrator(LogitTemperature.name, TemperatureOptions(temperature=t))
+                shown[f"{name} + agreement"] = recalibrated(plain, fixed, task), {"temperature": t}
+            for title, (records, facts) in shown.items():
+                line = {"world": recipe.seed, "arm": title, "split": each.name, **facts}
+                lines.append(line | study_world.measured(records, bins))
+        if name == "teacher":
+            self.reference = tempered
+        return [] if name in self.done else lines
 
 
-def fitted(ref: Any, arm: Arm, world: World, known: Known) -> CheckedRecalibrator:
-    """Fit a recalibrator at the answer positions of the validation part."""
-    recalibrator: CheckedRecalibrator = ref.build()
-    if recalibrator.needs_fit:
-        parts = list(soft_targets.recalibrated_chunks(arm, world.validation, known))
-        positions = soft_targets.Positions.joined(parts)
-        rows = soft_targets.rows_of(arm, positions, world.run.recipe.train.task.name, {})
-        recalibrator.fit(rows, positions.is_label)
-    return recalibrator
-
-
-@dataclass
-class Teachers:
-    """The knowledge of a world's teachers: of the validation part and of all rows."""
-
-    validation: dict[str, Known]
-    rows: dict[str, Known]
-
-    def mean(self, names: Sequence[str]) -> tuple[Known, Known]:
-        """Return the mean knowledge of some teachers, of the validation part and of all rows."""
-        result = []
-        for part in (self.validation, self.rows):
-            each = [part[name] for name in names]
-            mean = each[0]
-            if len(each) > 1:
-                ids = mean.known
-                mean = Known(mean.top_k, {i: mean_of([one.known[i] for one in each]) for i in ids})
-            result.append(mean)
-        return result[0], result[1]
-
-
-def answered(run: Run, model: LlamaForCausalLM, evaluation: str) -> EvalRecords:
-    """Let a model answer the questions of an evaluation, as `first eval` does."""
-    questions = inputs.questions(run, "student", evaluation)
-    reader, log_probs = readout.Reader(model), {}
-    with torch.inference_mode():
-        lengths = [len(question.input_ids) for question in questions]
-        for part in inference.batches(lengths, EVALUATION_TOKENS):
-            log_probs |= candidate_log_probs(reader, [questions[i] for i in part])
-    truth = [question.truth for question in questions if question.truth is not None]
-    return EvalRecords.from_log_probs(
-        ids=[question.id for question in questions],
-        answers=[-1 if question.answer is None else question.answer for question in questions],
-        log_probs=[log_probs[question.id] for question in questions],
-        truth=truth if len(truth) == len(questions) else None,
-    )
-
-
-def measured(records: EvalRecords, bins: int) -> dict[str, float]:
-    """Return the measures of the protocol; without a right answer, only the confidence."""
-    confidence = records.confidence
-    values = {"confidence": metrics.mean_confidence(confidence)}
-    if records.answerable:
-        p_right = records.p_right
-        assert p_right is not None
-        values |= {
-            "accuracy": metrics.accuracy(records.correct),
-            "ece": metrics.ece(confidence, records.correct, bins),
-            "trust": metrics.trust(confidence, records.correct, bins),
-            "ece_true": metrics.ece(confidence, p_right, bins),
-            "accuracy_true": float(p_right.mean()),
-            "nll": metrics.nll(records.probabilities, records.answer).value,
-        }
-    return values
-
-
-def lines_of(
-    world: World, name: str, model: LlamaForCausalLM, arm: Arm, posthoc: Any
-) -> list[dict[str, Any]]:
-    """Evaluate a model with and without its own temperature."""
+def train_teachers(world: World, names: Sequence[str]) -> dict[str, LlamaForCausalLM]:
+    """Fine-tune teachers with labels, at once."""
     recipe = world.run.recipe
-    records = {each.name: answered(world.run, model, each.name) for each in recipe.evaluate}
-    own = fitted(posthoc, arm, world, Known.extracted(world.run, model, world.validation))
-    lines = []
-    for evaluation, plain in records.items():
-        both = {name: plain, f"{name} + T": recalibrated(plain, own, recipe.train.task.name)}
-        for model_name, each in both.items():
-            line = {"world": recipe.seed, "arm": model_name, "split": evaluation}
-            if model_name != name:
-                line["temperature"] = own.diagnostics().facts["temperature"]
-            lines.append(line | measured(each, recipe.metrics.bins))
-    return lines
+    assert recipe.teacher and recipe.teacher.finetune
+    starts, lessons = [], []
+    for name in names:
+        copies, further = TEACHERS[name]
+        starts.append(study_world.start(world.run, "teacher", recipe.seed + further))
+        choice = world.choice(copies)
+        lessons.append(stacked.Lesson.of(world.rows, world.samples, None, choice))
+    stack = stacked.Stack(starts)
+    stacked.train(stack, lessons, recipe.teacher.finetune, recipe.seed)
+    return {name: stack.model(i) for i, name in enumerate(names)}
 
 
-def run_world(seed: int, names: Sequence[str], overrides: Sequence[str], threads: int) -> str:
-    """Train and evaluate everything in one world; return its lines of results."""
+@dataclass
+class Lessons:
+    """What students of a world learn."""
+
+    world: World
+    held_out: Mapping[str, Known]
+    """Each teacher's knowledge of the validation part."""
+    known: Mapping[str, Known]
+    """Each teacher's knowledge of all rows."""
+
+    def of(self, name: str) -> tuple[stacked.Lesson, list[Line]]:
+        """Return an arm's lesson, and a line with the temperature of its targets if it has one."""
+        world, study, lines = self.world, ARMS[name], []
+        arm, source = world.run.recipe.arms[study.like], None
+        if arm.learn == "knowledge":
+            held_out, known = (
+                Known.mean([part[teacher] for teacher in study.teachers])
+                for part in (self.held_out, self.known)
+            )
+            known = known.at_prompts(world.rows) if study.clean_targets else known
+            own = study_world.fitted(arm.recalibrator, arm, world, held_out)
+            source = world.taught(known, own, arm)
+            t = own.diagnostics().facts.get("temperature")
+            about = {"world": world.run.recipe.seed, "arm": name, "split": "fit", "temperature": t}
+            lines = [about] if t else []
+        choice = world.choice(study.copies)
+        lesson = stacked.Lesson.of(world.rows, world.samples, source, choice)
+        return (replace(lesson, objective="hard-gate") if study.gated else lesson), lines
+
+
+def train_students(
+    world: World, lessons: Mapping[str, stacked.Lesson]
+) -> dict[str, LlamaForCausalLM]:
+    """Train the students of a world and return them with the averages of their weights."""
+    recipe, names, models = world.run.recipe, list(lessons), {}
+    for first in range(0, len(names), AT_ONCE):
+        part = names[first : first + AT_ONCE]
+        stack = stacked.Stack([study_world.start(world.run, "student", recipe.seed)] * len(part))
+        average = WeightAverage(stack, DECAY)
+        own = [lessons[name] for name in part]
+        stacked.train(stack, own, recipe.student.training, recipe.seed, average.update)
+        models |= {name: stack.model(i) for i, name in enumerate(part)}
+        average.apply()
+        for name, study in ARMS.items():
+            if study.average_of in part:
+                models[name] = stack.model(part.index(study.average_of))
+    return models
+
+
+def run_world(
+    seed: int, names: Sequence[str], done: Collection[str], overrides: Sequence[str], threads: int
+) -> str:
+    """Train and evaluate arms in one world; return their lines of results.
+
+    Args:
+        seed: the world.
+        names: the arms.
+        done: models whose results exist.
+        overrides: changes to the recipe.
+        threads: for the arithmetic.
+    """
     torch.set_num_threads(threads)
     world, clock = World.of(seed, overrides), Clock()
-    run, rows, samples = world.run, world.rows, world.samples
+    run, rows = world.run, world.rows
     recipe = run.recipe
-    assert recipe.teacher and recipe.teacher.finetune
-    needed = dict.fromkeys(["teacher", *(t for name in names for t in ARMS[name].teachers)])
+    trained = list(dict.fromkeys(ARMS[name].average_of or name for name in names))
+    needed = dict.fromkeys(["teacher", *(t for name in trained for t in ARMS[name].teachers)])
     clock.lap("data")
-
-    starts = [start(run, "teacher", seed + TEACHERS[name][1]) for name in needed]
-    stack = stacked.Stack(starts)
-    lessons = [
-        stacked.Lesson.of(rows, samples, None, world.choice(TEACHERS[name][0])) for name in needed
-    ]
-    stacked.train(stack, lessons, recipe.teacher.finetune, seed)
-    models = {name: stack.model(i) for i, name in enumerate(needed)}
+    teachers = train_teachers(world, list(needed))
     clock.lap("teachers")
-
-    precision, teachers = recipe.knowledge.precision, Teachers({}, {})
-    for name, model in models.items():
-        teachers.validation[name] = Known.extracted(run, model, world.validation).stored(precision)
-        teachers.rows[name] = Known.extracted(run, model, rows).stored(precision)
+    precision = recipe.knowledge.precision
+    held_out, known = (
+        {
+            name: Known.extracted(run, teacher, part).stored(precision)
+            for name, teacher in teachers.items()
+        }
+        for part in (world.validation, rows)
+    )
     clock.lap("extraction")
-
-    lessons, notes = [], []
-    for name in names:
-        study = ARMS[name]
-        arm, source = recipe.arms[study.like], None
-        if arm.learn == "knowledge":
-            validation, known = teachers.mean(study.teachers)
-            if study.clean_targets:
-                known = Known(
-                    known.top_k, {row.id: known.known[row.id.rpartition("/")[2]] for row in rows}
-                )
-            own = fitted(arm.recalibrator, arm, world, validation)
-            source = world.taught(known, own, arm)
-            facts = own.diagnostics().facts
-            if "temperature" in facts:
-                notes.append({"arm": name, "split": "fit", "temperature": facts["temperature"]})
-        lessons.append(stacked.Lesson.of(rows, samples, source, world.choice(study.copies)))
+    pairs = {name: Lessons(world, held_out, known).of(name) for name in trained}
     clock.lap("soft targets")
-
-    stack = stacked.Stack([start(run, "student", seed)] * len(names))
-    stacked.train(stack, lessons, recipe.student.training, seed)
+    models = train_students(world, {name: lesson for name, (lesson, _) in pairs.items()})
     clock.lap("students")
-
-    lines = [{"world": seed, **note} for note in notes]
-    for i, name in enumerate(names):
-        arm = recipe.arms[ARMS[name].like]
-        lines += lines_of(world, name, stack.model(i), arm, arm.posthoc)
-    for name, model in models.items():
-        lines += lines_of(world, name, model, recipe.arms["distill"], recipe.teacher.posthoc)
+    lines = [line for _, about in pairs.values() for line in about if line["arm"] in names]
+    evaluator = Evaluator(world, done)
+    assert recipe.teacher and recipe.teacher.posthoc
+    for name, teacher in teachers.items():
+        lines += evaluator.lines(name, teacher, "distill", recipe.teacher.posthoc)
+    for name in names:
+        posthoc = recipe.arms[ARMS[name].like].posthoc
+        assert posthoc
+        lines += evaluator.lines(name, models[name], ARMS[name].like, posthoc)
     clock.lap("evaluation")
     lines.append({"world": seed, "split": "seconds", **clock.seconds})
     return "".join(json.dumps(line) + "\n" for line in lines)
-
-
-def start(run: Run, role: Any, seed: int) -> LlamaForCausalLM:
-    """Return new weights."""
-    model = inputs.starting_model(run, role, "float32", seed)
-    assert isinstance(model, LlamaForCausalLM)
-    return model
 
 
 class Clock:
@@ -348,18 +269,20 @@ def numbers(text: str) -> list[int]:
 
 
 def run_worlds(chosen: argparse.Namespace) -> None:
-    """Run the worlds that the results lack, several at a time; one that fails is reported."""
-    done = {line["world"] for line in world_tables.read(chosen.results)}
-    names = chosen.arms or list(ARMS)
+    """Run what the results lack, several worlds at a time; one that fails is reported."""
+    done: dict[int, set[str]] = {}
+    for line in world_tables.read(chosen.results):
+        done.setdefault(line["world"], set()).add(line.get("arm", ""))
     threads = max(1, (os.cpu_count() or 1) // chosen.jobs)
-    failed = False
+    failed, waiting = False, {}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(chosen.jobs, mp_context=context) as pool:
-        waiting = {
-            pool.submit(run_world, seed, names, chosen.overrides, threads): seed
-            for seed in chosen.worlds
-            if seed not in done
-        }
+        for seed in chosen.worlds:
+            existing = done.get(seed, set())
+            names = [name for name in chosen.arms or ARMS if name not in existing]
+            if names:
+                task = pool.submit(run_world, seed, names, existing, chosen.overrides, threads)
+                waiting[task] = seed
         for future in as_completed(waiting):
             seed = waiting[future]
             if error := future.exception():

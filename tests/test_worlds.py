@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from firstcli.metrics.records import EvalRecords
 from firstcli.recipe.sections import Training
 from support.paths import ROOT
 
@@ -36,12 +37,12 @@ def module(name: str) -> Any:
 
 
 def tiny_model(world: Any, seed: int) -> LlamaForCausalLM:
-    model: LlamaForCausalLM = module("worlds").start(world.run, "student", seed)
+    model: LlamaForCausalLM = module("study_world").start(world.run, "student", seed)
     return model
 
 
 def test_the_forward_pass_is_that_of_transformers() -> None:
-    stacked, world = module("stacked"), module("worlds").World.of(7, TINY)
+    stacked, world = module("stacked"), module("study_world").World.of(7, TINY)
     models = [module("stacked_check").exact(tiny_model(world, seed)) for seed in range(3)]
     random = torch.Generator().manual_seed(0)
     for model in models:  # norms have weights other than 1
@@ -60,8 +61,7 @@ def test_the_forward_pass_is_that_of_transformers() -> None:
 
 def test_a_stack_is_trained_as_first_trains() -> None:
     """Every arm, with and without copies: each loss, and the final answers."""
-    check, worlds = module("stacked_check"), module("worlds")
-    world = worlds.World.of(7, TINY)
+    check, world = module("stacked_check"), module("study_world").World.of(7, TINY)
     assert world.samples % world.run.recipe.student.training.batch_size > 1  # incomplete batches
     lessons = check.lessons_of(world, dict(world.run.recipe.arms))
     for stack, alone in check.compared(world, lessons, wide=True).values():
@@ -70,7 +70,7 @@ def test_a_stack_is_trained_as_first_trains() -> None:
 
 
 def test_models_of_a_stack_do_not_influence_each_other() -> None:
-    stacked, world = module("stacked"), module("worlds").World.of(7, TINY)
+    stacked, world = module("stacked"), module("study_world").World.of(7, TINY)
     settings = world.run.recipe.student.training
     choices = [None, world.choice(("copy1", "copy4")), world.choice(())]
     lessons = [stacked.Lesson.of(world.rows, world.samples, None, choice) for choice in choices]
@@ -84,7 +84,7 @@ def test_models_of_a_stack_do_not_influence_each_other() -> None:
 
 
 def test_rows_with_other_numbers_of_positions_are_refused() -> None:
-    stacked, world = module("stacked"), module("worlds").World.of(7, TINY)
+    stacked, world = module("stacked"), module("study_world").World.of(7, TINY)
     longer = replace(world.rows[0], start=world.rows[0].start - 1)
     lesson = stacked.Lesson.of([*world.rows[1:], longer], world.samples, None)
     with pytest.raises(ValueError, match="equally many"):
@@ -92,7 +92,7 @@ def test_rows_with_other_numbers_of_positions_are_refused() -> None:
 
 
 def test_an_epoch_takes_only_the_copies_of_the_arm() -> None:
-    world = module("worlds").World.of(7, TINY)
+    world = module("study_world").World.of(7, TINY)
     ids = np.array([row.id for row in world.rows])
     chosen = world.choice(("copy2", "copy3"))
     kinds = {ids[row].rpartition("/")[0] for epoch in range(9) for row in chosen.of_epoch(epoch)}
@@ -104,22 +104,66 @@ def test_an_epoch_takes_only_the_copies_of_the_arm() -> None:
 
 def test_a_world_has_a_line_per_model_and_evaluation() -> None:
     worlds, tables = module("worlds"), module("world_tables")
-    text = worlds.run_world(7, ["fine-tune", "first", "clean-targets", "mean-plus"], TINY, 1)
+    arms = ["distill", "first-plus-ema", "clean-targets", "mean-plus", "hard-gate"]
+    text = worlds.run_world(7, arms, (), TINY, 1)
     lines = [json.loads(line) for line in text.splitlines()]
-    models = ["fine-tune", "first", "clean-targets", "mean-plus", "teacher", "teacher-2"]
     shown = [(line["arm"], line["split"]) for line in lines if line["split"] in tables.EVALUATIONS]
+    models = [name + end for name in (*arms, "teacher", "teacher-2") for end in ("", " + T")]
     assert sorted(shown) == sorted(
-        (name + end, split)
-        for name in models
-        for end in ("", " + T")
-        for split in tables.EVALUATIONS
+        (name, split) for name in [*models, "distill + agreement"] for split in tables.EVALUATIONS
     )
     by_key = {(line.get("arm"), line["split"]): line for line in lines}
     for split in ("test", "shifted"):
-        line, plain = by_key["first + T", split], by_key["first", split]
+        line, plain = by_key["distill + T", split], by_key["distill", split]
         assert line["trust"] == pytest.approx(line["accuracy"] - line["ece"])
         assert line["accuracy"] == plain["accuracy"] and line["nll"] != plain["nll"]
-    assert set(by_key["first", "unanswerable"]) == {"world", "arm", "split", "confidence"}
+    assert set(by_key["distill", "unanswerable"]) == {"world", "arm", "split", "confidence"}
+
+    more = worlds.run_world(7, ["fine-tune"], {name for name, _ in shown}, TINY, 1)
+    added = {line.get("arm") for line in map(json.loads, more.splitlines())}
+    assert added == {"fine-tune", "fine-tune + T", None}  # the teacher is there already
+
+
+def test_agreement_leaves_out_other_answers() -> None:
+    """The temperature of the questions on which both agree, recovered from scaled answers."""
+    world = module("study_world")
+    random = np.random.default_rng(0)
+    logits = random.normal(0, 2, (200, 5))
+    changed = 1.7 * logits
+    changed[:100] = random.normal(0, 9, (100, 5))  # mostly other answers, very sure
+    other = changed.argmax(1) != logits.argmax(1)
+    changed[~other] = 1.7 * logits[~other]
+
+    def records(values: Any) -> EvalRecords:
+        log_probs = values - np.logaddexp.reduce(values, axis=1, keepdims=True)
+        return EvalRecords.from_log_probs(
+            [str(i) for i in range(200)], [0] * 200, log_probs.tolist(), scope="candidates"
+        )
+
+    assert 50 < other.sum() < 100
+    assert world.agreement_temperature(records(logits), records(changed)) == pytest.approx(
+        1.7, abs=1e-3
+    )
+
+
+def test_a_gated_position_learns_its_label() -> None:
+    """Where the student is less sure than the teacher; elsewhere the loss is that of topk-tail."""
+    stacked = module("stacked")
+    logits = torch.zeros(1, 1, 2, 4, dtype=torch.float64)
+    logits[0, 0, 1, 2] = 9.0  # surer than the teacher
+    fields = {
+        "targets": torch.tensor([[[2, 2]]]),
+        "token_ids": torch.tensor([[[[2, 1], [2, 1]]]]),
+        "probabilities": torch.tensor([[[[0.6, 0.3], [0.6, 0.3]]]]),
+        "tail": torch.tensor([[[0.1, 0.1]]]),
+    }
+    log_q = torch.log_softmax(logits[0, 0], -1)
+    p, tail = torch.tensor([0.6, 0.3]), torch.tensor(0.1)
+    rest = log_q[1, [0, 3]].logsumexp(0)
+    kl = (p * (p.log() - log_q[1, [2, 1]])).sum() + tail * (tail.log() - rest)
+    lesson = stacked.Lesson(None, 1, objective="hard-gate")
+    loss = stacked.losses(logits, fields, [lesson])
+    torch.testing.assert_close(loss[0], (kl - log_q[0, 2]) / 2, rtol=1e-6, atol=1e-6)
 
 
 def results(path: Path) -> Path:
@@ -170,9 +214,8 @@ def test_worlds_in_the_results_are_not_run_again(
     worlds = module("worlds")
     path = results(tmp_path / "worlds.jsonl")
     before = path.read_text()
-    monkeypatch.setattr(
-        "sys.argv", ["worlds.py", "run", "--worlds", "301-308", "--results", str(path)]
-    )
+    command = ["worlds.py", "run", "--worlds", "301-308", "--arms", "first"]
+    monkeypatch.setattr("sys.argv", [*command, "--results", str(path)])
     worlds.main()
     assert path.read_text() == before
 
