@@ -120,6 +120,20 @@ def primary(values: Values) -> str:
     return "\n".join(lines)
 
 
+def costs(lines: Iterable[dict[str, Any]]) -> str:
+    """Return the tokens that teachers and student read for an arm, relative to `distill`."""
+    totals: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for line in lines:
+        if line["split"] == "cost":
+            for part, name in enumerate(("extracted", "trained")):
+                totals[line["arm"]][part] += line[name]
+    table = [row(["arm", "extraction", "training"]), row(["--", "--:", "--:"])]
+    for arm, each in totals.items():
+        shares = (own / base for own, base in zip(each, totals["distill"], strict=True))
+        table.append(row([arm, *(f"{share:.2f}" for share in shares)]))
+    return "\n".join(table)
+
+
 def seconds(lines: Iterable[dict[str, Any]]) -> str:
     """Return the mean seconds of each part of a world."""
     every = [line for line in lines if line["split"] == "seconds"]
@@ -139,5 +153,6 @@ def report(path: Path) -> str:
         parts.append(f"{WINNER}:\n\n{primary(values)}")
         for theirs in BASELINES:
             parts.append(differences(values, theirs, [arm for arm in arms if arm != theirs]))
+    parts.append(f"tokens, relative to distill:\n\n{costs(lines)}")
     parts.append(f"processor time of a world: {seconds(lines)}")
     return "\n\n".join(parts)

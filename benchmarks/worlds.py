@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import sys
@@ -24,6 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import stacked
 import study_world
 import torch
@@ -31,6 +33,7 @@ import world_tables
 from study_world import EVERY, Known, World
 from transformers import LlamaForCausalLM
 
+from firstcli.data.encoded import lengths_of
 from firstcli.metrics.records import EvalRecords
 from firstcli.plugins import calls
 from firstcli.recalibration.builtin import LogitTemperature, TemperatureOptions
@@ -159,7 +162,7 @@ class Lessons:
     """Each teacher's knowledge of all rows."""
 
     def of(self, name: str) -> tuple[stacked.Lesson, list[Line]]:
-        """Return an arm's lesson, and a line with the temperature of its targets if it has one."""
+        """Return an arm's lesson, and lines with its cost and the temperature of its targets."""
         world, study, lines = self.world, ARMS[name], []
         arm, source = world.run.recipe.arms[study.like], None
         if arm.learn == "knowledge":
@@ -170,12 +173,32 @@ class Lessons:
             known = known.at_prompts(world.rows) if study.clean_targets else known
             own = study_world.fitted(arm.recalibrator, arm, world, held_out)
             source = world.taught(known, own, arm)
-            t = own.diagnostics().facts.get("temperature")
-            about = {"world": world.run.recipe.seed, "arm": name, "split": "fit", "temperature": t}
-            lines = [about] if t else []
+            lines.append({"split": "fit", **own.diagnostics().facts})
         choice = world.choice(study.copies)
         lesson = stacked.Lesson.of(world.rows, world.samples, source, choice)
+        lines.append({"split": "cost", **self._cost(study, lesson)})
+        seed, kept = world.run.recipe.seed, ("split", "temperature", "extracted", "trained")
+        lines = [{key: line[key] for key in kept if key in line} for line in lines]
+        lines = [{"world": seed, "arm": name, **line} for line in lines]
         return (replace(lesson, objective="hard-gate") if study.gated else lesson), lines
+
+    def _cost(self, study: StudyArm, lesson: stacked.Lesson) -> Line:
+        """Return how many tokens the teachers read for an arm, and how many the student."""
+        world, lengths = self.world, lengths_of(self.world.rows)
+        is_asked = np.array(
+            [
+                not kind or (kind in study.copies and not study.clean_targets)
+                for kind in (row.id.rpartition("/")[0] for row in world.rows)
+            ]
+        )
+        epochs = range(math.ceil(world.run.recipe.student.training.epochs))
+        own, choice = np.arange(world.samples), lesson.choice
+        chosen = (own if choice is None else choice.of_epoch(epoch) for epoch in epochs)
+        teachers = len(study.teachers) * (lesson.objective != "labels")
+        return {
+            "extracted": teachers * int(lengths[is_asked].sum()),
+            "trained": sum(int(lengths[rows].sum()) for rows in chosen),
+        }
 
 
 def train_students(

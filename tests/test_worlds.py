@@ -117,6 +117,14 @@ def test_a_world_has_a_line_per_model_and_evaluation() -> None:
         line, plain = by_key["distill + T", split], by_key["distill", split]
         assert line["trust"] == pytest.approx(line["accuracy"] - line["ece"])
         assert line["accuracy"] == plain["accuracy"] and line["nll"] != plain["nll"]
+    costs = {name: by_key[name, "cost"] for name in ("distill", "clean-targets", "mean-plus")}
+    asked, trained = ({n: costs[n][key] for n in costs} for key in ("extracted", "trained"))
+    assert (
+        asked["distill"] == asked["clean-targets"]
+        and trained["mean-plus"] == trained["clean-targets"]
+    )
+    assert 7 < asked["mean-plus"] / asked["distill"] < 13  # two teachers, five prompts each
+    assert 0.8 < trained["mean-plus"] / trained["distill"] < 1.2
     assert set(by_key["distill", "unanswerable"]) == {"world", "arm", "split", "confidence"}
 
     more = worlds.run_world(7, ["fine-tune"], {name for name, _ in shown}, TINY, 1)
@@ -180,7 +188,10 @@ def results(path: Path) -> Path:
                         line |= dict.fromkeys(("accuracy", "ece", "ece_true", "nll"), 0.5)
                         line["trust"] = 0.5 + gain + noise
                     file.write(json.dumps(line) + "\n")
-            file.write(json.dumps({"world": world, "split": "seconds", "students": 3.0}) + "\n")
+            cost = {"arm": "distill", "split": "cost", "extracted": 10, "trained": 20}
+            more = {"arm": "first-plus", "split": "cost", "extracted": 50, "trained": 21}
+            for line in (cost, more, {"split": "seconds", "students": 3.0}):
+                file.write(json.dumps({"world": world, **line}) + "\n")
     return path
 
 
@@ -205,6 +216,7 @@ def test_the_tables_hold_the_primary_family(tmp_path: Path) -> None:
         p_values.append(reference.pvalue)
     smallest = f"| {4 * min(p_values):.2g} |"
     report = tables.report(path)
+    assert "| first-plus | 5.00 | 1.05 |" in report
     assert smallest in report and "students 3 s" in report and "8 worlds: 301, 302" in report
 
 
