@@ -43,7 +43,7 @@ from firstcli.training.averaging import WeightAverage
 
 TEACHERS = {"teacher": ((), 0), "teacher-2": ((), 1), "teacher-copies": (EVERY, 0)}
 """Each teacher's copies, on which it is fine-tuned with their labels, and what its seed adds."""
-AT_ONCE = 5  # students in a stack; larger ones do not fit into a core's cache
+AT_ONCE = 8  # students in a stack, whose batch then fits into a cache
 DECAY = 0.99  # of moving averages: over about the last 100 of 840 steps
 
 
