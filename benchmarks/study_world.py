@@ -8,9 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
 from transformers import LlamaForCausalLM
 
 from firstcli import metrics
@@ -29,7 +27,7 @@ from firstcli.pipeline.plan import Request, open_run
 from firstcli.plugins import calls
 from firstcli.plugins.calls import CheckedRecalibrator
 from firstcli.recipe.sections import Arm
-from firstcli.stages import chat, inputs, scoring
+from firstcli.stages import chat, inputs, role_models, scoring, shared_tokens
 from firstcli.training import soft_targets
 from firstcli.training.copies import CopyChoice
 from firstcli.workspace.run import Run
@@ -38,7 +36,6 @@ RECIPE = Path(__file__).with_name("worlds.yaml")
 SHARE = 0.5  # probability that a row is one of its copies in an epoch
 EVERY = ("copy1", "copy2", "copy3", "copy4")
 """The copies of each prompt, of levels 0.15, 0.15, 0.3 and 0.3."""
-LOG_RANGE = (-2.5, 2.5)  # of a temperature by agreement
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class Known:
     def extracted(cls, run: Run, model: LlamaForCausalLM, rows: Sequence[EncodedSample]) -> Known:
         """Ask a model, as `first extract` does."""
         top_k, reader, known = run.recipe.knowledge.top_k, readout.Reader(model), {}
-        limit = inputs.vocabulary(run, "student")
+        limit = shared_tokens.vocabulary(run, "student")
         with torch.inference_mode():
             for part in inference.batches(lengths_of(rows).tolist(), scoring.EXTRACTION_TOKENS):
                 known |= scoring.top_k_of(reader, [rows[i] for i in part], top_k, limit)
@@ -183,27 +180,8 @@ def measured(records: EvalRecords, bins: int) -> dict[str, float]:
     return values
 
 
-def agreement_temperature(reference: EvalRecords, model: EvalRecords) -> float:
-    """Return the temperature that brings a model's answers close to those of a reference.
-
-    Only questions count to which both give the same answer; their labels do not (DACA, arXiv
-    2505.16690).
-    """
-    agree = reference.prediction == model.prediction
-    target, scores = reference.probabilities[agree], model.log_probs[agree]
-    if not agree.any():
-        return 1.0
-
-    def divergence(log_t: float) -> float:
-        scaled = scores / np.exp(log_t)
-        log_q = scaled - np.logaddexp.reduce(scaled, axis=1, keepdims=True)
-        return float(-(target * log_q).sum(axis=1).mean())  # up to the reference's own entropy
-
-    return float(np.exp(minimize_scalar(divergence, bounds=LOG_RANGE, method="bounded").x))
-
-
 def start(run: Run, role: Any, seed: int) -> LlamaForCausalLM:
     """Return new weights."""
-    model = inputs.starting_model(run, role, "float32", seed)
+    model = role_models.starting_model(run, role, "float32", seed)
     assert isinstance(model, LlamaForCausalLM)
     return model

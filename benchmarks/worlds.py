@@ -36,6 +36,7 @@ from transformers import LlamaForCausalLM
 from firstcli.data.encoded import lengths_of
 from firstcli.metrics.records import EvalRecords
 from firstcli.plugins import calls
+from firstcli.recalibration.agreement import fit_temperature
 from firstcli.recalibration.builtin import LogitTemperature, TemperatureOptions
 from firstcli.recalibration.candidates import recalibrated
 from firstcli.recipe.references import PosthocRef
@@ -125,7 +126,8 @@ class Evaluator:
                 f"{name} + T": (tempered[each.name], {"temperature": fitted}),
             }
             if name in AGREEING and self.reference is not None:
-                t = study_world.agreement_temperature(self.reference[each.name], plain)
+                reference = self.reference[each.name].probabilities
+                t = fit_temperature(plain.probabilities, reference)["temperature"]
                 fixed = calls.recalibrator(LogitTemperature.name, TemperatureOptions(temperature=t))
                 shown[f"{name} + agreement"] = recalibrated(plain, fixed, task), {"temperature": t}
             for title, (records, facts) in shown.items():

@@ -13,7 +13,6 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from firstcli.metrics.records import EvalRecords
 from firstcli.recipe.sections import Training
 from support.paths import ROOT
 
@@ -130,28 +129,6 @@ def test_a_world_has_a_line_per_model_and_evaluation() -> None:
     more = worlds.run_world(7, ["fine-tune"], {name for name, _ in shown}, TINY, 1)
     added = {line.get("arm") for line in map(json.loads, more.splitlines())}
     assert added == {"fine-tune", "fine-tune + T", None}  # the teacher is there already
-
-
-def test_agreement_leaves_out_other_answers() -> None:
-    """The temperature of the questions on which both agree, recovered from scaled answers."""
-    world = module("study_world")
-    random = np.random.default_rng(0)
-    logits = random.normal(0, 2, (200, 5))
-    changed = 1.7 * logits
-    changed[:100] = random.normal(0, 9, (100, 5))  # mostly other answers, very sure
-    other = changed.argmax(1) != logits.argmax(1)
-    changed[~other] = 1.7 * logits[~other]
-
-    def records(values: Any) -> EvalRecords:
-        log_probs = values - np.logaddexp.reduce(values, axis=1, keepdims=True)
-        return EvalRecords.from_log_probs(
-            [str(i) for i in range(200)], [0] * 200, log_probs.tolist(), scope="candidates"
-        )
-
-    assert 50 < other.sum() < 100
-    assert world.agreement_temperature(records(logits), records(changed)) == pytest.approx(
-        1.7, abs=1e-3
-    )
 
 
 def test_a_gated_position_learns_its_label() -> None:
