@@ -19,20 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import stacked
-import study_world
 import torch
-import world_tables
-from study_world import EVERY, Known, World
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
+import stacked
+import study_world
+import world_tables
 from firstcli.api import FloatArray
 from firstcli.pipeline.plan import Request, open_run
 from firstcli.recipe.sections import Arm, Training
 from firstcli.runtime.console import Console
 from firstcli.training import arguments, trainer
 from firstcli.workspace.run import Run
+from study_world import EVERY, Known, World
 
 KINDS = ("float64", "float32", "`first`, halved")
 """Of the columns: the stack against `first` in two dtypes, and `first` against itself."""

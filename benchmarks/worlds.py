@@ -26,13 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import stacked
-import study_world
 import torch
-import world_tables
-from study_world import EVERY, Known, World
 from transformers import LlamaForCausalLM
 
+import stacked
+import study_world
+import world_tables
 from firstcli.data.encoded import lengths_of
 from firstcli.metrics.records import EvalRecords
 from firstcli.plugins import calls
@@ -41,6 +40,7 @@ from firstcli.recalibration.builtin import LogitTemperature, TemperatureOptions
 from firstcli.recalibration.candidates import recalibrated
 from firstcli.recipe.references import PosthocRef
 from firstcli.training.averaging import WeightAverage
+from study_world import EVERY, Known, World
 
 TEACHERS = {"teacher": ((), 0), "teacher-2": ((), 1), "teacher-copies": (EVERY, 0)}
 """Each teacher's copies, on which it is fine-tuned with their labels, and what its seed adds."""
