@@ -130,11 +130,12 @@ class Stack(nn.Module):
     @torch.no_grad()
     def model(self, index: int) -> LlamaForCausalLM:
         """Return a copy of one of the models, ready for inference."""
-        single = copy.deepcopy(self._template[0])
+        single: LlamaForCausalLM = copy.deepcopy(self._template[0])
         own = dict(single.model.named_parameters())
         for name, value in self.trunk.named_parameters():
             own[name].copy_(value[index])
-        return single.eval()
+        single.eval()
+        return single
 
 
 def _block(
@@ -159,7 +160,8 @@ def _block(
     attention, size = layer.self_attn, layer.self_attn.head_dim
 
     def heads(values: Tensor) -> Tensor:
-        return values.unflatten(-1, (-1, size)).transpose(1, 2)  # (N, heads, positions, size)
+        parts: Tensor = values.unflatten(-1, (-1, size))  # (N, positions, heads, size)
+        return parts.transpose(1, 2)
 
     normed = layer.input_layernorm(context)
     asking = normed if hidden is context else layer.input_layernorm(hidden)
@@ -170,12 +172,14 @@ def _block(
     )
     hidden = hidden + attention.o_proj(read.transpose(1, 2).flatten(2))
     normed, mlp = layer.post_attention_layernorm(hidden), layer.mlp
-    return hidden + mlp.down_proj(mlp.act_fn(mlp.gate_proj(normed)) * mlp.up_proj(normed))
+    added: Tensor = mlp.down_proj(mlp.act_fn(mlp.gate_proj(normed)) * mlp.up_proj(normed))
+    return hidden + added
 
 
 def _rotated(values: Tensor, angles: tuple[Tensor, ...]) -> Tensor:
     cosines, sines = angles
-    return apply_rotary_pos_emb(values, values, cosines, sines)[0]
+    rotated: Tensor = apply_rotary_pos_emb(values, values, cosines, sines)[0]
+    return rotated
 
 
 @dataclass(frozen=True)
@@ -221,7 +225,7 @@ class _Tensors:
         tokens = nn.utils.rnn.pad_sequence([each["input_ids"].mT for each in every])  # (L, A, R)
         lengths = np.stack([lengths_of(lesson.batches.samples) for lesson in lessons])
         soft = next((each for each in every if "tail" in each), every[0])
-        fields = {}
+        fields: dict[str, Tensor] = {}
         for name in ("columns", "targets", "token_ids", "probabilities", "tail"):
             if name not in soft:
                 continue

@@ -52,7 +52,8 @@ class Known:
     @classmethod
     def extracted(cls, run: Run, model: LlamaForCausalLM, rows: Sequence[EncodedSample]) -> Known:
         """Ask a model, as `first extract` does."""
-        top_k, reader, known = run.recipe.knowledge.top_k, readout.Reader(model), {}
+        top_k, reader = run.recipe.knowledge.top_k, readout.Reader(model)
+        known: dict[str, TopK] = {}
         limit = shared_tokens.vocabulary(run, "student")
         with torch.inference_mode():
             for part in inference.batches(lengths_of(rows).tolist(), scoring.EXTRACTION_TOKENS):
@@ -148,7 +149,8 @@ def fitted(ref: Any, arm: Arm, world: World, known: Known) -> CheckedRecalibrato
 def answered(run: Run, model: LlamaForCausalLM, evaluation: str) -> EvalRecords:
     """Let a model answer the questions of an evaluation, as `first eval` does."""
     questions = inputs.questions(run, "student", evaluation)
-    reader, log_probs = readout.Reader(model), {}
+    reader = readout.Reader(model)
+    log_probs: dict[str, list[float]] = {}
     with torch.inference_mode():
         lengths = [len(question.input_ids) for question in questions]
         for part in inference.batches(lengths, EVALUATION_TOKENS):

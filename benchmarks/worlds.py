@@ -207,7 +207,8 @@ def train_students(
     world: World, lessons: Mapping[str, stacked.Lesson]
 ) -> dict[str, LlamaForCausalLM]:
     """Train the students of a world and return them with the averages of their weights."""
-    recipe, names, models = world.run.recipe, list(lessons), {}
+    recipe, names = world.run.recipe, list(lessons)
+    models: dict[str, LlamaForCausalLM] = {}
     for first in range(0, len(names), AT_ONCE):
         part = names[first : first + AT_ONCE]
         stack = stacked.Stack([study_world.start(world.run, "student", recipe.seed)] * len(part))
