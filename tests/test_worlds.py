@@ -107,7 +107,7 @@ def test_a_world_has_a_line_per_model_and_evaluation() -> None:
     text = worlds.run_world(7, arms, (), TINY, 1)
     lines = [json.loads(line) for line in text.splitlines()]
     shown = [(line["arm"], line["split"]) for line in lines if line["split"] in tables.EVALUATIONS]
-    models = [name + end for name in (*arms, "teacher", "teacher-2") for end in ("", " + T")]
+    models = [name + end for name in (*arms, *worlds.TEACHERS) for end in ("", " + T")]
     assert sorted(shown) == sorted(
         (name, split) for name in [*models, "distill + agreement"] for split in tables.EVALUATIONS
     )
