@@ -13,6 +13,7 @@ again, so arms can be added later.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import multiprocessing
@@ -33,6 +34,7 @@ import stacked
 import study_world
 import world_tables
 from firstcli.data.encoded import lengths_of
+from firstcli.data.encoding import EncodedSample
 from firstcli.metrics.records import EvalRecords
 from firstcli.plugins import calls
 from firstcli.recalibration.agreement import fit_temperature
@@ -44,6 +46,9 @@ from study_world import EVERY, Known, World
 
 TEACHERS = {"teacher": ((), 0), "teacher-2": ((), 1), "teacher-copies": (EVERY, 0)}
 """Each teacher's copies, on which it is fine-tuned with their labels, and what its seed adds."""
+SNAPSHOTS = "snapshots"
+"""The mean of `teacher` at the ends of its epochs from the third on; it is only extracted."""
+FIRST_SNAPSHOT = 3
 AT_ONCE = 8  # students in a stack, whose batch then fits into a cache
 DECAY = 0.99  # of moving averages: over about the last 100 of 840 steps
 
@@ -62,6 +67,8 @@ class StudyArm:
     """Whether the target of a copy is that of the prompt itself."""
     gated: bool = False
     """Whether the objective is `hard-gate`."""
+    epochs: int = 1
+    """How many times the epochs of the recipe."""
     average_of: str | None = None
     """The arm whose moving average of the weights it is; it is not trained itself."""
 
@@ -86,6 +93,11 @@ ARMS = {
     "hard-gate": StudyArm("first-logit", gated=True),
     "first-logit-ema": StudyArm("first-logit", average_of="first-logit"),
     "first-plus-ema": replace(PLUS, average_of="first-plus"),
+    "longer-distill": StudyArm("distill", epochs=2),
+    "longer-logit": StudyArm("first-logit", epochs=2),
+    "longer-plus": replace(PLUS, epochs=2),
+    "snapshots-logit": StudyArm("first-logit", teachers=(SNAPSHOTS,)),
+    "snapshots-plus": replace(PLUS, teachers=(SNAPSHOTS,)),
 }
 AGREEING = ("distill", "first-logit", "first-plus")
 """Students that also get a temperature by agreement with `teacher + T` on the very questions."""
@@ -138,19 +150,28 @@ class Evaluator:
         return [] if name in self.done else lines
 
 
-def train_teachers(world: World, names: Sequence[str]) -> dict[str, LlamaForCausalLM]:
-    """Fine-tune teachers with labels, at once."""
+def train_teachers(
+    world: World, names: Sequence[str]
+) -> tuple[dict[str, LlamaForCausalLM], list[LlamaForCausalLM]]:
+    """Fine-tune teachers with labels, at once; also return the snapshots of the first one."""
     recipe = world.run.recipe
     assert recipe.teacher and recipe.teacher.finetune
-    starts, lessons = [], []
+    settings, starts, lessons = recipe.teacher.finetune, [], []
     for name in names:
         copies, further = TEACHERS[name]
         starts.append(study_world.start(world.run, "teacher", recipe.seed + further))
         choice = world.choice(copies)
         lessons.append(stacked.Lesson.of(world.rows, world.samples, None, choice))
-    stack = stacked.Stack(starts)
-    stacked.train(stack, lessons, recipe.teacher.finetune, recipe.seed)
-    return {name: stack.model(i) for i, name in enumerate(names)}
+    stack, snapshots, steps = stacked.Stack(starts), [], itertools.count(1)
+    per_epoch = -(-world.samples // settings.batch_size)
+
+    def keep() -> None:
+        epoch, rest = divmod(next(steps), per_epoch)
+        if epoch >= FIRST_SNAPSHOT and not rest:
+            snapshots.append(stack.model(0))
+
+    stacked.train(stack, lessons, settings, recipe.seed, keep)
+    return {name: stack.model(i) for i, name in enumerate(names)}, snapshots
 
 
 @dataclass
@@ -162,6 +183,8 @@ class Lessons:
     """Each teacher's knowledge of the validation part."""
     known: Mapping[str, Known]
     """Each teacher's knowledge of all rows."""
+    readings: Mapping[str, int]
+    """How many models read a prompt for each teacher's knowledge."""
 
     def of(self, name: str) -> tuple[stacked.Lesson, list[Line]]:
         """Return an arm's lesson, and lines with its cost and the temperature of its targets."""
@@ -193,10 +216,11 @@ class Lessons:
                 for kind in (row.id.rpartition("/")[0] for row in world.rows)
             ]
         )
-        epochs = range(math.ceil(world.run.recipe.student.training.epochs))
+        epochs = range(math.ceil(study.epochs * world.run.recipe.student.training.epochs))
         own, choice = np.arange(world.samples), lesson.choice
         chosen = (own if choice is None else choice.of_epoch(epoch) for epoch in epochs)
-        teachers = len(study.teachers) * (lesson.objective != "labels")
+        teachers = sum(self.readings[name] for name in study.teachers)
+        teachers *= lesson.objective != "labels"
         return {
             "extracted": teachers * int(lengths[is_asked].sum()),
             "trained": sum(int(lengths[rows].sum()) for rows in chosen),
@@ -207,20 +231,34 @@ def train_students(
     world: World, lessons: Mapping[str, stacked.Lesson]
 ) -> dict[str, LlamaForCausalLM]:
     """Train the students of a world and return them with the averages of their weights."""
-    recipe, names = world.run.recipe, list(lessons)
+    recipe = world.run.recipe
     models: dict[str, LlamaForCausalLM] = {}
-    for first in range(0, len(names), AT_ONCE):
-        part = names[first : first + AT_ONCE]
-        stack = stacked.Stack([study_world.start(world.run, "student", recipe.seed)] * len(part))
-        average = WeightAverage(stack, DECAY)
-        own = [lessons[name] for name in part]
-        stacked.train(stack, own, recipe.student.training, recipe.seed, average.update)
-        models |= {name: stack.model(i) for i, name in enumerate(part)}
-        average.apply()
-        for name, study in ARMS.items():
-            if study.average_of in part:
-                models[name] = stack.model(part.index(study.average_of))
+    for epochs in sorted({ARMS[name].epochs for name in lessons}):
+        names = [name for name in lessons if ARMS[name].epochs == epochs]
+        changes = {"epochs": epochs * recipe.student.training.epochs}
+        settings = recipe.student.training.model_copy(update=changes)
+        for first in range(0, len(names), AT_ONCE):
+            part = names[first : first + AT_ONCE]
+            starts = [study_world.start(world.run, "student", recipe.seed)] * len(part)
+            stack = stacked.Stack(starts)
+            average = WeightAverage(stack, DECAY)
+            own = [lessons[name] for name in part]
+            stacked.train(stack, own, settings, recipe.seed, average.update)
+            models |= {name: stack.model(i) for i, name in enumerate(part)}
+            average.apply()
+            for name, study in ARMS.items():
+                if study.average_of in part:
+                    models[name] = stack.model(part.index(study.average_of))
     return models
+
+
+def known_by(
+    world: World, models: Sequence[LlamaForCausalLM], rows: Sequence[EncodedSample]
+) -> Known:
+    """Return the mean of what models know of rows, after the rounding of the store."""
+    precision = world.run.recipe.knowledge.precision
+    each = [Known.extracted(world.run, model, rows).stored(precision) for model in models]
+    return Known.mean(each)
 
 
 def run_world(
@@ -241,18 +279,17 @@ def run_world(
     recipe = run.recipe
     trained = list(dict.fromkeys(ARMS[name].average_of or name for name in names))
     clock.lap("data")
-    teachers = train_teachers(world, list(TEACHERS))  # all, for rounding depends on their number
+    # All of them, because rounding depends on their number.
+    teachers, snapshots = train_teachers(world, list(TEACHERS))
     clock.lap("teachers")
-    precision = recipe.knowledge.precision
-    held_out, known = (
-        {
-            name: Known.extracted(run, teacher, part).stored(precision)
-            for name, teacher in teachers.items()
-        }
-        for part in (world.validation, rows)
-    )
+    held_out = {name: known_by(world, [each], world.validation) for name, each in teachers.items()}
+    known = {name: known_by(world, [each], rows) for name, each in teachers.items()}
+    if any(SNAPSHOTS in ARMS[name].teachers for name in trained):
+        held_out[SNAPSHOTS] = known_by(world, snapshots, world.validation)
+        known[SNAPSHOTS] = known_by(world, snapshots, rows)
+    readings = dict.fromkeys(TEACHERS, 1) | {SNAPSHOTS: len(snapshots)}
     clock.lap("extraction")
-    pairs = {name: Lessons(world, held_out, known).of(name) for name in trained}
+    pairs = {name: Lessons(world, held_out, known, readings).of(name) for name in trained}
     clock.lap("soft targets")
     models = train_students(world, {name: lesson for name, (lesson, _) in pairs.items()})
     clock.lap("students")

@@ -128,7 +128,23 @@ def test_a_world_has_a_line_per_model_and_evaluation() -> None:
 
     more = worlds.run_world(7, ["fine-tune"], {name for name, _ in shown}, TINY, 1)
     added = {line.get("arm") for line in map(json.loads, more.splitlines())}
-    assert added == {"fine-tune", "fine-tune + T", None}  # the teacher is there already
+    assert added == {"fine-tune", "fine-tune + T", None}  # the teachers are there already
+
+
+def test_longer_training_and_snapshots_cost_more() -> None:
+    worlds = module("worlds")
+    epochs = ("teacher.finetune.epochs=4", "student.training.epochs=1")
+    text = worlds.run_world(
+        7, ["distill", "longer-distill", "snapshots-logit"], (), (*TINY, *epochs), 1
+    )
+    lines = list(map(json.loads, text.splitlines()))
+    costs = {line["arm"]: line for line in lines if line["split"] == "cost"}
+    base, longer, snapshots = (
+        costs[name] for name in ("distill", "longer-distill", "snapshots-logit")
+    )
+    assert longer["trained"] == 2 * base["trained"] and longer["extracted"] == base["extracted"]
+    assert snapshots["trained"] == base["trained"]
+    assert snapshots["extracted"] == 2 * base["extracted"]  # after the third and fourth epoch
 
 
 def test_a_gated_position_learns_its_label() -> None:
