@@ -36,9 +36,6 @@ class Test(NamedTuple):
     measure: str
 
 
-PRIMARY = tuple(Test(WINNER, theirs, split, "trust") for theirs in BASELINES for split in SPLITS)
-
-
 def read(path: Path) -> list[dict[str, Any]]:
     """Read the lines of results; without a file, there are none."""
     if not path.exists():
@@ -103,15 +100,21 @@ def differences(values: Values, theirs: str, ours: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def primary(values: Values) -> str:
-    """Return the tests of the primary family with their corrected p-values."""
-    found = [difference(values, test) for test in PRIMARY]
+def family(winner: str) -> list[Test]:
+    """Return the four tests of a winner's primary family."""
+    return [Test(winner, theirs, split, "trust") for theirs in BASELINES for split in SPLITS]
+
+
+def primary(values: Values, winner: str) -> str:
+    """Return the tests of a winner's primary family with their corrected p-values."""
+    tests = family(winner)
+    found = [difference(values, test) for test in tests]
     corrected = holm([gap.p_value for gap, *_ in found])
     lines = [
         row(["minus", "split", "Trust", "95 % interval", "worlds above 0", "p", "Holm p"]),
         row(["--", "--", "--:", "--:", "--:", "--:", "--:"]),
     ]
-    for test, (gap, above, count), p in zip(PRIMARY, found, corrected, strict=True):
+    for test, (gap, above, count), p in zip(tests, found, corrected, strict=True):
         low, high = 100 * gap.interval.low, 100 * gap.interval.high
         interval, share = f"[{low:+.1f}, {high:+.1f}]", f"{above}/{count}"
         p_values = [f"{gap.p_value:.2g}", f"{p:.2g}"]
@@ -142,7 +145,7 @@ def seconds(lines: Iterable[dict[str, Any]]) -> str:
     return ", ".join(f"{name} {value:.0f} s" for name, value in each.items())
 
 
-def report(path: Path) -> str:
+def report(path: Path, winner: str = WINNER) -> str:
     """Return all tables as Markdown."""
     lines = read(path)
     values = values_of(lines)
@@ -150,8 +153,8 @@ def report(path: Path) -> str:
     arms = list(dict.fromkeys(arm for arm, *_ in values))
     parts = [f"{len(worlds)} worlds: {', '.join(map(str, worlds))}", means(values)]
     if len(worlds) > 1:
-        parts.append(f"{WINNER}:\n\n{primary(values)}")
-        for theirs in BASELINES:
+        parts.append(f"{winner}:\n\n{primary(values, winner)}")
+        for theirs in dict.fromkeys((*BASELINES, WINNER)):
             parts.append(differences(values, theirs, [arm for arm in arms if arm != theirs]))
     parts.append(f"tokens, relative to distill:\n\n{costs(lines)}")
     parts.append(f"processor time of a world: {seconds(lines)}")

@@ -45,7 +45,11 @@ from firstcli.training.averaging import WeightAverage
 from study_world import EVERY, Known, World
 
 TEACHERS = {"teacher": ((), 0), "teacher-2": ((), 1), "teacher-copies": (EVERY, 0)}
-"""Each teacher's copies, on which it is fine-tuned with their labels, and what its seed adds."""
+"""Each teacher's copies, on which it is fine-tuned with their labels, and what its seed adds.
+
+They are always trained together, because rounding depends on the size of a stack."""
+THIRD = {"teacher-3": ((), 2)}
+"""A further teacher, trained by itself where an arm needs it."""
 SNAPSHOTS = "snapshots"
 """The mean of `teacher` at the ends of its epochs from the third on; it is only extracted."""
 FIRST_SNAPSHOT = 3
@@ -75,6 +79,7 @@ class StudyArm:
 
 PLUS = StudyArm("first-logit", EVERY)
 BOTH = ("teacher", "teacher-2")
+THREE = (*BOTH, "teacher-3")
 ARMS = {
     "fine-tune": StudyArm("fine-tune"),
     "fine-tune-copies": StudyArm("fine-tune", EVERY),
@@ -90,6 +95,9 @@ ARMS = {
     "teacher-copies-plus": replace(PLUS, teachers=("teacher-copies",)),
     "mean-logit": StudyArm("first-logit", teachers=BOTH),
     "mean-plus": replace(PLUS, teachers=BOTH),
+    "mean-one-copy": StudyArm("first-logit", ("copy3",), BOTH),
+    "three-logit": StudyArm("first-logit", teachers=THREE),
+    "three-plus": replace(PLUS, teachers=THREE),
     "hard-gate": StudyArm("first-logit", gated=True),
     "first-logit-ema": StudyArm("first-logit", average_of="first-logit"),
     "first-plus-ema": replace(PLUS, average_of="first-plus"),
@@ -151,14 +159,13 @@ class Evaluator:
 
 
 def train_teachers(
-    world: World, names: Sequence[str]
+    world: World, chosen: Mapping[str, tuple[Sequence[str], int]]
 ) -> tuple[dict[str, LlamaForCausalLM], list[LlamaForCausalLM]]:
     """Fine-tune teachers with labels, at once; also return the snapshots of the first one."""
     recipe = world.run.recipe
     assert recipe.teacher and recipe.teacher.finetune
     settings, starts, lessons = recipe.teacher.finetune, [], []
-    for name in names:
-        copies, further = TEACHERS[name]
+    for copies, further in chosen.values():
         starts.append(study_world.start(world.run, "teacher", recipe.seed + further))
         choice = world.choice(copies)
         lessons.append(stacked.Lesson.of(world.rows, world.samples, None, choice))
@@ -171,7 +178,7 @@ def train_teachers(
             snapshots.append(stack.model(0))
 
     stacked.train(stack, lessons, settings, recipe.seed, keep)
-    return {name: stack.model(i) for i, name in enumerate(names)}, snapshots
+    return {name: stack.model(i) for i, name in enumerate(chosen)}, snapshots
 
 
 @dataclass
@@ -279,15 +286,16 @@ def run_world(
     recipe = run.recipe
     trained = list(dict.fromkeys(ARMS[name].average_of or name for name in names))
     clock.lap("data")
-    # All of them, because rounding depends on their number.
-    teachers, snapshots = train_teachers(world, list(TEACHERS))
+    teachers, snapshots = train_teachers(world, TEACHERS)
+    if any(not TEACHERS.keys() >= {*ARMS[name].teachers} - {SNAPSHOTS} for name in trained):
+        teachers |= train_teachers(world, THIRD)[0]
     clock.lap("teachers")
     held_out = {name: known_by(world, [each], world.validation) for name, each in teachers.items()}
     known = {name: known_by(world, [each], rows) for name, each in teachers.items()}
     if any(SNAPSHOTS in ARMS[name].teachers for name in trained):
         held_out[SNAPSHOTS] = known_by(world, snapshots, world.validation)
         known[SNAPSHOTS] = known_by(world, snapshots, rows)
-    readings = dict.fromkeys(TEACHERS, 1) | {SNAPSHOTS: len(snapshots)}
+    readings = dict.fromkeys(teachers, 1) | {SNAPSHOTS: len(snapshots)}
     clock.lap("extraction")
     pairs = {name: Lessons(world, held_out, known, readings).of(name) for name in trained}
     clock.lap("soft targets")
@@ -369,7 +377,10 @@ def main() -> None:
     run.add_argument("--set", action="append", default=[], dest="overrides")
     run.set_defaults(work=run_worlds)
     tables = commands.add_parser("tables", help="print the tables of the protocol")
-    tables.set_defaults(work=lambda chosen: print(world_tables.report(chosen.results)))
+    tables.add_argument("--winner", default=world_tables.WINNER, help="whose tests are primary")
+    tables.set_defaults(
+        work=lambda chosen: print(world_tables.report(chosen.results, chosen.winner))
+    )
     for command in (run, tables):
         command.add_argument("--results", type=Path, required=True)
     chosen = parser.parse_args()
