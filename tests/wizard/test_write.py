@@ -58,7 +58,11 @@ def test_labelled_texts() -> None:
         "name": "classification",
         "options": {"path": "data.csv", "text": "text", "label": "label", "test": 0.2},
     }
-    assert list(recipe["arms"]) == ["fine-tune", "distill", "first"]
+    assert list(recipe["arms"]) == ["fine-tune", "distill", "first-logit"]
+    assert recipe["arms"]["first-logit"]["recalibrator"] == {
+        "name": "logit-temperature",
+        "options": {"criterion": "nll"},
+    }
     assert all(arm["posthoc"] == {"name": "logit-temperature"} for arm in recipe["arms"].values())
     assert "evaluate" not in recipe
     assert recipe["metrics"] == {"bins": 10}
@@ -89,7 +93,9 @@ def test_prompts_and_responses() -> None:
         "response": " {text}",
     }
     assert recipe["evaluate"] == [{"task": {"name": "openbook-qa"}}]
-    assert "posthoc" not in recipe["teacher"]
+    assert list(recipe["arms"]) == ["fine-tune", "distill", "first-logit"]
+    assert "posthoc" not in recipe["teacher"]  # which is fitted where one answer is chosen
+    assert not any("posthoc" in arm for arm in recipe["arms"].values())
 
 
 def test_conversations() -> None:
