@@ -27,6 +27,7 @@ from firstcli.wizard.roles import (
 from firstcli.wizard.source import DataSource
 from firstcli.wizard.write import DEFAULT_MODELS, Models, default_models, recipe_text
 
+ROOT = Path(__file__).parents[2]
 CELL = {"text": "some text", "label": "a", "A": "x", "B": "y", "q": "Which?", "more": "also text"}
 
 
@@ -66,6 +67,13 @@ def test_labelled_texts() -> None:
     assert all(arm["posthoc"] == {"name": "logit-temperature"} for arm in recipe["arms"].values())
     assert "evaluate" not in recipe
     assert recipe["metrics"] == {"bins": 10}
+
+
+def test_the_arms_are_those_that_the_documentation_recommends() -> None:
+    page = (ROOT / "docs" / "which-method.md").read_text("utf-8")
+    recommended = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])
+    recipe = yaml.safe_load(written(LabelledTexts(("text",), "label")))
+    assert recipe["arms"] == recommended["arms"]
 
 
 def test_several_text_columns() -> None:
