@@ -29,6 +29,7 @@ DATA = {
     "alpaca": ("alpaca", ["commonsense-qa", "openbook-qa"]),
 }
 PAPER = [f"paper/{family}-{data}" for family in FAMILIES for data in DATA]
+EXAMPLES = ("quickstart", "trec", "sst2", "csqa", "lora-24gb")
 STUDIES = {"study-trec": "trec", "study-sst2": "sst2", "study-known-world": "quickstart"}
 
 
@@ -43,8 +44,7 @@ def resolved(name: str) -> Any:
 
 
 def test_what_ships() -> None:
-    examples = {"quickstart", "trec", "sst2", "csqa", "study-top-k", "lora-24gb"}
-    assert {*OWN_DATA, *examples, *STUDIES, *PAPER} == set(NAMES)
+    assert {*OWN_DATA, *EXAMPLES, "study-top-k", *STUDIES, *PAPER} == set(NAMES)
 
 
 def test_starters_for_own_data_come_first_and_the_papers_last() -> None:
@@ -126,6 +126,25 @@ def test_the_papers_recipes_differ_in_models_and_data_only() -> None:
         assert all(recipe[section][key] == recipes[0][section][key] for recipe in recipes)
 
 
+@pytest.mark.parametrize("name", [*EXAMPLES, *OWN_DATA])
+def test_the_default_arm_is_first_logit_with_a_temperature(name: str) -> None:
+    """Every student of a starter is also evaluated with T, where its task has candidates."""
+    recipe = load_recipe(starter(name).path)
+    arms = dict(recipe.arms)
+    if name == "own-prompts":  # nothing can be fitted without responses or choices
+        assert list(arms) == ["distill"]
+        return
+    assert list(arms)[:3] == ["fine-tune", "distill", "first-logit"]
+    studied = load_recipe(starter("study-trec").path).arms["first-logit"]
+    assert arms["first-logit"].recalibrator == studied.recalibrator
+    assert recipe.teacher is not None
+    for each in (recipe.teacher, *arms.values()):
+        assert each.posthoc is not None and each.posthoc.name == "logit-temperature"
+    assert set(arms) - {"fine-tune", "distill", "first-logit"} == (
+        {"first"} if name == "quickstart" else set()
+    )
+
+
 @pytest.mark.parametrize("study", STUDIES)
 def test_studies_share_data_and_models_with_their_starter(study: str) -> None:
     base, extended = sections(STUDIES[study]), sections(study)
@@ -135,7 +154,10 @@ def test_studies_share_data_and_models_with_their_starter(study: str) -> None:
     shared = base_recipe["evaluate"]
     assert recipe["evaluate"][: len(shared)] == shared
     for name, arm in base_recipe["arms"].items():
-        assert recipe["arms"][name] == {**arm, "out_of_fold": False} or arm["learn"] == "labels"
+        studied = recipe["arms"][name]
+        for each in (arm, studied):  # a temperature behind the student is not always studied
+            each.pop("posthoc", None)
+        assert studied == {**arm, "out_of_fold": False} or arm["learn"] == "labels"
 
 
 def test_the_starter_for_24_gb_trains_adapters_beside_a_quantised_teacher() -> None:

@@ -18,6 +18,7 @@ from firstcli.recipe.sections import MetricsSettings
 from firstcli.reporting.data import ReportData
 from firstcli.reporting.decision import decide, shipped_rows
 from firstcli.reporting.formats import to_csv, to_json, to_markdown
+from firstcli.reporting.ranks import drawing
 from firstcli.reporting.table import (
     difference_tables,
     full_tables,
@@ -60,6 +61,30 @@ def test_the_paper_table_holds_numbers_dashes_and_differences() -> None:
             *("-2.0", "-10.0", "-8.0", "-12.0", "–"),  # no interval of the last is known
         ],
     }
+
+
+def renamed(data: ReportData, row: str, name: str) -> ReportData:
+    """Return a report in which a row of a single model has a different name."""
+    members = {name if each == row else each: models for each, models in data.members.items()}
+    records = {
+        (where, name if model == row else model): found
+        for (where, model), found in data.records.items()
+    }
+    return report(members=members | {name: (name,)}, records=records)
+
+
+def test_without_the_papers_arm_that_of_the_starters_takes_its_place() -> None:
+    starter = renamed(report(), "first", "first-logit")
+    assert starter.method == "first-logit"
+    ours, theirs = (shown(paper_table(data)) for data in (starter, report()))
+    assert ours["first-logit to fine-tune"] == theirs["first to fine-tune"]
+    drawn = [drawing(data, "csqa") for data in (starter, report())]
+    assert [d and [panel.title for panel in d.panels] for d in drawn] == [
+        ["teacher", "fine-tune", "distill", "first-logit"],
+        ["teacher", "fine-tune", "distill", "first"],
+    ]
+    both = report(members=starter.members | report().members)
+    assert both.method == "first"  # the paper's arm goes first
 
 
 def test_the_paper_table_names_its_confidence_and_sizes() -> None:

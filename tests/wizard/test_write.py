@@ -27,6 +27,7 @@ from firstcli.wizard.roles import (
 from firstcli.wizard.source import DataSource
 from firstcli.wizard.write import DEFAULT_MODELS, Models, default_models, recipe_text
 
+ROOT = Path(__file__).parents[2]
 CELL = {"text": "some text", "label": "a", "A": "x", "B": "y", "q": "Which?", "more": "also text"}
 
 
@@ -58,10 +59,21 @@ def test_labelled_texts() -> None:
         "name": "classification",
         "options": {"path": "data.csv", "text": "text", "label": "label", "test": 0.2},
     }
-    assert list(recipe["arms"]) == ["fine-tune", "distill", "first"]
+    assert list(recipe["arms"]) == ["fine-tune", "distill", "first-logit"]
+    assert recipe["arms"]["first-logit"]["recalibrator"] == {
+        "name": "logit-temperature",
+        "options": {"criterion": "nll"},
+    }
     assert all(arm["posthoc"] == {"name": "logit-temperature"} for arm in recipe["arms"].values())
     assert "evaluate" not in recipe
     assert recipe["metrics"] == {"bins": 10}
+
+
+def test_the_arms_are_those_that_the_documentation_recommends() -> None:
+    page = (ROOT / "docs" / "which-method.md").read_text("utf-8")
+    recommended = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])
+    recipe = yaml.safe_load(written(LabelledTexts(("text",), "label")))
+    assert recipe["arms"] == recommended["arms"]
 
 
 def test_several_text_columns() -> None:
@@ -89,7 +101,9 @@ def test_prompts_and_responses() -> None:
         "response": " {text}",
     }
     assert recipe["evaluate"] == [{"task": {"name": "openbook-qa"}}]
-    assert "posthoc" not in recipe["teacher"]
+    assert list(recipe["arms"]) == ["fine-tune", "distill", "first-logit"]
+    assert "posthoc" not in recipe["teacher"]  # which is fitted where one answer is chosen
+    assert not any("posthoc" in arm for arm in recipe["arms"].values())
 
 
 def test_conversations() -> None:

@@ -20,6 +20,8 @@ from firstcli.recipe.sections import MetricsSettings
 
 TEACHER = "teacher"  # reserved: no arm has this name
 PLUS_T = " + T"  # suffix of a row with a post-hoc temperature
+METHODS = ("first", "first-logit")
+"""The arm of the paper's method, and the one that stands for it in the starters."""
 BASELINES = ("fine-tune", "fine-tune + T", "distill", "distill + T")
 """Rows with which all other students are compared, if the recipe has them."""
 ALL_FIGURES = 40
@@ -164,6 +166,11 @@ class ReportData:
     def students(self) -> list[str]:
         """The rows that are ranked against one another."""
         return [row for row in self.members if row not in (TEACHER, TEACHER + PLUS_T)]
+
+    @property
+    def method(self) -> str:
+        """The row of the paper's method or, if the run lacks it, of the starters' arm for it."""
+        return next((row for row in METHODS if row in self.members), METHODS[0])
 
     @property
     def several_seeds(self) -> bool:

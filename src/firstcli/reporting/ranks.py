@@ -16,7 +16,6 @@ from firstcli.reporting.data import TEACHER, ReportData
 from firstcli.reporting.gaps import Gap
 from firstcli.reporting.style import Drawing, Numbers, Panel, axes, heading
 
-SHOWN = (TEACHER, "fine-tune", "distill", "first")  # as in the paper; all rows if none exists
 MAX_RANKS = 5
 
 
@@ -56,8 +55,13 @@ def drawing(data: ReportData, evaluation: str) -> Drawing | None:
 
 def _profiles(data: ReportData, evaluation: str) -> dict[str, list[Rank]]:
     records = {row: r for row, r in data.first_of(evaluation).items() if r.answerable}
-    shown = [row for row in SHOWN if row in records] or list(records)
+    shown = [row for row in paper_rows(data) if row in records] or list(records)
     return {row: profile(records[row]) for row in shown}
+
+
+def paper_rows(data: ReportData) -> tuple[str, ...]:
+    """Return the rows of the paper's figures."""
+    return (TEACHER, "fine-tune", "distill", data.method)
 
 
 def validation(data: ReportData) -> Drawing | None:

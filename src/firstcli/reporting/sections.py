@@ -153,8 +153,8 @@ def _ranks(data: ReportData) -> Section:
 
 
 def _reliability(data: ReportData, decision: Decision) -> Section:
-    paper = (TEACHER, *shipped_rows(decision), "first", *ranks.SHOWN)
-    first = list(dict.fromkeys(row.removesuffix(PLUS_T) for row in paper))
+    chosen = (TEACHER, *shipped_rows(decision), data.method, *ranks.paper_rows(data))
+    first = list(dict.fromkeys(row.removesuffix(PLUS_T) for row in chosen))
     return Section(
         "reliability",
         "Reliability",

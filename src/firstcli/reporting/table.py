@@ -12,8 +12,6 @@ from firstcli.reporting import groups as question_groups
 from firstcli.reporting.data import BASELINES, COMPARED, ReportData
 from firstcli.reporting.terminal import INDISTINCT, Cell, Group, ReportRow, RowKind, Table
 
-_DELTAS = ("first", "fine-tune")  # the paper's last row is the former minus the latter
-
 ECE = METRICS["ece"]
 PAPER = (ECE, METRICS["accuracy"], METRICS["trust"])
 NARROW = (METRICS["accuracy"], ECE, METRICS["trust"])
@@ -38,7 +36,7 @@ def paper_table(data: ReportData) -> Table:
     """Return the paper's Table 1 of a run: one row per model, one column group per evaluation."""
     groups = tuple(group for name in data.judged for group in _paper_groups(data, name))
     rows = _rows(data, groups, annotated=True)
-    ours, theirs = _DELTAS
+    ours, theirs = data.method, "fine-tune"  # the paper's last row is their difference
     if any(data.compared(evaluation, ours, theirs) for evaluation in data.judged):
         rows.append(_difference_row(data, ours, theirs, groups, f"{ours} to {theirs}"))
     seeds = "; ± standard deviation over seeds" if data.several_seeds else ""

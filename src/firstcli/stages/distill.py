@@ -41,7 +41,7 @@ class Distill(TrainingStage):
 
     name = "distill"
     help = "Train the students, one per arm, after everything that they need."
-    example = "recipe.yaml --arm first"
+    example = "recipe.yaml --arm first-logit"
     format = 3  # float32 logits of half-precision products
     has_arms = True
 

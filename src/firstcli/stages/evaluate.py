@@ -51,7 +51,7 @@ class Evaluate(Stage):
 
     name = "eval"
     help = "Measure accuracy, ECE and Trust of teacher and students, or of the outputs in a file."
-    example = "recipe.yaml --arm first --arm teacher"
+    example = "recipe.yaml --arm first-logit --arm teacher"
     format = 3  # float32 logits of half-precision products
     shared = True
     has_arms = True

@@ -262,15 +262,18 @@ def _arms(guess: Guess) -> Iterator[str]:
         yield "arms:"
         yield "  distill: {recalibrator: {name: none}}"
         return
-    posthoc = "" if isinstance(guess, Responses) else ", posthoc: {name: logit-temperature}"
+    # a temperature is fitted where one of several answers is chosen
+    posthoc = [] if isinstance(guess, Responses) else ["posthoc: {name: logit-temperature}"]
     yield "# One student per arm: learned from the labels, from the teacher's probabilities, and"
     yield "# from these after recalibration. Remove an arm to save its training."
     if posthoc:
         yield "# `posthoc` also evaluates each student with a fitted temperature, as `NAME + T`."
     yield "arms:"
-    yield f"  fine-tune: {{learn: labels{posthoc}}}"
-    yield f"  distill: {{recalibrator: {{name: none}}{posthoc}}}"
-    yield f"  first: {{recalibrator: {{name: temperature-scaling}}{posthoc}}}"
+    yield f"  fine-tune: {{{', '.join(['learn: labels', *posthoc])}}}"
+    yield f"  distill: {{{', '.join(['recalibrator: {name: none}', *posthoc])}}}"
+    yield "  first-logit:"
+    recalibrator = "recalibrator: {name: logit-temperature, options: {criterion: nll}}"
+    yield from _indented([recalibrator, *posthoc], 4)
 
 
 _RATES = ((3e7, "1e-3"), (1.5e8, "1e-4"), (1e9, "5e-5"))
