@@ -75,7 +75,7 @@ def bytes_of_shards(positions: int, tokens: int) -> int:
 def summary(folder: Path) -> dict[str, Any]:
     """Aggregate the metadata of all shards of a finished extraction.
 
-    Confidence and accuracy are those of the teacher's most likely token.
+    Confidence and accuracy are those of the teacher's most likely token, which draws do not tell.
     """
     paths = sorted(folder.glob("shard-*.parquet"))
     shards = [facts for path in paths if (facts := shard_facts(path))]
@@ -84,7 +84,8 @@ def summary(folder: Path) -> dict[str, Any]:
     judged = sum(part["judged"] for part in top_1)
     without_labels = any("correct" not in part for part in top_1)
     correct = sum(part.get("correct", 0) for part in top_1)
-    means = ("mean_top_k_mass", "mean_probability_error", "mean_mass_error", "mean_kl")
+    means = ["mean_top_k_mass", "mean_probability_error", "mean_mass_error", "mean_kl"]
+    means += ["mean_distinct"] if all("mean_distinct" in facts for facts in shards) else []
     maxima = ("max_probability_error", "max_mass_error")
     return {
         "samples": sum(facts["samples"] for facts in shards),
@@ -97,7 +98,7 @@ def summary(folder: Path) -> dict[str, Any]:
         **{name: max(facts[name] for facts in shards) for name in maxima},
         "judged": judged,
         "confidence": sum(part["confidence"] for part in top_1) / max(judged, 1),
-        **({} if without_labels else {"accuracy": correct / max(judged, 1)}),
+        **({} if without_labels or not judged else {"accuracy": correct / max(judged, 1)}),
     }
 
 

@@ -304,11 +304,19 @@ class Sampling(RecipeSection):
     """Tokens after which a response is given up: it is left out, and counted."""
 
 
+MOST_DRAWS = 1000
+"""Draws per position. More would take a thousand columns of the store to gain little."""
+
+
 class KnowledgeSection(RecipeSection):
     """What is stored of the teacher's predictions."""
 
     top_k: int = Field(default=5, ge=1)
     """Number of most likely tokens stored per position; the paper (4.1) uses 5."""
+    draws: int | None = Field(default=None, ge=1, le=MOST_DRAWS)
+    """Store this many random draws from the teacher's whole distribution per position instead of
+    its most likely tokens (RS-KD, arXiv 2503.16870). Students learn the drawn tokens, weighted by
+    how often each was drawn. Default: the `top_k` most likely tokens."""
     precision: Literal["standard", "compact"] = "standard"
     """Precision of the stored probabilities. With top_k = 5, a position of text takes 10.4 bytes
     (`standard`) or 8.9 bytes (`compact`).
@@ -343,8 +351,15 @@ class KnowledgeSection(RecipeSection):
     def over_candidates(self) -> bool:
         return self.over == "candidates"
 
+    @property
+    def width(self) -> int:
+        """The largest number of tokens that are stored per position."""
+        return self.draws or self.top_k
+
     def stored(self) -> dict[str, Any]:
         """Return the settings that determine the contents of every shard."""
+        if self.draws is not None:
+            return self.model_dump(include={"draws", "precision"})
         settings = self.model_dump(include={"top_k", "precision"})
         return settings | ({"over": self.over} if self.over_candidates else {})
 

@@ -115,12 +115,15 @@ class Distill(TrainingStage):
                 None if over_candidates else shared_tokens.exchanged_eos(run),
                 over_candidates,
                 _without_label(run, arm),
+                run.recipe.knowledge.draws,
             )
             swaps = targets.rank_swaps()
             facts = train_model.train(
                 run, unit, folder, title, arm.objective or "topk-tail", targets
             )
             facts = replace(facts, rank_swaps=swaps or None)
+            if run.recipe.knowledge.draws is not None:  # nothing is outside what was drawn
+                facts = replace(facts, P=None, Q=None)
             for part in ("unlabelled", "written"):
                 if part in parts:
                     count = len(inputs.student_rows(run, part))
@@ -130,7 +133,7 @@ class Distill(TrainingStage):
     def in_words(self, run: Run, unit: Unit) -> list[str]:
         arm = run.recipe.arms[unit.arm]
         return TrainingFacts.of(run.manifests[unit.key].facts).in_words(
-            arm.top_k or run.recipe.knowledge.top_k
+            arm.top_k or run.recipe.knowledge.width
         )
 
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:

@@ -57,6 +57,8 @@ class ExtractFacts(Facts):
     confidence: float
     accuracy: float | None = None
     """None for samples without a label."""
+    mean_distinct: float | None = None
+    """With draws, how many different tokens were drawn per position."""
     batches_halved: int | None = None
     requests: int | None = None
     """What a remote teacher was asked, and how many tokens it read and wrote."""
@@ -129,6 +131,8 @@ class Extract(Stage):
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
         inputs = fingerprints.predictions(run, "teacher")
         inputs |= fingerprints.flat("knowledge", run.recipe.knowledge.stored())
+        if run.recipe.knowledge.draws is not None:
+            inputs["seed of the draws"] = run.recipe.seed
         inputs[f"{unit.part} samples"] = run.part_content(unit.part)
         inputs["longest sample"] = fingerprints.longest_sample(run, unit)
         if run.recipe.knowledge.over_candidates:
@@ -228,7 +232,10 @@ class Extract(Stage):
         facts = ExtractFacts.of(manifest.facts)
         stored = sum(file["size"] for file in manifest.files.values())
         phrases = [f"{facts.positions:,} positions", size(stored)]
-        phrases.append(f"{outcomes(run.recipe)} hold {percent(facts.mean_top_k_mass)}")
+        if facts.mean_distinct is not None:
+            phrases.append(f"{outcomes(run.recipe)}, {facts.mean_distinct:.1f} different tokens")
+        else:
+            phrases.append(f"{outcomes(run.recipe)} hold {percent(facts.mean_top_k_mass)}")
         if facts.judged:
             right = "" if facts.accuracy is None else f"right {percent(facts.accuracy)}, "
             phrases.append(f"teacher {right}says {percent(facts.confidence)}")
@@ -271,6 +278,8 @@ class Extract(Stage):
 def outcomes(recipe: Recipe) -> str:
     """Name the outcomes of which probabilities are stored."""
     section = recipe.knowledge
+    if section.draws is not None:
+        return f"{section.draws} draws per position"
     return f"top {section.top_k}{' candidates' if section.over_candidates else ''}"
 
 

@@ -217,7 +217,7 @@ def report_data(run: Run) -> ReportData:
             for name, arm in recipe.arms.items()
             if arm.learn == "knowledge"
         },
-        top_k=recipe.knowledge.top_k,
+        top_k=recipe.knowledge.width,
         labels_only=frozenset(name for name, arm in recipe.arms.items() if arm.learn == "labels"),
         location=_location(run.folder),
         setup=list(_setup(run)),
@@ -335,7 +335,7 @@ def _arm_facts(run: Run, name: str, arm: Arm) -> ArmFacts:
     return ArmFacts(
         kind=", ".join(kind),
         temperature=None if fixed is None else float(fixed),
-        top_k=arm.top_k or run.recipe.knowledge.top_k,
+        top_k=arm.top_k or run.recipe.knowledge.width,
         mass=_training_facts(run, _rows(run)[name][0]).P,
     )
 
@@ -399,6 +399,14 @@ def _notes_on_knowledge(run: Run) -> Iterator[tuple[str, str]]:
             yield name, f"learned the mean of {len(teachers)} teachers, of seeds {seeds}"
 
     for title, weight, facts in _knowledge(run):
+        if facts.mean_distinct is not None:
+            yield (
+                f"knowledge of {title} samples",
+                f"{facts.positions} positions in {size(weight)}, {outcomes(run.recipe)} of the "
+                f"teacher's whole distribution, {facts.mean_distinct:.2f} different tokens on "
+                f"average, {facts.bytes_per_position:.1f} bytes per position",
+            )
+            continue
         yield (
             f"knowledge of {title} samples",
             f"{facts.positions} positions in {size(weight)}, mean mass of the "

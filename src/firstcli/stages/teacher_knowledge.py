@@ -19,9 +19,12 @@ from firstcli.workspace.units import Part, knowledge_path, learned_parts, teache
 def knowledge_width(run: Run) -> int:
     """Return the number of probabilities that are stored per position.
 
-    Over candidates, it is at most the largest number of candidates of a training sample.
+    Over candidates, it is at most the largest number of candidates of a training sample. With
+    draws, it is at most the vocabulary.
     """
     section, training = run.recipe.knowledge, run.training
+    if section.draws is not None:
+        return min(section.draws, shared_tokens.shared_vocabulary(run))
     if not section.over_candidates:
         return section.top_k
     samples = chain(training.train, training.validation, training.unlabelled)

@@ -279,6 +279,16 @@ def soft_targets_of(arm: Arm, positions: Positions, result: Recalibrated) -> Sof
     )
 
 
+def drawn_targets(positions: Positions, draws: int) -> SoftTargets:
+    """Return the share of each token among the draws; nothing is left for other tokens.
+
+    The weights are c / N with integers c, whatever rounding their logarithms have gone through.
+    """
+    weights = np.rint(positions.topk * draws) / draws
+    tail = np.zeros(len(weights), np.float32)
+    return SoftTargets(positions.token_ids, weights.astype(np.float32), tail, np.ones_like(tail))
+
+
 @dataclass
 class SoftTargetBuilder:
     """Build the soft targets of an arm for batches of samples."""
@@ -298,6 +308,8 @@ class SoftTargetBuilder:
     """Whether the knowledge is over candidates: only the answer position is the teacher's."""
     without_label: Container[str] = ()
     """Ids of the samples that have no label."""
+    draws: int | None = None
+    """Draws per position, if the knowledge is of random tokens, which are not recalibrated."""
 
     @cached_property
     def _mode(self) -> PositionsMode:
@@ -306,8 +318,11 @@ class SoftTargetBuilder:
     def __call__(self, samples: Sequence[EncodedSample]) -> SoftTargets:
         """Return the soft targets of all supervised positions of a batch, in order."""
         positions = positions_of(samples, self.knowledge, self.arm.top_k)
-        result = self._recalibrated(positions, self._mode)
-        targets = soft_targets_of(self.arm, positions, result)
+        if self.draws is None:
+            result = self._recalibrated(positions, self._mode)
+            targets = soft_targets_of(self.arm, positions, result)
+        else:
+            targets = drawn_targets(positions, self.draws)
         if self.exchanged is not None:
             (one, other), ids = self.exchanged, targets.token_ids
             ids = np.where(ids == one, other, np.where(ids == other, one, ids)).astype(np.int32)
