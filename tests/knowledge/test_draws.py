@@ -1,4 +1,4 @@
-"""Random draws from the teacher's distribution: unbiased, exact on disk, and bound to the sample."""
+"""Random draws of the teacher's tokens: unbiased, exact on disk, and bound to the sample."""
 
 from __future__ import annotations
 
@@ -56,9 +56,7 @@ def test_the_inverse_of_the_cdf_against_a_loop_in_float64(
     logits = some_logits(3, vocabulary, seed, spread)
     uniforms = np.random.default_rng(seed).random((3, 8))
     found = drawn(logits, uniforms, vocabulary)
-    for p, points, tokens in zip(
-        logits.double().softmax(-1).numpy(), uniforms, found, strict=True
-    ):
+    for p, points, tokens in zip(logits.double().softmax(-1).numpy(), uniforms, found, strict=True):
         for u, token in zip(points, tokens, strict=True):
             below, until = p[:token].sum(), p[: token + 1].sum()
             assert below - 1e-12 <= u <= until + 1e-12 and p[token] > 0
@@ -73,7 +71,7 @@ def test_evenly_spread_random_numbers_give_the_whole_distribution() -> None:
 
 
 def test_the_mean_over_seeds_is_the_whole_distribution() -> None:
-    """Chi-square of the weights, over seeds and over positions, tokens beyond the top k included."""
+    """Chi-square of the summed weights of 400 seeds, at two positions."""
     vocabulary, seeds = 9, 400
     logits = some_logits(2, vocabulary, 1, spread=1.5)
     total = np.zeros((2, vocabulary))

@@ -189,26 +189,29 @@ class Extract(Stage):
         from firstcli.knowledge import concentration, store
         from firstcli.stages import extraction, inputs, teacher_knowledge
 
-        width, precision = teacher_knowledge.knowledge_width(run), run.recipe.knowledge.precision
-        each = store.bytes_per_position(width, precision)
+        width, section = teacher_knowledge.knowledge_width(run), run.recipe.knowledge
+        precision, is_drawn = section.precision, section.draws is not None
+        tokens_each = min(width, store.distinct_tokens(width)) if is_drawn else width
+        each = store.bytes_per_position(tokens_each, precision)
         if not run.is_written(unit.part):
             if unit.part == "copies":
                 train = inputs.knowledge_rows(run, "train")
                 most = inputs.positions(train) * len(run.rewording_requests) // len(train)
             else:
-                most = len(run.prompts) * run.recipe.knowledge.sampler.max_new_tokens
-            return int(most * each) + store.bytes_of_shards(most, most)
+                most = len(run.prompts) * section.sampler.max_new_tokens
+            return int(most * each) + store.bytes_of_shards(most, most, width)
         rows = inputs.knowledge_rows(run, unit.part)
         positions, tokens = inputs.positions(rows), int(lengths_of(rows).sum())
         teacher = run.recipe.teacher
-        foreseen = width <= MEASURED_WIDTH and teacher is not None and teacher.finetune is not None
+        is_measured = is_drawn or width <= MEASURED_WIDTH
+        foreseen = is_measured and teacher is not None and teacher.finetune is not None
         if run.recipe.train.task.plugin.has_candidates and foreseen:
             part = "train" if unit.part == "out-of-fold" else unit.part
             candidates = max(len(sample.candidates) for sample in run.samples_of(part)[:SAMPLES])
             mean = positions / len(rows)
-            each = store.bytes_per_answer(mean, candidates, width, precision) / mean
+            each = store.bytes_per_answer(mean, candidates, tokens_each, precision) / mean
         figure = concentration.BYTES if extraction.measures_concentration(run, unit) else 0
-        return int(positions * each) + store.bytes_of_shards(positions, tokens) + figure
+        return int(positions * each) + store.bytes_of_shards(positions, tokens, width) + figure
 
     def probe(self, probe: Probe, unit: Unit) -> CostEstimate | None:
         if probe.run.model_section(unit.role).plugin.is_remote:

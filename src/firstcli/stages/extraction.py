@@ -26,7 +26,6 @@ from firstcli.stages.scoring import ShardSamples, TeacherScorer, scorer_of
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit
 
-
 DRAWS_BOUND = 0.005
 """The share of repeated draws that may differ from the stored ones."""
 
