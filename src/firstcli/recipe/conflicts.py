@@ -151,7 +151,7 @@ def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
         yield ("out_of_fold",), "there are no folds; set knowledge.folds, for example to 5"
     if knowledge and arm.augment and arm.learn == "knowledge":
         yield from _conflicts_with_copies(arm, knowledge)
-    if arm.teachers == "mean":
+    if arm.averages:
         yield from _conflicts_of_mean(arm, valid)
     if knowledge and knowledge.over_candidates:
         yield from _conflicts_over_candidates(arm)
@@ -216,6 +216,9 @@ def _conflicts_of_mean(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
     if teacher and len(teacher.seeds) < 2:
         text = "there is only one teacher; give several in teacher.seeds, for example [1, 2, 3]"
         yield ("teachers",), text
+    if arm.teachers == "recalibrated-mean" and arm.recalibrator and arm.recalibrator.name == "none":
+        text = "found 'recalibrated-mean', but this arm's recalibrator is 'none'"
+        yield ("teachers",), f"{text}; use 'mean', or choose a recalibrator"
     if knowledge and knowledge.folds and arm.out_of_fold is not False:
         text = "the teachers of folds have no further seeds; set this arm's out_of_fold: false"
         yield ("teachers",), text
@@ -234,7 +237,7 @@ def _conflicts_with_draws(arm: Arm) -> Conflicts:
         yield ("top_k",), f"{drawn}, all of which are learned; leave it out"
     if arm.recalibrate is not None:
         yield ("recalibrate",), f"{drawn}, which are not recalibrated; leave it out"
-    if arm.teachers not in (None, "first"):
+    if arm.averages:
         text = f"'{arm.teachers}' averages the most likely tokens of several teachers, but {drawn}"
         yield ("teachers",), f"{text}; leave it out"
 

@@ -274,8 +274,9 @@ class Teacher(RecipeSection):
     posthoc: PosthocRef | None = None
     """Also evaluate the teacher with a post-hoc recalibrator, as `teacher + T`."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(strict=False)] = ()
-    """Fine-tune a teacher with each of these seeds, for arms with `teachers: mean`. The first is
-    the teacher that is evaluated and that other arms learn from. Default: one, with `seed`."""
+    """Fine-tune a teacher with each of these seeds, for arms that learn a mean (`teachers`). The
+    first is the teacher that is evaluated and that other arms learn from. Default: one, with
+    `seed`."""
 
 
 class Student(RecipeSection):
@@ -413,9 +414,10 @@ class Arm(RecipeSection):
     out_of_fold: bool | None = None
     """Take each sample's probabilities from the teacher that was not trained on it
     (`knowledge.folds`). Default: true if there are folds."""
-    teachers: Literal["first", "mean"] | None = None
-    """Whose probabilities are learned: the first teacher's (`first`, default), or the mean of all
-    teachers' (`mean`), see `teacher.seeds`."""
+    teachers: Literal["first", "mean", "recalibrated-mean"] | None = None
+    """Whose probabilities are learned: the first teacher's (`first`, default), the mean of all
+    teachers', which is then recalibrated (`mean`), or the mean of what each teacher's own
+    recalibrator gives (`recalibrated-mean`), see `teacher.seeds`."""
     augment: bool | None = None
     """Also learn the copies of `train.augment`: what the teacher says of them, or with `learn:
     labels`, the labels of their samples. Default: false."""
@@ -423,6 +425,11 @@ class Arm(RecipeSection):
     """Changes to `student.training` for this arm."""
     posthoc: PosthocRef | None = None
     """Also evaluate the student with a post-hoc recalibrator, as `<arm> + T`."""
+
+    @property
+    def averages(self) -> bool:
+        """Whether the arm learns from all teachers, not from the first alone."""
+        return self.teachers in ("mean", "recalibrated-mean")
 
     @model_validator(mode="before")
     @classmethod

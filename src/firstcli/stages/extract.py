@@ -114,7 +114,7 @@ class Extract(Stage):
         yield from self._of_further_teachers(recipe, folder)
 
     def _of_further_teachers(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
-        arms = [arm for arm in recipe.arms.values() if arm.teachers == "mean"]
+        arms = [arm for arm in recipe.arms.values() if arm.averages]
         parts = list(dict.fromkeys(part for arm in arms for part in learned_parts(recipe, arm)))
         parts += ["validation"] if any(map(needs_fit, arms)) else []
         for seed in further_teachers(recipe):

@@ -16,7 +16,7 @@ from firstcli.runtime import distributed
 from firstcli.runtime.redaction import redacted, without_folders
 from firstcli.stages import checks, fingerprints
 from firstcli.stages.base import Facts, Option, RecipeOption, Stage, TrainingFacts
-from firstcli.stages.calibrate import CALIBRATE
+from firstcli.stages.calibrate import CALIBRATE, CalibrationFacts
 from firstcli.stages.distill import DISTILL
 from firstcli.stages.evaluate import EVALUATE, load_records
 from firstcli.stages.extract import EXTRACT, ExtractFacts, outcomes
@@ -30,6 +30,8 @@ from firstcli.workspace.units import (
     calibration_path,
     model_path,
     models_of,
+    needs_fit,
+    recalibrated_together,
     teachers_of,
 )
 
@@ -396,7 +398,8 @@ def _notes_on_knowledge(run: Run) -> Iterator[tuple[str, str]]:
     for name, arm in run.recipe.arms.items():
         if len(teachers := teachers_of(run.recipe, arm)) > 1:
             seeds = ", ".join(str(seed) for seed in (run.teacher_seed, *teachers[1:]))
-            yield name, f"learned the mean of {len(teachers)} teachers, of seeds {seeds}"
+            by_itself = ", each re-calibrated by itself" * (arm.teachers == "recalibrated-mean")
+            yield name, f"learned the mean of {len(teachers)} teachers{by_itself}, of seeds {seeds}"
 
     for title, weight, facts in _knowledge(run):
         if facts.mean_distinct is not None:
@@ -428,9 +431,18 @@ def _notes_on_calibration(run: Run) -> Iterator[tuple[str, str]]:
         if model.posthoc and model.seed is not None:
             note += f"; this is seed {model.seed}; every seed has its own T"
         yield model.row, note
+    for name, arm in run.recipe.arms.items():
+        yield from _notes_on_further_teachers(run, name, arm)
     for row, (first, *_) in _rows(run).items():
         if first.arm and not first.posthoc and (swaps := _training_facts(run, first).rank_swaps):
             yield row, f"{100 * swaps:.1f} % of recalibrated positions changed their top token"
+
+
+def _notes_on_further_teachers(run: Run, name: str, arm: Arm) -> Iterator[tuple[str, str]]:
+    """Yield what the recalibrators of an arm's further teachers have learned."""
+    for seed, *_ in recalibrated_together(run.recipe, arm)[1:] if needs_fit(arm) else ():
+        fitted = CalibrationFacts.of(run.manifests[CALIBRATE.key(name, seed)].facts)
+        yield name, f"the teacher of seed {seed}: {', '.join(fitted.in_words())}"
 
 
 REPORT = Report()

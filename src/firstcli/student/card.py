@@ -450,7 +450,8 @@ def _source_of_targets(run: Run, arm: Arm) -> str:
     gate = ""
     if arm.objective == "hard-gate":
         gate = ", and the label where it is less sure of it than these"
+    each = "each " * (arm.teachers == "recalibrated-mean")
     return (
         f"the top {top_k} {outcome} probabilities of {source}{unseen}"
-        f", recalibrated by `{arm.recalibrator.name}`{gate}"
+        f", {each}recalibrated by `{arm.recalibrator.name}`{gate}"
     )
