@@ -21,7 +21,7 @@ from firstcli.knowledge.store import Knowledge
 from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference, readout
 from firstcli.recipe.sections import Arm
-from firstcli.stages.scoring import Drawing, drawn_of
+from firstcli.stages.scoring import DrawSettings, drawn_of
 from firstcli.training import objectives, soft_targets
 
 VOCABULARY = 50
@@ -131,7 +131,7 @@ def extract(
     found: dict[str, TopK] = {}
     for batch in inference.batches([len(row.input_ids) for row in rows], tokens):
         chosen = [rows[i] for i in batch]
-        found |= drawn_of(reader, chosen, Drawing(N, 7), VOCABULARY, batching)
+        found |= drawn_of(reader, chosen, DrawSettings(N, 7), VOCABULARY, batching)
     return found
 
 

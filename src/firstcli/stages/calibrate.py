@@ -55,6 +55,11 @@ class CalibrationFacts(Facts):
         own = {name: facts[name] for field in fields(cls) if (name := field.name) in facts}
         return cls(**own, plugin={k: v for k, v in facts.items() if k not in own})
 
+    @property
+    def is_by_agreement(self) -> bool:
+        """Whether it was fitted without labels, to the teacher's probabilities."""
+        return self.plugin.get("criterion") == "agreement"
+
     def in_words(self) -> list[str]:
         """Describe the fit in phrases."""
         from firstcli.runtime.console import percent
@@ -233,7 +238,7 @@ def show_fitted(run: Run, title: str, units: Sequence[Unit]) -> dict[str, JSON]:
         temperatures = facts.plugin.get("temperatures", {})
         table.add_row(
             unit.subject,
-            facts.recalibrator,
+            f"{facts.recalibrator}{' by agreement' * facts.is_by_agreement}",
             _temperature(facts.plugin),
             *(_number(temperatures.get(criterion)) for criterion in CRITERIA),
             str(facts.rows),

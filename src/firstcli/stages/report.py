@@ -332,6 +332,7 @@ def _arm_facts(run: Run, name: str, arm: Arm) -> ArmFacts:
         if (value := getattr(arm, key)) != getattr(defaults, key):
             kind.append(f"{key.replace('_', ' ')} {value}")
     kind += ["with copies"] if arm.augment else []
+    kind += ["T by agreement"] if arm.posthoc and arm.posthoc.fit == "agreement" else []
     changed = arm.training.model_dump(exclude_none=True) if arm.training else {}
     kind += [f"{key.replace('_', ' ')} {value}" for key, value in changed.items()]
     return ArmFacts(
@@ -421,7 +422,9 @@ def _notes_on_knowledge(run: Run) -> Iterator[tuple[str, str]]:
 
 def _notes_on_calibration(run: Run) -> Iterator[tuple[str, str]]:
     for model, artifact in _calibrations(run):
-        note = f"{artifact.recalibrator} on {artifact.rows} rows"
+        is_agreement = artifact.facts.get("criterion") == "agreement"
+        seen = "measured on" if is_agreement else "on"
+        note = f"{artifact.recalibrator} {seen} {artifact.rows} rows"
         if "temperature" in artifact.facts and "criterion" in artifact.facts:
             note += f": T = {artifact.facts['temperature']:.4g} by {artifact.facts['criterion']}"
         note += f": {artifact.learned}" if artifact.learned else ""

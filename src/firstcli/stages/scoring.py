@@ -85,7 +85,7 @@ class Asking:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawing:
+class DrawSettings:
     """How tokens are drawn from the teacher's distribution."""
 
     draws: int
@@ -215,10 +215,10 @@ def scorer_of(run: Run, unit: Unit) -> TeacherScorer:
     return TokenScorer(run, unit) if run.recipe.knowledge.draws is None else DrawScorer(run, unit)
 
 
-def drawing_of(run: Run) -> Drawing:
+def drawing_of(run: Run) -> DrawSettings:
     """Return how tokens are drawn in a run with `knowledge.draws`."""
     assert run.recipe.knowledge.draws is not None
-    return Drawing(run.recipe.knowledge.draws, run.recipe.seed)
+    return DrawSettings(run.recipe.knowledge.draws, run.recipe.seed)
 
 
 def _not_finite(ids: Sequence[str]) -> UserError:
@@ -267,7 +267,7 @@ def top_k_of(
 def drawn_of(
     reader: readout.Reader,
     rows: Sequence[EncodedSample],
-    settings: Drawing,
+    settings: DrawSettings,
     limit: int,
     batching: inference.Batching = "padded",
 ) -> dict[str, TopK]:
