@@ -3,8 +3,8 @@
 Instead of the teacher's k most likely tokens, a position holds the tokens of N draws from the
 teacher's whole distribution p, with replacement. A token that was drawn c times has the weight
 c / N, whose expectation is p(token), so the gradient of the cross-entropy with these weights is an
-unbiased estimate of that with p. (The paper also draws from other distributions than p, with
-importance weights; for p itself these are c / N.)
+unbiased estimate of that with p. (The paper's importance sampling allows for other distributions to
+draw from; for p itself its weights are c / N.)
 
 The store holds the counts themselves, so weights are exact whatever the precision. A row of the
 store has one slot per possible token, N at most; slots without a token hold the lowest ids that
