@@ -18,7 +18,7 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
-from firstcli.api import FloatArray
+from firstcli.api import FloatArray, IntArray
 from firstcli.knowledge.top_k import TopK
 
 Steps = npt.NDArray[np.int16]
@@ -79,9 +79,10 @@ def counted(drawn: npt.NDArray[np.integer], width: int) -> TopK:
     )
 
 
-def counts_of(log_weights: npt.NDArray[np.floating], draws: int) -> npt.NDArray[np.int64]:
+def counts_of(log_weights: npt.NDArray[np.floating], draws: int) -> IntArray:
     """Return the counts of log(c / N), exactly, as float32 errors are far below 1 / N."""
-    return np.rint(np.exp(log_weights.astype(np.float64)) * draws).astype(np.int64)
+    counts = np.rint(np.exp(log_weights.astype(np.float64)) * draws)
+    return np.asarray(counts, np.int64)
 
 
 def encode(known: TopK, draws: int) -> Steps:
