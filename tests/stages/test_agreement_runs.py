@@ -110,7 +110,8 @@ def test_an_export_folds_a_temperature_by_agreement(
     )
     tokenizer = AutoTokenizer.from_pretrained(target)
     model = AutoModelForCausalLM.from_pretrained(target)
-    world = KnownWorld(KnownWorldOptions(**command_line.WORLD["options"]))
+    options: Any = command_line.WORLD["options"]
+    world = KnownWorld(KnownWorldOptions(**options))
     samples = {sample.id: sample for sample in world.load("test").samples}
     for number, id in enumerate(recorded.ids):
         sample = samples[id]

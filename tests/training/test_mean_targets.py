@@ -120,8 +120,8 @@ def test_every_teacher_s_knowledge_meets_its_own_recalibrator() -> None:
         top_k = 2
 
         def __init__(self, p: list[float]) -> None:
-            logs = np.log(np.array([p], np.float32))
-            self.known = TopK(np.array([[4, 7]], np.int32), logs, np.log(np.float32([1e-9])))
+            logs, tail = np.log(np.array([p], np.float32)), np.full(1, -20, np.float32)
+            self.known = TopK(np.array([[4, 7]], np.int32), logs, tail)
 
         def of(self, sample: EncodedSample) -> TopK:
             return self.known
