@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from firstcli.knowledge import draws
+from firstcli.knowledge import draws, store
 from firstcli.knowledge.store import Knowledge
 from support import command_line
 from support.command_line import first
@@ -93,17 +92,28 @@ def test_what_makes_draws_stale(done: tuple[Path, Path]) -> None:
     assert pending("--set", "seed=8")
 
 
-@pytest.mark.parametrize("batching", ["padded", "packed"])
-def test_batching_and_order_of_the_data_change_no_draw(
-    tmp_path: Path, done: tuple[Path, Path], batching: str
-) -> None:
-    path = command_line.write_recipe(
-        tmp_path, arms=ARMS, knowledge={**KNOWLEDGE, "batching": batching}
-    )
+def test_packed_batches_change_no_draw(tmp_path: Path, done: tuple[Path, Path]) -> None:
+    packed = {**KNOWLEDGE, "batching": "packed"}
+    path = command_line.write_recipe(tmp_path, arms=ARMS, knowledge=packed)
     result = first("extract", path, "--run-dir", tmp_path / "run")
     assert result.code == 0, result.err
     one, other = (f / "knowledge/train/shard-00000.parquet" for f in (done[1], tmp_path / "run"))
     assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_repaired_part_holds_the_same_draws(
+    tmp_path: Path, done: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards are drawn by themselves, in any order, as by several processes."""
+    monkeypatch.setattr(store, "SHARD_POSITIONS", 40)
+    path, run = done[0], command_line.copy_run(done[1], tmp_path / "run")
+    assert first("extract", path, "--run-dir", run, "--force").code == 0
+    files = sorted((run / "knowledge" / "train").glob("*.parquet"))
+    before = {file: file.read_bytes() for file in files}
+    assert len(files) > 2
+    files[1].unlink()
+    assert first("extract", path, "--run-dir", run, "--repair").code == 0
+    assert {file: file.read_bytes() for file in files} == before
 
 
 def test_the_plan_counts_the_size_of_draws(tmp_path: Path) -> None:
@@ -111,11 +121,9 @@ def test_the_plan_counts_the_size_of_draws(tmp_path: Path) -> None:
     estimates = []
     for count in (5, 50):
         path = command_line.write_recipe(tmp_path, arms=ARMS, knowledge={"draws": count})
-        units = first("plan", path, "--run-dir", tmp_path / "run", "--json").json["units"]
-        unit = next(unit for unit in units if unit["unit"] == "extract train")
-        found = re.search(r"([\d.]+) kB of knowledge", unit["estimate"])
-        assert found
-        estimates.append(1000 * float(found[1]))
+        planned = first("plan", path, "--run-dir", tmp_path / "run", "--probe", "--json")
+        assert planned.code == 0, planned.err
+        estimates.append(planned.json["probe"]["extract train"]["disk"])
     assert estimates[0] < estimates[1]
     assert first("extract", path, "--run-dir", tmp_path / "run").code == 0
     files = (tmp_path / "run" / "knowledge" / "train").glob("*.parquet")
