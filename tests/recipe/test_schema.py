@@ -55,9 +55,13 @@ class Fitted(Fake):
     needs_fit = True
 
 
+class Remote(Scratch):
+    is_remote = True
+
+
 FAKES: dict[str, dict[str, type[Fake]]] = {
     "tasks": {"questions": Fake, "instructions": Instructions},
-    "families": {"hub": Fake, "scratch": Scratch},
+    "families": {"hub": Fake, "scratch": Scratch, "remote": Remote},
     "recalibrators": {"none": Fake, "temperature-scaling": Fitted},
 }
 
@@ -113,6 +117,17 @@ def test_knowledge_arms_get_defaults_and_labels_arms_do_not() -> None:
     assert Arm(objective="topk-renormalized").mass == "one"
     labels = Arm(learn="labels")
     assert (labels.recalibrator, labels.objective, labels.mass) == (None, None, None)
+
+
+def test_draws_need_the_teacher_s_whole_distribution() -> None:
+    """Which a server does not return; labels alone need no knowledge."""
+    arms = {"a": {"learn": "labels"}, "b": {"recalibrator": {"name": "none"}}}
+    given = {"knowledge": {"draws": 20}, "arms": arms}
+    assert Recipe.model_validate(raw(**given)).knowledge.width == 20
+    found = mistakes(raw(**given, teacher={"model": {"family": "remote"}}))
+    assert list(found) == ["knowledge.draws"]
+    assert "teacher.model.family 'remote' runs elsewhere" in found["knowledge.draws"]
+    assert "knowledge.top_k" in found["knowledge.draws"]
 
 
 def test_a_dumped_recipe_loads_again() -> None:

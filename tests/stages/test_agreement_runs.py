@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from firstcli.metrics.records import EvalRecords
 from firstcli.recalibration.agreement import fit_temperature
+from firstcli.tasks.known_world import KnownWorld, KnownWorldOptions
 from support import command_line
 from support.command_line import first
 
@@ -75,6 +78,51 @@ def test_the_temperature_is_applied_and_travels_with_the_student(done: tuple[Pat
     about = json.loads((run / "students" / "daca" / "firstcli.json").read_text("utf-8"))
     assert about["posthoc"]["temperature"] == pytest.approx(temperature)
     assert f"T = {temperature:.4g}" in (run / "students" / "daca" / "README.md").read_text("utf-8")
+
+
+def test_arms_that_differ_in_the_fit_alone_are_told_apart(done: tuple[Path, Path]) -> None:
+    path, run = done
+    result = first("posthoc", path, "--run-dir", run)
+    said = " ".join(result.out.split())
+    assert "post-hoc recalibrators, measured on the validation rows" in said
+    assert said.count("logit-temperature by agreement") == 1
+    result = first("posthoc", path, "--run-dir", run, "--arm", "plain")
+    assert "on the validation rows that they were fitted on" in " ".join(result.out.split())
+    page = (run / "report" / "index.html").read_text("utf-8")
+    assert "T by agreement with the teacher: daca + T" in page
+    table = (run / "report" / "table.md").read_text("utf-8")
+    assert "T by agreement with the teacher: daca + T" in table
+    assert "logit-temperature measured on 30 rows: T = " in page
+
+
+def test_an_export_folds_a_temperature_by_agreement(
+    done: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The weights alone give the recorded probabilities of `daca + T`."""
+    run, target = done[1], tmp_path / "out"
+    result = first("export", run, target, "--arm", "daca + T", "--json")
+    assert result.code == 0, result.err
+    temperature = fitted(run, "daca+T")["temperature"]
+    assert result.json["folded"]["temperature"] == pytest.approx(temperature)
+    recorded, plain = (
+        EvalRecords.load(run / "eval" / "known-world" / f"{name}.parquet")
+        for name in ("daca+T", "daca")
+    )
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    model = AutoModelForCausalLM.from_pretrained(target)
+    options: Any = command_line.WORLD["options"]
+    world = KnownWorld(KnownWorldOptions(**options))
+    samples = {sample.id: sample for sample in world.load("test").samples}
+    for number, id in enumerate(recorded.ids):
+        sample = samples[id]
+        ids = tokenizer(sample.prompt, return_tensors="pt")
+        texts = (sample.prompt + text for text in sample.candidates)
+        tokens = [tokenizer(text)["input_ids"][-1] for text in texts]
+        with torch.no_grad():
+            found = model(**ids).logits[0, -1].double()[tokens].softmax(-1)
+        expected = recorded.probabilities[number, : len(tokens)]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(plain.probabilities - recorded.probabilities).max() > 1e-3
 
 
 def test_only_the_choice_of_labels_is_unstated(done: tuple[Path, Path]) -> None:

@@ -3,7 +3,8 @@
     id          the sample's id
     token_ids   the k most likely tokens, most likely first, as bytes: little-endian unsigned
                 integers of 2 bytes, or of 4 if a token id needs them. Lists would take 7 % more
-    step_1 ...  their probabilities, see `codec`; `step_tail` is the probability of all other tokens
+    step_1 ...  their probabilities, see `codec`; `step_tail` is the probability of all other
+                tokens. With random draws, they are counts, see `draws`
 
 Samples are sorted by id, which compresses better. The metadata, JSON under the key `firstcli`,
 contains digests of the samples' ids, of their tokens and of the file's content, so that neither a
@@ -28,7 +29,7 @@ import pyarrow.parquet as pq
 
 from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError
-from firstcli.knowledge import codec
+from firstcli.knowledge import codec, draws
 from firstcli.knowledge.top_k import TopK
 from firstcli.runtime.files import atomic_write
 
@@ -54,6 +55,7 @@ class StoreFormat:
     teacher: str | None = None  # fingerprint of the weights
     tokenizer: str | None = None  # fingerprint of the vocabulary
     over: str | None = None  # "candidates": `token_ids` are their indices; None: tokens
+    draws: int | None = None  # N random draws instead of the most likely tokens
 
     def stated(self) -> dict[str, Any]:
         """Return the values that are not None, by name."""
@@ -76,6 +78,18 @@ class StoreFormat:
     @property
     def grid(self) -> codec.Grid:
         return codec.grid_of(self.precision, self.top_k)
+
+    def encode(self, known: TopK) -> codec.Steps:
+        """Return the steps to store, (N, k + 1)."""
+        if self.draws is not None:
+            return draws.encode(known, self.draws)
+        return codec.encode(known.log_probs, known.log_tail, self.grid)
+
+    def decode(self, steps: codec.Steps) -> tuple[codec.Log, codec.Log]:
+        """Return log-probabilities (N, k) and log tails (N,) of steps (N, k + 1)."""
+        if self.draws is not None:
+            return draws.decode(steps, self.draws)
+        return codec.decode(steps, self.grid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +126,7 @@ def write_shard(
     order = sorted(range(len(rows)), key=lambda i: rows[i].id)
     rows, knowledge = [rows[i] for i in order], [knowledge[i] for i in order]
     exact = TopK.concatenated(knowledge)
-    grid = format.grid
-    steps = codec.encode(exact.log_probs, exact.log_tail, grid)
+    steps = format.encode(exact)
     table = _table(rows, exact.token_ids, steps)
     facts = {
         **format.stated(),
@@ -121,12 +134,20 @@ def write_shard(
         "version": VERSION,
         "samples": len(rows),
         "positions": len(steps),
-        "grid": {"levels": grid.levels, "linear": grid.linear, "offset": grid.offset},
+        **_values_of_steps(exact, format),
         **digests(rows),
         "content": _content(*_columns(table)),
-        **codec.errors(exact.log_probs, exact.log_tail, *codec.decode(steps, grid)),
+        **codec.errors(exact.log_probs, exact.log_tail, *format.decode(steps)),
     }
     atomic_write(path, lambda file: _write(table, facts, file))
+
+
+def _values_of_steps(exact: TopK, format: StoreFormat) -> dict[str, Any]:
+    """Return what steps mean, and with draws, how many tokens were drawn per position."""
+    if format.draws is not None:
+        return {"mean_distinct": float((exact.log_probs > -np.inf).sum(axis=1).mean())}
+    grid = format.grid
+    return {"grid": {"levels": grid.levels, "linear": grid.linear, "offset": grid.offset}}
 
 
 def _table(rows: Sequence[EncodedSample], token_ids: TokenIds, steps: codec.Steps) -> pa.Table:
@@ -201,7 +222,7 @@ def read_shard(path: Path) -> Shard:
     except _DAMAGE as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
         raise UserError(f"{path}: this shard of knowledge {reason}; {REPAIR}") from error
-    known = TopK(token_ids, *codec.decode(steps, StoreFormat.of(facts).grid))
+    known = TopK(token_ids, *StoreFormat.of(facts).decode(steps))
     return Shard(facts, ids, counts, known)
 
 

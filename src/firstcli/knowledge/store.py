@@ -34,19 +34,31 @@ SHARD_TOKENS = 262_144  # an interrupted extraction repeats at most one shard
 
 
 SHARD_BYTES = 1_950  # Parquet's structure and the metadata of a shard
+COLUMN_BYTES = 85  # of each column besides those of 5 tokens
 FORESEEN = 1.0
 """Bytes of a position of an answer besides the one that decides, such as that of EOS."""
 
 
-def bytes_per_position(top_k: int, precision: Precision) -> float:
+def distinct_tokens(draws: int) -> float:
+    """Estimate how many different tokens N draws give per position of text.
+
+    The paper of random-sampling knowledge counts about 12 of 50; a flatter teacher gives more.
+    """
+    return float(draws**0.65)
+
+
+def bytes_per_position(top_k: float, precision: Precision) -> float:
     """Estimate the bytes on disk per supervised position of text.
 
-    Measured for top_k = 5: see docs/knowledge.md.
+    Measured for top_k = 5: see docs/knowledge.md. A drawn token takes as many as a token of the
+    top k.
     """
     return 0.5 + top_k * {"standard": 2.1, "compact": 1.7}[precision]
 
 
-def bytes_per_answer(positions: float, candidates: int, top_k: int, precision: Precision) -> float:
+def bytes_per_answer(
+    positions: float, candidates: int, top_k: float, precision: Precision
+) -> float:
     """Estimate the bytes on disk per answer to a question.
 
     Where the answer is decided, as many tokens vary as there are candidates. A fine-tuned teacher
@@ -61,21 +73,22 @@ def bytes_per_answer(positions: float, candidates: int, top_k: int, precision: P
     return bytes_per_position(min(candidates, top_k), precision) + FORESEEN * (positions - 1)
 
 
-def bytes_of_shards(positions: int, tokens: int) -> int:
+def bytes_of_shards(positions: int, tokens: int, width: int = 5) -> int:
     """Estimate the bytes that shards need besides their positions.
 
     Args:
         positions: the supervised positions.
         tokens: the tokens of their samples.
+        width: the slots for tokens at each position.
     """
     shards = max(-(-positions // SHARD_POSITIONS), -(-tokens // SHARD_TOKENS), 1)
-    return SHARD_BYTES * shards
+    return (SHARD_BYTES + COLUMN_BYTES * max(width - 5, 0)) * shards
 
 
 def summary(folder: Path) -> dict[str, Any]:
     """Aggregate the metadata of all shards of a finished extraction.
 
-    Confidence and accuracy are those of the teacher's most likely token.
+    Confidence and accuracy are those of the teacher's most likely token, which draws do not tell.
     """
     paths = sorted(folder.glob("shard-*.parquet"))
     shards = [facts for path in paths if (facts := shard_facts(path))]
@@ -84,7 +97,8 @@ def summary(folder: Path) -> dict[str, Any]:
     judged = sum(part["judged"] for part in top_1)
     without_labels = any("correct" not in part for part in top_1)
     correct = sum(part.get("correct", 0) for part in top_1)
-    means = ("mean_top_k_mass", "mean_probability_error", "mean_mass_error", "mean_kl")
+    means = ["mean_top_k_mass", "mean_probability_error", "mean_mass_error", "mean_kl"]
+    means += ["mean_distinct"] if all("mean_distinct" in facts for facts in shards) else []
     maxima = ("max_probability_error", "max_mass_error")
     return {
         "samples": sum(facts["samples"] for facts in shards),
@@ -97,7 +111,7 @@ def summary(folder: Path) -> dict[str, Any]:
         **{name: max(facts[name] for facts in shards) for name in maxima},
         "judged": judged,
         "confidence": sum(part["confidence"] for part in top_1) / max(judged, 1),
-        **({} if without_labels else {"accuracy": correct / max(judged, 1)}),
+        **({} if without_labels or not judged else {"accuracy": correct / max(judged, 1)}),
     }
 
 

@@ -344,6 +344,32 @@ def top_k(scores: Scores, k: int, limit: int) -> Tensor:
     return torch.cat(parts)
 
 
+DRAW_ROWS = CHUNK_ROWS // 4
+"""Rows per chunk of `drawn`, whose sums are float64."""
+
+
+def drawn(scores: Scores, uniforms: Tensor, limit: int) -> Tensor:
+    """Draw a token for each random number (N, draws) in [0, 1), by the inverse of the CDF.
+
+    Tokens are drawn from the softmax over the ids below `limit`, in float64. Ids are exact in
+    float32, see `top_k`; where an output is not finite, they are NaN.
+    """
+    parts = []
+    for chunk, logits in scores.chunks(DRAW_ROWS):
+        values = logits[:, :limit]
+        if values.device.type == "mps":  # it has no float64
+            values = values.cpu()
+        cdf = values.double().softmax(-1).cumsum(-1)  # (R, limit)
+        total = cdf[:, -1:]
+        points = uniforms[chunk].to(cdf.device, cdf.dtype) * total
+        # The first token whose CDF exceeds the point, so never one of probability 0.
+        ids = torch.searchsorted(cdf, points, right=True)
+        ids = torch.minimum(ids, (cdf < total).sum(-1, keepdim=True))  # a product may round up
+        ids = torch.where(torch.isfinite(total), ids.float(), torch.nan)
+        parts.append(ids.to(logits.device))
+    return torch.cat(parts)
+
+
 def unpack(packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Split the result of `top_k`: ids (N, k), log-probabilities (N, k), log of the tail (N,)."""
     k = packed.shape[-1] // 2

@@ -96,6 +96,12 @@ def _knowledge_conflicts(
         text = f"task '{train.task.name}' has no candidates; leave it out"
         yield ("over",), f"{text}, and choose models with the same tokenizer"
     is_remote = teacher is not None and teacher.model.plugin.is_remote
+    if section.draws is not None and section.over_candidates:
+        text = "draws are of tokens, but knowledge.over is 'candidates'; leave one of them out"
+        yield ("draws",), text
+    if section.draws is not None and is_remote and teacher:
+        text = f"teacher.model.family '{teacher.model.family}' runs elsewhere and returns only its"
+        yield ("draws",), f"{text} most likely tokens; leave it out, and set knowledge.top_k"
     if section.batching == "packed" and (section.over_candidates or is_remote):
         yield ("batching",), "has no effect over candidates or with a remote teacher; leave it out"
     if section.responses == "data":
@@ -134,16 +140,18 @@ def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
     if arm.learn == "knowledge" and valid.get("teacher", "invalid") is None:
         yield (), "learns from a teacher, but the recipe has none; add 'teacher' or 'learn: labels'"
     if arm.recalibrator:
-        top_k = (arm.top_k or knowledge.top_k) if knowledge else None
+        top_k = (arm.top_k or knowledge.width) if knowledge else None
         yield from _recalibrator_conflicts(arm.recalibrator, train, top_k)
-    if knowledge and arm.top_k and arm.top_k > knowledge.top_k:
+    if knowledge and knowledge.draws is not None and arm.learn == "knowledge":
+        yield from _conflicts_with_draws(arm)
+    elif knowledge and arm.top_k and arm.top_k > knowledge.top_k:
         text = f"{arm.top_k} exceeds knowledge.top_k ({knowledge.top_k}); raise knowledge.top_k"
         yield ("top_k",), text
     if knowledge and arm.out_of_fold and not knowledge.folds:
         yield ("out_of_fold",), "there are no folds; set knowledge.folds, for example to 5"
     if knowledge and arm.augment and arm.learn == "knowledge":
         yield from _conflicts_with_copies(arm, knowledge)
-    if arm.teachers == "mean":
+    if arm.averages:
         yield from _conflicts_of_mean(arm, valid)
     if knowledge and knowledge.over_candidates:
         yield from _conflicts_over_candidates(arm)
@@ -208,9 +216,30 @@ def _conflicts_of_mean(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
     if teacher and len(teacher.seeds) < 2:
         text = "there is only one teacher; give several in teacher.seeds, for example [1, 2, 3]"
         yield ("teachers",), text
+    if arm.teachers == "recalibrated-mean" and arm.recalibrator and arm.recalibrator.name == "none":
+        text = "found 'recalibrated-mean', but this arm's recalibrator is 'none'"
+        yield ("teachers",), f"{text}; use 'mean', or choose a recalibrator"
     if knowledge and knowledge.folds and arm.out_of_fold is not False:
         text = "the teachers of folds have no further seeds; set this arm's out_of_fold: false"
         yield ("teachers",), text
+
+
+def _conflicts_with_draws(arm: Arm) -> Conflicts:
+    """Yield what an arm cannot do with the tokens of `knowledge.draws`."""
+    drawn = "knowledge.draws stores random tokens of the teacher's whole distribution"
+    if arm.recalibrator and arm.recalibrator.name != "none":
+        text = f"'{arm.recalibrator.name}' changes the probabilities of the most likely tokens, but"
+        yield ("recalibrator",), f"{text} {drawn}; use 'none'"
+    if arm.objective != "topk-tail":
+        text = f"'{arm.objective}' compares the most likely tokens, but {drawn}"
+        yield ("objective",), f"{text}; use 'topk-tail'"
+    if arm.top_k is not None:
+        yield ("top_k",), f"{drawn}, all of which are learned; leave it out"
+    if arm.recalibrate is not None:
+        yield ("recalibrate",), f"{drawn}, which are not recalibrated; leave it out"
+    if arm.averages:
+        text = f"'{arm.teachers}' averages the most likely tokens of several teachers, but {drawn}"
+        yield ("teachers",), f"{text}; leave it out"
 
 
 def _conflicts_over_candidates(arm: Arm) -> Conflicts:

@@ -274,8 +274,9 @@ class Teacher(RecipeSection):
     posthoc: PosthocRef | None = None
     """Also evaluate the teacher with a post-hoc recalibrator, as `teacher + T`."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(strict=False)] = ()
-    """Fine-tune a teacher with each of these seeds, for arms with `teachers: mean`. The first is
-    the teacher that is evaluated and that other arms learn from. Default: one, with `seed`."""
+    """Fine-tune a teacher with each of these seeds, for arms that learn a mean (`teachers`). The
+    first is the teacher that is evaluated and that other arms learn from. Default: one, with
+    `seed`."""
 
 
 class Student(RecipeSection):
@@ -304,11 +305,19 @@ class Sampling(RecipeSection):
     """Tokens after which a response is given up: it is left out, and counted."""
 
 
+MOST_DRAWS = 1000
+"""Draws per position. More would take a thousand columns of the store to gain little."""
+
+
 class KnowledgeSection(RecipeSection):
     """What is stored of the teacher's predictions."""
 
     top_k: int = Field(default=5, ge=1)
     """Number of most likely tokens stored per position; the paper (4.1) uses 5."""
+    draws: int | None = Field(default=None, ge=1, le=MOST_DRAWS)
+    """Store this many random draws from the teacher's whole distribution per position instead of
+    its most likely tokens (RS-KD, arXiv 2503.16870). Students learn the drawn tokens, weighted by
+    how often each was drawn. Default: the `top_k` most likely tokens."""
     precision: Literal["standard", "compact"] = "standard"
     """Precision of the stored probabilities. With top_k = 5, a position of text takes 10.4 bytes
     (`standard`) or 8.9 bytes (`compact`).
@@ -343,8 +352,15 @@ class KnowledgeSection(RecipeSection):
     def over_candidates(self) -> bool:
         return self.over == "candidates"
 
+    @property
+    def width(self) -> int:
+        """The largest number of tokens that are stored per position."""
+        return self.draws or self.top_k
+
     def stored(self) -> dict[str, Any]:
         """Return the settings that determine the contents of every shard."""
+        if self.draws is not None:
+            return self.model_dump(include={"draws", "precision"})
         settings = self.model_dump(include={"top_k", "precision"})
         return settings | ({"over": self.over} if self.over_candidates else {})
 
@@ -398,9 +414,10 @@ class Arm(RecipeSection):
     out_of_fold: bool | None = None
     """Take each sample's probabilities from the teacher that was not trained on it
     (`knowledge.folds`). Default: true if there are folds."""
-    teachers: Literal["first", "mean"] | None = None
-    """Whose probabilities are learned: the first teacher's (`first`, default), or the mean of all
-    teachers' (`mean`), see `teacher.seeds`."""
+    teachers: Literal["first", "mean", "recalibrated-mean"] | None = None
+    """Whose probabilities are learned: the first teacher's (`first`, default), the mean of all
+    teachers', which is then recalibrated (`mean`), or the mean of what each teacher's own
+    recalibrator gives (`recalibrated-mean`), see `teacher.seeds`."""
     augment: bool | None = None
     """Also learn the copies of `train.augment`: what the teacher says of them, or with `learn:
     labels`, the labels of their samples. Default: false."""
@@ -408,6 +425,11 @@ class Arm(RecipeSection):
     """Changes to `student.training` for this arm."""
     posthoc: PosthocRef | None = None
     """Also evaluate the student with a post-hoc recalibrator, as `<arm> + T`."""
+
+    @property
+    def averages(self) -> bool:
+        """Whether the arm learns from all teachers, not from the first alone."""
+        return self.teachers in ("mean", "recalibrated-mean")
 
     @model_validator(mode="before")
     @classmethod

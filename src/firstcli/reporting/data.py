@@ -182,6 +182,12 @@ class ReportData:
         return self.settings.definition
 
     @property
+    def by_agreement(self) -> str:
+        """The rows whose T was fitted without labels, as the end of a caption."""
+        rows = [row for row, each in self.calibrations.items() if each.criterion == "agreement"]
+        return f"; T by agreement with the teacher: {', '.join(rows)}" if rows else ""
+
+    @property
     def judged(self) -> list[str]:
         """Evaluations whose questions have a right candidate."""
         return [name for name in self.evaluations if self._answerable(name)]

@@ -130,7 +130,7 @@ def _concentration(data: ReportData) -> Section:
         "take. The dashed line is this run's k (Figure 2 of the paper).",
         [("", concentration.drawing(measured, data.top_k))] if measured else [],
         "The run folder has no knowledge/train/concentration.json. `first extract` writes it "
-        "for recipes in which an arm learns from the teacher's knowledge.",
+        "where an arm learns the most likely tokens of a teacher.",
         how="Measured on a sample of training positions: the mean, the range of 90 % of "
         "positions, the minimum and the maximum. The disk space is that of the same sample.",
     )

@@ -41,7 +41,7 @@ def paper_table(data: ReportData) -> Table:
         rows.append(_difference_row(data, ours, theirs, groups, f"{ours} to {theirs}"))
     seeds = "; ± standard deviation over seeds" if data.several_seeds else ""
     intervals = f"in percent, with 95 % intervals over questions{seeds}"
-    caption = f"{data.definition}; {intervals}; {data.tests}"
+    caption = f"{data.definition}; {intervals}; {data.tests}{data.by_agreement}"
     legend = _legend(data, rows[-1].kind == "difference")
     return Table(f"Results of {data.run}", caption, legend, groups, tuple(rows))
 
@@ -69,7 +69,8 @@ def narrow_table(data: ReportData, shipped: Collection[str], evaluation: str) ->
         kind: RowKind = "student" if row in data.students else "teacher"
         rows.append(ReportRow(row, "shipped" if row in shipped else kind, (tuple(cells),)))
     title = f"Accuracy, ECE and Trust on {evaluation}"
-    return Table(title, "in percent, ± half of the 95 % interval", "", (group,), tuple(rows))
+    caption = f"in percent, ± half of the 95 % interval{data.by_agreement}"
+    return Table(title, caption, "", (group,), tuple(rows))
 
 
 def overview_table(data: ReportData, shipped: Collection[str]) -> Table:
@@ -114,7 +115,7 @@ def difference_tables(data: ReportData) -> list[Table]:
 def full_tables(data: ReportData) -> list[Table]:
     """Return all metrics of all rows, one table per evaluation."""
     mean = "; means over seeds; p is the largest of all seeds" if data.several_seeds else ""
-    caption = f"{data.definition}; in percent, except scores and areas{mean}"
+    caption = f"{data.definition}; in percent, except scores and areas{mean}{data.by_agreement}"
     tables = []
     for evaluation in data.evaluations:
         known = {

@@ -15,7 +15,14 @@ from firstcli.stages import checks, fingerprints
 from firstcli.stages.base import Facts, Stage
 from firstcli.stages.extract import EXTRACT
 from firstcli.workspace.artifacts import Artifact
-from firstcli.workspace.units import Model, Unit, calibration_path, needs_fit
+from firstcli.workspace.units import (
+    Model,
+    Unit,
+    calibration_path,
+    fitted_name,
+    needs_fit,
+    recalibrated_together,
+)
 
 if TYPE_CHECKING:
     from firstcli.api import JSON
@@ -48,6 +55,11 @@ class CalibrationFacts(Facts):
         own = {name: facts[name] for field in fields(cls) if (name := field.name) in facts}
         return cls(**own, plugin={k: v for k, v in facts.items() if k not in own})
 
+    @property
+    def is_by_agreement(self) -> bool:
+        """Whether it was fitted without labels, to the teacher's probabilities."""
+        return self.plugin.get("criterion") == "agreement"
+
     def in_words(self) -> list[str]:
         """Describe the fit in phrases."""
         from firstcli.runtime.console import percent
@@ -67,7 +79,7 @@ class CalibrationFacts(Facts):
 
 
 class Calibrate(Stage):
-    """Fits one recalibrator per arm."""
+    """Fits one recalibrator per arm, or one per teacher of an arm."""
 
     name = "calibrate"
     help = "Fit each recalibrator on the held-out validation part."
@@ -75,15 +87,26 @@ class Calibrate(Stage):
     checks = (checks.SEEN_ROWS, checks.UNPINNED)
     why_nothing = "no arm has a recalibrator that is fitted"
 
-    def key(self, arm: str) -> str:
-        return f"{self.name} {arm}"
+    def key(self, arm: str, seed: int | None = None) -> str:
+        return f"{self.name} {arm}" + ("" if seed is None else f" seed {seed}")
+
+    def keys(self, recipe: Recipe, arm: str) -> list[str]:
+        """Return the keys of the units that fit the recalibrators of an arm."""
+        groups = recalibrated_together(recipe, recipe.arms[arm])
+        return [self.key(arm, first) for first, *_ in groups]
 
     def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
         for name, arm in recipe.arms.items():
-            if needs_fit(arm):
-                artifact = Artifact(calibration_path(folder, name), False)
-                needs = tuple(EXTRACT.keys(recipe, arm, "validation"))
-                yield Unit(self.key(name), self.name, artifact, needs, model=Model(name))
+            for teachers in recalibrated_together(recipe, arm) if needs_fit(arm) else ():
+                seed = teachers[0]
+                yield Unit(
+                    self.key(name, seed),
+                    self.name,
+                    Artifact(calibration_path(folder, fitted_name(name, seed)), False),
+                    tuple(EXTRACT.key("validation", each) for each in teachers),
+                    teacher_seed=seed,
+                    model=Model(name),
+                )
 
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
         names = ("recalibrator", "mass", "recalibrate", "top_k")
@@ -107,7 +130,9 @@ class Calibrate(Stage):
         arm = run.recipe.arms[unit.arm]
         assert arm.recalibrator and arm.mass
         over_candidates = run.recipe.knowledge.over_candidates
-        rows, knowledge = teacher_knowledge.validation_knowledge(run, arm)
+        groups = recalibrated_together(run.recipe, arm)
+        teachers = next(group for group in groups if group[0] == unit.teacher_seed)
+        rows, knowledge = teacher_knowledge.validation_knowledge(run, arm, teachers)
         positions = soft_targets.Positions.joined(
             list(soft_targets.recalibrated_chunks(arm, rows, knowledge))
         )
@@ -132,7 +157,7 @@ class Calibrate(Stage):
             positions="decisive" if positions.is_answer.all() else "all",
             mass_mode=arm.mass,
         )
-        artifact.save(folder / f"{unit.arm}.json")
+        artifact.save(folder / unit.artifact.path.name)
         return CalibrationFacts.of(artifact.short_facts())
 
     def is_brief(self, unit: Unit) -> bool:
@@ -213,7 +238,7 @@ def show_fitted(run: Run, title: str, units: Sequence[Unit]) -> dict[str, JSON]:
         temperatures = facts.plugin.get("temperatures", {})
         table.add_row(
             unit.subject,
-            facts.recalibrator,
+            f"{facts.recalibrator}{' by agreement' * facts.is_by_agreement}",
             _temperature(facts.plugin),
             *(_number(temperatures.get(criterion)) for criterion in CRITERIA),
             str(facts.rows),

@@ -183,7 +183,7 @@ def _check_top_k(run: Run) -> None:
     from firstcli.stages import shared_tokens
 
     shared = shared_tokens.shared_vocabulary(run)
-    if run.recipe.knowledge.top_k > shared:
+    if run.recipe.knowledge.draws is None and run.recipe.knowledge.top_k > shared:
         raise UserError(
             f"knowledge.top_k: {run.recipe.knowledge.top_k} is more than the {shared} tokens that "
             "teacher and student share"

@@ -22,10 +22,12 @@ from firstcli.workspace.units import (
     Model,
     Unit,
     calibration_path,
+    fitted_name,
     learned_parts,
     model_path,
     models_of,
     needs_fit,
+    recalibrated_together,
 )
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ class Distill(TrainingStage):
             needs = [key for part in parts for key in EXTRACT.keys(recipe, arm, part)]
             if arm.learn == "labels" and arm.augment:
                 needs += RESPOND.keys_of_copies(recipe)
-            needs += [CALIBRATE.key(model.arm)] if needs_fit(arm) else []
+            needs += CALIBRATE.keys(recipe, model.arm) if needs_fit(arm) else []
             artifact = Artifact(model_path(folder, model), True)
             yield Unit(self.key(model), self.name, artifact, tuple(needs), model=model)
 
@@ -94,12 +96,19 @@ class Distill(TrainingStage):
             facts = train_model.train(run, unit, folder, title)
         else:
             rows = inputs.rows_of(run, unit)
-            knowledge = teacher_knowledge.knowledge_of(run, arm)
             parts = learned_parts(run.recipe, arm)
             for part in parts:
                 checks.require_same_tokens(run, part)
-            fitted = calibration_path(run.folder, unit.arm)
-            recalibrator = soft_targets.recalibrator_for(arm, fitted)
+            teachers = [
+                soft_targets.Recalibration(
+                    soft_targets.recalibrator_for(
+                        arm, calibration_path(run.folder, fitted_name(unit.arm, group[0]))
+                    ),
+                    teacher_knowledge.knowledge_of(run, arm, group),
+                )
+                for group in recalibrated_together(run.recipe, arm)
+            ]
+            recalibrator = teachers[0].recalibrator
             over_candidates = run.recipe.knowledge.over_candidates
             role: Role = "student" if over_candidates else "teacher"  # whose tokens these are
             candidates: dict[str, tuple[int, ...]] = {}
@@ -108,19 +117,23 @@ class Distill(TrainingStage):
             targets = soft_targets.SoftTargetBuilder(
                 arm,
                 recalibrator,
-                knowledge,
+                teachers[0].knowledge,
                 rows,
                 run.recipe.train.task.name,
                 candidates,
                 None if over_candidates else shared_tokens.exchanged_eos(run),
                 over_candidates,
                 _without_label(run, arm),
+                run.recipe.knowledge.draws,
+                teachers[1:],
             )
             swaps = targets.rank_swaps()
             facts = train_model.train(
                 run, unit, folder, title, arm.objective or "topk-tail", targets
             )
             facts = replace(facts, rank_swaps=swaps or None)
+            if run.recipe.knowledge.draws is not None:  # nothing is outside what was drawn
+                facts = replace(facts, P=None, Q=None)
             for part in ("unlabelled", "written"):
                 if part in parts:
                     count = len(inputs.student_rows(run, part))
@@ -130,7 +143,7 @@ class Distill(TrainingStage):
     def in_words(self, run: Run, unit: Unit) -> list[str]:
         arm = run.recipe.arms[unit.arm]
         return TrainingFacts.of(run.manifests[unit.key].facts).in_words(
-            arm.top_k or run.recipe.knowledge.top_k
+            arm.top_k or run.recipe.knowledge.width
         )
 
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:

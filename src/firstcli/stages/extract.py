@@ -57,6 +57,8 @@ class ExtractFacts(Facts):
     confidence: float
     accuracy: float | None = None
     """None for samples without a label."""
+    mean_distinct: float | None = None
+    """With draws, how many different tokens were drawn per position."""
     batches_halved: int | None = None
     requests: int | None = None
     """What a remote teacher was asked, and how many tokens it read and wrote."""
@@ -112,7 +114,7 @@ class Extract(Stage):
         yield from self._of_further_teachers(recipe, folder)
 
     def _of_further_teachers(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
-        arms = [arm for arm in recipe.arms.values() if arm.teachers == "mean"]
+        arms = [arm for arm in recipe.arms.values() if arm.averages]
         parts = list(dict.fromkeys(part for arm in arms for part in learned_parts(recipe, arm)))
         parts += ["validation"] if any(map(needs_fit, arms)) else []
         for seed in further_teachers(recipe):
@@ -129,6 +131,8 @@ class Extract(Stage):
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
         inputs = fingerprints.predictions(run, "teacher")
         inputs |= fingerprints.flat("knowledge", run.recipe.knowledge.stored())
+        if run.recipe.knowledge.draws is not None:
+            inputs["seed of the draws"] = run.recipe.seed
         inputs[f"{unit.part} samples"] = run.part_content(unit.part)
         inputs["longest sample"] = fingerprints.longest_sample(run, unit)
         if run.recipe.knowledge.over_candidates:
@@ -185,26 +189,29 @@ class Extract(Stage):
         from firstcli.knowledge import concentration, store
         from firstcli.stages import extraction, inputs, teacher_knowledge
 
-        width, precision = teacher_knowledge.knowledge_width(run), run.recipe.knowledge.precision
-        each = store.bytes_per_position(width, precision)
+        width, section = teacher_knowledge.knowledge_width(run), run.recipe.knowledge
+        precision, is_drawn = section.precision, section.draws is not None
+        tokens_each = min(width, store.distinct_tokens(width)) if is_drawn else width
+        each = store.bytes_per_position(tokens_each, precision)
         if not run.is_written(unit.part):
             if unit.part == "copies":
                 train = inputs.knowledge_rows(run, "train")
                 most = inputs.positions(train) * len(run.rewording_requests) // len(train)
             else:
-                most = len(run.prompts) * run.recipe.knowledge.sampler.max_new_tokens
-            return int(most * each) + store.bytes_of_shards(most, most)
+                most = len(run.prompts) * section.sampler.max_new_tokens
+            return int(most * each) + store.bytes_of_shards(most, most, width)
         rows = inputs.knowledge_rows(run, unit.part)
         positions, tokens = inputs.positions(rows), int(lengths_of(rows).sum())
         teacher = run.recipe.teacher
-        foreseen = width <= MEASURED_WIDTH and teacher is not None and teacher.finetune is not None
+        is_measured = is_drawn or width <= MEASURED_WIDTH
+        foreseen = is_measured and teacher is not None and teacher.finetune is not None
         if run.recipe.train.task.plugin.has_candidates and foreseen:
             part = "train" if unit.part == "out-of-fold" else unit.part
             candidates = max(len(sample.candidates) for sample in run.samples_of(part)[:SAMPLES])
             mean = positions / len(rows)
-            each = store.bytes_per_answer(mean, candidates, width, precision) / mean
+            each = store.bytes_per_answer(mean, candidates, tokens_each, precision) / mean
         figure = concentration.BYTES if extraction.measures_concentration(run, unit) else 0
-        return int(positions * each) + store.bytes_of_shards(positions, tokens) + figure
+        return int(positions * each) + store.bytes_of_shards(positions, tokens, width) + figure
 
     def probe(self, probe: Probe, unit: Unit) -> CostEstimate | None:
         if probe.run.model_section(unit.role).plugin.is_remote:
@@ -228,7 +235,10 @@ class Extract(Stage):
         facts = ExtractFacts.of(manifest.facts)
         stored = sum(file["size"] for file in manifest.files.values())
         phrases = [f"{facts.positions:,} positions", size(stored)]
-        phrases.append(f"{outcomes(run.recipe)} hold {percent(facts.mean_top_k_mass)}")
+        if facts.mean_distinct is not None:
+            phrases.append(f"{outcomes(run.recipe)}, {facts.mean_distinct:.1f} different tokens")
+        else:
+            phrases.append(f"{outcomes(run.recipe)} hold {percent(facts.mean_top_k_mass)}")
         if facts.judged:
             right = "" if facts.accuracy is None else f"right {percent(facts.accuracy)}, "
             phrases.append(f"teacher {right}says {percent(facts.confidence)}")
@@ -271,6 +281,8 @@ class Extract(Stage):
 def outcomes(recipe: Recipe) -> str:
     """Name the outcomes of which probabilities are stored."""
     section = recipe.knowledge
+    if section.draws is not None:
+        return f"{section.draws} draws per position"
     return f"top {section.top_k}{' candidates' if section.over_candidates else ''}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from firstcli.api import IntArray
 from firstcli.data.encoded import has_answer_position
 from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError
-from firstcli.knowledge import concentration, shards, store
+from firstcli.knowledge import concentration, draws, shards, store
 from firstcli.knowledge.codec import BOUNDS
 from firstcli.knowledge.top_k import TopK
 from firstcli.runtime import distributed
@@ -25,6 +25,9 @@ from firstcli.stages import inputs, remote, role_models, scoring, shared_tokens,
 from firstcli.stages.scoring import ShardSamples, TeacherScorer, scorer_of
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit
+
+DRAWS_BOUND = 0.005
+"""The share of repeated draws that may differ from the stored ones."""
 
 
 @torch.inference_mode()
@@ -50,9 +53,10 @@ def extract(run: Run, unit: Unit, folder: Path) -> dict[str, Any] | None:
 
 
 def measures_concentration(run: Run, unit: Unit) -> bool:
-    """Return whether students learn most of their tokens from a part: not over candidates."""
+    """Return whether students learn most of their top tokens from a part."""
     is_largest = unit.part in ("train", "out-of-fold") and unit.teacher_seed is None
-    return is_largest and not run.recipe.knowledge.over_candidates
+    section = run.recipe.knowledge
+    return is_largest and not section.over_candidates and section.draws is None
 
 
 def _write_shards(
@@ -95,7 +99,9 @@ def _write_shards(
             knowledge = scorer(sampled_shards[index], format.top_k, advance, answers=kept)
             ordered = [knowledge[row.id] for row in rows]
             labels = [answers.get(row.id, row.targets) for row in rows] if labelled else None
-            top_1 = _top_1(rows, ordered, labels, answers_only)
+            # The most frequent of a few draws may not be the teacher's most likely token.
+            is_drawn = format.draws is not None
+            top_1 = None if is_drawn else _top_1(rows, ordered, labels, answers_only)
             shards.write_shard(paths[index], rows, ordered, format, top_1)
             kept.unlink(missing_ok=True)
 
@@ -188,6 +194,8 @@ def verify(run: Run, unit: Unit, samples: int) -> dict[str, Any]:
     for shard in scoring.shards_of(run, unit):
         again |= scorer(shard, top_k, only=ids)
     stored = store.Knowledge(unit.artifact.path)
+    if run.recipe.knowledge.draws is not None:
+        return _verify_draws(run, unit, chosen, stored, again)
     bound = BOUNDS[run.recipe.knowledge.precision]
     differences = {row.id: difference(stored.of(row), again[row.id]) for row in chosen}
     worst = max(differences, key=lambda id: differences[id][0])
@@ -205,6 +213,52 @@ def verify(run: Run, unit: Unit, samples: int) -> dict[str, Any]:
             "`first extract --force`"
         )
     return {"samples": len(chosen), "probability": probability, "mass": mass, "bound": bound}
+
+
+def _verify_draws(
+    run: Run,
+    unit: Unit,
+    chosen: Sequence[EncodedSample],
+    stored: store.Knowledge,
+    again: Mapping[str, TopK],
+) -> dict[str, Any]:
+    """Compare draws that were repeated with the same random numbers.
+
+    A probability that is off in its last digits changes a draw in a million; another teacher
+    changes many.
+
+    Args:
+        run: the run.
+        unit: the extraction.
+        chosen: the samples.
+        stored: the knowledge on disk.
+        again: the repeated draws, by sample id.
+
+    Raises:
+        UserError: more draws differ than rounding explains.
+    """
+    count = scoring.drawing_of(run).draws
+    shares = {row.id: draws.changed(stored.of(row), again[row.id], count) for row in chosen}
+    worst = max(shares, key=lambda id: shares[id])
+    positions = inputs.positions(chosen)
+    share = sum(shares[row.id] * len(row.targets) for row in chosen) / positions
+    run.console.say(
+        f"{unit.key}: {len(chosen)} samples, {positions} positions drawn again; {share:.2g} of the "
+        f"draws differ (bound {DRAWS_BOUND:g})"
+    )
+    if share > DRAWS_BOUND:
+        raise UserError(
+            f"{unit.artifact.path}: {share:.2g} of the draws now give another token, more than the "
+            f"{DRAWS_BOUND:g} that rounding may change, most of them for sample '{worst}'; check "
+            "that the teacher and the device are those of the extraction, or run "
+            "`first extract --force`"
+        )
+    return {
+        "samples": len(chosen),
+        "draws": count * positions,
+        "changed": share,
+        "bound": DRAWS_BOUND,
+    }
 
 
 def difference(stored: TopK, again: TopK) -> tuple[float, float]:

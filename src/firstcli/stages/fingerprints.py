@@ -192,7 +192,7 @@ def arm_fields(recipe: Recipe, name: str, fields: Iterable[str]) -> Inputs:
     """Return some fields of an arm, its recalibrator with effective options and identity."""
     arm = recipe.arms[name]
     inputs = flat(f"arms.{name}", arm.model_dump(include=set(fields) - {"recalibrator"}))
-    if arm.teachers == "mean":  # `first` is the default
+    if arm.averages:  # `first` is the default
         inputs[f"arms.{name}.teachers"] = arm.teachers
     if arm.recalibrator:
         inputs |= plugin(f"arms.{name}.recalibrator", arm.recalibrator)

@@ -147,6 +147,8 @@ class Posthoc(Stage):
 
     def summary(self, run: Run, units: Sequence[Unit]) -> dict[str, JSON]:
         title = "post-hoc recalibrators, on the validation rows that they were fitted on"
+        if any(_section(run, unit).fit == "agreement" for unit in units):
+            title = "post-hoc recalibrators, measured on the validation rows"
         return show_fitted(run, title, units)
 
 

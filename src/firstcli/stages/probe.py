@@ -12,6 +12,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -149,14 +150,16 @@ class Probe:
             for batch in _batches(shard.rows, scoring.EXTRACTION_TOKENS):
                 ranks.append(index % self._processes)
                 batches.append(batch)
-        return self._scoring(
-            unit,
-            batches,
-            ranks,
-            lambda reader, batch: scoring.top_k_of(
-                reader, batch, section.top_k, limit, section.batching
-            ),
-        )
+        if section.draws is not None:
+            settings = scoring.drawing_of(self.run)
+            score = partial(
+                scoring.drawn_of, settings=settings, limit=limit, batching=section.batching
+            )
+        else:
+            score = partial(
+                scoring.top_k_of, top_k=section.top_k, limit=limit, batching=section.batching
+            )
+        return self._scoring(unit, batches, ranks, score)
 
     def evaluation(self, unit: Unit) -> CostEstimate:
         """Estimate the evaluation of a model."""

@@ -16,7 +16,7 @@ from firstcli.runtime import distributed
 from firstcli.runtime.redaction import redacted, without_folders
 from firstcli.stages import checks, fingerprints
 from firstcli.stages.base import Facts, Option, RecipeOption, Stage, TrainingFacts
-from firstcli.stages.calibrate import CALIBRATE
+from firstcli.stages.calibrate import CALIBRATE, CalibrationFacts
 from firstcli.stages.distill import DISTILL
 from firstcli.stages.evaluate import EVALUATE, load_records
 from firstcli.stages.extract import EXTRACT, ExtractFacts, outcomes
@@ -30,6 +30,8 @@ from firstcli.workspace.units import (
     calibration_path,
     model_path,
     models_of,
+    needs_fit,
+    recalibrated_together,
     teachers_of,
 )
 
@@ -217,7 +219,7 @@ def report_data(run: Run) -> ReportData:
             for name, arm in recipe.arms.items()
             if arm.learn == "knowledge"
         },
-        top_k=recipe.knowledge.top_k,
+        top_k=recipe.knowledge.width,
         labels_only=frozenset(name for name, arm in recipe.arms.items() if arm.learn == "labels"),
         location=_location(run.folder),
         setup=list(_setup(run)),
@@ -330,12 +332,13 @@ def _arm_facts(run: Run, name: str, arm: Arm) -> ArmFacts:
         if (value := getattr(arm, key)) != getattr(defaults, key):
             kind.append(f"{key.replace('_', ' ')} {value}")
     kind += ["with copies"] if arm.augment else []
+    kind += ["T by agreement"] if arm.posthoc and arm.posthoc.fit == "agreement" else []
     changed = arm.training.model_dump(exclude_none=True) if arm.training else {}
     kind += [f"{key.replace('_', ' ')} {value}" for key, value in changed.items()]
     return ArmFacts(
         kind=", ".join(kind),
         temperature=None if fixed is None else float(fixed),
-        top_k=arm.top_k or run.recipe.knowledge.top_k,
+        top_k=arm.top_k or run.recipe.knowledge.width,
         mass=_training_facts(run, _rows(run)[name][0]).P,
     )
 
@@ -396,9 +399,18 @@ def _notes_on_knowledge(run: Run) -> Iterator[tuple[str, str]]:
     for name, arm in run.recipe.arms.items():
         if len(teachers := teachers_of(run.recipe, arm)) > 1:
             seeds = ", ".join(str(seed) for seed in (run.teacher_seed, *teachers[1:]))
-            yield name, f"learned the mean of {len(teachers)} teachers, of seeds {seeds}"
+            by_itself = ", each re-calibrated by itself" * (arm.teachers == "recalibrated-mean")
+            yield name, f"learned the mean of {len(teachers)} teachers{by_itself}, of seeds {seeds}"
 
     for title, weight, facts in _knowledge(run):
+        if facts.mean_distinct is not None:
+            yield (
+                f"knowledge of {title} samples",
+                f"{facts.positions} positions in {size(weight)}, {outcomes(run.recipe)} of the "
+                f"teacher's whole distribution, {facts.mean_distinct:.2f} different tokens on "
+                f"average, {facts.bytes_per_position:.1f} bytes per position",
+            )
+            continue
         yield (
             f"knowledge of {title} samples",
             f"{facts.positions} positions in {size(weight)}, mean mass of the "
@@ -410,7 +422,9 @@ def _notes_on_knowledge(run: Run) -> Iterator[tuple[str, str]]:
 
 def _notes_on_calibration(run: Run) -> Iterator[tuple[str, str]]:
     for model, artifact in _calibrations(run):
-        note = f"{artifact.recalibrator} on {artifact.rows} rows"
+        is_agreement = artifact.facts.get("criterion") == "agreement"
+        seen = "measured on" if is_agreement else "on"
+        note = f"{artifact.recalibrator} {seen} {artifact.rows} rows"
         if "temperature" in artifact.facts and "criterion" in artifact.facts:
             note += f": T = {artifact.facts['temperature']:.4g} by {artifact.facts['criterion']}"
         note += f": {artifact.learned}" if artifact.learned else ""
@@ -420,9 +434,18 @@ def _notes_on_calibration(run: Run) -> Iterator[tuple[str, str]]:
         if model.posthoc and model.seed is not None:
             note += f"; this is seed {model.seed}; every seed has its own T"
         yield model.row, note
+    for name, arm in run.recipe.arms.items():
+        yield from _notes_on_further_teachers(run, name, arm)
     for row, (first, *_) in _rows(run).items():
         if first.arm and not first.posthoc and (swaps := _training_facts(run, first).rank_swaps):
             yield row, f"{100 * swaps:.1f} % of recalibrated positions changed their top token"
+
+
+def _notes_on_further_teachers(run: Run, name: str, arm: Arm) -> Iterator[tuple[str, str]]:
+    """Yield what the recalibrators of an arm's further teachers have learned."""
+    for seed, *_ in recalibrated_together(run.recipe, arm)[1:] if needs_fit(arm) else ():
+        fitted = CalibrationFacts.of(run.manifests[CALIBRATE.key(name, seed)].facts)
+        yield name, f"the teacher of seed {seed}: {', '.join(fitted.in_words())}"
 
 
 REPORT = Report()

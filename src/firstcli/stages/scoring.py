@@ -17,7 +17,7 @@ from firstcli.data.encoded import EncodedStore, counts_of, lengths_of
 from firstcli.data.encoding import EncodedQuestion, EncodedSample, answer_only
 from firstcli.data.sequences import Selected
 from firstcli.errors import UserError, shortened
-from firstcli.knowledge import store
+from firstcli.knowledge import draws, store
 from firstcli.knowledge.candidates import CandidateTokens, top_candidates
 from firstcli.knowledge.top_k import TopK
 from firstcli.metrics.records import EvalRecords
@@ -82,6 +82,14 @@ class Asking:
     top_k: int
     advance: Callable[[int], None]
     answers: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class DrawSettings:
+    """How tokens are drawn from the teacher's distribution."""
+
+    draws: int
+    seed: int
 
 
 class TeacherScorer(ABC):
@@ -163,6 +171,18 @@ class TokenScorer(TeacherScorer):
         )
 
 
+class DrawScorer(TokenScorer):
+    """Draws tokens at every supervised position; `top_k` is their number of slots."""
+
+    def _score(
+        self, reader: readout.Reader, rows: Sequence[EncodedSample], top_k: int
+    ) -> dict[str, TopK]:
+        settings, limit = drawing_of(self._run), shared_tokens.shared_vocabulary(self._run)
+        return self.halving.run(
+            rows, lambda part: drawn_of(reader, part, settings, limit, self._batching)
+        )
+
+
 class CandidateScorer(TeacherScorer):
     """Scores whole candidates under the teacher's tokenizer, one position per question."""
 
@@ -192,7 +212,13 @@ def scorer_of(run: Run, unit: Unit) -> TeacherScorer:
     """Return what scores an extraction's samples."""
     if run.recipe.knowledge.over_candidates:
         return CandidateScorer(run, unit)
-    return TokenScorer(run, unit)
+    return TokenScorer(run, unit) if run.recipe.knowledge.draws is None else DrawScorer(run, unit)
+
+
+def drawing_of(run: Run) -> DrawSettings:
+    """Return how tokens are drawn in a run with `knowledge.draws`."""
+    assert run.recipe.knowledge.draws is not None
+    return DrawSettings(run.recipe.knowledge.draws, run.recipe.seed)
 
 
 def _not_finite(ids: Sequence[str]) -> UserError:
@@ -224,32 +250,90 @@ def top_k_of(
     Raises:
         UserError: the model's output is not finite.
     """
+    top = _read(reader, rows, batching, lambda scores: readout.top_k(scores, top_k, limit))
+    token_ids, log_probs, log_tail = readout.unpack(top)
+    _require_finite(rows, log_probs)
+    ends = np.cumsum([len(row.targets) for row in rows])
+    return {
+        row.id: TopK(
+            token_ids[end - len(row.targets) : end].numpy().astype(np.int32),
+            log_probs[end - len(row.targets) : end].numpy(),
+            log_tail[end - len(row.targets) : end].numpy(),
+        )
+        for row, end in zip(rows, ends, strict=True)
+    }
+
+
+def drawn_of(
+    reader: readout.Reader,
+    rows: Sequence[EncodedSample],
+    settings: DrawSettings,
+    limit: int,
+    batching: inference.Batching = "padded",
+) -> dict[str, TopK]:
+    """Run a model over one batch and draw tokens at each supervised position.
+
+    Args:
+        reader: the model.
+        rows: samples, of any length.
+        settings: how tokens are drawn.
+        limit: number of token ids that may be drawn, counted from 0.
+        batching: how the batch holds its samples.
+
+    Returns:
+        The drawn tokens of every sample with their weights, by id.
+
+    Raises:
+        UserError: the model's output is not finite.
+    """
+    counts = [len(row.targets) for row in rows]
+    numbers = [
+        draws.uniforms(row.id, count, settings.draws, settings.seed)
+        for row, count in zip(rows, counts, strict=True)
+    ]
+    points = torch.from_numpy(np.concatenate(numbers))  # (N, draws)
+    found = _read(reader, rows, batching, lambda scores: readout.drawn(scores, points, limit))
+    _require_finite(rows, found)
+    width = min(settings.draws, limit)
+    parts = np.split(found.numpy().astype(np.int64), np.cumsum(counts)[:-1])
+    return {row.id: draws.counted(part, width) for row, part in zip(rows, parts, strict=True)}
+
+
+def _read(
+    reader: readout.Reader,
+    rows: Sequence[EncodedSample],
+    batching: inference.Batching,
+    read: readout.Readout,
+) -> torch.Tensor:
+    """Return a readout at the supervised positions of a batch, (N, ...), sample after sample.
+
+    Args:
+        reader: the model.
+        rows: the samples.
+        batching: how the batch holds its samples.
+        read: the readout.
+    """
     device = input_device(reader.model)
     collated = inference.collated(rows, batching)
     batch = {name: value.to(device) for name, value in collated.items()}
-    top = reader(
+    return reader(
         batch["input_ids"],
         batch.get("attention_mask"),
         batch["rows"],
         batch["columns"],
-        lambda scores: readout.top_k(scores, top_k, limit),
+        read,
         batch.get("position_ids"),
     ).cpu()
-    token_ids, log_probs, log_tail = readout.unpack(top)
-    counts = [len(row.targets) for row in rows]
-    if not torch.isfinite(log_probs).all():
-        sample = torch.arange(len(rows)).repeat_interleave(torch.tensor(counts))
-        bad = {rows[int(i)].id for i in sample[~torch.isfinite(log_probs).all(-1)]}
-        raise _not_finite(sorted(bad))
-    ends = np.cumsum(counts)
-    return {
-        row.id: TopK(
-            token_ids[end - count : end].numpy().astype(np.int32),
-            log_probs[end - count : end].numpy(),
-            log_tail[end - count : end].numpy(),
-        )
-        for row, count, end in zip(rows, counts, ends, strict=True)
-    }
+
+
+def _require_finite(rows: Sequence[EncodedSample], values: torch.Tensor) -> None:
+    """Check the values (N, ...) at the supervised positions of a batch."""
+    if torch.isfinite(values).all():
+        return
+    counts = torch.tensor([len(row.targets) for row in rows])
+    sample = torch.arange(len(rows)).repeat_interleave(counts)
+    bad = {rows[int(i)].id for i in sample[~torch.isfinite(values).all(-1)]}
+    raise _not_finite(sorted(bad))
 
 
 @torch.inference_mode()

@@ -19,9 +19,12 @@ from firstcli.workspace.units import Part, knowledge_path, learned_parts, teache
 def knowledge_width(run: Run) -> int:
     """Return the number of probabilities that are stored per position.
 
-    Over candidates, it is at most the largest number of candidates of a training sample.
+    Over candidates, it is at most the largest number of candidates of a training sample. With
+    draws, it is at most the vocabulary.
     """
     section, training = run.recipe.knowledge, run.training
+    if section.draws is not None:
+        return min(section.draws, shared_tokens.shared_vocabulary(run))
     if not section.over_candidates:
         return section.top_k
     samples = chain(training.train, training.validation, training.unlabelled)
@@ -53,19 +56,28 @@ def stored_knowledge(run: Run, part: Part, seed: int | None = None) -> Knowledge
     return knowledge
 
 
-def _part_knowledge(run: Run, arm: Arm, part: Part) -> KnowledgePart:
-    """Return a part's knowledge from the teachers that an arm learns from."""
-    each = [stored_knowledge(run, part, seed) for seed in teachers_of(run.recipe, arm)]
+Teachers = tuple[int | None, ...]
+"""Teachers whose knowledge is averaged, by seed; None is the first."""
+
+
+def _part_knowledge(run: Run, part: Part, teachers: Teachers) -> KnowledgePart:
+    """Return a part's knowledge from teachers."""
+    each = [stored_knowledge(run, part, seed) for seed in teachers]
     return each[0] if len(each) == 1 else MeanKnowledge(each)
 
 
-def knowledge_of(run: Run, arm: Arm) -> KnowledgeSource:
+def knowledge_of(run: Run, arm: Arm, teachers: Teachers | None = None) -> KnowledgeSource:
     """Return the knowledge that an arm learns, of all parts of its samples.
 
     Over candidates, it is in the student's tokens.
+
+    Args:
+        run: the run.
+        arm: the arm.
+        teachers: whose knowledge is averaged; by default that of all the arm's teachers.
     """
-    parts = learned_parts(run.recipe, arm)
-    each = [_part_knowledge(run, arm, part) for part in parts]
+    parts, teachers = learned_parts(run.recipe, arm), teachers or teachers_of(run.recipe, arm)
+    each = [_part_knowledge(run, part, teachers) for part in parts]
     knowledge: KnowledgeSource = each[0] if len(each) == 1 else JoinedKnowledge(each)
     if not run.recipe.knowledge.over_candidates:
         return knowledge
@@ -75,10 +87,15 @@ def knowledge_of(run: Run, arm: Arm) -> KnowledgeSource:
     return CandidateKnowledge(knowledge, tokens)
 
 
-def validation_knowledge(run: Run, arm: Arm) -> tuple[EncodedStore, KnowledgeSource]:
-    """Return the validation samples and an arm's knowledge of them, in the teacher's tokens."""
+def validation_knowledge(
+    run: Run, arm: Arm, teachers: Teachers | None = None
+) -> tuple[EncodedStore, KnowledgeSource]:
+    """Return the validation samples and knowledge of them, in the teacher's tokens.
+
+    Args: as for `knowledge_of`.
+    """
     rows = inputs.knowledge_rows(run, "validation")
-    knowledge = _part_knowledge(run, arm, "validation")
+    knowledge = _part_knowledge(run, "validation", teachers or teachers_of(run.recipe, arm))
     if not run.recipe.knowledge.over_candidates:
         return rows, knowledge
     return rows, CandidateKnowledge(

@@ -96,7 +96,7 @@ class TrainingMemory:
         if not parts:  # the teacher has not yet written the samples
             return BatchShape(0, 0, 0)
         positions = max(int(counts[part].sum()) for part in parts)
-        top_k = self.run.recipe.knowledge.top_k if self.unit.arm else 0
+        top_k = self.run.recipe.knowledge.width if self.unit.arm else 0
         if self.run.training_settings(self.unit).batching == "packed":
             largest = max(parts, key=lambda part: int(lengths[part].sum()))
             tokens = int(lengths[largest].sum())

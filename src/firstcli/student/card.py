@@ -320,6 +320,11 @@ print(answers[int(probabilities.argmax())], float(probabilities.max()))
 """
 
 
+_MASSES = """
+P is the teacher's mean probability mass on its top {} tokens, and Q is the
+student's mass on the same tokens at the end of training.
+"""
+
 _TRAINING = """
 - **Arm**: `{arm}`, which learns {source}.
 - **Base model**: {base}.
@@ -334,10 +339,7 @@ _TRAINING = """
 | quantity | value |
 |---|---|
 {numbers}
-
-P is the teacher's mean probability mass on its top {top_k} tokens, and Q is the
-student's mass on the same tokens at the end of training.
-
+{masses}
 ## Recipe
 
 ~~~yaml
@@ -396,7 +398,9 @@ def _training(run: Run, model: Model, facts: TrainingFacts) -> str:
         seed=_seed(run, model),
         weights=_WEIGHTS.format(settings.saved_weights) if settings.saved_weights else "",
         numbers="\n".join(f"| {name.replace('_', ' ')} | {text} |" for name, text in numbers),
-        top_k=(arm and arm.top_k) or recipe.knowledge.top_k,
+        masses=""
+        if facts.P is None
+        else _MASSES.format((arm and arm.top_k) or recipe.knowledge.top_k),
         recipe=run.publishable_text.strip(),
         arm_settings=f"\n## This arm\n\n{_block('yaml', as_yaml(own))}" if own else "",
     )
@@ -439,12 +443,15 @@ def _source_of_targets(run: Run, arm: Arm) -> str:
     unseen = " that has not seen the sample" if part_of(run.recipe, arm) == "out-of-fold" else ""
     count = len(teachers_of(run.recipe, arm))
     source = source if count == 1 else f"{count} teachers, fine-tuned from {source}, on average"
+    if run.recipe.knowledge.draws is not None:
+        return f"{run.recipe.knowledge.draws} tokens drawn at each position from {source}{unseen}"
     top_k = arm.top_k or run.recipe.knowledge.top_k
     outcome = "candidate" if run.recipe.knowledge.over_candidates else "token"
     gate = ""
     if arm.objective == "hard-gate":
         gate = ", and the label where it is less sure of it than these"
+    each = "each " * (arm.teachers == "recalibrated-mean")
     return (
         f"the top {top_k} {outcome} probabilities of {source}{unseen}"
-        f", recalibrated by `{arm.recalibrator.name}`{gate}"
+        f", {each}recalibrated by `{arm.recalibrator.name}`{gate}"
     )

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from firstcli.api import BoolArray, FloatArray, IntArray, TopKRows
+from firstcli.api import BoolArray, FloatArray, IntArray, MassMode, TopKRows
 from firstcli.data.encoded import counts_of, has_answer_position
 from firstcli.data.encoding import EncodedSample
 from firstcli.knowledge.candidates import CandidateTokens
+from firstcli.knowledge.mean import mean_of
 from firstcli.knowledge.store import KnowledgeSource
 from firstcli.knowledge.top_k import TopK
 from firstcli.plugins.calls import CheckedRecalibrator, Recalibrated
@@ -279,6 +280,52 @@ def soft_targets_of(arm: Arm, positions: Positions, result: Recalibrated) -> Sof
     )
 
 
+def drawn_targets(positions: Positions, draws: int) -> SoftTargets:
+    """Return the share of each token among the draws; nothing is left for other tokens.
+
+    The weights are c / N with integers c, whatever rounding their logarithms have gone through.
+    """
+    weights = np.rint(positions.topk * draws) / draws
+    tail = np.zeros(len(weights), np.float32)
+    return SoftTargets(positions.token_ids, weights.astype(np.float32), tail, np.ones_like(tail))
+
+
+def mean_targets(parts: Sequence[SoftTargets], mass: MassMode) -> SoftTargets:
+    """Return the mean of several teachers' soft targets at the same N positions.
+
+    Each token's probability is averaged, as 0 where a teacher does not have it, and the k largest
+    are kept, as in `knowledge.mean`. The others join the tail, or with mass 1, are divided among
+    the k tokens in proportion.
+
+    Args:
+        parts: the soft targets of each teacher, at least one, before `is_label`.
+        mass: the arm's.
+    """
+    with np.errstate(divide="ignore"):
+        known = [TopK(one.token_ids, np.log(one.probabilities), np.log(one.tail)) for one in parts]
+    mean = mean_of(known)
+    probabilities, tail = np.exp(mean.log_probs), np.exp(mean.log_tail)
+    if mass == "one":
+        tail = np.mean([part.tail for part in parts], axis=0)
+        total = probabilities.sum(axis=1, dtype=np.float64)
+        probabilities = probabilities * ((1 - tail) / total)[:, None]
+    teacher_mass = np.mean([part.teacher_mass for part in parts], axis=0)
+    return SoftTargets(
+        mean.token_ids,
+        probabilities.astype(np.float32),
+        tail.astype(np.float32),
+        teacher_mass.astype(np.float32),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Recalibration:
+    """Knowledge, of one teacher or the mean of several, and the recalibrator fitted to it."""
+
+    recalibrator: CheckedRecalibrator
+    knowledge: KnowledgeSource
+
+
 @dataclass
 class SoftTargetBuilder:
     """Build the soft targets of an arm for batches of samples."""
@@ -298,16 +345,32 @@ class SoftTargetBuilder:
     """Whether the knowledge is over candidates: only the answer position is the teacher's."""
     without_label: Container[str] = ()
     """Ids of the samples that have no label."""
+    draws: int | None = None
+    """Draws per position, if the knowledge is of random tokens, which are not recalibrated."""
+    further: Sequence[Recalibration] = ()
+    """Further teachers, each with its own recalibrator; the mean of all is learned."""
 
     @cached_property
     def _mode(self) -> PositionsMode:
         return positions_mode(self.arm, self.samples)
 
+    @property
+    def _teachers(self) -> list[Recalibration]:
+        return [Recalibration(self.recalibrator, self.knowledge), *self.further]
+
     def __call__(self, samples: Sequence[EncodedSample]) -> SoftTargets:
         """Return the soft targets of all supervised positions of a batch, in order."""
-        positions = positions_of(samples, self.knowledge, self.arm.top_k)
-        result = self._recalibrated(positions, self._mode)
-        targets = soft_targets_of(self.arm, positions, result)
+        each = [positions_of(samples, one.knowledge, self.arm.top_k) for one in self._teachers]
+        positions = each[0]
+        if self.draws is not None:
+            targets = drawn_targets(positions, self.draws)
+        else:
+            parts = [
+                soft_targets_of(self.arm, known, self._recalibrated(teacher, known, self._mode))
+                for teacher, known in zip(self._teachers, each, strict=True)
+            ]
+            is_mean = len(parts) > 1
+            targets = mean_targets(parts, self.arm.mass or "teacher") if is_mean else parts[0]
         if self.exchanged is not None:
             (one, other), ids = self.exchanged, targets.token_ids
             ids = np.where(ids == one, other, np.where(ids == other, one, ids)).astype(np.int32)
@@ -318,11 +381,13 @@ class SoftTargetBuilder:
         is_label = has_label[:, None] & (targets.token_ids == positions.targets[:, None])
         return replace(targets, is_label=is_label)
 
-    def _recalibrated(self, positions: Positions, mode: PositionsMode) -> Recalibrated:
+    def _recalibrated(
+        self, teacher: Recalibration, positions: Positions, mode: PositionsMode
+    ) -> Recalibrated:
         return recalibrated(
             self.arm,
             mode,
-            self.recalibrator,
+            teacher.recalibrator,
             positions,
             self.task,
             self.candidates,
@@ -332,15 +397,17 @@ class SoftTargetBuilder:
     def rank_swaps(self) -> float:
         """Return the share of recalibrated positions where the most likely token changes.
 
-        Reads the knowledge of all samples, unless the recalibrator preserves the order of tokens.
+        With several recalibrators, it is their average. Reads the knowledge of all samples, unless
+        the recalibrator preserves the order of tokens.
         """
         if self.recalibrator.order_preserving:
             return 0.0
         swapped = count = 0
-        for positions in recalibrated_chunks(self.arm, self.samples, self.knowledge):
-            target = self._recalibrated(positions, "all").distribution
-            swapped += int((target[:, 1:] > target[:, :1]).any(axis=1).sum())
-            count += len(target)
+        for teacher in self._teachers:
+            for positions in recalibrated_chunks(self.arm, self.samples, teacher.knowledge):
+                target = self._recalibrated(teacher, positions, "all").distribution
+                swapped += int((target[:, 1:] > target[:, :1]).any(axis=1).sum())
+                count += len(target)
         return swapped / max(count, 1)
 
 

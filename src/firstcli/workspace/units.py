@@ -162,8 +162,23 @@ def part_of(recipe: Recipe, arm: Arm) -> Part:
 
 def teachers_of(recipe: Recipe, arm: Arm) -> tuple[int | None, ...]:
     """Return the teachers that an arm learns from, by seed; None is the first."""
-    further = recipe.teacher.seeds[1:] if recipe.teacher and arm.teachers == "mean" else ()
+    further = recipe.teacher.seeds[1:] if recipe.teacher and arm.averages else ()
     return (None, *further)
+
+
+def recalibrated_together(recipe: Recipe, arm: Arm) -> list[tuple[int | None, ...]]:
+    """Return the teachers that an arm learns from in groups, each with a recalibrator of its own.
+
+    A group's knowledge is averaged before it is recalibrated. The first teacher of each group is in
+    the names of what belongs to it.
+    """
+    teachers = teachers_of(recipe, arm)
+    return [(seed,) for seed in teachers] if arm.teachers == "recalibrated-mean" else [teachers]
+
+
+def fitted_name(arm: str, seed: int | None) -> str:
+    """Return the name of an arm's recalibrator for `calibration_path`; `seed` is its teacher's."""
+    return arm if seed is None else f"{arm}@teacher-{seed}"
 
 
 def further_teachers(recipe: Recipe) -> tuple[int, ...]:
