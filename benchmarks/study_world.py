@@ -60,6 +60,19 @@ class Known:
                 known |= scoring.top_k_of(reader, [rows[i] for i in part], top_k, limit)
         return cls(top_k, known)
 
+    @classmethod
+    def drawn(
+        cls, run: Run, model: LlamaForCausalLM, rows: Sequence[EncodedSample], draws: int
+    ) -> Known:
+        """Draw tokens from what a model says, as `first extract` does with `knowledge.draws`."""
+        reader, limit = readout.Reader(model), shared_tokens.shared_vocabulary(run)
+        settings = scoring.DrawSettings(draws, run.recipe.seed)
+        known: dict[str, TopK] = {}
+        with torch.inference_mode():
+            for part in inference.batches(lengths_of(rows).tolist(), scoring.EXTRACTION_TOKENS):
+                known |= scoring.drawn_of(reader, [rows[i] for i in part], settings, limit)
+        return cls(min(draws, limit), known)
+
     def at_prompts(self, rows: Sequence[EncodedSample]) -> Known:
         """Give each copy among the rows the knowledge of its original prompt."""
         return Known(self.top_k, {row.id: self.known[row.id.rpartition("/")[2]] for row in rows})
@@ -129,10 +142,21 @@ class World:
         others = [id if id.partition("/")[0] in copies else "" for id in ids[self.samples :]]
         return CopyChoice.of(ids[: self.samples], others, SHARE, self.run.recipe.seed)
 
-    def taught(self, teacher_rows: Known, recalibrator: CheckedRecalibrator, arm: Arm) -> Any:
-        """Return the soft targets of all rows."""
+    def taught(
+        self, teachers: Sequence[soft_targets.Recalibration], arm: Arm, draws: int | None = None
+    ) -> soft_targets.SoftTargetBuilder:
+        """Return the soft targets of all rows.
+
+        Args:
+            teachers: their knowledge, each with its recalibrator; the mean of all is learned.
+            arm: an arm of the recipe.
+            draws: how many draws per position the knowledge consists of; None: it is the top k.
+        """
+        first, *further = teachers
         task = self.run.recipe.train.task.name
-        return soft_targets.SoftTargetBuilder(arm, recalibrator, teacher_rows, self.rows, task)
+        return soft_targets.SoftTargetBuilder(
+            arm, first.recalibrator, first.knowledge, self.rows, task, draws=draws, further=further
+        )
 
 
 def fitted(ref: Any, arm: Arm, world: World, known: Known) -> CheckedRecalibrator:

@@ -42,6 +42,7 @@ from firstcli.recalibration.builtin import LogitTemperature, TemperatureOptions
 from firstcli.recalibration.candidates import recalibrated
 from firstcli.recipe.references import PosthocRef
 from firstcli.training.averaging import WeightAverage
+from firstcli.training.soft_targets import Recalibration
 from study_world import EVERY, Known, World
 
 TEACHERS = {"teacher": ((), 0), "teacher-2": ((), 1), "teacher-copies": (EVERY, 0)}
@@ -67,12 +68,16 @@ class StudyArm:
     """The copies of each prompt from which it also learns."""
     teachers: Sequence[str] = ("teacher",)
     """Whose probabilities it learns, if several their mean."""
+    separately: bool = False
+    """Whether each teacher is recalibrated by itself, before the mean is taken."""
     clean_targets: bool = False
     """Whether the target of a copy is that of the prompt itself."""
     gated: bool = False
     """Whether the objective is `hard-gate`."""
     epochs: int = 1
     """How many times the epochs of the recipe."""
+    draws: int | None = None
+    """How many tokens are drawn per position from the teacher's whole distribution."""
     average_of: str | None = None
     """The arm whose moving average of the weights it is; it is not trained itself."""
 
@@ -95,6 +100,7 @@ ARMS = {
     "teacher-copies-plus": replace(PLUS, teachers=("teacher-copies",)),
     "mean-logit": StudyArm("first-logit", teachers=BOTH),
     "mean-plus": replace(PLUS, teachers=BOTH),
+    "separate-plus": replace(PLUS, teachers=BOTH, separately=True),
     "mean-one-copy": StudyArm("first-logit", ("copy3",), BOTH),
     "three-logit": StudyArm("first-logit", teachers=THREE),
     "three-plus": replace(PLUS, teachers=THREE),
@@ -104,6 +110,8 @@ ARMS = {
     "longer-distill": StudyArm("distill", epochs=2),
     "longer-logit": StudyArm("first-logit", epochs=2),
     "longer-plus": replace(PLUS, epochs=2),
+    "draws-distill": StudyArm("distill", draws=50),
+    "draws-copies": StudyArm("distill", EVERY, draws=50),
     "snapshots-logit": StudyArm("first-logit", teachers=(SNAPSHOTS,)),
     "snapshots-plus": replace(PLUS, teachers=(SNAPSHOTS,)),
 }
@@ -192,19 +200,18 @@ class Lessons:
     """Each teacher's knowledge of all rows."""
     readings: Mapping[str, int]
     """How many models read a prompt for each teacher's knowledge."""
+    teacher: LlamaForCausalLM
+    """The teacher called `teacher`."""
 
     def of(self, name: str) -> tuple[stacked.Lesson, list[Line]]:
         """Return an arm's lesson, and lines with its cost and the temperature of its targets."""
         world, study, lines = self.world, ARMS[name], []
         arm, source = world.run.recipe.arms[study.like], None
         if arm.learn == "knowledge":
-            held_out, known = (
-                Known.mean([part[teacher] for teacher in study.teachers])
-                for part in (self.held_out, self.known)
-            )
-            known = known.at_prompts(world.rows) if study.clean_targets else known
-            own = study_world.fitted(arm.recalibrator, arm, world, held_out)
-            source = world.taught(known, own, arm)
+            groups = [(t,) for t in study.teachers] if study.separately else [study.teachers]
+            taught = [self._recalibration(study, group) for group in groups]
+            source = world.taught(taught, arm, study.draws)
+            own = taught[0].recalibrator
             lines.append({"split": "fit", **own.diagnostics().facts})
         choice = world.choice(study.copies)
         lesson = stacked.Lesson.of(world.rows, world.samples, source, choice)
@@ -213,6 +220,19 @@ class Lessons:
         lines = [{key: line[key] for key in kept if key in line} for line in lines]
         lines = [{"world": seed, "arm": name, **line} for line in lines]
         return (replace(lesson, objective="hard-gate") if study.gated else lesson), lines
+
+    def _recalibration(self, study: StudyArm, teachers: Sequence[str]) -> Recalibration:
+        """Return the mean of teachers' knowledge and the recalibrator that is fitted to it."""
+        world, arm = self.world, self.world.run.recipe.arms[study.like]
+        held_out, known = (
+            Known.mean([part[teacher] for teacher in teachers])
+            for part in (self.held_out, self.known)
+        )
+        known = known.at_prompts(world.rows) if study.clean_targets else known
+        own = study_world.fitted(arm.recalibrator, arm, world, held_out)
+        if study.draws is not None:
+            known = Known.drawn(world.run, self.teacher, world.rows, study.draws)
+        return Recalibration(own, known)
 
     def _cost(self, study: StudyArm, lesson: stacked.Lesson) -> Line:
         """Return how many tokens the teachers read for an arm, and how many the student."""
@@ -240,8 +260,9 @@ def train_students(
     """Train the students of a world and return them with the averages of their weights."""
     recipe = world.run.recipe
     models: dict[str, LlamaForCausalLM] = {}
-    for epochs in sorted({ARMS[name].epochs for name in lessons}):
-        names = [name for name in lessons if ARMS[name].epochs == epochs]
+    kinds = dict.fromkeys((ARMS[name].epochs, ARMS[name].draws) for name in lessons)
+    for epochs, draws in kinds:
+        names = [n for n in lessons if (ARMS[n].epochs, ARMS[n].draws) == (epochs, draws)]
         changes = {"epochs": epochs * recipe.student.training.epochs}
         settings = recipe.student.training.model_copy(update=changes)
         for first in range(0, len(names), AT_ONCE):
@@ -297,7 +318,8 @@ def run_world(
         known[SNAPSHOTS] = known_by(world, snapshots, rows)
     readings = dict.fromkeys(teachers, 1) | {SNAPSHOTS: len(snapshots)}
     clock.lap("extraction")
-    pairs = {name: Lessons(world, held_out, known, readings).of(name) for name in trained}
+    lessons = Lessons(world, held_out, known, readings, teachers["teacher"])
+    pairs = {name: lessons.of(name) for name in trained}
     clock.lap("soft targets")
     models = train_students(world, {name: lesson for name, (lesson, _) in pairs.items()})
     clock.lap("students")

@@ -103,7 +103,7 @@ def test_an_epoch_takes_only_the_copies_of_the_arm() -> None:
 
 def test_a_world_has_a_line_per_model_and_evaluation() -> None:
     worlds, tables = module("worlds"), module("world_tables")
-    arms = ["distill", "first-plus-ema", "clean-targets", "mean-plus", "hard-gate"]
+    arms = ["distill", "first-plus-ema", "clean-targets", "mean-plus", "hard-gate", "draws-copies"]
     text = worlds.run_world(7, arms, (), TINY, 1)
     lines = [json.loads(line) for line in text.splitlines()]
     shown = [(line["arm"], line["split"]) for line in lines if line["split"] in tables.EVALUATIONS]
@@ -135,7 +135,11 @@ def test_longer_training_and_snapshots_cost_more() -> None:
     worlds = module("worlds")
     epochs = ("teacher.finetune.epochs=4", "student.training.epochs=1")
     text = worlds.run_world(
-        7, ["distill", "longer-distill", "snapshots-logit"], (), (*TINY, *epochs), 1
+        7,
+        ["distill", "longer-distill", "snapshots-logit", "separate-plus"],
+        (),
+        (*TINY, *epochs),
+        1,
     )
     lines = list(map(json.loads, text.splitlines()))
     costs = {line["arm"]: line for line in lines if line["split"] == "cost"}
