@@ -17,7 +17,14 @@ from firstcli.stages.base import Facts, Stage
 from firstcli.stages.checks import SharedCheck
 from firstcli.stages.posthoc import POSTHOC
 from firstcli.workspace.artifacts import Artifact
-from firstcli.workspace.units import Model, Unit, evaluations_of, models_of, records_path
+from firstcli.workspace.units import (
+    Model,
+    Unit,
+    evaluations_of,
+    models_of,
+    records_path,
+    shifts_of,
+)
 
 if TYPE_CHECKING:
     from firstcli.api import JSON, FloatArray
@@ -61,7 +68,8 @@ class Evaluate(Stage):
         return f"{self.name} {evaluation}/{model.name}"
 
     def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
-        for name in evaluations_of(recipe):
+        shifted = [name for each in shifts_of(recipe).values() for name in each]
+        for name in (*evaluations_of(recipe), *shifted):
             for model in models_of(recipe):
                 yield self.unit(recipe, folder, name, model)
 

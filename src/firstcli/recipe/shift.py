@@ -1,0 +1,109 @@
+"""The section `shift` of an evaluation: its questions again, with other prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from firstcli.api import TaskUsage
+from firstcli.recipe.references import AugmenterRef, RecipeSection, mistake
+from firstcli.tasks.templates import Template, columns_of
+
+ShiftKind = Literal["typos", "case", "dropout", "wording"]
+_CHANGES: dict[ShiftKind, str] = {"typos": "typo", "case": "case", "dropout": "drop"}
+"""The change that `perturb` makes to a word, by the kind of a shift."""
+_MARK = "~"
+"""What precedes a shift in the name of an evaluation; names in recipes do not contain it."""
+Strength = Annotated[float, Field(gt=0, le=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """One way to change the prompts of an evaluation."""
+
+    kind: ShiftKind
+    strength: float
+    """The probability that a word changes; of another wording, its number from 1."""
+    augmenter: AugmenterRef
+    """What makes one copy of each sample: the changed one."""
+
+    @property
+    def label(self) -> str:
+        """The shift's name in keys and paths, such as `typos-0.1`."""
+        return f"{self.kind}-{self.strength:g}"
+
+    def name_of(self, evaluation: str) -> str:
+        """Return the name of an evaluation with this shift, such as `trec~typos-0.1`."""
+        return f"{evaluation}{_MARK}{self.label}"
+
+
+def unshifted(name: str) -> str:
+    """Return the name of the evaluation that a recipe states, given that of a shifted one."""
+    return name.partition(_MARK)[0]
+
+
+class Shifts(RecipeSection):
+    """The shifts of an evaluation. Each is evaluated by itself; the evaluation stays as it is.
+
+    Only the free text of a prompt changes. The word that ends a prompt, the candidates and the
+    right answer stay.
+    """
+
+    typos: Annotated[tuple[Strength, ...], Field(strict=False)] = ()
+    """Strengths: with this probability, a word is misspelt in one place."""
+    case: Annotated[tuple[Strength, ...], Field(strict=False)] = ()
+    """Strengths: with this probability, a word is written in small letters, in capital letters, or
+    with one capital letter at its beginning, whichever differs from the word."""
+    dropout: Annotated[tuple[Strength, ...], Field(strict=False)] = ()
+    """Strengths: with this probability, a word is left out. Each text keeps at least one."""
+    wording: Annotated[tuple[Template, ...], Field(strict=False)] = ()
+    """Other templates for the prompt, with the names of the task's template, such as `{question}`
+    and `{choices}`; `{prompt}` stands for the whole prompt of a task without a template. Each ends
+    like the task's own, because the same responses follow it."""
+
+    @field_validator("typos", "case", "dropout", "wording")
+    @classmethod
+    def _differ(cls, values: tuple[float | str, ...]) -> tuple[float | str, ...]:
+        shown = [value if isinstance(value, str) else f"{value:g}" for value in values]
+        if repeated := [text for number, text in enumerate(shown) if text in shown[:number]]:
+            raise mistake(f"found {repeated[0]!r} more than once; leave the repetition out")
+        return values
+
+    @model_validator(mode="after")
+    def _is_not_empty(self) -> Shifts:
+        if not any((self.typos, self.case, self.dropout, self.wording)):
+            raise mistake(
+                "it names no shift; give one, for example `typos: [0.1]`, or leave it out"
+            )
+        return self
+
+    def each(self) -> Iterator[Shift]:
+        """Yield the shifts, weak ones of a kind before strong ones."""
+        for kind, change in _CHANGES.items():
+            for strength in sorted(getattr(self, kind)):
+                options = {"levels": [strength], "kinds": [change]}
+                yield Shift(kind, strength, AugmenterRef(name="perturb", options=options))
+        for number, template in enumerate(self.wording, 1):
+            options = {"templates": [template], "shuffle": False}
+            yield Shift("wording", number, AugmenterRef(name="template", options=options))
+
+    def misfits(self, usage: TaskUsage | None) -> Iterator[tuple[int, str]]:
+        """Yield the place in `wording` of each template that does not suit a task, and why.
+
+        Args:
+            usage: how the task builds prompts; None: it has no template.
+        """
+        has_template = usage is not None and usage.kind != "prompt"
+        own = usage.prompt if usage and has_template else ""
+        known = [name for name in columns_of(own) if name] if has_template else ["prompt"]
+        for place, template in enumerate(self.wording):
+            for name in columns_of(template):
+                if name not in known:
+                    names = ", ".join(f"{{{each}}}" for each in known)
+                    yield place, f"unknown {{{name}}}; the task's template has {names}"
+            if has_template and template[-1:].isspace() != own[-1:].isspace():
+                text = "white space" if template[-1:].isspace() else "no white space"
+                yield place, f"it ends with {text}, unlike the task's template {own!r}"
