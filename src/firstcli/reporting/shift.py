@@ -36,6 +36,7 @@ _AXES = {
 _KEY_COLUMNS = 2
 _LINE = 0.17  # inches of a line of the key
 _HEIGHT = 1.5  # inches of the axes of one measure
+_ABOVE, _BELOW = 0.36, 0.36  # inches of the title, and of the labels below the axes
 _DODGE = 0.012  # of the width, between the bars of two rows
 
 
@@ -87,7 +88,7 @@ def drawing(data: ReportData, evaluation: str) -> style.Drawing | None:
     count = len(look) + (chance is not None)
     height = _LINE * -(-count // _KEY_COLUMNS) + 0.12
     numbers = _numbers(data, evaluation, shown)
-    size = (3.0, 0.85 + _HEIGHT * measures)
+    size = (3.0, _ABOVE + _HEIGHT * measures + _BELOW)
     return style.Drawing(f"shift+{evaluation}", panels, numbers, key, size, height)
 
 
@@ -214,11 +215,11 @@ def _draw(
     """
     style.heading(place, _TITLES[kind])
     _, height = style.inches(place)
-    each = (height - 0.85) / len(measures)
+    each = (height - _ABOVE - _BELOW) / len(measures)
     for number, (measure, rows) in enumerate(measures.items()):
-        top = 0.36 + number * each
+        top = _ABOVE + number * each
         main = style.axes(place, left=0.6, top=top, bottom=height - top - each + 0.12)
-        _draw_lines(main, rows, look, max(p.strength for p in found))
+        _draw_lines(main, kind, rows, look)
         main.set(ylim=span, ylabel="accuracy" if measure == "accuracy" else "mean confidence")
         style.percent(main.yaxis)
         main.grid(True)
@@ -232,19 +233,32 @@ def _draw(
 
 
 def _draw_lines(
-    main: Axes, rows: Mapping[str, Line], look: Mapping[str, style.Look], width: float
+    main: Axes, kind: ShiftKind, rows: Mapping[str, Line], look: Mapping[str, style.Look]
 ) -> None:
-    """Draw the lines of one measure; rows are a little apart, so that no bar hides another."""
-    for number, (row, line) in enumerate(rows.items()):
-        shift = _DODGE * width * (number - (len(rows) - 1) / 2)
+    """Draw the lines of one measure; rows are a little apart, so that no bar hides another.
+
+    Wordings have no order, so no line joins them.
+
+    Args:
+        main: the axes.
+        kind: the kind of shifts.
+        rows: the lines by row.
+        look: the look of each row, in the order of the table.
+    """
+    joined = {} if kind != "wording" else {"linestyle": "none"}
+    for number, row in enumerate(look):
+        if (line := rows.get(row)) is None:
+            continue
+        apart = _DODGE * max(line.strengths) * (number - (len(look) - 1) / 2)
         values = [e.value for e in line.estimates]
         # a value is within its interval except for rounding
         below = [max(0.0, e.value - e.interval.low) for e in line.estimates]
         above = [max(0.0, e.interval.high - e.value) for e in line.estimates]
         color = look[row].color
         bars = {"elinewidth": 0.7, "capsize": 0, "ecolor": color}
-        xs = [strength + shift for strength in line.strengths]
-        main.errorbar(xs, values, [below, above], markersize=3.2, **bars, **look[row].options)
+        xs = [strength + apart for strength in line.strengths]
+        options = look[row].options | joined | {"markersize": 3.2}
+        main.errorbar(xs, values, [below, above], **bars, **options)
 
 
 def _label_strengths(main: Axes, kind: ShiftKind, found: Sequence[Place]) -> None:
