@@ -53,7 +53,7 @@ def _table(data: ReportData, evaluation: str) -> Table:
     )
     seeds = "; means over the seeds ± their standard deviation" if data.several_seeds else ""
     caption = f"{data.definition}; in percent, with 95 % intervals over questions{seeds}"
-    return Table(f"{evaluation} under shift", caption, "", groups, lines_of_cells, "group")
+    return Table(f"{evaluation} under shift", caption, "", groups, lines_of_cells, "shift")
 
 
 def _cell(data: ReportData, name: str, row: str, metric: Metric) -> Cell:
