@@ -82,7 +82,7 @@ class Report(Stage):
     name = "report"
     help = "Run everything and write the table, the figures and one HTML page."
     example = "recipe.yaml --open"
-    format = 5  # a decision; only what separates is marked; answers that T keeps are not tested
+    format = 6  # shifted questions, and those without a right answer, are shown in the terminal
     uses_models = False
     checks = (checks.UNPINNED,)
     options = (
