@@ -16,7 +16,7 @@ from firstcli.errors import UserError
 from firstcli.recipe.shift import Shift, Shifts
 from firstcli.tasks.usage import ChoiceForm, InputField
 
-WORDS = "Which of the seven rivers in northern Sweden reaches the sea first".split()
+WORDS = ("Which", "seven", "rivers", "in", "northern", "Sweden", "reach", "the", "sea", "first")
 TEMPLATE = "Q: {question}\nChoices:\n{choices}\nA: The answer is ("
 USAGE = TaskUsage(
     kind="multiple-choice",
@@ -127,4 +127,4 @@ def test_what_cannot_be_changed_is_refused() -> None:
     foreign = Sample.question("nothing of the template", ("A).", "B)."), 0, id="q")
     with pytest.raises(UserError, match="none of the prompts contains the task's template"):
         list(shifted([foreign], USAGE, augmenter, "1"))
-    assert list(shifted([foreign, *samples(1)], USAGE, augmenter, "1"))[0] == foreign
+    assert next(shifted([foreign, *samples(1)], USAGE, augmenter, "1")) == foreign

@@ -37,8 +37,14 @@ def test_the_written_recipe_has_the_same_shifts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shift", "parts"),
     [
-        ({"typos": [0.1, 1.5]}, ["evaluate.0.shift.typos.1", "less than or equal to 1"]),
-        ({"case": [0]}, ["evaluate.0.shift.case.0", "greater than 0"]),
+        (
+            {"typos": [0.1, 1.5]},
+            [
+                "evaluate.0.shift.typos.1",
+                "found 1.5, expected a number greater than 0 and of at most 1",
+            ],
+        ),
+        ({"case": [0]}, ["evaluate.0.shift.case.0", "found 0, expected a number greater than 0"]),
         ({"dropout": [0.1, 0.1]}, ["evaluate.0.shift.dropout", "'0.1' more than once"]),
         ({"typo": [0.1]}, ["evaluate.0.shift.typo", "typos"]),
         ({"typos": 0.1}, ["evaluate.0.shift.typos"]),

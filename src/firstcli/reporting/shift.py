@@ -70,7 +70,7 @@ def drawing(data: ReportData, evaluation: str) -> style.Drawing | None:
     if not lines:
         return None
     every = [line for kind in lines.values() for rows in kind.values() for line in rows.values()]
-    chance = None if evaluation in data.judged else data.mean(evaluation, data.rows[0], "chance")
+    chance = None if evaluation in data.judged else _chance(data, evaluation)
     span = _span([end for line in every for end in line.ends] + ([chance] if chance else []))
     shown = [row for row in data.rows if any(row in m for k in lines.values() for m in k.values())]
     look = {row: each for row, each in style.looks(data.rows).items() if row in shown}
@@ -99,6 +99,12 @@ def places(data: ReportData, evaluation: str) -> dict[ShiftKind, list[Place]]:
         start = Place(0.0, evaluation, UNSHIFTED)
         found.setdefault(shift.kind, [start]).append(_place(name, shift))
     return found
+
+
+def _chance(data: ReportData, evaluation: str) -> float | None:
+    """Return 1 / n, which is the same for all rows that answered the questions."""
+    values = [data.mean(evaluation, row, "chance") for row in data.rows]
+    return next((value for value in values if value is not None), None)
 
 
 def _place(name: str, shift: Shift) -> Place:
