@@ -397,7 +397,8 @@ def _disk_error(error: Exception, folder: Path) -> str | None:
 
 def plan_table(rows: Sequence[PlanRow]) -> Table:
     table = Table("unit", "state", "estimate", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
-    for texts in shifted.cells(rows):
+    shown = [shifted.ShownUnit(row.unit, row.state, row.size, row.current) for row in rows]
+    for texts in shifted.cells(shown):
         table.add_row(*map(escape, texts))
     return table
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from firstcli.recipe.shift import unshifted
 from firstcli.workspace.run import Run
-from firstcli.workspace.units import models_of, shifts_of
-
-if TYPE_CHECKING:
-    from firstcli.pipeline.plan import PlanRow
+from firstcli.workspace.units import Unit, models_of, shifts_of
 
 
 class AddedQuestions(NamedTuple):
@@ -47,27 +44,35 @@ def _count(run: Run, evaluation: str) -> int:
     return len(run.evaluation_samples(evaluation))
 
 
-def cells(rows: Sequence[PlanRow]) -> list[tuple[str, str, str]]:
+class ShownUnit(NamedTuple):
+    """A unit as the plan shows it."""
+
+    unit: Unit
+    state: str
+    size: str
+    current: bool
+
+
+def cells(rows: Sequence[ShownUnit]) -> list[tuple[str, str, str]]:
     """Return unit, state and size of each row; the shifts of an evaluation share one row."""
-    found: list[tuple[str, str, str]] = []
-    of_evaluation: dict[str, list[PlanRow]] = {}
+    shared: dict[str, list[ShownUnit]] = {}
     for row in rows:
-        name = row.unit.evaluation
-        if (evaluation := unshifted(name)) == name:
-            found.append((row.unit.key, row.state, row.size))
-            continue
-        if evaluation not in of_evaluation:
-            of_evaluation[evaluation] = []
-            found.append((f"{row.unit.stage} {evaluation}", "", ""))
-        of_evaluation[evaluation].append(row)
-    return [cell if cell[1] else _shared(cell[0], of_evaluation) for cell in found]
+        if (evaluation := unshifted(row.unit.evaluation)) != row.unit.evaluation:
+            shared.setdefault(evaluation, []).append(row)
+    found = {}
+    for row in rows:
+        evaluation = unshifted(row.unit.evaluation)
+        if evaluation == row.unit.evaluation:
+            found[row.unit.key] = (row.unit.key, row.state, row.size)
+        else:
+            key = f"{row.unit.stage} {evaluation}, shifted"
+            found.setdefault(key, (key, *_together(shared[evaluation])))
+    return list(found.values())
 
 
-def _shared(key: str, of_evaluation: dict[str, list[PlanRow]]) -> tuple[str, str, str]:
-    rows = of_evaluation[key.partition(" ")[2]]
+def _together(rows: Sequence[ShownUnit]) -> tuple[str, str]:
+    """Return the state and the size of all shifts of an evaluation."""
     shifts = len({row.unit.evaluation for row in rows})
-    units = f"{shifts} shift{'s' * (shifts != 1)}, {len(rows)} units"
-    pending = [row for row in rows if not row.current]
-    if not pending:
-        return f"{key}, shifted", "up to date", units
-    return f"{key}, shifted", f"will run: {len(pending)} of {len(rows)}", units
+    size = f"{shifts} shift{'s' * (shifts != 1)}, {len(rows)} units"
+    pending = sum(not row.current for row in rows)
+    return f"will run: {pending} of {len(rows)}" if pending else "up to date", size

@@ -40,7 +40,7 @@ _ABOVE, _BELOW = 0.36, 0.36  # inches of the title, and of the labels below the 
 _DODGE = 0.012  # of the width, between the bars of two rows
 
 
-class Place(NamedTuple):
+class ShiftPoint(NamedTuple):
     """An evaluation as it is or with one shift."""
 
     strength: float
@@ -92,11 +92,11 @@ def drawing(data: ReportData, evaluation: str) -> style.Drawing | None:
     return style.Drawing(f"shift+{evaluation}", panels, numbers, key, size, height)
 
 
-def places(data: ReportData, evaluation: str) -> dict[ShiftKind, list[Place]]:
+def places(data: ReportData, evaluation: str) -> dict[ShiftKind, list[ShiftPoint]]:
     """Return where each kind of an evaluation's shifts is measured, from strength 0 upwards."""
-    found: dict[ShiftKind, list[Place]] = {}
+    found: dict[ShiftKind, list[ShiftPoint]] = {}
     for name, shift in data.shifts.get(evaluation, {}).items():
-        start = Place(0.0, evaluation, UNSHIFTED)
+        start = ShiftPoint(0.0, evaluation, UNSHIFTED)
         found.setdefault(shift.kind, [start]).append(_place(name, shift))
     return found
 
@@ -107,11 +107,13 @@ def _chance(data: ReportData, evaluation: str) -> float | None:
     return next((value for value in values if value is not None), None)
 
 
-def _place(name: str, shift: Shift) -> Place:
-    return Place(shift.strength, name, in_words(shift))
+def _place(name: str, shift: Shift) -> ShiftPoint:
+    return ShiftPoint(shift.strength, name, in_words(shift))
 
 
-def _lines(data: ReportData, evaluation: str, found: Sequence[Place]) -> dict[str, dict[str, Line]]:
+def _lines(
+    data: ReportData, evaluation: str, found: Sequence[ShiftPoint]
+) -> dict[str, dict[str, Line]]:
     """Return the lines of accuracy and confidence by row; no accuracy without a right answer.
 
     A row with a temperature that changes no answer has no line of accuracy: it is that of the model
@@ -133,7 +135,7 @@ def _lines(data: ReportData, evaluation: str, found: Sequence[Place]) -> dict[st
     }
 
 
-def _line(points: Sequence[tuple[Place, Estimate | None]]) -> Line | None:
+def _line(points: Sequence[tuple[ShiftPoint, Estimate | None]]) -> Line | None:
     known = [(place.strength, estimate) for place, estimate in points if estimate]
     return Line(*map(tuple, zip(*known, strict=True))) if known else None  # type: ignore[arg-type]
 
@@ -180,7 +182,7 @@ def _range(line: Line) -> str:
 
 def _numbers(data: ReportData, evaluation: str, rows: Sequence[str]) -> style.Numbers:
     columns = ("shift", "model", "accuracy", "low", "high", "mean confidence", "low", "high")
-    start = Place(0.0, evaluation, UNSHIFTED)
+    start = ShiftPoint(0.0, evaluation, UNSHIFTED)
     each = [start, *(_place(name, shift) for name, shift in data.shifts[evaluation].items())]
     values = [
         (
@@ -201,7 +203,7 @@ def _cells(estimate: Estimate | None) -> tuple[JSON, ...]:
 
 def _draw(
     kind: ShiftKind,
-    found: Sequence[Place],
+    found: Sequence[ShiftPoint],
     measures: Mapping[str, Mapping[str, Line]],
     look: Mapping[str, style.Look],
     span: tuple[float, float],
@@ -267,7 +269,7 @@ def _draw_lines(
         main.errorbar(xs, values, [below, above], **bars, **options)
 
 
-def _label_strengths(main: Axes, kind: ShiftKind, found: Sequence[Place]) -> None:
+def _label_strengths(main: Axes, kind: ShiftKind, found: Sequence[ShiftPoint]) -> None:
     labels = [f"{100 * p.strength:g} %" if p.strength else "0" for p in found]
     if kind == "wording":
         labels = [f"{p.strength:g}" if p.strength else "own" for p in found]
