@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from firstcli.api import Sample, TaskUsage
+from firstcli.api import ChoiceForm, InputField, Sample, TaskUsage
 from firstcli.data.shifts import shifted
 from firstcli.errors import UserError
 from firstcli.recipe.shift import Shift, Shifts
-from firstcli.tasks.usage import ChoiceForm, InputField
 
 WORDS = ("Which", "seven", "rivers", "in", "northern", "Sweden", "reach", "the", "sea", "first")
 TEMPLATE = "Q: {question}\nChoices:\n{choices}\nA: The answer is ("

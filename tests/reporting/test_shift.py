@@ -67,7 +67,7 @@ def test_the_numbers_are_those_of_the_records() -> None:
     for title, name in titles.items():
         found = summarize(data.records[name, "first"], "candidates", 10)
         accuracy, low, high, confidence, *ends = values[title, "first"]
-        assert accuracy == found.accuracy and low < accuracy < high  # type: ignore[operator]
+        assert accuracy == found.accuracy and low < accuracy < high
         assert confidence == pytest.approx(found.confidence)
         assert ends == pytest.approx([found.confidence] * 2)  # all are equal
     assert values["typos 10 %", "distill"] == (None,) * 6  # it was not evaluated

@@ -62,7 +62,8 @@ def test_the_same_questions_are_answered_with_the_same_labels(shifted: Finished)
     for name in NAMES:
         records = EvalRecords.load(folder / name / "first.parquet")
         assert records.ids == plain.ids and (records.answer == plain.answer).all()
-        assert records.truth is not None and np.array_equal(records.truth, plain.truth)
+        assert records.truth is not None and plain.truth is not None
+        assert np.array_equal(records.truth, plain.truth)
         assert not np.array_equal(records.log_probs, plain.log_probs)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -84,11 +84,11 @@ class Shifts(RecipeSection):
         """Yield the shifts, weak ones of a kind before strong ones."""
         for kind, change in _CHANGES.items():
             for strength in sorted(getattr(self, kind)):
-                options = {"levels": [strength], "kinds": [change]}
-                yield Shift(kind, strength, AugmenterRef(name="perturb", options=options))
+                options: dict[str, Any] = {"levels": [strength], "kinds": [change]}
+                yield Shift(kind, strength, _augmenter("perturb", options))
         for number, template in enumerate(self.wording, 1):
             options = {"templates": [template], "shuffle": False}
-            yield Shift("wording", number, AugmenterRef(name="template", options=options))
+            yield Shift("wording", number, _augmenter("template", options))
 
     def misfits(self, usage: TaskUsage | None) -> Iterator[tuple[int, str]]:
         """Yield the place in `wording` of each template that does not suit a task, and why.
@@ -107,3 +107,7 @@ class Shifts(RecipeSection):
             if has_template and template[-1:].isspace() != own[-1:].isspace():
                 text = "white space" if template[-1:].isspace() else "no white space"
                 yield place, f"it ends with {text}, unlike the task's template {own!r}"
+
+
+def _augmenter(name: str, options: dict[str, Any]) -> AugmenterRef:
+    return AugmenterRef.model_validate({"name": name, "options": options})

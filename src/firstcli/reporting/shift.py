@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -137,7 +137,7 @@ def _lines(
 
 def _line(points: Sequence[tuple[ShiftPoint, Estimate | None]]) -> Line | None:
     known = [(place.strength, estimate) for place, estimate in points if estimate]
-    return Line(*map(tuple, zip(*known, strict=True))) if known else None  # type: ignore[arg-type]
+    return Line(*map(tuple, zip(*known, strict=True))) if known else None
 
 
 def mean_confidence(data: ReportData, name: str, row: str) -> Estimate | None:
@@ -253,7 +253,7 @@ def _draw_lines(
         rows: the lines by row.
         look: the look of each row, in the order of the table.
     """
-    joined = {} if kind != "wording" else {"linestyle": "none"}
+    joined: dict[str, Any] = {} if kind != "wording" else {"linestyle": "none"}
     for number, row in enumerate(look):
         if (line := rows.get(row)) is None:
             continue
@@ -263,7 +263,7 @@ def _draw_lines(
         below = [max(0.0, e.value - e.interval.low) for e in line.estimates]
         above = [max(0.0, e.interval.high - e.value) for e in line.estimates]
         color = look[row].color
-        bars = {"elinewidth": 0.7, "capsize": 0, "ecolor": color}
+        bars: dict[str, Any] = {"elinewidth": 0.7, "capsize": 0, "ecolor": color}
         xs = [strength + apart for strength in line.strengths]
         options = look[row].options | joined | {"markersize": 3.2}
         main.errorbar(xs, values, [below, above], **bars, **options)
@@ -281,7 +281,7 @@ def _key(look: Mapping[str, style.Look], chance: float | None, place: SubFigure)
         Line2D([], [], **each.options, label=style.shortened(row, 22)) for row, each in look.items()
     ]
     if chance is not None:
-        dashed = {"color": style.INK, "linewidth": 0.9, "linestyle": (0, (4, 3))}
+        dashed: dict[str, Any] = {"color": style.INK, "linewidth": 0.9, "linestyle": (0, (4, 3))}
         handles.append(Line2D([], [], label=f"1 / n = {100 * chance:.1f} %", **dashed))
     place.legend(
         handles=handles,
