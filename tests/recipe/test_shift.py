@@ -66,6 +66,7 @@ def test_a_wording_has_the_names_and_the_end_of_the_tasks_template(tmp_path: Pat
     task = of_files(tmp_path / "data", prompt="Q: {question}\n{choices}\nAnswer:")
     for wording, part in (
         ("{prompt} Answer:", "unknown {prompt}; the task's template has {question}, {choices}"),
+        ("{question}\nAnswer:", "it lacks {choices}"),
         ("{question}{choices}Answer: ", "it ends with white space, unlike"),
     ):
         path = written(tmp_path, {"wording": [wording]}, task)

@@ -121,7 +121,7 @@ def plan(request: Request) -> dict[str, JSON]:
     rows = [replace(row, size=results.get(row.unit.key, "")) for row in rows]
     run.console.show(plan_table(rows))
     result = plan_result(run, rows)
-    if added := [*shifted.added_questions(run)]:
+    if added := [*shifted.added_questions(run, chain)]:
         result["shifts"] = [each._asdict() for each in added]
         for each in added:
             run.console.say(str(each))

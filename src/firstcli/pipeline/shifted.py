@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from firstcli.recipe.shift import unshifted
 from firstcli.workspace.run import Run
-from firstcli.workspace.units import Unit, models_of, shifts_of
+from firstcli.workspace.units import Unit, shifts_of
 
 
 class AddedQuestions(NamedTuple):
@@ -30,10 +30,13 @@ class AddedQuestions(NamedTuple):
         )
 
 
-def added_questions(run: Run) -> Iterator[AddedQuestions]:
-    """Yield what the shifts of each evaluation add."""
-    models = sum(not model.posthoc for model in models_of(run.recipe))
+def added_questions(run: Run, units: Sequence[Unit]) -> Iterator[AddedQuestions]:
+    """Yield what the shifts of each evaluation add to the work on some units."""
     for name, shifts in shifts_of(run.recipe).items():
+        asked = {unit.model for unit in units if unit.evaluation in shifts}
+        models = sum(not model.posthoc for model in asked)
+        if not models:
+            continue
         content = {"samples": run.evaluation_content(name)}
         what = f"number of questions of {name}"
         count = run.memory.recall(what, content, partial(_count, run, name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -100,13 +100,28 @@ class Shifts(RecipeSection):
         own = usage.prompt if usage and has_template else ""
         known = [name for name in columns_of(own) if name] if has_template else ["prompt"]
         for place, template in enumerate(self.wording):
-            for name in columns_of(template):
-                if name not in known:
-                    names = ", ".join(f"{{{each}}}" for each in known)
-                    yield place, f"unknown {{{name}}}; the task's template has {names}"
-            if has_template and template[-1:].isspace() != own[-1:].isspace():
-                text = "white space" if template[-1:].isspace() else "no white space"
-                yield place, f"it ends with {text}, unlike the task's template {own!r}"
+            if problem := _misfit(template, own, known):
+                yield place, problem
+
+
+def _misfit(template: str, own: str, known: Sequence[str]) -> str:
+    """Say why a template does not suit a task; empty if it does.
+
+    Args:
+        template: the other wording.
+        own: the task's template; empty if it has none.
+        known: the names that stand for the texts of a prompt.
+    """
+    names, expected = columns_of(template), ", ".join(f"{{{name}}}" for name in known)
+    if unknown := [name for name in names if name not in known]:
+        return f"unknown {{{unknown[0]}}}; the task's template has {expected}"
+    if lost := [name for name in known if name not in names]:
+        return f"it lacks {{{lost[0]}}}; the task's template has {expected}"
+    ends_in_space = template[-1:].isspace()
+    if own and ends_in_space != own[-1:].isspace():
+        text = "white space" if ends_in_space else "no white space"
+        return f"it ends with {text}, unlike the task's template {own!r}; let it end alike"
+    return ""
 
 
 def _augmenter(name: str, options: dict[str, Any]) -> AugmenterRef:
