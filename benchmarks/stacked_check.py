@@ -31,6 +31,7 @@ from firstcli.pipeline.plan import Request, open_run
 from firstcli.recipe.sections import Arm, Training
 from firstcli.runtime.console import Console
 from firstcli.training import arguments, trainer
+from firstcli.training.soft_targets import Recalibration
 from firstcli.workspace.run import Run
 from study_world import EVERY, Known, World
 
@@ -113,7 +114,7 @@ def lessons_of(world: World, arms: dict[str, Arm]) -> dict[str, stacked.Lesson]:
         source: Any = None
         if arm.learn == "knowledge":
             own = study_world.fitted(arm.recalibrator, arm, world, parts[0])
-            source = world.taught(parts[1], own, arm)
+            source = world.taught([Recalibration(own, parts[1])], arm)
         for title, copies in ((name, ()), (f"{name}, copies", EVERY)):
             choice = world.choice(copies)
             lessons[title] = stacked.Lesson.of(rows, world.samples, source, choice)

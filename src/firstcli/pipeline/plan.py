@@ -21,6 +21,7 @@ from rich.table import Table
 
 from firstcli.api import JSON
 from firstcli.errors import UserError, one_per_cause, shortened
+from firstcli.pipeline import shifted
 from firstcli.pipeline.example import example_text, samples_text
 from firstcli.recipe.load import load_recipe
 from firstcli.runtime.console import Console, duration, size
@@ -120,6 +121,10 @@ def plan(request: Request) -> dict[str, JSON]:
     rows = [replace(row, size=results.get(row.unit.key, "")) for row in rows]
     run.console.show(plan_table(rows))
     result = plan_result(run, rows)
+    if added := [*shifted.added_questions(run, chain)]:
+        result["shifts"] = [each._asdict() for each in added]
+        for each in added:
+            run.console.say(str(each))
     if example := results.get(EXAMPLE.name):
         result["example"] = example
         if not request.show:
@@ -392,8 +397,9 @@ def _disk_error(error: Exception, folder: Path) -> str | None:
 
 def plan_table(rows: Sequence[PlanRow]) -> Table:
     table = Table("unit", "state", "estimate", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
-    for row in rows:
-        table.add_row(*map(escape, (row.unit.key, row.state, row.size)))
+    shown = [shifted.ShownUnit(row.unit, row.state, row.size, row.current) for row in rows]
+    for texts in shifted.cells(shown):
+        table.add_row(*map(escape, texts))
     return table
 
 

@@ -15,6 +15,7 @@ from firstcli.recipe.sections import (
     SAVE_WITHOUT_LORA,
     VALIDATION,
     Arm,
+    Evaluation,
     KnowledgeSection,
     MetricsSettings,
     PublishedValues,
@@ -40,6 +41,7 @@ def conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
         for i, evaluation in enumerate(section):
             if names[i] in names[:i]:
                 yield (i, "name"), f"two evaluations are named '{evaluation.name}'; rename one"
+            yield from _wording_conflicts(i, evaluation)
     if name == "metrics" and section.use_validation:
         yield from _validation_conflicts(section, valid)
     if name == "trainer":
@@ -250,6 +252,18 @@ def _conflicts_over_candidates(arm: Arm) -> Conflicts:
     if arm.objective == "topk-renormalized":
         text = f"{only}, but this objective compares several tokens at every position"
         yield ("objective",), f"{text}; leave it out"
+
+
+def _wording_conflicts(place: int, evaluation: Evaluation) -> Conflicts:
+    """Yield the other wordings of an evaluation that its task cannot fill in."""
+    if evaluation.shift is None or not evaluation.shift.wording:
+        return
+    try:
+        usage = evaluation.task.build().usage()
+    except UserError:
+        return  # the data cannot be read, which other checks report
+    for number, text in evaluation.shift.misfits(usage):
+        yield (place, "shift", "wording", number), text
 
 
 def _unknown_rows(

@@ -27,6 +27,7 @@ from firstcli.recipe.references import (
     mistake,
     user_errors_as_mistakes,
 )
+from firstcli.recipe.shift import Shifts
 
 TEST = "test"
 """The split that is evaluated by default."""
@@ -212,6 +213,9 @@ class Evaluation(RecipeSection):
     limit: int | None = Field(default=None, ge=1)
     """For a quick trial, evaluate on only this many rows from the start of the split. Default:
     all."""
+    shift: Shifts | None = None
+    """Also evaluate on these questions with typing errors, in another case, without some words or
+    in other words. Default: only as they are."""
 
     @field_validator("task")
     @classmethod

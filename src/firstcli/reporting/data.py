@@ -17,6 +17,7 @@ from firstcli.metrics.records import EvalRecords
 from firstcli.metrics.uncertainty import Difference, Estimate
 from firstcli.recalibration.diagnostics import RankCalibration
 from firstcli.recipe.sections import MetricsSettings
+from firstcli.recipe.shift import Shift
 
 TEACHER = "teacher"  # reserved: no arm has this name
 PLUS_T = " + T"  # suffix of a row with a post-hoc temperature
@@ -104,10 +105,13 @@ class ReportData:
     evaluations: Sequence[str]
     """Names of the evaluations in the recipe's order."""
     records: Mapping[tuple[str, str], EvalRecords]
-    """Records by (evaluation, model); missing ones are shown as a dash."""
+    """Records by (evaluation, model), those of shifted questions under the name of the shifted
+    evaluation; missing ones are shown as a dash."""
     settings: MetricsSettings
     """The kind of confidence and the number of bins; `records` are already those of
     `settings.candidates`."""
+    shifts: Mapping[str, Mapping[str, Shift]] = field(default_factory=dict)
+    """The shifts of each evaluation that has some, by the names of the shifted evaluations."""
     validation: Mapping[str, EvalRecords] = field(default_factory=dict)
     """Answers to the validation questions by model, for thresholds and prediction sets."""
     notes: Sequence[tuple[str, str]] = ()
@@ -268,7 +272,8 @@ class ReportData:
                 for row in (self.rows if self._answerable(evaluation) else ())
                 if (records := self.records_of(evaluation, row))
             }
-            for theirs in (row for row in BASELINES if row in self.members):
+            is_shifted = evaluation not in self.evaluations  # on these, nothing is tested
+            for theirs in (row for row in BASELINES if row in self.members and not is_shifted):
                 for ours in self.students:
                     if ours != theirs:
                         self.compared(evaluation, ours, theirs)

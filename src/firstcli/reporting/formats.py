@@ -14,6 +14,7 @@ from firstcli.api import JSON
 from firstcli.metrics import METRICS, reliability_bins
 from firstcli.reporting import groups as question_groups
 from firstcli.reporting.data import BASELINES, COMPARED, ComparisonTest, ReportData
+from firstcli.reporting.shift_tables import shift_tables
 from firstcli.reporting.style import Numbers
 from firstcli.reporting.table import (
     best_keys,
@@ -43,7 +44,8 @@ def to_markdown(data: ReportData) -> str:
     for table in question_groups.group_tables(data):
         body = _markdown_table(replace(table, caption=f"{table.caption}. {MACRO_REMARK}"))
         parts += [f"## {escape_markdown(table.title)}", body]
-    for table in (*promise_tables(data), *difference_tables(data), *full_tables(data)):
+    further = (*promise_tables(data), *difference_tables(data), *shift_tables(data))
+    for table in (*further, *full_tables(data)):
         parts += [f"## {escape_markdown(table.title)}", *map(_markdown_table, table.by_group())]
     if data.notes:
         notes = (f"- {escape_markdown(label)}: {escape_markdown(v)}" for label, v in data.notes)

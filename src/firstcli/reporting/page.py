@@ -149,7 +149,7 @@ def _html(
 
 def _parts(table: Table, *, few: bool) -> list[Table]:
     """Return a table's column groups one by one, so that they fit; many stay side by side."""
-    return table.by_group() if few or table.head == "group" else [table]
+    return table.by_group() if few or table.head != "model" else [table]
 
 
 def _code(text: str) -> Markup:

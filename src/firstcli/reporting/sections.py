@@ -13,12 +13,14 @@ from firstcli.reporting import (
     ranks,
     reliability,
     scatter,
+    shift,
     studies,
     temperature,
 )
 from firstcli.reporting.data import PLUS_T, TEACHER, ReportData
 from firstcli.reporting.decision import Decision, shipped_rows
 from firstcli.reporting.groups import group_tables
+from firstcli.reporting.shift_tables import shift_tables
 from firstcli.reporting.style import Drawing
 from firstcli.reporting.table import difference_tables, full_tables
 from firstcli.reporting.terminal import Table
@@ -61,6 +63,7 @@ def sections(data: ReportData, decision: Decision) -> list[Section]:
         _differences(data, decision),
         _reliability(data, decision),
         _coverage(data),
+        _shift(data),
         _unanswerable(data),
         _groups(data),
         _ranks(data),
@@ -212,6 +215,25 @@ def _top_k(data: ReportData) -> Section:
         "Arms that differ only in the number of teacher tokens from which they learn, with "
         "95 % intervals. P is the teacher's mean total probability of those tokens.",
         _each(data.judged, data, studies.top_k),
+    )
+
+
+def _shift(data: ReportData) -> Section:
+    return Section(
+        "shift",
+        "Confidence under shift",
+        "The same questions with typing errors, in another case, without some words or in other "
+        "words. If accuracy falls and confidence does not, the model does not notice what it no "
+        "longer understands.",
+        _each([*data.shifts], data, shift.drawing),
+        how="Above, the accuracy, and below, the mean confidence, with 95 % intervals over "
+        "questions; both have the same scale. At the left end are the questions as they are. "
+        "Labels and, where they are known, true probabilities are those of the unchanged question. "
+        "A temperature changes no answer, so its accuracy is that of the model without it. "
+        "Nothing is trained, fitted or chosen on shifted questions."
+        + (" All values are means over the seeds." if data.several_seeds else ""),
+        tables=shift_tables(data),
+        tables_title="Accuracy, confidence, ECE and Trust under each shift",
     )
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from firstcli.errors import UserError
+from firstcli.errors import UserError, shortened
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from transformers import PreTrainedTokenizerBase
 
+    from firstcli.api import Sample
+    from firstcli.recipe.references import TaskRef
     from firstcli.recipe.sections import Evaluation
     from firstcli.workspace.run import Run
     from firstcli.workspace.units import Part, Role
@@ -258,6 +261,51 @@ def _advice_on_overlap(run: Run, evaluation: Evaluation) -> str:
     )
 
 
+def _warn_of_other_answers(run: Run) -> None:
+    """Warn of evaluations whose questions have other answers than those of the training data.
+
+    Only answers that are the same for all questions are compared; letters mean what each question
+    lists, and every question may have choices of its own.
+    """
+    trained = _answers(run.stated_task(), run.training.train)
+    for evaluation in run.recipe.evaluate:
+        if not trained or evaluation.task == run.recipe.train.task:
+            continue
+        asked = _answers(evaluation.task, run.evaluation_samples(evaluation.name))
+        if not asked or asked == trained:
+            continue
+        run.console.warn(
+            f"evaluate '{evaluation.name}': {_other_answers(asked, trained)}; its numbers are "
+            "those of a choice among its own answers; if it is meant as the training task on other "
+            "data, give both the same labels"
+        )
+
+
+def _other_answers(asked: frozenset[str], trained: frozenset[str]) -> str:
+    """Return in words how the answers of an evaluation differ from those of training."""
+    new, missing = (
+        sorted(text.strip() for text in some) for some in (asked - trained, trained - asked)
+    )
+    if asked.isdisjoint(trained):
+        return f"none of its answers is one of the training task, such as {shortened(new, 2)}"
+    texts = [f"{shortened(new, 3)} not among the training task's answers"] if new else []
+    texts += [f"{shortened(missing, 3)} missing"] if missing else []
+    return f"its answers differ from the training task's: {'; '.join(texts)}"
+
+
+def _answers(task: TaskRef, samples: Iterable[Sample]) -> frozenset[str]:
+    """Return the candidates that all samples have; empty if they differ or are letters."""
+    form = usage.choices if (usage := task.build().usage()) else None
+    if form is not None and form.respond_with == "letter":
+        return frozenset()
+    found = {frozenset(sample.candidates) for sample in islice(samples, COMPARED_SAMPLES)}
+    return found.pop() if len(found) == 1 else frozenset()
+
+
+COMPARED_SAMPLES = 1000
+"""Samples whose candidates are compared; if these are the same, so are those of the others."""
+
+
 def _warn_of_other_chats(run: Run) -> None:
     """Warn of evaluations in which models are asked in a different way than in training."""
     from firstcli.data.chat import ChatFormat
@@ -357,5 +405,6 @@ TOKENIZERS = SharedCheck("tokenizers", _check_tokenizers)
 TOP_K = SharedCheck("top_k", _check_top_k)
 OVERLAP = SharedCheck("overlap", _check_overlap)
 OTHER_CHATS = SharedCheck("chats of evaluations", _warn_of_other_chats)
+OTHER_ANSWERS = SharedCheck("answers of evaluations", _warn_of_other_answers)
 SEEN_ROWS = SharedCheck("seen rows", _warn_of_seen_rows)
 UNPINNED = SharedCheck("unpinned checkpoints", _warn_of_unpinned_checkpoints)

@@ -17,7 +17,14 @@ from firstcli.stages.base import Facts, Stage
 from firstcli.stages.checks import SharedCheck
 from firstcli.stages.posthoc import POSTHOC
 from firstcli.workspace.artifacts import Artifact
-from firstcli.workspace.units import Model, Unit, evaluations_of, models_of, records_path
+from firstcli.workspace.units import (
+    Model,
+    Unit,
+    evaluations_of,
+    models_of,
+    records_path,
+    shifts_of,
+)
 
 if TYPE_CHECKING:
     from firstcli.api import JSON, FloatArray
@@ -25,6 +32,7 @@ if TYPE_CHECKING:
     from firstcli.metrics.guessing import Guessing
     from firstcli.metrics.records import Candidates, EvalRecords
     from firstcli.recipe.schema import Recipe
+    from firstcli.recipe.shift import Shift
     from firstcli.stages.probe import CostEstimate, Probe
     from firstcli.workspace.run import Run
 
@@ -55,13 +63,14 @@ class Evaluate(Stage):
     format = 3  # float32 logits of half-precision products
     shared = True
     has_arms = True
-    checks = (checks.OVERLAP, checks.UNPINNED)
+    checks = (checks.OVERLAP, checks.OTHER_ANSWERS, checks.UNPINNED)
 
     def key(self, evaluation: str, model: Model) -> str:
         return f"{self.name} {evaluation}/{model.name}"
 
     def units(self, recipe: Recipe, folder: Path) -> Iterator[Unit]:
-        for name in evaluations_of(recipe):
+        shifted = [name for each in shifts_of(recipe).values() for name in each]
+        for name in (*evaluations_of(recipe), *shifted):
             for model in models_of(recipe):
                 yield self.unit(recipe, folder, name, model)
 
@@ -153,9 +162,16 @@ class Evaluate(Stage):
             for key, records in load_records(shown, settings.candidates).items()
         }
         run.console.show(f"{settings.definition}, in percent")
-        for evaluation in dict.fromkeys(evaluation for evaluation, _ in summaries):
-            rows = {model: row for (name, model), row in summaries.items() if name == evaluation}
-            run.console.show(_table(evaluation, rows))
+        rows: dict[str, dict[str, EvalMetrics]] = {}
+        for (evaluation, model), row in summaries.items():
+            rows.setdefault(evaluation, {})[model] = row
+        shifts = shifts_of(run.recipe)
+        shifted = {name for each in shifts.values() for name in each}
+        for evaluation in (name for name in rows if name not in shifted):
+            run.console.show(_table(evaluation, rows[evaluation]))
+        for evaluation, each in shifts.items():
+            if evaluation in rows:
+                run.console.show(_shift_table(evaluation, each, rows))
         return {
             f"{evaluation}/{model}": asdict(summary)
             for (evaluation, model), summary in summaries.items()
@@ -239,6 +255,37 @@ def _table(evaluation: str, rows: Mapping[str, EvalMetrics]) -> Table:
     )
     for model, summary in rows.items():
         table.add_row(model, *(metric.text(getattr(summary, metric.name)) for metric in metrics))
+    return table
+
+
+def _shift_table(
+    evaluation: str, shifts: Mapping[str, Shift], rows: Mapping[str, Mapping[str, EvalMetrics]]
+) -> Table:
+    """Return accuracy and mean confidence under the strongest shift of each kind.
+
+    Args:
+        evaluation: the evaluation.
+        shifts: its shifts by name.
+        rows: the metrics of each model, by evaluation.
+    """
+    from firstcli.metrics import METRICS
+    from firstcli.reporting.shift_tables import UNSHIFTED, in_words, strongest
+
+    titles = {evaluation: UNSHIFTED}
+    titles |= {name: in_words(shift) for name, shift in strongest(shifts).items()}
+    table = Table(
+        "model",
+        *(Column(title, justify="right") for title in titles.values()),
+        title=f"{evaluation} under shift: accuracy / mean confidence",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),
+        title_justify="left",
+    )
+    metrics = [METRICS["accuracy"], METRICS["confidence"]]
+    for model in rows[evaluation]:
+        found = [rows[name][model] for name in titles]
+        cells = [" / ".join(m.text(getattr(each, m.name)) for m in metrics) for each in found]
+        table.add_row(model, *cells)
     return table
 
 

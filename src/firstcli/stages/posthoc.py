@@ -256,19 +256,19 @@ def recalibrated_records(run: Run, unit: Unit) -> EvalRecords:
     from firstcli.metrics.records import EvalRecords
     from firstcli.recalibration.candidates import recalibrated
     from firstcli.recalibration.diagnostics import CalibrationArtifact
+    from firstcli.recipe.shift import unshifted
 
     plain = replace(unit.model, posthoc=False)
     records = EvalRecords.load(records_path(run.folder, unit.evaluation, plain))
     fitted = CalibrationArtifact.load(calibration_path(run.folder, unit.model.name)).restored()
     mass = None if records.candidate_mass is None else float(records.candidate_mass.mean())
-    if fitted.fits_subsets and mass is not None and mass < LEAST_CANDIDATE_MASS:
+    is_shifted = unit.evaluation != unshifted(unit.evaluation)  # it is warned of once
+    if fitted.fits_subsets and mass is not None and mass < LEAST_CANDIDATE_MASS and not is_shifted:
         run.console.warn(
             f"{unit.key}: the candidates hold {100 * mass:.0f} % of the model's probability; a "
             "recalibrator that is fitted to all tokens may not suit them"
         )
-    tasks = {each.name: each.task for each in run.recipe.evaluate}
-    task = tasks.get(unit.evaluation, run.recipe.train.task)  # the latter for validation questions
-    return recalibrated(records, fitted, task.name)
+    return recalibrated(records, fitted, run.stated_task(unit.evaluation).name)
 
 
 POSTHOC = Posthoc()

@@ -32,6 +32,7 @@ from firstcli.workspace.units import (
     models_of,
     needs_fit,
     recalibrated_together,
+    shifts_of,
     teachers_of,
 )
 
@@ -73,6 +74,8 @@ class ReportFacts(Facts):
     """The cells of the narrow table."""
     promises: JSON = None
     """The cells of the tables of thresholds and prediction sets, if the recipe asks for them."""
+    shifts: JSON = None
+    """The cells of the tables of shifted questions and of those without a right answer."""
 
 
 class Report(Stage):
@@ -81,7 +84,7 @@ class Report(Stage):
     name = "report"
     help = "Run everything and write the table, the figures and one HTML page."
     example = "recipe.yaml --open"
-    format = 5  # a decision; only what separates is marked; answers that T keeps are not tested
+    format = 6  # shifted questions, and those without a right answer, are shown in the terminal
     uses_models = False
     checks = (checks.UNPINNED,)
     options = (
@@ -113,11 +116,15 @@ class Report(Stage):
         inputs = fingerprints.flat("metrics", recipe.metrics.model_dump()) | {"name": recipe.name}
         inputs["arms"] = ", ".join(recipe.arms)  # in the order of the table
         inputs["evaluate"] = ", ".join(section.name for section in recipe.evaluate)
+        shifts = {section.name: section.shift for section in recipe.evaluate if section.shift}
+        for name, section in shifts.items():
+            inputs[f"evaluate.{name}.shift"] = section.model_dump_json()
         return inputs | ({"seeds": list(recipe.seeds)} if recipe.seeds else {})
 
     def work(self, run: Run, unit: Unit, folder: Path) -> ReportFacts:
         from firstcli.reporting.decision import shipped_rows
         from firstcli.reporting.page import write_report
+        from firstcli.reporting.shift_tables import terminal_tables
         from firstcli.reporting.table import overview_table, paper_table
         from firstcli.reporting.thresholds import promise_tables
 
@@ -125,11 +132,13 @@ class Report(Stage):
         data = report_data(run)
         decision = write_report(folder, data)
         promises = [table.to_json() for table in promise_tables(data)]
+        shifts = [table.to_json() for table in terminal_tables(data)]
         return ReportFacts(
             str(unit.artifact.path / PAGE),
             paper_table(data).to_json(),
             overview_table(data, shipped_rows(decision)).to_json(),
             {"tables": promises} if promises else None,
+            {"tables": shifts} if shifts else None,
         )
 
     def is_brief(self, unit: Unit) -> bool:
@@ -152,8 +161,9 @@ class Report(Stage):
         lines = (
             commands(str(run.folder), Shipped(**ship).model, decision["exportable"]) if ship else []
         )
-        for stored in (facts.promises or {"tables": ()})["tables"]:
-            run.console.show(TerminalTable(Table.from_json(stored)))
+        for tables in (facts.promises, facts.shifts):
+            for stored in (tables or {"tables": ()})["tables"]:
+                run.console.show(TerminalTable(Table.from_json(stored)))
         run.console.show(VerdictText(decision, overview, lines, page))
         return {"page": page, "decision": decision, **table}
 
@@ -203,6 +213,7 @@ def report_data(run: Run) -> ReportData:
             model: value for (name, model), value in records.items() if recipe.is_validation(name)
         },
         settings=recipe.metrics,
+        shifts=shifts_of(recipe),
         notes=[*_notes_on_data(run), *_notes_on_knowledge(run), *_notes_on_calibration(run)],
         versions=next(iter(finished.values())).versions,
         seconds={key: manifest.seconds for key, manifest in finished.items()},

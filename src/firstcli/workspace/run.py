@@ -17,17 +17,19 @@ from firstcli.api import ModelRef, Sample
 from firstcli.data import splits
 from firstcli.data.samples import Samples
 from firstcli.data.sequences import Selected
+from firstcli.data.shifts import shifted
 from firstcli.errors import UserError
 from firstcli.recipe.references import ModelSection, TaskRef
 from firstcli.recipe.schema import Recipe
 from firstcli.recipe.sections import Evaluation, Training, training_of
+from firstcli.recipe.shift import Shift, unshifted
 from firstcli.runtime import distributed
 from firstcli.runtime.console import Console
 from firstcli.runtime.files import suppress_read_only
 from firstcli.runtime.redaction import redacted, without_folders
 from firstcli.workspace.adaptation import TaskAdapter
-from firstcli.workspace.artifacts import Digests, Manifest
-from firstcli.workspace.content import ContentDigests, of_first
+from firstcli.workspace.artifacts import Digests, Manifest, fingerprint
+from firstcli.workspace.content import ContentDigests, as_json, of_first
 from firstcli.workspace.copies import copies_content, rewording_requests, training_copies
 from firstcli.workspace.memory import Memory
 from firstcli.workspace.responses import written_samples
@@ -46,6 +48,7 @@ from firstcli.workspace.units import (
     Role,
     Unit,
     responses_path,
+    shifts_of,
 )
 
 if TYPE_CHECKING:
@@ -171,6 +174,7 @@ class Run:
     @once_per_run
     def evaluation_task(self, name: str) -> TaskRef:
         """Return the task of an evaluation with adapted options."""
+        name = unshifted(name)
         ref, training = self._evaluation(name).task, self.recipe.train.task
         if ref == training:
             return self.training_task
@@ -288,7 +292,26 @@ class Run:
         return Samples(written_samples(responses_path(self.folder), self.prompts), self.folder)
 
     def _evaluation(self, name: str) -> Evaluation:
-        return next(section for section in self.recipe.evaluate if section.name == name)
+        """Return the section of an evaluation, which a shifted one has in common with it."""
+        return next(s for s in self.recipe.evaluate if s.name == unshifted(name))
+
+    @cached_property
+    def _shifts(self) -> dict[str, Shift]:
+        """The shifts by the names of the shifted evaluations."""
+        return {
+            name: shift for each in shifts_of(self.recipe).values() for name, shift in each.items()
+        }
+
+    @once_per_run
+    def _shifted(self, name: str) -> Sequence[Sample]:
+        """Return the questions of a shifted evaluation."""
+        shift, usage = self._shifts[name], self.evaluation_task(name).build().usage()
+        samples = self.evaluation_samples(unshifted(name))
+        seed = f"{self.recipe.seed} {shift.label}"
+        try:
+            return Samples(shifted(samples, usage, shift.augmenter.build(), seed), self.folder)
+        except UserError as error:
+            raise UserError(f"evaluate '{unshifted(name)}'.shift.{shift.kind}: {error}") from error
 
     @cached_property
     def _validation_questions(self) -> Sequence[Sample]:
@@ -308,6 +331,8 @@ class Run:
         """
         if self.recipe.is_validation(name):
             return self._validation_questions
+        if name in self._shifts:
+            return self._shifted(name)
         section = self._evaluation(name)
         where = f"evaluate '{name}'"
         task = self.evaluation_task(name)
@@ -405,6 +430,8 @@ class Run:
         """Return a digest of an evaluation's samples."""
         if self.recipe.is_validation(name):
             return self.part_content("validation")
+        if name in self._shifts:
+            return self._shifted_content(name)
         section = self._evaluation(name)
 
         def make() -> dict[str, str]:
@@ -412,6 +439,18 @@ class Run:
 
         what = f"evaluation {name}{of_first(section)}"
         return self._contents.of_split(what, self.evaluation_task(name), section.split, make)["all"]
+
+    def _shifted_content(self, name: str) -> str:
+        """Return a digest of everything that shifted samples follow from."""
+        shift, usage = self._shifts[name], self.evaluation_task(name).build().usage()
+        ref = shift.augmenter
+        depends_on = {
+            "samples": self.evaluation_content(unshifted(name)),
+            "augmenter": as_json([ref.name, ref.effective, ref.identity]),
+            "usage": "" if usage is None else usage.model_dump_json(),
+            "seed": f"{self.recipe.seed} {shift.label}",
+        }
+        return fingerprint(depends_on)
 
     # Models: how they are trained, which checkpoint, and what identifies it.
 

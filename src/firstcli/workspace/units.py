@@ -18,6 +18,7 @@ from firstcli.workspace.artifacts import Artifact
 if TYPE_CHECKING:
     from firstcli.recipe.schema import Recipe
     from firstcli.recipe.sections import Arm
+    from firstcli.recipe.shift import Shift
 
 Part = Literal["train", "validation", "out-of-fold", "unlabelled", "written", "copies"]
 """A part of the training data. `out-of-fold` holds the samples of `train`; its knowledge comes
@@ -113,6 +114,16 @@ def evaluations_of(recipe: Recipe) -> list[str]:
 
     names = [section.name for section in recipe.evaluate]
     return [*names, VALIDATION] if recipe.metrics.use_validation else names
+
+
+def shifts_of(recipe: Recipe) -> dict[str, dict[str, Shift]]:
+    """Return the shifts of each evaluation that has some, by the names of the shifted ones."""
+    sections = [section for section in recipe.evaluate if section.shift]
+    return {
+        section.name: {shift.name_of(section.name): shift for shift in section.shift.each()}
+        for section in sections
+        if section.shift
+    }
 
 
 RESPONSES = "responses"
