@@ -138,8 +138,8 @@ def test_the_default_arm_is_first_logit_with_a_temperature(name: str) -> None:
     studied = load_recipe(starter("study-trec").path).arms["first-logit"]
     assert arms["first-logit"].recalibrator == studied.recalibrator
     assert recipe.teacher is not None
-    for each in (recipe.teacher, *arms.values()):
-        assert each.posthoc is not None and each.posthoc.name == "logit-temperature"
+    for ref in (recipe.teacher.posthoc, *(arm.posthoc for arm in arms.values())):
+        assert ref is not None and ref.name == "logit-temperature"
     assert set(arms) - {"fine-tune", "distill", "first-logit"} == (
         {"first"} if name == "quickstart" else set()
     )

@@ -83,7 +83,7 @@ def test_without_the_papers_arm_that_of_the_starters_takes_its_place() -> None:
         ["teacher", "fine-tune", "distill", "first-logit"],
         ["teacher", "fine-tune", "distill", "first"],
     ]
-    both = report(members=starter.members | report().members)
+    both = report(members={**starter.members, **report().members})
     assert both.method == "first"  # the paper's arm goes first
 
 
