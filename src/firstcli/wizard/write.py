@@ -274,6 +274,10 @@ def _arms(guess: Guess) -> Iterator[str]:
     yield "  first-logit:"
     recalibrator = "recalibrator: {name: logit-temperature, options: {criterion: nll}}"
     yield from _indented([recalibrator, *posthoc], 4)
+    if isinstance(guess, LabelledTexts | ChoiceQuestions):
+        yield "# For texts that will differ from these rows, add the student below. Its teacher also reads"
+        yield "# four damaged copies of each prompt, so extraction takes five times as long."
+        yield "#   first-plus: {preset: first-plus}"
 
 
 _RATES = ((3e7, "1e-3"), (1.5e8, "1e-4"), (1e9, "5e-5"))
