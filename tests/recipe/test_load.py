@@ -395,8 +395,8 @@ def test_paths_in_set_start_from_the_current_folder(folder: Path) -> None:
         (
             "student.training.epcohs=1",
             "--set: student.training.epcohs: unknown key (did you mean 'epochs'?); known: "
-            "batch_size, batching, dtype, epochs, learning_rate, lora, micro_batch_size, save, "
-            "save_dtype",
+            "batch_size, batching, dtype, ema, epochs, interpolate, learning_rate, lora, "
+            "micro_batch_size, save, save_dtype",
         ),
         (
             "name=yes",
