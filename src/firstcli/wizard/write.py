@@ -275,8 +275,8 @@ def _arms(guess: Guess) -> Iterator[str]:
     recalibrator = "recalibrator: {name: logit-temperature, options: {criterion: nll}}"
     yield from _indented([recalibrator, *posthoc], 4)
     if isinstance(guess, LabelledTexts | ChoiceQuestions):
-        yield "# For texts that will differ from these rows, add the student below. Its teacher also"
-        yield "# reads four damaged copies of each prompt, so extraction takes five times as long."
+        yield "# For texts that will differ from these rows, add the student below. Its"
+        yield "# teacher also reads four damaged copies of each prompt: five extractions."
         yield "#   first-plus: {preset: first-plus}"
 
 
