@@ -1,8 +1,9 @@
 """Write the shifted test questions of the studies on real sets (`docs/study-protocol.md`).
 
-    python benchmarks/plus/shifts.py DATA/trec/test.jsonl shifts/trec --text question
-    python benchmarks/plus/shifts.py DATA/sst2/test.jsonl shifts/sst2 --text sentence
-    python benchmarks/plus/shifts.py DATA/boolq/dev.jsonl shifts/trec --unanswered DATA/trec/test.jsonl
+    cd benchmarks/plus
+    python shifts.py trec/test.jsonl shifts/trec
+    python shifts.py sst2/test.jsonl shifts/sst2 --text sentence
+    python shifts.py boolq/dev.jsonl shifts/trec --unanswered trec/test.jsonl
 
 Each shift becomes one file, such as `typos.jsonl`, with the columns of the original. The last
 command writes `noanswer.jsonl`: other questions with the choices of the test questions, none of
@@ -31,14 +32,13 @@ SHIFTS: Mapping[str, tuple[str, float]] = {
 }
 """The kind of `perturb`, and the probability that a word changes."""
 
-FUNCTION_WORDS = frozenset(
-    """
+_WORDS = """
     a about an and any are as at be been being but by can could did do does for from had has have
     he her his how i if in into is it its me my of on or our she should so some than that the their
     them there these they this those to us was we were what when where which who whom whose why
     will with would you your 's 're 've 'll 'd
-    """.split()
-)
+"""
+FUNCTION_WORDS = frozenset(_WORDS.split())
 
 Row = dict[str, Any]
 
