@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from firstcli.api import Sample
-from firstcli.augmenters.perturb import Perturb
+from firstcli.augmenters.perturb import Change, Perturb
 from firstcli.data.copies import copies_of
 from firstcli.plugins.calls import augmenter
 
 SEED = 4321  # unlike that of the recipes, so that no shift repeats the copies of a training
-SHIFTS: Mapping[str, tuple[str, float]] = {
+SHIFTS: Mapping[str, tuple[Change, float]] = {
     "typos": ("typo", 0.5),
     "case": ("case", 0.5),
     "drop": ("drop", 0.3),
@@ -43,7 +43,7 @@ FUNCTION_WORDS = frozenset(_WORDS.split())
 Row = dict[str, Any]
 
 
-def perturbed(texts: Sequence[str], kind: str, level: float) -> list[str]:
+def perturbed(texts: Sequence[str], kind: Change, level: float) -> list[str]:
     """Change words of each text, all but its last with this probability.
 
     Args:
