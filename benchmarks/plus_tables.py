@@ -9,7 +9,7 @@ those of `compare.py`: the interval over questions comes first, that over seeds 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -40,13 +40,14 @@ def evaluations(run: Path) -> list[str]:
 
 
 def results(folder: Path) -> Results:
-    """Return the metrics of all models on one evaluation."""
+    """Return the metrics of all models of a run on one evaluation; a run may lack arms."""
     return {
         model: [
             metrics.summarize(records, "candidates", BINS)
             for records in records_of(folder, model).values()
         ]
         for model in MODELS
+        if _ran(folder, model.removesuffix(" + T"))
     }
 
 
@@ -78,7 +79,7 @@ def out_of_domain(found: Mapping[str, Results]) -> Iterator[str]:
     """Yield the table of all models on shifted questions; accuracy, ECE and Trust in one cell."""
     yield _line("model", *(_heading(name) for name in found))
     yield "|:--|" + "--:|" * len(found)
-    for model in MODELS:
+    for model in next(iter(found.values())):
         cells = []
         for name, models in found.items():
             values = ["confidence"] if name == UNANSWERED else ["accuracy", "ece", "trust"]
@@ -87,11 +88,11 @@ def out_of_domain(found: Mapping[str, Results]) -> Iterator[str]:
         yield _line(model, *cells)
 
 
-def compared(run: Path, names: Sequence[str]) -> Iterator[str]:
+def compared(run: Path, names: Sequence[str], models: Collection[str]) -> Iterator[str]:
     """Yield the table of differences in Trust between the winner and each baseline."""
     yield _line(f"{WINNER} minus", *names)
     yield "|:--|" + "--:|" * len(names)
-    for theirs in BASELINES:
+    for theirs in (model for model in BASELINES if model in models):
         yield _line(
             theirs, *(_difference(*paired(run / "eval" / n, theirs, "trust")) for n in names)
         )
@@ -99,7 +100,9 @@ def compared(run: Path, names: Sequence[str]) -> Iterator[str]:
 
 def goal(run: Path, name: str, found: Results) -> str:
     """Return how far the winner is from the student with the highest mean Trust."""
-    trust = {model: mean(_known([m.trust for m in found[model]])) for model in STUDENTS}
+    trust = {
+        model: mean(_known([m.trust for m in found[model]])) for model in STUDENTS if model in found
+    }
     best = max(trust, key=lambda model: trust[model])
     if best == WINNER:
         return f"Goal: {WINNER} is the best student."
@@ -107,6 +110,10 @@ def goal(run: Path, name: str, found: Results) -> str:
     verdict = "met" if lost >= GOAL else "missed"
     gap = _difference(*paired(run / "eval" / name, best, "trust"))
     return f"Goal: {verdict}; {WINNER} minus the best student, {best}: {gap}."
+
+
+def _ran(folder: Path, arm: str) -> bool:
+    return any(next(folder.glob(f"{arm}{seed}.parquet"), None) for seed in ("", "@*"))
 
 
 def _heading(name: str) -> str:
@@ -150,7 +157,7 @@ def main() -> None:
             [f"### {run.name}"],
             in_domain(found[names[0]]),
             out_of_domain({name: found[name] for name in names[1:]}),
-            compared(run, [name for name in names if name != UNANSWERED]),
+            compared(run, [n for n in names if n != UNANSWERED], found[names[0]]),
             [goal(run, names[0], found[names[0]])],
         ]
         print("\n\n".join("\n".join(block) for block in blocks), end="\n\n")
