@@ -384,7 +384,9 @@ class CheckedAugmenter:
         return self._checked(copy, prompt)
 
     def _checked(self, copy: Sample | None, prompt: TrainingPrompt) -> Sample | None:
-        if copy is not None and (problem := copy_problem(copy, prompt.sample)):
+        if copy is not None and (
+            problem := copy_problem(copy, prompt.sample, by_letter=prompt.by_letter)
+        ):
             raise UserError(
                 f"{self._plugin.title}: the copy of sample '{prompt.sample.id}' {problem}; correct "
                 "the plugin"
