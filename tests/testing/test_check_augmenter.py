@@ -125,6 +125,34 @@ class NoCopies(Louder):
     copies = 0
 
 
+@pytest.mark.parametrize(
+    ("writing", "problem"),
+    [
+        (None, ""),
+        (WritingSettings(0, 1, 1), ""),
+        (WritingSettings(temperature=-1), "`writing` has temperature=-1, expected a number of"),
+        (WritingSettings(float("nan")), "`writing` has temperature=nan"),
+        (WritingSettings(top_p=0), "`writing` has top_p=0, expected"),
+        (WritingSettings(top_p=1.5), "`writing` has top_p=1.5, expected"),
+        (WritingSettings(max_new_tokens=0), "`writing` has max_new_tokens=0, expected a whole"),
+        ({"temperature": 1}, "`writing` is a dict, expected a WritingSettings or None"),
+    ],
+)
+def test_how_a_teacher_writes_is_checked(writing: object, problem: str) -> None:
+    class Told(Writing):
+        pass
+
+    Told.writing = writing  # type: ignore[assignment]
+    plugin = Plugin("augmenters", "told", "m:Told", "other", "1")
+    augmenter = calls.CheckedAugmenter(plugin, Told(PluginOptions()))
+    if not problem:
+        assert augmenter.writing == writing
+        return
+    with pytest.raises(UserError) as caught:
+        augmenter.writing  # noqa: B018
+    assert problem in str(caught.value) and "told" in str(caught.value)
+
+
 def test_a_sound_augmenter_passes() -> None:
     check_augmenter(Louder)
     check_augmenter(Writing)
