@@ -35,6 +35,19 @@ class Shift:
         """The shift's name in keys and paths, such as `typos-0.1`."""
         return f"{self.kind}-{self.strength:g}"
 
+    @property
+    def key(self) -> str:
+        """The recipe's key within the evaluation, such as `shift.typos (0.1)`."""
+        return f"shift.{self.kind} ({self.strength:g})"
+
+    @property
+    def least_changed(self) -> float:
+        """The share of prompts below which the shift does far less than its strength says.
+
+        A text of one word changes with the probability `strength`, and a longer one more often.
+        """
+        return 0.5 * (1.0 if self.kind == "wording" else self.strength)
+
     def name_of(self, evaluation: str) -> str:
         """Return the name of an evaluation with this shift, such as `trec~typos-0.1`."""
         return f"{evaluation}{_MARK}{self.label}"
