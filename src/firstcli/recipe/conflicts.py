@@ -24,6 +24,7 @@ from firstcli.recipe.sections import (
     Train,
     training_of,
 )
+from firstcli.recipe.shift import misfits
 from firstcli.runtime.redaction import redacted
 
 _NO_CREDENTIALS = (
@@ -42,6 +43,8 @@ def conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
             if names[i] in names[:i]:
                 yield (i, "name"), f"two evaluations are named '{evaluation.name}'; rename one"
             yield from _wording_conflicts(i, evaluation)
+    if name == "train" and section.augment:
+        yield from _template_conflicts(section)
     if name == "metrics" and section.use_validation:
         yield from _validation_conflicts(section, valid)
     if name == "trainer":
@@ -252,6 +255,19 @@ def _conflicts_over_candidates(arm: Arm) -> Conflicts:
     if arm.objective == "topk-renormalized":
         text = f"{only}, but this objective compares several tokens at every position"
         yield ("objective",), f"{text}; leave it out"
+
+
+def _template_conflicts(train: Train) -> Conflicts:
+    """Yield the templates of copies that the training task cannot fill in."""
+    try:
+        usage = train.task.build().usage()
+    except UserError:
+        return  # the data cannot be read, which other checks report
+    for place, ref in enumerate(_augmenters(train)):
+        if ref.name == "template":
+            templates: list[str] = ref.options.templates  # type: ignore[attr-defined]
+            for number, text in misfits(templates, usage):
+                yield ("augment", "augmenters", place, "options", "templates", number), text
 
 
 def _wording_conflicts(place: int, evaluation: Evaluation) -> Conflicts:
