@@ -12,6 +12,7 @@ from firstcli.recipe.references import (
     RecalibratorRef,
 )
 from firstcli.recipe.sections import (
+    PRESETS,
     SAVE_WITHOUT_LORA,
     VALIDATION,
     Arm,
@@ -83,7 +84,7 @@ def conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
             if names[i] in names[:i]:
                 yield (arm_name,), "differs from another arm's name only in case; rename one"
             for keys, text in _arm_conflicts(arm, valid):
-                yield (arm_name, *keys), text
+                yield _as_written(arm_name, arm, keys, text)
         yield from _augment_conflicts(section, valid)
 
 
@@ -136,6 +137,25 @@ def _remote_conflicts(teacher: Teacher, train: Train | None) -> Conflicts:
             f"tasks with candidates, and '{train.task.name}' has none; use a server that also "
             "returns the probabilities of the prompt's tokens",
         )
+
+
+def _as_written(
+    name: str, arm: Arm, keys: tuple[int | str, ...], text: str
+) -> tuple[tuple[int | str, ...], str]:
+    """Return a conflict of an arm under the key that its writer knows: `preset` if that set it.
+
+    Args:
+        name: the arm's name.
+        arm: the arm.
+        keys: the path of the key within the arm.
+        text: the message.
+    """
+    key = str(keys[0]) if keys else ""
+    if arm.preset is None or key not in PRESETS[arm.preset]:
+        return (name, *keys), text
+    if getattr(arm, key) != getattr(Arm(preset=arm.preset), key):
+        return (name, *keys), text
+    return (name, "preset"), f"'{arm.preset}' sets `{key}`, which the arm may override: {text}"
 
 
 def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
