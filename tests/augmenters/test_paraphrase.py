@@ -10,10 +10,14 @@ from firstcli.augmenters.paraphrase import Paraphrase
 from firstcli.data.copies import WrittenText, copies_of, requests_of
 from firstcli.plugins import calls
 from firstcli.tasks.fields import training_prompt
-from firstcli.testing import simulated_prompts
+from firstcli.testing import check_augmenter, simulated_prompts
 from firstcli.testing.augmenters import LETTERED_USAGE
 
 AUGMENTER = Paraphrase(Paraphrase.Options(copies=2, request="Again: {text} ->"))
+
+
+def test_it_conforms() -> None:
+    check_augmenter(Paraphrase)
 
 
 def test_the_longest_text_is_asked_for() -> None:

@@ -121,6 +121,8 @@ def test_a_typo_is_one_letter_doubled_left_out_or_exchanged() -> None:
     first = {copy.split()[0] for copy in copies("abc end", 300, kinds=["typo"], levels=[1.0])}
     assert first == {"aabc", "abbc", "abcc", "bc", "ac", "ab", "bac", "acb"}
     assert set(copies("a end", 50, kinds=["typo"], levels=[1.0])) == {"aa end"}
+    equal = {copy.split()[0] for copy in copies("aaa end", 200, kinds=["typo"], levels=[1.0])}
+    assert equal == {"aa", "aaaa"}
 
 
 def test_case_gives_another_form() -> None:

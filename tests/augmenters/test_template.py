@@ -72,7 +72,7 @@ def test_the_truth_moves_with_its_choice() -> None:
     for seed in range(10):
         (copy,) = made([known], LETTERED, seed)
         assert copy.truth == tuple(place[text] for text in texts_by_letter(copy.prompt).values())
-        assert copy_problem(copy, sample) is None
+        assert copy_problem(copy, sample, by_letter=True) is None
 
 
 def test_choices_keep_their_order_where_it_has_a_meaning() -> None:

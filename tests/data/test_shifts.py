@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from firstcli.api import ChoiceForm, InputField, Sample, TaskUsage
-from firstcli.data.shifts import shifted
+from firstcli.data.shifts import changed_share, shifted
 from firstcli.errors import UserError
 from firstcli.recipe.shift import Shift, Shifts
 
@@ -96,7 +96,6 @@ def test_the_strength_is_the_share_of_words_that_change(strength: float) -> None
             for p in zip(ours, theirs, strict=True)
         ]
         share = sum(ours != theirs for ours, theirs in pairs) / count
-        # exchanging two equal letters leaves a word as it is
         assert share == pytest.approx(strength, abs=0.03)
     kept = sum(len(question(s).split()) for s in changed(whole, only(dropout=(strength,))))
     lost = 1 - kept / count
@@ -119,6 +118,30 @@ def test_a_whole_prompt_keeps_the_word_that_ends_it() -> None:
     sample = Sample.question("one two three Answer:", (" a", " b"), 0, id="q")
     (found,) = shifted([sample], None, only(dropout=(1.0,)).augmenter.build(), "1")
     assert found.prompt.endswith("Answer:")
+
+
+JAPANESE = "日本で一番長い川はどれですか"
+
+
+@pytest.mark.parametrize(
+    "shift", [only(case=(1.0,)), only(dropout=(1.0,))], ids=lambda shift: shift.label
+)
+def test_a_shift_that_changes_nothing_is_refused(shift: Shift) -> None:
+    prompt = TEMPLATE.format(question=JAPANESE, choices=CHOICES)
+    some = [Sample.question(prompt, ("A).", "B)."), 0, id=f"q{i}") for i in range(9)]
+    with pytest.raises(UserError, match="none of the 9 prompts changes \(words are what white"):
+        changed_share(some, changed(some, shift))
+    bare = [Sample.question(JAPANESE, ("A).", "B)."), 0, id="q")]
+    for each in (shift, only(typos=(1.0,))):
+        with pytest.raises(UserError, match="none of the 1 prompts changes"):
+            changed_share(bare, shifted(bare, None, each.augmenter.build(), "7"))
+
+
+def test_the_share_of_changed_prompts_is_counted() -> None:
+    prompt = TEMPLATE.format(question=JAPANESE, choices=CHOICES)
+    some = [Sample.question(prompt, ("A).", "B)."), 0, id=f"j{i}") for i in range(9)]
+    mixed = [*some, *samples(1)]
+    assert changed_share(mixed, changed(mixed, only(case=(1.0,)))) == pytest.approx(0.1)
 
 
 def test_what_cannot_be_changed_is_refused() -> None:

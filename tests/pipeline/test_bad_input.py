@@ -280,6 +280,15 @@ def test_a_prompt_longer_than_the_context(tmp_path: Path) -> None:
     assert "1 samples, such as 'endless'" in dropped.err and "dropped" in dropped.err
 
 
+def test_a_shifted_prompt_longer_than_the_context(tmp_path: Path) -> None:
+    wording = "why? " * 200 + "{question}\n{choices}\nAnswer:"
+    long = ("--set", f"evaluate.0.shift={json.dumps({'wording': [wording]})}")
+    plan_rows(tmp_path, [], prompt="{question}\n{choices}\nAnswer:")
+    first("plan", tmp_path / "recipe.yaml", *long).mistake(
+        "'.shift.wording (1) (", "128 tokens; leave it out, or set train.too_long: drop"
+    )
+
+
 # The models.
 
 

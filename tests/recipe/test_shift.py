@@ -68,6 +68,13 @@ def test_a_wording_has_the_names_and_the_end_of_the_tasks_template(tmp_path: Pat
         ("{prompt} Answer:", "unknown {prompt}; the task's template has {question}, {choices}"),
         ("{question}\nAnswer:", "it lacks {choices}"),
         ("{question}{choices}Answer: ", "it ends with white space, unlike"),
+        ("{question}\n{choices}\nAnswer: (", "after its last word comes ' (', and in the task's"),
     ):
         path = written(tmp_path, {"wording": [wording]}, task)
         first("plan", path).mistake("evaluate.0.shift.wording.0", part)
+        augment = {"augmenters": [{"name": "template", "options": {"templates": [wording]}}]}
+        path = write_recipe(
+            tmp_path, train={"task": task, "augment": augment}, evaluate=[{"task": task}]
+        )
+        key = "train.augment.augmenters.0.options.templates.0"
+        first("plan", path).mistake(key, part)

@@ -131,6 +131,20 @@ def test_the_table_has_trust_and_ece_under_each_shift() -> None:
     assert cell.text == "35.0" and cell.interval  # accuracy 60, confidence 85
 
 
+def test_captions_state_changed_prompts_and_unequal_questions() -> None:
+    data = shifted(changed={"csqa~typos-0.1": 0.124, "csqa~typos-0.2": 1.0})
+    (table,), (narrow,) = shift_tables(data), terminal_tables(data)
+    assert table.caption.endswith("; prompts changed: 12 % (typos 10 %), 100 % (typos 20 %)")
+    assert narrow.caption.endswith("; prompts changed: 100 % (typos 20 %)")
+    records = {**data.records, ("csqa~typos-0.1", "first"): random_records(1)}
+    (table,), (narrow,) = (
+        [*each(shifted(records=records))] for each in (shift_tables, terminal_tables)
+    )
+    count = len(data.records["csqa", "first"])
+    assert f": {count} (as it is), 80 (typos 10 %), {count} (typos 20 %)" in table.caption
+    assert "not the same questions" not in narrow.caption  # which does not show typos 10 %
+
+
 def test_shifts_change_nothing_else_of_the_report() -> None:
     """No test, no decision and no main table knows them."""
     plain, data = report(), shifted()

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from firstcli.api import Sample
 from firstcli.metrics.records import EvalRecords
 from firstcli.recipe.load import load_recipe
+from firstcli.recipe.references import TaskRef
 from firstcli.recipe.schema import Recipe
 from firstcli.runtime.console import Console
 from firstcli.stages import checks
@@ -87,6 +89,9 @@ def test_main_tables_have_the_named_evaluations_alone(shifted: Finished) -> None
     assert 'id="shift"' in page and "known-world under shift" in page
     assert (report / "figures" / "shift+known-world.svg").is_file()
     assert "known-world under shift" in shifted.result.out
+    shown = " ".join(shifted.result.out.split())
+    assert "prompts changed: 100 % (typos 100 %), 100 % (wording 1)" in shown
+    assert "100 % (typos 50 %), 100 % (typos 100 %)" in (report / "table.md").read_text("utf-8")
     card = (shifted.run / "students" / "first" / "README.md").read_text("utf-8")
     assert not any(name in card for name in NAMES)
 
@@ -101,6 +106,7 @@ def test_eval_shows_one_table_for_all_shifts(shifted: Finished) -> None:
     result = first("eval", shifted.recipe, *run)
     assert result.code == 0, result.err
     assert result.out.count("known-world under shift") == 1
+    assert "prompts changed: 100 % (typos 100 %)" in " ".join(result.out.split())
     assert "known-world~" not in result.out
     records = first("eval", shifted.recipe, *run, "--json").json["result"]
     assert records[f"{NAMES[0]}/first"]["n"] == 24
@@ -134,6 +140,24 @@ def test_every_seed_has_its_answers(tmp_path: Path) -> None:
     assert " ± " in (tmp_path / "run/report/table.md").read_text("utf-8").split("under shift")[1]
 
 
+def test_a_shift_that_changes_few_prompts_is_pointed_out(tmp_path: Path) -> None:
+    rows = [{**row, "question": "一足す一は何ですか"} for row in sums(20)]
+    rows += [{**row, "question": "what is it"} for row in sums(5, 50)]
+    task = of_files(
+        write_rows(tmp_path / "other.jsonl", rows), prompt="{question} ({choices}) Answer:"
+    )
+    shift = {"case": [1.0], "typos": [1.0]}
+    sections = recipe(evaluate=[{"task": task, "name": "other", "shift": shift}])
+    run = Run(Recipe.model_validate(sections), tmp_path / "run", Console(quiet=True))
+    with run.console.collect_warnings() as warnings:
+        assert run.changed_share("other~case-1") == 0.2
+        assert run.changed_share("other~typos-1") == 1
+        assert run.changed_share("other") is None
+    assert [str(each) for each in warnings] == [
+        "evaluate 'other'.shift.case (1): only 20% of the prompts change"
+    ]
+
+
 def opened(folder: Path, labels: list[str]) -> Run:
     rows = [{**row, "choices": ["yes", "no"], "answer": "A"} for row in sums(60)]
     other = [{**row, "choices": labels, "answer": "A"} for row in sums(20, 100)]
@@ -141,6 +165,14 @@ def opened(folder: Path, labels: list[str]) -> Run:
     task = of_files(write_rows(folder / "other.jsonl", other), respond_with="text")
     sections = recipe(train={"task": train}, evaluate=[{"task": task, "name": "other"}])
     return Run(Recipe.model_validate(sections), folder / "run", Console(quiet=True))
+
+
+def test_white_space_makes_no_other_label() -> None:
+    task = TaskRef.model_validate(WORLD)
+    spaced, plain = (
+        [Sample.question("Is it?", (f"{gap}yes", f"{gap}no"), 0)] * 3 for gap in (" ", "")
+    )
+    assert checks._answers(task, spaced) == checks._answers(task, plain) == {"yes", "no"}
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
-from firstcli.api import Sample, Task
+from firstcli.api import InputField, Sample, Task, TaskUsage
+from firstcli.augmenters.paraphrase import Paraphrase
+from firstcli.augmenters.template import Reworded
 from firstcli.tasks.classification import Classification
 from firstcli.tasks.fields import training_prompt
 from firstcli.tasks.instruction import Instruction
@@ -15,6 +18,7 @@ from firstcli.tasks.known_world import KnownWorld
 from firstcli.tasks.multiple_choice import MultipleChoice
 from firstcli.tasks.paper import Alpaca, BoolQ, CommonsenseQA
 from firstcli.tasks.tables import TableRow
+from firstcli.testing.augmenters import LETTERED_USAGE
 from support.command_line import write_rows
 
 
@@ -82,3 +86,47 @@ def test_an_instruction_has_the_texts_of_its_columns(tmp_path: Path) -> None:
 def test_a_prompt_of_another_template_has_no_free_text(tmp_path: Path) -> None:
     alpaca = Alpaca(Alpaca.Options())
     assert texts(alpaca, Sample("Something else", "response")) == []
+
+
+TWO = TaskUsage(
+    kind="instruction",
+    prompt="{context}\n\n{instruction}\n\nAnswer:",
+    inputs={"context": InputField(columns=("context",))},
+)
+
+
+@pytest.mark.parametrize(
+    ("context", "instruction", "ambiguous"),
+    [
+        ("One.", "Do it.", False),
+        ("One\nline.", "Do\nit. Answer:", False),
+        ("Two.\n\nParagraphs.", "Do it.", True),
+        ("One.", "Do it.\n\nNow.", True),
+    ],
+)
+def test_a_text_that_contains_the_separator_is_not_rewritten(
+    context: str, instruction: str, ambiguous: bool
+) -> None:
+    text = f"{context}\n\n{instruction}\n\nAnswer:"
+    prompt = training_prompt(Sample(text, " yes", "a"), TWO)
+    assert prompt.ambiguous == ambiguous
+    reworded = Reworded(
+        Reworded.Options(templates=["{instruction}\n{context}\nAnswer:"], shuffle=False)
+    )
+    paraphrase = Paraphrase(Paraphrase.Options())
+    copy = reworded.copy(prompt, 0, Random(1))
+    if ambiguous:
+        assert copy is None and paraphrase.request(prompt, 0) is None
+    else:
+        assert prompt.texts == [context, instruction]
+        assert copy is not None and copy.prompt == f"{instruction}\n{context}\nAnswer:"
+        assert paraphrase.request(prompt, 0) is not None
+
+
+def test_choices_that_contain_the_next_letter_are_ambiguous() -> None:
+    usage = LETTERED_USAGE
+    for last, ambiguous in (("sea", False), ("sea\n(B) not", True)):
+        text = f"Q: Where?\nAnswer Choices:\n(A) {last}\n(B) land\nA: The answer is ("
+        sample = Sample.question(text, ("A).", "B)."), 0, id="a")
+        prompt = training_prompt(sample, usage)
+        assert prompt.ambiguous == ambiguous and len(prompt.choices) == 2

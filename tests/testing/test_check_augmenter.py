@@ -9,7 +9,14 @@ from random import Random
 
 import pytest
 
-from firstcli.api import Augmenter, PluginOptions, Sample, TrainingPrompt, UserError
+from firstcli.api import (
+    Augmenter,
+    PluginOptions,
+    Sample,
+    TrainingPrompt,
+    UserError,
+    WritingSettings,
+)
 from firstcli.plugins import calls
 from firstcli.plugins.registry import Plugin
 from firstcli.testing import check_augmenter, simulated_prompts
@@ -70,12 +77,85 @@ class OtherResponse(Louder):
         return replace(prompt.sample, response="something else")
 
 
+class OtherAnswer(Louder):
+    def copy(self, prompt: TrainingPrompt, number: int, random: Random) -> Sample | None:
+        sample = prompt.sample
+        if not sample.candidates or prompt.by_letter:
+            return None
+        return replace(sample, answer=0, response=sample.candidates[0])
+
+
+class Writing(Louder):
+    """A sound augmenter whose copies the teacher writes."""
+
+    writing = WritingSettings()
+
+    def request(self, prompt: TrainingPrompt, number: int) -> str | None:
+        return f"Again: {prompt.sample.prompt}"
+
+    def written(
+        self, prompt: TrainingPrompt, number: int, text: str, *, finished: bool
+    ) -> Sample | None:
+        return replace(prompt.sample, prompt=f"{text} {prompt.sample.prompt}")
+
+
+class EmptyRequest(Writing):
+    def request(self, prompt: TrainingPrompt, number: int) -> str | None:
+        return " "
+
+
+class OnlyText(Writing):
+    def written(
+        self, prompt: TrainingPrompt, number: int, text: str, *, finished: bool
+    ) -> Sample | None:
+        return replace(prompt.sample, prompt=text)
+
+
+class CountingWritten(Writing):
+    made = 0
+
+    def written(
+        self, prompt: TrainingPrompt, number: int, text: str, *, finished: bool
+    ) -> Sample | None:
+        self.made += 1
+        return replace(prompt.sample, prompt=f"{self.made} {text}")
+
+
 class NoCopies(Louder):
     copies = 0
 
 
+@pytest.mark.parametrize(
+    ("writing", "problem"),
+    [
+        (None, ""),
+        (WritingSettings(0, 1, 1), ""),
+        (WritingSettings(temperature=-1), "`writing` has temperature=-1, expected a number of"),
+        (WritingSettings(float("nan")), "`writing` has temperature=nan"),
+        (WritingSettings(top_p=0), "`writing` has top_p=0, expected"),
+        (WritingSettings(top_p=1.5), "`writing` has top_p=1.5, expected"),
+        (WritingSettings(max_new_tokens=0), "`writing` has max_new_tokens=0, expected a whole"),
+        ({"temperature": 1}, "`writing` is a dict, expected a WritingSettings or None"),
+    ],
+)
+def test_how_a_teacher_writes_is_checked(writing: object, problem: str) -> None:
+    class Told(Writing):
+        pass
+
+    Told.writing = writing  # type: ignore[assignment]
+    plugin = Plugin("augmenters", "told", "m:Told", "other", "1")
+    augmenter = calls.CheckedAugmenter(plugin, Told(PluginOptions()))
+    if not problem:
+        assert augmenter.writing == writing
+        return
+    with pytest.raises(UserError) as caught:
+        augmenter.writing  # noqa: B018
+    assert problem in str(caught.value) and "told" in str(caught.value)
+
+
 def test_a_sound_augmenter_passes() -> None:
     check_augmenter(Louder)
+    check_augmenter(Writing)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +167,10 @@ def test_a_sound_augmenter_passes() -> None:
         (Empty, "Empty.copy: the copy of sample 'q0' is malformed: the prompt is empty"),
         (OtherCandidates, "has changed `candidates`"),
         (OtherResponse, "the copy of sample 'i0' has changed `response`"),
+        (OtherAnswer, "the copy of sample 'q1' has changed `response`"),
+        (EmptyRequest, "EmptyRequest.request returned ' ', expected text or None"),
+        (OnlyText, "OnlyText.written: the copy of sample 'q0' is malformed: the prompt is empty"),
+        (CountingWritten, "CountingWritten.written depends on the copies that were made before"),
         (NoCopies, "NoCopies.copies is 0, expected a whole number above 0"),
     ],
 )

@@ -36,6 +36,10 @@ class TrainingPrompt:
     """The lines of these choices; None if the prompt lists none, or the same in every prompt."""
     by_letter: bool = False
     """Whether a candidate is the letter of its choice's line, not the choice's text."""
+    ambiguous: bool = False
+    """Whether the prompt can be cut into fields in several ways, because a text contains what
+    separates it from the next one. Then `fields` is one of them, which may be wrong, and whole
+    fields must not be moved or rewritten."""
 
     @property
     def texts(self) -> list[str]:

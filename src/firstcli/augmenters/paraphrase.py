@@ -83,8 +83,11 @@ class Paraphrase(Augmenter[ParaphraseOptions]):
 
 
 def _longest(prompt: TrainingPrompt) -> PromptField | None:
-    """Return the longest text, the first of several; None if it is the end of the prompt."""
-    if not prompt.fields:
+    """Return the longest text, the first of several.
+
+    None if it is the end of the prompt, or where it ends is unclear.
+    """
+    if not prompt.fields or prompt.ambiguous:
         return None
     field = max(prompt.fields, key=lambda field: field.end - field.start)
     return None if field.end >= len(prompt.sample.prompt.rstrip()) else field

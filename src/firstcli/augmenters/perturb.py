@@ -157,7 +157,7 @@ def _invented(word: str, other: str, random: Random) -> str:
 
 
 def _misspelt(word: str, random: Random) -> str:
-    """Double or leave out one letter, or exchange it with the next one."""
+    """Double or leave out one letter, or exchange it with the next one, which differs."""
     at = random.randrange(len(word))
     before, letter, after = word[:at], word[at], word[at + 1 :]
     if len(word) == 1 or (kind := random.randrange(3)) == 0:
@@ -166,6 +166,8 @@ def _misspelt(word: str, random: Random) -> str:
         return before + after
     if not after:  # the last letter has no next one
         before, letter, after = word[: at - 1], word[at - 1], word[at:]
+    if after[0] == letter:  # exchanged, they would leave the word as it is
+        return before + letter + letter + after
     return before + after[0] + letter + after[1:]
 
 

@@ -51,7 +51,8 @@ class RewordedOptions(PluginOptions):
 class Reworded(Augmenter[RewordedOptions]):
     """Fills the texts of each prompt into other templates.
 
-    Each template ends like that of the task, so that the same responses can follow it.
+    Each template ends like that of the task, so that the same responses can follow it. A prompt is
+    left out if a text contains what separates it from the next one, so that it may end elsewhere.
     """
 
     Options = RewordedOptions
@@ -84,7 +85,7 @@ class Reworded(Augmenter[RewordedOptions]):
                     )
 
     def copy(self, prompt: TrainingPrompt, number: int, random: Random) -> Sample | None:
-        if not prompt.fields:
+        if not prompt.fields or prompt.ambiguous:
             return None
         texts = {
             field.name or _WHOLE: text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from random import Random
 
@@ -42,3 +42,18 @@ def shifted(
             "none of the prompts contains the task's template, so their free text is unknown and "
             "nothing can be changed; leave it out"
         )
+
+
+def changed_share(samples: Iterable[Sample], others: Iterable[Sample]) -> float:
+    """Return the share of samples whose prompts differ from those of others in the same order.
+
+    Raises:
+        UserError: none does, which would look like a model that no change disturbs.
+    """
+    differ = [one.prompt != other.prompt for one, other in zip(samples, others, strict=True)]
+    if not any(differ):
+        raise UserError(
+            f"none of the {len(differ)} prompts changes (words are what white space separates, "
+            "some scripts have no case, and another wording must differ); leave it out"
+        )
+    return sum(differ) / len(differ)

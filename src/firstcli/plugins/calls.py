@@ -42,7 +42,7 @@ from firstcli.api import (
     UserError,
     WritingSettings,
 )
-from firstcli.plugins.facts import diagnostics_problem, json_problem
+from firstcli.plugins.facts import diagnostics_problem, json_problem, writing_problem
 from firstcli.plugins.registry import Plugin, reason
 from firstcli.plugins.samples import checked_samples, copy_problem
 
@@ -349,7 +349,10 @@ class CheckedAugmenter:
     def writing(self) -> WritingSettings | None:
         """How the teacher writes text for the copies, if they need some."""
         with explained(self._plugin, "`writing`"):
-            return self._augmenter.writing
+            writing = self._augmenter.writing
+        if writing is not None and (problem := writing_problem(writing)):
+            raise UserError(f"{self._plugin.title}: `writing` {problem}; correct the plugin")
+        return writing
 
     def request(self, prompt: TrainingPrompt, number: int) -> str | None:
         """Return what the teacher continues for a copy, or None if there is no copy."""
@@ -384,7 +387,9 @@ class CheckedAugmenter:
         return self._checked(copy, prompt)
 
     def _checked(self, copy: Sample | None, prompt: TrainingPrompt) -> Sample | None:
-        if copy is not None and (problem := copy_problem(copy, prompt.sample)):
+        if copy is not None and (
+            problem := copy_problem(copy, prompt.sample, by_letter=prompt.by_letter)
+        ):
             raise UserError(
                 f"{self._plugin.title}: the copy of sample '{prompt.sample.id}' {problem}; correct "
                 "the plugin"

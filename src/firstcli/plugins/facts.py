@@ -1,13 +1,14 @@
-"""What the diagnostics of a recalibrator must be."""
+"""What the facts that plugins return must be: diagnostics, and how a teacher writes."""
 
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
 
-from firstcli.api import Curve, Diagnostics
+from firstcli.api import Curve, Diagnostics, WritingSettings
 
 FACT_TYPES: dict[str, Any] = {  # of the facts that reports know
     "temperature": (int, float),
@@ -35,6 +36,28 @@ def diagnostics_problem(diagnostics: object) -> str | None:
         if not _is_sound(curve):
             return f"is wrong: the curve '{criterion}' is malformed"
     return None
+
+
+def writing_problem(writing: object) -> str | None:
+    """Say what is wrong with writing settings, in words that follow "`writing`"; None if nothing.
+
+    The bounds are those of a recipe's `knowledge.sampling`.
+    """
+    if not isinstance(writing, WritingSettings):
+        return f"is a {type(writing).__name__}, expected a WritingSettings or None"
+    temperature, top_p, tokens = writing.temperature, writing.top_p, writing.max_new_tokens
+    if not _is_number(temperature) or temperature < 0:
+        return f"has temperature={temperature!r}, expected a number of at least 0"
+    if not _is_number(top_p) or not 0 < top_p <= 1:
+        return f"has top_p={top_p!r}, expected a number greater than 0 and of at most 1"
+    if type(tokens) is not int or tokens < 1:
+        return f"has max_new_tokens={tokens!r}, expected a whole number above 0"
+    return None
+
+
+def _is_number(value: object) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def json_problem(content: object) -> str | None:

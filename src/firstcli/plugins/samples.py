@@ -119,15 +119,16 @@ def _truth_problem(truth: tuple[float, ...], count: int) -> str | None:
     return None
 
 
-def copy_problem(copy: object, sample: Sample) -> str | None:
+def copy_problem(copy: object, sample: Sample, *, by_letter: bool = False) -> str | None:
     """Say what is wrong with an augmenter's copy of a sample; None if nothing is.
 
-    Choices may change places in the prompt, so that a different letter is right: then the answer
-    and the truth move, and everything else stays.
+    Where candidates are letters, choices may change places in the prompt, so that a different
+    letter is right: then the answer and the truth move together, and everything else stays.
 
     Args:
         copy: what the augmenter returned.
         sample: the sample.
+        by_letter: whether the candidates are letters that stand for choices of the prompt.
     """
     if problem := sample_problem(copy, sample.candidates):
         return f"is malformed: {problem}"
@@ -137,8 +138,13 @@ def copy_problem(copy: object, sample: Sample) -> str | None:
             return f"has changed `{key}`"
     if (copy.answer is None) != (sample.answer is None):
         return "has changed whether there is an answer"
-    if not sample.candidates and copy.response != sample.response:
-        return "has changed `response`"
+    if not by_letter:
+        keys = ("response", "answer", "truth")
+        changed = [key for key in keys if getattr(copy, key) != getattr(sample, key)]
+        return f"has changed `{changed[0]}`" if changed else None
     if sorted(copy.truth or ()) != sorted(sample.truth or ()):
         return "has changed `truth` other than in its order"
+    if copy.truth and sample.truth and copy.answer is not None and sample.answer is not None:
+        if copy.truth[copy.answer] != sample.truth[sample.answer]:
+            return "has moved `truth` and `answer` to different letters"
     return None

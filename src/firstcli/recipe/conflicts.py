@@ -12,6 +12,7 @@ from firstcli.recipe.references import (
     RecalibratorRef,
 )
 from firstcli.recipe.sections import (
+    PRESETS,
     SAVE_WITHOUT_LORA,
     VALIDATION,
     Arm,
@@ -24,6 +25,7 @@ from firstcli.recipe.sections import (
     Train,
     training_of,
 )
+from firstcli.recipe.shift import misfits
 from firstcli.runtime.redaction import redacted
 
 _NO_CREDENTIALS = (
@@ -42,6 +44,8 @@ def conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
             if names[i] in names[:i]:
                 yield (i, "name"), f"two evaluations are named '{evaluation.name}'; rename one"
             yield from _wording_conflicts(i, evaluation)
+    if name == "train" and section.augment:
+        yield from _template_conflicts(section)
     if name == "metrics" and section.use_validation:
         yield from _validation_conflicts(section, valid)
     if name == "trainer":
@@ -80,7 +84,7 @@ def conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
             if names[i] in names[:i]:
                 yield (arm_name,), "differs from another arm's name only in case; rename one"
             for keys, text in _arm_conflicts(arm, valid):
-                yield (arm_name, *keys), text
+                yield _as_written(arm_name, arm, keys, text)
         yield from _augment_conflicts(section, valid)
 
 
@@ -133,6 +137,25 @@ def _remote_conflicts(teacher: Teacher, train: Train | None) -> Conflicts:
             f"tasks with candidates, and '{train.task.name}' has none; use a server that also "
             "returns the probabilities of the prompt's tokens",
         )
+
+
+def _as_written(
+    name: str, arm: Arm, keys: tuple[int | str, ...], text: str
+) -> tuple[tuple[int | str, ...], str]:
+    """Return a conflict of an arm under the key that its writer knows: `preset` if that set it.
+
+    Args:
+        name: the arm's name.
+        arm: the arm.
+        keys: the path of the key within the arm.
+        text: the message.
+    """
+    key = str(keys[0]) if keys else ""
+    if arm.preset is None or key not in PRESETS[arm.preset]:
+        return (name, *keys), text
+    if getattr(arm, key) != getattr(Arm(preset=arm.preset), key):
+        return (name, *keys), text
+    return (name, "preset"), f"'{arm.preset}' sets `{key}`, which the arm may override: {text}"
 
 
 def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
@@ -252,6 +275,19 @@ def _conflicts_over_candidates(arm: Arm) -> Conflicts:
     if arm.objective == "topk-renormalized":
         text = f"{only}, but this objective compares several tokens at every position"
         yield ("objective",), f"{text}; leave it out"
+
+
+def _template_conflicts(train: Train) -> Conflicts:
+    """Yield the templates of copies that the training task cannot fill in."""
+    try:
+        usage = train.task.build().usage()
+    except UserError:
+        return  # the data cannot be read, which other checks report
+    for place, ref in enumerate(_augmenters(train)):
+        if ref.name == "template":
+            templates: list[str] = ref.options.templates  # type: ignore[attr-defined]
+            for number, text in misfits(templates, usage):
+                yield ("augment", "augmenters", place, "options", "templates", number), text
 
 
 def _wording_conflicts(place: int, evaluation: Evaluation) -> Conflicts:

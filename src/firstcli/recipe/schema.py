@@ -137,7 +137,7 @@ class Recipe(RecipeSection):
         return [completed(entry) for entry in entries]
 
     @field_validator(
-        *("evaluate", "metrics", "seeds", "teacher", "student", "knowledge", "arms"),
+        *("train", "evaluate", "metrics", "seeds", "teacher", "student", "knowledge", "arms"),
         *("paper", "trainer"),
     )
     @classmethod

@@ -443,6 +443,16 @@ class Arm(RecipeSection):
         known = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
         return {**known, **values} if known else values
 
+    @field_validator("learn")
+    @classmethod
+    def _suits_the_preset(cls, learn: str, info: ValidationInfo) -> str:
+        if learn == "labels" and (preset := info.data.get("preset")):
+            raise mistake(
+                f"found 'labels', but 'preset: {preset}' learns the teacher's probabilities; leave "
+                "one of them out"
+            )
+        return learn
+
     @field_validator(
         *("recalibrator", "objective", "mass", "recalibrate", "top_k", "out_of_fold", "teachers"),
         mode="before",

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from firstcli.api import TaskUsage
 from firstcli.recipe.references import AugmenterRef, RecipeSection, mistake
-from firstcli.tasks.templates import Template, columns_of
+from firstcli.tasks.templates import Template, misfit
 
 ShiftKind = Literal["typos", "case", "dropout", "wording"]
 _CHANGES: dict[ShiftKind, str] = {"typos": "typo", "case": "case", "dropout": "drop"}
@@ -34,6 +34,19 @@ class Shift:
     def label(self) -> str:
         """The shift's name in keys and paths, such as `typos-0.1`."""
         return f"{self.kind}-{self.strength:g}"
+
+    @property
+    def key(self) -> str:
+        """The recipe's key within the evaluation, such as `shift.typos (0.1)`."""
+        return f"shift.{self.kind} ({self.strength:g})"
+
+    @property
+    def least_changed(self) -> float:
+        """The share of prompts below which the shift does far less than its strength says.
+
+        A text of one word changes with the probability `strength`, and a longer one more often.
+        """
+        return 0.5 * (1.0 if self.kind == "wording" else self.strength)
 
     def name_of(self, evaluation: str) -> str:
         """Return the name of an evaluation with this shift, such as `trec~typos-0.1`."""
@@ -96,32 +109,20 @@ class Shifts(RecipeSection):
         Args:
             usage: how the task builds prompts; None: it has no template.
         """
-        has_template = usage is not None and usage.kind != "prompt"
-        own = usage.prompt if usage and has_template else ""
-        known = [name for name in columns_of(own) if name] if has_template else ["prompt"]
-        for place, template in enumerate(self.wording):
-            if problem := _misfit(template, own, known):
-                yield place, problem
+        return misfits(self.wording, usage)
 
 
-def _misfit(template: str, own: str, known: Sequence[str]) -> str:
-    """Say why a template does not suit a task; empty if it does.
+def misfits(templates: Sequence[str], usage: TaskUsage | None) -> Iterator[tuple[int, str]]:
+    """Yield the place of each template that does not suit a task, and why.
 
     Args:
-        template: the other wording.
-        own: the task's template; empty if it has none.
-        known: the names that stand for the texts of a prompt.
+        templates: other wordings of the prompt.
+        usage: how the task builds prompts; None: it has no template.
     """
-    names, expected = columns_of(template), ", ".join(f"{{{name}}}" for name in known)
-    if unknown := [name for name in names if name not in known]:
-        return f"unknown {{{unknown[0]}}}; the task's template has {expected}"
-    if lost := [name for name in known if name not in names]:
-        return f"it lacks {{{lost[0]}}}; the task's template has {expected}"
-    ends_in_space = template[-1:].isspace()
-    if own and ends_in_space != own[-1:].isspace():
-        text = "white space" if ends_in_space else "no white space"
-        return f"it ends with {text}, unlike the task's template {own!r}; let it end alike"
-    return ""
+    own = usage.prompt if usage is not None and usage.kind != "prompt" else ""
+    for place, template in enumerate(templates):
+        if problem := misfit(template, own):
+            yield place, problem
 
 
 def _augmenter(name: str, options: dict[str, Any]) -> AugmenterRef:

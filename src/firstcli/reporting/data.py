@@ -112,6 +112,8 @@ class ReportData:
     `settings.candidates`."""
     shifts: Mapping[str, Mapping[str, Shift]] = field(default_factory=dict)
     """The shifts of each evaluation that has some, by the names of the shifted evaluations."""
+    changed: Mapping[str, float] = field(default_factory=dict)
+    """The share of prompts that a shift changes, by the names of the shifted evaluations."""
     validation: Mapping[str, EvalRecords] = field(default_factory=dict)
     """Answers to the validation questions by model, for thresholds and prediction sets."""
     notes: Sequence[tuple[str, str]] = ()

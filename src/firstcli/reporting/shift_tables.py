@@ -32,6 +32,51 @@ def strongest(shifts: Mapping[str, Shift]) -> dict[str, Shift]:
     return {name: shifts[name] for name in last.values()}
 
 
+def changed_in_words(shifts: Mapping[str, Shift], changed: Mapping[str, float]) -> str:
+    """Say how many prompts each shift changes; empty if nothing is known.
+
+    Args:
+        shifts: the shifts by name.
+        changed: the shares of prompts, by the same names.
+    """
+    known = [
+        f"{100 * changed[name]:.0f} % ({in_words(shift)})"
+        for name, shift in shifts.items()
+        if name in changed
+    ]
+    return f"prompts changed: {', '.join(known)}" if known else ""
+
+
+def counts_in_words(titles: Mapping[str, str], counts: Mapping[str, int]) -> str:
+    """Say how many questions there are, if they are not the same everywhere; otherwise empty.
+
+    They differ where changed prompts are too long and dropped.
+
+    Args:
+        titles: what evaluations are called, by their names.
+        counts: of questions, by the names of evaluations.
+    """
+    known = [f"{counts[name]:,} ({title})" for name, title in titles.items() if name in counts]
+    differ = len({counts[name] for name in titles if name in counts}) > 1
+    return f"not the same questions, as long ones are dropped: {', '.join(known)}" if differ else ""
+
+
+def _notes(data: ReportData, evaluation: str, shifts: Mapping[str, Shift]) -> str:
+    """Return what a caption says of the questions; empty or beginning with a semicolon.
+
+    Args:
+        data: the report.
+        evaluation: the evaluation.
+        shifts: those of its shifts that the table shows.
+    """
+    counts: dict[str, int] = {}
+    for (name, _), records in data.records.items():
+        counts[name] = min(len(records), counts.get(name, len(records)))
+    titles = {evaluation: UNSHIFTED} | {name: in_words(shift) for name, shift in shifts.items()}
+    texts = (changed_in_words(shifts, data.changed), counts_in_words(titles, counts))
+    return "".join(f"; {text}" for text in texts if text)
+
+
 def shift_tables(data: ReportData) -> list[Table]:
     """Return a table per shifted evaluation: a line per shift, and per metric a column a model."""
     return [_table(data, evaluation) for evaluation in data.shifts]
@@ -53,6 +98,7 @@ def _table(data: ReportData, evaluation: str) -> Table:
     )
     seeds = "; means over the seeds ± their standard deviation" if data.several_seeds else ""
     caption = f"{data.definition}; in percent, with 95 % intervals over questions{seeds}"
+    caption += _notes(data, evaluation, shifts)
     return Table(f"{evaluation} under shift", caption, "", groups, lines_of_cells, "shift")
 
 
@@ -70,7 +116,8 @@ def terminal_tables(data: ReportData) -> Iterator[Table]:
         names = {UNSHIFTED: evaluation}
         names |= {in_words(shift): name for name, shift in strongest(shifts).items()}
         metrics = (ACCURACY, CONFIDENCE) if evaluation in data.judged else (CONFIDENCE,)
-        yield _narrow(data, f"{evaluation} under shift", names, metrics)
+        note = _notes(data, evaluation, strongest(shifts))
+        yield _narrow(data, f"{evaluation} under shift", names, metrics, note)
     if data.unanswerable:
         names = {name: name for name in data.unanswerable}
         title = "Questions without a right answer: the honest confidence is 1 / n"
@@ -78,7 +125,11 @@ def terminal_tables(data: ReportData) -> Iterator[Table]:
 
 
 def _narrow(
-    data: ReportData, title: str, names: Mapping[str, str], metrics: Sequence[Metric]
+    data: ReportData,
+    title: str,
+    names: Mapping[str, str],
+    metrics: Sequence[Metric],
+    note: str = "",
 ) -> Table:
     """Return a table with a line per model and a group of columns per evaluation.
 
@@ -87,6 +138,7 @@ def _narrow(
         title: the table's title.
         names: the evaluations by the titles of their groups.
         metrics: the columns.
+        note: the end of the caption.
     """
     headings = tuple(metric.short for metric in metrics)
     groups = tuple(
@@ -105,4 +157,4 @@ def _narrow(
         for row in data.rows
     )
     mean = "; means over the seeds" if data.several_seeds else ""
-    return Table(title, f"{data.definition}; in percent{mean}", "", groups, rows)
+    return Table(title, f"{data.definition}; in percent{mean}{note}", "", groups, rows)

@@ -283,9 +283,7 @@ def _warn_of_other_answers(run: Run) -> None:
 
 def _other_answers(asked: frozenset[str], trained: frozenset[str]) -> str:
     """Return in words how the answers of an evaluation differ from those of training."""
-    new, missing = (
-        sorted(text.strip() for text in some) for some in (asked - trained, trained - asked)
-    )
+    new, missing = (sorted(some) for some in (asked - trained, trained - asked))
     if asked.isdisjoint(trained):
         return f"none of its answers is one of the training task, such as {shortened(new, 2)}"
     texts = [f"{shortened(new, 3)} not among the training task's answers"] if new else []
@@ -294,16 +292,21 @@ def _other_answers(asked: frozenset[str], trained: frozenset[str]) -> str:
 
 
 def _answers(task: TaskRef, samples: Iterable[Sample]) -> frozenset[str]:
-    """Return the candidates that all samples have; empty if they differ or are letters."""
+    """Return the candidates, without white space at their ends, that the first samples share.
+
+    Empty if these samples differ in them, or the candidates are letters.
+    """
     form = usage.choices if (usage := task.build().usage()) else None
     if form is not None and form.respond_with == "letter":
         return frozenset()
-    found = {frozenset(sample.candidates) for sample in islice(samples, COMPARED_SAMPLES)}
+    compared = islice(samples, COMPARED_SAMPLES)
+    found = {frozenset(text.strip() for text in sample.candidates) for sample in compared}
     return found.pop() if len(found) == 1 else frozenset()
 
 
 COMPARED_SAMPLES = 1000
-"""Samples whose candidates are compared; if these are the same, so are those of the others."""
+"""Samples whose candidates are compared, so that large data is not read for a warning. Where these
+have the same, the others are taken to have them, too."""
 
 
 def _warn_of_other_chats(run: Run) -> None:

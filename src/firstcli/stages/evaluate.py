@@ -52,6 +52,8 @@ class EvalFacts(Facts):
     ece: float | None = None
     trust: float | None = None
     confidence: float | None = None
+    changed: float | None = None
+    """The share of prompts that the evaluation's shift changes, if it has one."""
 
 
 class Evaluate(Stage):
@@ -134,7 +136,8 @@ class Evaluate(Stage):
             records = posthoc.recalibrated_records(run, unit)
         about = {"evaluation": unit.evaluation, "model": unit.model.name}
         records.save(folder / f"{unit.model.name}.parquet", about)
-        return _facts(records, records.confidence)
+        facts = _facts(records, records.confidence)
+        return replace(facts, changed=run.changed_share(unit.evaluation))
 
     def is_brief(self, unit: Unit) -> bool:
         return unit.model.posthoc
@@ -171,7 +174,7 @@ class Evaluate(Stage):
             run.console.show(_table(evaluation, rows[evaluation]))
         for evaluation, each in shifts.items():
             if evaluation in rows:
-                run.console.show(_shift_table(evaluation, each, rows))
+                run.console.show(_shift_table(evaluation, each, rows, changed_shares(run)))
         return {
             f"{evaluation}/{model}": asdict(summary)
             for (evaluation, model), summary in summaries.items()
@@ -217,6 +220,17 @@ def _shown(run: Run, unit: Unit) -> tuple[EvalFacts, Guessing | None]:
     return _facts(records, confidence, settings.bins), guess
 
 
+def changed_shares(run: Run) -> dict[str, float]:
+    """Return the share of prompts that each shift changes, as far as a finished unit states it."""
+    found = {}
+    for unit in EVALUATE.units(run.recipe, run.folder):
+        if unit.key in run.manifests:
+            share = EvalFacts.of(run.manifests[unit.key].facts).changed
+            if share is not None:
+                found[unit.evaluation] = share
+    return found
+
+
 def load_records(
     units: Iterable[Unit], candidates: Candidates
 ) -> dict[tuple[str, str], EvalRecords]:
@@ -259,7 +273,10 @@ def _table(evaluation: str, rows: Mapping[str, EvalMetrics]) -> Table:
 
 
 def _shift_table(
-    evaluation: str, shifts: Mapping[str, Shift], rows: Mapping[str, Mapping[str, EvalMetrics]]
+    evaluation: str,
+    shifts: Mapping[str, Shift],
+    rows: Mapping[str, Mapping[str, EvalMetrics]],
+    changed: Mapping[str, float],
 ) -> Table:
     """Return accuracy and mean confidence under the strongest shift of each kind.
 
@@ -267,16 +284,27 @@ def _shift_table(
         evaluation: the evaluation.
         shifts: its shifts by name.
         rows: the metrics of each model, by evaluation.
+        changed: the shares of prompts that are changed, by the names of the shifts.
     """
     from firstcli.metrics import METRICS
-    from firstcli.reporting.shift_tables import UNSHIFTED, in_words, strongest
+    from firstcli.reporting.shift_tables import (
+        UNSHIFTED,
+        changed_in_words,
+        counts_in_words,
+        in_words,
+        strongest,
+    )
 
     titles = {evaluation: UNSHIFTED}
     titles |= {name: in_words(shift) for name, shift in strongest(shifts).items()}
+    counts = {name: min(row.n for row in rows[name].values()) for name in titles}
+    notes = (changed_in_words(strongest(shifts), changed), counts_in_words(titles, counts))
     table = Table(
         "model",
         *(Column(title, justify="right") for title in titles.values()),
         title=f"{evaluation} under shift: accuracy / mean confidence",
+        caption="; ".join(filter(None, notes)) or None,
+        caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 0, 0, 1),
         title_justify="left",

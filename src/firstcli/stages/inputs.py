@@ -15,10 +15,11 @@ from firstcli.data.encoding import EncodedQuestion, EncodedSample, answer_only, 
 from firstcli.data.joint import CHUNK
 from firstcli.errors import UserError, shortened
 from firstcli.models import inference
+from firstcli.recipe.shift import unshifted
 from firstcli.stages import chat, encoded, role_models
 from firstcli.training.copies import CopyChoice
 from firstcli.workspace.run import Run, once_per_run
-from firstcli.workspace.units import Part, Role, Unit, learned_parts, learns_copies
+from firstcli.workspace.units import Part, Role, Unit, learned_parts, learns_copies, shift_of
 
 
 @once_per_run
@@ -171,11 +172,13 @@ def candidate_questions(run: Run, part: Part) -> list[EncodedQuestion]:
 @once_per_run
 def questions(run: Run, role: Role, evaluation: str) -> list[EncodedQuestion]:
     """Encode an evaluation's samples with a role's tokenizer."""
-    where = f"evaluate '{evaluation}' ({role}'s tokenizer)"
+    shift = shift_of(run.recipe, evaluation)
+    key = f"evaluate '{unshifted(evaluation)}'{f'.{shift.key}' if shift else ''}"
+    where, advice = f"{key} ({role}'s tokenizer)", "leave it out" if shift else "shorten them"
     run.evaluation_content(evaluation)  # its mistakes first: some tokenizers read the training data
     rows = encoded.evaluation(run, role, evaluation, where)
     lengths = np.array([len(row.input_ids) for row in rows], np.int64)
-    kept = _fitting(run, role, lengths, lambda index: rows[index].id, where)
+    kept = _fitting(run, role, lengths, lambda index: rows[index].id, where, advice)
     if not kept.any():
         raise UserError(f"{where}: no question is left")
     return [row for row, fits in zip(rows, kept, strict=True) if fits]
@@ -245,9 +248,23 @@ def _own_context(run: Run, role: Role) -> int | None:
 
 
 def _fitting(
-    run: Run, role: Role, lengths: IntArray, id_of: Callable[[int], str], where: str
+    run: Run,
+    role: Role,
+    lengths: IntArray,
+    id_of: Callable[[int], str],
+    where: str,
+    advice: str = "shorten them",
 ) -> BoolArray:
-    """Return which samples are not too long, (N,)."""
+    """Return which samples are not too long, (N,).
+
+    Args:
+        run: the run.
+        role: whose context limits the lengths.
+        lengths: in tokens, (N,).
+        id_of: returns the id of a sample, given its index.
+        where: begins the message.
+        advice: what to do about samples that are too long, unless they are dropped.
+    """
     longest = context(run, role)
     too_long = np.flatnonzero(lengths > longest)
     if len(too_long):
@@ -257,7 +274,7 @@ def _fitting(
             f"{longest} tokens"
         )
         if run.recipe.train.too_long == "error":
-            raise UserError(f"{problem}; shorten them, or set train.too_long: drop")
+            raise UserError(f"{problem}; {advice}, or set train.too_long: drop")
         run.console.warn(f"{problem}; they are dropped")
     return np.asarray(lengths <= longest)
 

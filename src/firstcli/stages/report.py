@@ -18,7 +18,7 @@ from firstcli.stages import checks, fingerprints
 from firstcli.stages.base import Facts, Option, RecipeOption, Stage, TrainingFacts
 from firstcli.stages.calibrate import CALIBRATE, CalibrationFacts
 from firstcli.stages.distill import DISTILL
-from firstcli.stages.evaluate import EVALUATE, load_records
+from firstcli.stages.evaluate import EVALUATE, changed_shares, load_records
 from firstcli.stages.extract import EXTRACT, ExtractFacts, outcomes
 from firstcli.stages.posthoc import POSTHOC
 from firstcli.workspace.artifacts import Artifact
@@ -84,7 +84,7 @@ class Report(Stage):
     name = "report"
     help = "Run everything and write the table, the figures and one HTML page."
     example = "recipe.yaml --open"
-    format = 6  # shifted questions, and those without a right answer, are shown in the terminal
+    format = 7  # the share of prompts that each shift changes is shown
     uses_models = False
     checks = (checks.UNPINNED,)
     options = (
@@ -214,6 +214,7 @@ def report_data(run: Run) -> ReportData:
         },
         settings=recipe.metrics,
         shifts=shifts_of(recipe),
+        changed=changed_shares(run),
         notes=[*_notes_on_data(run), *_notes_on_knowledge(run), *_notes_on_calibration(run)],
         versions=next(iter(finished.values())).versions,
         seconds={key: manifest.seconds for key, manifest in finished.items()},

@@ -29,11 +29,12 @@ def training_prompt(sample: Sample, usage: TaskUsage | None) -> TrainingPrompt:
         if (found := _found(sample.prompt, pieces)) is not None:
             choices = tuple(field for field in found if field.name == _CHOICES)
             free = tuple(field for field in found if field.name != _CHOICES)
+            unclear = _is_ambiguous(sample.prompt, pieces)
             if usage.choices is None or len(choices) < len(sample.candidates):
-                return TrainingPrompt(sample, free)
+                return TrainingPrompt(sample, free, ambiguous=unclear)
             by_letter = usage.choices.respond_with == "letter"
             listing = _listing(usage.choices, choices)
-            return TrainingPrompt(sample, free, choices, listing, by_letter)
+            return TrainingPrompt(sample, free, choices, listing, by_letter, unclear)
     return TrainingPrompt(sample, ())  # nothing is known to be free
 
 
@@ -74,7 +75,7 @@ def _found(prompt: str, pieces: list[_Piece]) -> tuple[PromptField, ...] | None:
     """Return the fields of a prompt that was made of these pieces; None if it was not.
 
     Where a field's text contains what follows it in the template, the field ends there: its rest
-    then counts as part of the next field.
+    then counts as part of the next field, see `_is_ambiguous`.
     """
     fields: list[PromptField] = []
     name, start = "", 0
@@ -94,3 +95,23 @@ def _found(prompt: str, pieces: list[_Piece]) -> tuple[PromptField, ...] | None:
     if name and limit > start:
         fields.append(PromptField(name, start, limit))
     return tuple(fields)
+
+
+def _is_ambiguous(prompt: str, pieces: list[_Piece]) -> bool:
+    """Return whether a prompt that was made of these pieces can be cut in another way, too.
+
+    It can if the first places where the pieces fit differ from the last ones.
+    """
+    *before, (last, _) = pieces
+    literals = [literal for literal, _ in before[1:]]
+    start = len(before[0][0]) if before else 0
+    end = len(prompt) - len(last)
+    first, at = [], start
+    for literal in literals:
+        first.append(prompt.find(literal, at, end))
+        at = first[-1] + len(literal)
+    latest, limit = [], end
+    for literal in reversed(literals):
+        latest.append(prompt.rfind(literal, start, limit))
+        limit = latest[-1]
+    return first != latest[::-1]

@@ -23,6 +23,8 @@ from firstcli.testing.requirements import require
 
 _ANIMALS = ("fox", "hare", "toad", "crane", "moth", "goat")
 _PLACES = ("marsh", "hills", "cave")
+_WRITTEN = ("", "  \n", " Other words\nand a second line", "Other words {text} (A) \u65e5\u672c")
+"""What a teacher may write for a copy: nothing, several lines, braces and letters of choices."""
 LETTERED_USAGE = TaskUsage(
     kind="multiple-choice",
     prompt="Q: {question}\nAnswer Choices:\n{choices}\nA: The answer is (",
@@ -114,9 +116,10 @@ def _check_on(
     finally:
         random.setstate(state)
     name = cls.__name__
-    require(copies == again, f"{name}.copy gives different copies of the same sample")
+    method = "copy" if cls(settings).writing is None else "written"
+    require(copies == again, f"{name}.{method} gives different copies of the same sample")
     backwards = _copies(cls, settings, prompts, prompts[::-1])
-    problem = f"{name}.copy depends on the copies that were made before"
+    problem = f"{name}.{method} depends on the copies that were made before"
     require(copies == backwards, problem)
     reordered = _copies(cls, settings, prompts[::-1], prompts)
     require(
@@ -144,9 +147,35 @@ def _copies(
     for prompt in prompts:
         for number in range(augmenter.copies):
             name = f"{prompt.sample.id} {number}"
-            copy = augmenter.copy(prompt, number, Random(name))
-            problem = None if copy is None else copy_problem(copy, prompt.sample)
-            message = f"{cls.__name__}.copy: the copy of sample '{prompt.sample.id}' {problem}"
-            require(problem is None, message)
-            copies[name] = copy
+            if augmenter.writing is None:
+                copy = augmenter.copy(prompt, number, Random(name))
+                copies[name] = _checked(copy, prompt, f"{cls.__name__}.copy")
+            else:
+                copies |= _written(augmenter, prompt, number)
     return copies
+
+
+def _written(
+    augmenter: Augmenter[Any], prompt: TrainingPrompt, number: int
+) -> dict[str, Sample | None]:
+    """Return a copy for each of a few texts that a teacher may write; none without a request."""
+    name = type(augmenter).__name__
+    request = augmenter.request(prompt, number)
+    if request is None:
+        return {}
+    is_text = isinstance(request, str) and bool(request.strip())
+    require(is_text, f"{name}.request returned {request!r}, expected text or None")
+    copies: dict[str, Sample | None] = {f"{prompt.sample.id} {number} asked {request}": None}
+    for text in _WRITTEN:
+        for finished in (True, False):
+            copy = augmenter.written(prompt, number, text, finished=finished)
+            key = f"{prompt.sample.id} {number} {finished} {text}"
+            copies[key] = _checked(copy, prompt, f"{name}.written")
+    return copies
+
+
+def _checked(copy: Sample | None, prompt: TrainingPrompt, where: str) -> Sample | None:
+    sample = prompt.sample
+    problem = None if copy is None else copy_problem(copy, sample, by_letter=prompt.by_letter)
+    require(problem is None, f"{where}: the copy of sample '{sample.id}' {problem}")
+    return copy

@@ -17,7 +17,7 @@ from firstcli.api import ModelRef, Sample
 from firstcli.data import splits
 from firstcli.data.samples import Samples
 from firstcli.data.sequences import Selected
-from firstcli.data.shifts import shifted
+from firstcli.data.shifts import changed_share, shifted
 from firstcli.errors import UserError
 from firstcli.recipe.references import ModelSection, TaskRef
 from firstcli.recipe.schema import Recipe
@@ -308,10 +308,22 @@ class Run:
         shift, usage = self._shifts[name], self.evaluation_task(name).build().usage()
         samples = self.evaluation_samples(unshifted(name))
         seed = f"{self.recipe.seed} {shift.label}"
+        where = f"evaluate '{unshifted(name)}'.{shift.key}"
         try:
-            return Samples(shifted(samples, usage, shift.augmenter.build(), seed), self.folder)
+            found = Samples(shifted(samples, usage, shift.augmenter.build(), seed), self.folder)
+            share = changed_share(samples, found)
         except UserError as error:
-            raise UserError(f"evaluate '{unshifted(name)}'.shift.{shift.kind}: {error}") from error
+            raise UserError(f"{where}: {error}") from error
+        if share < shift.least_changed:
+            self.console.warn(f"{where}: only {share:.0%} of the prompts change")
+        return found
+
+    def changed_share(self, name: str) -> float | None:
+        """Return the share of prompts that a shift changes; None if an evaluation has no shift."""
+        if name not in self._shifts:
+            return None
+        samples = self.evaluation_samples(unshifted(name))
+        return changed_share(samples, self._shifted(name))
 
     @cached_property
     def _validation_questions(self) -> Sequence[Sample]:

@@ -116,6 +116,13 @@ def evaluations_of(recipe: Recipe) -> list[str]:
     return [*names, VALIDATION] if recipe.metrics.use_validation else names
 
 
+def shift_of(recipe: Recipe, evaluation: str) -> Shift | None:
+    """Return the shift of an evaluation; None if it is one that the recipe states."""
+    return next(
+        (each[evaluation] for each in shifts_of(recipe).values() if evaluation in each), None
+    )
+
+
 def shifts_of(recipe: Recipe) -> dict[str, dict[str, Shift]]:
     """Return the shifts of each evaluation that has some, by the names of the shifted ones."""
     sections = [section for section in recipe.evaluate if section.shift]
