@@ -378,3 +378,65 @@ def test_without_a_response_in_the_data_there_is_nothing_to_copy(tmp_path: Path)
         arms={"plus": {"augment": True}},
     )
     first("plan", path).mistake("train.augment: no row of the training split has a response")
+
+
+def sized(folder: Path, teacher: int, student: int, run: Path, **sections: Any) -> Path:
+    """Write a recipe whose models have these contexts; return it."""
+    models = []
+    for context in (teacher, student):
+        options = {**command_line.MODEL["options"], "context": context}
+        models.append({**command_line.MODEL, "options": options})
+    finetune = {**command_line.TRAINING, **sections.pop("finetune", {})}
+    sections = {
+        "teacher": {"model": models[0], "finetune": finetune},
+        "student": {"model": models[1], "training": command_line.TRAINING},
+        "evaluate": [{"task": command_line.WORLD}],
+        **sections,
+    }
+    folder.mkdir(exist_ok=True)
+    return command_line.write_recipe(folder, **sections)
+
+
+def longest_of(folder: Path) -> tuple[int, int]:
+    """Return the lengths in tokens of the longest sample and of the longest copy."""
+    path = sized(folder, 128, 128, folder / "run", arms={**PLUS, **RIVAL})
+    run = Run(load_recipe(path), folder / "run", Console(quiet=True))
+    unit = units_of(run.recipe, run.folder)["distill first-plus"]
+    rows, choice = inputs.with_copies(run, unit)
+    assert choice is not None
+    lengths = [len(row.input_ids) for row in rows]
+    return max(lengths[: len(choice)]), max(lengths)
+
+
+def test_a_longer_context_makes_what_learns_more_copies_stale(tmp_path: Path) -> None:
+    """The copies of the teacher fit into both contexts, those of labels into the student's."""
+    longest, most = longest_of(tmp_path / "measured")
+    assert most > longest
+    run, arms = tmp_path / "run", {**PLUS, **RIVAL}
+    path = sized(tmp_path / "one", 128, longest, run, arms=arms)
+    done = first("distill", path, "--run-dir", run)
+    assert done.code == 0, done.err
+    longer = sized(tmp_path / "two", 128, 128, run, arms=arms)
+    assert "extract copies" in command_line.pending(longer, "--run-dir", run)
+    done = first("distill", longer, "--run-dir", run)
+    assert done.code == 0, done.err
+    opened = Run(load_recipe(longer), run, Console(quiet=True))
+    assert len(Knowledge(run / "knowledge" / "copies")) == len(opened.copies)
+
+
+def test_labels_of_copies_do_not_depend_on_the_other_context(tmp_path: Path) -> None:
+    longest, _ = longest_of(tmp_path / "measured")
+    run = tmp_path / "run"
+    sections = {"arms": {**RIVAL, "plain": PLAIN["distill"]}, "finetune": {"augment": True}}
+    path = sized(tmp_path / "one", 128, longest, run, **sections)
+    done = first("finetune", path, "--run-dir", run)
+    assert done.code == 0, done.err
+    opened = Run(load_recipe(path), run, Console(quiet=True))
+    units = units_of(opened.recipe, run)
+    (teacher, student) = (
+        inputs.copies_of(opened, units[key]) for key in ("finetune", "distill fine-tune-copies")
+    )
+    assert teacher is not None and student is not None
+    assert len(student) < len(teacher) == len(opened.copies)
+    other = sized(tmp_path / "two", 128, 128, run, **sections)
+    assert "finetune" not in command_line.pending(other, "--run-dir", run)

@@ -135,6 +135,8 @@ class Extract(Stage):
             inputs["seed of the draws"] = run.recipe.seed
         inputs[f"{unit.part} samples"] = run.part_content(unit.part)
         inputs["longest sample"] = fingerprints.longest_sample(run, unit)
+        if unit.part == "copies":
+            inputs |= fingerprints.longest_copy(run, unit)
         if run.recipe.knowledge.over_candidates:
             inputs["candidates"] = fingerprints.knowledge_width(run)
         else:
