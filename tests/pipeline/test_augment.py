@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -440,3 +441,9 @@ def test_labels_of_copies_do_not_depend_on_the_other_context(tmp_path: Path) -> 
     assert len(student) < len(teacher) == len(opened.copies)
     other = sized(tmp_path / "two", 128, 128, run, **sections)
     assert "finetune" not in command_line.pending(other, "--run-dir", run)
+
+
+def test_no_copy_that_fits_is_a_mistake(tmp_path: Path) -> None:
+    run = opened(tmp_path, sums(40), sums(10, 100))
+    with pytest.raises(UserError, match="train.augment: no copy fits into the context of 2 tokens"):
+        inputs._short_copies(run, np.array([3, 4]), 2, "train.task")

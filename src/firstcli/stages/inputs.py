@@ -252,6 +252,11 @@ def _shared_copies(run: Run, role: Role, rows: EncodedStore) -> EncodedStore:
 def _short_copies(run: Run, lengths: IntArray, longest: float, where: str) -> BoolArray:
     """Return which copies are not too long, (N,); the others are left out."""
     fits = np.asarray(lengths <= longest)
+    if len(fits) and not fits.any():
+        raise UserError(
+            f"train.augment: no copy fits into the context of {longest:g} tokens ({where}); leave "
+            "it out, or give augmenters that lengthen prompts less"
+        )
     if not fits.all():
         run.console.warn(
             f"{where}: {(~fits).sum()} of {len(fits)} copies are longer than the context of "
