@@ -17,7 +17,7 @@ from firstcli.knowledge.store import Knowledge
 from firstcli.recipe.load import load_recipe
 from firstcli.recipe.schema import Recipe
 from firstcli.runtime.console import Console
-from firstcli.stages import checks, inputs, teacher_knowledge, units_of
+from firstcli.stages import checks, distill, inputs, teacher_knowledge, units_of
 from firstcli.workspace.run import Run
 from support import command_line
 from support.command_line import Result, copy_run, first, of_files, recipe, sums, write_rows
@@ -447,3 +447,11 @@ def test_no_copy_that_fits_is_a_mistake(tmp_path: Path) -> None:
     run = opened(tmp_path, sums(40), sums(10, 100))
     with pytest.raises(UserError, match="train.augment: no copy fits into the context of 2 tokens"):
         inputs._short_copies(run, np.array([3, 4]), 2, "train.task")
+
+
+def test_the_gate_gives_copies_no_label(tmp_path: Path) -> None:
+    run = opened(tmp_path, sums(40), sums(10, 100))
+    gate = {"augment": True, "objective": "hard-gate"}
+    arm = Recipe.model_validate(recipe(arms={"gate": gate})).arms["gate"]
+    assert distill._without_label(run, arm) == {copy.id for copy in run.copies}
+    assert not distill._without_label(run, run.recipe.arms["first-plus"])
