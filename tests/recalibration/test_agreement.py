@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -111,3 +112,21 @@ def test_the_state_is_that_of_a_logit_temperature() -> None:
     assert set(diagnostics.curves) == {"agreement"}
     [warning] = diagnostics.warnings  # 100 rows are few
     assert "fitted by agreement" in warning
+
+
+def test_the_interval_is_that_of_resampled_questions() -> None:
+    """Against all resamples at once, in less memory than they take."""
+    losses = np.random.default_rng(3).random((5, 3000))
+    curve = dict(zip([0.5, 0.8, 1.0, 1.5, 2.0], losses.mean(axis=1).tolist(), strict=True))
+    times = np.random.default_rng(agreement.SEED).multinomial(3000, np.full(3000, 1 / 3000), 200)
+    found = [
+        agreement.vertex(dict(zip(curve, row, strict=True)))
+        for row in (times @ losses.T / 3000).tolist()
+    ]
+    tracemalloc.start()
+    (low, high), spread = agreement._resampled(curve, losses, 1.0)
+    assert tracemalloc.get_traced_memory()[1] < times.nbytes / 4
+    tracemalloc.stop()
+    assert spread == pytest.approx(np.std(found))
+    expected = np.quantile(found, [0.025, 0.975])
+    assert (low, high) == pytest.approx((min(expected[0], 1.0), max(expected[1], 1.0)))
