@@ -27,8 +27,9 @@ Steps = npt.NDArray[np.int16]
 def uniforms(id: str, positions: int, draws: int, seed: int) -> FloatArray:
     """Return the random numbers of a sample in [0, 1), (positions, draws), each with 53 bits.
 
-    They depend on the arguments alone, so neither batches nor processes nor a resumed extraction
-    change what is drawn. A position's numbers do not depend on how many positions follow.
+    They depend on the arguments alone, not on batches or processes. What is drawn with them also
+    depends on the teacher's probabilities, which batches may change by rounding. A position's
+    numbers do not depend on how many positions follow.
 
     Args:
         id: the sample's id.
