@@ -125,7 +125,7 @@ def test_copies_are_counted(job: Job) -> None:
     assert all(facts[name] == plain[name] for name in ("samples", "steps", "positions"))
     assert "copies" not in plain
     card = (job.run / "students" / "first-plus" / "README.md").read_text("utf-8")
-    assert f"{copies} copies with other prompts" in " ".join(card.split())
+    assert f"{copies} copies with other prompts could stand for" in " ".join(card.split())
     other = (job.run / "students" / "distill" / "README.md").read_text("utf-8")
     assert "copies with other prompts" not in other
     notes = {note["label"]: note["value"] for note in job.result.json["result"]["notes"]}
@@ -385,8 +385,8 @@ def sized(folder: Path, teacher: int, student: int, run: Path, **sections: Any) 
     """Write a recipe whose models have these contexts; return it."""
     models = []
     for context in (teacher, student):
-        options = {**command_line.MODEL["options"], "context": context}
-        models.append({**command_line.MODEL, "options": options})
+        model: dict[str, Any] = {**command_line.MODEL}
+        models.append({**model, "options": {**model["options"], "context": context}})
     finetune = {**command_line.TRAINING, **sections.pop("finetune", {})}
     sections = {
         "teacher": {"model": models[0], "finetune": finetune},
@@ -445,7 +445,7 @@ def test_labels_of_copies_do_not_depend_on_the_other_context(tmp_path: Path) -> 
 
 def test_no_copy_that_fits_is_a_mistake(tmp_path: Path) -> None:
     run = opened(tmp_path, sums(40), sums(10, 100))
-    with pytest.raises(UserError, match="train.augment: no copy fits into the context of 2 tokens"):
+    with pytest.raises(UserError, match="no copy fits into the context of 2 tokens"):
         inputs._short_copies(run, np.array([3, 4]), 2, "train.task")
 
 
@@ -455,3 +455,19 @@ def test_the_gate_gives_copies_no_label(tmp_path: Path) -> None:
     arm = Recipe.model_validate(recipe(arms={"gate": gate})).arms["gate"]
     assert distill._without_label(run, arm) == {copy.id for copy in run.copies}
     assert not distill._without_label(run, run.recipe.arms["first-plus"])
+
+
+@pytest.mark.parametrize(
+    ("arms", "learned"),
+    [
+        (PLUS, "students learn the teacher's answers to them, though not the right ones"),
+        ({**PLUS, **RIVAL}, "an arm of `learn: labels` is trained to answer them with the labels"),
+    ],
+)
+def test_the_warning_says_what_is_learned_of_evaluation_prompts(
+    tmp_path: Path, arms: dict[str, Any], learned: str
+) -> None:
+    run = opened(tmp_path, sums(40), sums(10, 100))
+    changed = {**run.recipe.arms, **Recipe.model_validate(recipe(arms=arms)).arms}
+    run.recipe = run.recipe.model_copy(update={"arms": changed})
+    assert learned in checks._of_copies(run)

@@ -13,7 +13,7 @@ import yaml
 from firstcli.knowledge.store import Knowledge
 from firstcli.recipe.load import load_recipe
 from firstcli.runtime.console import Console
-from firstcli.stages import units_of
+from firstcli.stages import checks, units_of
 from firstcli.workspace.run import Run
 from support import command_line
 from support.command_line import first, of_files, sums, write_rows
@@ -123,3 +123,14 @@ def test_mistakes(tmp_path: Path, changes: dict[str, Any], text: str) -> None:
     whole = {**yaml.safe_load(path.read_text()), **changes}
     path.write_text(yaml.safe_dump({key: value for key, value in whole.items() if value}))
     first("plan", path).mistake("paraphrase", text)
+
+
+def test_written_copies_are_compared_with_evaluations(job: Job) -> None:
+    """They do not exist when the plan is checked, so the training compares them."""
+    run = job.opened()
+    copies = list(run.copies)
+    run.__dict__["evaluation_samples"] = lambda name: copies[:3]
+    with run.console.collect_warnings() as warnings:
+        checks.warn_of_written_copies(run)
+    (warning,) = warnings
+    assert "all 3 questions are also among the copies of train.augment" in warning

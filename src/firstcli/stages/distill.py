@@ -92,6 +92,8 @@ class Distill(TrainingStage):
         from firstcli.training import soft_targets
 
         arm, title = run.recipe.arms[unit.arm], f"distilling {unit.subject}"
+        if arm.augment:
+            checks.warn_of_written_copies(run)
         if arm.learn == "labels":
             facts = train_model.train(run, unit, folder, title)
         else:
