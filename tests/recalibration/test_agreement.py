@@ -13,6 +13,7 @@ from scipy.special import log_softmax, rel_entr, softmax
 from firstcli.api import FloatArray, UserError
 from firstcli.recalibration import agreement
 from firstcli.recalibration.builtin import LogitTemperature
+from firstcli.recalibration.temperature_search import SEED, vertex
 
 
 def drawn(count: int = 400, choices: int = 5, seed: int = 0) -> tuple[FloatArray, FloatArray]:
@@ -118,10 +119,9 @@ def test_the_interval_is_that_of_resampled_questions() -> None:
     """Against all resamples at once, in less memory than they take."""
     losses = np.random.default_rng(3).random((5, 3000))
     curve = dict(zip([0.5, 0.8, 1.0, 1.5, 2.0], losses.mean(axis=1).tolist(), strict=True))
-    times = np.random.default_rng(agreement.SEED).multinomial(3000, np.full(3000, 1 / 3000), 200)
+    times = np.random.default_rng(SEED).multinomial(3000, np.full(3000, 1 / 3000), 200)
     found = [
-        agreement.vertex(dict(zip(curve, row, strict=True)))
-        for row in (times @ losses.T / 3000).tolist()
+        vertex(dict(zip(curve, row, strict=True))) for row in (times @ losses.T / 3000).tolist()
     ]
     tracemalloc.start()
     (low, high), spread = agreement._resampled(curve, losses, 1.0)

@@ -98,6 +98,7 @@ def learns_labels(run: Run, unit: Unit) -> bool:
 
 def left_out_copies(run: Run, unit: Unit) -> str:
     """Return the limit in tokens of the copies of a unit, or `any` if it leaves none out."""
+    rows: EncodedStore | None
     if unit.role == "teacher" and unit.part == "copies":
         rows, longest = knowledge_rows(run, "copies"), shared_context(run)
     else:
