@@ -12,8 +12,10 @@ import yaml
 
 from firstcli.knowledge.store import Knowledge
 from firstcli.recipe.load import load_recipe
+from firstcli.recipe.schema import Recipe
 from firstcli.runtime.console import Console
 from firstcli.stages import checks, units_of
+from firstcli.stages.extract import EXTRACT
 from firstcli.workspace.run import Run
 from support import command_line
 from support.command_line import first, of_files, sums, write_rows
@@ -134,3 +136,16 @@ def test_written_copies_are_compared_with_evaluations(job: Job) -> None:
         checks.warn_of_written_copies(run)
     (warning,) = warnings
     assert "all 3 questions are also among the copies of train.augment" in warning
+
+
+def test_the_size_of_unwritten_copies_counts_all_augmenters(tmp_path: Path) -> None:
+    def foreseen(perturbed: int, reworded: int) -> int:
+        path = written_recipe(tmp_path / f"recipe{reworded}", reworded)
+        whole = yaml.safe_load(path.read_text())
+        options = whole["train"]["augment"]["augmenters"][0]["options"]
+        options["levels"] = [0.3] * perturbed
+        run = Run(Recipe.model_validate(whole), tmp_path / "run", Console(quiet=True))
+        assert not run.is_written("copies")
+        return EXTRACT.disk(run, units_of(run.recipe, run.folder)["extract copies"])
+
+    assert foreseen(3, 1) == foreseen(1, 3) > foreseen(1, 1)

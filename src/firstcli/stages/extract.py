@@ -198,7 +198,11 @@ class Extract(Stage):
         if not run.is_written(unit.part):
             if unit.part == "copies":
                 train = inputs.knowledge_rows(run, "train")
-                most = inputs.positions(train) * len(run.rewording_requests) // len(train)
+                augment = run.recipe.augmentation
+                each_sample = (
+                    sum(ref.build().copies for ref in augment.augmenters) if augment else 0
+                )
+                most = inputs.positions(train) * each_sample
             else:
                 most = len(run.prompts) * section.sampler.max_new_tokens
             return int(most * each) + store.bytes_of_shards(most, most, width)
