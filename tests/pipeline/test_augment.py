@@ -471,3 +471,25 @@ def test_the_warning_says_what_is_learned_of_evaluation_prompts(
     changed = {**run.recipe.arms, **Recipe.model_validate(recipe(arms=arms)).arms}
     run.recipe = run.recipe.model_copy(update={"arms": changed})
     assert learned in checks._of_copies(run)
+
+
+def test_copies_that_equal_their_samples_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(tmp_path / "train.jsonl", sums(40))
+    rare = {"name": "perturb", "options": {"levels": [0.01, 1.0]}}
+    run = opened(tmp_path, sums(40), sums(10, 100), augmenters=[rare])
+    run.console = Console()
+    prompts = {str(sample.id): sample.prompt for sample in run.training.train}
+    same = sum(copy.prompt == prompts[str(copy.id).partition("/")[2]] for copy in run.copies)
+    assert 0 < same < len(run.copies)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count(f"{same} of {len(run.copies)} copies equal their samples") == 1
+
+
+def test_copies_that_all_equal_their_samples_are_a_mistake(tmp_path: Path) -> None:
+    rows = [{**row, "question": f"\u6570\u5b57{number}"} for number, row in enumerate(sums(40))]
+    case = {"name": "perturb", "options": {"kinds": ["case"], "levels": [1.0]}}
+    run = opened(tmp_path, rows, sums(10, 100), augmenters=[case])
+    with pytest.raises(UserError, match="every copy is equal to its sample"):
+        _ = run.copies
