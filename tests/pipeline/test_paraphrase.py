@@ -149,3 +149,19 @@ def test_the_size_of_unwritten_copies_counts_all_augmenters(tmp_path: Path) -> N
         return EXTRACT.disk(run, units_of(run.recipe, run.folder)["extract copies"])
 
     assert foreseen(3, 1) == foreseen(1, 3) > foreseen(1, 1)
+
+
+def test_options_of_other_augmenters_change_no_text(job: Job, tmp_path: Path) -> None:
+    """But the number of their copies does, because it numbers the texts."""
+
+    def pending(levels: str) -> set[str]:
+        path = tmp_path / "recipe.yaml"
+        text = job.recipe.read_text()
+        assert "- 0.3\n" in text
+        path.write_text(text.replace("- 0.3\n", levels))
+        return command_line.pending(path, "--run-dir", job.run)
+
+    assert "respond rewordings" not in pending("- 0.4\n")
+    with_two = job.recipe.read_text().split("- 0.3\n")[0].splitlines()[-1]
+    indent = " " * (len(with_two) - len(with_two.lstrip()))
+    assert "respond rewordings" in pending(f"- 0.3\n{indent}- 0.3\n")

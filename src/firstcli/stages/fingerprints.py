@@ -180,8 +180,14 @@ def rewordings(run: Run) -> Inputs:
     settings, augment = run.recipe.writing, run.recipe.augmentation
     assert settings and augment
     inputs = training_data(run) | flat("sampling", asdict(settings))
+    first = 0  # numbers the copies, whose ids are those of the texts
     for number, ref in enumerate(augment.augmenters):
-        inputs |= plugin(f"train.augment.augmenters.{number}", ref)
+        augmenter = ref.build()
+        if augmenter.writing is not None:
+            inputs |= plugin(f"train.augment.augmenters.{number}", ref)
+            if first:
+                inputs[f"copies before train.augment.augmenters.{number}"] = first
+        first += augmenter.copies
     return inputs
 
 
