@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from firstcli.api import Sample
+from firstcli.api import Sample, TrainingPrompt
 from firstcli.augmenters.perturb import Perturb, WordBank
 from firstcli.tasks.fields import training_prompt
 from firstcli.testing import check_augmenter, simulated_prompts
@@ -29,7 +29,7 @@ def copies(prompt: str, count: int = 1, words: str = "", **options: Any) -> list
     made = (
         augmenter.copy(training_prompt(sample, None), 0, Random(number)) for number in range(count)
     )
-    return [copy.prompt for copy in made]
+    return [copy.prompt for copy in made if copy is not None]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -61,7 +61,9 @@ def test_the_last_word_and_what_is_outside_the_text_stay(words: list[str], seed:
         augmenter = Perturb(Perturb.Options(levels=[1.0]))
         augmenter.read(prompts)
         for prompt in prompts:
-            made = augmenter.copy(prompt, 0, Random(seed)).prompt
+            copy_of = augmenter.copy(prompt, 0, Random(seed))
+            assert copy_of is not None
+            made = copy_of.prompt
             start = prompt.fields[0].start
             rest = prompt.sample.prompt[prompt.fields[-1].end :]
             assert made.startswith(prompt.sample.prompt[:start])
@@ -141,3 +143,8 @@ def test_choices_and_templates_are_no_free_text() -> None:
     assert texts["lettered choices"] == ["Where does a fox live?"]
     assert texts["instructions"] == ["Describe a fox."]
     assert texts["single words"] == ["fox"]
+
+
+def test_a_prompt_without_free_text_has_no_copy() -> None:
+    prompt = TrainingPrompt(Sample.question("one two end", [" yes", " no"], 0, id="a"), ())
+    assert Perturb(Perturb.Options()).copy(prompt, 0, Random(0)) is None

@@ -12,8 +12,10 @@ import yaml
 
 from firstcli.knowledge.store import Knowledge
 from firstcli.recipe.load import load_recipe
+from firstcli.recipe.schema import Recipe
 from firstcli.runtime.console import Console
-from firstcli.stages import units_of
+from firstcli.stages import checks, units_of
+from firstcli.stages.extract import EXTRACT
 from firstcli.workspace.run import Run
 from support import command_line
 from support.command_line import first, of_files, sums, write_rows
@@ -123,3 +125,43 @@ def test_mistakes(tmp_path: Path, changes: dict[str, Any], text: str) -> None:
     whole = {**yaml.safe_load(path.read_text()), **changes}
     path.write_text(yaml.safe_dump({key: value for key, value in whole.items() if value}))
     first("plan", path).mistake("paraphrase", text)
+
+
+def test_written_copies_are_compared_with_evaluations(job: Job) -> None:
+    """They do not exist when the plan is checked, so the training compares them."""
+    run = job.opened()
+    copies = list(run.copies)
+    run.__dict__["evaluation_samples"] = lambda name: copies[:3]
+    with run.console.collect_warnings() as warnings:
+        checks.warn_of_written_copies(run)
+    (warning,) = warnings
+    assert "all 3 questions are also among the copies of train.augment" in warning
+
+
+def test_the_size_of_unwritten_copies_counts_all_augmenters(tmp_path: Path) -> None:
+    def foreseen(perturbed: int, reworded: int) -> int:
+        path = written_recipe(tmp_path / f"recipe{reworded}", reworded)
+        whole = yaml.safe_load(path.read_text())
+        options = whole["train"]["augment"]["augmenters"][0]["options"]
+        options["levels"] = [0.3] * perturbed
+        run = Run(Recipe.model_validate(whole), tmp_path / "run", Console(quiet=True))
+        assert not run.is_written("copies")
+        return EXTRACT.disk(run, units_of(run.recipe, run.folder)["extract copies"])
+
+    assert foreseen(3, 1) == foreseen(1, 3) > foreseen(1, 1)
+
+
+def test_options_of_other_augmenters_change_no_text(job: Job, tmp_path: Path) -> None:
+    """But the number of their copies does, because it numbers the texts."""
+
+    def pending(levels: str) -> set[str]:
+        path = tmp_path / "recipe.yaml"
+        text = job.recipe.read_text()
+        assert "- 0.3\n" in text
+        path.write_text(text.replace("- 0.3\n", levels))
+        return command_line.pending(path, "--run-dir", job.run)
+
+    assert "respond rewordings" not in pending("- 0.4\n")
+    with_two = job.recipe.read_text().split("- 0.3\n")[0].splitlines()[-1]
+    indent = " " * (len(with_two) - len(with_two.lstrip()))
+    assert "respond rewordings" in pending(f"- 0.3\n{indent}- 0.3\n")

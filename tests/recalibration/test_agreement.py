@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy.special import log_softmax, rel_entr, softmax
 from firstcli.api import FloatArray, UserError
 from firstcli.recalibration import agreement
 from firstcli.recalibration.builtin import LogitTemperature
+from firstcli.recalibration.temperature_search import SEED, vertex
 
 
 def drawn(count: int = 400, choices: int = 5, seed: int = 0) -> tuple[FloatArray, FloatArray]:
@@ -111,3 +113,20 @@ def test_the_state_is_that_of_a_logit_temperature() -> None:
     assert set(diagnostics.curves) == {"agreement"}
     [warning] = diagnostics.warnings  # 100 rows are few
     assert "fitted by agreement" in warning
+
+
+def test_the_interval_is_that_of_resampled_questions() -> None:
+    """Against all resamples at once, in less memory than they take."""
+    losses = np.random.default_rng(3).random((5, 3000))
+    curve = dict(zip([0.5, 0.8, 1.0, 1.5, 2.0], losses.mean(axis=1).tolist(), strict=True))
+    times = np.random.default_rng(SEED).multinomial(3000, np.full(3000, 1 / 3000), 200)
+    found = [
+        vertex(dict(zip(curve, row, strict=True))) for row in (times @ losses.T / 3000).tolist()
+    ]
+    tracemalloc.start()
+    (low, high), spread = agreement._resampled(curve, losses, 1.0)
+    assert tracemalloc.get_traced_memory()[1] < times.nbytes / 4
+    tracemalloc.stop()
+    assert spread == pytest.approx(np.std(found))
+    expected = np.quantile(found, [0.025, 0.975])
+    assert (low, high) == pytest.approx((min(expected[0], 1.0), max(expected[1], 1.0)))

@@ -130,6 +130,12 @@ def test_draws_need_the_teacher_s_whole_distribution() -> None:
     assert "knowledge.top_k" in found["knowledge.draws"]
 
 
+def test_draws_have_no_precision() -> None:
+    given = {"knowledge": {"draws": 20, "precision": "compact"}}
+    found = mistakes(raw(**given, arms={"b": {"recalibrator": {"name": "none"}}}))
+    assert "has no effect with knowledge.draws" in found["knowledge.precision"]
+
+
 def test_a_dumped_recipe_loads_again() -> None:
     arms = {"a": {"objective": "topk-renormalized"}, "b": {"learn": "labels"}, "c": {"mass": "one"}}
     recipe = Recipe.model_validate(raw(arms=arms))

@@ -83,7 +83,9 @@ class Perturb(Augmenter[PerturbOptions]):
             word for prompt in prompts for text in prompt.texts for word in text.split()
         )
 
-    def copy(self, prompt: TrainingPrompt, number: int, random: Random) -> Sample:
+    def copy(self, prompt: TrainingPrompt, number: int, random: Random) -> Sample | None:
+        if not prompt.fields:
+            return None  # without free text, all copies would be equal to the sample
         level, text = self.options.levels[number], prompt.sample.prompt
         last = len(text.rstrip())  # where the prompt's last word ends
         parts, end = [], 0

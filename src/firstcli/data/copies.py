@@ -82,6 +82,22 @@ def copies_of(
             yield replace(copy, id=slot.id)
 
 
+def unchanged(copies: Iterable[Sample], samples: Iterable[Sample]) -> int:
+    """Count the copies whose prompt is that of their sample.
+
+    Args:
+        copies: those of one sample one after the other, as `copies_of` yields them.
+        samples: the samples, in the order of the copies.
+    """
+    count, rest = 0, iter(samples)
+    sample = next(rest, None)
+    for copy in copies:
+        while sample is not None and str(sample.id) != sample_of(str(copy.id)):
+            sample = next(rest, None)
+        count += sample is not None and copy.prompt == sample.prompt
+    return count
+
+
 def requests_of(
     samples: Sequence[Sample], usage: TaskUsage | None, augmenters: Sequence[CheckedAugmenter]
 ) -> Iterator[Sample]:

@@ -27,8 +27,9 @@ Steps = npt.NDArray[np.int16]
 def uniforms(id: str, positions: int, draws: int, seed: int) -> FloatArray:
     """Return the random numbers of a sample in [0, 1), (positions, draws), each with 53 bits.
 
-    They depend on the arguments alone, so neither batches nor processes nor a resumed extraction
-    change what is drawn. A position's numbers do not depend on how many positions follow.
+    They depend on the arguments alone, not on batches or processes. What is drawn with them also
+    depends on the teacher's probabilities, which batches may change by rounding. A position's
+    numbers do not depend on how many positions follow.
 
     Args:
         id: the sample's id.
@@ -101,6 +102,8 @@ def decode(steps: Steps, draws: int) -> tuple[npt.NDArray[np.float32], npt.NDArr
 def changed(stored: TopK, again: TopK, draws: int) -> float:
     """Return the share of the draws, over all positions, that gave another token than before."""
     before, now = counts_of(stored.log_probs, draws), counts_of(again.log_probs, draws)
-    same = stored.token_ids[:, :, None] == again.token_ids[:, None, :]  # (P, k, k)
-    kept = np.where(same, np.minimum(before[:, :, None], now[:, None, :]), 0).sum()
-    return 1 - float(kept) / (draws * len(before))
+    kept = 0
+    for row, (ids, others) in enumerate(zip(stored.token_ids, again.token_ids, strict=True)):
+        _, left, right = np.intersect1d(ids, others, assume_unique=True, return_indices=True)
+        kept += int(np.minimum(before[row, left], now[row, right]).sum())
+    return 1 - kept / (draws * len(before))

@@ -124,9 +124,10 @@ def _resampled(
     if count < MIN_ROWS_TO_RESAMPLE:
         low, high = temperatures[0], temperatures[-1]
         return [low, high], float((high - low) / 12**0.5)
-    generator = np.random.default_rng(SEED)
-    times = generator.multinomial(count, np.full(count, 1 / count), RESAMPLES)  # (R, N)
-    values = times @ losses.T / count  # (R, temperatures)
-    found = [vertex(dict(zip(temperatures, row, strict=True))) for row in values.tolist()]
+    generator, share = np.random.default_rng(SEED), np.full(count, 1 / count)
+    found = []
+    for _ in range(RESAMPLES):  # one at a time: all together would take 200 numbers per question
+        values = losses @ generator.multinomial(count, share) / count  # (temperatures,)
+        found.append(vertex(dict(zip(temperatures, values.tolist(), strict=True))))
     low, high = (float(np.quantile(found, share)) for share in (0.025, 0.975))
     return [min(low, best), max(high, best)], float(np.std(found))

@@ -102,6 +102,9 @@ def _knowledge_conflicts(
         text = f"task '{train.task.name}' has no candidates; leave it out"
         yield ("over",), f"{text}, and choose models with the same tokenizer"
     is_remote = teacher is not None and teacher.model.plugin.is_remote
+    if section.draws is not None and section.precision == "compact":
+        text = "has no effect with knowledge.draws, which are stored exactly; leave it out"
+        yield ("precision",), text
     if section.draws is not None and section.over_candidates:
         text = "draws are of tokens, but knowledge.over is 'candidates'; leave one of them out"
         yield ("draws",), text

@@ -218,7 +218,7 @@ class TrainingFacts(Facts):
     written: int | None = None
     """Number of the samples whose response the teacher has written, if there are any."""
     copies: int | None = None
-    """Number of copies that stand for samples in some epochs, if there are any."""
+    """Number of copies that can stand for samples in an epoch, if there are any."""
 
     @property
     def in_the_data(self) -> int:

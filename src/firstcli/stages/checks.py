@@ -230,13 +230,37 @@ def _check_overlap(run: Run) -> None:
                 "new questions may go worse; remove these rows from the unlabelled data"
             )
         if shared := run.copies_overlap(evaluation.name):
-            run.console.warn(
-                f"{name}: {_part(shared, count)} are also among the copies of train.augment; "
-                "students learn the teacher's answers to them, though not the right ones, so new "
-                "questions may go worse"
-            )
+            run.console.warn(f"{name}: {_part(shared, count)} {_of_copies(run)}")
     if mistakes:
         raise UserError(*mistakes)
+
+
+def warn_of_written_copies(run: Run) -> None:
+    """Compare each evaluation with copies that did not exist when the plan was checked."""
+    for evaluation in run.recipe.evaluate if run.recipe.writing else ():
+        if shared := run.copies_overlap(evaluation.name):
+            count = len(run.evaluation_samples(evaluation.name))
+            name = f"evaluate '{evaluation.name}'"
+            run.console.warn(f"{name}: {_part(shared, count)} {_of_copies(run)}")
+
+
+def _of_copies(run: Run) -> str:
+    """Return what models learn of questions that are also copies, in words."""
+    arms, teacher = run.recipe.arms.values(), run.recipe.teacher
+    tuned = teacher is not None and teacher.finetune is not None and teacher.finetune.augment
+    learners = {arm.learn for arm in arms if arm.augment} | ({"labels"} if tuned else set())
+    found = "are also among the copies of train.augment;"
+    if "labels" not in learners:
+        return (
+            f"{found} students learn the teacher's answers to them, though not the right ones, so "
+            "new questions may go worse"
+        )
+    whose = "the teacher" if tuned else "an arm of `learn: labels`"
+    return (
+        f"{found} {whose} is trained to answer them with the labels of the copied samples, which "
+        "are not those of the evaluation, so the numbers may be too low or too high; remove these "
+        "rows from the evaluation, or leave out `augment` there"
+    )
 
 
 def _part(shared: int, count: int) -> str:

@@ -92,6 +92,8 @@ class Distill(TrainingStage):
         from firstcli.training import soft_targets
 
         arm, title = run.recipe.arms[unit.arm], f"distilling {unit.subject}"
+        if arm.augment:
+            checks.warn_of_written_copies(run)
         if arm.learn == "labels":
             facts = train_model.train(run, unit, folder, title)
         else:
@@ -164,12 +166,16 @@ class Distill(TrainingStage):
 
 
 def _without_label(run: Run, arm: Arm) -> frozenset[str]:
-    """Return the ids of a student's samples without a label, if its objective uses labels."""
+    """Return the ids of a student's rows without a label, if its objective uses labels.
+
+    Copies have none: their words have changed, and their sample's label may no longer be right.
+    """
     from firstcli.stages import inputs
 
-    if arm.objective != "hard-gate" or "unlabelled" not in learned_parts(run.recipe, arm):
+    if arm.objective != "hard-gate":
         return frozenset()
-    return frozenset(row.id for row in inputs.student_rows(run, "unlabelled"))
+    parts = [p for p in learned_parts(run.recipe, arm) if p in ("unlabelled", "copies")]
+    return frozenset(row.id for part in parts for row in inputs.student_rows(run, part))
 
 
 DISTILL = Distill()

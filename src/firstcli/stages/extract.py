@@ -135,6 +135,8 @@ class Extract(Stage):
             inputs["seed of the draws"] = run.recipe.seed
         inputs[f"{unit.part} samples"] = run.part_content(unit.part)
         inputs["longest sample"] = fingerprints.longest_sample(run, unit)
+        if unit.part == "copies":
+            inputs |= fingerprints.longest_copy(run, unit)
         if run.recipe.knowledge.over_candidates:
             inputs["candidates"] = fingerprints.knowledge_width(run)
         else:
@@ -196,7 +198,11 @@ class Extract(Stage):
         if not run.is_written(unit.part):
             if unit.part == "copies":
                 train = inputs.knowledge_rows(run, "train")
-                most = inputs.positions(train) * len(run.rewording_requests) // len(train)
+                augment = run.recipe.augmentation
+                each_sample = (
+                    sum(ref.build().copies for ref in augment.augmenters) if augment else 0
+                )
+                most = inputs.positions(train) * each_sample
             else:
                 most = len(run.prompts) * section.sampler.max_new_tokens
             return int(most * each) + store.bytes_of_shards(most, most, width)

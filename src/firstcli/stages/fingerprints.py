@@ -151,7 +151,28 @@ def copies(run: Run, unit: Unit) -> Inputs:
     section = run.recipe.augmentation
     if section is None or not learns_copies(run.recipe, unit):
         return {}
-    return {"copies samples": run.part_content("copies"), "train.augment.share": section.share}
+    inputs = {"copies samples": run.part_content("copies"), "train.augment.share": section.share}
+    return inputs | longest_copy(run, unit)
+
+
+def longest_copy(run: Run, unit: Unit) -> Inputs:
+    """Return the length up to which a unit uses copies, if it leaves some out."""
+
+    def make() -> str:
+        run.announce_libraries()
+        from firstcli.stages import inputs
+
+        return inputs.left_out_copies(run, unit)
+
+    section = run.recipe.train
+    content = tokenizer_content(run) | {"copies": run.part_content("copies")}
+    content |= as_text(chat(run, "teacher") if run.recipe.teacher else {})
+    content |= as_text({f"student's {key}": value for key, value in chat(run, "student").items()})
+    content |= {"too_long": section.too_long, "over": run.recipe.knowledge.over}
+    content["answers only"] = str(run.recipe.answers_only)
+    learns = run.recipe.arms[unit.arm].learn if unit.arm else unit.part
+    found = run.memory.recall(f"longest copy, {unit.role}, {learns}", content, make)
+    return {} if found == "any" else {"longest copy": found}
 
 
 def rewordings(run: Run) -> Inputs:
@@ -159,8 +180,14 @@ def rewordings(run: Run) -> Inputs:
     settings, augment = run.recipe.writing, run.recipe.augmentation
     assert settings and augment
     inputs = training_data(run) | flat("sampling", asdict(settings))
+    first = 0  # numbers the copies, whose ids are those of the texts
     for number, ref in enumerate(augment.augmenters):
-        inputs |= plugin(f"train.augment.augmenters.{number}", ref)
+        augmenter = ref.build()
+        if augmenter.writing is not None:
+            inputs |= plugin(f"train.augment.augmenters.{number}", ref)
+            if first:
+                inputs[f"copies before train.augment.augmenters.{number}"] = first
+        first += augmenter.copies
     return inputs
 
 

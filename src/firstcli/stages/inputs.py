@@ -36,7 +36,7 @@ def training_rows(run: Run, role: Role, part: Part) -> EncodedStore:
     if run.recipe.answers_only:
         rows = EncodedStore(map(answer_only, rows), run.folder)
     if part == "copies":
-        return rows.where(_short_copies(run, role, lengths_of(rows), where))
+        return rows.where(_short_copies(run, lengths_of(rows), context(run, role), where))
     kept = _fitting(run, role, lengths_of(rows), lambda index: rows[index].id, where)
     if not kept.any():
         raise UserError(f"{where}: no sample is left to use")
@@ -87,10 +87,25 @@ def copies_of(run: Run, unit: Unit) -> EncodedStore | None:
     """Return the copies that a unit's model learns, if any."""
     if not learns_copies(run.recipe, unit) or not run.is_written("copies"):
         return None
-    learns_labels = not unit.arm or run.recipe.arms[unit.arm].learn == "labels"
-    if learns_labels:
+    if learns_labels(run, unit):
         return training_rows(run, unit.role, "copies")
     return student_rows(run, "copies")
+
+
+def learns_labels(run: Run, unit: Unit) -> bool:
+    """Return whether a unit's model learns labels, so that the other role's context is no limit."""
+    return not unit.arm or run.recipe.arms[unit.arm].learn == "labels"
+
+
+def left_out_copies(run: Run, unit: Unit) -> str:
+    """Return the limit in tokens of the copies of a unit, or `any` if it leaves none out."""
+    rows: EncodedStore | None
+    if unit.role == "teacher" and unit.part == "copies":
+        rows, longest = knowledge_rows(run, "copies"), shared_context(run)
+    else:
+        rows, longest = copies_of(run, unit), context(run, unit.role)
+        longest = longest if learns_labels(run, unit) else shared_context(run)
+    return "any" if rows is None or len(rows) == len(run.copies) else f"{longest:g} tokens"
 
 
 def with_copies(run: Run, unit: Unit) -> tuple[EncodedStore, CopyChoice | None]:
@@ -122,6 +137,8 @@ def _student_rows_of(run: Run, parts: tuple[Part, ...]) -> EncodedStore:
 def student_rows(run: Run, part: Part) -> EncodedStore:
     """Return the samples of a part that a student learns from a teacher."""
     rows = training_rows(run, "student", part)
+    if part == "copies":
+        rows = _shared_copies(run, "student", rows)
     is_whole = run.recipe.train.too_long == "error" and part != "copies"
     if not run.recipe.knowledge.over_candidates or is_whole:
         return rows
@@ -142,13 +159,15 @@ def knowledge_rows(run: Run, part: Part) -> EncodedStore:
     if part == "out-of-fold":
         return knowledge_rows(run, "train")
     rows = training_rows(run, "teacher", part)
+    if part == "copies":
+        rows = _shared_copies(run, "teacher", rows)
     if not run.recipe.knowledge.over_candidates:
         return rows
     where = f"knowledge.over: candidates, {_part(part, 'teacher')}"
     questions = candidate_questions(run, part)
     lengths = np.array([q.start + max(map(len, q.candidates)) for q in questions], np.int64)
     if part == "copies":
-        fits = _short_copies(run, "teacher", lengths, where)
+        fits = _short_copies(run, lengths, shared_context(run), where)
     else:
         fits = _fitting(run, "teacher", lengths, lambda index: questions[index].id, where)
     whole = encoded.training_part(run, "teacher", part, _part(part, "teacher"))
@@ -228,10 +247,20 @@ def shared_context(run: Run) -> float:
     return min(_own_context(run, role) or math.inf for role in roles)
 
 
-def _short_copies(run: Run, role: Role, lengths: IntArray, where: str) -> BoolArray:
-    """Return which copies fit into the contexts of all models, (N,); the others are left out."""
-    longest = shared_context(run) if run.recipe.teacher else context(run, role)
+def _shared_copies(run: Run, role: Role, rows: EncodedStore) -> EncodedStore:
+    """Return the copies that fit into the contexts of teacher and student."""
+    where = _part("copies", role)
+    return rows.where(_short_copies(run, lengths_of(rows), shared_context(run), where))
+
+
+def _short_copies(run: Run, lengths: IntArray, longest: float, where: str) -> BoolArray:
+    """Return which copies are not too long, (N,); the others are left out."""
     fits = np.asarray(lengths <= longest)
+    if len(fits) and not fits.any():
+        raise UserError(
+            f"train.augment: no copy fits into the context of {longest:g} tokens ({where}); leave "
+            "it out, or give augmenters that lengthen prompts less"
+        )
     if not fits.all():
         run.console.warn(
             f"{where}: {(~fits).sum()} of {len(fits)} copies are longer than the context of "

@@ -165,7 +165,8 @@ def agreement_part(run: Run) -> Part:
 def _fit_by_agreement(run: Run, unit: Unit, folder: Path) -> CalibrationFacts | None:
     """Fit a student's temperature where it agrees with the teacher, + T if that has one.
 
-    Its facts are measured on the validation rows, whose labels did not take part in the fit.
+    Its facts are measured on the validation rows. Their labels do not take part in this fit, but if
+    the teacher has a T, that was fitted to them.
     """
     from firstcli.recalibration.agreement import fit_temperature
     from firstcli.recalibration.candidates import candidate_rows, recalibrated

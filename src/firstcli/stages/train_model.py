@@ -289,7 +289,7 @@ def train(
         trainer.write_log(folder / "training_log.jsonl", outcome.log)
     del model, loaded
     free_memory()  # the next model needs the memory
-    copies = {} if choice is None else {"copies": len(rows) - len(choice)}
+    copies = {} if choice is None else {"copies": len(choice.copies)}
     return TrainingFacts(**outcome.facts, **copies)
 
 

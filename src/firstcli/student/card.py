@@ -354,7 +354,7 @@ _UNLABELLED = """
 
 
 _COPIES = """
-  In some epochs, {} copies with other prompts stood for these samples."""
+  In each epoch, {} copies with other prompts could stand for these samples."""
 
 
 _WEIGHTS = """

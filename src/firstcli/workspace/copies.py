@@ -10,7 +10,7 @@ import numpy as np
 
 from firstcli.api import Sample
 from firstcli.data import splits
-from firstcli.data.copies import WrittenText, copies_of, requests_of
+from firstcli.data.copies import WrittenText, copies_of, requests_of, unchanged
 from firstcli.data.samples import Samples
 from firstcli.data.sequences import Selected
 from firstcli.errors import UserError
@@ -62,6 +62,21 @@ def training_copies(
             "give others"
         )
     return Selected(copies, np.flatnonzero(~held_out))
+
+
+def unchanged_copies(copies: Sequence[Sample], training: TrainingSplit) -> int:
+    """Count the copies that are equal to their samples.
+
+    Raises:
+        UserError: all of them are.
+    """
+    count = unchanged(copies, training.train)
+    if count and count == len(copies):
+        raise UserError(
+            "train.augment: every copy is equal to its sample, as for texts without spaces, whose "
+            "words are unknown; leave it out, or give other augmenters"
+        )
+    return count
 
 
 def rewording_requests(

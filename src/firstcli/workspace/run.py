@@ -30,7 +30,12 @@ from firstcli.runtime.redaction import redacted, without_folders
 from firstcli.workspace.adaptation import TaskAdapter
 from firstcli.workspace.artifacts import Digests, Manifest, fingerprint
 from firstcli.workspace.content import ContentDigests, as_json, of_first
-from firstcli.workspace.copies import copies_content, rewording_requests, training_copies
+from firstcli.workspace.copies import (
+    copies_content,
+    rewording_requests,
+    training_copies,
+    unchanged_copies,
+)
 from firstcli.workspace.memory import Memory
 from firstcli.workspace.responses import written_samples
 from firstcli.workspace.sources import Sources
@@ -212,7 +217,11 @@ class Run:
     def copies(self) -> Sequence[Sample]:
         """The copies of the training samples; none if nothing learns them."""
         with self.console.status("making copies of the training samples"):
-            return training_copies(self.recipe, self.training_task, self.training, self.folder)
+            copies = training_copies(self.recipe, self.training_task, self.training, self.folder)
+            count = unchanged_copies(copies, self.training)
+        if count:
+            self.console.say(f"train.augment: {count} of {len(copies)} copies equal their samples")
+        return copies
 
     @cached_property
     def rewording_requests(self) -> Sequence[Sample]:
