@@ -144,7 +144,13 @@ def copy_problem(copy: object, sample: Sample, *, by_letter: bool = False) -> st
         return f"has changed `{changed[0]}`" if changed else None
     if sorted(copy.truth or ()) != sorted(sample.truth or ()):
         return "has changed `truth` other than in its order"
-    if copy.truth and sample.truth and copy.answer is not None and sample.answer is not None:
-        if copy.truth[copy.answer] != sample.truth[sample.answer]:
-            return "has moved `truth` and `answer` to different letters"
+    have_both = all(each.truth and each.answer is not None for each in (copy, sample))
+    if have_both and _true_share(copy) != _true_share(sample):
+        return "has moved `truth` and `answer` to different letters"
     return None
+
+
+def _true_share(sample: Sample) -> float:
+    """Return the true probability of a sample's right answer."""
+    assert sample.truth and sample.answer is not None
+    return sample.truth[sample.answer]

@@ -275,8 +275,10 @@ def _arms(guess: Guess) -> Iterator[str]:
     recalibrator = "recalibrator: {name: logit-temperature, options: {criterion: nll}}"
     yield from _indented([recalibrator, *posthoc], 4)
     if isinstance(guess, LabelledTexts | ChoiceQuestions):
-        yield "# For texts that will differ from these rows, add the student below. Its"
-        yield "# teacher also reads four damaged copies of each prompt: five extractions."
+        yield "# For texts that will differ from these rows, compare two more students, which also"
+        yield "# learn damaged copies of each prompt: from labels, or from the teacher, whose"
+        yield "# extraction then takes five times as long."
+        yield f"#   fine-tune-copies: {{{', '.join(['learn: labels', 'augment: true', *posthoc])}}}"
         yield "#   first-plus: {preset: first-plus}"
 
 
