@@ -274,7 +274,7 @@ def _row(prompt: str, number: int) -> dict[str, Any]:
             },
             ["train.augment.augmenters.0.options.level", "did you mean 'levels'?"],
         ),
-        ({"arms": PLUS, "knowledge": {"folds": 2}}, ["arms.first-plus.augment", "out_of_fold"]),
+        ({"arms": PLUS, "knowledge": {"folds": 2}}, ["arms.first-plus.preset", "out_of_fold"]),
         ({"arms": {"a": {"preset": "first-plu"}}}, ["arms.a.preset", "first-plus"]),
     ],
 )
