@@ -77,6 +77,8 @@ def in_domain(found: Results) -> Iterator[str]:
 
 def out_of_domain(found: Mapping[str, Results]) -> Iterator[str]:
     """Yield the table of all models on shifted questions; accuracy, ECE and Trust in one cell."""
+    if not found:
+        return
     yield _line("model", *(_heading(name) for name in found))
     yield "|:--|" + "--:|" * len(found)
     for model in next(iter(found.values())):

@@ -133,7 +133,7 @@ def test_the_plan_counts_the_size_of_draws(tmp_path: Path) -> None:
 
 MISTAKES: list[tuple[str, Mapping[str, Any], tuple[str, ...]]] = [
     ("recalibrator", {"recalibrator": {"name": "temperature-scaling"}}, ("use 'none'",)),
-    ("recalibrator", {"preset": "first-plus"}, ("'logit-temperature'",)),
+    ("preset", {"preset": "first-plus"}, ("'logit-temperature'",)),
     ("objective", {"objective": "hard-gate"}, ("use 'topk-tail'",)),
     ("objective", {"objective": "topk-renormalized"}, ("use 'topk-tail'",)),
     ("top_k", {"top_k": 2}, ("leave it out",)),

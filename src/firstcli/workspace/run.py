@@ -216,6 +216,8 @@ class Run:
     @cached_property
     def copies(self) -> Sequence[Sample]:
         """The copies of the training samples; none if nothing learns them."""
+        if self.recipe.augmentation is None:
+            return ()
         with self.console.status("making copies of the training samples"):
             copies = training_copies(self.recipe, self.training_task, self.training, self.folder)
             count = unchanged_copies(copies, self.training)
