@@ -10,6 +10,7 @@ import inspect
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
@@ -78,6 +79,7 @@ app = typer.Typer(
 )
 
 START, STEPS = "Start", "Steps, in the order in which they run"
+SECONDS_FOR_THE_FIRST = 5.0  # that the other processes of a launch wait before they exit
 USE = "Use, judge and compare models"
 PANELS = {
     **{name: START for name in ("init", "plan", "plugins")},
@@ -339,9 +341,12 @@ def main() -> None:
 
 
 def _print_errors(messages: Iterable[str]) -> None:
-    if distributed.is_first():
-        for message in messages:
-            print(f"error: {without_secrets(message)}", file=sys.stderr)
+    if not distributed.is_first():
+        # A launcher stops all processes as soon as one exits; the first one must print before.
+        time.sleep(SECONDS_FOR_THE_FIRST)
+        return
+    for message in messages:
+        print(f"error: {without_secrets(message)}", file=sys.stderr)
 
 
 def _usage_messages(error: Any) -> list[str]:
