@@ -4,6 +4,7 @@ This package does not import torch or transformers, so a recipe that names a plu
 `firstcli.testing` checks the requirements that are stated here.
 """
 
+from firstcli.api.annotators import Annotation, Annotator, ToAnnotate
 from firstcli.api.augmenters import Augmenter, PromptField, TrainingPrompt, WritingSettings
 from firstcli.api.contract import (
     JSON,
@@ -42,6 +43,7 @@ from firstcli.api.remote import (
     TokenQuery,
     TopTokens,
 )
+from firstcli.api.selectors import Pool, Selector, Thought
 from firstcli.api.usage import ChoiceForm, InputField, Label, TaskUsage
 from firstcli.errors import UserError
 
@@ -49,6 +51,8 @@ __all__ = [
     "JSON",
     "RESERVED_FACTS",
     "Adaptation",
+    "Annotation",
+    "Annotator",
     "Augmenter",
     "BoolArray",
     "CandidateQuery",
@@ -69,6 +73,7 @@ __all__ = [
     "ModelFamily",
     "ModelRef",
     "PluginOptions",
+    "Pool",
     "PromptField",
     "Recalibrator",
     "RemoteFamily",
@@ -76,10 +81,13 @@ __all__ = [
     "RemoteUsage",
     "ResponseTokens",
     "Sample",
+    "Selector",
     "SourcedStr",
     "Split",
     "Task",
     "TaskUsage",
+    "Thought",
+    "ToAnnotate",
     "TokenQuery",
     "TopKRows",
     "TopTokens",

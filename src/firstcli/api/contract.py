@@ -226,6 +226,8 @@ class Task(PluginBase[OptionsT]):
 
     has_candidates: ClassVar[bool] = True
     """Whether models can be evaluated on samples; if False, these have only prompt and response."""
+    held_out_split: ClassVar[str | None] = None
+    """The split that is held out, if it is not cut from the split `train` by the recipe's share."""
 
     @property
     @abstractmethod

@@ -104,7 +104,11 @@ def open_run(request: Request) -> Run:
 
 def plan(request: Request) -> dict[str, JSON]:
     """Show every unit's status and size, and run every check that needs no weights."""
-    run = open_run(request)
+    return plan_run(open_run(request), request)
+
+
+def plan_run(run: Run, request: Request) -> dict[str, JSON]:
+    """Show the plan of an open run, as `plan` does."""
     units = units_of(run.recipe, run.folder)
     chain = list(units.values())
     if request.arms:

@@ -19,6 +19,7 @@ from firstcli import plugins
 from firstcli.api import (
     JSON,
     Adaptation,
+    Annotator,
     Augmenter,
     BoolArray,
     CandidateQuery,
@@ -32,6 +33,7 @@ from firstcli.api import (
     RemoteUsage,
     ResponseTokens,
     Sample,
+    Selector,
     Split,
     Task,
     TaskUsage,
@@ -463,6 +465,18 @@ def augmenter(name: str, options: PluginOptions) -> CheckedAugmenter:
     """Return an augmenter with its options."""
     plugin = plugins.find("augmenters", name)
     return CheckedAugmenter(plugin, _built(plugin, options))
+
+
+def selector(name: str, options: PluginOptions) -> Selector[Any]:
+    """Return a selector with its options."""
+    built: Selector[Any] = _built(plugins.find("selectors", name), options)
+    return built
+
+
+def annotator(name: str, options: PluginOptions) -> Annotator[Any]:
+    """Return an annotator with its options."""
+    built: Annotator[Any] = _built(plugins.find("annotators", name), options)
+    return built
 
 
 def family(name: str, options: PluginOptions) -> ModelFamily[Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from firstcli.errors import UserError, did_you_mean
+from firstcli.recipe.active_conflicts import active_conflicts
 from firstcli.recipe.references import (
     POSTHOC_KEY,
     AugmenterRef,
@@ -46,6 +47,8 @@ def conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
         for key, value in section.items():
             if key.startswith("hub_") or redacted({key: value}) != {key: value}:
                 yield (key,), _NO_CREDENTIALS
+    if name == "active":
+        yield from active_conflicts(section, valid)
     if name == "paper":
         yield from _unknown_rows(section, valid)
     if name == "seeds" and len(set(section)) < len(section):

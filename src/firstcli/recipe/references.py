@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from firstcli import plugins
-from firstcli.api import DataPath, ModelFamily, PluginOptions
+from firstcli.api import Annotator, DataPath, ModelFamily, PluginOptions, Selector
 from firstcli.errors import UserError
 from firstcli.plugins import calls
 
@@ -245,6 +245,26 @@ class AugmenterRef(PluginRef):
         return calls.augmenter(self.name, self.options)
 
 
+class SelectorRef(PluginRef):
+    """A selector: chooses the questions that the teacher annotates."""
+
+    kind = "selectors"
+
+    def build(self) -> Selector[Any]:
+        """Return the selector with its options."""
+        return calls.selector(self.name, self.options)
+
+
+class AnnotatorRef(PluginRef):
+    """An annotator: what is bought of a chosen question."""
+
+    kind = "annotators"
+
+    def build(self) -> Annotator[Any]:
+        """Return the annotator with its options."""
+        return calls.annotator(self.name, self.options)
+
+
 POSTHOC_KEY = "posthoc"
 """Recipe key of the post-hoc recalibrator, in an arm or in `teacher`."""
 
@@ -346,6 +366,9 @@ class ModelSection(PluginSection):
 
 PLUGIN_SECTIONS: dict[str, type[PluginSection]] = {
     section.__name__: section
-    for section in (TaskRef, RecalibratorRef, PosthocRef, ModelSection, AugmenterRef)
+    for section in (
+        *(TaskRef, RecalibratorRef, PosthocRef, ModelSection, AugmenterRef),
+        *(SelectorRef, AnnotatorRef),
+    )
 }
 """Sections that name a plugin, by their title in the JSON schema."""

@@ -15,6 +15,7 @@ from pydantic_core import InitErrorDetails
 
 from firstcli.api import WritingSettings
 from firstcli.errors import UserError, shortened
+from firstcli.recipe.active import Active
 from firstcli.recipe.conflicts import conflicts
 from firstcli.recipe.references import (
     ArmName,
@@ -69,6 +70,8 @@ class Recipe(RecipeSection):
     )
     """The arms by name; each trains one student. Default: the arm `first`, with temperature
     scaling."""
+    active: Active | None = Field(default=None, validate_default=True)
+    """Which questions of a pool the teacher annotates, and on what budget; for `first select`."""
     paper: dict[FolderName, dict[str, PublishedValues]] = Field(default_factory=dict)
     """Published values to compare with, by evaluation and row (`teacher`, an arm, or either with
     ` + T`). `first compare` shows them beside those of the run."""
@@ -138,7 +141,7 @@ class Recipe(RecipeSection):
 
     @field_validator(
         *("evaluate", "metrics", "seeds", "teacher", "student", "knowledge", "arms"),
-        *("paper", "trainer"),
+        *("active", "paper", "trainer"),
     )
     @classmethod
     def _fits_the_recipe(cls, section: Any, info: ValidationInfo) -> Any:

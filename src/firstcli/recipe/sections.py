@@ -17,12 +17,14 @@ from pydantic import (
 from firstcli.api import DataPaths, MassMode
 from firstcli.recipe.lora import Lora, Saved
 from firstcli.recipe.references import (
+    AnnotatorRef,
     AugmenterRef,
     FolderName,
     ModelSection,
     PosthocRef,
     RecalibratorRef,
     RecipeSection,
+    SelectorRef,
     TaskRef,
     mistake,
     user_errors_as_mistakes,
@@ -406,6 +408,12 @@ class Arm(RecipeSection):
     labels`, the labels of their samples. Default: false."""
     training: TrainingOverrides | None = None
     """Changes to `student.training` for this arm."""
+    selector: SelectorRef | None = None
+    """Which questions are annotated for this arm. Default: `active.selector`."""
+    annotator: AnnotatorRef | None = None
+    """What is bought of them. Default: `active.annotator`."""
+    confidence: Literal["raw", "recalibrated"] | None = None
+    """Which probabilities the selector sees. Default: `active.confidence`."""
     posthoc: PosthocRef | None = None
     """Also evaluate the student with a post-hoc recalibrator, as `<arm> + T`."""
 

@@ -171,11 +171,31 @@ class Run:
     @once_per_run
     def evaluation_task(self, name: str) -> TaskRef:
         """Return the task of an evaluation with adapted options."""
-        ref, training = self._evaluation(name).task, self.recipe.train.task
+        return self.adapted_task(self._evaluation(name).task, self.task_key(name))
+
+    def adapted_task(self, ref: TaskRef, where: str) -> TaskRef:
+        """Return a task with adapted options: those of the training task, if it is the same.
+
+        Args:
+            ref: the task.
+            where: its key in the recipe, for messages.
+        """
+        training = self.recipe.train.task
         if ref == training:
             return self.training_task
         known = self.training_task if ref.name == training.name else None
-        return self._adapter.adapted(ref, self.task_key(name), known)[0]
+        return self._adapter.adapted(ref, where, known)[0]
+
+    def split_samples(self, ref: TaskRef, split: str, where: str, limit: int | None) -> Samples:
+        """Return the samples of a split, labels included, each split read once.
+
+        Args:
+            ref: the task with adapted options.
+            split: one of its splits.
+            where: the key of the recipe, for messages.
+            limit: number of samples after which reading stops.
+        """
+        return self._sources.samples(ref, split, where, limit)
 
     def stated_task(self, evaluation: str = "") -> TaskRef:
         """Return the task of an evaluation as the recipe states it; by default that of training."""
@@ -222,7 +242,7 @@ class Run:
         uses_data = self.recipe.knowledge.responses == "data" and not ref.plugin.has_candidates
         if uses_data and samples.unanswered.any():
             self._warn_of_prompts(int(samples.unanswered.sum()))
-        return labelled_split(self.recipe, ref, samples)
+        return labelled_split(self.recipe, ref, samples, self._sources)
 
     @once_per_run
     def _warn_of_prompts(self, count: int) -> None:

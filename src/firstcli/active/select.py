@@ -1,0 +1,86 @@
+"""`first select`: bring the rounds of every arm up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from firstcli.active.data import ActiveData
+from firstcli.active.loop import ActiveRun, ArmLoop
+from firstcli.api import JSON
+from firstcli.errors import UserError
+from firstcli.pipeline.execute import bring_up_to_date
+from firstcli.pipeline.plan import Request, disk_errors_reported, open_run
+from firstcli.runtime import distributed
+from firstcli.runtime.files import locked
+from firstcli.stages.finetune import FINETUNE
+from firstcli.workspace.run import Run
+from firstcli.workspace.units import Model, models_of
+
+NO_SECTION = (
+    "has no section `active`; add one with the pool and the budget, or start from `first init "
+    "active`"
+)
+
+
+def select(request: Request, rounds: int | None) -> dict[str, JSON]:
+    """Run the rounds that are not up to date; return what each has cost and brought.
+
+    Args:
+        request: the options of the command.
+        rounds: how many more rounds of each arm to run; None for all.
+
+    Raises:
+        UserError: the recipe or its data are wrong, or the work cannot be done.
+    """
+    if distributed.count() > 1:
+        raise UserError("first select: runs in one process; start it without a launcher")
+    run = open_run(request)
+    if run.recipe.active is None:
+        raise UserError(f"{request.recipe}: {NO_SECTION}")
+    models = students(run, request.arms)
+    with disk_errors_reported(run.folder), locked(run.folder / "rounds"):
+        whole = opened(run, request)
+        loops = [ArmLoop(whole, model) for model in models]
+        for loop in loops:
+            loop.play(rounds)
+        run.save_memory()
+    return {
+        "run": str(run.folder),
+        "arms": {loop.model.trained: loop.progress.rounds for loop in loops},
+    }
+
+
+def students(run: Run, arms: Sequence[str]) -> list[Model]:
+    """Return the students of a recipe, or those of some arms.
+
+    Raises:
+        UserError: there is no such arm.
+    """
+    every = [model for model in models_of(run.recipe) if model.arm and not model.posthoc]
+    for arm in arms:
+        if arm not in run.recipe.arms:
+            known = ", ".join(run.recipe.arms)
+            raise UserError(f"--arm {arm}: no such arm; the recipe has {known}")
+    return [model for model in every if not arms or model.arm in arms]
+
+
+def opened(run: Run, request: Request) -> ActiveRun:
+    """Read the data, and bring the teacher up to date."""
+    assert run.recipe.active
+    data = ActiveData(run, run.recipe.active)
+    teacher = run.recipe.teacher
+    identity = ""
+    if teacher and teacher.finetune:
+        bring_up_to_date(run, _of_teacher(request), FINETUNE)
+        identity = run.manifests[FINETUNE.key()].content
+    elif teacher and teacher.model.checkpoint:
+        identity = run.checkpoint_identity("teacher")
+    elif teacher:
+        identity = f"{teacher.model.family} {teacher.model.effective}"
+    return ActiveRun(run, request, data, identity)
+
+
+def _of_teacher(request: Request) -> Request:
+    from dataclasses import replace
+
+    return replace(request, arms=(), stage_options={})

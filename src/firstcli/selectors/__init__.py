@@ -1,0 +1,1 @@
+"""Built-in selectors: which questions of a pool are annotated next."""
