@@ -52,6 +52,7 @@ def child_recipe(
     options = {
         "path": str(samples.absolute()),
         "held_out": str(held_out.absolute()) if held_out else None,
+        "unseen": True if recipe.teacher and recipe.teacher.finetune else None,
         "usage": usage.model_dump(mode="json") if usage else None,
     }
     whole["name"], whole["seed"] = "round", seed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -23,12 +24,13 @@ from firstcli.recipe.active import Active
 from firstcli.recipe.sections import Arm
 from firstcli.runtime.files import atomic_write, write_json
 from firstcli.stages import fingerprints
+from firstcli.stages.distill import DISTILL
 from firstcli.stages.evaluate import EVALUATE, load_records
 from firstcli.tasks.annotated import to_row
 from firstcli.workspace.artifacts import fingerprint
 from firstcli.workspace.data_decisions import state_data
 from firstcli.workspace.run import Run
-from firstcli.workspace.units import Model, model_path, of_arms
+from firstcli.workspace.units import KNOWLEDGE, Model, model_path, of_arms
 
 CHUNK = 32
 """Annotations after which a budget of tokens or money is looked at again."""
@@ -120,9 +122,10 @@ class ArmLoop:
 
     @cached_property
     def buyer(self) -> Buyer:
-        has_teacher = self.recipe.teacher is not None
-        tokenizer = self.whole.run.tokenizers.of("teacher") if has_teacher else None
-        return Buyer(self.annotator, self.whole.teacher, tokenizer, self.folder.bought)
+        tokenizers, teacher = self.whole.run.tokenizers, self.whole.teacher
+        return Buyer(
+            self.annotator, teacher, lambda: tokenizers.of("teacher"), self.folder.bought
+        )
 
     def play(self, at_most: int | None) -> None:
         """Bring the rounds up to date.
@@ -134,7 +137,7 @@ class ArmLoop:
         for number in range(self.active.rounds + 1):
             if self.is_over(number) or new == at_most:
                 break
-            new += self.round(number)
+            new += self.round(number) and number > 0
 
     def is_over(self, number: int) -> bool:
         """Return whether no round follows: nothing is left to buy, or the student is done."""
@@ -154,6 +157,7 @@ class ArmLoop:
         is_new = facts is None
         if facts is None:
             console.say(f"{self.model.trained}, round {number} of {self.active.rounds}:")
+            self._take_over_knowledge(folder)
             bring_up_to_date(student, self._request(folder), EVALUATE)
             facts = {"fingerprint": key, **self._facts(number, student)}
             write_json(folder.facts, facts)
@@ -293,6 +297,19 @@ class ArmLoop:
             return section.model_dump(mode="json", exclude_none=True)
         return child.model_at(section, starting_folder(self.whole, self.seed))
 
+    def _take_over_knowledge(self, folder: RoundFolder) -> None:
+        """Copy what the teacher said in the previous round: parts that are the same stay current.
+
+        These are the held-out samples, and the first ones where only distributions are bought.
+        """
+        if self.progress.student is None or (target := folder.run / KNOWLEDGE).exists():
+            return
+        if (source := self.progress.student / KNOWLEDGE).is_dir():
+            partial = folder.run / f".{KNOWLEDGE}.copied"
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(source, partial)
+            partial.rename(target)
+
     def _facts(self, number: int, student: Run) -> dict[str, JSON]:
         """Return what a round has cost and brought."""
         from firstcli import metrics
@@ -308,7 +325,7 @@ class ArmLoop:
             values = {key: value for key, value in summary.items() if value is not None}
             measured.setdefault(unit.evaluation, {})[unit.model.row] = values
         spent, prices = self.progress.spent, self.active.prices
-        manifest = student.manifests[f"distill {self.model.arm}"]
+        manifest = student.manifests[DISTILL.key(Model(self.model.arm))]
         facts: dict[str, JSON] = {
             "arm": self.model.arm,
             "seed": self.seed,

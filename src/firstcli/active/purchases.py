@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,8 +27,8 @@ class Buyer:
     ref: AnnotatorRef
     teacher: str
     """What identifies the teacher."""
-    tokenizer: PreTrainedTokenizerBase | None
-    """The teacher's tokenizer; None without a teacher."""
+    tokenizer: Callable[[], PreTrainedTokenizerBase]
+    """Returns the teacher's tokenizer."""
     path: Path
     """The file to which every annotation is appended."""
 
@@ -69,9 +69,9 @@ class Buyer:
 
     def expected(self, question: Sample) -> Annotation:
         """Return an annotation with the tokens that it costs, as far as they are known before."""
-        if self.ref.plugin.buys_label or self.tokenizer is None:
+        if self.ref.plugin.buys_label:
             return Annotation("")
-        read = len(self.tokenizer(question.prompt).input_ids)
+        read = len(self.tokenizer()(question.prompt).input_ids)
         return Annotation("", tokens_read=read, tokens_written=1)
 
     def _keep(self, key: str, annotation: Annotation) -> None:

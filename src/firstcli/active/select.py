@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from firstcli.active.data import ActiveData
 from firstcli.active.loop import ActiveRun, ArmLoop
@@ -71,7 +72,7 @@ def opened(run: Run, request: Request) -> ActiveRun:
     teacher = run.recipe.teacher
     identity = ""
     if teacher and teacher.finetune:
-        bring_up_to_date(run, _of_teacher(request), FINETUNE)
+        bring_up_to_date(run, replace(request, arms=()), FINETUNE)
         identity = run.manifests[FINETUNE.key()].content
     elif teacher and teacher.model.checkpoint:
         identity = run.checkpoint_identity("teacher")
@@ -80,7 +81,3 @@ def opened(run: Run, request: Request) -> ActiveRun:
     return ActiveRun(run, request, data, identity)
 
 
-def _of_teacher(request: Request) -> Request:
-    from dataclasses import replace
-
-    return replace(request, arms=(), stage_options={})

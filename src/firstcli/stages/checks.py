@@ -286,7 +286,8 @@ _CHATS = {
 
 
 def _warn_of_seen_rows(run: Run) -> None:
-    if run.recipe.teacher and run.recipe.teacher.finetune is None:
+    is_unseen = getattr(run.recipe.train.task.options, "unseen", False)
+    if run.recipe.teacher and run.recipe.teacher.finetune is None and not is_unseen:
         run.console.warn(
             "teacher: it is not fine-tuned in this run and may have seen the validation samples; a "
             "recalibrator fitted on samples that it has seen leaves it over-confident"

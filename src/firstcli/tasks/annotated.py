@@ -27,6 +27,9 @@ class AnnotatedOptions(PluginOptions):
     held_out: DataPath | None = Field(
         None, description="labelled samples on which no model is trained"
     )
+    unseen: bool = Field(
+        False, description="whether the teacher was not trained on the held-out samples either"
+    )
     usage: dict[str, Any] | None = Field(
         None, description="how the task of the questions makes prompts and candidates of new rows"
     )
