@@ -4,6 +4,7 @@ This package does not import torch or transformers, so a recipe that names a plu
 `firstcli.testing` checks the requirements that are stated here.
 """
 
+from firstcli.api.annotators import Annotation, Annotator, Explained, ToAnnotate, Unparsable
 from firstcli.api.augmenters import Augmenter, PromptField, TrainingPrompt, WritingSettings
 from firstcli.api.contract import (
     JSON,
@@ -49,6 +50,8 @@ __all__ = [
     "JSON",
     "RESERVED_FACTS",
     "Adaptation",
+    "Annotation",
+    "Annotator",
     "Augmenter",
     "BoolArray",
     "CandidateQuery",
@@ -60,6 +63,7 @@ __all__ = [
     "DataPaths",
     "Diagnostics",
     "Dtype",
+    "Explained",
     "FitInputs",
     "FloatArray",
     "InputField",
@@ -80,10 +84,12 @@ __all__ = [
     "Split",
     "Task",
     "TaskUsage",
+    "ToAnnotate",
     "TokenQuery",
     "TopKRows",
     "TopTokens",
     "TrainingPrompt",
+    "Unparsable",
     "UserError",
     "WritingSettings",
 ]

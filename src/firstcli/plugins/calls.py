@@ -87,7 +87,12 @@ def validated(plugin: Plugin, options: object) -> PluginOptions:
         )
 
 
-def _built(plugin: Plugin, options: PluginOptions) -> Any:
+def built(plugin: Plugin, options: PluginOptions) -> Any:
+    """Return a new object of a plugin's class.
+
+    Raises:
+        UserError: it cannot be built.
+    """
     with explained(plugin, "`__init__`"):
         return plugins.load(plugin.kind, plugin.name)(options)
 
@@ -307,6 +312,11 @@ class CheckedTask(Task[Any]):
         return usage
 
     @property
+    def repair(self) -> Any:
+        """What corrects explanations, in a task that knows all steps; else None."""
+        return getattr(self._task, "repair", None)
+
+    @property
     def adapts(self) -> bool:
         """Whether its options may depend on the tokenizers or on the training task."""
         return type(self._task).adapted is not Task.adapted
@@ -450,23 +460,23 @@ class _ExplainedScorer(RemoteScorer):
 def recalibrator(name: str, options: PluginOptions) -> CheckedRecalibrator:
     """Return a new, unfitted recalibrator with its options."""
     plugin = plugins.find("recalibrators", name)
-    return CheckedRecalibrator(plugin, _built(plugin, options))
+    return CheckedRecalibrator(plugin, built(plugin, options))
 
 
 def task(name: str, options: PluginOptions) -> CheckedTask:
     """Return a task with its options."""
     plugin = plugins.find("tasks", name)
-    return CheckedTask(plugin, _built(plugin, options))
+    return CheckedTask(plugin, built(plugin, options))
 
 
 def augmenter(name: str, options: PluginOptions) -> CheckedAugmenter:
     """Return an augmenter with its options."""
     plugin = plugins.find("augmenters", name)
-    return CheckedAugmenter(plugin, _built(plugin, options))
+    return CheckedAugmenter(plugin, built(plugin, options))
 
 
 def family(name: str, options: PluginOptions) -> ModelFamily[Any]:
     """Return a model family with its options."""
     plugin = plugins.find("families", name)
-    built: ModelFamily[Any] = _built(plugin, options)
-    return built if plugin.is_built_in else cast(ModelFamily[Any], _ExplainedFamily(plugin, built))
+    own: ModelFamily[Any] = built(plugin, options)
+    return own if plugin.is_built_in else cast(ModelFamily[Any], _ExplainedFamily(plugin, own))

@@ -25,7 +25,8 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 from firstcli import plugins
 from firstcli.api import DataPath, ModelFamily, PluginOptions
 from firstcli.errors import UserError
-from firstcli.plugins import calls
+from firstcli.plugins import annotators, calls
+from firstcli.plugins.annotators import CheckedAnnotator
 
 _FOLDER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -245,6 +246,16 @@ class AugmenterRef(PluginRef):
         return calls.augmenter(self.name, self.options)
 
 
+class AnnotatorRef(PluginRef):
+    """An annotator: says what the student learns about a question of the pool."""
+
+    kind = "annotators"
+
+    def build(self) -> CheckedAnnotator:
+        """Return a new annotator with its options."""
+        return annotators.annotator(self.name, self.options)
+
+
 POSTHOC_KEY = "posthoc"
 """Recipe key of the post-hoc recalibrator, in an arm or in `teacher`."""
 
@@ -346,6 +357,6 @@ class ModelSection(PluginSection):
 
 PLUGIN_SECTIONS: dict[str, type[PluginSection]] = {
     section.__name__: section
-    for section in (TaskRef, RecalibratorRef, PosthocRef, ModelSection, AugmenterRef)
+    for section in (TaskRef, RecalibratorRef, PosthocRef, ModelSection, AugmenterRef, AnnotatorRef)
 }
 """Sections that name a plugin, by their title in the JSON schema."""
