@@ -26,6 +26,14 @@ from firstcli.api.contract import (
     Split,
     Task,
 )
+from firstcli.api.explanations import (
+    ExplainedText,
+    ExplanationForm,
+    StepRule,
+    render,
+    same_answer,
+    split_steps,
+)
 from firstcli.api.recalibrators import (
     RESERVED_FACTS,
     Curve,
@@ -60,6 +68,8 @@ __all__ = [
     "DataPaths",
     "Diagnostics",
     "Dtype",
+    "ExplainedText",
+    "ExplanationForm",
     "FitInputs",
     "FloatArray",
     "InputField",
@@ -78,6 +88,7 @@ __all__ = [
     "Sample",
     "SourcedStr",
     "Split",
+    "StepRule",
     "Task",
     "TaskUsage",
     "TokenQuery",
@@ -86,4 +97,7 @@ __all__ = [
     "TrainingPrompt",
     "UserError",
     "WritingSettings",
+    "render",
+    "same_answer",
+    "split_steps",
 ]
