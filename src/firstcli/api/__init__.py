@@ -27,6 +27,14 @@ from firstcli.api.contract import (
     Split,
     Task,
 )
+from firstcli.api.explanations import (
+    ExplainedText,
+    ExplanationForm,
+    StepRule,
+    render,
+    same_answer,
+    split_steps,
+)
 from firstcli.api.recalibrators import (
     RESERVED_FACTS,
     Curve,
@@ -64,6 +72,8 @@ __all__ = [
     "Diagnostics",
     "Dtype",
     "Explained",
+    "ExplainedText",
+    "ExplanationForm",
     "FitInputs",
     "FloatArray",
     "InputField",
@@ -82,6 +92,7 @@ __all__ = [
     "Sample",
     "SourcedStr",
     "Split",
+    "StepRule",
     "Task",
     "TaskUsage",
     "ToAnnotate",
@@ -92,4 +103,7 @@ __all__ = [
     "Unparsable",
     "UserError",
     "WritingSettings",
+    "render",
+    "same_answer",
+    "split_steps",
 ]
