@@ -165,7 +165,8 @@ class Lazy(Annotator[PluginOptions]):
         return item.sample.prompt
 
     def parse(self, item: ToAnnotate, text: str) -> Explained:
-        return self.found
+        found: Explained = self.found
+        return found
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,25 @@ def test_an_answer_is_one_of_the_candidates(said: str, found: str) -> None:
     assert answer.parse(CHOICE, f"Answer: {said}").answer == found
 
 
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ("1200", "1,200"),
+        ("**1200.0**", "1,200"),
+        ("-5", None),
+        ("5.0", "5"),
+        ("$5.", "5"),
+        ("5%", None),
+    ],
+)
+def test_numbers_are_compared_as_numbers(said: str, found: str | None) -> None:
+    item = replace(CHOICE, choices=("5", "1,200"))
+    try:
+        assert answer.parse(item, f"Answer: {said}").answer == found
+    except Unparsable:
+        assert found is None
+
+
 def test_an_answer_that_is_no_candidate() -> None:
     with pytest.raises(Unparsable, match="the answer 'a bat' is none of the 3 choices"):
         answer.parse(CHOICE, "Answer: a bat")

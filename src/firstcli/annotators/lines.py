@@ -15,12 +15,13 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from firstcli.api import Unparsable
+from firstcli.api import Unparsable, same_answer
 from firstcli.tasks.templates import columns_of
 
 _PLACEHOLDER = re.compile(r"<[^<>]*>")
 """What stands in a prompt for a text, which a teacher may repeat instead of writing one."""
-_EDGES = re.compile(r"^\W+|\W+$")
+_EDGES = re.compile(r"^[^\w+\-−$.]+|[^\w%]+$")
+"""Punctuation around an answer, other than what belongs to a number."""
 _NUMBER = "[0-9]{1,6}"
 _SHOWN = 60  # characters of a line in messages
 
@@ -129,7 +130,8 @@ def _substance(text: str, line: str) -> str:
 def answer_among(choices: Sequence[str], text: str) -> str:
     """Return the answer that a text states: one of the choices, if there are any.
 
-    Without choices, only a full stop at the end of the text is left out.
+    Numbers are compared as numbers, other texts without regard to case and to punctuation around
+    them. Without choices, only a full stop at the end of the text is left out.
 
     Raises:
         Unparsable: there are choices, and the text names none of them, or several.
@@ -138,7 +140,7 @@ def answer_among(choices: Sequence[str], text: str) -> str:
         return re.sub(r"(?<=\w)\.$", "", text)
     same = [each for each in choices if one_line(each) == text]
     if not same and (bare := _bare(text)):
-        same = [each for each in choices if _bare(each) == bare]
+        same = [each for each in choices if same_answer(_bare(each), bare)]
     if len(same) != 1:
         problem = "is none of" if not same else f"fits {len(same)} of"
         raise Unparsable(f"the answer {shown(text)} {problem} the {len(choices)} choices")
@@ -146,8 +148,8 @@ def answer_among(choices: Sequence[str], text: str) -> str:
 
 
 def _bare(text: str) -> str:
-    """Return text without the punctuation around it, in one case: '(B).' becomes 'b'."""
-    return _EDGES.sub("", one_line(text)).casefold()
+    """Return text without the punctuation around it: '(b).' becomes 'b'."""
+    return _EDGES.sub("", one_line(text))
 
 
 def _form_with(*names: str) -> AfterValidator:

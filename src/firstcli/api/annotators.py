@@ -75,8 +75,8 @@ class Annotator(PluginBase[OptionsT]):
     generates: ClassVar[bool] = False
     """Whether the teacher writes text."""
     scores_candidates: ClassVar[bool] = False
-    """Whether questions with candidates are answered by the teacher's probabilities of these. Then
-    neither text is written for such questions nor `annotate` called."""
+    """Whether questions with candidates are answered by the teacher's probabilities of these. An
+    annotator that does so and does not generate can annotate no other questions."""
     reads_explanation: ClassVar[bool] = False
     """Whether the student's explanation and answer are read. If False, the student need not write
     any before its questions are annotated."""

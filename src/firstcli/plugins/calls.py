@@ -30,12 +30,14 @@ from firstcli.api import (
     PluginOptions,
     Recalibrator,
     RemoteScorer,
+    RemoteText,
     RemoteUsage,
     ResponseTokens,
     Sample,
     Split,
     Task,
     TaskUsage,
+    TextQuery,
     TokenQuery,
     TopKRows,
     TopTokens,
@@ -454,6 +456,10 @@ class _ExplainedScorer(RemoteScorer):
     def candidates(self, queries: Sequence[CandidateQuery]) -> Iterator[tuple[int, FloatArray]]:
         with explained(self._plugin, "`candidates`"):
             yield from self._scorer.candidates(queries)
+
+    def texts(self, queries: Sequence[TextQuery]) -> Iterator[tuple[int, RemoteText]]:
+        with explained(self._plugin, "`texts`"):
+            yield from self._scorer.texts(queries)
 
     def estimate(self, queries: Sequence[TokenQuery]) -> RemoteUsage:
         with explained(self._plugin, "`estimate`"):

@@ -91,7 +91,8 @@ def simulated_items() -> list[ToAnnotate]:
     for n in range(2, 8):
         text = f"A box has {n} rows of {n + 1} eggs, and {n} break. How many are left?"
         sample = Sample(text, f" The answer is {n * n}.", id=f"q{n}")
-        items.append(ToAnnotate(sample, *said[n % len(said)], right_answer=str(n * n)))
+        steps, answer = said[n % len(said)]
+        items.append(ToAnnotate(sample, steps, answer, right_answer=str(n * n)))
     choices = ("fox", "crane", "moth")
     candidates = [f" The answer is {choice}." for choice in choices]
     for n in range(3):
