@@ -32,7 +32,7 @@ LAYERS = (
     ("data",),
     ("runtime",),
     ("testing",),
-    ("augmenters",),
+    ("annotators", "augmenters"),
     ("tasks", "families"),
     ("plugins",),
     ("api",),

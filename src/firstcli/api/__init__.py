@@ -4,7 +4,7 @@ This package does not import torch or transformers, so a recipe that names a plu
 `firstcli.testing` checks the requirements that are stated here.
 """
 
-from firstcli.api.annotators import Annotation, Annotator, ToAnnotate
+from firstcli.api.annotators import Annotation, Annotator, Explained, ToAnnotate, Unparsable
 from firstcli.api.augmenters import Augmenter, PromptField, TrainingPrompt, WritingSettings
 from firstcli.api.contract import (
     JSON,
@@ -27,6 +27,14 @@ from firstcli.api.contract import (
     Split,
     Task,
 )
+from firstcli.api.explanations import (
+    ExplainedText,
+    ExplanationForm,
+    StepRule,
+    render,
+    same_answer,
+    split_steps,
+)
 from firstcli.api.recalibrators import (
     RESERVED_FACTS,
     Curve,
@@ -39,11 +47,12 @@ from firstcli.api.remote import (
     CandidateQuery,
     RemoteFamily,
     RemoteScorer,
+    RemoteText,
     RemoteUsage,
+    TextQuery,
     TokenQuery,
     TopTokens,
 )
-from firstcli.api.selectors import Pool, Selector, Thought
 from firstcli.api.usage import ChoiceForm, InputField, Label, TaskUsage
 from firstcli.errors import UserError
 
@@ -64,6 +73,9 @@ __all__ = [
     "DataPaths",
     "Diagnostics",
     "Dtype",
+    "Explained",
+    "ExplainedText",
+    "ExplanationForm",
     "FitInputs",
     "FloatArray",
     "InputField",
@@ -73,25 +85,29 @@ __all__ = [
     "ModelFamily",
     "ModelRef",
     "PluginOptions",
-    "Pool",
     "PromptField",
     "Recalibrator",
     "RemoteFamily",
     "RemoteScorer",
+    "RemoteText",
     "RemoteUsage",
     "ResponseTokens",
     "Sample",
-    "Selector",
     "SourcedStr",
     "Split",
+    "StepRule",
     "Task",
     "TaskUsage",
-    "Thought",
+    "TextQuery",
     "ToAnnotate",
     "TokenQuery",
     "TopKRows",
     "TopTokens",
     "TrainingPrompt",
+    "Unparsable",
     "UserError",
     "WritingSettings",
+    "render",
+    "same_answer",
+    "split_steps",
 ]

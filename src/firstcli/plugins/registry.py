@@ -19,16 +19,13 @@ from firstcli import api
 from firstcli.errors import UserError, did_you_mean
 from firstcli.plugins.source_code import digest_of, files_of
 
-Kind = Literal[
-    "families", "tasks", "recalibrators", "augmenters", "selectors", "annotators"
-]
+Kind = Literal["families", "tasks", "recalibrators", "augmenters", "annotators"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SINGULAR: dict[Kind, str] = {
     "families": "family",
     "tasks": "task",
     "recalibrators": "recalibrator",
     "augmenters": "augmenter",
-    "selectors": "selector",
     "annotators": "annotator",
 }
 GROUPS = tuple(f"firstcli.{kind}" for kind in KINDS)
@@ -37,7 +34,6 @@ BASES: dict[Kind, type] = {
     "tasks": api.Task,
     "recalibrators": api.Recalibrator,
     "augmenters": api.Augmenter,
-    "selectors": api.Selector,
     "annotators": api.Annotator,
 }
 

@@ -23,9 +23,10 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from firstcli import plugins
-from firstcli.api import Annotator, DataPath, ModelFamily, PluginOptions, Selector
+from firstcli.api import DataPath, ModelFamily, PluginOptions
 from firstcli.errors import UserError
-from firstcli.plugins import calls
+from firstcli.plugins import annotators, calls
+from firstcli.plugins.annotators import CheckedAnnotator
 
 _FOLDER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -245,24 +246,14 @@ class AugmenterRef(PluginRef):
         return calls.augmenter(self.name, self.options)
 
 
-class SelectorRef(PluginRef):
-    """A selector: chooses the questions that the teacher annotates."""
-
-    kind = "selectors"
-
-    def build(self) -> Selector[Any]:
-        """Return the selector with its options."""
-        return calls.selector(self.name, self.options)
-
-
 class AnnotatorRef(PluginRef):
-    """An annotator: what is bought of a chosen question."""
+    """An annotator: says what the student learns about a question of the pool."""
 
     kind = "annotators"
 
-    def build(self) -> Annotator[Any]:
-        """Return the annotator with its options."""
-        return calls.annotator(self.name, self.options)
+    def build(self) -> CheckedAnnotator:
+        """Return a new annotator with its options."""
+        return annotators.annotator(self.name, self.options)
 
 
 POSTHOC_KEY = "posthoc"
@@ -366,9 +357,6 @@ class ModelSection(PluginSection):
 
 PLUGIN_SECTIONS: dict[str, type[PluginSection]] = {
     section.__name__: section
-    for section in (
-        *(TaskRef, RecalibratorRef, PosthocRef, ModelSection, AugmenterRef),
-        *(SelectorRef, AnnotatorRef),
-    )
+    for section in (TaskRef, RecalibratorRef, PosthocRef, ModelSection, AugmenterRef, AnnotatorRef)
 }
 """Sections that name a plugin, by their title in the JSON schema."""

@@ -10,6 +10,7 @@ contract of `firstcli.api`. The checks do not depend on a test framework.
 """
 
 from firstcli.api import FitInputs
+from firstcli.testing.annotators import check_annotator, simulated_items
 from firstcli.testing.augmenters import check_augmenter, check_augmenter_on, simulated_prompts
 from firstcli.testing.families import check_family
 from firstcli.testing.recalibrators import check_recalibrator, overconfident_teacher
@@ -17,11 +18,13 @@ from firstcli.testing.tasks import check_task
 
 __all__ = [
     "FitInputs",
+    "check_annotator",
     "check_augmenter",
     "check_augmenter_on",
     "check_family",
     "check_recalibrator",
     "check_task",
     "overconfident_teacher",
+    "simulated_items",
     "simulated_prompts",
 ]

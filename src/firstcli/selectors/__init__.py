@@ -1,1 +1,0 @@
-"""Built-in selectors: which questions of a pool are annotated next."""
