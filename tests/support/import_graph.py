@@ -32,7 +32,7 @@ LAYERS = (
     ("data",),
     ("runtime",),
     ("testing",),
-    ("augmenters",),
+    ("augmenters", "selectors"),
     ("tasks", "families"),
     ("plugins",),
     ("api",),

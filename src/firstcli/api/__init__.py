@@ -42,13 +42,23 @@ from firstcli.api.remote import (
     TokenQuery,
     TopTokens,
 )
+from firstcli.api.selectors import (
+    POOL_FIELDS,
+    AnswerSampling,
+    Pool,
+    Selector,
+    Thought,
+    seeded_number,
+)
 from firstcli.api.usage import ChoiceForm, InputField, Label, TaskUsage
 from firstcli.errors import UserError
 
 __all__ = [
     "JSON",
+    "POOL_FIELDS",
     "RESERVED_FACTS",
     "Adaptation",
+    "AnswerSampling",
     "Augmenter",
     "BoolArray",
     "CandidateQuery",
@@ -69,6 +79,7 @@ __all__ = [
     "ModelFamily",
     "ModelRef",
     "PluginOptions",
+    "Pool",
     "PromptField",
     "Recalibrator",
     "RemoteFamily",
@@ -76,14 +87,17 @@ __all__ = [
     "RemoteUsage",
     "ResponseTokens",
     "Sample",
+    "Selector",
     "SourcedStr",
     "Split",
     "Task",
     "TaskUsage",
+    "Thought",
     "TokenQuery",
     "TopKRows",
     "TopTokens",
     "TrainingPrompt",
     "UserError",
     "WritingSettings",
+    "seeded_number",
 ]

@@ -25,6 +25,7 @@ PLURALS: dict[plugins.Kind, str] = {
     "families": "Model families",
     "recalibrators": "Recalibrators",
     "augmenters": "Augmenters",
+    "selectors": "Selectors",
 }
 
 

@@ -19,13 +19,14 @@ from firstcli import api
 from firstcli.errors import UserError, did_you_mean
 from firstcli.plugins.source_code import digest_of, files_of
 
-Kind = Literal["families", "tasks", "recalibrators", "augmenters"]
+Kind = Literal["families", "tasks", "recalibrators", "augmenters", "selectors"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SINGULAR: dict[Kind, str] = {
     "families": "family",
     "tasks": "task",
     "recalibrators": "recalibrator",
     "augmenters": "augmenter",
+    "selectors": "selector",
 }
 GROUPS = tuple(f"firstcli.{kind}" for kind in KINDS)
 BASES: dict[Kind, type] = {
@@ -33,6 +34,7 @@ BASES: dict[Kind, type] = {
     "tasks": api.Task,
     "recalibrators": api.Recalibrator,
     "augmenters": api.Augmenter,
+    "selectors": api.Selector,
 }
 
 

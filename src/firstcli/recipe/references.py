@@ -25,7 +25,7 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 from firstcli import plugins
 from firstcli.api import DataPath, ModelFamily, PluginOptions
 from firstcli.errors import UserError
-from firstcli.plugins import calls
+from firstcli.plugins import calls, selectors
 
 _FOLDER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -243,6 +243,16 @@ class AugmenterRef(PluginRef):
     def build(self) -> calls.CheckedAugmenter:
         """Return a new augmenter with its options."""
         return calls.augmenter(self.name, self.options)
+
+
+class SelectorRef(PluginRef):
+    """A selector: says which questions of the pool the teacher annotates."""
+
+    kind = "selectors"
+
+    def build(self) -> selectors.CheckedSelector:
+        """Return a new selector with its options."""
+        return selectors.selector(self.name, self.options)
 
 
 POSTHOC_KEY = "posthoc"
