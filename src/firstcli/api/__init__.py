@@ -26,6 +26,14 @@ from firstcli.api.contract import (
     Split,
     Task,
 )
+from firstcli.api.explanations import (
+    ExplainedText,
+    ExplanationForm,
+    StepRule,
+    render,
+    same_answer,
+    split_steps,
+)
 from firstcli.api.recalibrators import (
     RESERVED_FACTS,
     Curve,
@@ -70,6 +78,8 @@ __all__ = [
     "DataPaths",
     "Diagnostics",
     "Dtype",
+    "ExplainedText",
+    "ExplanationForm",
     "FitInputs",
     "FloatArray",
     "InputField",
@@ -90,6 +100,7 @@ __all__ = [
     "Selector",
     "SourcedStr",
     "Split",
+    "StepRule",
     "Task",
     "TaskUsage",
     "Thought",
@@ -99,5 +110,8 @@ __all__ = [
     "TrainingPrompt",
     "UserError",
     "WritingSettings",
+    "render",
+    "same_answer",
     "seeded_number",
+    "split_steps",
 ]

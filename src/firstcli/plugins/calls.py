@@ -23,6 +23,7 @@ from firstcli.api import (
     BoolArray,
     CandidateQuery,
     Diagnostics,
+    ExplanationForm,
     FloatArray,
     MassMode,
     ModelFamily,
@@ -295,6 +296,17 @@ class CheckedTask(Task[Any]):
         with explained(self._plugin, "`unlabelled`"):
             task = self._task.unlabelled(path)
         return None if task is None else CheckedTask(self._plugin, task)
+
+    def explanations(self) -> ExplanationForm | None:
+        with explained(self._plugin, "`explanations`"):
+            form = self._task.explanations()
+        if form is not None and not isinstance(form, ExplanationForm):
+            found = type(form).__name__
+            raise UserError(
+                f"{self._plugin.title}: `explanations` returned a {found}, expected an "
+                "ExplanationForm or None; correct the plugin"
+            )
+        return form
 
     def usage(self) -> TaskUsage | None:
         with explained(self._plugin, "`usage`"):

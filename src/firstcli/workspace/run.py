@@ -265,7 +265,7 @@ class Run:
             )
         rewritten = self.training.train if always else []
         chosen = chain(rewritten, Selected(without, np.flatnonzero(~taken)))
-        return Samples((replace(sample, response="") for sample in chosen), self.folder)
+        return Samples((replace(sample, response="", steps=()) for sample in chosen), self.folder)
 
     @property
     def prompts_content(self) -> str:

@@ -135,7 +135,7 @@ def _without_labels(
     where = f"{UNLABELLED_KEY}.path"
     for sample in sources.read(ref.build_unlabelled(path), ref.name, "train", where, limit):
         yield replace(
-            sample, id=f"{UNLABELLED_ID}{sample.id}", response="", answer=None, truth=None
+            sample, id=f"{UNLABELLED_ID}{sample.id}", response="", answer=None, truth=None, steps=()
         )
 
 
