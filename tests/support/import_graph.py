@@ -32,7 +32,7 @@ LAYERS = (
     ("data",),
     ("runtime",),
     ("testing",),
-    ("annotators", "augmenters"),
+    ("annotators", "augmenters", "selectors"),
     ("tasks", "families"),
     ("plugins",),
     ("api",),

@@ -53,15 +53,25 @@ from firstcli.api.remote import (
     TokenQuery,
     TopTokens,
 )
+from firstcli.api.selectors import (
+    POOL_FIELDS,
+    AnswerSampling,
+    Pool,
+    Selector,
+    Thought,
+    seeded_number,
+)
 from firstcli.api.usage import ChoiceForm, InputField, Label, TaskUsage
 from firstcli.errors import UserError
 
 __all__ = [
     "JSON",
+    "POOL_FIELDS",
     "RESERVED_FACTS",
     "Adaptation",
     "Annotation",
     "Annotator",
+    "AnswerSampling",
     "Augmenter",
     "BoolArray",
     "CandidateQuery",
@@ -85,6 +95,7 @@ __all__ = [
     "ModelFamily",
     "ModelRef",
     "PluginOptions",
+    "Pool",
     "PromptField",
     "Recalibrator",
     "RemoteFamily",
@@ -93,6 +104,7 @@ __all__ = [
     "RemoteUsage",
     "ResponseTokens",
     "Sample",
+    "Selector",
     "SourcedStr",
     "Split",
     "StepRule",
@@ -100,6 +112,7 @@ __all__ = [
     "TaskUsage",
     "TextQuery",
     "ToAnnotate",
+    "Thought",
     "TokenQuery",
     "TopKRows",
     "TopTokens",
@@ -109,5 +122,6 @@ __all__ = [
     "WritingSettings",
     "render",
     "same_answer",
+    "seeded_number",
     "split_steps",
 ]

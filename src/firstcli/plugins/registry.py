@@ -19,7 +19,7 @@ from firstcli import api
 from firstcli.errors import UserError, did_you_mean
 from firstcli.plugins.source_code import digest_of, files_of
 
-Kind = Literal["families", "tasks", "recalibrators", "augmenters", "annotators"]
+Kind = Literal["families", "tasks", "recalibrators", "augmenters", "selectors", "annotators"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SINGULAR: dict[Kind, str] = {
     "families": "family",
@@ -27,6 +27,7 @@ SINGULAR: dict[Kind, str] = {
     "recalibrators": "recalibrator",
     "augmenters": "augmenter",
     "annotators": "annotator",
+    "selectors": "selector",
 }
 GROUPS = tuple(f"firstcli.{kind}" for kind in KINDS)
 BASES: dict[Kind, type] = {
@@ -35,6 +36,7 @@ BASES: dict[Kind, type] = {
     "recalibrators": api.Recalibrator,
     "augmenters": api.Augmenter,
     "annotators": api.Annotator,
+    "selectors": api.Selector,
 }
 
 

@@ -25,7 +25,7 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 from firstcli import plugins
 from firstcli.api import DataPath, ModelFamily, PluginOptions
 from firstcli.errors import UserError
-from firstcli.plugins import annotators, calls
+from firstcli.plugins import annotators, calls, selectors
 from firstcli.plugins.annotators import CheckedAnnotator
 
 _FOLDER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
@@ -256,6 +256,16 @@ class AnnotatorRef(PluginRef):
         return annotators.annotator(self.name, self.options)
 
 
+class SelectorRef(PluginRef):
+    """A selector: says which questions of the pool the teacher annotates."""
+
+    kind = "selectors"
+
+    def build(self) -> selectors.CheckedSelector:
+        """Return a new selector with its options."""
+        return selectors.selector(self.name, self.options)
+
+
 POSTHOC_KEY = "posthoc"
 """Recipe key of the post-hoc recalibrator, in an arm or in `teacher`."""
 
@@ -357,6 +367,9 @@ class ModelSection(PluginSection):
 
 PLUGIN_SECTIONS: dict[str, type[PluginSection]] = {
     section.__name__: section
-    for section in (TaskRef, RecalibratorRef, PosthocRef, ModelSection, AugmenterRef, AnnotatorRef)
+    for section in (
+        *(TaskRef, RecalibratorRef, PosthocRef, ModelSection, AugmenterRef),
+        *(SelectorRef, AnnotatorRef),
+    )
 }
 """Sections that name a plugin, by their title in the JSON schema."""
