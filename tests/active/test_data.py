@@ -21,19 +21,19 @@ SAMPLES = [
 def test_a_question_says_nothing_of_its_label() -> None:
     one = SAMPLES[0]
     other = replace(one, answer=1, response=" no", truth=(0.1, 0.9))
-    assert _question(one) == _question(other)
-    assert _question(one).response == "" and _question(one).answer is None
+    assert _question(one, None) == _question(other, None)
+    assert _question(one, None).response == "" and _question(one, None).answer is None
 
 
 def test_an_id_that_is_made_of_the_label_is_made_anew() -> None:
     texts = [Sample("Say yes", response) for response in (" yes", " no")]
     ids = [next(iter(splits.with_ids([text], "here"))) for text in texts]
     assert ids[0].id != ids[1].id
-    assert _question(ids[0]) == _question(ids[1])
+    assert _question(ids[0], None) == _question(ids[1], None)
 
 
 def test_a_label_is_read_only_after_it_was_bought() -> None:
-    pool = QuestionPool([_question(sample) for sample in SAMPLES], SAMPLES)
+    pool = QuestionPool([_question(sample, None) for sample in SAMPLES], SAMPLES)
     with pytest.raises(UnboughtLabelError, match="q3"):
         pool.label("q3")
     pool.buy(["q3"])
@@ -52,7 +52,7 @@ def test_drawn_samples_do_not_depend_on_the_order() -> None:
 
 
 @pytest.mark.parametrize(
-    "sample", [SAMPLES[0], _question(SAMPLES[1]), Sample("Say it", " said", "s", truth=None)]
+    "sample", [SAMPLES[0], _question(SAMPLES[1], None), Sample("Say it", " said", "s", truth=None)]
 )
 def test_a_sample_survives_its_row(sample: Sample) -> None:
     row = to_row(sample)

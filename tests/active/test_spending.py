@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from firstcli.active.spending import Spent, affordable
 from firstcli.active.stopping import has_stopped
-from firstcli.api import Annotation
 from firstcli.recipe.active import Active, Stop
 
 
@@ -32,7 +31,7 @@ def test_a_budget_of_samples_is_spread_evenly() -> None:
     spent, counts = Spent(), []
     for number in range(1, 5):
         counts.append(affordable(active({"samples": 10}), spent, ONE, number, 100))
-        spent = Spent(spent.samples + counts[-1])
+        spent += Spent(counts[-1])
     assert counts == [2, 3, 2, 3]
 
 
@@ -59,14 +58,19 @@ def test_all_rounds_together_spend_the_budget(samples: int, rounds: int, pool: i
     section, spent = active({"samples": samples}, rounds), Spent()
     for number in range(1, rounds + 1):
         count = affordable(section, spent, ONE, number, pool - spent.samples)
-        spent = Spent(spent.samples + count)
+        spent += Spent(count)
         assert spent.samples <= samples * number / rounds
     assert spent.samples == min(samples, pool)
 
 
 def test_spent_adds_up() -> None:
-    spent = Spent().plus(Annotation("a", tokens_read=3, tokens_written=4))
-    assert spent.plus(Annotation("b", tokens_read=1)) == Spent(2, 4, 4)
+    assert Spent(1, 3, 4) + Spent(1, 1, 0) == Spent(2, 4, 4)
+    assert Spent(2, 4, 5).tokens == 9
+
+
+def test_the_mean_of_several_annotations_decides() -> None:
+    section = active({"tokens": 1000}, rounds=2)
+    assert affordable(section, Spent(3, 100, 50), Spent(3, 100, 50), 1, 100) == 7
 
 
 def rounds(*values: float) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +49,20 @@ def child_recipe(
     for key in ("active", "seeds", "paper"):
         whole.pop(key, None)
     task = recipe.train.task
-    usage = run.training_task.build().usage()
+    built = run.training_task.build()
+    usage, form = built.usage(), built.explanations()
     options = {
         "path": str(samples.absolute()),
         "held_out": str(held_out.absolute()) if held_out else None,
         "unseen": True if recipe.teacher and recipe.teacher.finetune else None,
+        "form": asdict(form) if form else None,
         "usage": usage.model_dump(mode="json") if usage else None,
     }
     whole["name"], whole["seed"] = "round", seed
     whole["train"] = {
         **{key: value for key, value in whole["train"].items() if key != "limit"},
         "task": {
-            "name": "annotated",
+            "name": "annotated" if task.plugin.has_candidates else "annotated-texts",
             "options": {key: value for key, value in options.items() if value is not None},
             **({"chat": task.chat} if task.chat else {}),
             **({"system": task.system} if task.system is not None else {}),

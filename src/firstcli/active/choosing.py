@@ -2,80 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from firstcli.api import FloatArray, Pool, Selector
-from firstcli.errors import UserError
-from firstcli.recipe.references import SelectorRef
+from firstcli.api import FloatArray, Pool
+from firstcli.plugins.selectors import CheckedSelector
 from firstcli.runtime.files import atomic_write
 
 
-def scored(path: Path, key: str, ref: SelectorRef, pool: Pool, seed: int) -> FloatArray:
+def scored(
+    path: Path,
+    key: str,
+    ids: Sequence[str],
+    parts: Callable[[], Iterable[Pool]],
+    score: Callable[[Pool], FloatArray],
+) -> FloatArray:
     """Return the score of every question, (N,); a finished file of scores is read again.
 
     Args:
         path: the file of the scores.
         key: what they depend on.
-        ref: the selector.
-        pool: the questions.
-        seed: draws what is random.
-
-    Raises:
-        UserError: the selector returned something else.
+        ids: the questions.
+        parts: yields what the selector reads of them, part by part, in their order.
+        score: scores a part.
     """
-    if (known := _read(path, key, pool.ids)) is not None:
+    if (known := _read(path, key, ids)) is not None:
         return known
-    scores = _checked(ref, ref.build(), pool, seed)
-    _write(path, key, pool.ids, scores)
+    scores = np.concatenate([score(part) for part in parts()])
+    _write(path, key, ids, scores)
     return scores
 
 
-def _checked(
-    ref: SelectorRef, selector: Selector, pool: Pool, seed: int  # type: ignore[type-arg]
-) -> FloatArray:
-    scores = np.asarray(selector.scores(pool, seed), np.float64)
-    if scores.shape != (len(pool.ids),):
-        raise UserError(
-            f"selector '{ref.name}': `scores` returned an array of shape {scores.shape} for "
-            f"{len(pool.ids)} questions; correct the plugin"
-        )
-    if not np.isfinite(scores).all():
-        place = int(np.flatnonzero(~np.isfinite(scores))[0])
-        raise UserError(
-            f"selector '{ref.name}': the score of question '{pool.ids[place]}' is "
-            f"{scores[place]}; correct the plugin"
-        )
-    return scores
-
-
-def chosen(ref: SelectorRef, pool: Pool, scores: FloatArray, count: int, seed: int) -> list[int]:
-    """Return the places of the chosen questions.
+def next_ones(
+    selector: CheckedSelector,
+    pool: Pool,
+    scores: FloatArray,
+    taken: Iterable[str],
+    count: int,
+    seed: int,
+) -> list[str]:
+    """Return the ids of the questions to annotate next.
 
     Args:
-        ref: the selector.
+        selector: chooses.
         pool: the questions.
         scores: of each question, (N,).
+        taken: ids of those that are chosen already.
         count: how many to choose.
         seed: draws what is random.
-
-    Raises:
-        UserError: the selector returned something else.
     """
-    places = [int(place) for place in ref.build().choose(scores, pool, count, seed)]
-    if len(places) != count or len(set(places)) != count:
-        raise UserError(
-            f"selector '{ref.name}': `choose` returned {len(places)} questions, {len(set(places))} "
-            f"of them different, instead of {count}; correct the plugin"
-        )
-    if any(not 0 <= place < len(pool.ids) for place in places):
-        raise UserError(
-            f"selector '{ref.name}': `choose` returned a place outside the {len(pool.ids)} "
-            "questions; correct the plugin"
-        )
-    return places
+    chosen = set(taken)
+    places = [place for place, id in enumerate(pool.ids) if id not in chosen]
+    rest = pool.rows(places)
+    return [rest.ids[place] for place in selector.choose(scores[places], rest, count, seed)]
 
 
 def _write(path: Path, key: str, ids: Sequence[str], scores: FloatArray) -> None:

@@ -10,8 +10,9 @@ from hashlib import blake2b
 import numpy as np
 import numpy.typing as npt
 
-from firstcli.api import Sample
+from firstcli.api import ExplanationForm, Sample
 from firstcli.data import splits
+from firstcli.data.annotations import question_of
 from firstcli.data.samples import Samples
 from firstcli.data.sequences import Selected
 from firstcli.errors import UserError, shortened
@@ -104,7 +105,10 @@ class ActiveData:
         self._labelled = run.split_samples(ref, active.pool.split, POOL_KEY, limit)
         if self._labelled[0].messages:
             raise UserError(f"{POOL_KEY}: its samples are conversations, which ask no question")
-        stripped = Samples(map(_question, self._labelled), run.folder)
+        self.task = ref
+        """The task of the questions, with adapted options."""
+        form = ref.build().explanations()
+        stripped = Samples((_question(each, form) for each in self._labelled), run.folder)
         self._questions = Samples(splits.with_ids(stripped, POOL_KEY), run.folder)
         self._prompts = splits.prompt_digests(self._questions)
         self.held_out: Sequence[Sample] = self._held_out()
@@ -199,12 +203,15 @@ class ActiveData:
             )
 
 
-def _question(sample: Sample) -> Sample:
-    """Return a sample without all that its label says, an id made of the label included."""
+def _question(sample: Sample, form: ExplanationForm | None) -> Sample:
+    """Return a sample without all that its label says, an id made of the label included.
+
+    Args:
+        sample: a sample, with or without a label.
+        form: how responses are made of steps and answer; None if the samples have no steps.
+    """
     id = None if splits.has_own_id(sample) else sample.id
-    return Sample(
-        sample.prompt, "", id, candidates=sample.candidates, answer=None, group=sample.group
-    )
+    return replace(question_of(sample, form), id=id)
 
 
 def _drawn(ids: Sequence[str], count: int, seed: int) -> Indices:

@@ -19,11 +19,6 @@ class ArmFolder:
 
     path: Path
 
-    @property
-    def bought(self) -> Path:
-        """The file to which every annotation is appended as soon as it is bought."""
-        return self.path / "bought.jsonl"
-
     def round(self, number: int) -> RoundFolder:
         return RoundFolder(self.path / str(number))
 

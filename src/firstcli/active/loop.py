@@ -4,36 +4,52 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from firstcli.active import child, choosing, purchases
+from firstcli.active import child, choosing
 from firstcli.active.data import ActiveData, StartingData
 from firstcli.active.folders import ROUNDS, ArmFolder, RoundFolder, as_lines, read_json
-from firstcli.active.purchases import Buyer
+from firstcli.active.purchases import Buyer, Said, spent_on
+from firstcli.active.rounds import in_words, measured
 from firstcli.active.spending import Spent, affordable
 from firstcli.active.stopping import has_stopped
 from firstcli.api import JSON, Annotation, Pool, Sample
+from firstcli.data import annotations
 from firstcli.errors import UserError
 from firstcli.pipeline.execute import bring_up_to_date
 from firstcli.pipeline.plan import Request
 from firstcli.recipe.active import Active
+from firstcli.recipe.references import PluginRef
 from firstcli.recipe.sections import Arm
-from firstcli.runtime.files import atomic_write, write_json
+from firstcli.runtime.files import atomic_write, write_json, write_text
 from firstcli.stages import fingerprints
 from firstcli.stages.distill import DISTILL
-from firstcli.stages.evaluate import EVALUATE, load_records
+from firstcli.stages.evaluate import EVALUATE
 from firstcli.tasks.annotated import to_row
 from firstcli.workspace.artifacts import fingerprint
 from firstcli.workspace.data_decisions import state_data
 from firstcli.workspace.run import Run
-from firstcli.workspace.units import KNOWLEDGE, Model, model_path, of_arms
+from firstcli.workspace.units import KNOWLEDGE, Model, model_path
 
 CHUNK = 32
 """Annotations after which a budget of tokens or money is looked at again."""
+
+
+@dataclass
+class Purchase:
+    """What a round has chosen and bought."""
+
+    ids: list[str] = field(default_factory=list)
+    """The chosen questions, those that could not be annotated included."""
+    annotations: list[Annotation] = field(default_factory=list)
+    spent: Spent = field(default_factory=Spent)
+    failures: int = 0
+    contradictions: int = 0
+    retried: int = 0
 
 
 @dataclass
@@ -42,7 +58,9 @@ class Progress:
 
     ids: list[str] = field(default_factory=list)
     annotations: list[Annotation] = field(default_factory=list)
-    spent: Spent = Spent()
+    spent: Spent = field(default_factory=Spent)
+    latest: Purchase = field(default_factory=Purchase)
+    """What the latest round has bought."""
     key: str = ""
     """What all this depends on."""
     student: Path | None = None
@@ -122,9 +140,9 @@ class ArmLoop:
 
     @cached_property
     def buyer(self) -> Buyer:
-        tokenizers, teacher = self.whole.run.tokenizers, self.whole.teacher
+        whole, pool = self.whole, self.data.pool
         return Buyer(
-            self.annotator, teacher, lambda: tokenizers.of("teacher"), self.folder.bought
+            whole.run, self.active, self.annotator, pool, whole.data.task.build(), self.seed
         )
 
     def play(self, at_most: int | None) -> None:
@@ -179,93 +197,106 @@ class ArmLoop:
     def _choose_and_buy(self, number: int, folder: RoundFolder) -> None:
         """Extend the annotations by those of a round; the first round, 0, buys nothing."""
         progress = self.progress
-        progress.key = self._choice_key(number)
+        progress.key, progress.latest = self._choice_key(number), Purchase()
         if number == 0:
             return
         known = read_json(folder.chosen)
         if known is not None and known.get("fingerprint") == progress.key:
-            ids = [str(id) for id in known["ids"]]
-            bought = self.buyer.buy([self.data.pool.question(id) for id in ids])
+            bought = Purchase()
+            self._buy([str(id) for id in known["ids"]], bought)
         else:
-            ids, bought = self._bought_anew(number, folder)
-            lines = [purchases.to_json(annotation) for annotation in bought]
-            atomic_write(folder.annotations, as_lines(lines))
-            write_json(folder.chosen, {"fingerprint": progress.key, "ids": ids})
-        for annotation in bought:
-            progress.spent = progress.spent.plus(annotation)
-        progress.ids += ids
-        progress.annotations += bought
+            bought = self._bought_anew(number, folder)
+            write_text(folder.annotations, annotations.as_lines(bought.annotations))
+            write_json(folder.chosen, {"fingerprint": progress.key, "ids": bought.ids})
+        progress.spent += bought.spent
+        progress.ids += bought.ids
+        progress.annotations += bought.annotations
+        progress.latest = bought
 
     def _choice_key(self, number: int) -> str:
         """Return what the choice of a round depends on, all earlier ones included."""
-        ref, progress = self.selector, self.progress
+        progress, prices = self.progress, self.active.prices
         depends_on = {
             "before": progress.key,
-            "selector": " ".join((ref.name, ref.identity, ref.source)),
-            "options": json.dumps(ref.effective, sort_keys=True),
-            "annotator": self.buyer.key(Sample("", "", "")),
+            "selector": _identity(self.selector),
+            "annotator": _identity(self.annotator),
+            "teacher": self.whole.teacher,
             "seed": str(self.seed),
             "pool": self.data.pool.content,
             "spent": json.dumps(asdict(progress.spent)),
             "round": f"{number} of {self.active.rounds}",
             "budget": self.active.budget.model_dump_json(),
-            "prices": "" if self.active.prices is None else self.active.prices.model_dump_json(),
+            "prices": prices.model_dump_json() if prices else "",
         }
-        if ref.plugin.needs or self.annotator.plugin.reads_explanation:
+        if self.selector.plugin.needs or self.annotator.plugin.reads_explanation:
             depends_on["student"] = progress.student_content
             depends_on["confidence"] = self.active.confidence_of(self.arm)
         return fingerprint(depends_on)
 
-    def _bought_anew(self, number: int, folder: RoundFolder) -> tuple[list[str], list[Annotation]]:
-        taken = set(self.progress.ids)
+    def _bought_anew(self, number: int, folder: RoundFolder) -> Purchase:
+        """Choose and buy, in parts if the cost is known only afterwards."""
+        taken, selector = set(self.progress.ids), self.selector.build()
         ids = [id for id in self.data.pool.ids if id not in taken]
-        pool = self._view(ids)
         folder.path.mkdir(parents=True, exist_ok=True)
-        scores = choosing.scored(folder.scores, self.progress.key, self.selector, pool, self.seed)
-        spent, bought, chosen = self.progress.spent, list[Annotation](), list[str]()
-        while count := self._affordable(number, spent, bought, len(ids) - len(chosen)):
-            open_places = [place for place, id in enumerate(ids) if id not in {*chosen}]
-            rest = _selected(pool, open_places)
-            places = choosing.chosen(
-                self.selector, rest, scores[open_places], count, self.seed
-            )
-            picked = [rest.ids[place] for place in places]
-            for annotation in self.buyer.buy([self.data.pool.question(id) for id in picked]):
-                spent = spent.plus(annotation)
-                bought.append(annotation)
-            chosen += picked
-        return chosen, bought
+        parts: list[Pool] = []
 
-    def _affordable(
-        self, number: int, spent: Spent, bought: Sequence[Annotation], left: int
-    ) -> int:
+        def views() -> Iterator[Pool]:
+            for part in self._views(ids):
+                parts.extend([part] if selector.whole_pool else [])
+                yield part
+
+        scores = choosing.scored(
+            *(folder.scores, self.progress.key, ids, views),
+            lambda part: selector.scores(part, self.seed),
+        )
+        if selector.whole_pool and not parts:
+            parts = list(self._views(ids))
+        pool, bought = parts[0] if parts else Pool(ids), Purchase()
+        while count := self._affordable(number, bought, len(ids) - len(bought.ids)):
+            chosen = choosing.next_ones(selector, pool, scores, bought.ids, count, self.seed)
+            self._buy(chosen, bought)
+        return bought
+
+    def _buy(self, ids: Sequence[str], bought: Purchase) -> None:
+        """Buy annotations, and add them to what a round has bought."""
+        said = self._said(ids) if self.annotator.plugin.reads_explanation else {}
+        outcome = self.buyer.buy(ids, said, self.active.max_failures - bought.failures)
+        bought.ids += ids
+        bought.annotations += outcome.annotations
+        bought.spent += spent_on(outcome)
+        bought.failures += len(outcome.failures)
+        bought.contradictions += outcome.contradictions
+        bought.retried += outcome.retried
+
+    def _affordable(self, number: int, bought: Purchase, left: int) -> int:
         """Return how many annotations are bought next."""
-        if not left:
-            return 0
-        is_counted = self.active.budget.tokens is None and self.active.budget.cost is None
-        sample = bought or [self.buyer.expected(q) for q in self.data.pool.questions[:CHUNK]]
-        read = sum(annotation.tokens_read for annotation in sample) / len(sample)
-        written = sum(annotation.tokens_written for annotation in sample) / len(sample)
-        each = Spent(1, round(read), round(written))
+        spent = self.progress.spent + bought.spent
+        each = spent if spent.samples else self.buyer.expected
         count = affordable(self.active, spent, each, number, left)
-        return count if is_counted else min(count, CHUNK)
+        budget = self.active.budget
+        return count if budget.tokens is None and budget.cost is None else min(count, CHUNK)
 
-    def _view(self, ids: Sequence[str]) -> Pool:
-        """Return what the selector reads of the questions."""
+    def _views(self, ids: Sequence[str]) -> Iterator[Pool]:
+        """Yield what the selector reads of the questions, part by part."""
         if needs := self.selector.plugin.needs:
             raise UserError(
                 f"active.selector: '{self.selector.name}' needs {', '.join(sorted(needs))}, which "
                 "this version does not compute"
             )
-        return Pool(ids)
+        yield Pool(ids)
+
+    def _said(self, ids: Sequence[str]) -> Mapping[str, Said]:
+        """Return what the latest student says of some questions."""
+        raise UserError(
+            f"active.annotator: '{self.annotator.name}' reads the student's explanation, which "
+            "this version does not let it write"
+        )
 
     # The student of a round.
 
     def _child(self, number: int, folder: RoundFolder) -> tuple[Run, str]:
         """Return the run of a round's student, and what the round depends on."""
-        learned = purchases.annotated_samples(
-            self.data.pool, self.annotator, self.progress.annotations
-        )
+        learned = self.buyer.learned(self.progress.annotations, self.arm)
         samples = write_samples(folder.samples, [*self.data.seeds, *learned])
         whole = self.whole
         start = self._start(number)
@@ -312,71 +343,32 @@ class ArmLoop:
 
     def _facts(self, number: int, student: Run) -> dict[str, JSON]:
         """Return what a round has cost and brought."""
-        from firstcli import metrics
-
-        settings = self.recipe.metrics
-        units = of_arms(EVALUATE.units(student.recipe, student.folder), [self.model.arm])
-        measured: dict[str, dict[str, JSON]] = {}
-        for unit in units:
-            if student.recipe.is_validation(unit.evaluation):
-                continue
-            ((_, records),) = load_records([unit], settings.candidates).items()
-            summary = asdict(metrics.summarize(records, settings.confidence, settings.bins))
-            values = {key: value for key, value in summary.items() if value is not None}
-            measured.setdefault(unit.evaluation, {})[unit.model.row] = values
-        spent, prices = self.progress.spent, self.active.prices
-        manifest = student.manifests[DISTILL.key(Model(self.model.arm))]
+        spent, latest, prices = self.progress.spent, self.progress.latest, self.active.prices
         facts: dict[str, JSON] = {
             "arm": self.model.arm,
             "seed": self.seed,
             "round": number,
             "seed_samples": len(self.data.seeds),
             "held_out": len(self.whole.data.held_out),
+            "pool": len(self.data.pool),
             "annotations": spent.samples,
             "tokens_read": spent.tokens_read,
             "tokens_written": spent.tokens_written,
-            "evaluations": measured,
-            "student": manifest.content,
+            "failures": latest.failures,
+            "contradictions": latest.contradictions,
+            "retried": latest.retried,
+            "evaluations": measured(student, self.model.arm),
+            "student": student.manifests[DISTILL.key(Model(self.model.arm))].content,
         }
         if prices:
             facts["cost"] = prices.cost(spent.tokens_read, spent.tokens_written)
         return facts
 
 
-def _selected(pool: Pool, places: Sequence[int]) -> Pool:
-    """Return some questions of a pool."""
-
-    def of(values: Sequence[Any] | None) -> list[Any] | None:
-        return None if values is None else [values[place] for place in places]
-
-    return Pool(
-        [pool.ids[place] for place in places],
-        of(pool.answers),
-        of(pool.thoughts),
-        of(pool.samples),
-        None if pool.losses is None else pool.losses[list(places)],
-        None if pool.embeddings is None else pool.embeddings[list(places)],
-    )
-
-
-def in_words(facts: dict[str, JSON]) -> str:
-    """Describe a finished round in one line."""
-    from firstcli.runtime.console import percent
-
-    parts = [f"{facts['annotations']} annotations"]
-    if tokens := facts["tokens_read"] + facts["tokens_written"]:
-        parts.append(f"{tokens:,} tokens")
-    if "cost" in facts:
-        parts.append(f"cost {facts['cost']:.4g}")
-    for name, rows in facts["evaluations"].items():
-        for row, values in rows.items():
-            shown = [
-                f"{title} {percent(values[key])}"
-                for key, title in (("accuracy", "accuracy"), ("ece", "ECE"), ("trust", "Trust"))
-                if key in values
-            ]
-            parts.append(f"{name} / {row}: {', '.join(shown)}")
-    return " · ".join(parts)
+def _identity(ref: PluginRef) -> str:
+    """Return what a plugin's results depend on."""
+    options = json.dumps(ref.effective, sort_keys=True)
+    return " ".join((ref.name, ref.identity, ref.source, options))
 
 
 def starting_folder(whole: ActiveRun, seed: int) -> Path:

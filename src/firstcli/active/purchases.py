@@ -1,135 +1,144 @@
-"""Buying annotations: each once, kept as soon as it is bought, and turned into a sample."""
+"""Buying annotations, and what a student learns of them."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from typing import Any
 
 from firstcli.active.data import QuestionPool
-from firstcli.active.folders import as_lines
-from firstcli.api import JSON, Annotation, Sample
+from firstcli.active.spending import Spent
+from firstcli.api import Annotation, ExplanationForm, Sample, Task, ToAnnotate
+from firstcli.data.annotations import choices_of, to_annotate, with_label
+from firstcli.data.reasoning import with_answer
 from firstcli.errors import UserError
+from firstcli.plugins.annotators import CheckedAnnotator
+from firstcli.recipe.active import Active
 from firstcli.recipe.references import AnnotatorRef
-from firstcli.workspace.artifacts import fingerprint
+from firstcli.recipe.sections import Arm
+from firstcli.stages.annotating import AnnotationOrder, AnnotationOutcome
+from firstcli.workspace.run import Run
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+EXAMPLES = 32
+"""Questions by which the cost of an annotation is estimated before the first one is bought."""
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """What a student says of a question."""
+
+    steps: tuple[str, ...] = ()
+    answer: str = ""
+
+
+@dataclass(frozen=True)
 class Buyer:
-    """Buys annotations of one annotator from one teacher."""
+    """Buys annotations of the questions of a pool. What the teacher has said once costs nothing."""
 
+    run: Run
+    """The run whose teacher is asked."""
+    active: Active
     ref: AnnotatorRef
-    teacher: str
-    """What identifies the teacher."""
-    tokenizer: Callable[[], PreTrainedTokenizerBase]
-    """Returns the teacher's tokenizer."""
-    path: Path
-    """The file to which every annotation is appended."""
+    pool: QuestionPool
+    task: Task[Any]
+    """The task of the questions."""
+    seed: int
 
-    def key(self, question: Sample) -> str:
-        """Return what an annotation depends on."""
-        parts = {
-            "annotator": " ".join((self.ref.name, self.ref.identity, self.ref.source)),
-            "options": json.dumps(self.ref.effective, sort_keys=True),
-            "teacher": "" if self.ref.plugin.buys_label else self.teacher,
-            "question": json.dumps([question.id, question.prompt, question.candidates]),
-        }
-        return fingerprint(parts)[:24]
+    @cached_property
+    def annotator(self) -> CheckedAnnotator:
+        """The annotator, which knows the task.
 
-    def known(self) -> dict[str, Annotation]:
-        """Return what has been bought so far, by key; a line that a kill cut off is ignored."""
-        found: dict[str, Annotation] = {}
-        try:
-            lines = self.path.read_text("utf-8").split("\n")[:-1]
-        except FileNotFoundError:
-            return found
-        for line in lines:
-            row = json.loads(line)
-            found[row.pop("key")] = annotation_of(row)
-        return found
+        Raises:
+            UserError: it cannot be used with the task.
+        """
+        annotator = self.ref.build()
+        annotator.prepare(self.task)
+        return annotator
 
-    def buy(self, questions: Sequence[Sample]) -> list[Annotation]:
-        """Return the annotations of some questions, in their order; none is bought twice."""
-        known = self.known()
-        for question in questions:
-            if (key := self.key(question)) not in known:
-                known[key] = self._annotated(question)
-                self._keep(key, known[key])
-        return [known[self.key(question)] for question in questions]
+    @cached_property
+    def form(self) -> ExplanationForm | None:
+        """How responses are made of steps and answer; None if samples have no steps."""
+        return self.task.explanations()
 
-    def _annotated(self, question: Sample) -> Annotation:
-        assert question.id is not None
-        return replace(self.expected(question), id=question.id)
+    def buy(
+        self, ids: Sequence[str], said: Mapping[str, Said], max_failures: int
+    ) -> AnnotationOutcome:
+        """Return the annotations of some questions.
 
-    def expected(self, question: Sample) -> Annotation:
-        """Return an annotation with the tokens that it costs, as far as they are known before."""
-        if self.ref.plugin.buys_label:
-            return Annotation("")
-        read = len(self.tokenizer()(question.prompt).input_ids)
-        return Annotation("", tokens_read=read, tokens_written=1)
+        Args:
+            ids: the questions.
+            said: what the student says of them, if the annotator reads that.
+            max_failures: how many may remain without an annotation.
 
-    def _keep(self, key: str, annotation: Annotation) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            _end_line(file.tell(), self.path)
-            file.write(as_lines([{"key": key, **to_json(annotation)}]))
-            file.flush()
-            os.fsync(file.fileno())
+        Raises:
+            UserError: too many fail, the teacher cannot be asked, or a label does not exist.
+        """
+        from firstcli.stages.annotating_teachers import annotated
 
+        items = [self._item(id, said.get(id, Said())) for id in ids]
+        prices = self.active.prices
+        order = AnnotationOrder(
+            self.annotator, items, self.seed, max_failures, price=prices.cost if prices else None
+        )
+        return annotated(self.run, order, f"annotating with '{self.ref.name}'")
 
-def _end_line(size: int, path: Path) -> None:
-    """Remove the beginning of a line that a kill has cut off."""
-    if not size:
-        return
-    content = path.read_bytes()
-    if not content.endswith(b"\n"):
-        os.truncate(path, content.rfind(b"\n") + 1)
-
-
-def to_json(annotation: Annotation) -> dict[str, JSON]:
-    """Return an annotation as JSON values."""
-    values = asdict(annotation)
-    distribution = annotation.distribution
-    return {**values, "distribution": None if distribution is None else distribution.tolist()}
-
-
-def annotation_of(row: Mapping[str, JSON]) -> Annotation:
-    """Return the annotation that `to_json` described."""
-    import numpy as np
-
-    values = {field.name: row[field.name] for field in fields(Annotation) if field.name in row}
-    if values.get("distribution") is not None:
-        values["distribution"] = np.array(values["distribution"], np.float64)
-    return Annotation(**{**values, "steps": tuple(values.get("steps", ()))})
-
-
-def annotated_samples(
-    pool: QuestionPool, ref: AnnotatorRef, annotations: Iterable[Annotation]
-) -> list[Sample]:
-    """Return what a student learns of annotations.
-
-    Where only the teacher's distribution was bought, that is the question without a label.
-
-    Raises:
-        UserError: the data has no label to buy, or the answer is none of the candidates.
-    """
-    return [_annotated_sample(pool, ref, annotation) for annotation in annotations]
-
-
-def _annotated_sample(pool: QuestionPool, ref: AnnotatorRef, annotation: Annotation) -> Sample:
-    if ref.plugin.buys_label:
-        pool.buy([annotation.id])
-        sample = pool.label(annotation.id)
-        if not sample.response:
+    def _item(self, id: str, said: Said) -> ToAnnotate:
+        item = to_annotate(self.pool.question(id), self.form, said.steps, said.answer)
+        if not self.annotator.buys_label:
+            return item
+        self.pool.buy([id])
+        item = with_label(item, self.pool.label(id), self.form)
+        if item.right_answer is None:
             raise UserError(
-                f"active.annotator: '{ref.name}' buys labels, but question '{annotation.id}' has "
-                "none; leave such questions out of the pool, or choose another annotator"
+                f"active.annotator: '{self.ref.name}' buys labels, but question '{id}' has none; "
+                "leave such questions out of the pool, or choose another annotator"
             )
-        return replace(sample, truth=None)
-    return pool.question(annotation.id)
+        return item
+
+    @cached_property
+    def expected(self) -> Spent:
+        """What an annotation is expected to cost before one is bought; written text at its most."""
+        asks = self.annotator.generates or self.annotator.scores_candidates
+        if not asks or not len(self.pool):
+            return Spent(1)
+        tokenizer = self.run.tokenizers.of("teacher")
+        examples = [
+            to_annotate(question, self.form) for question in islice(self.pool.questions, EXAMPLES)
+        ]
+        is_scored = self.annotator.scores_candidates and bool(examples[0].sample.candidates)
+        texts = [
+            item.sample.prompt if is_scored else self.annotator.prompt(item) for item in examples
+        ]
+        read = sum(len(tokenizer(text).input_ids) for text in texts) / len(texts)
+        written = 0 if is_scored else self.annotator.writing.max_new_tokens
+        return Spent(1, round(read), written)
+
+    def learned(self, annotations: Iterable[Annotation], arm: Arm) -> list[Sample]:
+        """Return what a student learns of annotations.
+
+        Args:
+            annotations: what was bought.
+            arm: the student's arm.
+        """
+        return [self._learned(annotation, arm) for annotation in annotations]
+
+    def _learned(self, annotation: Annotation, arm: Arm) -> Sample:
+        question = self.pool.question(annotation.id)
+        if annotation.distribution is not None and arm.learn == "knowledge":
+            return question  # without a label, so that the teacher's probabilities are learned
+        if self.form is not None:
+            sample = with_answer(question, annotation.steps, annotation.answer, self.form)
+            assert sample is not None, "the answer is one of the choices"
+            return sample
+        if question.candidates:
+            place = choices_of(question, None).index(annotation.answer)
+            return replace(question, answer=place, response=question.candidates[place])
+        space = "" if question.prompt[-1:].isspace() else " "
+        return replace(question, response=space + annotation.answer)
+
+
+def spent_on(outcome: AnnotationOutcome) -> Spent:
+    """Return what annotations have cost, those that failed included."""
+    return Spent(len(outcome.annotations), outcome.tokens_read, outcome.tokens_written)

@@ -79,5 +79,3 @@ def opened(run: Run, request: Request) -> ActiveRun:
     elif teacher:
         identity = f"{teacher.model.family} {teacher.model.effective}"
     return ActiveRun(run, request, data, identity)
-
-

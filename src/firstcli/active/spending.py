@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from firstcli.api import Annotation
 from firstcli.recipe.active import Active
 
 
@@ -15,16 +14,21 @@ class Spent:
     """What some annotations have cost."""
 
     samples: int = 0
+    """Number of annotations; those that failed do not count."""
     tokens_read: int = 0
     tokens_written: int = 0
 
-    def plus(self, annotation: Annotation) -> Spent:
-        """Return what has been spent after one more annotation."""
+    def __add__(self, other: Spent) -> Spent:
         return Spent(
-            self.samples + 1,
-            self.tokens_read + annotation.tokens_read,
-            self.tokens_written + annotation.tokens_written,
+            self.samples + other.samples,
+            self.tokens_read + other.tokens_read,
+            self.tokens_written + other.tokens_written,
         )
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that were read and written."""
+        return self.tokens_read + self.tokens_written
 
     def amounts(self, active: Active) -> Iterator[tuple[float, float]]:
         """Yield what was spent and may be spent, for each limit of the budget."""
@@ -32,7 +36,7 @@ class Spent:
         if budget.samples is not None:
             yield self.samples, budget.samples
         if budget.tokens is not None:
-            yield self.tokens_read + self.tokens_written, budget.tokens
+            yield self.tokens, budget.tokens
         if budget.cost is not None and active.prices:
             yield active.prices.cost(self.tokens_read, self.tokens_written), budget.cost
 
@@ -46,14 +50,13 @@ def affordable(active: Active, spent: Spent, each: Spent, number: int, largest: 
     Args:
         active: budget, rounds and prices.
         spent: what was spent so far, earlier rounds included.
-        each: what one annotation is expected to cost.
+        each: what an annotation costs on average, times `each.samples`.
         number: the round, from 1.
         largest: the number of questions that are left.
     """
     counts = [float(largest)]
-    share = min(number / active.rounds, 1.0)
     for (used, limit), (price, _) in zip(spent.amounts(active), each.amounts(active), strict=True):
-        allowed = math.floor(limit * share) if isinstance(limit, int) else limit * share
+        allowed = limit * number / active.rounds
         if price:
-            counts.append(max(0.0, (allowed - used) / price + 1e-9))
-    return math.floor(min(counts))
+            counts.append(max(0.0, (allowed - used) * each.samples / price))
+    return math.floor(min(counts) + 1e-9)

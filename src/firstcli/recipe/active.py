@@ -74,13 +74,9 @@ class Active(RecipeSection):
     """What may be spent on annotations."""
     rounds: int = Field(default=5, ge=1)
     """Number of rounds over which the budget is spread evenly."""
-    selector: SelectorRef = Field(
-        default=cast(Any, {"name": "random"}), validate_default=True
-    )
+    selector: SelectorRef = Field(default=cast(Any, {"name": "random"}), validate_default=True)
     """Which questions are annotated next. An arm may have its own."""
-    annotator: AnnotatorRef = Field(
-        default=cast(Any, {"name": "answer"}), validate_default=True
-    )
+    annotator: AnnotatorRef = Field(default=cast(Any, {"name": "answer"}), validate_default=True)
     """What is bought of a chosen question. An arm may have its own."""
     confidence: Literal["raw", "recalibrated"] = "recalibrated"
     """Which of the student's probabilities the selector sees: as they are, or with the arm's

@@ -85,12 +85,10 @@ def _of_arm(active: Active, name: str, arm: Arm, valid: Mapping[str, Any]) -> Co
     annotator, selector = active.annotator_of(arm), active.selector_of(arm)
     own = arm.annotator is not None
     place = f"arms.{name}: " if own else ""
-    if not annotator.plugin.buys_label and valid.get("teacher", "invalid") is None:
+    asks = annotator.plugin.generates or annotator.plugin.scores_candidates
+    if asks and valid.get("teacher", "invalid") is None:
         text = f"{place}'{annotator.name}' asks a teacher, but the recipe has none; add one"
         yield ("annotator",), text
-    if annotator.name == "answer" and arm.learn == "labels":
-        text = f"buys no labels, but arm '{name}' learns nothing else; give it another annotator"
-        yield ("annotator",), f"'{annotator.name}' {text}"
     needs_probabilities = bool(selector.plugin.needs) and active.confidence_of(arm) != "raw"
     if needs_probabilities and train and train.validation == 0:
         text = "recalibrated probabilities need held-out samples, but train.validation is 0; raise"

@@ -205,6 +205,8 @@ def _check_overlap(run: Run) -> None:
     mistakes = []
     _ = run.training  # its mistakes first: an evaluation with the same mistake is not named here
     for evaluation in run.recipe.evaluate:
+        if evaluation.split == evaluation.task.plugin.held_out_split:
+            continue  # it is the part on which nothing is trained
         name, count = f"evaluate '{evaluation.name}'", len(run.evaluation_samples(evaluation.name))
         if shared := run.overlap(evaluation.name):
             problem = f"{name}: {_part(shared, count)} are also in the training split"

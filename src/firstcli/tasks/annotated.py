@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from firstcli.api import DataPath, PluginOptions, Sample, Split, Task, TaskUsage
+from firstcli.api import DataPath, ExplanationForm, PluginOptions, Sample, Split, Task, TaskUsage
 from firstcli.errors import UserError
 
 HELD_OUT = "held-out"
@@ -29,6 +29,9 @@ class AnnotatedOptions(PluginOptions):
     )
     unseen: bool = Field(
         False, description="whether the teacher was not trained on the held-out samples either"
+    )
+    form: dict[str, Any] | None = Field(
+        None, description="how responses are made of steps and answer, if samples have steps"
     )
     usage: dict[str, Any] | None = Field(
         None, description="how the task of the questions makes prompts and candidates of new rows"
@@ -53,10 +56,19 @@ class Annotated(Task[AnnotatedOptions]):
         usage = self.options.usage
         return None if usage is None else TaskUsage.model_validate(usage)
 
+    def explanations(self) -> ExplanationForm | None:
+        return None if self.options.form is None else ExplanationForm(**self.options.form)
+
     def load(self, split: str) -> Split:
         path = self.options.held_out if split == HELD_OUT else self.options.path
         assert path is not None
         return Split(_samples(path))
+
+
+class AnnotatedTexts(Annotated):
+    """The same for samples without candidates."""
+
+    has_candidates: ClassVar[bool] = False
 
 
 def _samples(path: Path) -> Iterator[Sample]:
