@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from firstcli.api import FloatArray, Pool
+from firstcli.api import FloatArray, Pool, Sample
 from firstcli.plugins.selectors import CheckedSelector
 from firstcli.runtime.files import atomic_write
 
+Scoring = Callable[[CheckedSelector, Sequence[Sample]], Iterator[tuple[Pool, FloatArray]]]
+"""Yields a pool part by part, with the scores of the questions of each, (N,)."""
+
 
 def scored(
-    path: Path,
-    key: str,
-    ids: Sequence[str],
-    parts: Callable[[], Iterable[Pool]],
-    score: Callable[[Pool], FloatArray],
-) -> FloatArray:
-    """Return the score of every question, (N,); a finished file of scores is read again.
+    path: Path, key: str, questions: Sequence[Sample], selector: CheckedSelector, score: Scoring
+) -> tuple[Pool, FloatArray]:
+    """Return the pool to choose from, and the score of every question, (N,).
+
+    A finished file of scores is read again, unless the selector also chooses by what the student
+    says. Without that, the pool has nothing but ids.
 
     Args:
         path: the file of the scores.
         key: what they depend on.
-        ids: the questions.
-        parts: yields what the selector reads of them, part by part, in their order.
-        score: scores a part.
+        questions: the questions.
+        selector: the selector.
+        score: asks it for the scores.
     """
-    if (known := _read(path, key, ids)) is not None:
-        return known
-    scores = np.concatenate([score(part) for part in parts()])
-    _write(path, key, ids, scores)
-    return scores
+    ids = [str(question.id) for question in questions]
+    if not selector.whole_pool and (known := _read(path, key, ids)) is not None:
+        return Pool(ids), known
+    pool, scores = Pool(ids), list[FloatArray]()
+    for part, values in score(selector, questions):
+        scores.append(values)
+        pool = part if selector.whole_pool else pool
+    _write(path, key, ids, np.concatenate(scores))
+    return pool, np.concatenate(scores)
 
 
 def next_ones(

@@ -40,6 +40,11 @@ class RoundFolder:
         return self.path / "chosen.json"
 
     @property
+    def said(self) -> Path:
+        """What the student said of them, if an annotator has read that."""
+        return self.path / "student.jsonl"
+
+    @property
     def annotations(self) -> Path:
         """What was bought of them, in the same order."""
         return self.path / "annotations.jsonl"

@@ -13,15 +13,17 @@ from typing import Any
 from firstcli.active import child, choosing
 from firstcli.active.data import ActiveData, StartingData
 from firstcli.active.folders import ROUNDS, ArmFolder, RoundFolder, as_lines, read_json
-from firstcli.active.purchases import Buyer, Said, spent_on
+from firstcli.active.purchases import Buyer, spent_on
+from firstcli.active.reading import Said, StudentReader, read_said, write_said
 from firstcli.active.rounds import in_words, measured
 from firstcli.active.spending import Spent, affordable
 from firstcli.active.stopping import has_stopped
-from firstcli.api import JSON, Annotation, Pool, Sample
+from firstcli.api import JSON, Annotation, FloatArray, Pool, Sample
 from firstcli.data import annotations
-from firstcli.errors import UserError
+from firstcli.data.annotations import question_of
 from firstcli.pipeline.execute import bring_up_to_date
 from firstcli.pipeline.plan import Request
+from firstcli.plugins.selectors import CheckedSelector
 from firstcli.recipe.active import Active
 from firstcli.recipe.references import PluginRef
 from firstcli.recipe.sections import Arm
@@ -63,8 +65,8 @@ class Progress:
     """What the latest round has bought."""
     key: str = ""
     """What all this depends on."""
-    student: Path | None = None
-    """The run folder of the latest student."""
+    student: Run | None = None
+    """The run of the latest student."""
     student_content: str = ""
     rounds: list[dict[str, JSON]] = field(default_factory=list)
     """The facts of every round."""
@@ -179,7 +181,7 @@ class ArmLoop:
             bring_up_to_date(student, self._request(folder), EVALUATE)
             facts = {"fingerprint": key, **self._facts(number, student)}
             write_json(folder.facts, facts)
-        self.progress.student = folder.run
+        self.progress.student = student
         self.progress.student_content = str(facts["student"])
         self.progress.rounds.append(facts)
         if is_new:
@@ -203,8 +205,9 @@ class ArmLoop:
         known = read_json(folder.chosen)
         if known is not None and known.get("fingerprint") == progress.key:
             bought = Purchase()
-            self._buy([str(id) for id in known["ids"]], bought)
+            self._buy([str(id) for id in known["ids"]], bought, folder)
         else:
+            folder.said.unlink(missing_ok=True)  # of another student
             bought = self._bought_anew(number, folder)
             write_text(folder.annotations, annotations.as_lines(bought.annotations))
             write_json(folder.chosen, {"fingerprint": progress.key, "ids": bought.ids})
@@ -236,30 +239,44 @@ class ArmLoop:
     def _bought_anew(self, number: int, folder: RoundFolder) -> Purchase:
         """Choose and buy, in parts if the cost is known only afterwards."""
         taken, selector = set(self.progress.ids), self.selector.build()
-        ids = [id for id in self.data.pool.ids if id not in taken]
+        questions = [q for q in self.data.pool.questions if str(q.id) not in taken]
         folder.path.mkdir(parents=True, exist_ok=True)
-        parts: list[Pool] = []
-
-        def views() -> Iterator[Pool]:
-            for part in self._views(ids):
-                parts.extend([part] if selector.whole_pool else [])
-                yield part
-
-        scores = choosing.scored(
-            *(folder.scores, self.progress.key, ids, views),
-            lambda part: selector.scores(part, self.seed),
+        pool, scores = choosing.scored(
+            folder.scores, self.progress.key, questions, selector, self._scored
         )
-        if selector.whole_pool and not parts:
-            parts = list(self._views(ids))
-        pool, bought = parts[0] if parts else Pool(ids), Purchase()
-        while count := self._affordable(number, bought, len(ids) - len(bought.ids)):
+        bought = Purchase()
+        while count := self._affordable(number, bought, len(questions) - len(bought.ids)):
             chosen = choosing.next_ones(selector, pool, scores, bought.ids, count, self.seed)
-            self._buy(chosen, bought)
+            self._buy(chosen, bought, folder)
         return bought
 
-    def _buy(self, ids: Sequence[str], bought: Purchase) -> None:
+    def _scored(
+        self, selector: CheckedSelector, questions: Sequence[Sample]
+    ) -> Iterator[tuple[Pool, FloatArray]]:
+        """Yield the parts of the pool with their scores, (N,)."""
+        if not selector.needs:
+            pool = Pool([str(question.id) for question in questions])
+            yield pool, selector.scores(pool, self.seed)
+            return
+        pool, seeds = self.data.pool, self.data.seeds
+        known = [pool.question(id) for id in self.progress.ids]
+        first = [question_of(sample, self.buyer.form) for sample in seeds]
+        yield from self._reader().scored(selector, questions, [*first, *known])
+
+    def _reader(self) -> StudentReader:
+        """Return what asks the latest student."""
+        assert self.progress.student is not None
+        recalibrated = self.active.confidence_of(self.arm) == "recalibrated"
+        return StudentReader(
+            *(self.progress.student, self.model.arm, self.buyer.form),
+            recalibrated=recalibrated and bool(self.selector.plugin.needs),
+            seed=self.seed,
+            max_new_tokens=self.active.max_new_tokens,
+        )
+
+    def _buy(self, ids: Sequence[str], bought: Purchase, folder: RoundFolder) -> None:
         """Buy annotations, and add them to what a round has bought."""
-        said = self._said(ids) if self.annotator.plugin.reads_explanation else {}
+        said = self._said(ids, folder.said) if self.annotator.plugin.reads_explanation else {}
         outcome = self.buyer.buy(ids, said, self.active.max_failures - bought.failures)
         bought.ids += ids
         bought.annotations += outcome.annotations
@@ -276,21 +293,14 @@ class ArmLoop:
         budget = self.active.budget
         return count if budget.tokens is None and budget.cost is None else min(count, CHUNK)
 
-    def _views(self, ids: Sequence[str]) -> Iterator[Pool]:
-        """Yield what the selector reads of the questions, part by part."""
-        if needs := self.selector.plugin.needs:
-            raise UserError(
-                f"active.selector: '{self.selector.name}' needs {', '.join(sorted(needs))}, which "
-                "this version does not compute"
-            )
-        yield Pool(ids)
-
-    def _said(self, ids: Sequence[str]) -> Mapping[str, Said]:
-        """Return what the latest student says of some questions."""
-        raise UserError(
-            f"active.annotator: '{self.annotator.name}' reads the student's explanation, which "
-            "this version does not let it write"
-        )
+    def _said(self, ids: Sequence[str], path: Path) -> Mapping[str, Said]:
+        """Return what the latest student says of some questions, and keep it in a file."""
+        known = read_said(path)
+        missing = [self.data.pool.question(id) for id in ids if id not in known]
+        if missing:
+            known |= {each.id: each for each in self._reader().said(missing)}
+            write_said(path, list(known.values()))
+        return known
 
     # The student of a round.
 
@@ -322,7 +332,7 @@ class ArmLoop:
     def _start(self, number: int) -> dict[str, Any]:
         section = self.recipe.student.model
         if self.active.train == "continue" and number and self.progress.student:
-            folder = model_path(self.progress.student, Model(self.model.arm))
+            folder = model_path(self.progress.student.folder, Model(self.model.arm))
             return child.model_at(section, folder)
         if section.plugin.needs_checkpoint:
             return section.model_dump(mode="json", exclude_none=True)
@@ -335,7 +345,7 @@ class ArmLoop:
         """
         if self.progress.student is None or (target := folder.run / KNOWLEDGE).exists():
             return
-        if (source := self.progress.student / KNOWLEDGE).is_dir():
+        if (source := self.progress.student.folder / KNOWLEDGE).is_dir():
             partial = folder.run / f".{KNOWLEDGE}.copied"
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(source, partial)

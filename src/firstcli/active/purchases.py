@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from firstcli.active.data import QuestionPool
+from firstcli.active.reading import Said
 from firstcli.active.spending import Spent
 from firstcli.api import Annotation, ExplanationForm, Sample, Task, ToAnnotate
 from firstcli.data.annotations import choices_of, to_annotate, with_label
@@ -23,14 +24,6 @@ from firstcli.workspace.run import Run
 
 EXAMPLES = 32
 """Questions by which the cost of an annotation is estimated before the first one is bought."""
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What a student says of a question."""
-
-    steps: tuple[str, ...] = ()
-    answer: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,7 +70,7 @@ class Buyer:
         """
         from firstcli.stages.annotating_teachers import annotated
 
-        items = [self._item(id, said.get(id, Said())) for id in ids]
+        items = [self._item(id, said.get(id, Said(id))) for id in ids]
         prices = self.active.prices
         order = AnnotationOrder(
             self.annotator, items, self.seed, max_failures, price=prices.cost if prices else None

@@ -81,6 +81,8 @@ class Active(RecipeSection):
     confidence: Literal["raw", "recalibrated"] = "recalibrated"
     """Which of the student's probabilities the selector sees: as they are, or with the arm's
     post-hoc recalibrator (default: `logit-temperature`), fitted to the held-out samples."""
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Tokens after which the student's explanations are cut off."""
     train: Literal["continue", "from-scratch"] = "from-scratch"
     """Where the student of a round starts: as that of the recipe, or from the previous round's."""
     stop: Stop | None = None

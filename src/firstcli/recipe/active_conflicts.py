@@ -90,6 +90,9 @@ def _of_arm(active: Active, name: str, arm: Arm, valid: Mapping[str, Any]) -> Co
         text = f"{place}'{annotator.name}' asks a teacher, but the recipe has none; add one"
         yield ("annotator",), text
     needs_probabilities = bool(selector.plugin.needs) and active.confidence_of(arm) != "raw"
-    if needs_probabilities and train and train.validation == 0:
+    if needs_probabilities and train and not train.task.plugin.has_candidates:
+        text = f"task '{train.task.name}' has no candidates to fit a recalibrator on; choose raw"
+        yield ("confidence",), text
+    elif needs_probabilities and train and train.validation == 0:
         text = "recalibrated probabilities need held-out samples, but train.validation is 0; raise"
         yield ("confidence",), f"{text} it, or choose raw"
