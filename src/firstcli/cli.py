@@ -171,7 +171,8 @@ def _init(values: dict[str, Any]) -> None:
 
 def _plan(values: dict[str, Any]) -> None:
     _announce(values)
-    from firstcli.pipeline.plan import Request, plan
+    from firstcli.active.planning import plan
+    from firstcli.pipeline.plan import Request
 
     _print(plan(Request(**values)), values["json"])
 

@@ -142,9 +142,9 @@ class ArmLoop:
 
     @cached_property
     def buyer(self) -> Buyer:
-        whole, pool = self.whole, self.data.pool
+        data, whole = self.data, self.whole
         return Buyer(
-            whole.run, self.active, self.annotator, pool, whole.data.task.build(), self.seed
+            whole.run, self.active, self.annotator, data.pool, whole.data.task.build(), self.seed
         )
 
     def play(self, at_most: int | None) -> None:

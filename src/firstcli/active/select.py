@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from firstcli.active.data import ActiveData
 from firstcli.active.loop import ActiveRun, ArmLoop
+from firstcli.active.planning import buyer_of, plan_rounds, students
 from firstcli.api import JSON
 from firstcli.errors import UserError
 from firstcli.pipeline.execute import bring_up_to_date
@@ -15,7 +15,6 @@ from firstcli.runtime import distributed
 from firstcli.runtime.files import locked
 from firstcli.stages.finetune import FINETUNE
 from firstcli.workspace.run import Run
-from firstcli.workspace.units import Model, models_of
 
 NO_SECTION = (
     "has no section `active`; add one with the pool and the budget, or start from `first init "
@@ -38,9 +37,13 @@ def select(request: Request, rounds: int | None) -> dict[str, JSON]:
     run = open_run(request)
     if run.recipe.active is None:
         raise UserError(f"{request.recipe}: {NO_SECTION}")
+    if request.dry_run:
+        return plan_rounds(run, request)
     models = students(run, request.arms)
     with disk_errors_reported(run.folder), locked(run.folder / "rounds"):
         whole = opened(run, request)
+        for model in models:
+            buyer_of(run, run.recipe.active, whole.data, model)  # mistakes before any work
         loops = [ArmLoop(whole, model) for model in models]
         for loop in loops:
             loop.play(rounds)
@@ -49,20 +52,6 @@ def select(request: Request, rounds: int | None) -> dict[str, JSON]:
         "run": str(run.folder),
         "arms": {loop.model.trained: loop.progress.rounds for loop in loops},
     }
-
-
-def students(run: Run, arms: Sequence[str]) -> list[Model]:
-    """Return the students of a recipe, or those of some arms.
-
-    Raises:
-        UserError: there is no such arm.
-    """
-    every = [model for model in models_of(run.recipe) if model.arm and not model.posthoc]
-    for arm in arms:
-        if arm not in run.recipe.arms:
-            known = ", ".join(run.recipe.arms)
-            raise UserError(f"--arm {arm}: no such arm; the recipe has {known}")
-    return [model for model in every if not arms or model.arm in arms]
 
 
 def opened(run: Run, request: Request) -> ActiveRun:
