@@ -84,7 +84,7 @@ def test_each_round_learns_the_first_samples_and_all_bought_so_far(finished: Fin
     assert [sample.id for sample in learned[2][12:]] == [id for ids in chosen for id in ids]
     prompts = {sample.prompt for sample in learned[2]}
     assert len(prompts) == 22
-    held_out = {from_row(row).prompt for row in rows(finished.run / "rounds/held-out.jsonl")}
+    held_out = {from_row(row).prompt for row in rows(finished.run / "rounds/.held-out.jsonl")}
     assert not prompts & held_out
 
 
@@ -227,7 +227,7 @@ def test_the_training_split_is_the_pool(finished: Finished, tmp_path: Path) -> N
     """The teacher is a checkpoint; held-out and first samples are no part of the pool."""
     active = {key: value for key, value in ACTIVE.items() if key != "pool"} | {"rounds": 1}
     teacher = {"family": "causal-lm", "checkpoint": str(finished.run / "teacher")}
-    student = {"family": "causal-lm", "checkpoint": str(finished.run / "rounds/start/7")}
+    student = {"family": "causal-lm", "checkpoint": str(finished.run / "rounds/.start/7")}
     path = write_recipe(
         tmp_path,
         teacher={"model": teacher},
@@ -239,7 +239,7 @@ def test_the_training_split_is_the_pool(finished: Finished, tmp_path: Path) -> N
     folder = tmp_path / "run" / "rounds"
     scored = pq.read_table(folder / "first/1/scores.parquet")["id"].to_pylist()
     first_ones = [row["id"] for row in rows(folder / "first/0/train.jsonl")]
-    held_out = [row["id"] for row in rows(folder / "held-out.jsonl")]
+    held_out = [row["id"] for row in rows(folder / ".held-out.jsonl")]
     assert len({*scored, *first_ones, *held_out}) == len(scored) + 12 + len(held_out) == 96
     recipe = yaml.safe_load((folder / "first/1/run/recipe.yaml").read_text())
     start = recipe["student"]["model"]["checkpoint"]

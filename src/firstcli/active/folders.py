@@ -10,7 +10,11 @@ from pathlib import Path
 from firstcli.api import JSON
 
 ROUNDS = "rounds"
-"""Folder of all rounds, in the run folder."""
+"""Folder of all rounds, in the run folder. Names in it that begin with a dot are no arms."""
+HELD_OUT = ".held-out.jsonl"
+"""File of the held-out samples, in the folder of all rounds."""
+STARTS = ".start"
+"""Folder of the models with which students start, by seed, in the folder of all rounds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,21 @@ from typing import Any
 
 from firstcli.active import child, choosing
 from firstcli.active.data import ActiveData, StartingData
-from firstcli.active.folders import ROUNDS, ArmFolder, RoundFolder, as_lines, read_json
+from firstcli.active.folders import (
+    HELD_OUT,
+    ROUNDS,
+    STARTS,
+    ArmFolder,
+    RoundFolder,
+    as_lines,
+    read_json,
+)
 from firstcli.active.purchases import Buyer, spent_on
 from firstcli.active.reading import Said, StudentReader, read_said, write_said
 from firstcli.active.rounds import in_words, measured
 from firstcli.active.spending import Spent, affordable
 from firstcli.active.stopping import has_stopped
-from firstcli.api import JSON, Annotation, FloatArray, Pool, Sample
+from firstcli.api import JSON, Annotation, FloatArray, Pool, Sample, same_answer
 from firstcli.data import annotations
 from firstcli.data.annotations import question_of
 from firstcli.pipeline.execute import bring_up_to_date
@@ -52,6 +60,10 @@ class Purchase:
     failures: int = 0
     contradictions: int = 0
     retried: int = 0
+    flawed: int = 0
+    """Annotations that correct a step of the student's explanation."""
+    right_for_wrong_reasons: int = 0
+    """Those of them whose answer is the student's."""
 
 
 @dataclass
@@ -99,7 +111,7 @@ class ActiveRun:
         samples = self.data.held_out
         if not samples:
             return None
-        return write_samples(self.folder / "held-out.jsonl", samples)
+        return write_samples(self.folder / HELD_OUT, samples)
 
     @cached_property
     def evaluations(self) -> dict[str, str]:
@@ -284,6 +296,11 @@ class ArmLoop:
         bought.failures += len(outcome.failures)
         bought.contradictions += outcome.contradictions
         bought.retried += outcome.retried
+        flawed = [each for each in outcome.annotations if each.first_flaw is not None]
+        bought.flawed += len(flawed)
+        bought.right_for_wrong_reasons += sum(
+            same_answer(each.answer, said[each.id].answer) for each in flawed
+        )
 
     def _affordable(self, number: int, bought: Purchase, left: int) -> int:
         """Return how many annotations are bought next."""
@@ -367,6 +384,8 @@ class ArmLoop:
             "failures": latest.failures,
             "contradictions": latest.contradictions,
             "retried": latest.retried,
+            "flawed": latest.flawed,
+            "right_for_wrong_reasons": latest.right_for_wrong_reasons,
             "evaluations": measured(student, self.model.arm),
             "student": student.manifests[DISTILL.key(Model(self.model.arm))].content,
         }
@@ -388,7 +407,7 @@ def starting_folder(whole: ActiveRun, seed: int) -> Path:
     training task. Every round starts with the same, so they are saved once.
     """
     run = whole.run
-    folder = whole.folder / "start" / str(seed)
+    folder = whole.folder / STARTS / str(seed)
     mark = folder / "start.json"
     depends_on = fingerprints.loading_content(run, "student") | {"seed": str(seed)}
     if read_json(mark) == {"fingerprint": fingerprint(depends_on)}:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from firstcli.active import report
 from firstcli.active.data import ActiveData
+from firstcli.active.folders import ROUNDS
 from firstcli.active.loop import ActiveRun, ArmLoop
 from firstcli.active.planning import buyer_of, plan_rounds, students
 from firstcli.api import JSON
@@ -40,16 +42,22 @@ def select(request: Request, rounds: int | None) -> dict[str, JSON]:
     if request.dry_run:
         return plan_rounds(run, request)
     models = students(run, request.arms)
-    with disk_errors_reported(run.folder), locked(run.folder / "rounds"):
+    with disk_errors_reported(run.folder), locked(run.folder / ROUNDS):
         whole = opened(run, request)
         for model in models:
             buyer_of(run, run.recipe.active, whole.data, model)  # mistakes before any work
         loops = [ArmLoop(whole, model) for model in models]
         for loop in loops:
             loop.play(rounds)
+        data = report.rounds_data(whole, loops)
+        page = report.write_page(whole, data)
         run.save_memory()
+    for table in report.tables(data):
+        run.console.show(table)
+    run.console.say(f"page: {page}")
     return {
         "run": str(run.folder),
+        "page": str(page),
         "arms": {loop.model.trained: loop.progress.rounds for loop in loops},
     }
 
