@@ -68,6 +68,8 @@ def child_recipe(
             **({"system": task.system} if task.system is not None else {}),
         },
     }
+    if held_out is None:
+        whole["train"]["validation"] = 0.0
     for section, values in zip(recipe.evaluate, whole["evaluate"], strict=True):
         adapted = run.evaluation_task(section.name)
         values["task"] = adapted.model_dump(mode="json", exclude_none=True)
@@ -90,7 +92,6 @@ def arm_of_round(recipe: Recipe, arm: Arm) -> dict[str, Any]:
     kept = {key: value for key, value in values.items() if key not in SELECTION}
     active = recipe.active
     assert active
-    recalibrated = active.confidence_of(arm) == "recalibrated"
-    if recalibrated and active.selector_of(arm).plugin.needs and arm.posthoc is None:
+    if active.recalibrates(arm) and arm.posthoc is None:
         kept["posthoc"] = {"name": "logit-temperature"}
     return kept

@@ -99,6 +99,7 @@ class ActiveData:
         """
         self._run, self._active = run, active
         recipe = run.recipe
+        self._starts: dict[int, tuple[Sequence[Sample], Indices]] = {}
         self._is_own = uses_training_split(active, recipe.train)
         ref = run.adapted_task(active.pool.task or recipe.train.task, f"{POOL_KEY}.task")
         limit = recipe.train.limit if self._is_own else None
@@ -148,9 +149,19 @@ class ActiveData:
     def start(self, seed: int) -> StartingData:
         """Return the data with which every arm starts that is trained with a seed.
 
+        Every call returns a pool of its own, whose labels have not been bought.
+
         Raises:
             UserError: there are too few labelled samples, or no question is left.
         """
+        if seed not in self._starts:
+            self._starts[seed] = self._started(seed)
+        seeds, chosen = self._starts[seed]
+        pool = QuestionPool(Selected(self._questions, chosen), Selected(self._labelled, chosen))
+        return StartingData(seeds, pool)
+
+    def _started(self, seed: int) -> tuple[Sequence[Sample], Indices]:
+        """Return the first samples, and the places of the pool's questions."""
         places, seeds = self._seeds(seed)
         known = splits.prompt_digests([*seeds, *self.held_out])
         if not self._is_own:
@@ -170,8 +181,7 @@ class ActiveData:
                 "more questions, or lower active.seed_samples"
             )
         self._require_budget(len(chosen))
-        pool = QuestionPool(Selected(self._questions, chosen), Selected(self._labelled, chosen))
-        return StartingData(seeds, pool)
+        return seeds, chosen
 
     def _seeds(self, seed: int) -> tuple[Indices, list[Sample]]:
         """Return the places in the pool's split of the first samples, and the samples."""

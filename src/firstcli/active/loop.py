@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from firstcli.active import child, choosing
 from firstcli.active.data import ActiveData, StartingData
 from firstcli.active.folders import (
@@ -29,6 +31,7 @@ from firstcli.active.stopping import has_stopped
 from firstcli.api import JSON, Annotation, FloatArray, Pool, Sample, same_answer
 from firstcli.data import annotations
 from firstcli.data.annotations import question_of
+from firstcli.data.sequences import Selected
 from firstcli.pipeline.execute import bring_up_to_date
 from firstcli.pipeline.plan import Request
 from firstcli.plugins.selectors import CheckedSelector
@@ -231,6 +234,7 @@ class ArmLoop:
     def _choice_key(self, number: int) -> str:
         """Return what the choice of a round depends on, all earlier ones included."""
         progress, prices = self.progress, self.active.prices
+        allowed = [limit * number / self.active.rounds for _, limit in Spent().amounts(self.active)]
         depends_on = {
             "before": progress.key,
             "selector": _identity(self.selector),
@@ -239,8 +243,7 @@ class ArmLoop:
             "seed": str(self.seed),
             "pool": self.data.pool.content,
             "spent": json.dumps(asdict(progress.spent)),
-            "round": f"{number} of {self.active.rounds}",
-            "budget": self.active.budget.model_dump_json(),
+            "allowed": json.dumps(allowed),  # not the whole budget, which may grow later
             "prices": prices.model_dump_json() if prices else "",
         }
         if self.selector.plugin.needs or self.annotator.plugin.reads_explanation:
@@ -251,7 +254,8 @@ class ArmLoop:
     def _bought_anew(self, number: int, folder: RoundFolder) -> Purchase:
         """Choose and buy, in parts if the cost is known only afterwards."""
         taken, selector = set(self.progress.ids), self.selector.build()
-        questions = [q for q in self.data.pool.questions if str(q.id) not in taken]
+        open_places = [i for i, id in enumerate(self.data.pool.ids) if id not in taken]
+        questions = Selected(self.data.pool.questions, np.array(open_places, np.intp))
         folder.path.mkdir(parents=True, exist_ok=True)
         pool, scores = choosing.scored(
             folder.scores, self.progress.key, questions, selector, self._scored
@@ -278,10 +282,9 @@ class ArmLoop:
     def _reader(self) -> StudentReader:
         """Return what asks the latest student."""
         assert self.progress.student is not None
-        recalibrated = self.active.confidence_of(self.arm) == "recalibrated"
         return StudentReader(
             *(self.progress.student, self.model.arm, self.buyer.form),
-            recalibrated=recalibrated and bool(self.selector.plugin.needs),
+            recalibrated=self.active.recalibrates(self.arm),
             seed=self.seed,
             max_new_tokens=self.active.max_new_tokens,
         )

@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from firstcli.recipe.references import AnnotatorRef, RecipeSection, SelectorRef, TaskRef, mistake
 from firstcli.recipe.sections import Arm
 
+RECALIBRATED = frozenset({"answers", "thoughts"})
+"""What a selector may read of a student that depends on its post-hoc recalibrator."""
+
 
 class PoolSection(RecipeSection):
     """The questions from which some are annotated."""
@@ -99,6 +102,11 @@ class Active(RecipeSection):
     def annotator_of(self, arm: Arm) -> AnnotatorRef:
         """Return what is bought of an arm's questions."""
         return arm.annotator or self.annotator
+
+    def recalibrates(self, arm: Arm) -> bool:
+        """Return whether an arm's selector sees recalibrated probabilities."""
+        reads = bool(RECALIBRATED & self.selector_of(arm).plugin.needs)
+        return reads and self.confidence_of(arm) == "recalibrated"
 
     def confidence_of(self, arm: Arm) -> Literal["raw", "recalibrated"]:
         """Return which probabilities an arm's selector sees."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from firstcli.recipe.active import Active
-from firstcli.recipe.sections import Arm, KnowledgeSection, Teacher, Train
+from firstcli.recipe.sections import Arm, KnowledgeSection, Student, Teacher, Train
 
 Conflicts = Iterator[tuple[tuple[int | str, ...], str]]
 
@@ -59,6 +59,16 @@ def _of_data(active: Active, valid: Mapping[str, Any]) -> Conflicts:
             "the pool is the training split, whose labels teacher.finetune would read before they "
             "are bought; name another split or task, or give a fine-tuned teacher",
         )
+    if is_own and not train.task.plugin.has_candidates:
+        for role in ("teacher", "student"):
+            section: Teacher | Student | None = valid.get(role)
+            if section and section.model.plugin.needs_text:
+                yield (
+                    ("pool",),
+                    f"the tokenizer of {role}.model (family '{section.model.family}') is trained "
+                    "on the responses of the training split before they are bought; name another "
+                    "split or task",
+                )
     if train.unlabelled is not None:
         yield (), "train.unlabelled has no effect with it; give these questions as active.pool"
     if active.stop and train.validation == 0:
@@ -82,17 +92,18 @@ def _of_training(active: Active, valid: Mapping[str, Any]) -> Conflicts:
 
 def _of_arm(active: Active, name: str, arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
     train: Train | None = valid.get("train")
-    annotator, selector = active.annotator_of(arm), active.selector_of(arm)
+    annotator = active.annotator_of(arm)
     own = arm.annotator is not None
     place = f"arms.{name}: " if own else ""
     asks = annotator.plugin.generates or annotator.plugin.scores_candidates
     if asks and valid.get("teacher", "invalid") is None:
         text = f"{place}'{annotator.name}' asks a teacher, but the recipe has none; add one"
         yield ("annotator",), text
-    needs_probabilities = bool(selector.plugin.needs) and active.confidence_of(arm) != "raw"
-    if needs_probabilities and train and not train.task.plugin.has_candidates:
+    if not active.recalibrates(arm) or train is None:
+        return
+    if not train.task.plugin.has_candidates:
         text = f"task '{train.task.name}' has no candidates to fit a recalibrator on; choose raw"
         yield ("confidence",), text
-    elif needs_probabilities and train and train.validation == 0:
+    elif train.validation == 0:
         text = "recalibrated probabilities need held-out samples, but train.validation is 0; raise"
         yield ("confidence",), f"{text} it, or choose raw"
