@@ -44,6 +44,7 @@ def resolved(name: str) -> Any:
 
 def test_what_ships() -> None:
     examples = {"quickstart", "trec", "sst2", "csqa", "study-top-k", "lora-24gb"}
+    examples |= {"active"}
     assert {*OWN_DATA, *examples, *STUDIES, *PAPER} == set(NAMES)
 
 
