@@ -13,6 +13,8 @@ ROUNDS = "rounds"
 """Folder of all rounds, in the run folder. Names in it that begin with a dot are no arms."""
 HELD_OUT = ".held-out.jsonl"
 """File of the held-out samples, in the folder of all rounds."""
+ANSWERS = ".answers"
+"""Folder of the answers of remote teachers, by teacher, in the folder of all rounds."""
 STARTS = ".start"
 """Folder of the models with which students start, by seed, in the folder of all rounds."""
 

@@ -15,6 +15,7 @@ import numpy as np
 from firstcli.active import child, choosing
 from firstcli.active.data import ActiveData, StartingData
 from firstcli.active.folders import (
+    ANSWERS,
     HELD_OUT,
     ROUNDS,
     STARTS,
@@ -334,6 +335,7 @@ class ArmLoop:
             whole.run, self.model.arm, self.seed, start, samples, whole.held_out
         )
         run = Run(recipe, folder.run, whole.run.console)
+        run.shared_answers = whole.folder / ANSWERS / f"{fingerprint({'': whole.teacher})[:16]}.jsonl"
         state_data(run)
         digests = whole.run.digests
         files = [samples, *([whole.held_out] if whole.held_out else [])]

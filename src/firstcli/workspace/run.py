@@ -91,6 +91,8 @@ class Run:
         self.memory = Memory(folder / ".checks.json", console)
         self.manifests: dict[str, Manifest] = {}
         """Manifests of the units that are known to be up to date, by key."""
+        self.shared_answers: Path | None = None
+        """The file of a remote teacher's answers that this run shares with others, if any."""
         self.loaded: dict[object, object] = {}
         """Results of `once_per_run` functions."""
         self.tokenizers = Tokenizers(recipe, console, self._text)
