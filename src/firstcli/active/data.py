@@ -166,6 +166,11 @@ class ActiveData:
         known = splits.prompt_digests([*seeds, *self.held_out])
         if not self._is_own:
             known = np.union1d(known, splits.prompt_digests(self._run.training.train))
+            if labelled := int(np.isin(self._prompts, known).sum()):
+                self._run.console.say(
+                    f"{POOL_KEY}: {labelled:,} of its {len(self._prompts):,} questions are also in "
+                    "train.task and are left out"
+                )
         is_first = np.zeros(len(self._prompts), np.bool_)
         is_first[np.unique(self._prompts, return_index=True)[1]] = True
         kept = is_first & ~np.isin(self._prompts, known)

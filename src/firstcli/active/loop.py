@@ -335,7 +335,8 @@ class ArmLoop:
             whole.run, self.model.arm, self.seed, start, samples, whole.held_out
         )
         run = Run(recipe, folder.run, whole.run.console)
-        run.shared_answers = whole.folder / ANSWERS / f"{fingerprint({'': whole.teacher})[:16]}.jsonl"
+        name = fingerprint({"teacher": whole.teacher})[:16]
+        run.shared_answers = whole.folder / ANSWERS / f"{name}.jsonl"
         state_data(run)
         digests = whole.run.digests
         files = [samples, *([whole.held_out] if whole.held_out else [])]

@@ -15,7 +15,9 @@ from firstcli.pipeline.execute import bring_up_to_date
 from firstcli.pipeline.plan import Request, disk_errors_reported, open_run
 from firstcli.runtime import distributed
 from firstcli.runtime.files import locked
+from firstcli.stages import fingerprints
 from firstcli.stages.finetune import FINETUNE
+from firstcli.workspace.artifacts import fingerprint
 from firstcli.workspace.run import Run
 
 NO_SECTION = (
@@ -66,13 +68,11 @@ def opened(run: Run, request: Request) -> ActiveRun:
     """Read the data, and bring the teacher up to date."""
     assert run.recipe.active
     data = ActiveData(run, run.recipe.active)
-    teacher = run.recipe.teacher
-    identity = ""
-    if teacher and teacher.finetune:
+    if run.recipe.teacher is None:
+        return ActiveRun(run, request, data, "")
+    content = ""
+    if run.recipe.teacher.finetune:
         bring_up_to_date(run, replace(request, arms=()), FINETUNE)
-        identity = run.manifests[FINETUNE.key()].content
-    elif teacher and teacher.model.checkpoint:
-        identity = run.checkpoint_identity("teacher")
-    elif teacher:
-        identity = f"{teacher.model.family} {teacher.model.effective}"
-    return ActiveRun(run, request, data, identity)
+        content = run.manifests[FINETUNE.key()].content
+    predictions = fingerprints.as_text(fingerprints.predictions(run, "teacher"))
+    return ActiveRun(run, request, data, fingerprint({**predictions, "teacher": content}))
