@@ -14,17 +14,20 @@ POOL = 20
 ACTIVE: dict[str, Any] = {"seed_samples": 5, "budget": {"samples": 4}, "rounds": 2}
 
 
-def planned(folder: Path, *args: object, active: dict[str, Any], **sections: Any) -> Result:
+def planned(
+    folder: Path, *args: object, active: dict[str, Any] | None, **sections: Any
+) -> Result:
     """Plan a recipe with 30 training rows, 10 test rows and a pool of 20 questions."""
     data = folder / "data"
     write_rows(data / "train.jsonl", sums(30))
     write_rows(data / "test.jsonl", sums(10, first=30))
     if not (folder / "pool.jsonl").exists():
         write_rows(folder / "pool.jsonl", sums(POOL, first=40))
+    pool = {"task": of_files(folder / "pool.jsonl")}
     given = {
         "train": {"task": of_files(data), "validation": 0.3},
         "evaluate": [{"task": of_files(data)}],
-        "active": {"pool": {"task": of_files(folder / "pool.jsonl")}, **ACTIVE, **active},
+        "active": None if active is None else {"pool": pool, **ACTIVE, **active},
         "arms": {"first": {"recalibrator": {"name": "temperature-scaling"}}},
         **sections,
     }
@@ -71,7 +74,7 @@ def test_the_section(tmp_path: Path, active: dict[str, Any], parts: tuple[str, .
 def test_the_rest_of_the_recipe(
     tmp_path: Path, sections: dict[str, Any], parts: tuple[str, ...]
 ) -> None:
-    planned(tmp_path, active={}, **sections).mistake(*parts)
+    planned(tmp_path, **{"active": {}, **sections}).mistake(*parts)
 
 
 def test_recalibrated_confidence_needs_held_out_samples(tmp_path: Path) -> None:

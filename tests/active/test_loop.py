@@ -81,7 +81,7 @@ def test_each_round_learns_the_first_samples_and_all_bought_so_far(finished: Fin
     chosen = [
         json.loads((folder / str(number) / "chosen.json").read_text())["ids"] for number in (1, 2)
     ]
-    assert [sample.id for sample in learned[2][12:]] == [id for ids in chosen for id in ids]
+    assert [sample.id for sample in learned[2][12:]] == [f"pool/{id}" for ids in chosen for id in ids]
     prompts = {sample.prompt for sample in learned[2]}
     assert len(prompts) == 22
     held_out = {from_row(row).prompt for row in rows(finished.run / "rounds/.held-out.jsonl")}
@@ -207,7 +207,7 @@ def test_bought_labels_are_learned(tmp_path: Path) -> None:
     run = selected(tmp_path, "AB" * 10, "label")
     learned = [from_row(row) for row in rows(run / "rounds/first/1/train.jsonl")][12:]
     for sample in learned:
-        number = int(str(sample.id)[1:])
+        number = int(str(sample.id).removeprefix("pool/q"))
         assert sample.answer == number % 2
 
 

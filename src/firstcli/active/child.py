@@ -17,6 +17,8 @@ TRAINED_FAMILY = "causal-lm"
 """The family that loads models which a family without a checkpoint has made."""
 STOP_EVALUATION = "active-held-out"
 """Name of the evaluation on the held-out samples, which decides when an arm stops."""
+PLACE = ("task", "name", "split", "limit")
+"""Keys of an evaluation that say which questions are asked, not how they are answered."""
 SELECTION = ("selector", "annotator", "confidence")
 """Keys of an arm that say what is annotated, not how its student learns."""
 
@@ -74,7 +76,9 @@ def child_recipe(
         adapted = run.evaluation_task(section.name)
         values["task"] = adapted.model_dump(mode="json", exclude_none=True)
     if held_out and recipe.active and recipe.active.stop:
-        whole["evaluate"].append({"name": STOP_EVALUATION, "split": HELD_OUT})
+        place = {"name": STOP_EVALUATION, "split": HELD_OUT}
+        how = {key: value for key, value in whole["evaluate"][0].items() if key not in PLACE}
+        whole["evaluate"].append({**how, **place})
     if recipe.teacher:
         model = recipe.teacher.model
         values = model.model_dump(mode="json", exclude_none=True)

@@ -188,6 +188,9 @@ class ArmLoop:
         """Bring a round up to date; return whether it was not."""
         folder, console = self.folder.round(number), self.whole.run.console
         self._choose_and_buy(number, folder)
+        if number and not self.progress.latest.ids:  # the budget does not suffice for one
+            folder.facts.unlink(missing_ok=True)
+            return False
         student, key = self._child(number, folder)
         facts = folder.read_facts(key)
         is_new = facts is None

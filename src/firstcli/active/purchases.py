@@ -22,6 +22,8 @@ from firstcli.recipe.sections import Arm
 from firstcli.stages.annotating import AnnotationOrder, AnnotationOutcome
 from firstcli.workspace.run import Run
 
+POOL_ID = "pool/"
+"""Beginning of the ids of annotated samples: the labelled data has ids of its own."""
 EXAMPLES = 32
 """Questions by which the cost of an annotation is estimated before the first one is bought."""
 
@@ -109,13 +111,14 @@ class Buyer:
         return Spent(1, round(read), written)
 
     def learned(self, annotations: Iterable[Annotation], arm: Arm) -> list[Sample]:
-        """Return what a student learns of annotations.
+        """Return what a student learns of annotations, with ids that no other sample has.
 
         Args:
             annotations: what was bought.
             arm: the student's arm.
         """
-        return [self._learned(annotation, arm) for annotation in annotations]
+        samples = (self._learned(annotation, arm) for annotation in annotations)
+        return [replace(sample, id=f"{POOL_ID}{sample.id}") for sample in samples]
 
     def _learned(self, annotation: Annotation, arm: Arm) -> Sample:
         question = self.pool.question(annotation.id)

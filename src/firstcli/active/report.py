@@ -51,7 +51,7 @@ def rounds_data(whole: ActiveRun, played: Sequence[ArmLoop]) -> RoundsData:
         if not every:
             continue
         if model.arm not in rounds:
-            picked += [_picked(loop, number) for number in range(1, len(every))]
+            picked += [_picked(loop, int(facts["round"])) for facts in every if facts["round"]]
         rounds.setdefault(model.arm, {})[loop.seed] = every
     recipe = whole.run.recipe
     names = [section.name for section in recipe.evaluate]
@@ -59,11 +59,10 @@ def rounds_data(whole: ActiveRun, played: Sequence[ArmLoop]) -> RoundsData:
 
 
 def _written(loop: ArmLoop) -> Iterator[dict[str, JSON]]:
-    """Yield the facts of an arm's rounds up to the first that is missing."""
+    """Yield the facts of an arm's finished rounds."""
     for number in range(loop.active.rounds + 1):
-        if (facts := read_json(loop.folder.round(number).facts)) is None:
-            return
-        yield facts
+        if (facts := read_json(loop.folder.round(number).facts)) is not None:
+            yield facts
 
 
 def _picked(loop: ArmLoop, number: int) -> PickedRound:
