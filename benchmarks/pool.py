@@ -2,7 +2,7 @@
 
     python benchmarks/pool.py [--repeats 5]
 
-The explanations are given: every model writes the same invented ones, of four steps, token by token.
+The explanations are given: every model writes the same ones, of four steps, token by token.
 Memory is measured while the answers of a pool, read part by part, are scored.
 """
 

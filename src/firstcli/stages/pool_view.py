@@ -214,16 +214,8 @@ class PoolReader:
             waiting = list(group)
             while waiting:
                 batch = waiting[:size]
-                try:
-                    found = work(batch)
-                except (RuntimeError, MemoryError) as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    if len(batch) == 1:
-                        raise UserError(
-                            f"out of memory on question '{batch[0].sample.id}' alone; free "
-                            "memory, or choose a smaller dtype"
-                        ) from error
+                found = _unless_out_of_memory(work, batch)
+                if found is None:
                     size = len(batch) // 2
                     free_memory()
                     continue
@@ -353,7 +345,7 @@ class PoolReader:
         return np.stack([self._mean_losses(given), self._mean_losses(alone)], 1)
 
     def _mean_losses(self, samples: Sequence[Sample]) -> FloatArray:
-        rows = list(each_encoded(samples, self._encoding))
+        rows = list(each_encoded(samples, replace(self._encoding, warnings=[])))
         losses = np.zeros(len(rows))
         scored = [index for index, row in enumerate(rows) if len(row.targets)]
         for chosen in inference.batches(
@@ -395,6 +387,27 @@ class PoolReader:
 def _counts(said: _Explained, every_step: bool = True) -> Sequence[int]:
     """Return after how many steps the answer is read."""
     return range(len(said.steps) + 1) if every_step else (len(said.steps),)
+
+
+def _unless_out_of_memory(
+    work: Callable[[Sequence[_Question]], Sequence[Result]], batch: Sequence[_Question]
+) -> Sequence[Result] | None:
+    """Return the results of a batch, or None if it does not fit.
+
+    Raises:
+        UserError: it is a single question.
+    """
+    try:
+        return work(batch)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(batch) == 1:
+            raise UserError(
+                f"out of memory on question '{batch[0].sample.id}' alone; free memory, or choose "
+                "a smaller dtype"
+            ) from error
+        return None
 
 
 def tokens_of(
