@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
-from firstcli.api import FloatArray, TopKRows
+from firstcli.api import TopKRows
 from firstcli.metrics.records import EvalRecords
 from firstcli.plugins.calls import CheckedRecalibrator
 
@@ -63,37 +62,6 @@ def recalibrated(records: EvalRecords, fitted: CheckedRecalibrator, task: str) -
         groups=records.groups,
         scope="candidates",
     )
-
-
-def correction(fitted: CheckedRecalibrator, task: str) -> Callable[[FloatArray], FloatArray]:
-    """Return a function that recalibrates distributions of answers, (R, n).
-
-    Args:
-        fitted: the fitted recalibrator.
-        task: name of the task that the questions come from.
-    """
-
-    def corrected(distributions: FloatArray) -> FloatArray:
-        count, width = distributions.shape
-        if width == 1:
-            return distributions  # a single answer is certain
-        order = np.argsort(-distributions, axis=1, kind="stable")
-        rows = TopKRows(
-            topk=np.take_along_axis(distributions, order, axis=1),
-            mass=np.ones(count),
-            mass_mode="one",
-            candidate=order,
-            token_ids=None,
-            sample_ids=[str(number) for number in range(count)],
-            position=np.zeros(count, np.int64),
-            is_answer=np.ones(count, np.bool_),
-            task=task,
-        )
-        result = np.empty_like(distributions)
-        np.put_along_axis(result, order, fitted.transform(rows).distribution, axis=1)
-        return result
-
-    return corrected
 
 
 def _narrowed(rows: TopKRows, count: int) -> TopKRows:
