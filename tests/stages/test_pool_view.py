@@ -15,6 +15,7 @@ from conftest import MakeLlama
 from firstcli import plugins
 from firstcli.api import AnswerSampling, ExplanationForm, FloatArray, Pool, Sample, UserError
 from firstcli.data.encoding import Encoding
+from firstcli.data.token_texts import tokens_of
 from firstcli.models import branches
 from firstcli.plugins import selectors
 from firstcli.stages import pool_view
@@ -23,7 +24,6 @@ from firstcli.stages.pool_view import (
     ReadingSettings,
     joined,
     scored,
-    tokens_of,
     without_label,
 )
 
@@ -360,6 +360,17 @@ def test_bad_questions(student: Student) -> None:
     free = Sample("Q: What is fire?\nA:", "", "free")
     with pytest.raises(UserError, match="sample 'free' has no candidates, and its task does not"):
         student.reader(form=None).read([free], {"answers"})
+
+
+@pytest.mark.parametrize("needs", ["answers", "thoughts", "losses", "embeddings"])
+def test_output_that_is_not_finite(
+    student: Student, monkeypatch: pytest.MonkeyPatch, needs: str
+) -> None:
+    reader = student.reader(response_of=lambda _: " The water is wet.")
+    norm = student.model.model.norm
+    monkeypatch.setattr(norm, "weight", torch.nn.Parameter(norm.weight * torch.nan))
+    with pytest.raises(UserError, match="output is not finite for 5 questions, such as 'water'"):
+        reader.read(questions(), {needs})
 
 
 def test_an_explanation_that_fills_the_context_is_read_as_far_as_there_is_room(
