@@ -15,6 +15,7 @@ from conftest import MakeLlama
 from firstcli import plugins
 from firstcli.api import AnswerSampling, ExplanationForm, FloatArray, Pool, Sample, UserError
 from firstcli.data.encoding import Encoding
+from firstcli.data.token_texts import tokens_of
 from firstcli.models import branches
 from firstcli.plugins import selectors
 from firstcli.stages import pool_view
@@ -23,7 +24,6 @@ from firstcli.stages.pool_view import (
     ReadingSettings,
     joined,
     scored,
-    tokens_of,
     without_label,
 )
 
@@ -295,8 +295,10 @@ def test_samples_are_seeded_and_equal_answers_are_equal_texts(student: Student) 
 
     cool = samples(sampling=AnswerSampling(3, 0.05))
     assert cool == [["1"] * 3, ["2"] * 3, ["3"] * 3, ["2"] * 3, [""] * 3]
-    hot = {seed: samples(seed=seed, sampling=AnswerSampling(4, 3.0)) for seed in (0, 0, 1)}
-    assert hot[0] == samples(seed=0, sampling=AnswerSampling(4, 3.0)) != hot[1]
+    hot: dict[str, Any] = {"form": None, "max_new_tokens": 6, "sampling": AnswerSampling(3, 2.0)}
+    whole = samples(seed=0, **hot)  # without a form, the whole text is the answer
+    assert whole == samples(seed=0, **hot) != samples(seed=1, **hot)
+    assert len({*whole[0]}) > 1
 
 
 def test_losses_equal_the_naive_ones(student: Student) -> None:
@@ -360,13 +362,24 @@ def test_bad_questions(student: Student) -> None:
         student.reader(form=None).read([free], {"answers"})
 
 
+@pytest.mark.parametrize("needs", ["answers", "thoughts", "losses", "embeddings"])
+def test_output_that_is_not_finite(
+    student: Student, monkeypatch: pytest.MonkeyPatch, needs: str
+) -> None:
+    reader = student.reader(response_of=lambda _: " The water is wet.")
+    norm = student.model.model.norm
+    monkeypatch.setattr(norm, "weight", torch.nn.Parameter(norm.weight * torch.nan))
+    with pytest.raises(UserError, match="output is not finite for 5 questions, such as 'water'"):
+        reader.read(questions(), {needs})
+
+
 def test_an_explanation_that_fills_the_context_is_read_as_far_as_there_is_room(
     student: Student, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     question = questions()[3]  # three steps
     pool = student.reader().read([question], {"thoughts"})
     assert pool.thoughts
-    prompt, new = written(student, question.prompt)
+    prompt, _ = written(student, question.prompt)
     # The explanation just fits, but not the sentence with the answer after it.
     (_, end) = pool.thoughts[0].steps[-1]
     monkeypatch.setattr(student.model.config, "max_position_embeddings", len(prompt) + end)
@@ -392,15 +405,19 @@ def test_a_batch_that_does_not_fit_is_halved(
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return original(model, prompts, *args, **kwargs)
 
+    reader = student.reader(batch_size=5)
     monkeypatch.setattr(branches, "generated", small)
-    found = student.reader(batch_size=5).read(questions(), {"thoughts"})
+    found = reader.read(questions(), {"thoughts"})
     assert sizes == [5, 2, 2, 1]
     for mine, other in zip(found.thoughts or (), expected.thoughts or (), strict=True):
         assert mine.answers_after == pytest.approx(other.answers_after, abs=1e-5)
 
-    monkeypatch.setattr(branches, "generated", lambda *_, **__: torch.zeros(1).expand(-5))
-    with pytest.raises(RuntimeError):
-        student.reader().read(questions(), {"thoughts"})
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(branches, "generated", full)
+    with pytest.raises(UserError, match=r"out of memory on question '\w+' alone; free memory"):
+        reader.read(questions(), {"thoughts"})
 
 
 @pytest.mark.parametrize("name", [plugin.name for plugin in plugins.registered("selectors")])

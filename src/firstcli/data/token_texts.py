@@ -38,7 +38,30 @@ def token_spans(
     whole: Any = tokenizer
     text: str = whole.decode(list(ids), skip_special_tokens=False)
     again = whole(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    if again["input_ids"] == list(ids):  # as a rule, and a tenth of the time
+    if again["input_ids"] == list(ids):  # as a rule; one call, not two per token
         return text, [(start, end) for start, end in again["offset_mapping"]]
     texts = token_texts(tokenizer, ids)
     return "".join(texts), list(pairwise(accumulate(map(len, texts), initial=0)))
+
+
+def tokens_of(
+    steps: Sequence[tuple[int, int]], tokens: Sequence[tuple[int, int]]
+) -> tuple[tuple[int, int], ...]:
+    """Return which tokens each step has: half-open ranges, in order and without overlap.
+
+    Args:
+        steps: the characters of each step, in order.
+        tokens: the characters of each token, in order. A token belongs to a step if it stands for
+            one of its characters; the first of two steps gets one that both share.
+    """
+    ranges = []
+    end = 0
+    for first, last in steps:
+        start = end
+        while start < len(tokens) and tokens[start][1] <= first:
+            start += 1
+        end = start
+        while end < len(tokens) and tokens[end][0] < last:
+            end += 1
+        ranges.append((start, end))
+    return tuple(ranges)

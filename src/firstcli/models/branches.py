@@ -67,9 +67,9 @@ class Generated:
         pairs = zip(known[:most], branch.input_ids, strict=False)
         return next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), most)
 
-    def end(self, branch: Branch) -> int:
-        """Return where the tokens that a branch shares end in the cache."""
-        return self.width - len(self.prompts[branch.row]) + self.shared(branch)
+    def start(self, branch: Branch) -> int:
+        """Return where a branch's tokens start in the cache, after the padding."""
+        return self.width - len(self.prompts[branch.row])
 
 
 def generated(
@@ -155,33 +155,45 @@ def _read(
         readout_of: returns the readout of some branches, one after the other.
     """
     results: list[Tensor | None] = [None] * len(branches)
-    for chosen in _batches(text, branches):
-        values = _run(reader, text, [branches[i] for i in chosen], readout_of(chosen)).cpu()
-        counts = [branches[i].count for i in chosen]
-        for i, part in zip(chosen, values.split(counts), strict=True):
+    known = [text.shared(branch) for branch in branches]
+    for chosen in _batches(text, branches, known):
+        some = [branches[i] for i in chosen]
+        values = _run(reader, text, some, [known[i] for i in chosen], readout_of(chosen)).cpu()
+        for i, part in zip(chosen, values.split([branch.count for branch in some]), strict=True):
             results[i] = part
     return [result for result in results if result is not None]
 
 
-def _batches(text: Generated, branches: Sequence[Branch]) -> Iterator[list[int]]:
-    """Group branches; the cached and the new tokens of a batch fit into its limit."""
-    ends = [text.end(branch) for branch in branches]
-    news = [len(branch.input_ids) - text.shared(branch) for branch in branches]
+def _batches(
+    text: Generated, branches: Sequence[Branch], known: Sequence[int]
+) -> Iterator[list[int]]:
+    """Group branches; the cached and the new tokens of a batch fit into its limit.
+
+    Args:
+        text: the generated batch.
+        branches: the branches.
+        known: how many tokens of each the cache holds.
+    """
+    ends = [text.start(branch) + count for branch, count in zip(branches, known, strict=True)]
+    news = [len(branch.input_ids) - count for branch, count in zip(branches, known, strict=True)]
     batch: list[int] = []
     most_cached = most_new = 0
     for i in sorted(range(len(branches)), key=lambda i: (-ends[i], -news[i], i)):
-        cached, new = max(most_cached, ends[i]), max(most_new, news[i])
-        if batch and (cached + new) * (len(batch) + 1) > EVALUATION_TOKENS:
+        most_cached, most_new = max(most_cached, ends[i]), max(most_new, news[i])
+        if batch and (most_cached + most_new) * (len(batch) + 1) > EVALUATION_TOKENS:
             yield batch
-            batch, cached, new = [], ends[i], news[i]
+            batch, most_cached, most_new = [], ends[i], news[i]
         batch.append(i)
-        most_cached, most_new = cached, new
     if batch:
         yield batch
 
 
 def _run(
-    reader: readout.Reader, text: Generated, branches: Sequence[Branch], read: readout.Readout
+    reader: readout.Reader,
+    text: Generated,
+    branches: Sequence[Branch],
+    known: Sequence[int],
+    read: readout.Readout,
 ) -> Tensor:
     """Return the readout of the predictions of one batch of branches, one after the other.
 
@@ -189,33 +201,29 @@ def _run(
         reader: the model.
         text: the generated batch.
         branches: the branches.
+        known: how many tokens of each the cache holds.
         read: the readout.
     """
     device = input_device(reader.model)
-    shared = [text.shared(branch) for branch in branches]
+    pairs = list(zip(branches, known, strict=True))
     padded = inference.pad(
-        [
-            np.asarray(branch.input_ids[known:], np.int32)
-            for branch, known in zip(branches, shared, strict=True)
-        ]
+        [np.asarray(branch.input_ids[count:], np.int32) for branch, count in pairs]
     )
-    last = [len(branch.input_ids) - known for branch, known in zip(branches, shared, strict=True)]
-    rows = [row for row, branch in enumerate(branches) for _ in range(branch.count)]
-    columns = [
-        column
-        for end, branch in zip(last, branches, strict=True)
-        for column in range(end - branch.count, end)
-    ]
+    rows, columns = [], []
+    for row, (branch, count) in enumerate(pairs):
+        last = len(branch.input_ids) - count
+        rows += [row] * branch.count
+        columns += range(last - branch.count, last)
     mask, positions, cache = padded.attention_mask, None, None
     if text.cache is not None:
-        length = max(text.end(branch) for branch in branches)
+        length = max(text.start(branch) + count for branch, count in pairs)
         seen = torch.zeros(len(branches), length, dtype=torch.long)
-        for row, (branch, known) in enumerate(zip(branches, shared, strict=True)):
-            end = text.end(branch)
-            seen[row, end - known : end] = 1
+        for row, (branch, count) in enumerate(pairs):
+            start = text.start(branch)
+            seen[row, start : start + count] = 1
         mask = torch.cat([seen, mask], 1)
         steps = torch.arange(padded.input_ids.shape[1])
-        positions = (torch.tensor(shared)[:, None] + steps).to(device)
+        positions = (torch.tensor(known)[:, None] + steps).to(device)
         selected = _selected(text.cache, [branch.row for branch in branches], length)
         cache = readout.Cached(selected, cache_argument(reader.model))
     return reader(

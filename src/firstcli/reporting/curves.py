@@ -42,9 +42,7 @@ def drawing(data: RoundsData, evaluation: str, place: str) -> style.Drawing:
     return style.Drawing(f"{place}+{evaluation}", tuple(panels), numbers, size=size)
 
 
-def _panel(
-    lines: Mapping[str, Points], metric: Metric, evaluation: str, place: str
-) -> style.Panel:
+def _panel(lines: Mapping[str, Points], metric: Metric, evaluation: str, place: str) -> style.Panel:
     title = f"{metric.short} on {evaluation}"
     ends = "; ".join(
         f"{row}: {metric.text(points[0][1].value)} at {points[0][0]:g}, "

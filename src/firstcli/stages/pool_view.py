@@ -29,7 +29,7 @@ from firstcli.api.explanations import canonical_answer
 from firstcli.checkpoints.placement import input_device
 from firstcli.data.encoding import Encoding, each_encoded
 from firstcli.data.reasoning import step_spans, with_steps
-from firstcli.data.token_texts import token_spans
+from firstcli.data.token_texts import token_spans, tokens_of
 from firstcli.models import branches, inference, readout
 from firstcli.models.answers import EVALUATION_TOKENS, target_log_probs
 from firstcli.models.batching import free_memory, is_out_of_memory
@@ -161,6 +161,7 @@ class PoolReader:
         encoded = self._encoded(questions)
         if {"answers", "thoughts"} & {*needs}:
             said = self._each(encoded, lambda batch: self._said(batch, "thoughts" in needs))
+            self._require_finite(encoded, [thought.answers_after for thought in said])
             answers = [thought.answers_after[-1] for thought in said]
             pool = replace(
                 pool,
@@ -170,7 +171,9 @@ class PoolReader:
         if "samples" in needs:
             pool = replace(pool, samples=self._samples(encoded))
         if "losses" in needs:
-            pool = replace(pool, losses=self._losses(questions))
+            losses = self._losses(questions)
+            self._require_finite(encoded, list(losses))
+            pool = replace(pool, losses=losses)
         if "embeddings" in needs:
             pool = replace(pool, embeddings=self._embeddings(encoded))
         return pool
@@ -214,16 +217,8 @@ class PoolReader:
             waiting = list(group)
             while waiting:
                 batch = waiting[:size]
-                try:
-                    found = work(batch)
-                except (RuntimeError, MemoryError) as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    if len(batch) == 1:
-                        raise UserError(
-                            f"out of memory on question '{batch[0].sample.id}' alone; free "
-                            "memory, or choose a smaller dtype"
-                        ) from error
+                found = _unless_out_of_memory(work, batch)
+                if found is None:
                     size = len(batch) // 2
                     free_memory()
                     continue
@@ -258,6 +253,15 @@ class PoolReader:
             )
             for each, values, rows in zip(explained, log_probs, answers, strict=True)
         ]
+
+    def _require_finite(self, questions: Sequence[_Question], values: Sequence[FloatArray]) -> None:
+        finite = [bool(np.isfinite(each).all()) for each in values]
+        wrong = [each.sample.id for each, good in zip(questions, finite, strict=True) if not good]
+        if wrong:
+            raise UserError(
+                f"the student's output is not finite for {len(wrong)} questions, such as "
+                f"'{wrong[0]}'; check its weights, or try model.options.dtype: float32"
+            )
 
     def _explained(self, ids: Sequence[int], with_places: bool) -> _Explained:
         """Take a written text apart.
@@ -353,7 +357,7 @@ class PoolReader:
         return np.stack([self._mean_losses(given), self._mean_losses(alone)], 1)
 
     def _mean_losses(self, samples: Sequence[Sample]) -> FloatArray:
-        rows = list(each_encoded(samples, self._encoding))
+        rows = list(each_encoded(samples, replace(self._encoding, warnings=[])))
         losses = np.zeros(len(rows))
         scored = [index for index, row in enumerate(rows) if len(row.targets)]
         for chosen in inference.batches(
@@ -369,10 +373,12 @@ class PoolReader:
         states: list[FloatArray | None] = [None] * len(questions)
         lengths = [len(each.prompt) for each in questions]
         for chosen in inference.batches(lengths, EVALUATION_TOKENS):
-            found = self._last_states([questions[i].prompt for i in chosen])
-            for index, state in zip(chosen, found, strict=True):
+            part = self._last_states([questions[i].prompt for i in chosen])
+            for index, state in zip(chosen, part, strict=True):
                 states[index] = state
-        return np.stack([state for state in states if state is not None])
+        found = [state for state in states if state is not None]
+        self._require_finite(questions, found)
+        return np.stack(found)
 
     def _last_states(self, prompts: Sequence[Sequence[int]]) -> FloatArray:
         """Return what the output layer gets at the last token of each prompt, (B, d)."""
@@ -397,27 +403,25 @@ def _counts(said: _Explained, every_step: bool = True) -> Sequence[int]:
     return range(len(said.steps) + 1) if every_step else (len(said.steps),)
 
 
-def tokens_of(
-    steps: Sequence[tuple[int, int]], tokens: Sequence[tuple[int, int]]
-) -> tuple[tuple[int, int], ...]:
-    """Return which tokens each step has: half-open ranges, in order and without overlap.
+def _unless_out_of_memory(
+    work: Callable[[Sequence[_Question]], Sequence[Result]], batch: Sequence[_Question]
+) -> Sequence[Result] | None:
+    """Return the results of a batch, or None if it does not fit.
 
-    Args:
-        steps: the characters of each step, in order.
-        tokens: the characters of each token, in order. A token belongs to a step if it stands for
-            one of its characters; the first of two steps gets one that both share.
+    Raises:
+        UserError: it is a single question.
     """
-    ranges = []
-    end = 0
-    for first, last in steps:
-        start = end
-        while start < len(tokens) and tokens[start][1] <= first:
-            start += 1
-        end = start
-        while end < len(tokens) and tokens[end][0] < last:
-            end += 1
-        ranges.append((start, end))
-    return tuple(ranges)
+    try:
+        return work(batch)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(batch) == 1:
+            raise UserError(
+                f"out of memory on question '{batch[0].sample.id}' alone; free memory, or choose "
+                "a smaller dtype"
+            ) from error
+        return None
 
 
 def joined(parts: Iterable[Pool]) -> Pool:
