@@ -27,6 +27,7 @@ KINDS: dict[str, Kind] = {
     "task": "tasks",
     "family": "families",
     "augmenter": "augmenters",
+    "annotator": "annotators",
 }
 
 
