@@ -357,6 +357,6 @@ class ModelSection(PluginSection):
 
 PLUGIN_SECTIONS: dict[str, type[PluginSection]] = {
     section.__name__: section
-    for section in (TaskRef, RecalibratorRef, PosthocRef, ModelSection, AugmenterRef, AnnotatorRef)
+    for section in (TaskRef, RecalibratorRef, PosthocRef, ModelSection, AugmenterRef)
 }
 """Sections that name a plugin, by their title in the JSON schema."""
