@@ -56,6 +56,10 @@ def revised(item: ToAnnotate) -> str:
     return f"First wrong step: {number}\nStep {number}: It is so.\nAnswer: {answer}"
 
 
+def evolved(item: ToAnnotate) -> str:
+    return f"Question: Is this new?\n{explained(item)}"
+
+
 def answered(item: ToAnnotate) -> str:
     return f"Answer: {(item.choices or ('4',))[0]}"
 
@@ -66,6 +70,7 @@ def answered(item: ToAnnotate) -> str:
         ("explain", explained),
         ("revise", revised),
         ("answer", answered),
+        ("evolve", evolved),
         ("self", None),
         ("oracle", None),
         ("label", None),
@@ -78,7 +83,7 @@ def test_they_conform(name: str, text: Callable[[ToAnnotate], str] | None) -> No
 
 def test_all_are_registered() -> None:
     names = [plugin.name for plugin in plugins.registered("annotators")]
-    assert {"answer", "explain", "oracle", "revise", "self"} <= {*names}
+    assert {"answer", "evolve", "explain", "oracle", "revise", "self"} <= {*names}
 
 
 def test_what_the_teacher_is_asked() -> None:
