@@ -25,7 +25,7 @@ from firstcli.tasks.templates import fill
 
 _PROMPT = """\
 A student is unsure about the question below. Find out what makes it hard for the student. Then \
-write one new question that is hard for the same reason, about other things and with other numbers. \
+write one new question that is hard for the same reason, about other things and other numbers. \
 Explain its answer in short steps: one step per line, and one fact or one calculation per step. \
 Then state the answer. Write nothing but lines of this form:
 Question: <the new question in one line>
