@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -55,6 +56,10 @@ def revised(item: ToAnnotate) -> str:
     return f"First wrong step: {number}\nStep {number}: It is so.\nAnswer: {answer}"
 
 
+def evolved(item: ToAnnotate) -> str:
+    return f"Question: Is this new?\n{explained(item)}"
+
+
 def answered(item: ToAnnotate) -> str:
     return f"Answer: {(item.choices or ('4',))[0]}"
 
@@ -65,6 +70,7 @@ def answered(item: ToAnnotate) -> str:
         ("explain", explained),
         ("revise", revised),
         ("answer", answered),
+        ("evolve", evolved),
         ("self", None),
         ("oracle", None),
         ("label", None),
@@ -77,7 +83,7 @@ def test_they_conform(name: str, text: Callable[[ToAnnotate], str] | None) -> No
 
 def test_all_are_registered() -> None:
     names = [plugin.name for plugin in plugins.registered("annotators")]
-    assert {"answer", "explain", "oracle", "revise", "self"} <= {*names}
+    assert {"answer", "evolve", "explain", "oracle", "revise", "self"} <= {*names}
 
 
 def test_what_the_teacher_is_asked() -> None:
@@ -195,3 +201,25 @@ def test_simulated_items_are_of_all_kinds() -> None:
     items = simulated_items()
     assert {bool(item.sample.candidates) for item in items} == {True, False}
     assert {bool(item.explanation) for item in items} == {True, False}
+
+
+def test_the_oracle_repairs_what_known_steps_can_check() -> None:
+    from firstcli.data.annotations import to_annotate, with_label
+    from firstcli.tasks.known_steps import FORM, KnownSteps, KnownStepsOptions
+
+    task = KnownSteps(KnownStepsOptions(train=20, pool=20, test=20, shifted=20))
+    oracle = annotators.annotator("oracle", PluginOptions())
+    oracle.prepare(task)
+    samples = [sample for sample in task.load("pool").samples if len(sample.steps) > 1]
+    said = []
+    for number, sample in enumerate(samples):
+        flaw = number % len(sample.steps)
+        wrong = (*sample.steps[:flaw], "The owner of 3 is nobody.", *sample.steps[flaw + 1 :])
+        item = to_annotate(replace(sample, id=str(number)), FORM, wrong, "Nobody")
+        item = with_label(item, replace(sample, id=str(number)), FORM)
+        said.append(item)
+        found = oracle.annotate(item)
+        assert found == Explained(sample.steps, task.true_answer(sample), flaw)
+        right = oracle.annotate(replace(item, explanation=sample.steps))
+        assert right == Explained(sample.steps, task.true_answer(sample), None)
+    check_annotator(Oracle, task=task, items=said)

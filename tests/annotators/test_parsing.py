@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firstcli.annotators.answer import AnswerAnnotator, AnswerOptions
+from firstcli.annotators.evolve import Evolve, EvolveOptions
 from firstcli.annotators.explain import Explain, ExplainOptions
 from firstcli.annotators.lines import LineForm, StepForms, one_line
 from firstcli.annotators.revise import Revise, ReviseOptions
@@ -22,7 +23,7 @@ OWN = ("2 + 3 = 6.", "6 + 4 = 10.")
 SAID = ToAnnotate(QUESTION, OWN, "10")
 
 explain, revise = Explain(ExplainOptions()), Revise(ReviseOptions())
-answer = AnswerAnnotator(AnswerOptions())
+answer, evolve = AnswerAnnotator(AnswerOptions()), Evolve(EvolveOptions())
 of_task = Explain(
     ExplainOptions(template="{question}", step="{step}", answer="The answer is {answer}.")
 )
@@ -63,7 +64,7 @@ students = st.builds(
 
 
 @given(students, noise)
-@pytest.mark.parametrize("annotator", [explain, revise, answer, of_task])
+@pytest.mark.parametrize("annotator", [explain, revise, answer, of_task, evolve])
 def test_every_text_is_sound_or_unparsable(
     annotator: Annotator[ExplainOptions], item: ToAnnotate, text: str
 ) -> None:
@@ -78,7 +79,7 @@ def test_every_text_is_sound_or_unparsable(
     written = one_line(text).casefold()
     flaw = found.first_flaw
     kept = len(item.explanation) if flaw is None else flaw
-    new = found.steps[kept:] if annotator.reads_explanation else found.steps
+    new = found.steps[kept:] if annotator is revise else found.steps
     assert all(one_line(step).casefold() in written for step in new)
 
 
@@ -209,6 +210,29 @@ def test_only_the_answer_is_written() -> None:
     with pytest.raises(Unparsable, match="more than the answer is written"):
         answer.parse(SAID, "Let me see.\nAnswer: 9")
     assert answer.parse(SAID, "answer: 1,200.\n") == Explained((), "1,200")
+
+
+@given(texts, st.lists(texts, min_size=1, max_size=3))
+def test_a_new_question_is_read_as_it_is(question: str, steps: list[str]) -> None:
+    forms = StepForms(evolve.options.step, evolve.options.answer)
+    text = f"Question: {question} ?\n{forms.written(steps, '9')}"
+    found = evolve.parse(SAID, text)
+    assert found == Explained(tuple(steps), "9", question=f"{question} ?")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Step 1: 5.\nAnswer: 9", "the first line does not have the form 'Question: {question}'"),
+        ("Question:\nStep 1: 5.\nAnswer: 9", "the first line does not have the form"),
+        ("Question: <the new question in one line>\nStep 1: 5.\nAnswer: 9", "a line says nothing"),
+        ("Question: What is 1 + 8?\nAnswer: 9", "it has an answer, but no step"),
+    ],
+)
+def test_why_a_new_question_cannot_be_read(text: str, reason: str) -> None:
+    with pytest.raises(Unparsable) as caught:
+        evolve.parse(SAID, text)
+    assert reason in str(caught.value)
 
 
 def test_a_form_writes_and_reads_a_line() -> None:

@@ -28,6 +28,7 @@ KINDS: dict[str, Kind] = {
     "family": "families",
     "augmenter": "augmenters",
     "selector": "selectors",
+    "annotator": "annotators",
 }
 
 

@@ -297,6 +297,25 @@ def test_the_teacher_revises(tmp_path: Path) -> None:
     assert outcome.annotations[1].steps == ("1 + 1 = 2.",)
 
 
+def new_question(request: TextRequest) -> str:
+    """Repeat the pool's question, or ask one of two new ones."""
+    number = int(request.prompt.split("What is ")[1].split(" ")[0])
+    is_first = request.seed == "greedy"
+    question = f"What is  {number} + 1?" if number == 4 and is_first else f"Is {number % 2} even?"
+    return f"Question: {question}\n{good(request)}"
+
+
+def test_new_questions_do_not_repeat(tmp_path: Path) -> None:
+    known = [item.sample.prompt for item in questions(20)]
+    made = order(6, "evolve", max_failures=4, known_questions=known)
+    outcome = annotating.annotate(made, InventedTeacher(new_question), tmp_path)
+    assert [each.question for each in outcome.annotations] == ["Is 0 even?", "Is 1 even?"]
+    assert [each.id for each in outcome.annotations] == ["q0", "q1"]
+    assert {each.reason for each in outcome.failures} == {"the new question is known already"}
+    again = annotating.annotate(made, InventedTeacher(breaks_after=0), tmp_path)
+    assert again == outcome
+
+
 def choices(count: int) -> list[ToAnnotate]:
     words = ("hare", "fox", "crane")
     return [

@@ -23,6 +23,8 @@ _PLACEHOLDER = re.compile(r"<[^<>]*>")
 _EDGES = re.compile(r"^[^\w+\-−$.]+|[^\w%]+$")
 """Punctuation around an answer, other than what belongs to a number."""
 _NUMBER = "[0-9]{1,6}"
+NOTHING = "(none)"
+"""What stands in a prompt for steps or an answer that the student did not write."""
 _SHOWN = 60  # characters of a line in messages
 
 
@@ -98,7 +100,7 @@ class StepForms:
                 f"it does not end with a line of the form '{self.answer}': {shown(lines[-1])}"
             )
         steps = tuple(self._step(line, number) for number, line in enumerate(lines[:-1], first))
-        return steps, _substance(answer["answer"], lines[-1])
+        return steps, substance(answer["answer"], lines[-1])
 
     def _step(self, line: str, number: int) -> str:
         if LineForm(self.answer).read(line) is not None:
@@ -108,7 +110,7 @@ class StepForms:
             raise Unparsable(f"a line does not have the form '{self.step}': {shown(line)}")
         if int(found.get("number") or number) != number:
             raise Unparsable(f"a line is not step {number}: {shown(line)}")
-        return _substance(found["step"], line)
+        return substance(found["step"], line)
 
 
 def lines_of(text: str) -> list[str]:
@@ -121,7 +123,12 @@ def shown(line: str) -> str:
     return f"'{line[:_SHOWN]}{'...' if len(line) > _SHOWN else ''}'"
 
 
-def _substance(text: str, line: str) -> str:
+def substance(text: str, line: str) -> str:
+    """Return the text of a line.
+
+    Raises:
+        Unparsable: it is empty, or a placeholder of the prompt.
+    """
     if not text or _PLACEHOLDER.fullmatch(text):
         raise Unparsable(f"a line says nothing: {shown(line)}")
     return text
@@ -174,6 +181,8 @@ StepForm = Annotated[str, _form_with("step", "number")]
 """An option: the form of a step's line."""
 AnswerForm = Annotated[str, _form_with("answer")]
 """An option: the form of the answer's line."""
+QuestionForm = Annotated[str, _form_with("question")]
+"""An option: the form of the line with a new question."""
 FlawForm = Annotated[str, _form_with("number")]
 """An option: the form of the line that names the first wrong step."""
 

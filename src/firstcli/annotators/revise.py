@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from firstcli.annotators.lines import (
+    NOTHING,
     FlawForm,
     LineForm,
     StepForm,
@@ -45,8 +46,6 @@ The student's steps:
 The student's answer: {answer}
 
 """
-_NOTHING = "(none)"
-"""What stands for steps or an answer that the student did not write."""
 
 
 class ReviseOptions(WritingOptions):
@@ -93,8 +92,8 @@ class Revise(Annotator[ReviseOptions]):
     def prompt(self, item: ToAnnotate) -> str:
         texts = {
             "question": item.sample.prompt,
-            "steps": "\n".join(self._forms.numbered(item.explanation)) or _NOTHING,
-            "answer": one_line(item.answer) or _NOTHING,
+            "steps": "\n".join(self._forms.numbered(item.explanation)) or NOTHING,
+            "answer": one_line(item.answer) or NOTHING,
         }
         return fill(self.options.template, texts.__getitem__)
 
