@@ -17,6 +17,7 @@ LAYERS = (
     ("cli",),
     ("commands",),
     ("wizard",),
+    ("active",),
     ("pipeline",),
     ("export",),
     ("student",),

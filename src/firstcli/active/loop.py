@@ -296,7 +296,10 @@ class ArmLoop:
     def _buy(self, ids: Sequence[str], bought: Purchase, folder: RoundFolder) -> None:
         """Buy annotations, and add them to what a round has bought."""
         said = self._said(ids, folder.said) if self.annotator.plugin.reads_explanation else {}
-        outcome = self.buyer.buy(ids, said, self.active.max_failures - bought.failures)
+        outcome = self.buyer.buy(
+            *(ids, said, self.active.max_failures - bought.failures),
+            [*self.progress.annotations, *bought.annotations],
+        )
         bought.ids += ids
         bought.annotations += outcome.annotations
         bought.spent += spent_on(outcome)

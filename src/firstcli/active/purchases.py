@@ -58,7 +58,11 @@ class Buyer:
         return self.task.explanations()
 
     def buy(
-        self, ids: Sequence[str], said: Mapping[str, Said], max_failures: int
+        self,
+        ids: Sequence[str],
+        said: Mapping[str, Said],
+        max_failures: int,
+        earlier: Iterable[Annotation] = (),
     ) -> AnnotationOutcome:
         """Return the annotations of some questions.
 
@@ -66,6 +70,7 @@ class Buyer:
             ids: the questions.
             said: what the student says of them, if the annotator reads that.
             max_failures: how many may remain without an annotation.
+            earlier: what was bought before; no new question repeats one of these.
 
         Raises:
             UserError: too many fail, the teacher cannot be asked, or a label does not exist.
@@ -75,9 +80,18 @@ class Buyer:
         items = [self._item(id, said.get(id, Said(id))) for id in ids]
         prices = self.active.prices
         order = AnnotationOrder(
-            self.annotator, items, self.seed, max_failures, price=prices.cost if prices else None
+            *(self.annotator, items, self.seed, max_failures),
+            known_questions=self._known_questions(earlier) if self.annotator.generates else (),
+            price=prices.cost if prices else None,
         )
         return annotated(self.run, order, f"annotating with '{self.ref.name}'")
+
+    def _known_questions(self, earlier: Iterable[Annotation]) -> set[str]:
+        """Return the questions that a teacher must not write as new ones."""
+        known = {question.prompt for question in self.pool.questions}
+        for section in self.run.recipe.evaluate:
+            known |= {each.prompt for each in self.run.evaluation_samples(section.name)}
+        return known | {each.question for each in earlier if each.question is not None}
 
     def _item(self, id: str, said: Said) -> ToAnnotate:
         item = to_annotate(self.pool.question(id), self.form, said.steps, said.answer)
@@ -122,6 +136,8 @@ class Buyer:
 
     def _learned(self, annotation: Annotation, arm: Arm) -> Sample:
         question = self.pool.question(annotation.id)
+        if annotation.question is not None:
+            question = replace(question, prompt=annotation.question)
         if annotation.distribution is not None and arm.learn == "knowledge":
             return question  # without a label, so that the teacher's probabilities are learned
         if self.form is not None:
