@@ -63,7 +63,9 @@ def chosen(path: Path, **options: Any) -> list[Sample]:
 
 
 def test_gsm8k(tmp_path: Path) -> None:
-    answer = "He has 16 - 3 = <<16-3=13>>13 eggs.\nThat is 13 * 100 = $<<13*100=1300>>1300.\n#### 1,300"
+    answer = (
+        "He has 16 - 3 = <<16-3=13>>13 eggs.\nThat is 13 * 100 = $<<13*100=1300>>1300.\n#### 1,300"
+    )
     path = lines(tmp_path, {"question": "How much?", "answer": answer})
     (sample,) = free(path, **GSM8K)
     assert sample.prompt == "Question: How much?\nAnswer:"
@@ -148,9 +150,13 @@ def test_an_answer_may_be_any_number(tmp_path: Path) -> None:
     [
         ({"question": "?", "answer": "1"}, {}, "train.jsonl:1: there is no column 'steps'"),
         ({"question": "?", "answer": "1"}, {}, "set steps_column"),
-        ({"question": "?", "answer": "1", "steps": 3}, {}, "column 'steps': found 3, expected text"),
+        (
+            {"question": "?", "answer": "1", "steps": 3},
+            {},
+            "column 'steps': found 3, expected text",
+        ),
         ({"question": "?", "answer": "1", "steps": [3]}, {}, "expected text or a list of steps"),
-        ({"question": "?", "answer": "12"}, GSM8K, "finds no answer in \"12\""),
+        ({"question": "?", "answer": "12"}, GSM8K, 'finds no answer in "12"'),
         ({"question": "?", "answer": ["1"], "steps": ""}, {}, "expected text or a whole number"),
     ],
 )

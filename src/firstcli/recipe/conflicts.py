@@ -242,7 +242,7 @@ def _posthoc_conflicts(train: Train | None) -> Conflicts:
     if train and train.validation == 0:
         text = "it is fitted on held-out samples, but train.validation is 0; raise it"
         yield (POSTHOC_KEY,), text
-    elif train and not train.task.build().has_candidates:
+    elif train and not train.task.can_be_evaluated:
         text = f"task '{train.task.name}' has no candidates to choose from; leave it out"
         yield (POSTHOC_KEY,), text
 
@@ -254,7 +254,7 @@ def _validation_conflicts(metrics: MetricsSettings, valid: Mapping[str, Any]) ->
     key = next(given)
     if train and train.validation == 0:
         yield (key,), "it needs held-out questions, but train.validation is 0; raise it"
-    elif train and not train.task.build().has_candidates:
+    elif train and not train.task.can_be_evaluated:
         yield (key,), f"task '{train.task.name}' has no candidates to choose from; leave it out"
     for evaluation in valid.get("evaluate", ()):
         if evaluation.name.casefold() == VALIDATION:

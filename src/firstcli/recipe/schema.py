@@ -16,6 +16,7 @@ from pydantic_core import InitErrorDetails
 from firstcli.api import WritingSettings
 from firstcli.errors import UserError, shortened
 from firstcli.recipe.conflicts import conflicts
+from firstcli.recipe.evaluations import Evaluation
 from firstcli.recipe.references import (
     ArmName,
     FolderName,
@@ -28,7 +29,6 @@ from firstcli.recipe.sections import (
     VALIDATION,
     Arm,
     Augment,
-    Evaluation,
     KnowledgeSection,
     MetricsSettings,
     PublishedValues,
@@ -154,7 +154,7 @@ class Recipe(RecipeSection):
 def _require_test_split(task: TaskRef) -> None:
     """Refuse a recipe without `evaluate` whose training task cannot be evaluated."""
     example = "for example `evaluate: [{split: validation}]`"
-    if not task.plugin.has_candidates:
+    if not task.can_be_evaluated:
         raise mistake(
             f"missing, and the training task '{task.name}' has no candidates, so models cannot be "
             "evaluated on it; list a task that has, as `evaluate: [{task: {name: ...}}]`"
