@@ -74,7 +74,7 @@ class Evaluation(RecipeSection):
     @field_validator("samples", "confidence", "temperature", "max_new_tokens")
     @classmethod
     def _of_generated_answers(cls, value: object, info: ValidationInfo) -> object:
-        if value is None or "task" not in info.data or "answers" not in info.data:
+        if value is None or info.data.get("task") is None or "answers" not in info.data:
             return value
         if not _generates(info.data["task"], info.data["answers"]):
             raise mistake("has no effect unless answers are generated; leave it out")

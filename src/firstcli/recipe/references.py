@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from firstcli import plugins
-from firstcli.api import DataPath, ExplanationForm, ModelFamily, PluginOptions
+from firstcli.api import DataPath, ExplanationForm, ModelFamily, PluginOptions, Task
 from firstcli.errors import UserError
 from firstcli.plugins import calls
 
@@ -214,6 +214,8 @@ class TaskRef(PluginRef):
     @property
     def explanations(self) -> ExplanationForm | None:
         """How responses are made of an explanation's steps and the answer; None without steps."""
+        if self.plugin.explanations is Task.explanations:  # nothing to build
+            return None
         return self.build().explanations()
 
     @property

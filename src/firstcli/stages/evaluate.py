@@ -125,10 +125,11 @@ class Evaluate(Stage):
     def work(self, run: Run, unit: Unit, folder: Path) -> EvalFacts | None:
         if not unit.model.posthoc:
             records = _answered(run, unit, folder)
+        elif distributed.is_first() or run.generation(unit.evaluation) is not None:
+            # What is fitted to generated answers needs all processes.
+            records = posthoc.recalibrated_records(run, unit)
         if not distributed.is_first():
             return None
-        if unit.model.posthoc:
-            records = posthoc.recalibrated_records(run, unit)
         about = {"evaluation": unit.evaluation, "model": unit.model.name}
         records.save(folder / f"{unit.model.name}.parquet", about)
         return _facts(records, records.confidence)

@@ -21,11 +21,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import takewhile
+from itertools import groupby, islice
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from firstcli.api import ExplainedText, ExplanationForm, FloatArray, Sample, same_answer
 from firstcli.api.explanations import canonical_answer
@@ -175,7 +175,7 @@ def _prompts(run: Run, role: Role, questions: Questions) -> list[_Prompt]:
 
 
 def _texts(
-    run: Run, unit: Unit, questions: Questions, model: torch.nn.Module
+    run: Run, unit: Unit, questions: Questions, model: PreTrainedModel
 ) -> dict[str, list[ExplainedText]]:
     """Generate the explanations of each question, by its id; the same ones are generated once."""
     settings = replace(questions.settings, confidence="probability")
@@ -188,7 +188,7 @@ def _texts(
 
 
 def _generated(
-    run: Run, unit: Unit, questions: Questions, model: torch.nn.Module
+    run: Run, unit: Unit, questions: Questions, model: PreTrainedModel
 ) -> dict[str, list[str]]:
     settings, tokenizer = questions.settings, run.tokenizers.of(unit.role)
     prompts = sorted(
@@ -218,16 +218,14 @@ def _generated(
 
 def _batches(rows: Sequence[tuple[_Prompt, int]]) -> Iterator[Sequence[tuple[_Prompt, int]]]:
     """Yield rows with the same room, because a row of a batch cannot be stopped alone."""
-    start = 0
-    while start < len(rows):
-        room = rows[start][0].room
-        batch = list(takewhile(lambda row: row[0].room == room, rows[start : start + BATCH_SIZE]))
-        yield batch
-        start += len(batch)
+    for _, alike in groupby(rows, key=lambda row: row[0].room):
+        remaining = iter(alike)
+        while batch := list(islice(remaining, BATCH_SIZE)):
+            yield batch
 
 
 def _continued(
-    model: torch.nn.Module,
+    model: PreTrainedModel,
     prompts: Sequence[list[int]],
     room: int,
     ends: Sequence[int],
@@ -236,7 +234,7 @@ def _continued(
 ) -> list[list[int]]:
     """Return the new tokens of each prompt; a batch that does not fit into memory is halved."""
     try:
-        return continuations(model, prompts, room, ends, sampler.processors(seeds))  # type: ignore[arg-type]
+        return continuations(model, prompts, room, ends, sampler.processors(seeds))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

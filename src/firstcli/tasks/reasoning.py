@@ -1,12 +1,12 @@
-"""Questions from a user's file that are answered step by step.
+r"""Questions from a user's file that are answered step by step.
 
 `reasoning` is for free answers, such as numbers, and `reasoning-choice` for questions with choices.
-A row of GSM8K, `{"question": ..., "answer": "3 times 4 is <<3*4=12>>12.\\n#### 12"}`, needs:
+A row of GSM8K, `{"question": ..., "answer": "3 times 4 is <<3*4=12>>12.\n#### 12"}`, needs:
 
     path: gsm8k                       # a folder with train.jsonl and test.jsonl
     steps_column: answer
     remove: <<[^>]*>>
-    answer_in: "####\\s*(.+)"
+    answer_in: "####\s*(.+)"
 """
 
 from __future__ import annotations
