@@ -29,6 +29,9 @@ DATA = {
     "alpaca": ("alpaca", ["commonsense-qa", "openbook-qa"]),
 }
 PAPER = [f"paper/{family}-{data}" for family in FAMILIES for data in DATA]
+REASONING = {
+    f"reasoning/{name}" for name in ("gsm8k", "aqua", "strategy-qa", "cos-e", "e-snli")
+} | {"known-steps"}
 STUDIES = {"study-trec": "trec", "study-sst2": "sst2", "study-known-world": "quickstart"}
 
 
@@ -45,7 +48,7 @@ def resolved(name: str) -> Any:
 def test_what_ships() -> None:
     examples = {"quickstart", "trec", "sst2", "csqa", "study-top-k", "lora-24gb"}
     examples |= {"active"}
-    assert {*OWN_DATA, *examples, *STUDIES, *PAPER} == set(NAMES)
+    assert {*OWN_DATA, *examples, *REASONING, *STUDIES, *PAPER} == set(NAMES)
 
 
 def test_starters_for_own_data_come_first_and_the_papers_last() -> None:
@@ -77,7 +80,7 @@ def test_starters_are_self_contained_and_load(name: str) -> None:
     each = starter(name)
     keys = list(yaml.safe_load(each.text))
     assert keys == [key for key in Recipe.model_fields if key in keys]  # no `extends`, in order
-    assert load_recipe(each.path).name == name.removeprefix("paper/")
+    assert load_recipe(each.path).name == name.rpartition("/")[2]
     assert each.description.endswith(".")
     assert each.text.endswith("\n") and not each.text.endswith("\n\n")
     assert max(map(len, each.text.splitlines())) <= 100

@@ -155,6 +155,10 @@ def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
         if arm.posthoc.fit == "agreement" and valid.get("teacher", "invalid") is None:
             text = "found 'agreement', but the recipe has no teacher to agree with; leave it out"
             yield (POSTHOC_KEY, "fit"), text
+        elif arm.posthoc.fit == "agreement" and train and train.task.explanations is not None:
+            text = "found 'agreement', but the models explain their answers differently, so their "
+            text += "probabilities of answers cannot be compared; leave it out"
+            yield (POSTHOC_KEY, "fit"), text
     if train and arm.recalibrate == "decisive" and not train.task.build().has_candidates:
         yield ("recalibrate",), f"task '{train.task.name}' has no candidates; expected 'all'"
     if student:
@@ -245,7 +249,7 @@ def _posthoc_conflicts(train: Train | None) -> Conflicts:
     if train and train.validation == 0:
         text = "it is fitted on held-out samples, but train.validation is 0; raise it"
         yield (POSTHOC_KEY,), text
-    elif train and not train.task.build().has_candidates:
+    elif train and not train.task.can_be_evaluated:
         text = f"task '{train.task.name}' has no candidates to choose from; leave it out"
         yield (POSTHOC_KEY,), text
 
@@ -257,12 +261,17 @@ def _validation_conflicts(metrics: MetricsSettings, valid: Mapping[str, Any]) ->
     key = next(given)
     if train and train.validation == 0:
         yield (key,), "it needs held-out questions, but train.validation is 0; raise it"
-    elif train and not train.task.build().has_candidates:
+    elif train and not (train.task.plugin.has_candidates or _only_target(metrics, train)):
         yield (key,), f"task '{train.task.name}' has no candidates to choose from; leave it out"
     for evaluation in valid.get("evaluate", ()):
         if evaluation.name.casefold() == VALIDATION:
             text = f"it makes records named '{VALIDATION}', as an evaluation is; rename that one"
             yield (key,), text
+
+
+def _only_target(metrics: MetricsSettings, train: Train) -> bool:
+    """Whether free answers suffice: sets of candidates need candidates, a threshold does not."""
+    return metrics.coverage is None and train.task.can_be_evaluated
 
 
 def _recalibrator_conflicts(

@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from firstcli import plugins
-from firstcli.api import DataPath, ModelFamily, PluginOptions
+from firstcli.api import DataPath, ExplanationForm, ModelFamily, PluginOptions, Task
 from firstcli.errors import UserError
 from firstcli.plugins import annotators, calls, selectors
 from firstcli.plugins.annotators import CheckedAnnotator
@@ -211,6 +211,18 @@ class TaskRef(PluginRef):
                 "such as 'multiple-choice'"
             )
         return task
+
+    @property
+    def explanations(self) -> ExplanationForm | None:
+        """How responses are made of an explanation's steps and the answer; None without steps."""
+        if self.plugin.explanations is Task.explanations:  # nothing to build
+            return None
+        return self.build().explanations()
+
+    @property
+    def can_be_evaluated(self) -> bool:
+        """Whether the samples have candidates, or answers that can be read off generated text."""
+        return self.plugin.has_candidates or self.explanations is not None
 
     @property
     def advice_on_test_split(self) -> str:

@@ -17,6 +17,7 @@ from firstcli.api import WritingSettings
 from firstcli.errors import UserError, shortened
 from firstcli.recipe.active import Active
 from firstcli.recipe.conflicts import conflicts
+from firstcli.recipe.evaluations import Evaluation
 from firstcli.recipe.references import (
     ArmName,
     FolderName,
@@ -29,7 +30,6 @@ from firstcli.recipe.sections import (
     VALIDATION,
     Arm,
     Augment,
-    Evaluation,
     KnowledgeSection,
     MetricsSettings,
     PublishedValues,
@@ -157,7 +157,7 @@ class Recipe(RecipeSection):
 def _require_test_split(task: TaskRef) -> None:
     """Refuse a recipe without `evaluate` whose training task cannot be evaluated."""
     example = "for example `evaluate: [{split: validation}]`"
-    if not task.plugin.has_candidates:
+    if not task.can_be_evaluated:
         raise mistake(
             f"missing, and the training task '{task.name}' has no candidates, so models cannot be "
             "evaluated on it; list a task that has, as `evaluate: [{task: {name: ...}}]`"

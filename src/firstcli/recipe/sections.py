@@ -19,7 +19,6 @@ from firstcli.recipe.lora import Lora, Saved
 from firstcli.recipe.references import (
     AnnotatorRef,
     AugmenterRef,
-    FolderName,
     ModelSection,
     PosthocRef,
     RecalibratorRef,
@@ -200,37 +199,6 @@ class Train(RecipeSection):
             with user_errors_as_mistakes():
                 task.build_unlabelled(section.path)
         return section
-
-
-class Evaluation(RecipeSection):
-    """A task on which teacher and students are evaluated."""
-
-    task: TaskRef = Field(default=cast(Any, None))
-    """A task whose samples have candidate answers. Default: the training task."""
-    name: FolderName = Field(default=None, validate_default=True)
-    """Unique name of the evaluation. Default: the task's name."""
-    split: str = TEST
-    """The task's split to evaluate on."""
-    limit: int | None = Field(default=None, ge=1)
-    """For a quick trial, evaluate on only this many rows from the start of the split. Default:
-    all."""
-
-    @field_validator("task")
-    @classmethod
-    def _has_candidates(cls, task: TaskRef) -> TaskRef:
-        if not task.plugin.has_candidates:
-            raise mistake(
-                f"task '{task.name}' has no candidates, so models cannot be evaluated on it"
-            )
-        return task
-
-    @field_validator("name", mode="before")
-    @classmethod
-    def _task_name_by_default(cls, name: object, info: ValidationInfo) -> object:
-        if name is not None:
-            return name
-        task: TaskRef | None = info.data.get("task")
-        return task.name if task else "unnamed"
 
 
 class MetricsSettings(RecipeSection):

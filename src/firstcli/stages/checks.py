@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from transformers import PreTrainedTokenizerBase
 
-    from firstcli.recipe.sections import Evaluation
+    from firstcli.recipe.evaluations import Evaluation
     from firstcli.workspace.run import Run
     from firstcli.workspace.units import Part, Role
 

@@ -18,9 +18,10 @@ from firstcli.data import splits
 from firstcli.data.samples import Samples
 from firstcli.data.sequences import Selected
 from firstcli.errors import UserError
+from firstcli.recipe.evaluations import Evaluation, Generation
 from firstcli.recipe.references import ModelSection, TaskRef
 from firstcli.recipe.schema import Recipe
-from firstcli.recipe.sections import Evaluation, Training, training_of
+from firstcli.recipe.sections import Training, training_of
 from firstcli.runtime import distributed
 from firstcli.runtime.console import Console
 from firstcli.runtime.files import suppress_read_only
@@ -309,13 +310,24 @@ class Run:
     def _written(self) -> Sequence[Sample]:
         return Samples(written_samples(responses_path(self.folder), self.prompts), self.folder)
 
+    def generation(self, name: str) -> Generation | None:
+        """Return how models generate their answers in an evaluation; None if they are scored."""
+        if self.recipe.is_validation(name):
+            return None if self.recipe.train.task.explanations is None else Generation()
+        return self._evaluation(name).generation
+
     def _evaluation(self, name: str) -> Evaluation:
         return next(section for section in self.recipe.evaluate if section.name == name)
 
     @cached_property
     def _validation_questions(self) -> Sequence[Sample]:
         """The validation samples that have a right candidate."""
-        questions = [s for s in self.training.validation if s.candidates and s.answer is not None]
+        explained = self.recipe.train.task.explanations is not None
+        questions = [
+            sample
+            for sample in self.training.validation
+            if (sample.response if explained else sample.candidates and sample.answer is not None)
+        ]
         if not questions:
             raise UserError(
                 f"train.validation: {self.recipe.train.validation} of the training split leaves no "
