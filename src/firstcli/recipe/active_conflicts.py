@@ -101,7 +101,7 @@ def _of_arm(active: Active, name: str, arm: Arm, valid: Mapping[str, Any]) -> Co
         yield ("annotator",), text
     if not active.recalibrates(arm) or train is None:
         return
-    if not train.task.plugin.has_candidates:
+    if not train.task.can_be_evaluated:
         text = f"task '{train.task.name}' has no candidates to fit a recalibrator on; choose raw"
         yield ("confidence",), text
     elif train.validation == 0:
