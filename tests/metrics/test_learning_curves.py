@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from firstcli.metrics.learning_curves import (
-    Curve,
+    LearningCurve,
     MeanOverSeeds,
     mean_curve,
     needed_by_all,
@@ -16,9 +16,9 @@ from firstcli.metrics.learning_curves import (
 )
 
 
-def curve(*points: tuple[float, float]) -> Curve:
+def curve(*points: tuple[float, float]) -> LearningCurve:
     places, values = zip(*points, strict=True)
-    return Curve(np.array(places, np.float64), np.array(values, np.float64))
+    return LearningCurve(np.array(places, np.float64), np.array(values, np.float64))
 
 
 RISING = curve((0, 0.2), (100, 0.4), (200, 0.8))

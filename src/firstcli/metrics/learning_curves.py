@@ -17,7 +17,7 @@ LEVEL = 0.975
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
+class LearningCurve:
     """A metric after every round of one seed."""
 
     places: FloatArray
@@ -72,7 +72,7 @@ class MeanOverSeeds:
         return None if half is None else (self.value - half, self.value + half)
 
 
-def mean_curve(curves: Sequence[Curve]) -> list[tuple[float, MeanOverSeeds]]:
+def mean_curve(curves: Sequence[LearningCurve]) -> list[tuple[float, MeanOverSeeds]]:
     """Return the mean over seeds at every place that lies within the curves of all seeds.
 
     Places are those of any seed's rounds; seeds that have no round there are interpolated.
@@ -83,7 +83,7 @@ def mean_curve(curves: Sequence[Curve]) -> list[tuple[float, MeanOverSeeds]]:
     return [(float(places[i]), MeanOverSeeds.of(values[:, i].tolist())) for i in inside]
 
 
-def needed_by_all(curves: Sequence[Curve], levels: Sequence[float]) -> MeanOverSeeds | None:
+def needed_by_all(curves: Sequence[LearningCurve], levels: Sequence[float]) -> MeanOverSeeds | None:
     """Return what has to be spent until every seed has reached its level; None if one never does.
 
     Args:
@@ -96,7 +96,7 @@ def needed_by_all(curves: Sequence[Curve], levels: Sequence[float]) -> MeanOverS
 
 
 def needed_difference(
-    ours: Sequence[Curve], theirs: Sequence[Curve], levels: Sequence[float]
+    ours: Sequence[LearningCurve], theirs: Sequence[LearningCurve], levels: Sequence[float]
 ) -> MeanOverSeeds | None:
     """Return how much more has to be spent with ours than with theirs, paired by seed.
 

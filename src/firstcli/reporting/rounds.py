@@ -14,7 +14,7 @@ import numpy as np
 from firstcli.api import JSON
 from firstcli.metrics import METRICS, Metric
 from firstcli.metrics.learning_curves import (
-    Curve,
+    LearningCurve,
     MeanOverSeeds,
     mean_curve,
     needed_by_all,
@@ -98,7 +98,7 @@ class RoundsData:
         found += ["cost"] if any("cost" in facts for facts in last) else []
         return found
 
-    def curves(self, evaluation: str, row: str, metric: str, place: str) -> dict[int, Curve]:
+    def curves(self, evaluation: str, row: str, metric: str, place: str) -> dict[int, LearningCurve]:
         """Return a row's curve of every seed.
 
         Args:
@@ -116,13 +116,16 @@ class RoundsData:
             ]
             if points:
                 xs, ys = zip(*points, strict=True)
-                found[seed] = Curve(np.array(xs, np.float64), np.array(ys, np.float64))
+                found[seed] = LearningCurve(np.array(xs, np.float64), np.array(ys, np.float64))
         return found
 
     def means(
         self, evaluation: str, row: str, metric: str, place: str
     ) -> list[tuple[float, MeanOverSeeds]]:
-        """Return the mean over seeds of a row's curves, with its interval; see `curves`."""
+        """Return the mean over seeds of a row's curves, with its interval.
+
+        Args: as for `curves`.
+        """
         curves = self.curves(evaluation, row, metric, place)
         return mean_curve(list(curves.values())) if curves else []
 
