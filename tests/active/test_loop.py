@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from firstcli.active.reading import StudentReader
+from firstcli.api import FloatArray
+from firstcli.pipeline.plan import Request, open_run
 from firstcli.tasks.annotated import from_row
+from firstcli.tasks.known_world import KnownWorld, KnownWorldOptions
 from support import command_line
 from support.command_line import (
     TRAINING,
@@ -254,3 +260,49 @@ def test_the_training_split_is_the_pool(finished: Finished, tmp_path: Path) -> N
 def work(monkeypatch: pytest.MonkeyPatch) -> Any:
     with command_line.recorded_work(monkeypatch) as keys:
         yield keys
+
+
+# What the latest student says.
+
+
+def test_selectors_see_raw_or_recalibrated_probabilities(tmp_path: Path) -> None:
+    """Both arms start with the same student, so that a temperature is the only difference."""
+    unsure = {**FIRST["first"], "selector": {"name": "entropy"}}
+    path = write_recipe(
+        tmp_path,
+        arms={
+            "raw": {**unsure, "confidence": "raw", "posthoc": {"name": "logit-temperature"}},
+            "recalibrated": unsure,
+        },
+        active={**ACTIVE, "rounds": 1},
+    )
+    run = tmp_path / "run"
+    result = first("select", path, "--run-dir", run)
+    assert result.code == 0, result.err
+    scores = {}
+    for arm in ("raw", "recalibrated"):
+        table = pq.read_table(run / "rounds" / arm / "1" / "scores.parquet").to_pydict()
+        scores[arm] = dict(zip(table["id"], table["score"], strict=True))
+    zero = run / "rounds" / "raw" / "0" / "run"
+    fitted = json.loads((zero / "calibration" / "raw+T.json").read_text())
+    temperature = fitted["state"]["temperature"]
+    whole = open_run(Request(zero / "recipe.yaml", run_dir=zero, quiet=True))
+    reader = StudentReader(whole, "raw", None, recalibrated=False, seed=7, max_new_tokens=8)
+    pool = KnownWorld(KnownWorldOptions(**ACTIVE["pool"]["task"]["options"])).load("train").samples
+    asked = [
+        replace(sample, response="", answer=None, truth=None)
+        for sample in pool
+        if sample.id in scores["raw"]
+    ]
+    assert len(asked) == 64
+    answers = reader._reader(None).read(asked, {"answers"}).answers
+    assert answers is not None
+    for sample, probabilities in zip(asked, answers, strict=True):
+        assert scores["raw"][sample.id] == pytest.approx(entropy(probabilities), abs=1e-6)
+        flatter = probabilities ** (1 / temperature)
+        expected = entropy(flatter / flatter.sum())
+        assert scores["recalibrated"][sample.id] == pytest.approx(expected, abs=1e-6)
+
+
+def entropy(probabilities: FloatArray) -> float:
+    return float(-(probabilities * np.log(probabilities)).sum())
