@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +75,8 @@ class StudentReader:
         assert pool.thoughts is not None
         found = []
         for question, thought in zip(questions, pool.thoughts, strict=True):
-            steps, answer = (), thought.text.strip()
+            steps: tuple[str, ...] = ()
+            answer = thought.text.strip()
             if self.form is not None:
                 read = self.form.read(thought.text)
                 steps = split_steps(read.explanation, self.form.step_rule)
@@ -92,15 +93,14 @@ class StudentReader:
         from firstcli.stages.pool_view import PoolReader, ReadingSettings
 
         run, fitted = self.run, self._fitted()
-        needs_samples = selector is not None and "samples" in selector.needs
-        sampling = {"sampling": selector.sampling} if selector and needs_samples else {}
         temperature = fitted.facts.get("temperature") if fitted else None
         settings = ReadingSettings(
             seed=self.seed,
             max_new_tokens=self.max_new_tokens,
             temperature=float(temperature or 1.0),
-            **sampling,
         )
+        if selector is not None and "samples" in selector.needs:
+            settings = replace(settings, sampling=selector.sampling)
         return PoolReader(
             role_models.model(run, Model(self.arm)),
             chat.encoding(run, "student", WHERE),
