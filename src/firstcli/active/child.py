@@ -17,6 +17,8 @@ TRAINED_FAMILY = "causal-lm"
 """The family that loads models which a family without a checkpoint has made."""
 STOP_EVALUATION = "active-held-out"
 """Name of the evaluation on the held-out samples, which decides when an arm stops."""
+OF_THE_DATA = ("limit", "unlabelled")
+"""Keys of `train` that are about the data of the recipe, not about that of a round."""
 PLACE = ("task", "name", "split", "limit")
 """Keys of an evaluation that say which questions are asked, not how they are answered."""
 SELECTION = ("selector", "annotator", "confidence")
@@ -62,7 +64,7 @@ def child_recipe(
     }
     whole["name"], whole["seed"] = "round", seed
     whole["train"] = {
-        **{key: value for key, value in whole["train"].items() if key != "limit"},
+        **{key: value for key, value in whole["train"].items() if key not in OF_THE_DATA},
         "task": {
             "name": "annotated" if task.plugin.has_candidates else "annotated-texts",
             "options": {key: value for key, value in options.items() if value is not None},
