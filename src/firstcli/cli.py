@@ -33,6 +33,7 @@ from firstcli.commands.parameters import (
     PREDICT,
     PROBE,
     RECIPE,
+    SELECT,
     VERBOSE,
     WORK,
     Parameters,
@@ -84,6 +85,7 @@ USE = "Use, judge and compare models"
 PANELS = {
     **{name: START for name in ("init", "plan", "plugins")},
     **{stage.name: STEPS for stage in STAGES},
+    "select": STEPS,
     **{name: USE for name in ("predict", "export", "judge", "compare")},
 }
 """The panel of `first --help` that shows a command; "Commands" for the others."""
@@ -91,6 +93,7 @@ EXAMPLES = {
     "init": "first init --from tickets.csv > recipe.yaml",
     "plan": "first plan recipe.yaml --set student.training.epochs=1",
     "plugins": "first plugins classification",
+    "select": "first select recipe.yaml --rounds 1",
     "predict": 'first predict runs/tickets "My card was charged twice"',
     "export": 'first export runs/tickets --arm "distill + T" my-model',
     "judge": "first judge outputs.csv --recalibrate logit-temperature",
@@ -170,9 +173,19 @@ def _init(values: dict[str, Any]) -> None:
 
 def _plan(values: dict[str, Any]) -> None:
     _announce(values)
-    from firstcli.pipeline.plan import Request, plan
+    from firstcli.active.planning import plan
+    from firstcli.pipeline.plan import Request
 
     _print(plan(Request(**values)), values["json"])
+
+
+def _select(values: dict[str, Any]) -> None:
+    _announce(values)
+    from firstcli.active.select import select
+    from firstcli.pipeline.plan import Request
+
+    rounds = values.pop("rounds")
+    _print(select(Request(**values), rounds), values["json"])
 
 
 def _plugins(values: dict[str, Any]) -> None:
@@ -299,6 +312,12 @@ _add_command(
 )
 for _stage in STAGES:
     add_stage(_stage)
+_add_command(
+    "select",
+    "Let a teacher annotate the questions of a pool that teach most, in rounds on a budget.",
+    _select,
+    RECIPE | SELECT | VERBOSE | OUTPUT,
+)
 _add_command(
     "predict",
     'Let a student answer: first predict runs/tickets "My card was charged twice".',

@@ -27,6 +27,8 @@ KINDS: dict[str, Kind] = {
     "task": "tasks",
     "family": "families",
     "augmenter": "augmenters",
+    "selector": "selectors",
+    "annotator": "annotators",
 }
 
 

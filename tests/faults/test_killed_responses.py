@@ -20,12 +20,12 @@ SLOW_WRITING = """
 import signal, sys, time
 from firstcli.stages import writing
 from firstcli.cli import main
-fast, batches = writing._append, []
+fast, batches = writing.append_lines, []
 def slow(path, lines):
     fast(path, lines)
     batches.append(lines)
     time.sleep(60 if len(batches) == 2 else 0)  # so that the signal arrives in the middle
-writing._append = slow
+writing.append_lines = slow
 signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
 sys.exit(main())
 """

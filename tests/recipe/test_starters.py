@@ -30,6 +30,9 @@ DATA = {
 }
 PAPER = [f"paper/{family}-{data}" for family in FAMILIES for data in DATA]
 EXAMPLES = ("quickstart", "trec", "sst2", "csqa", "lora-24gb")
+REASONING = {
+    f"reasoning/{name}" for name in ("gsm8k", "aqua", "strategy-qa", "cos-e", "e-snli")
+} | {"known-steps"}
 STUDIES = {"study-trec": "trec", "study-sst2": "sst2", "study-known-world": "quickstart"}
 
 
@@ -44,7 +47,9 @@ def resolved(name: str) -> Any:
 
 
 def test_what_ships() -> None:
-    assert {*OWN_DATA, *EXAMPLES, "study-top-k", *STUDIES, *PAPER} == set(NAMES)
+    assert {*OWN_DATA, *EXAMPLES, "active", *REASONING, "study-top-k", *STUDIES, *PAPER} == set(
+        NAMES
+    )
 
 
 def test_starters_for_own_data_come_first_and_the_papers_last() -> None:
@@ -76,7 +81,7 @@ def test_starters_are_self_contained_and_load(name: str) -> None:
     each = starter(name)
     keys = list(yaml.safe_load(each.text))
     assert keys == [key for key in Recipe.model_fields if key in keys]  # no `extends`, in order
-    assert load_recipe(each.path).name == name.removeprefix("paper/")
+    assert load_recipe(each.path).name == name.rpartition("/")[2]
     assert each.description.endswith(".")
     assert each.text.endswith("\n") and not each.text.endswith("\n\n")
     assert max(map(len, each.text.splitlines())) <= 100

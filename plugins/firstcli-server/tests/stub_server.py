@@ -25,6 +25,7 @@ class Stub:
         self.most = 20
         self.extra = 0  # positions that an answer has too many
         self.fault: Fault = lambda stub, handler, number: False
+        self.text: Callable[[str], str] = lambda prompt: "Answer: yes"
         self.count = 0
         self.prompts: list[list[int]] = []
         self.keys: set[str | None] = set()
@@ -39,6 +40,8 @@ class Stub:
         """Return status and content of an answer."""
         if body["model"] != self.model:
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
+        if "top_p" in body:
+            return 200, self.written(body)
         if "prompt_logprobs" not in body:
             return 200, self.next_token(body)
         k, prompt = body["prompt_logprobs"], body["prompt"]
@@ -53,6 +56,21 @@ class Stub:
         choice = {"index": 0, "text": "", "prompt_logprobs": entries + [None] * self.extra}
         usage = {"prompt_tokens": len(prompt), "completion_tokens": 0}
         return 200, {"choices": [choice], "usage": usage}
+
+    def written(self, body: dict[str, Any]) -> Any:
+        """Write what `text` says about a prompt."""
+        is_chat = "messages" in body
+        prompt = body["messages"][0]["content"] if is_chat else body["prompt"]
+        words = prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt)
+        text = self.text(words)
+        ids = self.tokenizer(text)["input_ids"]
+        is_whole = len(ids) <= body["max_tokens"]
+        text = text if is_whole else self.tokenizer.decode(ids[: body["max_tokens"]])
+        choice = {"message": {"content": text}} if is_chat else {"text": text}
+        choice |= {"finish_reason": "stop" if is_whole else "length"}
+        read = len(self.tokenizer(words)["input_ids"])
+        usage = {"prompt_tokens": read, "completion_tokens": min(len(ids), body["max_tokens"])}
+        return {"choices": [choice], "usage": usage}
 
     def next_token(self, body: dict[str, Any]) -> Any:
         """Answer like a server that returns probabilities of generated tokens only."""
@@ -80,7 +98,7 @@ def serving(stub: Stub) -> Iterator[str]:
             with stub.lock:
                 stub.count += 1
                 number = stub.count
-                stub.prompts.append(body["prompt"])
+                stub.prompts.append(body.get("prompt") or body["messages"])
                 stub.keys.add(self.headers.get("authorization"))
             if not stub.fault(stub, self, number):
                 self.reply(*stub.answer(body))

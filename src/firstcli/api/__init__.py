@@ -4,6 +4,7 @@ This package does not import torch or transformers, so a recipe that names a plu
 `firstcli.testing` checks the requirements that are stated here.
 """
 
+from firstcli.api.annotators import Annotation, Annotator, Explained, ToAnnotate, Unparsable
 from firstcli.api.augmenters import Augmenter, PromptField, TrainingPrompt, WritingSettings
 from firstcli.api.contract import (
     JSON,
@@ -26,6 +27,14 @@ from firstcli.api.contract import (
     Split,
     Task,
 )
+from firstcli.api.explanations import (
+    ExplainedText,
+    ExplanationForm,
+    StepRule,
+    render,
+    same_answer,
+    split_steps,
+)
 from firstcli.api.recalibrators import (
     RESERVED_FACTS,
     Curve,
@@ -38,17 +47,31 @@ from firstcli.api.remote import (
     CandidateQuery,
     RemoteFamily,
     RemoteScorer,
+    RemoteText,
     RemoteUsage,
+    TextQuery,
     TokenQuery,
     TopTokens,
+)
+from firstcli.api.selectors import (
+    POOL_FIELDS,
+    AnswerSampling,
+    Pool,
+    Selector,
+    Thought,
+    seeded_number,
 )
 from firstcli.api.usage import ChoiceForm, InputField, Label, TaskUsage
 from firstcli.errors import UserError
 
 __all__ = [
     "JSON",
+    "POOL_FIELDS",
     "RESERVED_FACTS",
     "Adaptation",
+    "Annotation",
+    "Annotator",
+    "AnswerSampling",
     "Augmenter",
     "BoolArray",
     "CandidateQuery",
@@ -60,6 +83,9 @@ __all__ = [
     "DataPaths",
     "Diagnostics",
     "Dtype",
+    "Explained",
+    "ExplainedText",
+    "ExplanationForm",
     "FitInputs",
     "FloatArray",
     "InputField",
@@ -69,21 +95,33 @@ __all__ = [
     "ModelFamily",
     "ModelRef",
     "PluginOptions",
+    "Pool",
     "PromptField",
     "Recalibrator",
     "RemoteFamily",
     "RemoteScorer",
+    "RemoteText",
     "RemoteUsage",
     "ResponseTokens",
     "Sample",
+    "Selector",
     "SourcedStr",
     "Split",
+    "StepRule",
     "Task",
     "TaskUsage",
+    "TextQuery",
+    "Thought",
+    "ToAnnotate",
     "TokenQuery",
     "TopKRows",
     "TopTokens",
     "TrainingPrompt",
+    "Unparsable",
     "UserError",
     "WritingSettings",
+    "render",
+    "same_answer",
+    "seeded_number",
+    "split_steps",
 ]

@@ -49,7 +49,7 @@ class TrainingPrompt:
 
 @dataclass(frozen=True, slots=True)
 class WritingSettings:
-    """How the teacher writes text for copies."""
+    """How the teacher writes text."""
 
     temperature: float = 1.0
     """Temperature of the next token's distribution; 0 always takes the most likely token."""

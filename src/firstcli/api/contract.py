@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from firstcli.api.explanations import ExplanationForm
 from firstcli.api.usage import TaskUsage
 
 if TYPE_CHECKING:
@@ -132,6 +133,10 @@ class Sample:
     samples of a split have messages, or none has."""
     supervised: tuple[int, ...] = ()
     """Indices of the messages to learn, ascending; all are the assistant's."""
+    steps: tuple[str, ...] = ()
+    """The explanation that the response gives before its answer, one text per step. The response
+    contains the steps in order, and so does every candidate: candidates then differ in the answer
+    alone, so that the answer position comes after the explanation."""
 
     @classmethod
     def conversation(
@@ -226,6 +231,8 @@ class Task(PluginBase[OptionsT]):
 
     has_candidates: ClassVar[bool] = True
     """Whether models can be evaluated on samples; if False, these have only prompt and response."""
+    held_out_split: ClassVar[str | None] = None
+    """The split that is held out, if it is not cut from the split `train` by the recipe's share."""
 
     @property
     @abstractmethod
@@ -273,6 +280,15 @@ class Task(PluginBase[OptionsT]):
         must rebuild the prompts and candidates of the task's own rows exactly. With None, users of
         a student give complete prompts; the candidates are those that all samples share, or the
         user gives them, too.
+        """
+        return None
+
+    def explanations(self) -> ExplanationForm | None:
+        """Return how responses are made of steps and answer; None if samples have no steps.
+
+        Models are then evaluated on what they generate: their own explanation and its answer. The
+        response of a sample is `render(sample.steps, answer, form)`, and so is every candidate;
+        samples without candidates have free answers, which are read off their responses.
         """
         return None
 

@@ -55,6 +55,35 @@ class RemoteUsage:
     """In the currency of the prices that the user stated; None without prices."""
 
 
+@dataclass(frozen=True, slots=True)
+class TextQuery:
+    """A prompt that a model continues."""
+
+    id: str
+    """The sample, for messages."""
+    prompt: str
+    """The text, as a person would write it: without what a chat template adds."""
+    token_ids: IntArray  # (L,)
+    """The prompt's tokens, with what the chat template adds if the recipe asks for a chat."""
+    temperature: float
+    """0 always takes the most likely token."""
+    top_p: float
+    max_new_tokens: int
+    seed: int
+    """From 0 to 2**31 - 1, for servers that sample reproducibly."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteText:
+    """What a model wrote after a prompt."""
+
+    text: str
+    finished: bool
+    """Whether the model ended the text itself."""
+    input_tokens: int
+    output_tokens: int
+
+
 class RemoteScorer(ABC):
     """Asks a remote model. Answers come one by one, so that none is lost if a run is killed."""
 
@@ -82,6 +111,16 @@ class RemoteScorer(ABC):
             UserError: an answer is refused, or does not fit the query.
         """
 
+    def texts(self, queries: Sequence[TextQuery]) -> Iterator[tuple[int, RemoteText]]:
+        """Yield the index of a query and what the model wrote, as they come.
+
+        Only families that declare `writes_text` need it.
+
+        Raises:
+            UserError: an answer is refused, or does not fit the query.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def estimate(self, queries: Sequence[TokenQuery]) -> RemoteUsage:
         """Estimate what `top_k` takes, without asking."""
@@ -104,6 +143,8 @@ class RemoteFamily(ModelFamily[OptionsT]):
     """
 
     is_remote: ClassVar[bool] = True
+    writes_text: ClassVar[bool] = False
+    """Whether `RemoteScorer.texts` can be used."""
     answers_only: bool = False
     """Whether only the answer position of questions can be asked for, because the model returns
     probabilities of the first generated token alone."""

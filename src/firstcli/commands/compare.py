@@ -176,7 +176,8 @@ def _questions(folder: Path, evaluation: str) -> Questions:
     order = sorted(range(len(records)), key=records.ids.__getitem__)
     return Questions(
         tuple(records.ids[i] for i in order),
-        tuple(int(records.answer[i]) for i in order),
+        # Of free answers, index 0 is what the model said, so it says nothing of the question.
+        tuple(0 if records.stated else int(records.answer[i]) for i in order),
         tuple(int(records.count[i]) for i in order),
     )
 

@@ -70,6 +70,11 @@ WORK: Parameters = {
     ),
     "dry_run": option("dry-run", bool, False, "Stop after the plan."),
 }
+_ROUNDS_HELP = "Run this many more rounds of each arm, and stop; default: all."
+SELECT: Parameters = {
+    "rounds": option("rounds", int | None, None, _ROUNDS_HELP, "N", 1),
+    "dry_run": option("dry-run", bool, False, "Stop after the plan."),
+}
 PROBE: Parameters = {
     "probe": option("probe", bool, False, "Run a few batches and estimate time and memory."),
     "show": option("show", int, 0, "Show N training samples with all their tokens.", "N", 0),

@@ -155,6 +155,13 @@ def _checked(plugin: plugins.Plugin, options: Any) -> str:
         testing.check_recalibrator(cls, options)
     elif plugin.kind == "augmenters":
         testing.check_augmenter(cls, options)
+    elif plugin.kind == "annotators":
+        try:
+            testing.check_annotator(cls, options)
+        except UserError:
+            return "imports (needs a task, so the conformance checks did not run)"
+    elif plugin.kind == "selectors":
+        testing.check_selector(cls, options)
     elif plugin.kind == "families":
         if cls.needs_checkpoint:
             return "imports (needs a checkpoint, so the conformance checks did not run)"

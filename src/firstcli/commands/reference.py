@@ -25,6 +25,8 @@ PLURALS: dict[plugins.Kind, str] = {
     "families": "Model families",
     "recalibrators": "Recalibrators",
     "augmenters": "Augmenters",
+    "annotators": "Annotators",
+    "selectors": "Selectors",
 }
 
 

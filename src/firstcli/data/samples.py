@@ -67,7 +67,7 @@ class Samples(LazySequence[Sample]):
         # `json.loads` would first guess the encoding, which takes as long as decoding.
         head, texts, tail = self._spool[number].decode("ascii").split("\0")
         id, prompt, response, answer, truth, *others = _DECODER.decode(f"[{head}, {tail}]")
-        group, messages, supervised = others + [None, (), ()][len(others) :]
+        group, messages, supervised, steps = others + [None, (), (), ()][len(others) :]
         if texts.startswith("["):
             candidates = tuple(_DECODER.decode(texts))
         else:
@@ -75,7 +75,9 @@ class Samples(LazySequence[Sample]):
         truth = None if truth is None else tuple(truth)
         turns = tuple(ChatMessage(*turn) for turn in messages)
         return Sample(
-            prompt, response, id, candidates, answer, truth, group, turns, tuple(supervised)
+            *(prompt, response, id, candidates, answer, truth, group, turns),
+            supervised=tuple(supervised),
+            steps=tuple(steps),
         )
 
 
@@ -98,8 +100,8 @@ def as_json(samples: Iterable[Sample]) -> Iterator[bytes]:
 def to_json(sample: Sample) -> bytes:
     """Return all fields of a sample as a JSON list; digests of data sets depend on these bytes.
 
-    Without a group or a conversation there is no field for it, so digests of such data are those of
-    earlier versions.
+    Without a group, a conversation or an explanation there is no field for it, so digests of such
+    data are those of earlier versions.
     """
     return _joined(*_parts(sample, json.dumps(sample.candidates)))
 
@@ -108,11 +110,13 @@ def _parts(sample: Sample, candidates: str) -> Parts:
     """Return the fields before the candidates, the candidates, and the fields after them."""
     head = (sample.id, sample.prompt, sample.response)
     tail: tuple[object, ...] = (sample.answer, sample.truth)
-    if sample.group is not None or sample.messages:
+    if sample.group is not None or sample.messages or sample.steps:
         tail = (*tail, sample.group)
-    if sample.messages:
+    if sample.messages or sample.steps:
         turns = [(message.role, message.content) for message in sample.messages]
         tail = (*tail, turns, sample.supervised)
+    if sample.steps:
+        tail = (*tail, sample.steps)
     return json.dumps(head)[1:-1], candidates, json.dumps(tail)[1:-1]
 
 

@@ -45,6 +45,11 @@ def with_ids(samples: Sequence[Sample], where: str) -> Iterator[Sample]:
         yield sample
 
 
+def has_own_id(sample: Sample) -> bool:
+    """Return whether `with_ids` made a sample's id of its content."""
+    return sample.id is not None and sample.id.partition("-")[0] == _key(sample)
+
+
 def _key(sample: Sample) -> str:
     return _digest(sample.prompt, sample.response)[:12]
 

@@ -51,12 +51,13 @@ def guessing(records: EvalRecords) -> Guessing:
 def explains_all(records: Sequence[EvalRecords]) -> Guessing | None:
     """Return the guessing that a row of models does not clearly exceed on average, or None.
 
-    Nothing is said of fewer than `MIN_QUESTIONS` questions, whose intervals are wide.
+    Nothing is said of fewer than `MIN_QUESTIONS` questions, whose intervals are wide, and of free
+    answers.
 
     Args:
         records: the answers of each model to the same questions.
     """
-    if len(records[0]) < MIN_QUESTIONS:
+    if len(records[0]) < MIN_QUESTIONS or records[0].stated:
         return None
     guess = guessing(records[0])
     accuracy = float(np.mean([each.correct.mean() for each in records]))

@@ -12,6 +12,9 @@ The columns of a file are
     truth         list<float64>    true probability of each candidate; null if unknown
     group         string           the question's group; there is no such column without groups
 
+    prediction    int32            index of the model's answer; read only if the metadata call it
+                                   `stated`, otherwise it is the most likely candidate
+
 and, for other tools, the columns `prediction`, `correct`, `confidence`, `confidence_full`,
 `candidate_mass` and `tie`, which loading derives again from the columns above. The schema's
 metadata contain the format version, the scope of the softmax, and what `log_probs` are the
@@ -45,6 +48,7 @@ VERSION = 2
 _VERSION_KEY = "firstcli.records.version"
 _SCOPE_KEY = "firstcli.records.scope"
 _CANDIDATES_KEY = "firstcli.records.candidates"
+_PREDICTION_KEY = "firstcli.records.prediction"
 _SOURCES = ("id", "answer", "log_probs", "truth")
 MASS_SLACK = 1e-3  # generous bound on the float32 rounding of the candidates' total probability
 
@@ -68,6 +72,7 @@ class EvalRecords:
     scope: Scope  # of the softmax; for `candidates`, two fields are None
     candidates: Candidates  # what `log_probs`, and the fields derived from them, refer to
     groups: tuple[str, ...] | None = None  # N, each question's group; None without groups
+    stated: bool = False  # whether `prediction` was given: answers without candidates
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -84,6 +89,7 @@ class EvalRecords:
         groups: Sequence[str | None] | None = None,
         scope: Scope = "vocabulary",
         candidates: Candidates = "first-token",
+        prediction: Sequence[int] | None = None,
     ) -> EvalRecords:
         """Derive predictions and confidences from the candidates' log-probabilities.
 
@@ -100,11 +106,13 @@ class EvalRecords:
                 candidates; they are renormalised, and the candidates' mass in the vocabulary is
                 unknown.
             candidates: what `log_probs` refer to.
+            prediction: index of the model's answer to each question, N, where that is not the most
+                likely candidate: the candidates of a free answer are that answer and any other.
 
         Raises:
             UserError: invalid rows; the message names their ids.
         """
-        optional = (truth, whole, groups)
+        optional = (truth, whole, groups, prediction)
         columns = (ids, answers, log_probs, *(c for c in optional if c is not None))
         if len({len(column) for column in columns}) > 1:
             raise ValueError("every column must have one entry per question")
@@ -114,8 +122,9 @@ class EvalRecords:
         count = np.array([len(row) for row in log_probs], dtype=np.int32)
         _check_questions(ids, answer, count)
         padded, mass = _scored(ids, count, log_probs, scope)
-        top = padded.max(axis=1)  # (N,)
-        prediction = padded.argmax(axis=1).astype(np.int32)
+        chosen = np.asarray(padded.argmax(axis=1) if prediction is None else prediction, np.int32)
+        top = padded[np.arange(len(ids)), chosen]  # (N,)
+        tie = (padded == top[:, None]).sum(axis=1) > 1
         return cls(
             ids=tuple(ids),
             answer=answer,
@@ -123,15 +132,16 @@ class EvalRecords:
             log_probs=padded,
             whole=None if whole is None else _scored(ids, count, whole, scope)[0],
             truth=None if truth is None else _truth(ids, truth, count, answer),
-            prediction=prediction,
-            correct=prediction == answer,
-            confidence=1.0 / np.exp(padded - top[:, None]).sum(axis=1),
+            prediction=chosen,
+            correct=chosen == answer,
+            confidence=_share(padded, top),
             confidence_full=None if mass is None else np.minimum(np.exp(top), 1.0),
             candidate_mass=mass,
-            tie=(padded == top[:, None]).sum(axis=1) > 1,
+            tie=tie & (prediction is None),
             scope=scope,
             candidates=candidates,
             groups=_checked_groups(ids, groups or ()),
+            stated=prediction is not None,
         )
 
     def scored(self, candidates: Candidates) -> EvalRecords:
@@ -237,6 +247,8 @@ class EvalRecords:
             _SCOPE_KEY: self.scope,
             _CANDIDATES_KEY: self.candidates,
         }
+        if self.stated:
+            about[_PREDICTION_KEY] = "stated"
         table = pa.table(columns, metadata=about)
         atomic_write(path, lambda file: pq.write_table(table, file, compression="zstd"))
 
@@ -252,6 +264,7 @@ class EvalRecords:
         table = _read(path)
         scope = table.schema.metadata.get(_SCOPE_KEY.encode())  # missing in version 1
         candidates = table.schema.metadata.get(_CANDIDATES_KEY.encode())  # missing in older files
+        stated = table.schema.metadata.get(_PREDICTION_KEY.encode()) == b"stated"
         lists, names = pa.list_(pa.float64()), table.column_names
 
         def known(name: str) -> list[list[float]] | None:
@@ -270,6 +283,7 @@ class EvalRecords:
                 groups=table["group"].cast(pa.string()).to_pylist() if "group" in names else None,
                 scope="candidates" if scope == b"candidates" else "vocabulary",
                 candidates="whole" if candidates == b"whole" else "first-token",
+                prediction=table["prediction"].cast(pa.int32()).to_pylist() if stated else None,
             )
         except pa.ArrowException as error:
             raise UserError(f"{path}: a column has the wrong type ({error}); {_REDO}") from error
@@ -341,6 +355,12 @@ def _scored(
     mass = np.exp(padded).sum(axis=1)
     _refuse(ids, mass > 1.0 + MASS_SLACK, "candidates whose probabilities sum to more than 1")
     return padded, mass
+
+
+def _share(padded: FloatArray, top: FloatArray) -> FloatArray:
+    """Return the share (N,) of the predictions, whose log-probabilities are `top` (N,)."""
+    with np.errstate(over="ignore"):  # a prediction that is far less likely than others: 0
+        return np.asarray(1.0 / np.exp(padded - top[:, None]).sum(axis=1))
 
 
 def _truth(

@@ -215,8 +215,8 @@ class EvalMetrics:
     accuracy_at_90: _Value = _metric("accuracy at 90 % coverage", "at 90 %", "share", "higher",
         _paired(partial(scores.accuracy_at, 0.9)))
     chance: float = _metric("chance", "1 / n", "share", None,
-        lambda e: float(np.mean(1.0 / e.records.count)))
-    """Mean of 1 / number of candidates."""
+        lambda e: 0.0 if e.records.stated else float(np.mean(1.0 / e.records.count)))
+    """Mean of 1 / number of candidates; 0 for free answers."""
 # fmt: on
 
 METRICS = {key.name: Metric(key.name, *key.metadata["metric"]) for key in fields(EvalMetrics)}

@@ -6,9 +6,11 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import (
@@ -85,6 +87,7 @@ def continuations(
     limit: int,
     ends: Sequence[int],
     processors: LogitsProcessorList,
+    cache: Any = None,
 ) -> list[list[int]]:
     """Return each prompt's new tokens, up to and including the one that ends the text.
 
@@ -97,6 +100,7 @@ def continuations(
         limit: tokens after which a text is cut off.
         ends: the tokens that end a text; may be empty.
         processors: choose the tokens; without any, the most likely one is taken.
+        cache: an empty cache of transformers, which takes keys and values of the padded batch.
     """
     padding = ends[0] if ends else 0
     width = max(map(len, prompts))
@@ -117,10 +121,38 @@ def continuations(
             attention_mask=mask.to(device),
             generation_config=settings,
             logits_processor=processors,
+            **({} if cache is None else {cache_argument(model): cache}),
         )
     rows = output[:, width:].tolist()
     lengths = [next((i + 1 for i, id in enumerate(row) if id in ends), len(row)) for row in rows]
     return [row[:length] for row, length in zip(rows, lengths, strict=True)]
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """Return what a model calls its cache of keys and values: transformers has renamed it."""
+    return "cache" if "cache" in signature(type(model).forward).parameters else "past_key_values"
+
+
+class GreedyLogProbs(LogitsProcessor):
+    """Note the log-probability of the most likely token of each row, step by step."""
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        """Start with no step; `temperature` divides the logits before they become probabilities."""
+        self._temperature = temperature
+        self._steps: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the scores (B, V) as they are."""
+        scaled = scores.float() / self._temperature
+        self._steps.append(scaled.amax(-1) - scaled.logsumexp(-1))
+        return scores
+
+    def rows(self, lengths: Sequence[int]) -> list[npt.NDArray[np.float64]]:
+        """Return the log-probabilities of each row's first tokens, (L_i,)."""
+        if not self._steps:
+            return [np.zeros(0) for _ in lengths]
+        values = torch.stack(self._steps, 1).cpu().numpy().astype(np.float64)  # (B, L)
+        return [row[:length] for row, length in zip(values, lengths, strict=True)]
 
 
 @contextmanager

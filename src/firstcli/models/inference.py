@@ -114,7 +114,7 @@ def decoder_fault(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     Raises:
         Exception: the model does not run on its device.
     """
-    token_ids = _ordinary_tokens(model, tokenizer)
+    token_ids = ordinary_tokens(model, tokenizer)
     if len(token_ids) < 2:
         return None
     problem = causality.fault(model, token_ids, context_length(model))
@@ -124,14 +124,14 @@ def decoder_fault(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 def packing_fault(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Try out whether a causal decoder reads packed batches; return what is wrong, or None."""
-    token_ids = _ordinary_tokens(model, tokenizer)
+    token_ids = ordinary_tokens(model, tokenizer)
     if len(token_ids) < 2:
         return None
     problem = packing.fault(model, token_ids, context_length(model))
     return f"{type(model).__name__} cannot read packed batches: {problem}" if problem else None
 
 
-def _ordinary_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def ordinary_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return some token ids that are not special, spread over the vocabulary."""
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     limit = min(len(tokenizer), vocabulary_size(model))

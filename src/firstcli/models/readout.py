@@ -144,6 +144,16 @@ class Logits:
             yield chunk, self.values[chunk]
 
 
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """Keys and values of the tokens that precede a batch."""
+
+    values: Any
+    """A cache of transformers; the forward pass adds the batch's own to it."""
+    argument: str
+    """What the model calls it."""
+
+
 Scores = Layer | Logits
 Readout = Callable[[Scores], Tensor]
 
@@ -191,6 +201,7 @@ class Reader:
         columns: Tensor,
         readout: Readout,
         position_ids: Tensor | None = None,
+        cache: Cached | None = None,
     ) -> Tensor:
         """Return the readout of the predictions after the tokens `input_ids[rows, columns]`.
 
@@ -200,10 +211,12 @@ class Reader:
             rows: sequence of each position, (N,).
             columns: token of each position, (N,).
             readout: maps the output layer's operands, or logits, at the N positions to a tensor.
-            position_ids: of packed sequences, (1, L), starting at 0 with each.
+            position_ids: of packed sequences, (1, L), starting at 0 with each; or of tokens that
+                follow a cache, (B, L).
+            cache: what precedes the batch; the attention mask then covers both.
         """
         if self.obstacle:
-            logits = self.logits_at(input_ids, attention_mask, rows, columns, position_ids)
+            logits = self.logits_at(input_ids, attention_mask, rows, columns, position_ids, cache)
             return readout(Logits(logits))
 
         def read(hidden: Tensor) -> Tensor:
@@ -211,7 +224,7 @@ class Reader:
             return readout(Layer(hidden[at], self._head.weight, self._head.bias))[None]
 
         with _replaced(self._head, read):
-            return _logits(self._forward, input_ids, attention_mask, position_ids)[0]
+            return _logits(self._forward, input_ids, attention_mask, position_ids, cache)[0]
 
     def logits_at(
         self,
@@ -220,6 +233,7 @@ class Reader:
         rows: Tensor,
         columns: Tensor,
         position_ids: Tensor | None = None,
+        cache: Cached | None = None,
     ) -> Tensor:
         """Return float32 logits (N, V) of any model; a hook selects the head's inputs.
 
@@ -234,7 +248,7 @@ class Reader:
             return (inputs[0][at][None], *inputs[1:])  # (1, N, D)
 
         with self._head.register_forward_pre_hook(select), _summed_in_float32(self._head):
-            logits = _logits(self._forward, input_ids, attention_mask, position_ids)
+            logits = _logits(self._forward, input_ids, attention_mask, position_ids, cache)
         if logits.shape[:2] != (1, len(rows)):
             raise UserError(
                 f"{type(self.model).__name__} does not apply its output layer to unmodified hidden "
@@ -248,10 +262,13 @@ def _logits(
     input_ids: Tensor,
     attention_mask: Tensor | None,
     position_ids: Tensor | None = None,
+    cache: Cached | None = None,
 ) -> Tensor:
-    given = {"attention_mask": attention_mask, "position_ids": position_ids}
+    given: dict[str, Any] = {"attention_mask": attention_mask, "position_ids": position_ids}
     inputs = {name: value for name, value in given.items() if value is not None}
-    logits: Tensor = forward(input_ids=input_ids, **inputs, use_cache=False).logits
+    if cache is not None:
+        inputs[cache.argument] = cache.values
+    logits: Tensor = forward(input_ids=input_ids, **inputs, use_cache=cache is not None).logits
     return logits
 
 

@@ -37,6 +37,30 @@ def execute(request: plan.Request, stage: Stage) -> dict[str, JSON]:
         UserError: the recipe or its data are wrong, or the work cannot be done.
     """
     run = plan.open_run(request)
+    rows, targets, finished = bring_up_to_date(run, request, stage)
+    if request.dry_run:
+        return plan.plan_result(run, rows)
+    if not distributed.is_first():
+        return {}
+    return {**plan.plan_result(run, rows), "result": stage.summary(run, targets), **finished}
+
+
+def bring_up_to_date(
+    run: Run, request: plan.Request, stage: Stage
+) -> tuple[list[plan.PlanRow], list[Unit], dict[str, JSON]]:
+    """Do the work of a stage that is not up to date, and of all that it needs.
+
+    Args:
+        run: the run.
+        request: the command's options; with `dry_run`, the plan is only shown.
+        stage: the stage.
+
+    Returns:
+        The plan, the stage's units, and what the stage's own options have returned.
+
+    Raises:
+        UserError: the recipe or its data are wrong, or the work cannot be done.
+    """
     units = units_of(run.recipe, run.folder)
     targets = of_arms(stage.units(run.recipe, run.folder), request.arms)
     if not targets:
@@ -48,7 +72,7 @@ def execute(request: plan.Request, stage: Stage) -> dict[str, JSON]:
     if request.dry_run:
         rows = _statuses(run, chain, forced)
         _show(run, rows, request)
-        return plan.plan_result(run, rows)
+        return rows, targets, {}
 
     with plan.disk_errors_reported(run.folder), distributed.together(), ExitStack() as stack:
         if distributed.by_first(lambda: _only_reads(run, chain, request)):
@@ -68,9 +92,7 @@ def execute(request: plan.Request, stage: Stage) -> dict[str, JSON]:
                 if distributed.is_first():
                     run.save_memory()
         finished = stage.finish(run, targets, request.stage_options)
-    if not distributed.is_first():
-        return {}
-    return {**plan.plan_result(run, rows), "result": stage.summary(run, targets), **finished}
+    return rows, targets, finished
 
 
 def _prepared(

@@ -105,10 +105,20 @@ def open_run(request: Request) -> Run:
 
 def plan(request: Request) -> dict[str, JSON]:
     """Show every unit's status and size, and run every check that needs no weights."""
-    run = open_run(request)
+    return plan_run(open_run(request), request)
+
+
+def plan_run(run: Run, request: Request, chosen: Sequence[Unit] | None = None) -> dict[str, JSON]:
+    """Show the plan of an open run, as `plan` does.
+
+    Args:
+        run: the run.
+        request: the command's options.
+        chosen: the units of the plan, with all that they need; None for those of the recipe.
+    """
     units = units_of(run.recipe, run.folder)
-    chain = list(units.values())
-    if request.arms:
+    chain = list(units.values() if chosen is None else chosen)
+    if request.arms and chosen is None:
         of_stages = [unit for unit in chain if stage_of(unit).has_arms]
         chain = with_upstream(units, of_arms(of_stages, request.arms))
     rows, problems = statuses(chain, partial(status_of, run))

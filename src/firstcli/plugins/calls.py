@@ -23,18 +23,21 @@ from firstcli.api import (
     BoolArray,
     CandidateQuery,
     Diagnostics,
+    ExplanationForm,
     FloatArray,
     MassMode,
     ModelFamily,
     PluginOptions,
     Recalibrator,
     RemoteScorer,
+    RemoteText,
     RemoteUsage,
     ResponseTokens,
     Sample,
     Split,
     Task,
     TaskUsage,
+    TextQuery,
     TokenQuery,
     TopKRows,
     TopTokens,
@@ -87,7 +90,12 @@ def validated(plugin: Plugin, options: object) -> PluginOptions:
         )
 
 
-def _built(plugin: Plugin, options: PluginOptions) -> Any:
+def built(plugin: Plugin, options: PluginOptions) -> Any:
+    """Return a new object of a plugin's class.
+
+    Raises:
+        UserError: it cannot be built.
+    """
     with explained(plugin, "`__init__`"):
         return plugins.load(plugin.kind, plugin.name)(options)
 
@@ -296,6 +304,17 @@ class CheckedTask(Task[Any]):
             task = self._task.unlabelled(path)
         return None if task is None else CheckedTask(self._plugin, task)
 
+    def explanations(self) -> ExplanationForm | None:
+        with explained(self._plugin, "`explanations`"):
+            form = self._task.explanations()
+        if form is not None and not isinstance(form, ExplanationForm):
+            found = type(form).__name__
+            raise UserError(
+                f"{self._plugin.title}: `explanations` returned a {found}, expected an "
+                "ExplanationForm or None; correct the plugin"
+            )
+        return form
+
     def usage(self) -> TaskUsage | None:
         with explained(self._plugin, "`usage`"):
             usage = self._task.usage()
@@ -305,6 +324,11 @@ class CheckedTask(Task[Any]):
                 f"{self._plugin.title}: `usage` returned a {found}, expected a TaskUsage or None"
             )
         return usage
+
+    @property
+    def repair(self) -> Any:
+        """What corrects explanations, in a task that knows all steps; else None."""
+        return getattr(self._task, "repair", None)
 
     @property
     def adapts(self) -> bool:
@@ -438,6 +462,10 @@ class _ExplainedScorer(RemoteScorer):
         with explained(self._plugin, "`candidates`"):
             yield from self._scorer.candidates(queries)
 
+    def texts(self, queries: Sequence[TextQuery]) -> Iterator[tuple[int, RemoteText]]:
+        with explained(self._plugin, "`texts`"):
+            yield from self._scorer.texts(queries)
+
     def estimate(self, queries: Sequence[TokenQuery]) -> RemoteUsage:
         with explained(self._plugin, "`estimate`"):
             return self._scorer.estimate(queries)
@@ -455,23 +483,23 @@ class _ExplainedScorer(RemoteScorer):
 def recalibrator(name: str, options: PluginOptions) -> CheckedRecalibrator:
     """Return a new, unfitted recalibrator with its options."""
     plugin = plugins.find("recalibrators", name)
-    return CheckedRecalibrator(plugin, _built(plugin, options))
+    return CheckedRecalibrator(plugin, built(plugin, options))
 
 
 def task(name: str, options: PluginOptions) -> CheckedTask:
     """Return a task with its options."""
     plugin = plugins.find("tasks", name)
-    return CheckedTask(plugin, _built(plugin, options))
+    return CheckedTask(plugin, built(plugin, options))
 
 
 def augmenter(name: str, options: PluginOptions) -> CheckedAugmenter:
     """Return an augmenter with its options."""
     plugin = plugins.find("augmenters", name)
-    return CheckedAugmenter(plugin, _built(plugin, options))
+    return CheckedAugmenter(plugin, built(plugin, options))
 
 
 def family(name: str, options: PluginOptions) -> ModelFamily[Any]:
     """Return a model family with its options."""
     plugin = plugins.find("families", name)
-    built: ModelFamily[Any] = _built(plugin, options)
-    return built if plugin.is_built_in else cast(ModelFamily[Any], _ExplainedFamily(plugin, built))
+    own: ModelFamily[Any] = built(plugin, options)
+    return own if plugin.is_built_in else cast(ModelFamily[Any], _ExplainedFamily(plugin, own))

@@ -19,13 +19,15 @@ from firstcli import api
 from firstcli.errors import UserError, did_you_mean
 from firstcli.plugins.source_code import digest_of, files_of
 
-Kind = Literal["families", "tasks", "recalibrators", "augmenters"]
+Kind = Literal["families", "tasks", "recalibrators", "augmenters", "selectors", "annotators"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SINGULAR: dict[Kind, str] = {
     "families": "family",
     "tasks": "task",
     "recalibrators": "recalibrator",
     "augmenters": "augmenter",
+    "annotators": "annotator",
+    "selectors": "selector",
 }
 GROUPS = tuple(f"firstcli.{kind}" for kind in KINDS)
 BASES: dict[Kind, type] = {
@@ -33,6 +35,8 @@ BASES: dict[Kind, type] = {
     "tasks": api.Task,
     "recalibrators": api.Recalibrator,
     "augmenters": api.Augmenter,
+    "annotators": api.Annotator,
+    "selectors": api.Selector,
 }
 
 

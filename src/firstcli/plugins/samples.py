@@ -65,9 +65,25 @@ def sample_problem(sample: object, valid: tuple[str, ...] | None = None) -> str 
         return _conversation_problem(sample)
     if sample.candidates:
         problem = None if sample.candidates is valid else _candidates_problem(sample.candidates)
-        return problem or _answer_problem(sample)
+        return problem or _answer_problem(sample) or _steps_problem(sample)
     if sample.answer is not None or sample.truth is not None:
         return "has an answer or a truth, but no candidates"
+    return _steps_problem(sample)
+
+
+def _steps_problem(sample: Sample) -> str | None:
+    steps = sample.steps
+    if not isinstance(steps, tuple) or not all(isinstance(step, str) for step in steps):
+        return "the steps are not a tuple of texts"
+    if not all(step.strip() for step in steps):
+        return "a step is empty"
+    for text in sample.candidates or (sample.response,):
+        end = 0
+        for number, step in enumerate(steps, 1):
+            start = text.find(step, end)
+            if start < 0:
+                return f"step {number} is not in the response or a candidate after earlier steps"
+            end = start + len(step)
     return None
 
 
@@ -133,7 +149,7 @@ def copy_problem(copy: object, sample: Sample, *, by_letter: bool = False) -> st
     if problem := sample_problem(copy, sample.candidates):
         return f"is malformed: {problem}"
     assert isinstance(copy, Sample)
-    for key in ("candidates", "group", "messages", "supervised"):
+    for key in ("candidates", "group", "messages", "supervised", "steps"):
         if getattr(copy, key) != getattr(sample, key):
             return f"has changed `{key}`"
     if (copy.answer is None) != (sample.answer is None):

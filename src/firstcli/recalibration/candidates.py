@@ -61,6 +61,7 @@ def recalibrated(records: EvalRecords, fitted: CheckedRecalibrator, task: str) -
         whole=whole,
         groups=records.groups,
         scope="candidates",
+        prediction=records.prediction.tolist() if records.stated else None,
     )
 
 

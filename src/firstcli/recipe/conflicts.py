@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from firstcli.errors import UserError, did_you_mean
+from firstcli.recipe.active_conflicts import active_conflicts
 from firstcli.recipe.references import (
     POSTHOC_KEY,
     AugmenterRef,
@@ -52,6 +53,8 @@ def conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
         for key, value in section.items():
             if key.startswith("hub_") or redacted({key: value}) != {key: value}:
                 yield (key,), _NO_CREDENTIALS
+    if name == "active":
+        yield from active_conflicts(section, valid)
     if name == "paper":
         yield from _unknown_rows(section, valid)
     if name == "seeds" and len(set(section)) < len(section):
@@ -187,6 +190,10 @@ def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
         yield from _posthoc_conflicts(train)
         if arm.posthoc.fit == "agreement" and valid.get("teacher", "invalid") is None:
             text = "found 'agreement', but the recipe has no teacher to agree with; leave it out"
+            yield (POSTHOC_KEY, "fit"), text
+        elif arm.posthoc.fit == "agreement" and train and train.task.explanations is not None:
+            text = "found 'agreement', but the models explain their answers differently, so their "
+            text += "probabilities of answers cannot be compared; leave it out"
             yield (POSTHOC_KEY, "fit"), text
     if train and arm.recalibrate == "decisive" and not train.task.build().has_candidates:
         yield ("recalibrate",), f"task '{train.task.name}' has no candidates; expected 'all'"
@@ -324,7 +331,7 @@ def _posthoc_conflicts(train: Train | None) -> Conflicts:
     if train and train.validation == 0:
         text = "it is fitted on held-out samples, but train.validation is 0; raise it"
         yield (POSTHOC_KEY,), text
-    elif train and not train.task.build().has_candidates:
+    elif train and not train.task.can_be_evaluated:
         text = f"task '{train.task.name}' has no candidates to choose from; leave it out"
         yield (POSTHOC_KEY,), text
 
@@ -336,12 +343,17 @@ def _validation_conflicts(metrics: MetricsSettings, valid: Mapping[str, Any]) ->
     key = next(given)
     if train and train.validation == 0:
         yield (key,), "it needs held-out questions, but train.validation is 0; raise it"
-    elif train and not train.task.build().has_candidates:
+    elif train and not (train.task.plugin.has_candidates or _only_target(metrics, train)):
         yield (key,), f"task '{train.task.name}' has no candidates to choose from; leave it out"
     for evaluation in valid.get("evaluate", ()):
         if evaluation.name.casefold() == VALIDATION:
             text = f"it makes records named '{VALIDATION}', as an evaluation is; rename that one"
             yield (key,), text
+
+
+def _only_target(metrics: MetricsSettings, train: Train) -> bool:
+    """Whether free answers suffice: sets of candidates need candidates, a threshold does not."""
+    return metrics.coverage is None and train.task.can_be_evaluated
 
 
 def _recalibrator_conflicts(

@@ -162,6 +162,10 @@ def _example(plugin: Plugin, cls: Any, options: Sequence[KeyDescription]) -> str
         content = {"arms": {"my-arm": {"recalibrator": reference}}}
     elif plugin.kind == "augmenters":
         content = {"train": {"augment": {"augmenters": [reference]}}}
+    elif plugin.kind == "annotators":
+        content = {"active": {"annotator": reference}}
+    elif plugin.kind == "selectors":
+        content = {"active": {"selector": reference}}
     else:
         model = {"family": reference.pop("name")}
         if cls.needs_checkpoint:

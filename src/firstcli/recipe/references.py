@@ -23,9 +23,10 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from firstcli import plugins
-from firstcli.api import DataPath, ModelFamily, PluginOptions
+from firstcli.api import DataPath, ExplanationForm, ModelFamily, PluginOptions, Task
 from firstcli.errors import UserError
-from firstcli.plugins import calls
+from firstcli.plugins import annotators, calls, selectors
+from firstcli.plugins.annotators import CheckedAnnotator
 
 _FOLDER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -212,6 +213,18 @@ class TaskRef(PluginRef):
         return task
 
     @property
+    def explanations(self) -> ExplanationForm | None:
+        """How responses are made of an explanation's steps and the answer; None without steps."""
+        if self.plugin.explanations is Task.explanations:  # nothing to build
+            return None
+        return self.build().explanations()
+
+    @property
+    def can_be_evaluated(self) -> bool:
+        """Whether the samples have candidates, or answers that can be read off generated text."""
+        return self.plugin.has_candidates or self.explanations is not None
+
+    @property
     def advice_on_test_split(self) -> str:
         """How to cut a test part off the task's file, if it can: the start of a sentence."""
         fields = type(self.options).model_fields
@@ -243,6 +256,26 @@ class AugmenterRef(PluginRef):
     def build(self) -> calls.CheckedAugmenter:
         """Return a new augmenter with its options."""
         return calls.augmenter(self.name, self.options)
+
+
+class AnnotatorRef(PluginRef):
+    """An annotator: says what the student learns about a question of the pool."""
+
+    kind = "annotators"
+
+    def build(self) -> CheckedAnnotator:
+        """Return a new annotator with its options."""
+        return annotators.annotator(self.name, self.options)
+
+
+class SelectorRef(PluginRef):
+    """A selector: says which questions of the pool the teacher annotates."""
+
+    kind = "selectors"
+
+    def build(self) -> selectors.CheckedSelector:
+        """Return a new selector with its options."""
+        return selectors.selector(self.name, self.options)
 
 
 POSTHOC_KEY = "posthoc"
@@ -346,6 +379,9 @@ class ModelSection(PluginSection):
 
 PLUGIN_SECTIONS: dict[str, type[PluginSection]] = {
     section.__name__: section
-    for section in (TaskRef, RecalibratorRef, PosthocRef, ModelSection, AugmenterRef)
+    for section in (
+        *(TaskRef, RecalibratorRef, PosthocRef, ModelSection, AugmenterRef),
+        *(SelectorRef, AnnotatorRef),
+    )
 }
 """Sections that name a plugin, by their title in the JSON schema."""

@@ -15,7 +15,9 @@ from pydantic_core import InitErrorDetails
 
 from firstcli.api import WritingSettings
 from firstcli.errors import UserError, shortened
+from firstcli.recipe.active import Active
 from firstcli.recipe.conflicts import conflicts
+from firstcli.recipe.evaluations import Evaluation
 from firstcli.recipe.references import (
     ArmName,
     FolderName,
@@ -28,7 +30,6 @@ from firstcli.recipe.sections import (
     VALIDATION,
     Arm,
     Augment,
-    Evaluation,
     KnowledgeSection,
     MetricsSettings,
     PublishedValues,
@@ -69,6 +70,8 @@ class Recipe(RecipeSection):
     )
     """The arms by name; each trains one student. Default: the arm `first`, with temperature
     scaling."""
+    active: Active | None = Field(default=None, validate_default=True)
+    """Which questions of a pool the teacher annotates, and on what budget; for `first select`."""
     paper: dict[FolderName, dict[str, PublishedValues]] = Field(default_factory=dict)
     """Published values to compare with, by evaluation and row (`teacher`, an arm, or either with
     ` + T`). `first compare` shows them beside those of the run."""
@@ -138,7 +141,7 @@ class Recipe(RecipeSection):
 
     @field_validator(
         *("train", "evaluate", "metrics", "seeds", "teacher", "student", "knowledge", "arms"),
-        *("paper", "trainer"),
+        *("active", "paper", "trainer"),
     )
     @classmethod
     def _fits_the_recipe(cls, section: Any, info: ValidationInfo) -> Any:
@@ -154,7 +157,7 @@ class Recipe(RecipeSection):
 def _require_test_split(task: TaskRef) -> None:
     """Refuse a recipe without `evaluate` whose training task cannot be evaluated."""
     example = "for example `evaluate: [{split: validation}]`"
-    if not task.plugin.has_candidates:
+    if not task.can_be_evaluated:
         raise mistake(
             f"missing, and the training task '{task.name}' has no candidates, so models cannot be "
             "evaluated on it; list a task that has, as `evaluate: [{task: {name: ...}}]`"

@@ -17,17 +17,17 @@ from pydantic import (
 from firstcli.api import DataPaths, MassMode
 from firstcli.recipe.lora import Lora, Saved
 from firstcli.recipe.references import (
+    AnnotatorRef,
     AugmenterRef,
-    FolderName,
     ModelSection,
     PosthocRef,
     RecalibratorRef,
     RecipeSection,
+    SelectorRef,
     TaskRef,
     mistake,
     user_errors_as_mistakes,
 )
-from firstcli.recipe.shift import Shifts
 
 TEST = "test"
 """The split that is evaluated by default."""
@@ -199,40 +199,6 @@ class Train(RecipeSection):
             with user_errors_as_mistakes():
                 task.build_unlabelled(section.path)
         return section
-
-
-class Evaluation(RecipeSection):
-    """A task on which teacher and students are evaluated."""
-
-    task: TaskRef = Field(default=cast(Any, None))
-    """A task whose samples have candidate answers. Default: the training task."""
-    name: FolderName = Field(default=None, validate_default=True)
-    """Unique name of the evaluation. Default: the task's name."""
-    split: str = TEST
-    """The task's split to evaluate on."""
-    limit: int | None = Field(default=None, ge=1)
-    """For a quick trial, evaluate on only this many rows from the start of the split. Default:
-    all."""
-    shift: Shifts | None = None
-    """Also evaluate on these questions with typing errors, in another case, without some words or
-    in other words. Default: only as they are."""
-
-    @field_validator("task")
-    @classmethod
-    def _has_candidates(cls, task: TaskRef) -> TaskRef:
-        if not task.plugin.has_candidates:
-            raise mistake(
-                f"task '{task.name}' has no candidates, so models cannot be evaluated on it"
-            )
-        return task
-
-    @field_validator("name", mode="before")
-    @classmethod
-    def _task_name_by_default(cls, name: object, info: ValidationInfo) -> object:
-        if name is not None:
-            return name
-        task: TaskRef | None = info.data.get("task")
-        return task.name if task else "unnamed"
 
 
 class MetricsSettings(RecipeSection):
@@ -427,6 +393,12 @@ class Arm(RecipeSection):
     labels`, the labels of their samples. Default: false."""
     training: TrainingOverrides | None = None
     """Changes to `student.training` for this arm."""
+    selector: SelectorRef | None = None
+    """Which questions are annotated for this arm. Default: `active.selector`."""
+    annotator: AnnotatorRef | None = None
+    """What is bought of them. Default: `active.annotator`."""
+    confidence: Literal["raw", "recalibrated"] | None = None
+    """Which probabilities the selector sees. Default: `active.confidence`."""
     posthoc: PosthocRef | None = None
     """Also evaluate the student with a post-hoc recalibrator, as `<arm> + T`."""
 

@@ -70,16 +70,31 @@ def questions(data: ReportData, evaluation: str) -> list[DisputedQuestion]:
             for row, records in by_row.items()
             if sample.id in index[row]
         )
-        right = "none of them" if sample.answer is None else sample.candidates[sample.answer]
-        chosen.append(DisputedQuestion(cut(sample.prompt), right.strip(), answers))
+        chosen.append(DisputedQuestion(cut(sample.prompt), _right(sample), answers))
     return chosen
+
+
+def _right(sample: Sample) -> str:
+    """Return the right answer; of a response with an explanation, what follows that."""
+    if sample.candidates and sample.answer is None:
+        return "none of them"
+    return _without_steps(sample, sample.response)
+
+
+def _candidate(sample: Sample, index: int) -> str:
+    """Return a candidate; a free answer itself is not recorded."""
+    return _without_steps(sample, sample.candidates[index]) if sample.candidates else "its own"
+
+
+def _without_steps(sample: Sample, response: str) -> str:
+    return response.rpartition(sample.steps[-1])[2].strip() if sample.steps else response.strip()
 
 
 def _answer(row: str, records: EvalRecords, i: int, sample: Sample) -> Answer:
     chosen = int(records.prediction[i])
     return Answer(
         row=row,
-        text=sample.candidates[chosen].strip(),
+        text=_candidate(sample, chosen),
         confidence=float(records.confidence[i]),
         in_right=float(_in_right(records)[i]) if records.answerable else None,
         right=bool(records.correct[i]),

@@ -45,6 +45,18 @@ def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
     sync(path.parent)
 
 
+def append_lines(path: Path, lines: str) -> None:
+    """Append whole lines; one that a killed process left incomplete is ended first."""
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, 2)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(lines.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def sync(path: Path) -> None:
     """Wait until a file's content, or a folder's list of names, is on the disk."""
     handle = os.open(path, os.O_RDONLY)

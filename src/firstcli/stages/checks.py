@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from firstcli.api import Sample
+    from firstcli.recipe.evaluations import Evaluation
     from firstcli.recipe.references import TaskRef
-    from firstcli.recipe.sections import Evaluation
     from firstcli.workspace.run import Run
     from firstcli.workspace.units import Part, Role
 
@@ -208,6 +208,8 @@ def _check_overlap(run: Run) -> None:
     mistakes = []
     _ = run.training  # its mistakes first: an evaluation with the same mistake is not named here
     for evaluation in run.recipe.evaluate:
+        if evaluation.split == evaluation.task.plugin.held_out_split:
+            continue  # it is the part on which nothing is trained
         name, count = f"evaluate '{evaluation.name}'", len(run.evaluation_samples(evaluation.name))
         if shared := run.overlap(evaluation.name):
             problem = f"{name}: {_part(shared, count)} are also in the training split"
@@ -361,7 +363,8 @@ _CHATS = {
 
 
 def _warn_of_seen_rows(run: Run) -> None:
-    if run.recipe.teacher and run.recipe.teacher.finetune is None:
+    is_unseen = getattr(run.recipe.train.task.options, "unseen", False)
+    if run.recipe.teacher and run.recipe.teacher.finetune is None and not is_unseen:
         run.console.warn(
             "teacher: it is not fine-tuned in this run and may have seen the validation samples; a "
             "recalibrator fitted on samples that it has seen leaves it over-confident"

@@ -101,10 +101,13 @@ class Evaluate(Stage):
     def fingerprint_inputs(self, run: Run, unit: Unit) -> Mapping[str, object]:
         if unit.model.posthoc:
             return {}
-        return {
+        inputs: dict[str, object] = {
             "evaluation samples": run.evaluation_content(unit.evaluation),
             "longest sample": fingerprints.longest_sample(run, unit),
-        } | fingerprints.predictions(run, unit.role, unit.evaluation)
+        }
+        if (settings := run.generation(unit.evaluation)) is not None:
+            inputs |= fingerprints.generation(run, settings, unit)
+        return inputs | fingerprints.predictions(run, unit.role, unit.evaluation)
 
     def check(self, run: Run, unit: Unit) -> str:
         import numpy as np
@@ -112,6 +115,10 @@ class Evaluate(Stage):
         from firstcli.models.answers import EVALUATION_TOKENS
         from firstcli.stages import inputs, reading_memory, role_models, whole_candidates
 
+        if run.generation(unit.evaluation) is not None:
+            from firstcli.stages import generated
+
+            return generated.check(run, unit.role, generated.questions_of(run, unit))
         questions = inputs.questions(run, unit.role, unit.evaluation)
         text = f"{len(questions)} questions"
         if sequences := whole_candidates.sequences(run, unit.role, unit.evaluation):
@@ -123,17 +130,17 @@ class Evaluate(Stage):
 
     def probe(self, probe: Probe, unit: Unit) -> CostEstimate | None:
         is_remote = probe.run.model_section(unit.role).plugin.is_remote
-        return None if unit.model.posthoc or is_remote else probe.evaluation(unit)
+        generates = probe.run.generation(unit.evaluation) is not None
+        return None if unit.model.posthoc or is_remote or generates else probe.evaluation(unit)
 
     def work(self, run: Run, unit: Unit, folder: Path) -> EvalFacts | None:
         if not unit.model.posthoc:
-            from firstcli.stages import remote, scoring
-
-            records = scoring.answered(run, unit, remote.answers_file(folder))
+            records = _answered(run, unit, folder)
+        elif distributed.is_first() or run.generation(unit.evaluation) is not None:
+            # What is fitted to generated answers needs all processes.
+            records = posthoc.recalibrated_records(run, unit)
         if not distributed.is_first():
             return None
-        if unit.model.posthoc:
-            records = posthoc.recalibrated_records(run, unit)
         about = {"evaluation": unit.evaluation, "model": unit.model.name}
         records.save(folder / f"{unit.model.name}.parquet", about)
         facts = _facts(records, records.confidence)
@@ -179,6 +186,17 @@ class Evaluate(Stage):
             f"{evaluation}/{model}": asdict(summary)
             for (evaluation, model), summary in summaries.items()
         }
+
+
+def _answered(run: Run, unit: Unit, folder: Path) -> EvalRecords:
+    """Run a model over the questions of an evaluation."""
+    if run.generation(unit.evaluation) is not None:
+        from firstcli.stages import generated
+
+        return generated.answered(run, unit, generated.questions_of(run, unit))
+    from firstcli.stages import remote, scoring
+
+    return scoring.answered(run, unit, remote.answers_file(folder))
 
 
 def _facts(records: EvalRecords, confidence: FloatArray, bins: int = 10) -> EvalFacts:

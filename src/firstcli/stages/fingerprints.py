@@ -19,6 +19,7 @@ from firstcli.workspace.units import Part, Role, Unit, learns_copies
 
 if TYPE_CHECKING:
     from firstcli.api import Dtype
+    from firstcli.recipe.evaluations import Generation
     from firstcli.recipe.references import ModelSection, PluginRef
     from firstcli.recipe.schema import Recipe
     from firstcli.workspace.run import Run
@@ -118,6 +119,21 @@ def predictions(run: Run, role: Role, evaluation: str = "") -> Inputs:
         inputs |= model(run, role)
         if section.checkpoint is None:  # its tokenizer is made from the training text
             inputs |= training_data(run)
+    return inputs
+
+
+def generation(run: Run, settings: Generation, unit: Unit) -> Inputs:
+    """Return what generated answers depend on, besides the model and the questions.
+
+    Args:
+        run: the run.
+        settings: how they are generated.
+        unit: the unit whose model generates.
+    """
+    form = run.stated_task(unit.evaluation).explanations
+    inputs: dict[str, object] = {"generated answers": repr(settings), "form of answers": repr(form)}
+    if settings.temperature:
+        inputs["seed of generated answers"] = run.seed_of(unit)
     return inputs
 
 
@@ -245,6 +261,8 @@ def longest_sample(run: Run, unit: Unit) -> str:
     # The teacher's responses are never too long, and their samples are not known before them.
     # Copies that are too long are always left out.
     if run.recipe.train.too_long == "error" or unit.part in ("written", "copies"):
+        return "any"
+    if unit.evaluation and run.generation(unit.evaluation) is not None:
         return "any"
 
     def make() -> str:

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from firstcli.api import JSON
     from firstcli.data.encoded import EncodedStore
     from firstcli.metrics.records import EvalRecords
+    from firstcli.plugins.calls import CheckedRecalibrator
+    from firstcli.recipe.evaluations import Generation
     from firstcli.recipe.references import PosthocRef
     from firstcli.recipe.schema import Recipe
     from firstcli.workspace.run import Run
@@ -83,6 +85,10 @@ class Posthoc(Stage):
         inputs["top_k"] = run.recipe.knowledge.top_k
         inputs["longest sample"] = fingerprints.longest_sample(run, unit)
         inputs["validation samples"] = run.part_content("validation")
+        if run.recipe.train.task.explanations is not None:
+            from firstcli.recipe.evaluations import Generation
+
+            inputs |= fingerprints.generation(run, Generation(), unit)
         if _section(run, unit).fit == "agreement":
             inputs[f"{POSTHOC_KEY}.fit"] = "agreement"
             inputs["unlabelled samples"] = run.part_content("unlabelled")
@@ -97,6 +103,8 @@ class Posthoc(Stage):
     def check(self, run: Run, unit: Unit) -> str:
         from firstcli.stages import inputs
 
+        if run.recipe.train.task.explanations is not None:
+            return _check_generated(run, unit)
         samples, recalibrator = len(_rows(run, unit)), _section(run, unit).build()
         width = run.recipe.knowledge.top_k
         if not recalibrator.fits_subsets:
@@ -120,7 +128,13 @@ class Posthoc(Stage):
         fitted = ref.build()
         if ref.fit == "agreement":
             return _fit_by_agreement(run, unit, folder)
-        if fitted.fits_subsets:
+        if run.recipe.train.task.explanations is not None:
+            from firstcli.recipe.evaluations import Generation
+
+            records = _generated(run, unit, Generation())
+            rows = candidate_rows(records, run.recipe.train.task.name)
+            is_label = rows.candidate == records.answer[:, None]
+        elif fitted.fits_subsets:
             uses_candidates = fitted.uses_rows
             tokens = (
                 inputs.candidate_tokens(run, unit.role, "validation") if uses_candidates else {}
@@ -150,6 +164,43 @@ class Posthoc(Stage):
         if any(_section(run, unit).fit == "agreement" for unit in units):
             title = "post-hoc recalibrators, measured on the validation rows"
         return show_fitted(run, title, units)
+
+
+def _check_generated(run: Run, unit: Unit) -> str:
+    """Check what is fitted to the model's generated answers to the validation questions."""
+    from firstcli.recipe.evaluations import Generation
+    from firstcli.stages import generated
+
+    ref = _section(run, unit)
+    questions = generated.held_out_questions(run, unit, Generation())
+    recalibrator, samples = ref.build(), questions.samples
+    width = max(len(sample.candidates) for sample in samples) or 2
+    recalibrator.check(width, len(samples) if recalibrator.needs_fit else 0)
+    return f"{ref.name} on {generated.check(run, unit.role, questions)}"
+
+
+def _generated(run: Run, unit: Unit, settings: Generation) -> EvalRecords:
+    """Return a model's generated answers to the validation questions."""
+    from firstcli.stages import generated
+
+    questions = generated.held_out_questions(run, unit, settings)
+    return generated.answered(run, unit, questions)
+
+
+def _fitted_to_generated(run: Run, unit: Unit, settings: Generation) -> CheckedRecalibrator:
+    """Return the recalibrator for answers that are generated otherwise than greedily.
+
+    Shares of explanations and probabilities of tokens need temperatures of their own, so it is
+    fitted to the validation questions, answered in the same way.
+    """
+    from firstcli.recalibration.candidates import candidate_rows
+
+    plain = replace(unit, model=replace(unit.model, posthoc=False))
+    records = _generated(run, plain, settings)
+    rows = candidate_rows(records, run.recipe.train.task.name)
+    fitted = _section(run, unit).build()
+    fitted.fit(rows, rows.candidate == records.answer[:, None])
+    return fitted
 
 
 def trained_by(recipe: Recipe, model: Model) -> tuple[str, ...]:
@@ -257,11 +308,17 @@ def recalibrated_records(run: Run, unit: Unit) -> EvalRecords:
     from firstcli.metrics.records import EvalRecords
     from firstcli.recalibration.candidates import recalibrated
     from firstcli.recalibration.diagnostics import CalibrationArtifact
+    from firstcli.recipe.evaluations import Generation
     from firstcli.recipe.shift import unshifted
 
     plain = replace(unit.model, posthoc=False)
     records = EvalRecords.load(records_path(run.folder, unit.evaluation, plain))
-    fitted = CalibrationArtifact.load(calibration_path(run.folder, unit.model.name)).restored()
+    settings = run.generation(unit.evaluation)
+    if settings is not None and replace(settings, max_new_tokens=256) != Generation():
+        fitted = _fitted_to_generated(run, unit, settings)
+    else:
+        path = calibration_path(run.folder, unit.model.name)
+        fitted = CalibrationArtifact.load(path).restored()
     mass = None if records.candidate_mass is None else float(records.candidate_mass.mean())
     is_shifted = unit.evaluation != unshifted(unit.evaluation)  # it is warned of once
     if fitted.fits_subsets and mass is not None and mass < LEAST_CANDIDATE_MASS and not is_shifted:

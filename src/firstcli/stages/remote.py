@@ -27,6 +27,7 @@ from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference
 from firstcli.runtime import distributed
 from firstcli.stages import chat, inputs, role_models, shared_tokens, teacher_knowledge
+from firstcli.stages.remote_answers import shared_answers
 from firstcli.workspace.run import Run, once_per_run
 from firstcli.workspace.units import Part
 
@@ -122,11 +123,15 @@ def knowledge(
         rows: the samples.
         top_k: tokens to keep at each position.
         advance: is called with the number of positions of each answer.
-        file: keeps the answers if the work is interrupted; those that it has are not asked for.
+        file: keeps the answers if the work is interrupted; those that it has are not asked for,
+            nor those that the run shares with others. Without it, everything is asked for.
     """
     found = {id: _as_top_k(answer) for id, answer in kept_answers(file).items()}
+    shared = shared_answers(run) if file is not None else None
     missing = []
     for row in rows:
+        if shared and row.id not in found and (known := shared.get(query_of(row), top_k)):
+            found[row.id] = _as_top_k(known)
         if row.id in found:
             advance(len(found[row.id].log_tail))
         else:
@@ -137,6 +142,8 @@ def knowledge(
             query = missing[index]
             top = checked(query, answer, top_k, limit)
             record(query.id, _as_json(top))
+            if shared:
+                shared.add(query, top_k, _as_json(top))
             found[query.id] = top
             advance(len(query.positions))
     return {row.id: found[row.id] for row in rows}
@@ -189,7 +196,11 @@ def _candidates(
 ) -> dict[str, list[float]]:
     require_as_stored(run)
     found: dict[str, list[float]] = dict(kept_answers(file))
+    shared = shared_answers(run) if file is not None else None
     missing = [_candidate_query(each) for each in questions if each.id not in found]
+    if shared:
+        found |= {each.id: known for each in missing if (known := shared.get(each, 0))}
+        missing = [each for each in missing if each.id not in found]
     with (
         run.console.progress(title, len(questions), "questions", len(found)) as advance,
         _recording(run, file) as record,
@@ -199,6 +210,8 @@ def _candidates(
             if answer.shape != (len(query.candidates),) or not (answer <= 1e-3).all():
                 raise _unfit(query.id, "its log-probabilities of the candidates are none")
             record(query.id, answer.tolist())
+            if shared:
+                shared.add(query, 0, answer.tolist())
             found[query.id] = answer.tolist()
             advance(1)
     return {question.id: found[question.id] for question in questions}

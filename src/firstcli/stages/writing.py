@@ -6,21 +6,21 @@ that are added later cost only themselves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from firstcli.errors import UserError
 from firstcli.models.batching import free_memory, is_out_of_memory
 from firstcli.models.generation import Sampler, continuations, text_after
 from firstcli.recipe.sections import Sampling
 from firstcli.runtime import distributed
-from firstcli.runtime.files import write_text
+from firstcli.runtime.files import append_lines, write_text
 from firstcli.stages import chat, inputs, role_models
 from firstcli.stages.response_cache import (
     PromptsToWrite,
@@ -105,45 +105,59 @@ def _write_missing(
     if not ours:
         return
     model, tokenizer = role_models.teacher(run), role_models.tokenizer(run, "teacher")
-    ends = _ends(run)
+    ends = ends_of(run)
     sampler = Sampler(sampling.temperature, sampling.top_p, sampling.top_k)
-    size, start = BATCH_SIZE, 0
     path = cache / f"{distributed.rank()}.jsonl"
+
+    def processors(batch: Sequence[EncodedPrompt]) -> LogitsProcessorList:
+        return sampler.processors([f"{run.recipe.seed} {prompt.digest}" for prompt in batch])
+
     with run.console.progress(unit.key, len(ours), "prompts") as advance:
-        while start < len(ours):
-            batch = _same_room(ours[start : start + size])
-            seeds = [f"{run.recipe.seed} {prompt.digest}" for prompt in batch]
-            texts = [prompt.input_ids for prompt in batch]
-            try:
-                ids = continuations(model, texts, batch[0].room, ends, sampler.processors(seeds))
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if size == 1:
-                    raise UserError(
-                        f"out of memory on a prompt of {len(batch[0].input_ids)} tokens alone; "
-                        "free memory, choose a smaller dtype, or lower sampling.max_new_tokens"
-                    ) from error
-                size //= 2
-                free_memory()
-                continue
+        for batch, ids in each_batch(model, ours, ends, processors):
             written = {
                 prompt.digest: _response(tokenizer, prompt, new, ends)
                 for prompt, new in zip(batch, ids, strict=True)
             }
-            _append(path, responses.as_lines(written))
-            start += len(batch)
+            append_lines(path, responses.as_lines(written))
             advance(len(batch))
 
 
-def _append(path: Path, lines: str) -> None:
-    """Append whole lines; one that a killed process left incomplete is ended first."""
-    with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, 2)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write(lines.encode())
+def each_batch(
+    model: PreTrainedModel,
+    prompts: Sequence[EncodedPrompt],
+    ends: Sequence[int],
+    processors: Callable[[Sequence[EncodedPrompt]], LogitsProcessorList],
+) -> Iterator[tuple[Sequence[EncodedPrompt], list[list[int]]]]:
+    """Continue prompts batch by batch; yield the prompts of a batch and their new tokens.
+
+    Args:
+        model: a causal language model.
+        prompts: the prompts; those with the same room stand together.
+        ends: the tokens that end a text.
+        processors: choose the tokens of a batch.
+
+    Raises:
+        UserError: a single prompt does not fit into memory.
+    """
+    size, start = BATCH_SIZE, 0
+    while start < len(prompts):
+        batch = _same_room(prompts[start : start + size])
+        texts = [prompt.input_ids for prompt in batch]
+        try:
+            ids = continuations(model, texts, batch[0].room, ends, processors(batch))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if size == 1:
+                raise UserError(
+                    f"out of memory on a prompt of {len(batch[0].input_ids)} tokens alone; free "
+                    "memory, choose a smaller dtype, or lower max_new_tokens"
+                ) from error
+            size //= 2
+            free_memory()
+            continue
+        yield batch, ids
+        start += len(batch)
 
 
 def _same_room(prompts: Sequence[EncodedPrompt]) -> Sequence[EncodedPrompt]:
@@ -154,7 +168,7 @@ def _same_room(prompts: Sequence[EncodedPrompt]) -> Sequence[EncodedPrompt]:
     return list(takewhile(lambda prompt: prompt.room == prompts[0].room, prompts))
 
 
-def _ends(run: Run) -> list[int]:
+def ends_of(run: Run) -> list[int]:
     """Return the tokens at which the teacher stops: what ends an answer in a chat, and EOS."""
     end, eos = chat.end_of(run, "teacher"), role_models.tokenizer(run, "teacher").eos_token_id
     ids = (end and end[1], eos)

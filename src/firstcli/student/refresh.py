@@ -185,7 +185,7 @@ def task_usage(run: Run) -> TaskUsage:
     task = run.training_task.build()
     if (usage := task.usage()) is not None:
         return usage
-    if not task.has_candidates:
+    if not task.has_candidates or task.explanations() is not None:
         whole = prompt_usage(None)
         return TaskUsage(kind="instruction", prompt=whole.prompt, inputs=whole.inputs)
     samples = iter(run.training.train)

@@ -10,18 +10,24 @@ contract of `firstcli.api`. The checks do not depend on a test framework.
 """
 
 from firstcli.api import FitInputs
+from firstcli.testing.annotators import check_annotator, simulated_items
 from firstcli.testing.augmenters import check_augmenter, check_augmenter_on, simulated_prompts
 from firstcli.testing.families import check_family
 from firstcli.testing.recalibrators import check_recalibrator, overconfident_teacher
+from firstcli.testing.selectors import check_selector, simulated_pool
 from firstcli.testing.tasks import check_task
 
 __all__ = [
     "FitInputs",
+    "check_annotator",
     "check_augmenter",
     "check_augmenter_on",
     "check_family",
     "check_recalibrator",
+    "check_selector",
     "check_task",
     "overconfident_teacher",
+    "simulated_items",
+    "simulated_pool",
     "simulated_prompts",
 ]

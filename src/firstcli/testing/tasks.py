@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from firstcli.api import JSON, Adaptation, Sample, Task, TaskUsage, UserError
+from firstcli.api import JSON, Adaptation, ExplanationForm, Sample, Task, TaskUsage, UserError
 from firstcli.plugins.samples import MAX_CANDIDATES, sample_name, sample_problem
 from firstcli.tasks.formats import data_file
 from firstcli.tasks.tables import TableRow, read_rows
@@ -47,10 +47,13 @@ def _check_usage(task: Task[Any], usage: TaskUsage, split: str, given: Rows | No
     """Rebuild the samples from rows in the same order; the task may have left rows out.
 
     Conversations are left out: a row holds them whole, and a student is given a new prompt.
+    Students that explain their answers write text, also where there are candidates.
     """
     name = f"{type(task).__name__}.usage"
-    generates = not task.has_candidates
+    generates = not task.has_candidates or task.explanations() is not None
     problem = f"{name} has the kind '{usage.kind}', which does not fit `has_candidates`"
+    if task.explanations() is not None:
+        problem = f"{name} has the kind '{usage.kind}', expected 'instruction' with `explanations`"
     require((usage.kind == "instruction") == generates, problem)
     samples = [sample for sample in _loaded(task, split)[0] if not sample.messages]
     rows = _rows_of(task, usage, split, samples, given)
@@ -58,7 +61,7 @@ def _check_usage(task: Task[Any], usage: TaskUsage, split: str, given: Rows | No
         return
     remaining = _built(usage, rows)
     for index, sample in enumerate(samples):
-        wanted = (sample.prompt, sample.candidates)
+        wanted = (sample.prompt, () if generates else sample.candidates)
         problem = f"{name} does not rebuild {sample_name(sample, index)} of split '{split}'"
         require(any(built == wanted for built in remaining), f"{problem} from its row")
 
@@ -113,8 +116,10 @@ def _check_split(task: Task[Any], split: str, where: str) -> None:
     require(samples, f"{where}: has no samples")
     again = _loaded(task, split)
     require(again == (samples, dropped), f"{where}: loading it twice gives different samples")
+    form = task.explanations()
     for index, sample in enumerate(samples):
         _check_sample(sample, f"{where}, {sample_name(sample, index)}", task.has_candidates)
+        _check_explanation(sample, form, f"{where}, {sample_name(sample, index)}")
     ids = [sample.id for sample in samples if sample.id is not None]
     require(len(set(ids)) == len(ids), f"{where}: two samples have the same id")
     if task.has_candidates:
@@ -140,3 +145,17 @@ def _check_sample(sample: Sample, where: str, has_candidates: bool) -> None:
         return
     problem = "has candidates, but the task has no candidates"
     require(not sample.candidates, f"{where}: {problem}")
+
+
+def _check_explanation(sample: Sample, form: ExplanationForm | None, where: str) -> None:
+    """Check that responses are made as the task says, and that their answers can be read."""
+    if form is None:
+        require(not sample.steps, f"{where}: has steps, but the task has no `explanations`")
+        return
+    prefix = form.prefix(sample.steps)
+    responses = sample.candidates or ((sample.response,) if sample.response else ())
+    for response in responses:
+        problem = f"{where}: {response!r} is not made of the steps as `explanations` says"
+        require(response.startswith(prefix), problem)
+        problem = f"{where}: no answer can be read off {response!r} as `explanations` says"
+        require(form.read(response).answer is not None, problem)

@@ -9,8 +9,9 @@ from typing import Any
 from firstcli import __version__
 from firstcli.api import ModelRef, Task
 from firstcli.errors import UserError
+from firstcli.recipe.evaluations import Evaluation
 from firstcli.recipe.references import ModelSection, TaskRef
-from firstcli.recipe.sections import Evaluation, Train
+from firstcli.recipe.sections import Train
 from firstcli.workspace.artifacts import Digests
 from firstcli.workspace.memory import Memory
 from firstcli.workspace.units import Role

@@ -19,9 +19,10 @@ from firstcli.data.samples import Samples
 from firstcli.data.sequences import Selected
 from firstcli.data.shifts import changed_share, shifted
 from firstcli.errors import UserError
+from firstcli.recipe.evaluations import Evaluation, Generation
 from firstcli.recipe.references import ModelSection, TaskRef
 from firstcli.recipe.schema import Recipe
-from firstcli.recipe.sections import Evaluation, Training, training_of
+from firstcli.recipe.sections import Training, training_of
 from firstcli.recipe.shift import Shift, unshifted
 from firstcli.runtime import distributed
 from firstcli.runtime.console import Console
@@ -99,6 +100,8 @@ class Run:
         self.memory = Memory(folder / ".checks.json", console)
         self.manifests: dict[str, Manifest] = {}
         """Manifests of the units that are known to be up to date, by key."""
+        self.shared_answers: Path | None = None
+        """The file of a remote teacher's answers that this run shares with others, if any."""
         self.loaded: dict[object, object] = {}
         """Results of `once_per_run` functions."""
         self.tokenizers = Tokenizers(recipe, console, self._text)
@@ -180,11 +183,31 @@ class Run:
     def evaluation_task(self, name: str) -> TaskRef:
         """Return the task of an evaluation with adapted options."""
         name = unshifted(name)
-        ref, training = self._evaluation(name).task, self.recipe.train.task
+        return self.adapted_task(self._evaluation(name).task, self.task_key(name))
+
+    def adapted_task(self, ref: TaskRef, where: str) -> TaskRef:
+        """Return a task with adapted options: those of the training task, if it is the same.
+
+        Args:
+            ref: the task.
+            where: its key in the recipe, for messages.
+        """
+        training = self.recipe.train.task
         if ref == training:
             return self.training_task
         known = self.training_task if ref.name == training.name else None
-        return self._adapter.adapted(ref, self.task_key(name), known)[0]
+        return self._adapter.adapted(ref, where, known)[0]
+
+    def split_samples(self, ref: TaskRef, split: str, where: str, limit: int | None) -> Samples:
+        """Return the samples of a split, labels included, each split read once.
+
+        Args:
+            ref: the task with adapted options.
+            split: one of its splits.
+            where: the key of the recipe, for messages.
+            limit: number of samples after which reading stops.
+        """
+        return self._sources.samples(ref, split, where, limit)
 
     def stated_task(self, evaluation: str = "") -> TaskRef:
         """Return the task of an evaluation as the recipe states it; by default that of training."""
@@ -237,7 +260,7 @@ class Run:
         uses_data = self.recipe.knowledge.responses == "data" and not ref.plugin.has_candidates
         if uses_data and samples.unanswered.any():
             self._warn_of_prompts(int(samples.unanswered.sum()))
-        return labelled_split(self.recipe, ref, samples)
+        return labelled_split(self.recipe, ref, samples, self._sources)
 
     @once_per_run
     def _warn_of_prompts(self, count: int) -> None:
@@ -280,7 +303,7 @@ class Run:
             )
         rewritten = self.training.train if always else []
         chosen = chain(rewritten, Selected(without, np.flatnonzero(~taken)))
-        return Samples((replace(sample, response="") for sample in chosen), self.folder)
+        return Samples((replace(sample, response="", steps=()) for sample in chosen), self.folder)
 
     @property
     def prompts_content(self) -> str:
@@ -301,6 +324,12 @@ class Run:
     @cached_property
     def _written(self) -> Sequence[Sample]:
         return Samples(written_samples(responses_path(self.folder), self.prompts), self.folder)
+
+    def generation(self, name: str) -> Generation | None:
+        """Return how models generate their answers in an evaluation; None if they are scored."""
+        if self.recipe.is_validation(name):
+            return None if self.recipe.train.task.explanations is None else Generation()
+        return self._evaluation(name).generation
 
     def _evaluation(self, name: str) -> Evaluation:
         """Return the section of an evaluation, which a shifted one has in common with it."""
@@ -339,7 +368,12 @@ class Run:
     @cached_property
     def _validation_questions(self) -> Sequence[Sample]:
         """The validation samples that have a right candidate."""
-        questions = [s for s in self.training.validation if s.candidates and s.answer is not None]
+        explained = self.recipe.train.task.explanations is not None
+        questions = [
+            sample
+            for sample in self.training.validation
+            if (sample.response if explained else sample.candidates and sample.answer is not None)
+        ]
         if not questions:
             raise UserError(
                 f"train.validation: {self.recipe.train.validation} of the training split leaves no "

@@ -41,8 +41,16 @@ class TrainingSplit:
         return parts.get(part, self.train)
 
 
-def labelled_split(recipe: Recipe, ref: TaskRef, samples: Samples) -> TrainingSplit:
+def labelled_split(
+    recipe: Recipe, ref: TaskRef, samples: Samples, sources: Sources
+) -> TrainingSplit:
     """Cut the labelled samples of the training split into two parts.
+
+    Args:
+        recipe: the recipe.
+        ref: the training task.
+        samples: the training split.
+        sources: reads the part that is held out, if the task has a split of its own for it.
 
     Raises:
         UserError: no sample has a label, or none is left to train on.
@@ -53,6 +61,8 @@ def labelled_split(recipe: Recipe, ref: TaskRef, samples: Samples) -> TrainingSp
         labelled = Selected(samples, np.flatnonzero(~samples.unanswered))
     if not labelled and recipe.knowledge.responses == "data":
         raise UserError(f"train.task: {_nothing_labelled(ref)}")
+    if (own := ref.plugin.held_out_split) and section.validation:
+        return TrainingSplit(labelled, sources.samples(ref, own, TRAINING_TASK, None))
     train, validation = splits.cut_validation(labelled, section.validation)
     if labelled and not train:
         raise UserError(
@@ -135,7 +145,7 @@ def _without_labels(
     where = f"{UNLABELLED_KEY}.path"
     for sample in sources.read(ref.build_unlabelled(path), ref.name, "train", where, limit):
         yield replace(
-            sample, id=f"{UNLABELLED_ID}{sample.id}", response="", answer=None, truth=None
+            sample, id=f"{UNLABELLED_ID}{sample.id}", response="", answer=None, truth=None, steps=()
         )
 
 

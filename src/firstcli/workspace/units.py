@@ -141,6 +141,8 @@ REWORDINGS = "rewordings"
 """Folder of what the teacher writes for copies, in a run folder."""
 REWORDINGS_KEY = "respond rewordings"
 """Key of the unit that makes it."""
+KNOWLEDGE = "knowledge"
+"""Name of the folder of the teacher's knowledge in a run folder."""
 STUDENTS = "students"
 """Name of the folder of all students in a run folder."""
 _PLUS_T = re.compile(r"\s*\+\s*T$")
@@ -212,7 +214,7 @@ def teacher_path(folder: Path, seed: int | None = None) -> Path:
 
 def knowledge_path(folder: Path, part: Part, seed: int | None = None) -> Path:
     """Return the folder of a part's knowledge; `seed` names a further teacher."""
-    return folder / "knowledge" / (part if seed is None else f"{part}@{seed}")
+    return folder / KNOWLEDGE / (part if seed is None else f"{part}@{seed}")
 
 
 def learns_unlabelled(recipe: Recipe, arm: Arm) -> bool:

@@ -54,6 +54,7 @@ class Server(RemoteFamily[ServerOptions]):
     """A teacher that an OpenAI-compatible server runs; its checkpoint provides the tokenizer."""
 
     Options = ServerOptions
+    writes_text: ClassVar[bool] = True
     harmless_options: ClassVar[tuple[str, ...]] = (
         *("url", "api_key_env", "max_concurrency", "requests_per_second", "retries", "timeout"),
         *("input_price", "output_price"),

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from firstcli.api import UserError
+from firstcli.api import RemoteText, TextQuery, UserError
 from firstcli_server.client import Client
 from firstcli_server.texts import Texts
 
@@ -47,6 +47,52 @@ class Protocol(ABC):
             Refused: the server refuses.
             UserError: the answer does not fit.
         """
+
+    def write(self, query: TextQuery) -> RemoteText:
+        """Let the server continue a prompt.
+
+        Raises:
+            Refused: the server refuses.
+            UserError: the answer does not fit.
+        """
+        answer = self.client.post(COMPLETIONS, self._prompt_of(query) | self._settings(query))
+        return written(query, answer, choice_of(query.id, answer).get("text"))
+
+    def _prompt_of(self, query: TextQuery) -> dict[str, Any]:
+        """Return the part of a request that holds the prompt."""
+        return {"prompt": query.token_ids.tolist()}
+
+    def _settings(self, query: TextQuery) -> dict[str, Any]:
+        """Return the part of a request that says how to write."""
+        return {
+            "model": self._name,
+            "max_tokens": query.max_new_tokens,
+            "temperature": query.temperature,
+            "top_p": query.top_p,
+            "seed": query.seed,
+        }
+
+
+def written(query: TextQuery, answer: Any, text: object) -> RemoteText:
+    """Return what a server wrote, with the numbers of tokens that it counted.
+
+    Args:
+        query: what was asked.
+        answer: the whole answer.
+        text: the text in it.
+
+    Raises:
+        UserError: there is no text.
+    """
+    if not isinstance(text, str):
+        raise malformed(query.id, "it has no text")
+    usage = answer.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    if not all(isinstance(count, int) for count in counts):
+        raise malformed(query.id, "it does not count the tokens")
+    finished = choice_of(query.id, answer).get("finish_reason") == "stop"
+    return RemoteText(text, finished, *counts)
 
 
 def malformed(id: str, problem: str) -> UserError:
@@ -152,6 +198,9 @@ class Echo(Protocol):
 
     whole = True
 
+    def _prompt_of(self, query: TextQuery) -> dict[str, Any]:
+        return {"prompt": self.texts.text_of(query.id, query.token_ids.tolist())[0]}
+
     def tops(self, id: str, token_ids: list[int], positions: Sequence[int], k: int) -> list[Top]:
         text, _ = self.texts.text_of(id, token_ids)
         body = {"model": self._name, "prompt": text, "echo": True, "max_tokens": 1}
@@ -246,6 +295,9 @@ class FirstToken(NextToken):
         text, _ = self.texts.text_of(id, token_ids)
         return super().body(id, token_ids, k) | {"prompt": text}
 
+    def _prompt_of(self, query: TextQuery) -> dict[str, Any]:
+        return {"prompt": self.texts.text_of(query.id, query.token_ids.tolist())[0]}
+
 
 class Chat(FirstToken):
     """Chat completions: the prompt is the user's message."""
@@ -263,6 +315,12 @@ class Chat(FirstToken):
         messages = [{"role": "user", "content": text}]
         body: dict[str, Any] = {"model": self._name, "messages": messages, "max_tokens": 1}
         return body | {"temperature": 0, "logprobs": True, "top_logprobs": k}
+
+    def write(self, query: TextQuery) -> RemoteText:
+        messages = [{"role": "user", "content": query.prompt}]
+        answer = self.client.post(self.path, {"messages": messages} | self._settings(query))
+        message = choice_of(query.id, answer).get("message")
+        return written(query, answer, message.get("content") if isinstance(message, dict) else None)
 
     def _check_length(self, id: str, answer: Any, token_ids: list[int]) -> None:
         """The server adds the tokens of its template."""

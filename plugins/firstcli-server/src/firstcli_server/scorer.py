@@ -12,7 +12,9 @@ from firstcli.api import (
     CandidateQuery,
     FloatArray,
     RemoteScorer,
+    RemoteText,
     RemoteUsage,
+    TextQuery,
     TokenQuery,
     TopTokens,
     UserError,
@@ -183,6 +185,10 @@ class Scorer(RemoteScorer):
         left = max(1 - np.exp(values).sum(), 1e-12)
         most = min(values[-1], float(np.log(left)))
         return np.array([top.get(candidate, most) for candidate in query.candidates])
+
+    def texts(self, queries: Sequence[TextQuery]) -> Iterator[tuple[int, RemoteText]]:
+        if queries:
+            yield from self._client.each(self._protocol.write, queries)
 
     def estimate(self, queries: Sequence[TokenQuery]) -> RemoteUsage:
         if self._protocol.whole:

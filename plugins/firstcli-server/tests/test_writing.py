@@ -1,0 +1,88 @@
+"""The server writes text for annotators: what is asked, what is read, and what is counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from firstcli_server import ServerOptions
+from firstcli_server.protocols import COMPLETIONS, Chat, Echo, FirstToken, NextToken, Sglang, Vllm
+from firstcli_server.scorer import Scorer
+from firstcli_server.texts import Texts
+from stub_server import Stub
+
+from firstcli.api import RemoteText, TextQuery, UserError
+
+PROMPT = "Is the sun a star?"
+OPTIONS = ServerOptions(url="http://localhost", model="m")
+
+
+class Replying:
+    """In place of a client: every request gets the same answer."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer, self.requests = answer, list[tuple[str, Any]]()
+
+    def post(self, path: str, body: Any) -> Any:
+        self.requests.append((path, body))
+        return self.answer
+
+
+def reply(text: Any, reason: str = "stop") -> Any:
+    usage = {"prompt_tokens": 6, "completion_tokens": 3}
+    choice = {"text": text, "message": {"content": text}, "finish_reason": reason}
+    return {"choices": [choice], "usage": usage}
+
+
+def query(tokenizer: Any, prompt: str = PROMPT, id: str = "q") -> TextQuery:
+    ids = np.array(tokenizer(prompt)["input_ids"], np.int64)
+    return TextQuery(id, prompt, ids, 0.7, 0.9, 20, 5)
+
+
+@pytest.mark.parametrize("kind", [Vllm, Sglang, Echo, NextToken, FirstToken, Chat])
+def test_what_is_asked(kind: Any, tokenizer: Any) -> None:
+    client, asked = Replying(reply(" yes")), query(tokenizer)
+    found = kind(OPTIONS, client, Texts(tokenizer)).write(asked)
+    assert found == RemoteText(" yes", True, 6, 3)
+    ((path, body),) = client.requests
+    settings = {"model": "m", "max_tokens": 20, "temperature": 0.7, "top_p": 0.9, "seed": 5}
+    prompts: dict[Any, Any] = {Echo: PROMPT, FirstToken: PROMPT}
+    if kind is Chat:
+        assert path == "/v1/chat/completions"
+        assert body == {"messages": [{"role": "user", "content": PROMPT}], **settings}
+    else:
+        assert path == COMPLETIONS
+        assert body == {"prompt": prompts.get(kind, asked.token_ids.tolist()), **settings}
+
+
+def test_a_text_that_was_cut_off(tokenizer: Any) -> None:
+    client = Replying(reply(" ye", "length"))
+    assert not Vllm(OPTIONS, client, Texts(tokenizer)).write(query(tokenizer)).finished  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (reply(None), "it has no text"),
+        ({**reply("yes"), "usage": None}, "it does not count the tokens"),
+        ({**reply("yes"), "choices": []}, "it has not exactly one choice"),
+    ],
+)
+@pytest.mark.parametrize("kind", [Vllm, Chat])
+def test_malformed_answers(kind: Any, answer: Any, problem: str, tokenizer: Any) -> None:
+    with pytest.raises(UserError, match=f"sample 'q': the server's answer does not fit: {problem}"):
+        kind(OPTIONS, Replying(answer), Texts(tokenizer)).write(query(tokenizer))
+
+
+def test_texts_of_a_server(stub: Stub, url: str, tokenizer: Any) -> None:
+    stub.text = lambda prompt: f"Answer: {len(prompt)}"
+    options = ServerOptions(url=url, model="stub", input_price=2, output_price=8)
+    scorer = Scorer(options, tokenizer)
+    queries = [query(tokenizer, "Say " + "o" * count, f"q{count}") for count in range(1, 9)]
+    found = dict(scorer.texts(queries))
+    assert [found[place].text for place in range(8)] == [f"Answer: {4 + n}" for n in range(1, 9)]
+    assert all(text.finished for text in found.values())
+    read = sum(len(each.token_ids) for each in queries)
+    assert sum(text.input_tokens for text in found.values()) == read
+    scorer.close()

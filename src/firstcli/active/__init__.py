@@ -1,0 +1,1 @@
+"""Active distillation: rounds of choosing questions, buying annotations, and training."""

@@ -1,0 +1,89 @@
+"""Choosing the questions of a round: scores of the whole pool, and the best of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from firstcli.api import FloatArray, Pool, Sample
+from firstcli.plugins.selectors import CheckedSelector
+from firstcli.runtime.files import atomic_write
+
+Scoring = Callable[[CheckedSelector, Sequence[Sample]], Iterator[tuple[Pool, FloatArray]]]
+"""Yields a pool part by part, with the scores of the questions of each, (N,)."""
+
+
+def scored(
+    path: Path, key: str, questions: Sequence[Sample], selector: CheckedSelector, score: Scoring
+) -> tuple[Pool, FloatArray]:
+    """Return the pool to choose from, and the score of every question, (N,).
+
+    A finished file of scores is read again, unless the selector also chooses by what the student
+    says. Without that, the pool has nothing but ids.
+
+    Args:
+        path: the file of the scores.
+        key: what they depend on.
+        questions: the questions.
+        selector: the selector.
+        score: asks it for the scores.
+    """
+    ids = [str(question.id) for question in questions]
+    if not selector.whole_pool and (known := _read(path, key, ids)) is not None:
+        return Pool(ids), known
+    pool, scores = Pool(ids), list[FloatArray]()
+    for part, values in score(selector, questions):
+        scores.append(values)
+        pool = part if selector.whole_pool else pool
+    _write(path, key, ids, np.concatenate(scores))
+    return pool, np.concatenate(scores)
+
+
+def next_ones(
+    selector: CheckedSelector,
+    pool: Pool,
+    scores: FloatArray,
+    taken: Iterable[str],
+    count: int,
+    seed: int,
+) -> list[str]:
+    """Return the ids of the questions to annotate next.
+
+    Args:
+        selector: chooses.
+        pool: the questions.
+        scores: of each question, (N,).
+        taken: ids of those that are chosen already.
+        count: how many to choose.
+        seed: draws what is random.
+    """
+    chosen = set(taken)
+    places = [place for place, id in enumerate(pool.ids) if id not in chosen]
+    rest = pool.rows(places)
+    return [rest.ids[place] for place in selector.choose(scores[places], rest, count, seed)]
+
+
+def _write(path: Path, key: str, ids: Sequence[str], scores: FloatArray) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"id": pa.array(ids, pa.string()), "score": pa.array(scores, pa.float64())})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = table.replace_schema_metadata({"key": key})
+    atomic_write(path, lambda file: pq.write_table(table, file))
+
+
+def _read(path: Path, key: str, ids: Sequence[str]) -> FloatArray | None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid):
+        return None
+    stated = (table.schema.metadata or {}).get(b"key", b"").decode()
+    if stated != key or table["id"].to_pylist() != list(ids):
+        return None
+    return np.asarray(table["score"].to_numpy(), np.float64)

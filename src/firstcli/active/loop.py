@@ -1,0 +1,436 @@
+"""The loop: for every arm and seed, rounds of choosing, buying and training."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from firstcli.active import child, choosing
+from firstcli.active.data import ActiveData, StartingData
+from firstcli.active.folders import (
+    ANSWERS,
+    HELD_OUT,
+    ROUNDS,
+    STARTS,
+    ArmFolder,
+    RoundFolder,
+    as_lines,
+    read_json,
+)
+from firstcli.active.purchases import Buyer, spent_on
+from firstcli.active.reading import Said, StudentReader, read_said, write_said
+from firstcli.active.rounds import in_words, measured
+from firstcli.active.spending import Spent, affordable
+from firstcli.active.stopping import has_stopped
+from firstcli.api import JSON, Annotation, FloatArray, Pool, Sample, same_answer
+from firstcli.data import annotations
+from firstcli.data.annotations import question_of
+from firstcli.data.sequences import Selected
+from firstcli.pipeline.execute import bring_up_to_date
+from firstcli.pipeline.plan import Request
+from firstcli.plugins.selectors import CheckedSelector
+from firstcli.recipe.active import Active
+from firstcli.recipe.references import PluginRef
+from firstcli.recipe.sections import Arm
+from firstcli.runtime.files import atomic_write, write_json, write_text
+from firstcli.stages import fingerprints
+from firstcli.stages.distill import DISTILL
+from firstcli.stages.evaluate import EVALUATE
+from firstcli.tasks.annotated import to_row
+from firstcli.workspace.artifacts import fingerprint
+from firstcli.workspace.data_decisions import state_data
+from firstcli.workspace.run import Run
+from firstcli.workspace.units import KNOWLEDGE, Model, model_path
+
+CHUNK = 32
+"""Annotations after which a budget of tokens or money is looked at again."""
+
+
+@dataclass
+class Purchase:
+    """What a round has chosen and bought."""
+
+    ids: list[str] = field(default_factory=list)
+    """The chosen questions, those that could not be annotated included."""
+    annotations: list[Annotation] = field(default_factory=list)
+    spent: Spent = field(default_factory=Spent)
+    failures: int = 0
+    contradictions: int = 0
+    retried: int = 0
+    flawed: int = 0
+    """Annotations that correct a step of the student's explanation."""
+    right_for_wrong_reasons: int = 0
+    """Those of them whose answer is the student's."""
+
+
+@dataclass
+class Progress:
+    """What an arm has chosen, bought and spent so far."""
+
+    ids: list[str] = field(default_factory=list)
+    annotations: list[Annotation] = field(default_factory=list)
+    spent: Spent = field(default_factory=Spent)
+    latest: Purchase = field(default_factory=Purchase)
+    """What the latest round has bought."""
+    key: str = ""
+    """What all this depends on."""
+    student: Run | None = None
+    """The run of the latest student."""
+    student_content: str = ""
+    rounds: list[dict[str, JSON]] = field(default_factory=list)
+    """The facts of every round."""
+
+
+@dataclass(frozen=True)
+class ActiveRun:
+    """A run with the section `active`, opened once for all arms and seeds."""
+
+    run: Run
+    request: Request
+    data: ActiveData
+    teacher: str
+    """What identifies the teacher; empty if there is none."""
+
+    @property
+    def active(self) -> Active:
+        active = self.run.recipe.active
+        assert active
+        return active
+
+    @property
+    def folder(self) -> Path:
+        """The folder of all rounds."""
+        return self.run.folder / ROUNDS
+
+    @cached_property
+    def held_out(self) -> Path | None:
+        """The file of the held-out samples, if there are any."""
+        samples = self.data.held_out
+        if not samples:
+            return None
+        return write_samples(self.folder / HELD_OUT, samples)
+
+    @cached_property
+    def evaluations(self) -> dict[str, str]:
+        """A digest of the samples of every evaluation."""
+        names = [section.name for section in self.run.recipe.evaluate]
+        return {name: self.run.evaluation_content(name) for name in names}
+
+
+def write_samples(path: Path, samples: Sequence[Sample]) -> Path:
+    """Write samples for the task `annotated`, unless the file has them already."""
+    content = as_lines([to_row(sample) for sample in samples])
+    if not path.is_file() or path.read_bytes() != content:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, content)
+    return path
+
+
+class ArmLoop:
+    """The rounds of one arm and seed."""
+
+    def __init__(self, whole: ActiveRun, model: Model) -> None:
+        """Read nothing yet.
+
+        Args:
+            whole: the run.
+            model: arm and seed of the student.
+        """
+        self.whole, self.model, self.active = whole, model, whole.active
+        self.recipe = whole.run.recipe
+        self.arm: Arm = self.recipe.arms[model.arm]
+        self.seed = self.recipe.seed if model.seed is None else model.seed
+        self.folder = ArmFolder(whole.folder / model.trained)
+        self.selector = self.active.selector_of(self.arm)
+        self.annotator = self.active.annotator_of(self.arm)
+        self.progress = Progress()
+
+    @cached_property
+    def data(self) -> StartingData:
+        return self.whole.data.start(self.seed)
+
+    @cached_property
+    def buyer(self) -> Buyer:
+        data, whole = self.data, self.whole
+        return Buyer(
+            whole.run, self.active, self.annotator, data.pool, whole.data.task.build(), self.seed
+        )
+
+    def play(self, at_most: int | None) -> None:
+        """Bring the rounds up to date.
+
+        Args:
+            at_most: new rounds after which to stop; None for all.
+        """
+        new = 0
+        for number in range(self.active.rounds + 1):
+            if self.is_over(number) or new == at_most:
+                break
+            new += self.round(number) and number > 0
+
+    def is_over(self, number: int) -> bool:
+        """Return whether no round follows: nothing is left to buy, or the student is done."""
+        if number == 0:
+            return False
+        left = len(self.data.pool) - len(self.progress.ids)
+        if not left:
+            return True
+        return has_stopped(self.active.stop, self.progress.rounds)
+
+    def round(self, number: int) -> bool:
+        """Bring a round up to date; return whether it was not."""
+        folder, console = self.folder.round(number), self.whole.run.console
+        self._choose_and_buy(number, folder)
+        if number and not self.progress.latest.ids:  # the budget does not suffice for one
+            folder.facts.unlink(missing_ok=True)
+            return False
+        student, key = self._child(number, folder)
+        facts = folder.read_facts(key)
+        is_new = facts is None
+        if facts is None:
+            console.say(f"{self.model.trained}, round {number} of {self.active.rounds}:")
+            self._take_over_knowledge(folder)
+            bring_up_to_date(student, self._request(folder), EVALUATE)
+            facts = {"fingerprint": key, **self._facts(number, student)}
+            write_json(folder.facts, facts)
+        self.progress.student = student
+        self.progress.student_content = str(facts["student"])
+        self.progress.rounds.append(facts)
+        if is_new:
+            console.say(f"  {in_words(facts)}")
+        return is_new
+
+    def _request(self, folder: RoundFolder) -> Request:
+        request = self.whole.request
+        return replace(
+            request, arms=[self.model.arm], run_dir=folder.run, only=False, stage_options={}
+        )
+
+    # Choosing and buying.
+
+    def _choose_and_buy(self, number: int, folder: RoundFolder) -> None:
+        """Extend the annotations by those of a round; the first round, 0, buys nothing."""
+        progress = self.progress
+        progress.key, progress.latest = self._choice_key(number), Purchase()
+        if number == 0:
+            return
+        known = read_json(folder.chosen)
+        if known is not None and known.get("fingerprint") == progress.key:
+            bought = Purchase()
+            self._buy([str(id) for id in known["ids"]], bought, folder)
+        else:
+            folder.said.unlink(missing_ok=True)  # of another student
+            bought = self._bought_anew(number, folder)
+            write_text(folder.annotations, annotations.as_lines(bought.annotations))
+            write_json(folder.chosen, {"fingerprint": progress.key, "ids": bought.ids})
+        progress.spent += bought.spent
+        progress.ids += bought.ids
+        progress.annotations += bought.annotations
+        progress.latest = bought
+
+    def _choice_key(self, number: int) -> str:
+        """Return what the choice of a round depends on, all earlier ones included."""
+        progress, prices = self.progress, self.active.prices
+        allowed = [limit * number / self.active.rounds for _, limit in Spent().amounts(self.active)]
+        depends_on = {
+            "before": progress.key,
+            "selector": _identity(self.selector),
+            "annotator": _identity(self.annotator),
+            "teacher": self.whole.teacher,
+            "seed": str(self.seed),
+            "pool": self.data.pool.content,
+            "spent": json.dumps(asdict(progress.spent)),
+            "allowed": json.dumps(allowed),  # not the whole budget, which may grow later
+            "prices": prices.model_dump_json() if prices else "",
+        }
+        if self.selector.plugin.needs or self.annotator.plugin.reads_explanation:
+            depends_on["student"] = progress.student_content
+            depends_on["confidence"] = self.active.confidence_of(self.arm)
+        return fingerprint(depends_on)
+
+    def _bought_anew(self, number: int, folder: RoundFolder) -> Purchase:
+        """Choose and buy, in parts if the cost is known only afterwards."""
+        taken, selector = set(self.progress.ids), self.selector.build()
+        open_places = [i for i, id in enumerate(self.data.pool.ids) if id not in taken]
+        questions = Selected(self.data.pool.questions, np.array(open_places, np.intp))
+        folder.path.mkdir(parents=True, exist_ok=True)
+        pool, scores = choosing.scored(
+            folder.scores, self.progress.key, questions, selector, self._scored
+        )
+        bought = Purchase()
+        while count := self._affordable(number, bought, len(questions) - len(bought.ids)):
+            chosen = choosing.next_ones(selector, pool, scores, bought.ids, count, self.seed)
+            self._buy(chosen, bought, folder)
+        return bought
+
+    def _scored(
+        self, selector: CheckedSelector, questions: Sequence[Sample]
+    ) -> Iterator[tuple[Pool, FloatArray]]:
+        """Yield the parts of the pool with their scores, (N,)."""
+        if not selector.needs:
+            pool = Pool([str(question.id) for question in questions])
+            yield pool, selector.scores(pool, self.seed)
+            return
+        pool, seeds = self.data.pool, self.data.seeds
+        known = [pool.question(id) for id in self.progress.ids]
+        first = [question_of(sample, self.buyer.form) for sample in seeds]
+        yield from self._reader().scored(selector, questions, [*first, *known])
+
+    def _reader(self) -> StudentReader:
+        """Return what asks the latest student."""
+        assert self.progress.student is not None
+        return StudentReader(
+            *(self.progress.student, self.model.arm, self.buyer.form),
+            recalibrated=self.active.recalibrates(self.arm),
+            seed=self.seed,
+            max_new_tokens=self.active.max_new_tokens,
+        )
+
+    def _buy(self, ids: Sequence[str], bought: Purchase, folder: RoundFolder) -> None:
+        """Buy annotations, and add them to what a round has bought."""
+        said = self._said(ids, folder.said) if self.annotator.plugin.reads_explanation else {}
+        outcome = self.buyer.buy(
+            *(ids, said, self.active.max_failures - bought.failures),
+            [*self.progress.annotations, *bought.annotations],
+        )
+        bought.ids += ids
+        bought.annotations += outcome.annotations
+        bought.spent += spent_on(outcome)
+        bought.failures += len(outcome.failures)
+        bought.contradictions += outcome.contradictions
+        bought.retried += outcome.retried
+        flawed = [each for each in outcome.annotations if each.first_flaw is not None]
+        bought.flawed += len(flawed)
+        bought.right_for_wrong_reasons += sum(
+            same_answer(each.answer, said[each.id].answer) for each in flawed
+        )
+
+    def _affordable(self, number: int, bought: Purchase, left: int) -> int:
+        """Return how many annotations are bought next."""
+        spent = self.progress.spent + bought.spent
+        each = spent if spent.samples else self.buyer.expected
+        count = affordable(self.active, spent, each, number, left)
+        budget = self.active.budget
+        return count if budget.tokens is None and budget.cost is None else min(count, CHUNK)
+
+    def _said(self, ids: Sequence[str], path: Path) -> Mapping[str, Said]:
+        """Return what the latest student says of some questions, and keep it in a file."""
+        known = read_said(path)
+        missing = [self.data.pool.question(id) for id in ids if id not in known]
+        if missing:
+            known |= {each.id: each for each in self._reader().said(missing)}
+            write_said(path, list(known.values()))
+        return known
+
+    # The student of a round.
+
+    def _child(self, number: int, folder: RoundFolder) -> tuple[Run, str]:
+        """Return the run of a round's student, and what the round depends on."""
+        learned = self.buyer.learned(self.progress.annotations, self.arm)
+        samples = write_samples(folder.samples, [*self.data.seeds, *learned])
+        whole = self.whole
+        start = self._start(number)
+        recipe = child.child_recipe(
+            whole.run, self.model.arm, self.seed, start, samples, whole.held_out
+        )
+        run = Run(recipe, folder.run, whole.run.console)
+        name = fingerprint({"teacher": whole.teacher})[:16]
+        run.shared_answers = whole.folder / ANSWERS / f"{name}.jsonl"
+        state_data(run)
+        digests = whole.run.digests
+        files = [samples, *([whole.held_out] if whole.held_out else [])]
+        key = fingerprint(
+            {
+                "recipe": json.dumps(recipe.resolved(), sort_keys=True),
+                "samples": " ".join(digests.of_file(file) for file in files),
+                "teacher": whole.teacher,
+                "start": self.progress.student_content,
+                "choice": self.progress.key,
+                "evaluations": json.dumps(whole.evaluations, sort_keys=True),
+            }
+        )
+        return run, key
+
+    def _start(self, number: int) -> dict[str, Any]:
+        section = self.recipe.student.model
+        if self.active.train == "continue" and number and self.progress.student:
+            folder = model_path(self.progress.student.folder, Model(self.model.arm))
+            return child.model_at(section, folder)
+        if section.plugin.needs_checkpoint:
+            return section.model_dump(mode="json", exclude_none=True)
+        return child.model_at(section, starting_folder(self.whole, self.seed))
+
+    def _take_over_knowledge(self, folder: RoundFolder) -> None:
+        """Copy what the teacher said in the previous round: parts that are the same stay current.
+
+        These are the held-out samples, and the first ones where only distributions are bought.
+        """
+        if self.progress.student is None or (target := folder.run / KNOWLEDGE).exists():
+            return
+        if (source := self.progress.student.folder / KNOWLEDGE).is_dir():
+            partial = folder.run / f".{KNOWLEDGE}.copied"
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(source, partial)
+            partial.rename(target)
+
+    def _facts(self, number: int, student: Run) -> dict[str, JSON]:
+        """Return what a round has cost and brought."""
+        spent, latest, prices = self.progress.spent, self.progress.latest, self.active.prices
+        facts: dict[str, JSON] = {
+            "arm": self.model.arm,
+            "seed": self.seed,
+            "round": number,
+            "seed_samples": len(self.data.seeds),
+            "held_out": len(self.whole.data.held_out),
+            "pool": len(self.data.pool),
+            "annotations": spent.samples,
+            "tokens_read": spent.tokens_read,
+            "tokens_written": spent.tokens_written,
+            "failures": latest.failures,
+            "contradictions": latest.contradictions,
+            "retried": latest.retried,
+            "flawed": latest.flawed,
+            "right_for_wrong_reasons": latest.right_for_wrong_reasons,
+            "evaluations": measured(student, self.model.arm),
+            "student": student.manifests[DISTILL.key(Model(self.model.arm))].content,
+        }
+        if prices:
+            facts["cost"] = prices.cost(spent.tokens_read, spent.tokens_written)
+        return facts
+
+
+def _identity(ref: PluginRef) -> str:
+    """Return what a plugin's results depend on."""
+    options = json.dumps(ref.effective, sort_keys=True)
+    return " ".join((ref.name, ref.identity, ref.source, options))
+
+
+def starting_folder(whole: ActiveRun, seed: int) -> Path:
+    """Return a folder with the weights with which every round's student starts.
+
+    A family without a checkpoint makes weights and tokenizer from the seed and the text of the
+    training task. Every round starts with the same, so they are saved once.
+    """
+    run = whole.run
+    folder = whole.folder / STARTS / str(seed)
+    mark = folder / "start.json"
+    depends_on = fingerprints.loading_content(run, "student") | {"seed": str(seed)}
+    if read_json(mark) == {"fingerprint": fingerprint(depends_on)}:
+        return folder
+    run.announce_libraries()
+    from firstcli.stages import role_models
+
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.unlink(missing_ok=True)
+    model = role_models.starting_model(run, "student", "float32", seed)
+    model.save_pretrained(folder)
+    role_models.tokenizer(run, "student").save_pretrained(folder)
+    write_json(mark, {"fingerprint": fingerprint(depends_on)})
+    return folder

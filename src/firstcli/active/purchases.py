@@ -1,0 +1,156 @@
+"""Buying annotations, and what a student learns of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+from firstcli.active.data import QuestionPool
+from firstcli.active.reading import Said
+from firstcli.active.spending import Spent
+from firstcli.api import Annotation, ExplanationForm, Sample, Task, ToAnnotate
+from firstcli.data.annotations import choices_of, to_annotate, with_label
+from firstcli.data.reasoning import with_answer
+from firstcli.errors import UserError
+from firstcli.plugins.annotators import CheckedAnnotator
+from firstcli.recipe.active import Active
+from firstcli.recipe.references import AnnotatorRef
+from firstcli.recipe.sections import Arm
+from firstcli.stages.annotating import AnnotationOrder, AnnotationOutcome
+from firstcli.workspace.run import Run
+
+POOL_ID = "pool/"
+"""Beginning of the ids of annotated samples: the labelled data has ids of its own."""
+EXAMPLES = 32
+"""Questions by which the cost of an annotation is estimated before the first one is bought."""
+
+
+@dataclass(frozen=True)
+class Buyer:
+    """Buys annotations of the questions of a pool. What the teacher has said once costs nothing."""
+
+    run: Run
+    """The run whose teacher is asked."""
+    active: Active
+    ref: AnnotatorRef
+    pool: QuestionPool
+    task: Task[Any]
+    """The task of the questions."""
+    seed: int
+
+    @cached_property
+    def annotator(self) -> CheckedAnnotator:
+        """The annotator, which knows the task.
+
+        Raises:
+            UserError: it cannot be used with the task.
+        """
+        annotator = self.ref.build()
+        annotator.prepare(self.task)
+        return annotator
+
+    @cached_property
+    def form(self) -> ExplanationForm | None:
+        """How responses are made of steps and answer; None if samples have no steps."""
+        return self.task.explanations()
+
+    def buy(
+        self,
+        ids: Sequence[str],
+        said: Mapping[str, Said],
+        max_failures: int,
+        earlier: Iterable[Annotation] = (),
+    ) -> AnnotationOutcome:
+        """Return the annotations of some questions.
+
+        Args:
+            ids: the questions.
+            said: what the student says of them, if the annotator reads that.
+            max_failures: how many may remain without an annotation.
+            earlier: what was bought before; no new question repeats one of these.
+
+        Raises:
+            UserError: too many fail, the teacher cannot be asked, or a label does not exist.
+        """
+        from firstcli.stages.annotating_teachers import annotated
+
+        items = [self._item(id, said.get(id, Said(id))) for id in ids]
+        prices = self.active.prices
+        order = AnnotationOrder(
+            *(self.annotator, items, self.seed, max_failures),
+            known_questions=self._known_questions(earlier) if self.annotator.generates else (),
+            price=prices.cost if prices else None,
+        )
+        return annotated(self.run, order, f"annotating with '{self.ref.name}'")
+
+    def _known_questions(self, earlier: Iterable[Annotation]) -> set[str]:
+        """Return the questions that a teacher must not write as new ones."""
+        known = {question.prompt for question in self.pool.questions}
+        for section in self.run.recipe.evaluate:
+            known |= {each.prompt for each in self.run.evaluation_samples(section.name)}
+        return known | {each.question for each in earlier if each.question is not None}
+
+    def _item(self, id: str, said: Said) -> ToAnnotate:
+        item = to_annotate(self.pool.question(id), self.form, said.steps, said.answer)
+        if not self.annotator.buys_label:
+            return item
+        self.pool.buy([id])
+        item = with_label(item, self.pool.label(id), self.form)
+        if item.right_answer is None:
+            raise UserError(
+                f"active.annotator: '{self.ref.name}' buys labels, but question '{id}' has none; "
+                "leave such questions out of the pool, or choose another annotator"
+            )
+        return item
+
+    @cached_property
+    def expected(self) -> Spent:
+        """What an annotation is expected to cost before one is bought; written text at its most."""
+        asks = self.annotator.generates or self.annotator.scores_candidates
+        if not asks or not len(self.pool):
+            return Spent(1)
+        tokenizer = self.run.tokenizers.of("teacher")
+        examples = [
+            to_annotate(question, self.form) for question in islice(self.pool.questions, EXAMPLES)
+        ]
+        is_scored = self.annotator.scores_candidates and bool(examples[0].sample.candidates)
+        texts = [
+            item.sample.prompt if is_scored else self.annotator.prompt(item) for item in examples
+        ]
+        read = sum(len(tokenizer(text).input_ids) for text in texts) / len(texts)
+        written = 0 if is_scored else self.annotator.writing.max_new_tokens
+        return Spent(1, round(read), written)
+
+    def learned(self, annotations: Iterable[Annotation], arm: Arm) -> list[Sample]:
+        """Return what a student learns of annotations, with ids that no other sample has.
+
+        Args:
+            annotations: what was bought.
+            arm: the student's arm.
+        """
+        samples = (self._learned(annotation, arm) for annotation in annotations)
+        return [replace(sample, id=f"{POOL_ID}{sample.id}") for sample in samples]
+
+    def _learned(self, annotation: Annotation, arm: Arm) -> Sample:
+        question = self.pool.question(annotation.id)
+        if annotation.question is not None:
+            question = replace(question, prompt=annotation.question)
+        if annotation.distribution is not None and arm.learn == "knowledge":
+            return question  # without a label, so that the teacher's probabilities are learned
+        if self.form is not None:
+            sample = with_answer(question, annotation.steps, annotation.answer, self.form)
+            assert sample is not None, "the answer is one of the choices"
+            return sample
+        if question.candidates:
+            place = choices_of(question, None).index(annotation.answer)
+            return replace(question, answer=place, response=question.candidates[place])
+        space = "" if question.prompt[-1:].isspace() else " "
+        return replace(question, response=space + annotation.answer)
+
+
+def spent_on(outcome: AnnotationOutcome) -> Spent:
+    """Return what annotations have cost, those that failed included."""
+    return Spent(len(outcome.annotations), outcome.tokens_read, outcome.tokens_written)

@@ -1,0 +1,123 @@
+"""The page of the rounds, and the table that the terminal shows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+
+from firstcli.active.folders import RoundFolder, read_json
+from firstcli.active.loop import ActiveRun, ArmLoop
+from firstcli.active.planning import students
+from firstcli.active.reading import read_said
+from firstcli.api import JSON
+from firstcli.data import annotations
+from firstcli.reporting.rounds import (
+    PLACES,
+    SHOWN,
+    PickedQuestion,
+    PickedRound,
+    RoundsData,
+    last_rows,
+)
+from firstcli.runtime.files import write_json
+from firstcli.workspace.artifacts import fingerprint
+
+FOLDER = "curves"
+"""Folder of the page, in the run folder."""
+FORMAT = 1
+"""Raise it when the same rounds give a different page than before."""
+EXAMPLES = 3
+"""Picked questions that the page shows of a round."""
+
+
+def rounds_data(whole: ActiveRun, played: Sequence[ArmLoop]) -> RoundsData:
+    """Return what the page shows.
+
+    Args:
+        whole: the run.
+        played: the arms whose rounds are up to date; those of others are read as they are.
+    """
+    current = {loop.model.trained: loop.progress.rounds for loop in played}
+    rounds: dict[str, dict[int, Sequence[Mapping[str, JSON]]]] = {}
+    picked: list[PickedRound] = []
+    for model in students(whole.run, ()):
+        loop = ArmLoop(whole, model)
+        every = current.get(model.trained) or list(_written(loop))
+        if not every:
+            continue
+        if model.arm not in rounds:
+            picked += [_picked(loop, int(facts["round"])) for facts in every if facts["round"]]
+        rounds.setdefault(model.arm, {})[loop.seed] = every
+    recipe = whole.run.recipe
+    names = [section.name for section in recipe.evaluate]
+    return RoundsData(recipe.name, rounds, names, picked)
+
+
+def _written(loop: ArmLoop) -> Iterator[dict[str, JSON]]:
+    """Yield the facts of an arm's finished rounds."""
+    for number in range(loop.active.rounds + 1):
+        if (facts := read_json(loop.folder.round(number).facts)) is not None:
+            yield facts
+
+
+def _picked(loop: ArmLoop, number: int) -> PickedRound:
+    folder = loop.folder.round(number)
+    chosen = read_json(folder.chosen) or {"ids": []}
+    ids = [str(id) for id in chosen["ids"][:EXAMPLES]]
+    return PickedRound(loop.model.arm, number, list(_questions(loop, folder, ids)))
+
+
+def _questions(loop: ArmLoop, folder: RoundFolder, ids: Sequence[str]) -> Iterator[PickedQuestion]:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(folder.scores).to_pydict()
+    scores = dict(zip(table["id"], table["score"], strict=True))
+    said = read_said(folder.said)
+    bought = {each.id: each for each in annotations.read(folder.annotations)}
+    for id in ids:
+        words, one = said.get(id), bought.get(id)
+        surprises = words.surprises if words else ()
+        yield PickedQuestion(
+            prompt=loop.data.pool.question(id).prompt,
+            score=float(scores[id]),
+            said=[*words.steps, words.answer] if words else (),
+            unsure=max(range(len(surprises)), key=surprises.__getitem__) if surprises else None,
+            taught=[*one.steps, one.answer] if one and one.steps else (),
+            flaw=one.first_flaw if one else None,
+        )
+
+
+def write_page(whole: ActiveRun, data: RoundsData) -> Path:
+    """Write the page, unless it shows the same rounds already; return its file."""
+    folder = whole.run.folder / FOLDER
+    mark = folder / "curves.json"
+    shown = json.dumps([FORMAT, data.run, data.rounds, data.evaluations], sort_keys=True)
+    key = {"fingerprint": fingerprint({"shown": shown})}
+    if read_json(mark) != key:
+        from firstcli.reporting.rounds_page import write_rounds
+
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_rounds(folder, data)
+        write_json(mark, key)
+    return folder / "index.html"
+
+
+def tables(data: RoundsData) -> Iterator[Table]:
+    """Yield the table of every evaluation: what each row has spent and reached."""
+    for evaluation in data.evaluations:
+        headings = [*(PLACES[place] for place in data.places)]
+        headings += [metric.heading for metric in SHOWN]
+        table = Table(title=f"{evaluation}, after the last round", box=box.SIMPLE_HEAD)
+        table.title_justify = "left"
+        table.add_column("model", no_wrap=True)
+        for heading in headings:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for row in last_rows(data, evaluation):
+            table.add_row(*row)
+        yield table

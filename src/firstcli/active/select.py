@@ -1,0 +1,78 @@
+"""`first select`: bring the rounds of every arm up to date."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from firstcli.active import report
+from firstcli.active.data import ActiveData
+from firstcli.active.folders import ROUNDS
+from firstcli.active.loop import ActiveRun, ArmLoop
+from firstcli.active.planning import buyer_of, plan_rounds, students
+from firstcli.api import JSON
+from firstcli.errors import UserError
+from firstcli.pipeline.execute import bring_up_to_date
+from firstcli.pipeline.plan import Request, disk_errors_reported, open_run
+from firstcli.runtime import distributed
+from firstcli.runtime.files import locked
+from firstcli.stages import fingerprints
+from firstcli.stages.finetune import FINETUNE
+from firstcli.workspace.artifacts import fingerprint
+from firstcli.workspace.run import Run
+
+NO_SECTION = (
+    "has no section `active`; add one with the pool and the budget, or start from `first init "
+    "active`"
+)
+
+
+def select(request: Request, rounds: int | None) -> dict[str, JSON]:
+    """Run the rounds that are not up to date; return what each has cost and brought.
+
+    Args:
+        request: the options of the command.
+        rounds: how many more rounds of each arm to run; None for all.
+
+    Raises:
+        UserError: the recipe or its data are wrong, or the work cannot be done.
+    """
+    if distributed.count() > 1:
+        raise UserError("first select: runs in one process; start it without a launcher")
+    run = open_run(request)
+    if run.recipe.active is None:
+        raise UserError(f"{request.recipe}: {NO_SECTION}")
+    if request.dry_run:
+        return plan_rounds(run, request)
+    models = students(run, request.arms)
+    with disk_errors_reported(run.folder), locked(run.folder / ROUNDS):
+        whole = opened(run, request)
+        for model in models:
+            buyer_of(run, run.recipe.active, whole.data, model)  # mistakes before any work
+        loops = [ArmLoop(whole, model) for model in models]
+        for loop in loops:
+            loop.play(rounds)
+        data = report.rounds_data(whole, loops)
+        page = report.write_page(whole, data)
+        run.save_memory()
+    for table in report.tables(data):
+        run.console.show(table)
+    run.console.say(f"page: {page}")
+    return {
+        "run": str(run.folder),
+        "page": str(page),
+        "arms": {loop.model.trained: loop.progress.rounds for loop in loops},
+    }
+
+
+def opened(run: Run, request: Request) -> ActiveRun:
+    """Read the data, and bring the teacher up to date."""
+    assert run.recipe.active
+    data = ActiveData(run, run.recipe.active)
+    if run.recipe.teacher is None:
+        return ActiveRun(run, request, data, "")
+    content = ""
+    if run.recipe.teacher.finetune:
+        bring_up_to_date(run, replace(request, arms=()), FINETUNE)
+        content = run.manifests[FINETUNE.key()].content
+    predictions = fingerprints.as_text(fingerprints.predictions(run, "teacher"))
+    return ActiveRun(run, request, data, fingerprint({**predictions, "teacher": content}))

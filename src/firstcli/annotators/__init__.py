@@ -1,0 +1,1 @@
+"""Built-in annotators: what is bought of a chosen question."""

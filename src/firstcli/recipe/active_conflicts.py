@@ -1,0 +1,109 @@
+"""Conflicts of the section `active` with itself and with the rest of the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from firstcli.recipe.active import Active
+from firstcli.recipe.sections import Arm, KnowledgeSection, Student, Teacher, Train
+
+Conflicts = Iterator[tuple[tuple[int | str, ...], str]]
+
+
+def active_conflicts(active: Active | None, valid: Mapping[str, Any]) -> Conflicts:
+    """Yield the key path and the message of each conflict.
+
+    Args:
+        active: the section; None if the recipe has none.
+        valid: the valid sections before it.
+    """
+    arms: Mapping[str, Arm] = valid.get("arms", {})
+    if active is None:
+        for name, arm in arms.items():
+            for key in ("selector", "annotator", "confidence"):
+                if getattr(arm, key) is not None:
+                    yield (), f"missing, but arms.{name}.{key} is for it; add it, or remove that"
+        return
+    yield from _of_budget(active)
+    yield from _of_data(active, valid)
+    yield from _of_training(active, valid)
+    for name, arm in arms.items():
+        yield from _of_arm(active, name, arm, valid)
+
+
+def _of_budget(active: Active) -> Conflicts:
+    budget = active.budget
+    if budget.cost is not None and active.prices is None:
+        yield ("budget", "cost"), "needs the prices of tokens; add active.prices"
+    if budget.samples is not None and active.rounds > budget.samples:
+        text = f"found {active.rounds} rounds for {budget.samples} annotations; lower it"
+        yield ("rounds",), text
+
+
+def uses_training_split(active: Active, train: Train) -> bool:
+    """Return whether the pool is the training split itself."""
+    pool = active.pool
+    return pool.split == "train" and (pool.task is None or pool.task == train.task)
+
+
+def _of_data(active: Active, valid: Mapping[str, Any]) -> Conflicts:
+    train: Train | None = valid.get("train")
+    teacher: Teacher | None = valid.get("teacher")
+    if train is None:
+        return
+    is_own = uses_training_split(active, train)
+    if is_own and teacher and teacher.finetune:
+        yield (
+            ("pool",),
+            "the pool is the training split, whose labels teacher.finetune would read before they "
+            "are bought; name another split or task, or give a fine-tuned teacher",
+        )
+    if is_own and not train.task.plugin.has_candidates:
+        for role in ("teacher", "student"):
+            section: Teacher | Student | None = valid.get(role)
+            if section and section.model.plugin.needs_text:
+                yield (
+                    ("pool",),
+                    f"the tokenizer of {role}.model (family '{section.model.family}') is trained "
+                    "on the responses of the training split before they are bought; name another "
+                    "split or task",
+                )
+    if train.unlabelled is not None:
+        yield (), "train.unlabelled has no effect with it; give these questions as active.pool"
+    if active.stop and train.validation == 0:
+        yield ("stop",), "it is measured on held-out samples, but train.validation is 0; raise it"
+    task = active.pool.task
+    if task is not None and task.plugin.has_candidates != train.task.plugin.has_candidates:
+        has = "has" if task.plugin.has_candidates else "has no"
+        yield ("pool", "task"), f"task '{task.name}' {has} candidates, unlike '{train.task.name}'"
+
+
+def _of_training(active: Active, valid: Mapping[str, Any]) -> Conflicts:
+    knowledge: KnowledgeSection | None = valid.get("knowledge")
+    teacher: Teacher | None = valid.get("teacher")
+    if knowledge and knowledge.folds:
+        yield (), "knowledge.folds has no effect with it, as no round trains a teacher; remove that"
+    if knowledge and knowledge.responses != "data":
+        yield (), "knowledge.responses has no effect with it; an annotator writes the responses"
+    if teacher and len(teacher.seeds) > 1:
+        yield (), "its rounds have one teacher; leave teacher.seeds out"
+
+
+def _of_arm(active: Active, name: str, arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
+    train: Train | None = valid.get("train")
+    annotator = active.annotator_of(arm)
+    own = arm.annotator is not None
+    place = f"arms.{name}: " if own else ""
+    asks = annotator.plugin.generates or annotator.plugin.scores_candidates
+    if asks and valid.get("teacher", "invalid") is None:
+        text = f"{place}'{annotator.name}' asks a teacher, but the recipe has none; add one"
+        yield ("annotator",), text
+    if not active.recalibrates(arm) or train is None:
+        return
+    if not train.task.can_be_evaluated:
+        text = f"task '{train.task.name}' has no candidates to fit a recalibrator on; choose raw"
+        yield ("confidence",), text
+    elif train.validation == 0:
+        text = "recalibrated probabilities need held-out samples, but train.validation is 0; raise"
+        yield ("confidence",), f"{text} it, or choose raw"

@@ -1,0 +1,247 @@
+"""What rounds of annotation have cost and brought: curves, what is needed, and what was picked."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+
+import numpy as np
+
+from firstcli.api import JSON
+from firstcli.metrics import METRICS, Metric
+from firstcli.metrics.learning_curves import (
+    LearningCurve,
+    MeanOverSeeds,
+    mean_curve,
+    needed_by_all,
+    needed_difference,
+)
+
+SHOWN = (METRICS["accuracy"], METRICS["ece"], METRICS["trust"])
+SHARE = 0.95
+"""Share of the accuracy of annotating everything that the table of annotations needed asks for."""
+PLACES = {"annotations": "annotations", "tokens": "tokens", "cost": "cost"}
+"""What can be spent, and what axes call it."""
+
+Facts = Mapping[str, JSON]
+"""What a round has cost and brought, as its file states it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PickedQuestion:
+    """A question that was picked, what the student said of it, and what it is taught."""
+
+    prompt: str
+    score: float
+    said: Sequence[str]
+    """The student's steps and its answer; empty if it was not asked for words."""
+    unsure: int | None
+    """Index of the step that surprised the student most."""
+    taught: Sequence[str]
+    """The steps and the answer that were bought; empty where only probabilities were."""
+    flaw: int | None
+    """Index of the first of the student's steps that is wrong, if it is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class PickedRound:
+    """Some of the questions that an arm picked in a round, those with the highest score first."""
+
+    arm: str
+    number: int
+    questions: Sequence[PickedQuestion]
+
+
+@dataclass(frozen=True, slots=True)
+class NeededRow:
+    """What a row needs to reach its level, and how much more than another row."""
+
+    row: str
+    needed: MeanOverSeeds | None
+    """None if a seed does not reach the level."""
+    versus: Mapping[str, MeanOverSeeds | None]
+    """How much more than each other row, paired by seed."""
+
+
+@dataclass(frozen=True)
+class RoundsData:
+    """Everything that the page of `first select` shows."""
+
+    run: str
+    rounds: Mapping[str, Mapping[int, Sequence[Facts]]]
+    """The facts of every round, by arm and seed, in order."""
+    evaluations: Sequence[str]
+    picked: Sequence[PickedRound] = ()
+
+    @cached_property
+    def rows(self) -> list[str]:
+        """The rows of tables: arms, each with and without a post-hoc recalibrator."""
+        measured = (
+            facts["evaluations"].get(name, {})
+            for seeds in self.rounds.values()
+            for every in seeds.values()
+            for facts in every
+            for name in self.evaluations
+        )
+        return list(dict.fromkeys(row for rows in measured for row in rows))
+
+    @cached_property
+    def places(self) -> list[str]:
+        """What was spent: annotations, and tokens or money if there are any."""
+        last = [every[-1] for seeds in self.rounds.values() for every in seeds.values() if every]
+        found = ["annotations"]
+        found += ["tokens"] if any(spent(facts, "tokens") for facts in last) else []
+        found += ["cost"] if any("cost" in facts for facts in last) else []
+        return found
+
+    def curves(self, evaluation: str, row: str, metric: str, place: str) -> dict[int, LearningCurve]:
+        """Return a row's curve of every seed.
+
+        Args:
+            evaluation: the evaluation's name.
+            row: an arm, or an arm with ` + T`.
+            metric: the metric's name.
+            place: what was spent, of `PLACES`.
+        """
+        found = {}
+        for seed, every in self.rounds[_arm_of(row, self.rounds)].items():
+            points = [
+                (spent(facts, place), float(values[metric]))
+                for facts in every
+                if metric in (values := facts["evaluations"].get(evaluation, {}).get(row, {}))
+            ]
+            if points:
+                xs, ys = zip(*points, strict=True)
+                found[seed] = LearningCurve(np.array(xs, np.float64), np.array(ys, np.float64))
+        return found
+
+    def means(
+        self, evaluation: str, row: str, metric: str, place: str
+    ) -> list[tuple[float, MeanOverSeeds]]:
+        """Return the mean over seeds of a row's curves, with its interval.
+
+        Args: as for `curves`.
+        """
+        curves = self.curves(evaluation, row, metric, place)
+        return mean_curve(list(curves.values())) if curves else []
+
+    def whole(self, evaluation: str) -> dict[int, float]:
+        """Return the accuracy of annotating everything, by seed, as far as an arm has done so.
+
+        Of several such arms it is the mean.
+        """
+        found: dict[int, list[float]] = {}
+        for arm, seeds in self.rounds.items():
+            for seed, every in seeds.items():
+                if every and every[-1]["annotations"] >= every[-1]["pool"]:
+                    values = every[-1]["evaluations"].get(evaluation, {}).get(arm, {})
+                    if "accuracy" in values:
+                        found.setdefault(seed, []).append(float(values["accuracy"]))
+        return {seed: float(np.mean(values)) for seed, values in found.items()}
+
+    def levels(self, evaluation: str) -> tuple[dict[int, float], str]:
+        """Return the accuracy to reach, by seed, and what it is in words.
+
+        It is `SHARE` of the accuracy of annotating everything, or if no arm has done that, of the
+        last accuracy of the arm that is best on average.
+        """
+        whole = self.whole(evaluation)
+        if whole:
+            text = f"{100 * SHARE:.0f} % of the accuracy of annotating everything"
+            return {seed: SHARE * value for seed, value in whole.items()}, text
+        last = {
+            arm: {seed: float(c.values[-1]) for seed, c in curves.items()}
+            for arm in self.rounds
+            if (curves := self.curves(evaluation, arm, "accuracy", "annotations"))
+        }
+        if not last:
+            return {}, ""
+        best = max(last, key=lambda arm: float(np.mean([*last[arm].values()])))
+        text = f"{100 * SHARE:.0f} % of the last accuracy of {best}, the best arm"
+        return {seed: SHARE * value for seed, value in last[best].items()}, text
+
+    def needed(self, evaluation: str, place: str) -> list[NeededRow]:
+        """Return what each arm needs to reach its level, with the differences paired by seed."""
+        levels, _ = self.levels(evaluation)
+        curves = {}
+        for arm in self.rounds:
+            own = self.curves(evaluation, arm, "accuracy", place)
+            if levels and levels.keys() <= own.keys():
+                curves[arm] = [own[seed] for seed in levels]
+        targets = list(levels.values())
+        versus: dict[str, dict[str, MeanOverSeeds | None]] = {arm: {} for arm in curves}
+        for ours, theirs in combinations(curves, 2):
+            for one, other in ((ours, theirs), (theirs, ours)):
+                found = needed_difference(curves[one], curves[other], targets)
+                versus[one][other] = found
+        return [
+            NeededRow(arm, needed_by_all(own, targets), versus[arm]) for arm, own in curves.items()
+        ]
+
+
+def _arm_of(row: str, arms: Mapping[str, object]) -> str:
+    return row if row in arms else row.removesuffix(" + T")
+
+
+def spent(facts: Facts, place: str) -> float:
+    """Return what was spent by the end of a round."""
+    if place == "tokens":
+        return float(facts["tokens_read"] + facts["tokens_written"])
+    return float(facts.get(place, 0.0))
+
+
+def in_text(mean: MeanOverSeeds | None, *, signed: bool = False) -> str:
+    """Return a number of annotations, tokens or money with its interval."""
+    if mean is None:
+        return "not reached"
+    sign = "+" if signed else ""
+    digits = ".4g" if abs(mean.value) < 100 else ",.0f"
+    text = format(mean.value, f"{sign}{digits}")
+    if mean.interval is None:
+        return text
+    low, high = (format(end, f"{sign}{digits}") for end in mean.interval)
+    return f"{text} [{low}, {high}]"
+
+
+def share_in_text(mean: MeanOverSeeds, metric: Metric) -> str:
+    """Return a metric with its interval, in percent."""
+    if mean.half_width is None:
+        return metric.text(mean.value)
+    return f"{metric.text(mean.value)} ± {100 * mean.half_width:.1f}"
+
+
+def last_rows(data: RoundsData, evaluation: str) -> Iterator[tuple[str, ...]]:
+    """Yield each row's name, what it has spent, and its metrics after the last round."""
+    for row in data.rows:
+        cells = [row]
+        for place in data.places:
+            curves = data.curves(evaluation, row, "accuracy", place)
+            ends = [float(curve.places[-1]) for curve in curves.values()]
+            cells.append(in_text(MeanOverSeeds(float(np.mean(ends)), None, 1)) if ends else "–")
+        for metric in SHOWN:
+            curves = data.curves(evaluation, row, metric.name, "annotations")
+            last = [float(curve.values[-1]) for curve in curves.values()]
+            cells.append(share_in_text(MeanOverSeeds.of(last), metric) if last else "–")
+        yield tuple(cells)
+
+
+def to_csv(data: RoundsData) -> str:
+    """Return one line per arm, seed, round, evaluation and row, at full precision."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    head = ("arm", "seed", "round", "annotations", "tokens_read", "tokens_written", "cost")
+    counts = ("failures", "contradictions", "retried", "flawed", "right_for_wrong_reasons")
+    writer.writerow([*head, *counts, "evaluation", "model", *METRICS])
+    for arm, seeds in data.rounds.items():
+        for seed, every in seeds.items():
+            for facts in every:
+                start = [arm, seed, *(facts.get(key, "") for key in (*head[2:], *counts))]
+                for evaluation, rows in facts["evaluations"].items():
+                    for row, values in rows.items():
+                        metrics = [values.get(name, "") for name in METRICS]
+                        writer.writerow([*start, evaluation, row, *metrics])
+    return file.getvalue()

@@ -1,0 +1,1 @@
+"""Built-in selectors: which questions of a pool the teacher annotates."""

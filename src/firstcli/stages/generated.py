@@ -1,0 +1,430 @@
+"""Evaluate what models generate: an explanation of their own, and the answer that ends it.
+
+Each question is continued `samples` times, with the most likely tokens or by sampling. Let E_j be
+the j-th explanation, and a_j the answer that is read off its text. With candidates, the probability
+of candidate c is
+
+    probability:  1/n sum_j p(c | question, E_j), where p is that of c's token after E_j
+    agreement:    the share of the a_j that are c (self-consistency, arXiv 2203.11171)
+
+Without candidates, the answer is the most frequent of the a_j, and of equally frequent ones the
+first. Its probability is the mean over the explanations of p(a_j | question, E_j), to which only
+explanations with that answer contribute, or their share.
+
+An explanation without a readable answer agrees with nothing. With candidates, its text still counts
+for `probability`: the sentence with the answer is put after it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby, islice
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from firstcli.api import ExplainedText, ExplanationForm, FloatArray, Sample, same_answer
+from firstcli.api.explanations import canonical_answer
+from firstcli.data.encoding import EncodedQuestion, EncodedSample, encode_questions
+from firstcli.data.reasoning import answer_sentences, final_answer
+from firstcli.data.splits import content_digest
+from firstcli.errors import UserError, shortened
+from firstcli.metrics.records import EvalRecords
+from firstcli.models import readout
+from firstcli.models.answers import EVALUATION_TOKENS, candidate_log_probs
+from firstcli.models.batching import free_memory, is_out_of_memory, run_batched
+from firstcli.models.generation import Sampler, continuations, text_after
+from firstcli.recipe.evaluations import Generation
+from firstcli.runtime import distributed
+from firstcli.stages import chat, inputs, role_models
+from firstcli.stages.whole_candidates import response_log_probs
+from firstcli.workspace.run import Run
+from firstcli.workspace.units import Role, Unit
+
+BATCH_SIZE = 64
+"""Explanations that are generated at a time."""
+LEAST = 1e-6
+"""Probability of what no explanation agrees with: a share of 0 says little about a small one."""
+SLACK = 8
+"""Tokens that are left free because text may be encoded in more tokens than it was generated in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """Questions to answer, and how."""
+
+    samples: Sequence[Sample]
+    form: ExplanationForm
+    settings: Generation
+    evaluation: str
+    """The evaluation, whose chat template renders them; empty for training data."""
+    where: str
+    """The recipe's key, which begins messages."""
+
+    @property
+    def has_candidates(self) -> bool:
+        """Whether there are candidates: all questions of a task have some, or none has."""
+        return bool(self.samples[0].candidates)
+
+
+def questions_of(run: Run, unit: Unit) -> Questions:
+    """Return the questions of an evaluation whose answers are generated."""
+    name = unit.evaluation
+    settings = run.generation(name)
+    is_held_out = run.recipe.is_validation(name)
+    task = run.training_task if is_held_out else run.evaluation_task(name)
+    form = task.explanations
+    assert settings and form
+    where = f"evaluate '{name}' ({unit.role}'s tokenizer)"
+    return Questions(
+        run.evaluation_samples(name), form, settings, "" if is_held_out else name, where
+    )
+
+
+def held_out_questions(run: Run, unit: Unit, settings: Generation) -> Questions:
+    """Return the validation questions that have an answer.
+
+    Args:
+        run: the run.
+        unit: the unit whose model answers.
+        settings: how it generates.
+
+    Raises:
+        UserError: there are none.
+    """
+    form = run.training_task.explanations
+    assert form
+    samples = [sample for sample in run.training.validation if sample.response]
+    if not samples:
+        raise UserError(
+            f"train.validation: {run.recipe.train.validation} of the training split leaves no "
+            "question to fit a post-hoc recalibrator on; raise it"
+        )
+    where = f"train.task (validation part, {unit.role}'s tokenizer)"
+    return Questions(samples, form, settings, "", where)
+
+
+def check(run: Run, role: Role, questions: Questions) -> str:
+    """Check that every prompt leaves room for an explanation; return what is to be done.
+
+    Raises:
+        UserError: one does not, or the model runs elsewhere.
+    """
+    settings = questions.settings
+    if role_models.remote(run, role) is not None:
+        advice = "set `answers: scored`" if questions.has_candidates else "choose another teacher"
+        raise UserError(
+            f"{questions.where}: a teacher that runs elsewhere generates no explanations; {advice}"
+        )
+    prompts = _prompts(run, role, questions)
+    if full := [prompt.id for prompt in prompts if prompt.room < 1]:
+        raise UserError(
+            f"{questions.where}: {len(full)} prompts, such as {shortened(full, 3)}, leave no room "
+            f"for an answer in the context of {inputs.context(run, role):g} tokens; shorten them"
+        )
+    return (
+        f"{len(prompts)} questions, {settings.samples} generated explanations each, up to "
+        f"{settings.max_new_tokens} tokens"
+    )
+
+
+@torch.inference_mode()
+def answered(run: Run, unit: Unit, questions: Questions) -> EvalRecords:
+    """Let a model answer; every process returns all records."""
+    model = role_models.model(run, unit.model)
+    texts = _texts(run, unit, questions, model)
+    reader = readout.Reader(model, run.console.say)
+    if questions.has_candidates:
+        return _of_candidates(run, unit, questions, texts, reader)
+    return _of_free_answers(run, unit, questions, texts, reader)
+
+
+# Generation.
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    id: str
+    text: str
+    input_ids: list[int]
+    room: int
+    """Tokens that a response may have, besides the sentence with the answer."""
+
+
+def _prompts(run: Run, role: Role, questions: Questions) -> list[_Prompt]:
+    encoder = chat.encoding(run, role, questions.where, questions.evaluation).encoder
+    bare = (Sample(sample.prompt, "", sample.id) for sample in questions.samples)
+    tokenizer = run.tokenizers.of(role)
+    sentences = {
+        sentence
+        for sample in questions.samples
+        for sentence in answer_sentences(sample, questions.form)
+    }
+    longest = max((len(tokenizer(text).input_ids) for text in sentences), default=0)
+    context = inputs.context(run, role) - longest - SLACK
+    most = questions.settings.max_new_tokens
+    return [
+        _Prompt(str(joint.sample.id), sample.prompt, joint.prompt, room)
+        for sample, joint in zip(questions.samples, encoder(bare), strict=True)
+        for room in [int(min(most, context - len(joint.prompt)))]
+    ]
+
+
+def _texts(
+    run: Run, unit: Unit, questions: Questions, model: PreTrainedModel
+) -> dict[str, list[ExplainedText]]:
+    """Generate the explanations of each question, by its id; the same ones are generated once."""
+    settings = replace(questions.settings, confidence="probability")
+    key = ("explanations", unit.model, content_digest(questions.samples), settings)
+    if key not in run.loaded:
+        run.loaded[key] = _generated(run, unit, questions, model)
+    texts: dict[str, list[str]] = run.loaded[key]  # type: ignore[assignment]
+    read = questions.form.read
+    return {id: [read(text) for text in generated] for id, generated in texts.items()}
+
+
+def _generated(
+    run: Run, unit: Unit, questions: Questions, model: PreTrainedModel
+) -> dict[str, list[str]]:
+    settings, tokenizer = questions.settings, run.tokenizers.of(unit.role)
+    prompts = sorted(
+        _prompts(run, unit.role, questions), key=lambda each: (-each.room, -len(each.input_ids))
+    )
+    rows = [(prompt, number) for prompt in prompts for number in range(settings.samples)]
+    ours, ends = rows[distributed.rank() :: distributed.count()], _ends(run, unit.role)
+    sampler, seed = Sampler(settings.temperature), run.seed_of(unit)
+    local: list[tuple[str, int, str]] = []
+    title = f"{unit.key}, explanations"
+    with run.console.progress(title, len(ours), "explanations") as advance:
+        for batch in _batches(ours):
+            seeds = [f"{seed} {prompt.text} {number}" for prompt, number in batch]
+            ids = [prompt.input_ids for prompt, _ in batch]
+            room = batch[0][0].room
+            new = _continued(model, ids, room, ends, sampler, seeds)
+            for (prompt, number), tokens in zip(batch, new, strict=True):
+                text = _text(tokenizer, prompt.input_ids, tokens, ends)
+                local.append((prompt.id, number, text))
+            advance(len(batch))
+    found: dict[str, list[str]] = {prompt.id: [""] * settings.samples for prompt in prompts}
+    for part in distributed.gathered(local):
+        for id, number, text in part:
+            found[id][number] = text
+    return found
+
+
+def _batches(rows: Sequence[tuple[_Prompt, int]]) -> Iterator[Sequence[tuple[_Prompt, int]]]:
+    """Yield rows with the same room, because a row of a batch cannot be stopped alone."""
+    for _, alike in groupby(rows, key=lambda row: row[0].room):
+        remaining = iter(alike)
+        while batch := list(islice(remaining, BATCH_SIZE)):
+            yield batch
+
+
+def _continued(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    room: int,
+    ends: Sequence[int],
+    sampler: Sampler,
+    seeds: Sequence[str],
+) -> list[list[int]]:
+    """Return the new tokens of each prompt; a batch that does not fit into memory is halved."""
+    try:
+        return continuations(model, prompts, room, ends, sampler.processors(seeds))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(prompts) == 1:
+            raise UserError(
+                f"out of memory on a prompt of {len(prompts[0])} tokens alone; free memory, choose "
+                "a smaller dtype, or lower max_new_tokens"
+            ) from error
+    free_memory()
+    half = len(prompts) // 2
+    return [
+        tokens
+        for part in (slice(None, half), slice(half, None))
+        for tokens in _continued(model, prompts[part], room, ends, sampler, seeds[part])
+    ]
+
+
+def _ends(run: Run, role: Role) -> list[int]:
+    """Return the tokens at which a model stops: what ends its answers in a chat, and EOS."""
+    end, eos = chat.end_of(run, role), run.tokenizers.of(role).eos_token_id
+    ids = (end and end[1], eos)
+    return list(dict.fromkeys(int(id) for id in ids if id is not None))
+
+
+def _text(
+    tokenizer: PreTrainedTokenizerBase, prompt: list[int], ids: list[int], ends: Sequence[int]
+) -> str:
+    """Return the text of new tokens without special ones, which no explanation contains."""
+    special = {*ends, *tokenizer.all_special_ids}
+    return text_after(tokenizer, prompt, [id for id in ids if id not in special])
+
+
+# Answers.
+
+
+def _of_candidates(
+    run: Run,
+    unit: Unit,
+    questions: Questions,
+    texts: dict[str, list[ExplainedText]],
+    reader: readout.Reader,
+) -> EvalRecords:
+    if questions.settings.confidence == "agreement":
+        rows = [
+            _votes(sample, questions.form, texts[str(sample.id)]) for sample in questions.samples
+        ]
+    else:
+        rows = _probabilities(run, unit, questions, texts, reader)
+    return EvalRecords.from_log_probs(
+        ids=[str(sample.id) for sample in questions.samples],
+        answers=[-1 if s.answer is None else s.answer for s in questions.samples],
+        log_probs=rows,
+        groups=[sample.group for sample in questions.samples],
+    )
+
+
+def _votes(sample: Sample, form: ExplanationForm, texts: Sequence[ExplainedText]) -> FloatArray:
+    """Return the logarithm of the share of explanations that end with each candidate, (C,)."""
+    names = [
+        canonical_answer(form.read(sentence).answer or "")
+        for sentence in answer_sentences(sample, form)
+    ]
+    read = Counter(canonical_answer(text.answer) for text in texts if text.answer is not None)
+    shares = np.array([read[name] for name in names]) / len(texts)
+    total = max(1.0, float(np.maximum(shares, LEAST).sum()))
+    return np.asarray(np.log(np.maximum(shares, LEAST) / total))
+
+
+def _probabilities(
+    run: Run,
+    unit: Unit,
+    questions: Questions,
+    texts: dict[str, list[ExplainedText]],
+    reader: readout.Reader,
+) -> list[FloatArray]:
+    """Return the log-probability of each candidate, averaged over the explanations: rows (C,)."""
+    explained = [
+        replace(_after(sample, text.explanation, questions.form), id=f"{sample.id} {number}")
+        for sample in questions.samples
+        for number, text in enumerate(texts[str(sample.id)])
+    ]
+    encoded = _encoded(run, unit.role, questions, explained)
+    lengths = np.array([len(question.input_ids) for question in encoded], np.int64)
+    score = partial(candidate_log_probs, reader)
+    scores = run_batched(
+        run.console, unit.key, "answers", encoded, lengths, EVALUATION_TOKENS, score
+    )
+    count = questions.settings.samples
+    rows = [
+        np.array([scores[f"{sample.id} {number}"] for number in range(count)])  # (n, C)
+        for sample in questions.samples
+    ]
+    return [np.logaddexp.reduce(row, axis=0) - np.log(count) for row in rows]
+
+
+def _after(sample: Sample, explanation: str, form: ExplanationForm) -> Sample:
+    """Return a question whose candidates follow a generated explanation."""
+    prefix = form.prefix([explanation] if explanation else [])
+    candidates = tuple(prefix + sentence for sentence in answer_sentences(sample, form))
+    response = "" if sample.answer is None else candidates[sample.answer]
+    return replace(sample, candidates=candidates, response=response, steps=())
+
+
+def _encoded(
+    run: Run, role: Role, questions: Questions, samples: Sequence[Sample]
+) -> list[EncodedQuestion]:
+    """Encode questions; those without a right answer are only scored, so they may be mixed."""
+    known = [
+        sample if sample.answer is not None else replace(sample, answer=0) for sample in samples
+    ]
+    encoding = chat.encoding(run, role, questions.where, questions.evaluation)
+    return encode_questions(known, encoding)
+
+
+def _of_free_answers(
+    run: Run,
+    unit: Unit,
+    questions: Questions,
+    texts: dict[str, list[ExplainedText]],
+    reader: readout.Reader,
+) -> EvalRecords:
+    """Return records whose two candidates are the model's answer and any other."""
+    probabilities: dict[str, float] = {}
+    if questions.settings.confidence == "probability":
+        probabilities = _answer_probabilities(run, unit, questions, texts, reader)
+    rows, answers = [], []
+    for sample in questions.samples:
+        found = texts[str(sample.id)]
+        answer, numbers = chosen_answer([text.answer for text in found])
+        chance = [probabilities.get(f"{sample.id} {number}", 1.0) for number in numbers]
+        share = min(max(sum(chance) / len(found), LEAST), 1 - LEAST)
+        rows.append(np.log([share, 1 - share]))
+        gold = final_answer(sample, questions.form)
+        right = answer is not None and gold is not None and same_answer(answer, gold)
+        answers.append(0 if right else 1)
+    return EvalRecords.from_log_probs(
+        ids=[str(sample.id) for sample in questions.samples],
+        answers=answers,
+        log_probs=rows,
+        groups=[sample.group for sample in questions.samples],
+        prediction=[0] * len(rows),
+    )
+
+
+def chosen_answer(answers: Sequence[str | None]) -> tuple[str | None, list[int]]:
+    """Return the most frequent answer, and which of the given ones are the same.
+
+    Of equally frequent answers the first is returned; None if none can be read.
+    """
+    names = [None if answer is None else canonical_answer(answer) for answer in answers]
+    counts = Counter(name for name in names if name is not None)
+    if not counts:
+        return None, []
+    name = max(counts, key=lambda each: counts[each])  # a Counter keeps the order of insertion
+    numbers = [number for number, each in enumerate(names) if each == name]
+    return answers[numbers[0]], numbers
+
+
+def _answer_probabilities(
+    run: Run,
+    unit: Unit,
+    questions: Questions,
+    texts: dict[str, list[ExplainedText]],
+    reader: readout.Reader,
+) -> dict[str, float]:
+    """Return the probability of each generated answer after its explanation, by its id.
+
+    The two candidates that are encoded differ in the first token of the answer, which is thus
+    found; the second is never scored.
+    """
+    form, pairs = questions.form, []
+    for sample in questions.samples:
+        for number, text in enumerate(texts[str(sample.id)]):
+            if text.answer is not None:
+                prefix = form.prefix([text.explanation] if text.explanation else [])
+                other = "?" if not text.answer.startswith("?") else "!"
+                answers = tuple(prefix + form.sentence(each) for each in (text.answer, other))
+                id = f"{sample.id} {number}"
+                pairs.append(Sample.question(sample.prompt, answers, 0, id=id))
+    if not pairs:
+        return {}
+    rows = [_answer_tokens(each) for each in _encoded(run, unit.role, questions, pairs)]
+    lengths = np.array([len(row.input_ids) for row in rows], np.int64)
+    score = partial(response_log_probs, reader)
+    sums = run_batched(run.console, unit.key, "answers", rows, lengths, EVALUATION_TOKENS, score)
+    return {id: float(np.exp(value)) for id, value in sums.items()}
+
+
+def _answer_tokens(question: EncodedQuestion) -> EncodedSample:
+    """Return the first candidate, of which the tokens from the answer on are supervised."""
+    tokens = np.array(question.candidates[0], np.int32)
+    ids = np.concatenate([question.input_ids[: question.start], tokens])
+    return EncodedSample(question.id, ids, len(question.input_ids), None)

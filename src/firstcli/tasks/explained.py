@@ -1,0 +1,120 @@
+"""Options of tasks whose rows contain an explanation, and the steps of a row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from pydantic import Field, field_validator, model_validator
+
+from firstcli.api import ExplanationForm, PluginOptions, StepRule, split_steps
+from firstcli.api.explanations import ANSWER_FORMAT
+from firstcli.tasks.tables import TableRow, describe
+
+
+class ExplanationOptions(PluginOptions):
+    """Where a row's explanation is, and how the response is made of its steps and the answer."""
+
+    steps_column: str | list[str] | None = Field(
+        "steps",
+        description="column of the explanation: a list of steps, or text that is divided into "
+        "steps; or several columns, whose steps follow one another; null for data without "
+        "explanations. A row in which it is empty has only an answer",
+    )
+    step_rule: StepRule = Field(
+        "lines",
+        description="how text is divided into steps: at the ends of lines, or also at the ends of "
+        "sentences",
+    )
+    remove: str | None = Field(
+        None,
+        description="regular expression of what is removed from explanations, such as the "
+        "calculator's notes of GSM8K: '<<[^>]*>>'",
+    )
+    answer_format: str = Field(
+        ANSWER_FORMAT, description="the sentence that ends the response, with {answer} once"
+    )
+    join: str = Field("\n", min_length=1, description="the text between two steps")
+    opening: str = Field(
+        " ", description="the text between the prompt and the first word of the response"
+    )
+    pattern: str | None = Field(
+        None,
+        description="regular expression, with one group, that finds the answer in generated text "
+        "(default: what stands in the place of {answer} in `answer_format`)",
+    )
+
+    @field_validator("remove")
+    @classmethod
+    def _is_an_expression(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return pattern
+
+    @field_validator("join", "opening")
+    @classmethod
+    def _is_blank(cls, text: str) -> str:
+        if text.strip():
+            raise ValueError("expected white space, such as a line end")
+        return text
+
+    @model_validator(mode="after")
+    def _makes_a_form(self) -> ExplanationOptions:
+        self.form()
+        return self
+
+    def form(self) -> ExplanationForm:
+        """Return how responses are made and read.
+
+        Raises:
+            ValueError: the options make none.
+        """
+        return ExplanationForm(
+            answer_format=self.answer_format,
+            separator=self.join,
+            opening=self.opening,
+            step_rule=self.step_rule,
+            pattern=self.pattern,
+        )
+
+    @property
+    def steps_columns(self) -> Sequence[str]:
+        """The columns of the explanation."""
+        columns = self.steps_column
+        return () if columns is None else [columns] if isinstance(columns, str) else columns
+
+    def steps(self, row: TableRow, taken: str | None = None) -> tuple[str, ...]:
+        """Return the steps of a row's explanation.
+
+        Args:
+            row: the row, which must have the columns.
+            taken: a regular expression; what it matches is removed, too.
+
+        Raises:
+            UserError: a column contains neither text nor a list of texts.
+        """
+        found: list[str] = []
+        for column in self.steps_columns:
+            value = row.value(column)
+            for text in value if isinstance(value, list) else [value]:
+                found += self._divided(row, column, text, taken, whole=isinstance(value, list))
+        return tuple(found)
+
+    def _divided(
+        self, row: TableRow, column: str, value: object, taken: str | None, *, whole: bool
+    ) -> Sequence[str]:
+        if value is None:
+            return ()
+        if not isinstance(value, str):
+            raise row.mistake(
+                f"column '{column}': found {describe(value)}, expected text or a list of steps"
+            )
+        text = row.as_text(value, column)
+        for pattern in (self.remove, taken):
+            text = re.sub(pattern, "", text) if pattern else text
+        if not whole:
+            return split_steps(text, self.step_rule)
+        step = " ".join(text.split())  # generated text is divided at line ends
+        return (step,) if step else ()

@@ -1,0 +1,126 @@
+"""Mistakes in the section `active` and in its data: one sentence each, exit code 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import command_line
+from support.command_line import MODEL, Result, first, of_files, sums, write_rows
+
+POOL = 20
+ACTIVE: dict[str, Any] = {"seed_samples": 5, "budget": {"samples": 4}, "rounds": 2}
+
+
+def planned(folder: Path, *args: object, active: dict[str, Any] | None, **sections: Any) -> Result:
+    """Plan a recipe with 30 training rows, 10 test rows and a pool of 20 questions."""
+    data = folder / "data"
+    write_rows(data / "train.jsonl", sums(30))
+    write_rows(data / "test.jsonl", sums(10, first=30))
+    if not (folder / "pool.jsonl").exists():
+        write_rows(folder / "pool.jsonl", sums(POOL, first=40))
+    pool = {"task": of_files(folder / "pool.jsonl")}
+    given = {
+        "train": {"task": of_files(data), "validation": 0.3},
+        "evaluate": [{"task": of_files(data)}],
+        "active": None if active is None else {"pool": pool, **ACTIVE, **active},
+        "arms": {"first": {"recalibrator": {"name": "temperature-scaling"}}},
+        **sections,
+    }
+    path = command_line.write_recipe(folder, **given)
+    return first("plan", path, "--run-dir", folder / "run", *args)
+
+
+@pytest.mark.parametrize(
+    ("active", "parts"),
+    [
+        ({"budget": {}}, ("active.budget", "no limit", "samples, tokens or cost")),
+        ({"budget": {"samples": 0}}, ("active.budget.samples", "at least 1")),
+        ({"budget": {"cost": 2.0}}, ("active.budget.cost", "active.prices")),
+        ({"rounds": 9}, ("active.rounds", "9 rounds for 4 annotations")),
+        ({"budget": {"samples": 500}}, ("active.budget.samples", "500", "20 questions")),
+        ({"seed_samples": 100}, ("active.seed_samples", "100", "labelled samples")),
+        ({"selector": {"name": "entropie"}}, ("active.selector.name", "did you mean 'entropy'")),
+        ({"annotator": {"name": "oracle"}}, ("annotator 'oracle'", "cannot correct")),
+        ({"seed_sample": 3}, ("active.seed_sample", "did you mean 'seed_samples'")),
+        ({"pool": {}}, ("active.pool", "teacher.finetune would read")),
+        ({"stop": {"patience": 0}}, ("active.stop.patience", "at least 1")),
+        ({"train": "from_scratch"}, ("active.train", "'from-scratch'")),
+    ],
+)
+def test_the_section(tmp_path: Path, active: dict[str, Any], parts: tuple[str, ...]) -> None:
+    planned(tmp_path, active=active).mistake(*parts)
+
+
+@pytest.mark.parametrize(
+    ("sections", "parts"),
+    [
+        (
+            {"teacher": None, "arms": {"a": {"learn": "labels"}}},
+            ("active.annotator", "'answer' asks a teacher"),
+        ),
+        (
+            {"arms": {"first": {"selector": {"name": "entropy"}}}, "active": None},
+            ("missing", "arms.first.selector"),
+        ),
+        ({"knowledge": {"folds": 2}}, ("active", "knowledge.folds")),
+        ({"teacher": {"model": MODEL, "finetune": {}, "seeds": [1, 2]}}, ("teacher.seeds",)),
+    ],
+)
+def test_the_rest_of_the_recipe(
+    tmp_path: Path, sections: dict[str, Any], parts: tuple[str, ...]
+) -> None:
+    planned(tmp_path, **{"active": {}, **sections}).mistake(*parts)
+
+
+def test_recalibrated_confidence_needs_held_out_samples(tmp_path: Path) -> None:
+    data = {"task": of_files(tmp_path / "data"), "validation": 0}
+    sections: dict[str, Any] = {"train": data, "arms": {"a": {"recalibrator": {"name": "none"}}}}
+    uncertain = {"selector": {"name": "entropy"}}
+    planned(tmp_path, active=uncertain, **sections).mistake("active.confidence", "held-out")
+    result = planned(tmp_path, active={**uncertain, "confidence": "raw"}, **sections)
+    assert result.code == 0, result.err
+
+
+def test_a_question_of_an_evaluation(tmp_path: Path) -> None:
+    write_rows(tmp_path / "pool.jsonl", sums(POOL, first=35))
+    planned(tmp_path, active={}).mistake("active.pool", "5 of its 20 questions", "evaluate", "q35")
+
+
+def test_a_pool_without_questions(tmp_path: Path) -> None:
+    write_rows(tmp_path / "pool.jsonl", sums(POOL))  # all of them are training rows
+    planned(tmp_path, active={}).mistake("active.pool", "no question is left")
+
+
+def test_repeated_questions_count_once(tmp_path: Path) -> None:
+    pool = sums(POOL, first=40)
+    again = [{**row, "id": f"again-{row['id']}"} for row in pool[:3]]
+    write_rows(tmp_path / "pool.jsonl", [*pool, *again])
+    result = planned(tmp_path, "--json", active={})
+    assert result.code == 0, result.err
+    assert "3 questions repeat an earlier one" in " ".join(result.err.split())
+    assert result.json["active"][0]["pool"] == POOL
+
+
+def test_the_plan_states_the_budget_and_its_cost(tmp_path: Path) -> None:
+    prices = {"read": 1e6, "written": 2e6}  # one per token that is read
+    result = planned(tmp_path, "--json", active={"prices": prices})
+    assert result.code == 0, result.err
+    (arm,) = result.json["active"]
+    assert (arm["annotations"], arm["pool"], arm["seed_samples"]) == (4, POOL, 5)
+    assert arm["cost"] == arm["tokens_read"] > 4
+    assert [unit["unit"] for unit in result.json["units"]] == ["finetune"]
+    shown = " ".join(planned(tmp_path, active={"prices": prices}).out.split())
+    assert "budget of each arm and seed: 4 annotations, in 2 rounds" in shown
+    assert "first@7 random answer 0 of 2 4" in shown
+
+
+def test_select_without_the_section(tmp_path: Path) -> None:
+    path = command_line.write_recipe(tmp_path)
+    first("select", path, "--run-dir", tmp_path / "run").mistake("no section `active`")
+
+
+def test_an_unknown_arm(tmp_path: Path) -> None:
+    planned(tmp_path, "--arm", "fist", active={}).mistake("--arm fist", "did you mean 'first'")

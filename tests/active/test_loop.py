@@ -1,0 +1,308 @@
+"""`first select` from the first samples to the last round, on tiny recipes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from firstcli.active.reading import StudentReader
+from firstcli.api import FloatArray
+from firstcli.pipeline.plan import Request, open_run
+from firstcli.tasks.annotated import from_row
+from firstcli.tasks.known_world import KnownWorld, KnownWorldOptions
+from support import command_line
+from support.command_line import (
+    TRAINING,
+    Finished,
+    contents,
+    copy_run,
+    first,
+    of_files,
+    sums,
+    times,
+    write_rows,
+)
+
+CHANGING = (".lock", ".digests.json", ".checks.json", "firstcli.json")
+"""Files that hold times, paths of the machine, or the number of a process."""
+
+
+def world(train: int) -> dict[str, Any]:
+    return {**command_line.WORLD, "options": {**command_line.WORLD["options"], "train": train}}
+
+
+ACTIVE: dict[str, Any] = {
+    "pool": {"task": world(160)},
+    "seed_samples": 12,
+    "budget": {"samples": 10},
+    "rounds": 2,
+    "annotator": {"name": "label"},
+}
+FIRST = {"first": {"recalibrator": {"name": "temperature-scaling"}}}
+
+
+def write_recipe(folder: Path, **sections: Any) -> Path:
+    """Write a recipe whose pool are 64 questions of the known world, one arm, one evaluation."""
+    given = {
+        "evaluate": [{"task": command_line.WORLD}],
+        "arms": FIRST,
+        "active": ACTIVE,
+        **sections,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    return command_line.write_recipe(folder, **given)
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Two rounds; tests must not change them."""
+    folder = tmp_path_factory.mktemp("active")
+    path = write_recipe(folder)
+    result = first("select", path, "--run-dir", folder / "run", "--json")
+    assert result.code == 0, result.err
+    return Finished(path, folder / "run", result)
+
+
+def test_each_round_learns_the_first_samples_and_all_bought_so_far(finished: Finished) -> None:
+    folder = finished.run / "rounds" / "first"
+    learned = [
+        [from_row(row) for row in rows(folder / str(number) / "train.jsonl")] for number in range(3)
+    ]
+    assert [len(samples) for samples in learned] == [12, 17, 22]
+    for before, after in pairwise(learned):
+        assert after[: len(before)] == before
+    chosen = [
+        json.loads((folder / str(number) / "chosen.json").read_text())["ids"] for number in (1, 2)
+    ]
+    assert [sample.id for sample in learned[2][12:]] == [
+        f"pool/{id}" for ids in chosen for id in ids
+    ]
+    prompts = {sample.prompt for sample in learned[2]}
+    assert len(prompts) == 22
+    held_out = {from_row(row).prompt for row in rows(finished.run / "rounds/.held-out.jsonl")}
+    assert not prompts & held_out
+
+
+def test_the_highest_scores_of_the_whole_pool_are_chosen(finished: Finished) -> None:
+    folder = finished.run / "rounds" / "first"
+    table = pq.read_table(folder / "1" / "scores.parquet")
+    assert table.num_rows == 64
+    ranked = sorted(zip(table["score"].to_pylist(), table["id"].to_pylist(), strict=True))
+    chosen = json.loads((folder / "1" / "chosen.json").read_text())["ids"]
+    assert chosen == [id for _, id in reversed(ranked)][:5]
+    later = pq.read_table(folder / "2" / "scores.parquet")
+    assert set(later["id"].to_pylist()) == set(table["id"].to_pylist()) - set(chosen)
+
+
+def test_what_a_round_has_cost_and_brought(finished: Finished) -> None:
+    facts = finished.result.json["arms"]["first"]
+    assert [each["annotations"] for each in facts] == [0, 5, 10]
+    assert [each["round"] for each in facts] == [0, 1, 2]
+    for each in facts:
+        measured = each["evaluations"]["known-world"]["first"]
+        assert 0 <= measured["accuracy"] <= 1
+        assert measured["trust"] == pytest.approx(measured["accuracy"] - measured["ece"])
+
+
+def test_a_round_is_an_ordinary_run(finished: Finished) -> None:
+    run = finished.run / "rounds" / "first" / "2" / "run"
+    result = first("eval", run / "recipe.yaml", "--run-dir", run, "--arm", "first", "--dry-run")
+    assert result.code == 0, result.err
+    assert "everything is up to date" in result.out
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert "active" not in recipe
+    assert list(recipe["arms"]) == ["first"]
+    assert recipe["teacher"]["model"]["checkpoint"] == str(finished.run / "teacher")
+
+
+def test_nothing_runs_twice(finished: Finished, work: list[str]) -> None:
+    before = times(finished.run)
+    result = first("select", finished.recipe, "--run-dir", finished.run)
+    assert result.code == 0, result.err
+    assert work == []
+    changed = {name for name, time in times(finished.run).items() if before.get(name) != time}
+    assert {Path(name).name for name in changed} <= {*CHANGING}
+
+
+def test_rounds_one_at_a_time_end_like_all_at_once(finished: Finished, tmp_path: Path) -> None:
+    run = finished.copied_to(tmp_path)
+    shutil.rmtree(run / "rounds")
+    for number in (1, 2, 2):
+        result = first("select", finished.recipe, "--run-dir", run, "--rounds", 1)
+        assert result.code == 0, result.err
+        assert (run / "rounds" / "first" / str(number) / "round.json").exists()
+        assert (run / "rounds" / "first" / "2").exists() == (number == 2)
+    assert_same(run, finished.run)
+
+
+def assert_same(run: Path, expected: Path) -> None:
+    """Compare all that a loop leaves, apart from times and absolute paths."""
+
+    def comparable(folder: Path) -> dict[str, bytes]:
+        kept = {}
+        for name, content in contents(folder / "rounds", but=CHANGING).items():
+            if name.endswith("manifest.json"):
+                facts = {k: v for k, v in json.loads(content).items() if k != "seconds"}
+                content = json.dumps(facts, sort_keys=True).encode()
+            if name.endswith("round.json"):  # its fingerprint covers the paths of the round's files
+                facts = {k: v for k, v in json.loads(content).items() if k != "fingerprint"}
+                content = json.dumps(facts, sort_keys=True).encode()
+            for path in (run, expected):
+                content = content.replace(str(path).encode(), b"RUN")
+            kept[name] = content
+        return kept
+
+    found, wanted = comparable(run), comparable(expected)
+    assert found.keys() == wanted.keys()
+    assert [name for name in found if found[name] != wanted[name]] == []
+
+
+# The labels of the pool.
+
+
+def files(folder: Path, labels: str) -> dict[str, Any]:
+    """Write 30 training rows, 10 test rows and a pool of 20 questions with given labels."""
+    data = folder / "data"
+    write_rows(data / "train.jsonl", sums(30))
+    write_rows(data / "test.jsonl", sums(10, first=30))
+    pool = [{**row, "answer": label} for row, label in zip(sums(20, first=40), labels, strict=True)]
+    write_rows(folder / "pool.jsonl", pool)
+    return {
+        "train": {"task": of_files(data), "validation": 0.3},
+        "evaluate": [{"task": of_files(data)}],
+    }
+
+
+def selected(folder: Path, labels: str, annotator: str) -> Path:
+    """Run one round over a pool with these labels; return the run folder, always the same one."""
+    pool = {"task": of_files(folder / "pool.jsonl")}
+    active = {**ACTIVE, "pool": pool, "rounds": 1, "annotator": {"name": annotator}}
+    active |= {"budget": {"samples": 4}}
+    path = write_recipe(folder, **files(folder, labels), active=active)
+    result = first("select", path, "--run-dir", folder / "run")
+    assert result.code == 0, result.err
+    return folder / "run"
+
+
+@pytest.mark.parametrize("annotator", ["answer", "label"])
+def test_labels_that_are_not_bought_change_nothing(tmp_path: Path, annotator: str) -> None:
+    """The trap: the same pool with other labels wherever none was bought."""
+    run = selected(tmp_path, "A" * 20, annotator)
+    chosen = json.loads((run / "rounds/first/1/chosen.json").read_text())["ids"]
+    assert len(chosen) == 4
+    kept = copy_run(run, tmp_path / "kept")
+    is_paid = annotator == "label"
+    ids = [row["id"] for row in sums(20, first=40)]
+    labels = "".join("A" if is_paid and id in chosen else "B" for id in ids)
+    shutil.rmtree(run)
+    assert_same(selected(tmp_path, labels, annotator), kept)
+
+
+def test_bought_labels_are_learned(tmp_path: Path) -> None:
+    run = selected(tmp_path, "AB" * 10, "label")
+    learned = [from_row(row) for row in rows(run / "rounds/first/1/train.jsonl")][12:]
+    for sample in learned:
+        number = int(str(sample.id).removeprefix("pool/q"))
+        assert sample.answer == number % 2
+
+
+def test_answers_are_learned_without_labels(tmp_path: Path) -> None:
+    run = selected(tmp_path, "AB" * 10, "answer")
+    learned = [from_row(row) for row in rows(run / "rounds/first/1/train.jsonl")][12:]
+    assert [sample.answer for sample in learned] == [None] * 4
+    assert (run / "rounds/first/1/run/knowledge/unlabelled").is_dir()
+    bought = rows(run / "rounds/first/1/annotations.jsonl")
+    assert all(row["tokens_read"] > 5 and len(row["distribution"]) == 2 for row in bought)
+
+
+# The training split as the pool, and students that go on from the previous round.
+
+
+def test_the_training_split_is_the_pool(finished: Finished, tmp_path: Path) -> None:
+    """The teacher is a checkpoint; held-out and first samples are no part of the pool."""
+    active = {key: value for key, value in ACTIVE.items() if key != "pool"} | {"rounds": 1}
+    teacher = {"family": "causal-lm", "checkpoint": str(finished.run / "teacher")}
+    student = {"family": "causal-lm", "checkpoint": str(finished.run / "rounds/.start/7")}
+    path = write_recipe(
+        tmp_path,
+        teacher={"model": teacher},
+        student={"model": student, "training": TRAINING},
+        active=active | {"train": "continue", "stop": {"patience": 1}},
+    )
+    result = first("select", path, "--run-dir", tmp_path / "run", "--json")
+    assert result.code == 0, result.err
+    folder = tmp_path / "run" / "rounds"
+    scored = pq.read_table(folder / "first/1/scores.parquet")["id"].to_pylist()
+    first_ones = [row["id"] for row in rows(folder / "first/0/train.jsonl")]
+    held_out = [row["id"] for row in rows(folder / ".held-out.jsonl")]
+    assert len({*scored, *first_ones, *held_out}) == len(scored) + 12 + len(held_out) == 96
+    recipe = yaml.safe_load((folder / "first/1/run/recipe.yaml").read_text())
+    start = recipe["student"]["model"]["checkpoint"]
+    assert start == str(folder / "first/0/run/students/first")
+    measured = result.json["arms"]["first"][0]["evaluations"]["active-held-out"]["first"]
+    assert measured["n"] == len(held_out)
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Any:
+    with command_line.recorded_work(monkeypatch) as keys:
+        yield keys
+
+
+# What the latest student says.
+
+
+def test_selectors_see_raw_or_recalibrated_probabilities(tmp_path: Path) -> None:
+    """Both arms start with the same student, so that a temperature is the only difference."""
+    unsure = {**FIRST["first"], "selector": {"name": "entropy"}}
+    path = write_recipe(
+        tmp_path,
+        arms={
+            "raw": {**unsure, "confidence": "raw", "posthoc": {"name": "logit-temperature"}},
+            "recalibrated": unsure,
+        },
+        active={**ACTIVE, "rounds": 1},
+    )
+    run = tmp_path / "run"
+    result = first("select", path, "--run-dir", run)
+    assert result.code == 0, result.err
+    scores = {}
+    for arm in ("raw", "recalibrated"):
+        table = pq.read_table(run / "rounds" / arm / "1" / "scores.parquet").to_pydict()
+        scores[arm] = dict(zip(table["id"], table["score"], strict=True))
+    zero = run / "rounds" / "raw" / "0" / "run"
+    fitted = json.loads((zero / "calibration" / "raw+T.json").read_text())
+    temperature = fitted["state"]["temperature"]
+    whole = open_run(Request(zero / "recipe.yaml", run_dir=zero, quiet=True))
+    reader = StudentReader(whole, "raw", None, recalibrated=False, seed=7, max_new_tokens=8)
+    pool = KnownWorld(KnownWorldOptions(**ACTIVE["pool"]["task"]["options"])).load("train").samples
+    asked = [
+        replace(sample, response="", answer=None, truth=None)
+        for sample in pool
+        if sample.id in scores["raw"]
+    ]
+    assert len(asked) == 64
+    answers = reader._reader(None).read(asked, {"answers"}).answers
+    assert answers is not None
+    for sample, probabilities in zip(asked, answers, strict=True):
+        assert scores["raw"][sample.id] == pytest.approx(entropy(probabilities), abs=1e-6)
+        flatter = probabilities ** (1 / temperature)
+        expected = entropy(flatter / flatter.sum())
+        assert scores["recalibrated"][sample.id] == pytest.approx(expected, abs=1e-6)
+
+
+def entropy(probabilities: FloatArray) -> float:
+    return float(-(probabilities * np.log(probabilities)).sum())

@@ -1,0 +1,134 @@
+"""The page of the rounds: means over seeds, what is needed, and what was picked."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from firstcli.reporting.rounds import (
+    PickedQuestion,
+    PickedRound,
+    RoundsData,
+    in_text,
+    to_csv,
+)
+from firstcli.reporting.rounds_page import write_rounds
+
+POOL = 100
+
+
+def facts(arm: str, seed: int, number: int, accuracy: float, **changes: Any) -> dict[str, Any]:
+    """A round of 50 annotations with 10 tokens each."""
+    metrics = {"accuracy": accuracy, "ece": 0.2, "trust": accuracy - 0.2}
+    return {
+        "arm": arm,
+        "seed": seed,
+        "round": number,
+        "pool": POOL,
+        "annotations": 50 * number,
+        "tokens_read": 400 * number,
+        "tokens_written": 100 * number,
+        "failures": 0,
+        "contradictions": 0,
+        "retried": 0,
+        "flawed": 3 * number,
+        "right_for_wrong_reasons": number,
+        "evaluations": {"test": {arm: metrics, f"{arm} + T": {**metrics, "ece": 0.1}}},
+        **changes,
+    }
+
+
+def rounds(arm: str, accuracies: dict[int, tuple[float, ...]]) -> dict[int, list[dict[str, Any]]]:
+    return {
+        seed: [facts(arm, seed, number, value) for number, value in enumerate(values)]
+        for seed, values in accuracies.items()
+    }
+
+
+DATA = RoundsData(
+    "tiny",
+    {
+        "random": rounds("random", {1: (0.2, 0.4, 0.8), 2: (0.2, 0.6, 1.0)}),
+        "entropy": rounds("entropy", {1: (0.2, 0.76, 0.8), 2: (0.2, 0.95, 1.0)}),
+    },
+    ["test"],
+    [
+        PickedRound(
+            "entropy",
+            1,
+            [PickedQuestion("2 + <b>2</b>?", 0.5, ["two", "five"], 1, ["two", "four"], 1)],
+        )
+    ],
+)
+
+
+def test_rows_and_places() -> None:
+    assert DATA.rows == ["random", "random + T", "entropy", "entropy + T"]
+    assert DATA.places == ["annotations", "tokens"]
+    curve = DATA.curves("test", "random + T", "ece", "tokens")[2]
+    assert curve.places.tolist() == [0.0, 500.0, 1000.0]
+    assert curve.values.tolist() == [0.1] * 3
+
+
+def test_everything_was_annotated_by_the_last_round() -> None:
+    assert DATA.whole("test") == pytest.approx({1: 0.8, 2: 1.0})
+    levels, text = DATA.levels("test")
+    assert levels == pytest.approx({1: 0.76, 2: 0.95})
+    assert text == "95 % of the accuracy of annotating everything"
+
+
+def test_needed_annotations_are_paired_by_seed() -> None:
+    random, entropy = DATA.needed("test", "annotations")
+    assert entropy.needed is not None and random.needed is not None
+    assert entropy.needed.value == pytest.approx(50.0)
+    each = [50 + 50 * (0.76 - 0.4) / 0.4, 50 + 50 * (0.95 - 0.6) / 0.4]
+    assert random.needed.value == pytest.approx(sum(each) / 2)
+    versus = random.versus["entropy"]
+    assert versus is not None
+    assert versus.value == pytest.approx(sum(each) / 2 - 50)
+    other = entropy.versus["random"]
+    assert other is not None and other.value == pytest.approx(-versus.value)
+
+
+def test_without_an_arm_that_annotates_everything_the_best_one_counts() -> None:
+    part = {seed: every[:2] for seed, every in DATA.rounds["entropy"].items()}
+    data = RoundsData("tiny", {"random": rounds("random", {1: (0.1, 0.3), 2: (0.1, 0.3)}),
+                               "entropy": part}, ["test"])
+    levels, text = data.levels("test")
+    assert levels == pytest.approx({1: 0.95 * 0.76, 2: 0.95 * 0.95})
+    assert text == "95 % of the last accuracy of entropy, the best arm"
+    random, _ = data.needed("test", "annotations")
+    assert random.needed is None
+    assert in_text(random.needed) == "not reached"
+
+
+def test_the_csv_has_every_round() -> None:
+    lines = list(csv.DictReader(io.StringIO(to_csv(DATA))))
+    assert len(lines) == 2 * 2 * 3 * 2  # arms, seeds, rounds, rows
+    last = lines[-1]
+    assert (last["arm"], last["seed"], last["round"], last["model"]) == (
+        *("entropy", "2", "2"),
+        "entropy + T",
+    )
+    assert float(last["accuracy"]) == 1.0
+    assert last["right_for_wrong_reasons"] == "2"
+
+
+def test_the_page(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_rounds(tmp_path / name, DATA)
+    page = (tmp_path / "one" / "index.html").read_text("utf-8")
+    assert page == (tmp_path / "two" / "index.html").read_text("utf-8")
+    assert "annotations needed for 95 % of the accuracy of annotating everything" in page
+    assert "2 + &lt;b&gt;2&lt;/b&gt;?" in page
+    assert "<mark>five</mark> <small>(first flaw)</small>" in page
+    assert page.count("<img ") == 6  # three metrics, by annotations and by tokens
+    figures = {path.name for path in (tmp_path / "one" / "figures").iterdir()}
+    assert figures == {
+        f"{place}+test.{kind}" for place in DATA.places for kind in ("svg", "png")
+    }
