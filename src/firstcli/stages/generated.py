@@ -179,7 +179,9 @@ def _texts(
 ) -> dict[str, list[ExplainedText]]:
     """Generate the explanations of each question, by its id; the same ones are generated once."""
     settings = replace(questions.settings, confidence="probability")
-    key = ("explanations", unit.model, content_digest(questions.samples), settings)
+    rendered = chat.chat_format(run, unit.role, questions.evaluation)
+    template = rendered.identity if rendered else ""
+    key = ("explanations", unit.model, template, content_digest(questions.samples), settings)
     if key not in run.loaded:
         run.loaded[key] = _generated(run, unit, questions, model)
     texts: dict[str, list[str]] = run.loaded[key]  # type: ignore[assignment]
@@ -371,7 +373,7 @@ def _of_free_answers(
         rows.append(np.log([share, 1 - share]))
         gold = final_answer(sample, questions.form)
         right = answer is not None and gold is not None and same_answer(answer, gold)
-        answers.append(0 if right else 1)
+        answers.append(-1 if gold is None else 0 if right else 1)
     return EvalRecords.from_log_probs(
         ids=[str(sample.id) for sample in questions.samples],
         answers=answers,
