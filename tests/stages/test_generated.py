@@ -135,10 +135,13 @@ def test_several_explanations_get_one_temperature_of_their_own(
     assert (plain.prediction == tempered.prediction).all()
 
 
-def test_an_evaluation_is_repeated_only_if_its_settings_change(finished: Finished) -> None:
+def test_an_evaluation_is_repeated_only_if_its_settings_change(
+    finished: Finished, tmp_path: Path
+) -> None:
     run = ("--run-dir", finished.run)
     assert command_line.pending(finished.recipe, *run) == set()
-    other = command_line.pending(finished.recipe, *run, "--set", "evaluate.1.samples=2")
+    evaluate = [EVALUATE[0], {**EVALUATE[1], "samples": 2}, *EVALUATE[2:]]
+    other = command_line.pending(write_recipe(tmp_path, **sections(evaluate=evaluate)), *run)
     assert other == {"eval vote/labels", "eval vote/labels+T", "report"}
 
 
