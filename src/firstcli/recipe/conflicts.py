@@ -47,6 +47,11 @@ def conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
             yield from _wording_conflicts(i, evaluation)
     if name == "train" and section.augment:
         yield from _template_conflicts(section)
+    if name == "metrics" and section.candidates == "whole":
+        for evaluation in valid.get("evaluate", ()):
+            if evaluation.generation is not None:
+                text = f"the answers to '{evaluation.name}' are generated, so whole candidates are"
+                yield ("candidates",), f"{text} not scored; leave it out"
     if name == "metrics" and section.use_validation:
         yield from _validation_conflicts(section, valid)
     if name == "trainer":
@@ -136,7 +141,16 @@ def _remote_conflicts(teacher: Teacher, train: Train | None) -> Conflicts:
     if teacher.finetune:
         text = f"the model of family '{teacher.model.family}' runs elsewhere; leave this out"
         yield ("finetune",), text
-    if train and not train.task.plugin.has_candidates and teacher.model.build().answers_only:  # type: ignore[attr-defined]
+    if train is None or not teacher.model.build().answers_only:  # type: ignore[attr-defined]
+        return
+    if train.task.explanations is not None:
+        yield (
+            ("model", "options"),
+            "with these options, only the first generated token has probabilities, but the "
+            f"responses of '{train.task.name}' are explanations; use a server that also returns "
+            "the probabilities of the prompt's tokens",
+        )
+    elif not train.task.plugin.has_candidates:
         yield (
             ("model", "options"),
             "with these options, only the first generated token has probabilities, which suits "

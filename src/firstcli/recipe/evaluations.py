@@ -13,7 +13,7 @@ from firstcli.recipe.shift import Shifts
 
 
 @dataclass(frozen=True, slots=True)
-class Generation:
+class GenerationSettings:
     """How models answer by generating an explanation and an answer."""
 
     samples: int = 1
@@ -93,12 +93,12 @@ class Evaluation(RecipeSection):
         return value
 
     @property
-    def generation(self) -> Generation | None:
+    def generation(self) -> GenerationSettings | None:
         """How models generate their answers; None if candidates are scored."""
         if not _generates(self.task, self.answers):
             return None
         count = self.samples or 1
-        return Generation(
+        return GenerationSettings(
             samples=count,
             confidence=self.confidence or ("agreement" if count > 1 else "probability"),
             temperature=0.0 if count == 1 else self.temperature or 0.7,

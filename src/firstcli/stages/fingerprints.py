@@ -19,7 +19,7 @@ from firstcli.workspace.units import Part, Role, Unit, learns_copies
 
 if TYPE_CHECKING:
     from firstcli.api import Dtype
-    from firstcli.recipe.evaluations import Generation
+    from firstcli.recipe.evaluations import GenerationSettings
     from firstcli.recipe.references import ModelSection, PluginRef
     from firstcli.recipe.schema import Recipe
     from firstcli.workspace.run import Run
@@ -122,7 +122,7 @@ def predictions(run: Run, role: Role, evaluation: str = "") -> Inputs:
     return inputs
 
 
-def generation(run: Run, settings: Generation, unit: Unit) -> Inputs:
+def generation(run: Run, settings: GenerationSettings, unit: Unit) -> Inputs:
     """Return what generated answers depend on, besides the model and the questions.
 
     Args:

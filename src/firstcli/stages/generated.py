@@ -38,7 +38,7 @@ from firstcli.models import readout
 from firstcli.models.answers import EVALUATION_TOKENS, candidate_log_probs
 from firstcli.models.batching import free_memory, is_out_of_memory, run_batched
 from firstcli.models.generation import Sampler, continuations, text_after
-from firstcli.recipe.evaluations import Generation
+from firstcli.recipe.evaluations import GenerationSettings
 from firstcli.runtime import distributed
 from firstcli.stages import chat, inputs, role_models
 from firstcli.stages.whole_candidates import response_log_probs
@@ -54,12 +54,12 @@ SLACK = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Questions:
+class GeneratedQuestions:
     """Questions to answer, and how."""
 
     samples: Sequence[Sample]
     form: ExplanationForm
-    settings: Generation
+    settings: GenerationSettings
     evaluation: str
     """The evaluation, whose chat template renders them; empty for training data."""
     where: str
@@ -71,7 +71,7 @@ class Questions:
         return bool(self.samples[0].candidates)
 
 
-def questions_of(run: Run, unit: Unit) -> Questions:
+def questions_of(run: Run, unit: Unit) -> GeneratedQuestions:
     """Return the questions of an evaluation whose answers are generated."""
     name = unit.evaluation
     settings = run.generation(name)
@@ -80,12 +80,12 @@ def questions_of(run: Run, unit: Unit) -> Questions:
     form = task.explanations
     assert settings and form
     where = f"evaluate '{name}' ({unit.role}'s tokenizer)"
-    return Questions(
+    return GeneratedQuestions(
         run.evaluation_samples(name), form, settings, "" if is_held_out else name, where
     )
 
 
-def held_out_questions(run: Run, unit: Unit, settings: Generation) -> Questions:
+def held_out_questions(run: Run, unit: Unit, settings: GenerationSettings) -> GeneratedQuestions:
     """Return the validation questions that have an answer.
 
     Args:
@@ -105,10 +105,10 @@ def held_out_questions(run: Run, unit: Unit, settings: Generation) -> Questions:
             "question to fit a post-hoc recalibrator on; raise it"
         )
     where = f"train.task (validation part, {unit.role}'s tokenizer)"
-    return Questions(samples, form, settings, "", where)
+    return GeneratedQuestions(samples, form, settings, "", where)
 
 
-def check(run: Run, role: Role, questions: Questions) -> str:
+def check(run: Run, role: Role, questions: GeneratedQuestions) -> str:
     """Check that every prompt leaves room for an explanation; return what is to be done.
 
     Raises:
@@ -133,7 +133,7 @@ def check(run: Run, role: Role, questions: Questions) -> str:
 
 
 @torch.inference_mode()
-def answered(run: Run, unit: Unit, questions: Questions) -> EvalRecords:
+def answered(run: Run, unit: Unit, questions: GeneratedQuestions) -> EvalRecords:
     """Let a model answer; every process returns all records."""
     model = role_models.model(run, unit.model)
     texts = _texts(run, unit, questions, model)
@@ -147,7 +147,7 @@ def answered(run: Run, unit: Unit, questions: Questions) -> EvalRecords:
 
 
 @dataclass(frozen=True, slots=True)
-class _Prompt:
+class _PromptToContinue:
     id: str
     text: str
     input_ids: list[int]
@@ -155,7 +155,7 @@ class _Prompt:
     """Tokens that a response may have, besides the sentence with the answer."""
 
 
-def _prompts(run: Run, role: Role, questions: Questions) -> list[_Prompt]:
+def _prompts(run: Run, role: Role, questions: GeneratedQuestions) -> list[_PromptToContinue]:
     encoder = chat.encoding(run, role, questions.where, questions.evaluation).encoder
     bare = (Sample(sample.prompt, "", sample.id) for sample in questions.samples)
     tokenizer = run.tokenizers.of(role)
@@ -168,18 +168,20 @@ def _prompts(run: Run, role: Role, questions: Questions) -> list[_Prompt]:
     context = inputs.context(run, role) - longest - SLACK
     most = questions.settings.max_new_tokens
     return [
-        _Prompt(str(joint.sample.id), sample.prompt, joint.prompt, room)
+        _PromptToContinue(str(joint.sample.id), sample.prompt, joint.prompt, room)
         for sample, joint in zip(questions.samples, encoder(bare), strict=True)
         for room in [int(min(most, context - len(joint.prompt)))]
     ]
 
 
 def _texts(
-    run: Run, unit: Unit, questions: Questions, model: PreTrainedModel
+    run: Run, unit: Unit, questions: GeneratedQuestions, model: PreTrainedModel
 ) -> dict[str, list[ExplainedText]]:
     """Generate the explanations of each question, by its id; the same ones are generated once."""
     settings = replace(questions.settings, confidence="probability")
-    key = ("explanations", unit.model, content_digest(questions.samples), settings)
+    rendered = chat.chat_format(run, unit.role, questions.evaluation)
+    template = rendered.identity if rendered else ""
+    key = ("explanations", unit.model, template, content_digest(questions.samples), settings)
     if key not in run.loaded:
         run.loaded[key] = _generated(run, unit, questions, model)
     texts: dict[str, list[str]] = run.loaded[key]  # type: ignore[assignment]
@@ -188,7 +190,7 @@ def _texts(
 
 
 def _generated(
-    run: Run, unit: Unit, questions: Questions, model: PreTrainedModel
+    run: Run, unit: Unit, questions: GeneratedQuestions, model: PreTrainedModel
 ) -> dict[str, list[str]]:
     settings, tokenizer = questions.settings, run.tokenizers.of(unit.role)
     prompts = sorted(
@@ -216,7 +218,9 @@ def _generated(
     return found
 
 
-def _batches(rows: Sequence[tuple[_Prompt, int]]) -> Iterator[Sequence[tuple[_Prompt, int]]]:
+def _batches(
+    rows: Sequence[tuple[_PromptToContinue, int]],
+) -> Iterator[Sequence[tuple[_PromptToContinue, int]]]:
     """Yield rows with the same room, because a row of a batch cannot be stopped alone."""
     for _, alike in groupby(rows, key=lambda row: row[0].room):
         remaining = iter(alike)
@@ -273,7 +277,7 @@ def _text(
 def _of_candidates(
     run: Run,
     unit: Unit,
-    questions: Questions,
+    questions: GeneratedQuestions,
     texts: dict[str, list[ExplainedText]],
     reader: readout.Reader,
 ) -> EvalRecords:
@@ -306,7 +310,7 @@ def _votes(sample: Sample, form: ExplanationForm, texts: Sequence[ExplainedText]
 def _probabilities(
     run: Run,
     unit: Unit,
-    questions: Questions,
+    questions: GeneratedQuestions,
     texts: dict[str, list[ExplainedText]],
     reader: readout.Reader,
 ) -> list[FloatArray]:
@@ -339,7 +343,7 @@ def _after(sample: Sample, explanation: str, form: ExplanationForm) -> Sample:
 
 
 def _encoded(
-    run: Run, role: Role, questions: Questions, samples: Sequence[Sample]
+    run: Run, role: Role, questions: GeneratedQuestions, samples: Sequence[Sample]
 ) -> list[EncodedQuestion]:
     """Encode questions; those without a right answer are only scored, so they may be mixed."""
     known = [
@@ -352,7 +356,7 @@ def _encoded(
 def _of_free_answers(
     run: Run,
     unit: Unit,
-    questions: Questions,
+    questions: GeneratedQuestions,
     texts: dict[str, list[ExplainedText]],
     reader: readout.Reader,
 ) -> EvalRecords:
@@ -369,7 +373,7 @@ def _of_free_answers(
         rows.append(np.log([share, 1 - share]))
         gold = final_answer(sample, questions.form)
         right = answer is not None and gold is not None and same_answer(answer, gold)
-        answers.append(0 if right else 1)
+        answers.append(-1 if gold is None else 0 if right else 1)
     return EvalRecords.from_log_probs(
         ids=[str(sample.id) for sample in questions.samples],
         answers=answers,
@@ -396,7 +400,7 @@ def chosen_answer(answers: Sequence[str | None]) -> tuple[str | None, list[int]]
 def _answer_probabilities(
     run: Run,
     unit: Unit,
-    questions: Questions,
+    questions: GeneratedQuestions,
     texts: dict[str, list[ExplainedText]],
     reader: readout.Reader,
 ) -> dict[str, float]:

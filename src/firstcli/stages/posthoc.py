@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from firstcli.data.encoded import EncodedStore
     from firstcli.metrics.records import EvalRecords
     from firstcli.plugins.calls import CheckedRecalibrator
-    from firstcli.recipe.evaluations import Generation
+    from firstcli.recipe.evaluations import GenerationSettings
     from firstcli.recipe.references import PosthocRef
     from firstcli.recipe.schema import Recipe
     from firstcli.workspace.run import Run
@@ -86,9 +86,9 @@ class Posthoc(Stage):
         inputs["longest sample"] = fingerprints.longest_sample(run, unit)
         inputs["validation samples"] = run.part_content("validation")
         if run.recipe.train.task.explanations is not None:
-            from firstcli.recipe.evaluations import Generation
+            from firstcli.recipe.evaluations import GenerationSettings
 
-            inputs |= fingerprints.generation(run, Generation(), unit)
+            inputs |= fingerprints.generation(run, GenerationSettings(), unit)
         if _section(run, unit).fit == "agreement":
             inputs[f"{POSTHOC_KEY}.fit"] = "agreement"
             inputs["unlabelled samples"] = run.part_content("unlabelled")
@@ -129,9 +129,9 @@ class Posthoc(Stage):
         if ref.fit == "agreement":
             return _fit_by_agreement(run, unit, folder)
         if run.recipe.train.task.explanations is not None:
-            from firstcli.recipe.evaluations import Generation
+            from firstcli.recipe.evaluations import GenerationSettings
 
-            records = _generated(run, unit, Generation())
+            records = _generated(run, unit, GenerationSettings())
             rows = candidate_rows(records, run.recipe.train.task.name)
             is_label = rows.candidate == records.answer[:, None]
         elif fitted.fits_subsets:
@@ -168,18 +168,18 @@ class Posthoc(Stage):
 
 def _check_generated(run: Run, unit: Unit) -> str:
     """Check what is fitted to the model's generated answers to the validation questions."""
-    from firstcli.recipe.evaluations import Generation
+    from firstcli.recipe.evaluations import GenerationSettings
     from firstcli.stages import generated
 
     ref = _section(run, unit)
-    questions = generated.held_out_questions(run, unit, Generation())
+    questions = generated.held_out_questions(run, unit, GenerationSettings())
     recalibrator, samples = ref.build(), questions.samples
     width = max(len(sample.candidates) for sample in samples) or 2
     recalibrator.check(width, len(samples) if recalibrator.needs_fit else 0)
     return f"{ref.name} on {generated.check(run, unit.role, questions)}"
 
 
-def _generated(run: Run, unit: Unit, settings: Generation) -> EvalRecords:
+def _generated(run: Run, unit: Unit, settings: GenerationSettings) -> EvalRecords:
     """Return a model's generated answers to the validation questions."""
     from firstcli.stages import generated
 
@@ -187,7 +187,7 @@ def _generated(run: Run, unit: Unit, settings: Generation) -> EvalRecords:
     return generated.answered(run, unit, questions)
 
 
-def _fitted_to_generated(run: Run, unit: Unit, settings: Generation) -> CheckedRecalibrator:
+def _fitted_to_generated(run: Run, unit: Unit, settings: GenerationSettings) -> CheckedRecalibrator:
     """Return the recalibrator for answers that are generated otherwise than greedily.
 
     Shares of explanations and probabilities of tokens need temperatures of their own, so it is
@@ -308,13 +308,13 @@ def recalibrated_records(run: Run, unit: Unit) -> EvalRecords:
     from firstcli.metrics.records import EvalRecords
     from firstcli.recalibration.candidates import recalibrated
     from firstcli.recalibration.diagnostics import CalibrationArtifact
-    from firstcli.recipe.evaluations import Generation
+    from firstcli.recipe.evaluations import GenerationSettings
     from firstcli.recipe.shift import unshifted
 
     plain = replace(unit.model, posthoc=False)
     records = EvalRecords.load(records_path(run.folder, unit.evaluation, plain))
     settings = run.generation(unit.evaluation)
-    if settings is not None and replace(settings, max_new_tokens=256) != Generation():
+    if settings is not None and replace(settings, max_new_tokens=256) != GenerationSettings():
         fitted = _fitted_to_generated(run, unit, settings)
     else:
         path = calibration_path(run.folder, unit.model.name)

@@ -106,6 +106,12 @@ def _temperature(usage: Usage) -> str:
         )
     if usage.posthoc is None:
         return "Its probabilities are used as they are, without a temperature."
+    if usage.kind == "instruction":
+        return (
+            f"The confidences below are recalibrated by `{usage.posthoc.name}`, which was fitted "
+            "to the answers of\ngenerated explanations. It is **not** part of the weights, and "
+            "`first predict` does not apply it to text."
+        )
     if usage.posthoc.temperature is not None:
         return (
             f"Its logits are divided by the temperature T = {usage.posthoc.temperature:.4g}, which "

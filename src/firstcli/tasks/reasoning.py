@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -26,7 +27,7 @@ from firstcli.tasks.explained import ExplanationOptions
 from firstcli.tasks.multiple_choice import MultipleChoice, MultipleChoiceOptions
 from firstcli.tasks.table_splits import GroupedTableOptions, TableSplits
 from firstcli.tasks.tables import TableRow
-from firstcli.tasks.templates import Template, columns_of, fill, with_filled
+from firstcli.tasks.templates import Template, columns_of, fill
 
 
 class ReasoningOptions(ExplanationOptions, GroupedTableOptions):
@@ -122,7 +123,7 @@ class Reasoning(Task[ReasoningOptions]):
         """Return the answer of a row on one line; empty without one."""
         column, pattern = self.options.answer_column, self.options.answer_in
         value = row.value(column)
-        text = str(value) if isinstance(value, float) else row.text(column)
+        text = str(value) if isinstance(value, float | Decimal) else row.text(column)
         if pattern is not None and text.strip():
             found = re.search(pattern, text)
             if found is None:
@@ -166,9 +167,7 @@ class ReasoningChoice(MultipleChoice):
         usage = super().usage()
         if usage.choices is not None:
             return None
-        return TaskUsage(
-            kind="instruction", prompt=with_filled(usage.prompt, {}), inputs=usage.inputs
-        )
+        return TaskUsage(kind="instruction", prompt=usage.prompt, inputs=usage.inputs)
 
     def unlabelled(self, path: Path | Sequence[Path]) -> None:  # type: ignore[override]
         """Return None: what students learn of an unlabelled question has no explanation."""

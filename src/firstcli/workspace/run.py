@@ -19,7 +19,7 @@ from firstcli.data.samples import Samples
 from firstcli.data.sequences import Selected
 from firstcli.data.shifts import changed_share, shifted
 from firstcli.errors import UserError
-from firstcli.recipe.evaluations import Evaluation, Generation
+from firstcli.recipe.evaluations import Evaluation, GenerationSettings
 from firstcli.recipe.references import ModelSection, TaskRef
 from firstcli.recipe.schema import Recipe
 from firstcli.recipe.sections import Training, training_of
@@ -325,10 +325,10 @@ class Run:
     def _written(self) -> Sequence[Sample]:
         return Samples(written_samples(responses_path(self.folder), self.prompts), self.folder)
 
-    def generation(self, name: str) -> Generation | None:
+    def generation(self, name: str) -> GenerationSettings | None:
         """Return how models generate their answers in an evaluation; None if they are scored."""
         if self.recipe.is_validation(name):
-            return None if self.recipe.train.task.explanations is None else Generation()
+            return None if self.recipe.train.task.explanations is None else GenerationSettings()
         return self._evaluation(name).generation
 
     def _evaluation(self, name: str) -> Evaluation:

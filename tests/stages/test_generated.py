@@ -1,0 +1,245 @@
+"""Evaluation of generated explanations: what is generated, read, scored and counted."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from firstcli.api import ExplainedText, ExplanationForm, Sample, same_answer
+from firstcli.data.reasoning import final_answer
+from firstcli.metrics.guessing import explains_all
+from firstcli.metrics.records import EvalRecords
+from firstcli.metrics.summary import summarize
+from firstcli.stages import generated
+from firstcli.stages.generated import LEAST, _votes, chosen_answer
+from firstcli.tasks.known_steps import FORM, KnownSteps, KnownStepsOptions
+from support import command_line
+from support.command_line import Finished, first, write_recipe, write_rows
+
+OPTIONS = {"train": 160, "test": 12, "shifted": 4, "pool": 4}
+TASK = {"name": "known-steps", "options": OPTIONS}
+MODEL = {
+    "family": "scratch",
+    "options": {"hidden_size": 32, "layers": 1, "heads": 2, "vocabulary": 600, "context": 192},
+}
+TRAINING = {"epochs": 12, "learning_rate": 1e-2, "batch_size": 16}
+MOST = 70
+EVALUATE = [
+    {"name": "greedy", "max_new_tokens": MOST},
+    {"name": "vote", "samples": 3, "max_new_tokens": MOST},
+    {"name": "mean", "samples": 3, "confidence": "probability", "max_new_tokens": MOST},
+    {"name": "given", "answers": "scored"},
+]
+
+
+def sections(**changes: Any) -> dict[str, Any]:
+    """Return a recipe of one student that learns labels."""
+    return {
+        "train": {"task": TASK, "validation": 0.2},
+        "evaluate": EVALUATE,
+        "teacher": None,
+        "student": {"model": MODEL, "training": TRAINING},
+        "arms": {"labels": {"learn": "labels", "posthoc": {"name": "logit-temperature"}}},
+        **changes,
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("generated")
+    recipe, run = write_recipe(folder, **sections()), folder / "run"
+    result = first("report", recipe, "--run-dir", run, "--json")
+    assert result.code == 0, result.err
+    return Finished(recipe, run, result)
+
+
+def records(finished: Finished, evaluation: str, model: str = "labels") -> EvalRecords:
+    return EvalRecords.load(finished.run / "eval" / evaluation / f"{model}.parquet")
+
+
+def questions() -> list[Sample]:
+    return list(KnownSteps(KnownStepsOptions(**OPTIONS)).load("test").samples)
+
+
+def test_greedy_answers_equal_those_of_plain_transformers(finished: Finished) -> None:
+    folder = finished.run / "students" / "labels"
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    found = records(finished, "greedy")
+    for index, sample in enumerate(questions()):
+        assert found.ids[index] == sample.id and found.answer[index] == sample.answer
+        ids = list(tokenizer(sample.prompt).input_ids)
+        new: list[int] = []
+        with torch.inference_mode():
+            while len(new) < MOST:
+                logits = model(torch.tensor([ids + new])).logits[0, -1]
+                if int(logits.argmax()) == tokenizer.eos_token_id:
+                    break
+                new.append(int(logits.argmax()))
+            text = tokenizer.decode(ids + new)[len(sample.prompt) :].replace("<pad>", "")
+            explanation = FORM.read(text).explanation
+            start = sample.prompt + FORM.prefix([explanation] if explanation else [])
+            naive = []
+            for number in range(10):
+                whole = list(tokenizer(start + f"The answer is {number}.").input_ids)
+                place = len(tokenizer(start + "The answer is").input_ids)
+                scores = model(torch.tensor([whole[:place]])).logits[0, -1].double()
+                naive.append(float(scores.log_softmax(-1)[whole[place]]))
+        assert found.log_probs[index] == pytest.approx(naive, abs=1e-4)
+
+
+def test_votes_are_shares_of_the_samples(finished: Finished) -> None:
+    votes, mean = records(finished, "vote"), records(finished, "mean")
+    shares = np.exp(votes.log_probs)
+    thirds = np.round(shares * 3)
+    assert np.abs(shares - np.maximum(thirds / 3, LEAST)).max() < 1e-4
+    assert votes.ids == mean.ids and not np.allclose(votes.log_probs, mean.log_probs)
+
+
+def test_batches_change_no_text(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = records(finished, "vote")
+    monkeypatch.setattr(generated, "BATCH_SIZE", 5)
+    run = finished.copied_to(finished.run.parent / "again")
+    result = first("eval", finished.recipe, "--run-dir", run, "--force", "--json")
+    assert result.code == 0, result.err
+    after = EvalRecords.load(run / "eval" / "vote" / "labels.parquet")
+    assert after.log_probs == pytest.approx(before.log_probs, abs=1e-6)
+
+
+def test_probabilities_are_recalibrated_by_a_temperature_of_generated_answers(
+    finished: Finished,
+) -> None:
+    stored = json.loads((finished.run / "calibration" / "labels+T.json").read_text("utf-8"))
+    plain, tempered = records(finished, "greedy"), records(finished, "greedy", "labels+T")
+    powered = plain.log_probs / stored["state"]["temperature"]
+    expected = np.exp(powered) / np.exp(powered).sum(axis=1, keepdims=True)
+    assert tempered.probabilities == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("evaluation", ["vote", "mean"])
+def test_several_explanations_get_one_temperature_of_their_own(
+    finished: Finished, evaluation: str
+) -> None:
+    plain, tempered = records(finished, evaluation), records(finished, evaluation, "labels+T")
+    spreads = [np.ptp(each.log_probs, axis=1) for each in (plain, tempered)]
+    known = spreads[0] > 1e-9
+    ratios = spreads[0][known] / spreads[1][known]
+    assert ratios == pytest.approx(np.full(len(ratios), ratios[0]), rel=1e-6)
+    assert (plain.prediction == tempered.prediction).all()
+
+
+def test_an_evaluation_is_repeated_only_if_its_settings_change(
+    finished: Finished, tmp_path: Path
+) -> None:
+    run = ("--run-dir", finished.run)
+    assert command_line.pending(finished.recipe, *run) == set()
+    evaluate = [EVALUATE[0], {**EVALUATE[1], "samples": 2}, *EVALUATE[2:]]
+    other = command_line.pending(write_recipe(tmp_path, **sections(evaluate=evaluate)), *run)
+    assert other == {"eval vote/labels", "eval vote/labels+T", "report"}
+
+
+def test_scored_answers_follow_the_explanation_of_the_data(finished: Finished) -> None:
+    given = records(finished, "given")
+    assert given.log_probs.shape == (12, 10)
+    assert not np.allclose(given.log_probs, records(finished, "greedy").log_probs)
+
+
+def test_free_answers_from_a_file(tmp_path: Path) -> None:
+    def rows(numbers: range) -> list[dict[str, Any]]:
+        return [
+            {"question": f"{n} + 1?", "steps": [f"{n} and 1."], "answer": str(n + 1)}
+            for n in numbers
+        ]
+
+    write_rows(tmp_path / "data" / "train.jsonl", rows(range(60)))
+    write_rows(tmp_path / "data" / "test.jsonl", rows(range(60, 80)))
+    task = {"name": "reasoning", "options": {"path": str(tmp_path / "data")}}
+    evaluate = [{"name": "greedy", "max_new_tokens": 30}]
+    evaluate += [{"name": "vote", "samples": 3, "max_new_tokens": 30}]  # type: ignore[dict-item]
+    changed = sections(train={"task": task, "validation": 0.2}, evaluate=evaluate)
+    recipe, run = write_recipe(tmp_path, **changed), tmp_path / "run"
+    result = first("report", recipe, "--run-dir", run, "--json")
+    assert result.code == 0, result.err
+    for evaluation in ("greedy", "vote"):
+        for model in ("labels", "labels+T"):
+            found = EvalRecords.load(run / "eval" / evaluation / f"{model}.parquet")
+            assert found.stated and (found.prediction == 0).all() and (found.count == 2).all()
+            assert ((found.confidence > 0) & (found.confidence < 1)).all()
+            assert explains_all([found]) is None
+
+
+def test_the_most_frequent_answer_is_chosen_and_the_first_of_equals() -> None:
+    assert chosen_answer(["2", "1,000", None, "1000.0"]) == ("1,000", [1, 3])
+    assert chosen_answer(["b", "a"]) == ("b", [0])
+    assert chosen_answer([None, None]) == (None, [])
+
+
+def test_votes_of_candidates() -> None:
+    form = ExplanationForm()
+    sample = Sample.question("Q", [f" The answer is {name}." for name in ("3", "4", "no")], 1)
+    texts = [ExplainedText("", answer) for answer in ("4.0", "4", "5", None)]
+    votes = _votes(sample, form, texts)
+    assert votes == pytest.approx([math.log(LEAST), math.log(0.5), math.log(LEAST)])
+    nothing = _votes(sample, form, [ExplainedText("", None)] * 2)
+    assert nothing == pytest.approx([math.log(LEAST)] * 3)
+    every = _votes(sample, form, [ExplainedText("", "no")])
+    assert np.exp(every).sum() == pytest.approx(1) and every.argmax() == 2
+
+
+def test_records_of_free_answers_keep_the_stated_prediction(tmp_path: Path) -> None:
+    """Half of them have a probability below one half, and are the models' answers nevertheless."""
+    chance = np.array([0.9, 0.2, 0.4, 0.7])
+    rows = np.log(np.stack([chance, 1 - chance], axis=1))
+    ids = [str(number) for number in range(4)]
+    made = EvalRecords.from_log_probs(ids, [0, 1, 0, 1], [*rows], prediction=[0] * 4)
+    made.save(tmp_path / "a.parquet", {})
+    for each in (made, EvalRecords.load(tmp_path / "a.parquet"), made.only(ids)):
+        assert each.confidence == pytest.approx(chance)
+        assert each.correct.tolist() == [True, False, True, False]
+        assert each.stated and not each.tie.any()
+    summary = summarize(made, "candidates", 10)
+    assert summary.accuracy == 0.5 and summary.chance == 0
+    assert summary.ece == pytest.approx((0.1 + 0.2 + 0.6 + 0.7) / 4)
+    assert summary.auroc == pytest.approx(3 / 4)
+
+
+@pytest.mark.parametrize(
+    "changes, parts",
+    [
+        ({"evaluate": [{"samples": 0}]}, ("samples",)),
+        ({"evaluate": [{"confidence": "agreement"}]}, ("add `samples: 10`",)),
+        ({"evaluate": [{"temperature": 0.5}]}, ("add `samples: 10`",)),
+        ({"evaluate": [{"answers": "scored", "samples": 3}]}, ("unless answers are generated",)),
+        (
+            {"evaluate": [{"answers": "generated", "task": {"name": "known-world"}}]},
+            ("'known-world' has no explanations",),
+        ),
+    ],
+)
+def test_settings_without_effect_are_refused(
+    tmp_path: Path, changes: dict[str, Any], parts: tuple[str, ...]
+) -> None:
+    recipe = write_recipe(tmp_path, **sections(**changes))
+    first("plan", recipe, "--run-dir", tmp_path / "run").mistake(*parts)
+
+
+def test_a_prompt_without_room_for_an_answer_is_refused(tmp_path: Path) -> None:
+    small = {**MODEL, "options": {**MODEL["options"], "context": 40}}
+    student = {"model": small, "training": TRAINING}
+    train = {"task": TASK, "validation": 0.2, "too_long": "drop"}
+    recipe = write_recipe(tmp_path, **sections(student=student, train=train, evaluate=EVALUATE[:1]))
+    result = first("plan", recipe, "--run-dir", tmp_path / "run")
+    assert result.code == 2 and "Traceback" not in result.err
+
+
+def test_the_right_answers_are_those_of_the_questions() -> None:
+    for sample in questions():
+        answer = final_answer(sample, FORM)
+        assert answer is not None and same_answer(answer, str(sample.answer))
