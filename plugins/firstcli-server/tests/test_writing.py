@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,15 @@ from firstcli_server.scorer import Scorer
 from firstcli_server.texts import Texts
 from stub_server import Stub
 
-from firstcli.api import RemoteText, TextQuery, UserError
+from conftest import RECIPE
+from firstcli import plugins
+from firstcli.api import RemoteText, Sample, TextQuery, ToAnnotate, UserError
+from firstcli.plugins.annotators import annotator
+from firstcli.recipe.load import load_recipe
+from firstcli.runtime.console import Console
+from firstcli.stages.annotating import AnnotationOrder
+from firstcli.stages.annotating_teachers import annotated, cache_of
+from firstcli.workspace.run import Run
 
 PROMPT = "Is the sun a star?"
 OPTIONS = ServerOptions(url="http://localhost", model="m")
@@ -86,3 +96,38 @@ def test_texts_of_a_server(stub: Stub, url: str, tokenizer: Any) -> None:
     read = sum(len(each.token_ids) for each in queries)
     assert sum(text.input_tokens for text in found.values()) == read
     scorer.close()
+
+
+def test_a_server_that_dies_is_asked_for_the_rest_alone(
+    stub: Stub, url: str, folder: Path, tokenizer: Any
+) -> None:
+    (folder / "r.yaml").write_text(RECIPE.format(url=url, more=", protocol: vllm"))
+    run = Run(load_recipe(folder / "r.yaml"), folder / "runs" / "r", Console(quiet=True))
+    items = [
+        ToAnnotate(Sample(f"Is {number} a star?", "", id=f"q{number}")) for number in range(12)
+    ]
+    options = {"template": "{question}", "max_new_tokens": 20}
+    built = annotator("answer", plugins.load("annotators", "answer").Options(**options))
+    order = AnnotationOrder(built, items, 0, 0, price=lambda read, written: 2.0 * read + written)
+    refused = []
+
+    def fault(stub: Stub, handler: BaseHTTPRequestHandler, number: int) -> bool:
+        if number > 8:
+            refused.append(number)
+            handler.reply(400, {"error": "gone"})  # type: ignore[attr-defined]
+        return number > 8
+
+    stub.fault = fault
+    with pytest.raises(UserError, match="status 400"):
+        annotated(run, order, "annotating")
+    assert (cache_of(run) / "texts.jsonl").read_text().count("\n") == 8
+    stub.fault = lambda stub, handler, number: False
+    outcome = annotated(run, order, "annotating")
+    assert stub.count - len(refused) == 12
+    assert [each.answer for each in outcome.annotations] == ["yes"] * 12
+    read = sum(len(tokenizer(item.sample.prompt)["input_ids"]) for item in items)
+    written = 12 * len(tokenizer("Answer: yes")["input_ids"])
+    assert (outcome.tokens_read, outcome.tokens_written) == (read, written)
+    assert outcome.cost == 2.0 * read + written
+    assert annotated(run, order, "annotating") == outcome
+    assert stub.count - len(refused) == 12

@@ -91,11 +91,7 @@ def validated(plugin: Plugin, options: object) -> PluginOptions:
 
 
 def built(plugin: Plugin, options: PluginOptions) -> Any:
-    """Return a new object of a plugin's class.
-
-    Raises:
-        UserError: it cannot be built.
-    """
+    """Return a new object of a plugin's class."""
     with explained(plugin, "`__init__`"):
         return plugins.load(plugin.kind, plugin.name)(options)
 

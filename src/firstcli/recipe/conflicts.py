@@ -7,6 +7,7 @@ from typing import Any
 
 from firstcli.errors import UserError, did_you_mean
 from firstcli.recipe.active_conflicts import active_conflicts
+from firstcli.recipe.evaluations import Evaluation
 from firstcli.recipe.references import (
     POSTHOC_KEY,
     AugmenterRef,
@@ -17,7 +18,6 @@ from firstcli.recipe.sections import (
     SAVE_WITHOUT_LORA,
     VALIDATION,
     Arm,
-    Evaluation,
     KnowledgeSection,
     MetricsSettings,
     PublishedValues,

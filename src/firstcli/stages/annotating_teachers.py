@@ -54,7 +54,8 @@ def annotated(run: Run, order: AnnotationOrder, title: str) -> AnnotationOutcome
     Raises:
         UserError: too many questions cannot be annotated, or the teacher cannot be asked.
     """
-    require_able(run, order.annotator, order.items[0].sample if order.items else None)
+    for item in order.items:
+        require_able(run, order.annotator, item.sample)
 
     def work() -> AnnotationOutcome:
         teacher = _LazyTeacher(run)
@@ -64,32 +65,24 @@ def annotated(run: Run, order: AnnotationOrder, title: str) -> AnnotationOutcome
     return distributed.by_first(work)
 
 
-def require_able(run: Run, annotator: CheckedAnnotator, example: Sample | None) -> None:
-    """Check that the teacher can do what an annotator needs.
-
-    Args:
-        run: the run.
-        annotator: the annotator.
-        example: one of the questions; they have candidates, or none of them has.
+def require_able(run: Run, annotator: CheckedAnnotator, question: Sample) -> None:
+    """Check that the teacher of a run can do what an annotator needs for a question.
 
     Raises:
         UserError: it cannot.
     """
+    if not (annotator.generates or annotator.scores_candidates):
+        return
     name = annotator.plugin.name
-    asks_nothing = not (annotator.generates or annotator.scores_candidates)
-    if asks_nothing or example is None:
-        return
-    if not needs_text(annotator, example):
-        if not example.candidates:
-            raise UserError(
-                f"annotator '{name}': it needs candidates, and the questions have none; use "
-                "'explain'"
-            )
-        return
     if run.recipe.teacher is None:
-        raise UserError(f"annotator '{name}': a teacher writes its text; add `teacher`")
+        raise UserError(f"annotator '{name}': it asks a teacher; add the section `teacher`")
+    if not annotator.generates and not question.candidates:
+        raise UserError(
+            f"annotator '{name}': it needs candidates, and question '{question.id}' has none; use "
+            "'explain'"
+        )
     family = role_models.remote(run, "teacher")
-    if family is not None and not family.writes_text:
+    if needs_text(annotator, question) and family is not None and not family.writes_text:
         section = run.model_section("teacher")
         raise UserError(
             f"annotator '{name}': the teacher must write text, but a teacher of the family "
