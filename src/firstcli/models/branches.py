@@ -209,12 +209,15 @@ def _run(
     padded = inference.pad(
         [np.asarray(branch.input_ids[count:], np.int32) for branch, count in pairs]
     )
-    rows, columns = [], []
+    rows: list[int] = []
+    columns: list[int] = []
     for row, (branch, count) in enumerate(pairs):
         last = len(branch.input_ids) - count
         rows += [row] * branch.count
         columns += range(last - branch.count, last)
-    mask, positions, cache = padded.attention_mask, None, None
+    mask = padded.attention_mask
+    positions: Tensor | None = None
+    cache: readout.Cached | None = None
     if text.cache is not None:
         length = max(text.start(branch) + count for branch, count in pairs)
         seen = torch.zeros(len(branches), length, dtype=torch.long)
@@ -223,7 +226,9 @@ def _run(
             seen[row, start : start + count] = 1
         mask = torch.cat([seen, mask], 1)
         steps = torch.arange(padded.input_ids.shape[1])
-        positions = (torch.tensor(known)[:, None] + steps).to(device)
+        # Padding repeats the last position, so that none lies outside the model's context.
+        ends = torch.tensor([len(branch.input_ids) for branch in branches])[:, None]
+        positions = torch.minimum(torch.tensor(known)[:, None] + steps, ends - 1).to(device)
         selected = _selected(text.cache, [branch.row for branch in branches], length)
         cache = readout.Cached(selected, cache_argument(reader.model))
     return reader(
