@@ -21,7 +21,7 @@ OF_THE_DATA = ("limit", "unlabelled")
 """Keys of `train` that are about the data of the recipe, not about that of a round."""
 PLACE = ("task", "name", "split", "limit")
 """Keys of an evaluation that say which questions are asked, not how they are answered."""
-SELECTION = ("selector", "annotator", "confidence")
+SELECTION = ("selector", "annotator", "confidence", "budget")
 """Keys of an arm that say what is annotated, not how its student learns."""
 
 

@@ -215,12 +215,18 @@ class ActiveData:
             )
 
     def _require_budget(self, available: int) -> None:
-        samples = self._active.budget.samples
-        if samples is not None and samples > available:
-            raise UserError(
-                f"active.budget.samples: found {samples}, but the pool has {available} questions; "
-                "lower it, or give more questions"
-            )
+        budgets = {"active": self._active.budget}
+        budgets |= {
+            f"arms.{name}": arm.budget
+            for name, arm in self._run.recipe.arms.items()
+            if arm.budget is not None
+        }
+        for key, budget in budgets.items():
+            if budget.samples is not None and budget.samples > available:
+                raise UserError(
+                    f"{key}.budget.samples: found {budget.samples}, but the pool has {available} "
+                    "questions; lower it, or give more questions"
+                )
 
 
 def _question(sample: Sample, form: ExplanationForm | None) -> Sample:

@@ -143,9 +143,10 @@ class ArmLoop:
             whole: the run.
             model: arm and seed of the student.
         """
-        self.whole, self.model, self.active = whole, model, whole.active
+        self.whole, self.model = whole, model
         self.recipe = whole.run.recipe
         self.arm: Arm = self.recipe.arms[model.arm]
+        self.active = whole.active.of_arm(self.arm)
         self.seed = self.recipe.seed if model.seed is None else model.seed
         self.folder = ArmFolder(whole.folder / model.trained)
         self.selector = self.active.selector_of(self.arm)

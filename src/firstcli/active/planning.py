@@ -107,8 +107,10 @@ def buyer_of(run: Run, active: Active, data: ActiveData, model: Model) -> Buyer:
 
 
 def _arm_plan(run: Run, active: Active, data: ActiveData, model: Model) -> ArmPlan:
+    arm = run.recipe.arms[model.arm]
+    active = active.of_arm(arm)
     buyer = buyer_of(run, active, data, model)
-    arm, each, pool = run.recipe.arms[model.arm], buyer.expected, len(buyer.pool)
+    each, pool = buyer.expected, len(buyer.pool)
     count = affordable(active, Spent(), each, active.rounds, pool)
     read, written = count * each.tokens_read, count * each.tokens_written
     folder = ArmFolder(run.folder / ROUNDS / model.trained)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal, cast
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from firstcli.recipe.references import AnnotatorRef, RecipeSection, SelectorRef, TaskRef, mistake
+from firstcli.recipe.budget import Budget, Prices
+from firstcli.recipe.references import AnnotatorRef, RecipeSection, SelectorRef, TaskRef
 from firstcli.recipe.sections import Arm
 
 RECALIBRATED = frozenset({"answers", "thoughts"})
@@ -22,39 +23,6 @@ class PoolSection(RecipeSection):
     """The task's split. Questions of it that are held out or known from the start are left out."""
     limit: int | None = Field(default=None, ge=1)
     """Use only this many questions, the first ones. Default: all."""
-
-
-class Budget(RecipeSection):
-    """What may be spent on annotations, per arm and seed; the first limit that is reached counts.
-
-    The samples that are labelled from the start are not part of it.
-    """
-
-    samples: int | None = Field(default=None, ge=1)
-    """Number of annotations."""
-    tokens: int | None = Field(default=None, ge=1)
-    """Tokens that the teacher reads and writes."""
-    cost: float | None = Field(default=None, gt=0)
-    """Money, in the currency of `prices`."""
-
-    @model_validator(mode="after")
-    def _is_limited(self) -> Budget:
-        if self.samples is None and self.tokens is None and self.cost is None:
-            raise mistake("found no limit, expected samples, tokens or cost")
-        return self
-
-
-class Prices(RecipeSection):
-    """What the teacher's tokens cost, in any currency."""
-
-    read: float = Field(ge=0)
-    """Price of a million tokens that the teacher reads."""
-    written: float = Field(ge=0)
-    """Price of a million tokens that it writes."""
-
-    def cost(self, read: int, written: int) -> float:
-        """Return the price of some tokens."""
-        return (self.read * read + self.written * written) / 1e6
 
 
 class Stop(RecipeSection):
@@ -74,7 +42,7 @@ class Active(RecipeSection):
     seed_samples: int = Field(ge=1)
     """Number of labelled training samples with which every student starts, drawn by the seed."""
     budget: Budget
-    """What may be spent on annotations."""
+    """What may be spent on annotations. An arm may have its own."""
     rounds: int = Field(default=5, ge=1)
     """Number of rounds over which the budget is spread evenly."""
     selector: SelectorRef = Field(default=cast(Any, {"name": "random"}), validate_default=True)
@@ -94,6 +62,10 @@ class Active(RecipeSection):
     """What tokens cost. Needed for `budget.cost`."""
     max_failures: int = Field(default=20, ge=0)
     """Annotations that may fail in a round, for example because they cannot be parsed."""
+
+    def of_arm(self, arm: Arm) -> Active:
+        """Return the section with an arm's own budget in place of the common one, if it has one."""
+        return self if arm.budget is None else self.model_copy(update={"budget": arm.budget})
 
     def selector_of(self, arm: Arm) -> SelectorRef:
         """Return what chooses an arm's questions."""

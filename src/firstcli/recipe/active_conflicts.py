@@ -21,11 +21,15 @@ def active_conflicts(active: Active | None, valid: Mapping[str, Any]) -> Conflic
     arms: Mapping[str, Arm] = valid.get("arms", {})
     if active is None:
         for name, arm in arms.items():
-            for key in ("selector", "annotator", "confidence"):
+            for key in ("selector", "annotator", "confidence", "budget"):
                 if getattr(arm, key) is not None:
                     yield (), f"missing, but arms.{name}.{key} is for it; add it, or remove that"
         return
     yield from _of_budget(active)
+    for name, arm in arms.items():
+        if arm.budget is not None:
+            for (*_, key), text in _of_budget(active.of_arm(arm)):
+                yield (str(key),), f"arms.{name}.budget: {text}"
     yield from _of_data(active, valid)
     yield from _of_training(active, valid)
     for name, arm in arms.items():

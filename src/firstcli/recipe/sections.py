@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from firstcli.api import DataPaths, MassMode
+from firstcli.recipe.budget import Budget
 from firstcli.recipe.lora import Lora, Saved
 from firstcli.recipe.references import (
     AnnotatorRef,
@@ -399,6 +400,9 @@ class Arm(RecipeSection):
     """What is bought of them. Default: `active.annotator`."""
     confidence: Literal["raw", "recalibrated"] | None = None
     """Which probabilities the selector sees. Default: `active.confidence`."""
+    budget: Budget | None = None
+    """What may be spent on annotations for this arm; the whole pool, for example, as what the other
+    arms are compared with. Default: `active.budget`."""
     posthoc: PosthocRef | None = None
     """Also evaluate the student with a post-hoc recalibrator, as `<arm> + T`."""
 
