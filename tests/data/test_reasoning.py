@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -201,7 +202,7 @@ def test_samples_with_steps_survive_their_store_and_others_keep_their_digest(
 @pytest.mark.parametrize(
     "sample, problem",
     [
-        (replace(choice(), steps=["a"]), "not a tuple"),
+        (replace(choice(), steps=cast(Any, ["a"])), "not a tuple"),
         (replace(choice(), steps=("Tom has 3 bags.", " ")), "a step is empty"),
         (replace(choice(), steps=STEPS[::-1]), "step 2 is not in"),
         (Sample("Q", "The answer is 1.", steps=("One.",)), "step 1 is not in"),

@@ -47,7 +47,8 @@ def branches_of(text: Generated) -> list[Branch]:
 @torch.no_grad()
 def naive(model: Any, branch: Branch) -> torch.Tensor:
     """Return the log-probabilities of all tokens at a branch's predictions, (count, V)."""
-    logits = model(input_ids=torch.tensor([list(branch.input_ids)]), use_cache=False).logits[0]
+    ids = torch.tensor([list(branch.input_ids)])
+    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0]
     return logits[-branch.count :].double().log_softmax(-1)
 
 

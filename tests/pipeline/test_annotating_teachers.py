@@ -12,11 +12,11 @@ import torch
 
 from firstcli import plugins
 from firstcli.api import Sample, ToAnnotate, UserError
-from firstcli.data import annotations
+from firstcli.data.annotations import annotation_lines
 from firstcli.plugins.annotators import annotator
 from firstcli.recipe.load import load_recipe
 from firstcli.runtime.console import Console
-from firstcli.stages import annotating_teachers, role_models, units_of
+from firstcli.stages import annotating_teachers, role_models, units_of, writing
 from firstcli.stages.annotating import AnnotationOrder
 from firstcli.stages.annotating_teachers import annotated, cache_of
 from firstcli.workspace.run import Run
@@ -72,7 +72,7 @@ def order(count: int = 40, **options: Any) -> AnnotationOrder:
 
 def as_bytes(made: AnnotationOrder, run: Run) -> bytes:
     outcome = annotated(run, made, "annotating")
-    return annotations.as_lines(outcome.annotations).encode()
+    return annotation_lines(outcome.annotations).encode()
 
 
 def test_texts_are_written_counted_and_kept(
@@ -109,7 +109,7 @@ def test_an_interrupted_teacher_goes_on(
 ) -> None:
     made = order(temperature=temperature)
     expected = as_bytes(made, opened(recipe, tmp_path / "whole"))
-    whole, batches = annotating_teachers.each_batch, list[int]()
+    whole, batches = writing.each_batch, list[int]()
 
     def broken(*args: Any) -> Iterator[Any]:
         for batch in whole(*args):

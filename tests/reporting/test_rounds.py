@@ -96,8 +96,11 @@ def test_needed_annotations_are_paired_by_seed() -> None:
 
 def test_without_an_arm_that_annotates_everything_the_best_one_counts() -> None:
     part = {seed: every[:2] for seed, every in DATA.rounds["entropy"].items()}
-    data = RoundsData("tiny", {"random": rounds("random", {1: (0.1, 0.3), 2: (0.1, 0.3)}),
-                               "entropy": part}, ["test"])
+    data = RoundsData(
+        "tiny",
+        {"random": rounds("random", {1: (0.1, 0.3), 2: (0.1, 0.3)}), "entropy": part},
+        ["test"],
+    )
     levels, text = data.levels("test")
     assert levels == pytest.approx({1: 0.95 * 0.76, 2: 0.95 * 0.95})
     assert text == "95 % of the last accuracy of entropy, the best arm"
@@ -129,6 +132,4 @@ def test_the_page(tmp_path: Path) -> None:
     assert "<mark>five</mark> <small>(first flaw)</small>" in page
     assert page.count("<img ") == 6  # three metrics, by annotations and by tokens
     figures = {path.name for path in (tmp_path / "one" / "figures").iterdir()}
-    assert figures == {
-        f"{place}+test.{kind}" for place in DATA.places for kind in ("svg", "png")
-    }
+    assert figures == {f"{place}+test.{kind}" for place in DATA.places for kind in ("svg", "png")}

@@ -105,18 +105,17 @@ def test_random_depends_on_seed_and_id_alone() -> None:
 
 def naive_uncertainty(thought: Thought, inside: float, between: float, end: float) -> float:
     def kl(first: FloatArray, second: FloatArray) -> float:
-        return sum(
-            p * math.log2(p / q) for p, q in zip(first.tolist(), second.tolist(), strict=True) if p
-        )
+        pairs: list[tuple[float, float]] = list(zip(first.tolist(), second.tolist(), strict=True))
+        return sum(p * math.log2(p / q) for p, q in pairs if p)
 
     total = 0.0
     for number, (start, stop) in enumerate(thought.steps):
-        surprise = sum(-value for value in thought.log_probs[start:stop]) / max(stop - start, 1)
+        surprise = -sum(thought.log_probs[start:stop].tolist()) / max(stop - start, 1)
         before, after = thought.answers_after[number], thought.answers_after[number + 1]
         middle = (before + after) / 2
         distance = math.sqrt(max(0, kl(before, middle) / 2 + kl(after, middle) / 2))
         total += inside * surprise + between * distance
-    last = thought.answers_after[-1]
+    last: list[float] = thought.answers_after[-1].tolist()
     entropy = -sum(p * math.log(p) for p in last if p)
     return total / max(len(thought.steps), 1) + end * entropy
 

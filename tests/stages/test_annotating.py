@@ -15,7 +15,7 @@ import pytest
 
 from firstcli import plugins
 from firstcli.api import Sample, ToAnnotate, UserError
-from firstcli.data import annotations
+from firstcli.data.annotations import annotation_lines, read_annotations
 from firstcli.plugins.annotators import CheckedAnnotator, annotator
 from firstcli.stages import annotating
 from firstcli.stages.annotating import (
@@ -96,7 +96,7 @@ def order(count: int = 20, name: str = "explain", **changes: object) -> Annotati
 
 
 def as_bytes(outcome: AnnotationOutcome) -> bytes:
-    return annotations.as_lines(outcome.annotations).encode()
+    return annotation_lines(outcome.annotations).encode()
 
 
 def test_the_teacher_explains(tmp_path: Path) -> None:
@@ -375,10 +375,10 @@ def test_annotations_are_written_and_read_as_they_are(tmp_path: Path) -> None:
         ).annotations,
     ]
     path = tmp_path / "annotations.jsonl"
-    path.write_text(annotations.as_lines(made), "utf-8")
-    back = list(annotations.read(path))
-    assert annotations.as_lines(back) == annotations.as_lines(made)
+    path.write_text(annotation_lines(made), "utf-8")
+    back = list(read_annotations(path))
+    assert annotation_lines(back) == annotation_lines(made)
     assert isinstance(back[-1].distribution, np.ndarray)
     path.write_text('{"id": "q"}\n', "utf-8")
     with pytest.raises(UserError, match="line 1: found no annotation"):
-        list(annotations.read(path))
+        list(read_annotations(path))

@@ -25,7 +25,7 @@ from support.command_line import first
 
 T = {"name": "logit-temperature"}
 TS = {"name": "temperature-scaling"}
-WORLD = command_line.WORLD | {"options": command_line.WORLD["options"] | {"unanswerable": 20}}  # type: ignore[operator]
+WORLD = command_line.WORLD | {"options": command_line.WORLD["options"] | {"unanswerable": 20}}
 SECTIONS: dict[str, Any] = {
     "seeds": [1, 2],
     "knowledge": {"top_k": 6, "folds": 2},

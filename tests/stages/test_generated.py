@@ -25,13 +25,13 @@ from support.command_line import Finished, first, write_recipe, write_rows
 
 OPTIONS = {"train": 160, "test": 12, "shifted": 4, "pool": 4}
 TASK = {"name": "known-steps", "options": OPTIONS}
-MODEL = {
+MODEL: dict[str, Any] = {
     "family": "scratch",
     "options": {"hidden_size": 32, "layers": 1, "heads": 2, "vocabulary": 600, "context": 192},
 }
 TRAINING = {"epochs": 12, "learning_rate": 1e-2, "batch_size": 16}
 MOST = 70
-EVALUATE = [
+EVALUATE: list[dict[str, Any]] = [
     {"name": "greedy", "max_new_tokens": MOST},
     {"name": "vote", "samples": 3, "max_new_tokens": MOST},
     {"name": "mean", "samples": 3, "confidence": "probability", "max_new_tokens": MOST},
@@ -83,7 +83,7 @@ def test_greedy_answers_equal_those_of_plain_transformers(finished: Finished) ->
                 if int(logits.argmax()) == tokenizer.eos_token_id:
                     break
                 new.append(int(logits.argmax()))
-            text = tokenizer.decode(ids + new)[len(sample.prompt) :].replace("<pad>", "")
+            text = str(tokenizer.decode(ids + new))[len(sample.prompt) :].replace("<pad>", "")
             explanation = FORM.read(text).explanation
             start = sample.prompt + FORM.prefix([explanation] if explanation else [])
             naive = []
@@ -161,8 +161,10 @@ def test_free_answers_from_a_file(tmp_path: Path) -> None:
     write_rows(tmp_path / "data" / "train.jsonl", rows(range(60)))
     write_rows(tmp_path / "data" / "test.jsonl", rows(range(60, 80)))
     task = {"name": "reasoning", "options": {"path": str(tmp_path / "data")}}
-    evaluate = [{"name": "greedy", "max_new_tokens": 30}]
-    evaluate += [{"name": "vote", "samples": 3, "max_new_tokens": 30}]  # type: ignore[dict-item]
+    evaluate = [
+        {"name": "greedy", "max_new_tokens": 30},
+        {"name": "vote", "samples": 3, "max_new_tokens": 30},
+    ]
     changed = sections(train={"task": task, "validation": 0.2}, evaluate=evaluate)
     recipe, run = write_recipe(tmp_path, **changed), tmp_path / "run"
     result = first("report", recipe, "--run-dir", run, "--json")

@@ -173,7 +173,7 @@ def test_thoughts_equal_the_naive_ones(student: Student) -> None:
             line for line in thought.text.strip().splitlines() if not line.startswith("The answer")
         ]
         for (start, end), step in zip(thought.steps, steps, strict=True):
-            assert student.tokenizer.decode(new[start:end]).strip() == step
+            assert str(student.tokenizer.decode(new[start:end])).strip() == step
         for count, row in enumerate(thought.answers_after):
             before = question.prompt + FORM.prefix(steps[:count])
             sentences = [FORM.sentence(digit) for digit in DIGITS]
@@ -219,7 +219,10 @@ def test_batches_padding_parts_order_and_the_cache_change_nothing(
     student: Student, monkeypatch: pytest.MonkeyPatch, free: bool
 ) -> None:
     sampling = AnswerSampling(2, 0.9)
-    settings = {"sampling": sampling, "response_of": lambda question: f" {question.id} is wet."}
+    settings: dict[str, Any] = {
+        "sampling": sampling,
+        "response_of": lambda question: f" {question.id} is wet.",
+    }
     many = questions(free=free)
     alone = [student.reader(batch_size=1, **settings).read([question], ALL) for question in many]
     expected = joined(alone)
@@ -273,7 +276,9 @@ def test_a_task_without_explanations(student: Student) -> None:
 
 def test_probabilities_can_be_recalibrated(student: Student) -> None:
     def flatter(rows: FloatArray) -> FloatArray:
-        return np.sqrt(rows) / np.sqrt(rows).sum(1, keepdims=True)
+        roots: FloatArray = np.sqrt(rows)
+        flat: FloatArray = roots / roots.sum(1, keepdims=True)
+        return flat
 
     raw = student.reader().read(questions(), {"thoughts"})
     calm = student.reader(recalibrate=flatter, temperature=2.0)

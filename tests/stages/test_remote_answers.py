@@ -23,7 +23,10 @@ def test_the_same_question_is_answered_whatever_its_id(tmp_path: Path) -> None:
     again = SharedAnswers(path)
     assert again.get(tokens("b", 1, 2), 5) == [[1], [-0.5]]
     assert again.get(CandidateQuery("b", np.array([1, 2]), (7, 8)), 0) == [-0.1, -2.0]
-    others = [tokens("a", 1, 3), CandidateQuery("a", np.array([1, 2]), (7, 9))]
+    others: list[TokenQuery | CandidateQuery] = [
+        tokens("a", 1, 3),
+        CandidateQuery("a", np.array([1, 2]), (7, 9)),
+    ]
     assert [again.get(query, 5) for query in others] == [None, None]
     assert again.get(tokens("a", 1, 2), 4) is None
 

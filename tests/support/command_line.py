@@ -22,7 +22,7 @@ from firstcli.stages import STAGES
 from firstcli.workspace.artifacts import fingerprint
 from support import blank_figures
 
-WORLD = {
+WORLD: dict[str, Any] = {
     "name": "known-world",
     "options": {"train": 96, "test": 24, "shifted": 24, "choices": 3},
 }

@@ -21,7 +21,11 @@ from firstcli.tasks.reasoning import (
 )
 from firstcli.testing import check_task
 
-GSM8K = {"steps_column": "answer", "remove": "<<[^>]*>>", "answer_in": r"####\s*(.+)"}
+GSM8K: dict[str, Any] = {
+    "steps_column": "answer",
+    "remove": "<<[^>]*>>",
+    "answer_in": r"####\s*(.+)",
+}
 AQUA = {
     "choices_column": "options",
     "remove_from_choices": r"^[A-E]\)",

@@ -36,7 +36,8 @@ class Spread(Longest):
     def scores(self, pool: Pool, seed: int) -> FloatArray:
         assert pool.embeddings is not None
         norms: FloatArray = np.linalg.norm(pool.embeddings, axis=1)
-        return norms - norms.max()
+        distances: FloatArray = norms - norms.max()
+        return distances
 
     def choose(self, scores: FloatArray, pool: Pool, count: int, seed: int) -> list[int]:
         return sorted(range(len(pool)), key=lambda i: pool.ids[i])[:count]
@@ -75,7 +76,8 @@ class InOrder(Longest):
 class Ranked(Longest):
     def scores(self, pool: Pool, seed: int) -> FloatArray:
         scores = super().scores(pool, seed)
-        return scores - scores.mean()
+        above: FloatArray = scores - scores.mean()
+        return above
 
 
 class ReadsMore(Longest):
@@ -102,7 +104,7 @@ class OneNeed(Longest):
 
 
 class NoSamples(Longest):
-    sampling = AnswerSampling(count=0)  # type: ignore[assignment]
+    sampling = AnswerSampling(count=0)
 
 
 class TooFew(Longest):

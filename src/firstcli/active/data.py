@@ -111,8 +111,9 @@ class ActiveData:
         form = ref.build().explanations()
         if form != run.training_task.build().explanations():
             raise UserError(
-                f"{POOL_KEY}.task: task '{ref.name}' makes responses of steps and answer in another "
-                f"form than '{recipe.train.task.name}' of train.task; give both the same options"
+                f"{POOL_KEY}.task: task '{ref.name}' makes responses of steps and answer in "
+                f"another form than '{recipe.train.task.name}' of train.task; give both the same "
+                "options"
             )
         stripped = Samples((_question(each, form) for each in self._labelled), run.folder)
         self._questions = Samples(splits.with_ids(stripped, POOL_KEY), run.folder)

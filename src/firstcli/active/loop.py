@@ -30,8 +30,7 @@ from firstcli.active.rounds import in_words, measured
 from firstcli.active.spending import Spent, affordable
 from firstcli.active.stopping import has_stopped
 from firstcli.api import JSON, Annotation, FloatArray, Pool, Sample, same_answer
-from firstcli.data import annotations
-from firstcli.data.annotations import question_of
+from firstcli.data.annotations import annotation_lines, question_of
 from firstcli.data.sequences import Selected
 from firstcli.pipeline.execute import bring_up_to_date
 from firstcli.pipeline.plan import Request
@@ -229,7 +228,7 @@ class ArmLoop:
         else:
             folder.said.unlink(missing_ok=True)  # of another student
             bought = self._bought_anew(number, folder)
-            write_text(folder.annotations, annotations.as_lines(bought.annotations))
+            write_text(folder.annotations, annotation_lines(bought.annotations))
             write_json(folder.chosen, {"fingerprint": progress.key, "ids": bought.ids})
         progress.spent += bought.spent
         progress.ids += bought.ids
@@ -279,9 +278,8 @@ class ArmLoop:
             pool = Pool([str(question.id) for question in questions])
             yield pool, selector.scores(pool, self.seed)
             return
-        pool, seeds = self.data.pool, self.data.seeds
-        known = [pool.question(id) for id in self.progress.ids]
-        first = [question_of(sample, self.buyer.form) for sample in seeds]
+        known = [self.data.pool.question(id) for id in self.progress.ids]
+        first = [question_of(sample, self.buyer.form) for sample in self.data.seeds]
         yield from self._reader().scored(selector, questions, [*first, *known])
 
     def _reader(self) -> StudentReader:

@@ -15,7 +15,7 @@ from firstcli.active.loop import ActiveRun, ArmLoop
 from firstcli.active.planning import students
 from firstcli.active.reading import read_said
 from firstcli.api import JSON
-from firstcli.data import annotations
+from firstcli.data.annotations import read_annotations
 from firstcli.reporting.rounds import (
     PLACES,
     SHOWN,
@@ -78,7 +78,7 @@ def _questions(loop: ArmLoop, folder: RoundFolder, ids: Sequence[str]) -> Iterat
     table = pq.read_table(folder.scores).to_pydict()
     scores = dict(zip(table["id"], table["score"], strict=True))
     said = read_said(folder.said)
-    bought = {each.id: each for each in annotations.read(folder.annotations)}
+    bought = {each.id: each for each in read_annotations(folder.annotations)}
     for id in ids:
         words, one = said.get(id), bought.get(id)
         surprises = words.surprises if words else ()

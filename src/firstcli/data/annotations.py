@@ -77,7 +77,7 @@ def with_label(item: ToAnnotate, labelled: Sample, form: ExplanationForm | None)
     return replace(item, sample=labelled, right_answer=right)
 
 
-def as_lines(annotations: Iterable[Annotation]) -> str:
+def annotation_lines(annotations: Iterable[Annotation]) -> str:
     """Return a file's text with one annotation per line, as JSON."""
     return "".join(json.dumps(_as_json(each), ensure_ascii=False) + "\n" for each in annotations)
 
@@ -89,7 +89,7 @@ def _as_json(annotation: Annotation) -> dict[str, object]:
     return values
 
 
-def read(path: Path) -> Iterator[Annotation]:
+def read_annotations(path: Path) -> Iterator[Annotation]:
     """Yield the annotations of a file.
 
     Raises:

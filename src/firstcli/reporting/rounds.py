@@ -98,7 +98,9 @@ class RoundsData:
         found += ["cost"] if any("cost" in facts for facts in last) else []
         return found
 
-    def curves(self, evaluation: str, row: str, metric: str, place: str) -> dict[int, LearningCurve]:
+    def curves(
+        self, evaluation: str, row: str, metric: str, place: str
+    ) -> dict[int, LearningCurve]:
         """Return a row's curve of every seed.
 
         Args:

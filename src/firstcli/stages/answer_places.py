@@ -26,7 +26,7 @@ _STAND_INS = ("#", "@")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class AnswerPlace:
     """A text after which the answer is read."""
 
     input_ids: list[int]
@@ -42,7 +42,7 @@ class Place:
         return len(self.input_ids) + max(len(self.path), 1)
 
 
-class Places:
+class AnswerPlaces:
     """Finds the places of questions."""
 
     def __init__(self, encoding: Encoding, form: ExplanationForm | None) -> None:
@@ -55,7 +55,9 @@ class Places:
         self.encoder = encoding.encoder
         self._where, self._form = encoding.where, form
 
-    def __call__(self, texts: Sequence[tuple[Sample, Sequence[str], str | None]]) -> list[Place]:
+    def __call__(
+        self, texts: Sequence[tuple[Sample, Sequence[str], str | None]]
+    ) -> list[AnswerPlace]:
         """Return the place of each question, given steps, and the student's answer, if free.
 
         Raises:
@@ -70,14 +72,14 @@ class Places:
             if not question.candidates:
                 ids, length = joint.responses[0]
                 path = () if answer is None else tuple(ids[position:length])
-                places.append(Place(before, (), path))
+                places.append(AnswerPlace(before, (), path))
                 continue
             if len({*tokens}) < len(tokens):
                 raise UserError(
                     f"{self._where}: sample '{question.id}': two candidates have the same token "
                     "after the student's explanation; let them begin with different words"
                 )
-            places.append(Place(before, tokens, ()))
+            places.append(AnswerPlace(before, tokens, ()))
         return places
 
     def _sample(self, question: Sample, steps: Sequence[str], answer: str | None) -> Sample:
@@ -103,7 +105,7 @@ class Places:
 
 
 def distributions(
-    reader: readout.Reader, text: Generated, places: Sequence[Sequence[Place]]
+    reader: readout.Reader, text: Generated, places: Sequence[Sequence[AnswerPlace]]
 ) -> list[FloatArray]:
     """Return the distributions of the answers at all places of each question, (J, n).
 
@@ -132,7 +134,7 @@ def distributions(
 
 
 def _paths(
-    reader: readout.Reader, text: Generated, places: Sequence[Sequence[Place]]
+    reader: readout.Reader, text: Generated, places: Sequence[Sequence[AnswerPlace]]
 ) -> dict[int, IntArray]:
     """Return the tokens of each free answer and the likeliest others, (m, 1 + OTHERS), by row."""
     last = {row: many[-1] for row, many in enumerate(places) if not many[-1].candidates}

@@ -36,7 +36,7 @@ from firstcli.models.batching import free_memory, is_out_of_memory
 from firstcli.models.branches import Generated
 from firstcli.models.generation import GreedyLogProbs, Sampler, continuations, text_after
 from firstcli.plugins.selectors import CheckedSelector
-from firstcli.stages.answer_places import Place, Places, distributions
+from firstcli.stages.answer_places import AnswerPlace, AnswerPlaces, distributions
 
 PART = 512
 """Questions that are read at a time."""
@@ -122,8 +122,9 @@ class PoolReader:
         self._model, self._encoding, self._form = model, encoding, form
         self._settings, self._recalibrate, self._response_of = settings, recalibrate, response_of
         self._reader = readout.Reader(model, notify)
-        self._places = Places(encoding, form)
-        chat, eos = encoding.chat and encoding.chat.end_id, encoding.tokenizer.eos_token_id
+        self._places = AnswerPlaces(encoding, form)
+        chat = encoding.chat.end_id if encoding.chat else None
+        eos = encoding.tokenizer.eos_token_id
         self._ends = list(dict.fromkeys(int(id) for id in (chat, eos) if id is not None))
         fault = branches.fault(model, encoding.tokenizer)
         self._reuses = fault is None
@@ -286,7 +287,7 @@ class PoolReader:
 
     def _places_of(
         self, batch: Sequence[_Question], explained: Sequence[_Explained], every_step: bool
-    ) -> list[list[Place]]:
+    ) -> list[list[AnswerPlace]]:
         """Return the places of each question, as many as its context allows.
 
         Args:
@@ -314,7 +315,7 @@ class PoolReader:
             places.append(fitting)
         return places
 
-    def _fitting(self, places: Iterable[Place]) -> list[Place]:
+    def _fitting(self, places: Iterable[AnswerPlace]) -> list[AnswerPlace]:
         context = inference.context_length(self._model)
         return [place for place in places if context is None or place.length <= context]
 

@@ -102,5 +102,7 @@ def from_row(row: Mapping[str, Any]) -> Sample:
     Raises:
         TypeError: a field is missing or unknown.
     """
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in row.items()
+    }
     return Sample(**values)

@@ -18,7 +18,7 @@ from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -169,7 +169,7 @@ class MultipleChoiceOptions(GroupedTableOptions):
 class MultipleChoice(Task[MultipleChoiceOptions]):
     """Questions with 2 to 26 choices each, from the user's files."""
 
-    Options = MultipleChoiceOptions
+    Options: ClassVar[type[MultipleChoiceOptions]] = MultipleChoiceOptions
     _has_answers = True
 
     def __init__(self, options: MultipleChoiceOptions) -> None:
