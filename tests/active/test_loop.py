@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import yaml
 
 from firstcli.active.reading import StudentReader
-from firstcli.api import FloatArray
+from firstcli.api import FloatArray, Sample
 from firstcli.pipeline.plan import Request, open_run
 from firstcli.tasks.annotated import from_row
 from firstcli.tasks.known_world import KnownWorld, KnownWorldOptions
@@ -24,7 +25,6 @@ from support.command_line import (
     TRAINING,
     Finished,
     contents,
-    copy_run,
     first,
     of_files,
     sums,
@@ -78,19 +78,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 def test_each_round_learns_the_first_samples_and_all_bought_so_far(finished: Finished) -> None:
     folder = finished.run / "rounds" / "first"
-    learned = [
+    known = [
         [from_row(row) for row in rows(folder / str(number) / "train.jsonl")] for number in range(3)
     ]
-    assert [len(samples) for samples in learned] == [12, 17, 22]
-    for before, after in pairwise(learned):
+    assert [len(samples) for samples in known] == [12, 17, 22]
+    for before, after in pairwise(known):
         assert after[: len(before)] == before
     chosen = [
         json.loads((folder / str(number) / "chosen.json").read_text())["ids"] for number in (1, 2)
     ]
-    assert [sample.id for sample in learned[2][12:]] == [
-        f"pool/{id}" for ids in chosen for id in ids
-    ]
-    prompts = {sample.prompt for sample in learned[2]}
+    assert [sample.id for sample in known[2][12:]] == [f"pool/{id}" for ids in chosen for id in ids]
+    prompts = {sample.prompt for sample in known[2]}
     assert len(prompts) == 22
     held_out = {from_row(row).prompt for row in rows(finished.run / "rounds/.held-out.jsonl")}
     assert not prompts & held_out
@@ -197,35 +195,34 @@ def selected(folder: Path, labels: str, annotator: str) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("annotator", ["answer", "label"])
-def test_labels_that_are_not_bought_change_nothing(tmp_path: Path, annotator: str) -> None:
-    """The trap: the same pool with other labels wherever none was bought."""
-    run = selected(tmp_path, "A" * 20, annotator)
-    chosen = json.loads((run / "rounds/first/1/chosen.json").read_text())["ids"]
-    assert len(chosen) == 4
-    kept = copy_run(run, tmp_path / "kept")
-    is_paid = annotator == "label"
+def learned(run: Path) -> list[Sample]:
+    """Return the samples that the first round has added to the 12 of the start."""
+    return [from_row(row) for row in rows(run / "rounds/first/1/train.jsonl")][12:]
+
+
+def with_other_labels(folder: Path, run: Path, kept: Collection[str], annotator: str) -> None:
+    """The trap: the same pool with other labels, but for those that are kept, changes nothing."""
+    before = run.rename(folder / "before")
     ids = [row["id"] for row in sums(20, first=40)]
-    labels = "".join("A" if is_paid and id in chosen else "B" for id in ids)
-    shutil.rmtree(run)
-    assert_same(selected(tmp_path, labels, annotator), kept)
+    labels = "".join("AB"[(i + (id not in kept)) % 2] for i, id in enumerate(ids))
+    assert_same(selected(folder, labels, annotator), before)
 
 
-def test_bought_labels_are_learned(tmp_path: Path) -> None:
+def test_bought_labels_are_learned_and_no_others_read(tmp_path: Path) -> None:
     run = selected(tmp_path, "AB" * 10, "label")
-    learned = [from_row(row) for row in rows(run / "rounds/first/1/train.jsonl")][12:]
-    for sample in learned:
-        number = int(str(sample.id).removeprefix("pool/q"))
-        assert sample.answer == number % 2
+    bought = {str(sample.id).removeprefix("pool/"): sample.answer for sample in learned(run)}
+    assert bought == {id: int(id.removeprefix("q")) % 2 for id in bought}
+    assert len(bought) == 4
+    with_other_labels(tmp_path, run, bought, "label")
 
 
-def test_answers_are_learned_without_labels(tmp_path: Path) -> None:
+def test_answers_are_learned_and_no_labels_read(tmp_path: Path) -> None:
     run = selected(tmp_path, "AB" * 10, "answer")
-    learned = [from_row(row) for row in rows(run / "rounds/first/1/train.jsonl")][12:]
-    assert [sample.answer for sample in learned] == [None] * 4
+    assert [sample.answer for sample in learned(run)] == [None] * 4
     assert (run / "rounds/first/1/run/knowledge/unlabelled").is_dir()
     bought = rows(run / "rounds/first/1/annotations.jsonl")
     assert all(row["tokens_read"] > 5 and len(row["distribution"]) == 2 for row in bought)
+    with_other_labels(tmp_path, run, (), "answer")
 
 
 # The training split as the pool, and students that go on from the previous round.

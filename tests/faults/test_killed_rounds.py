@@ -43,7 +43,12 @@ def comparable(run: Path) -> dict[str, bytes]:
     return {name: found[name] for name in found if name.startswith(("rounds/", ".annotations/"))}
 
 
-def test_kills_in_one_run_after_another(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "shares", [(0.6,), pytest.param((0.3, 0.5, 0.4, 0.6), marks=pytest.mark.slow)]
+)
+def test_kills_in_one_run_after_another(
+    recipe: Path, tmp_path: Path, shares: tuple[float, ...]
+) -> None:
     """Each rerun is killed again, until one is left to its end."""
     run = tmp_path / "run"
     whole = killable.command(("select", recipe), run)
@@ -52,7 +57,7 @@ def test_kills_in_one_run_after_another(recipe: Path, tmp_path: Path) -> None:
     expected = comparable(undisturbed)
     assert any(name.startswith(".annotations/") for name in expected)
     kills = 0
-    for share in (0.3, 0.5, 0.4, 0.6):
+    for share in shares:
         moments = (Moment(step=int(share * whole.steps)), Moment(seconds=share * whole.seconds))
         ended = killable.command(("select", recipe), run, moments[kills % 2])
         assert ended.code in (0, -9), ended.output

@@ -118,8 +118,8 @@ trainer: [1]
         "x.yaml:19: arms.c.recalibrator.name: missing, expected text",
         "x.yaml:20: arms.d: found 'hello', expected a mapping",
         "x.yaml:21: trainer: found a list, expected a mapping",
-        "x.yaml:2: sed: unknown key (did you mean 'seed'?); known: arms, evaluate, knowledge, "
-        "metrics, name, paper, seed, seeds, student, teacher, train, trainer",
+        "x.yaml:2: sed: unknown key (did you mean 'seed'?); known: active, arms, evaluate, "
+        "knowledge, metrics, name, paper, seed, seeds, student, teacher, train, trainer",
     ]
 
 
@@ -389,7 +389,7 @@ def test_paths_in_set_start_from_the_current_folder(folder: Path) -> None:
         ),
         (
             "studnet.training.epochs=1",
-            "--set: studnet: unknown key (did you mean 'student'?); known: arms, evaluate, "
+            "--set: studnet: unknown key (did you mean 'student'?); known: active, arms, evaluate, "
             "knowledge, metrics, name, paper, seed, seeds, student, teacher, train, trainer",
         ),
         (

@@ -13,7 +13,7 @@ import pytest
 from pydantic import Field, ValidationError, model_validator
 
 from firstcli import plugins
-from firstcli.api import DataPath, PluginOptions, Recalibrator, SourcedStr
+from firstcli.api import DataPath, PluginOptions, Recalibrator, SourcedStr, Task
 from firstcli.errors import UserError
 from firstcli.recipe.schema import Recipe
 from firstcli.recipe.sections import Arm, Training, training_of
@@ -35,7 +35,8 @@ class Fake(Recalibrator[FakeOptions]):
     needs_checkpoint = True
     is_remote = False
     needs_fit = False
-    is_remote = False
+    answers_only = False
+    explanations = Task.explanations
 
     def transform(self, topk: FloatArray) -> FloatArray:
         if topk.shape[1] < self.options.tokens:
