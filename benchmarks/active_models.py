@@ -1,8 +1,11 @@
-"""Make what the study of `docs/active.md` starts from: a teacher's lessons, and an untrained student.
+"""Make what the study of `docs/active.md` starts from: lessons for the teacher, an untrained student.
 
-    python benchmarks/active_models.py lessons lessons.jsonl
+    python benchmarks/active_models.py lessons benchmarks/active/lessons.jsonl
     first distill benchmarks/active/teacher.yaml
-    python benchmarks/active_models.py student runs/steps-teacher/students/fine-tune student
+    python benchmarks/active_models.py untrained runs/steps-teacher/students/fine-tune \\
+        benchmarks/active/untrained
+    first distill benchmarks/active/student.yaml
+    first select benchmarks/active/study.yaml
 
 A small teacher does not follow instructions, so it learns both jobs from examples: to explain a
 question of `known-steps`, and to revise an explanation with mistakes. The questions are those of
@@ -76,7 +79,7 @@ def write_lessons(path: Path, count: int) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
 
-def write_student(teacher: Path, path: Path, hidden_size: int, seed: int) -> None:
+def write_untrained(teacher: Path, path: Path, hidden_size: int, seed: int) -> None:
     from transformers import AutoTokenizer
 
     from firstcli.api import ModelRef
@@ -84,7 +87,7 @@ def write_student(teacher: Path, path: Path, hidden_size: int, seed: int) -> Non
 
     tokenizer = AutoTokenizer.from_pretrained(teacher)
     options = ScratchOptions(hidden_size=hidden_size, layers=2, heads=4, context=256)
-    model = Scratch(options).model(ModelRef(), tokenizer, "float32", seed)
+    model = Scratch(options).model(ModelRef(None), tokenizer, "float32", seed)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
 
@@ -94,8 +97,8 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("lessons")
     command.add_argument("path", type=Path)
-    command.add_argument("--count", type=int, default=4000)
-    command = commands.add_parser("student")
+    command.add_argument("--count", type=int, default=2000)
+    command = commands.add_parser("untrained")
     command.add_argument("teacher", type=Path)
     command.add_argument("path", type=Path)
     command.add_argument("--hidden-size", type=int, default=64)
@@ -104,7 +107,7 @@ def main() -> None:
     if given.command == "lessons":
         write_lessons(given.path, given.count)
     else:
-        write_student(given.teacher, given.path, given.hidden_size, given.seed)
+        write_untrained(given.teacher, given.path, given.hidden_size, given.seed)
 
 
 if __name__ == "__main__":
