@@ -1,15 +1,17 @@
-"""Make what the study of `docs/active.md` starts from: lessons for the teacher, an untrained student.
+"""Make what the study of `docs/active.md` starts from: lessons for a teacher, and a student.
 
     python benchmarks/active_models.py lessons benchmarks/active/lessons.jsonl
     first distill benchmarks/active/teacher.yaml
-    python benchmarks/active_models.py untrained runs/steps-teacher/students/fine-tune \\
-        benchmarks/active/untrained
+    python benchmarks/active_models.py untrained FOLDER_OF_TEACHER benchmarks/active/untrained
     first distill benchmarks/active/student.yaml
-    first select benchmarks/active/study.yaml
 
 A small teacher does not follow instructions, so it learns both jobs from examples: to explain a
 question of `known-steps`, and to revise an explanation with mistakes. The questions are those of
 the split `train`, so it has never seen the pool. Teacher and student share the tokenizer.
+
+    python benchmarks/active_models.py trec FOLDER benchmarks/active/known benchmarks/active/pool
+
+divides TREC for `trec.yaml`.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ REVISION = "{question}\n{steps}\nRevision:"
 FLAW = "Wrong: {number}"
 FLAWLESS = 0.2
 """The share of the explanations to revise that have no mistake."""
+KNOWN = 1400
+"""Questions of TREC that are labelled from the start; the others are the pool."""
 FURTHER = 0.3
 """The probability of a mistake in each step that follows the first one."""
 
@@ -92,6 +96,22 @@ def write_untrained(teacher: Path, path: Path, hidden_size: int, seed: int) -> N
     tokenizer.save_pretrained(path)
 
 
+def write_trec(source: Path, known: Path, pool: Path) -> None:
+    """Divide TREC into what is labelled from the start and a pool without the test questions."""
+    lines = (source / "train.jsonl").read_text("utf-8").splitlines(keepends=True)
+    test = (source / "test.jsonl").read_text("utf-8")
+    asked = {json.loads(line)["question"] for line in test.splitlines()}
+    new = [line for line in lines if json.loads(line)["question"] not in asked]
+    parts = {
+        known: {"train": "".join(new[:KNOWN]), "test": test},
+        pool: {"train": "".join(new[KNOWN:])},
+    }
+    for folder, files in parts.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, texts in files.items():
+            (folder / f"{name}.jsonl").write_text("".join(texts), "utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -103,9 +123,14 @@ def main() -> None:
     command.add_argument("path", type=Path)
     command.add_argument("--hidden-size", type=int, default=64)
     command.add_argument("--seed", type=int, default=WORLD)
+    command = commands.add_parser("trec")
+    for name in ("source", "known", "pool"):
+        command.add_argument(name, type=Path)
     given = parser.parse_args()
     if given.command == "lessons":
         write_lessons(given.path, given.count)
+    elif given.command == "trec":
+        write_trec(given.source, given.known, given.pool)
     else:
         write_untrained(given.teacher, given.path, given.hidden_size, given.seed)
 
