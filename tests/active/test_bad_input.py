@@ -65,6 +65,18 @@ def test_the_section(tmp_path: Path, active: dict[str, Any], parts: tuple[str, .
             {"arms": {"first": {"selector": {"name": "entropy"}}}, "active": None},
             ("missing", "arms.first.selector"),
         ),
+        (
+            {"arms": {"a": {"selector": {"name": "instruction-following-difficulty"}}}},
+            ("active.selector", "arms.a", "reads responses"),
+        ),
+        (
+            {"arms": {"a": {"budget": {"cost": 3.0}}}},
+            ("active.budget.cost", "arms.a", "active.prices"),
+        ),
+        (
+            {"arms": {"a": {"budget": {"samples": 500}}}},
+            ("arms.a.budget.samples", "500", "20 questions"),
+        ),
         ({"knowledge": {"folds": 2}}, ("active", "knowledge.folds")),
         ({"teacher": {"model": MODEL, "finetune": {}, "seeds": [1, 2]}}, ("teacher.seeds",)),
     ],
@@ -115,6 +127,14 @@ def test_the_plan_states_the_budget_and_its_cost(tmp_path: Path) -> None:
     shown = " ".join(planned(tmp_path, active={"prices": prices}).out.split())
     assert "budget of each arm and seed: 4 annotations, in 2 rounds" in shown
     assert "first@7 random answer 0 of 2 4" in shown
+
+
+def test_an_arm_with_its_own_budget(tmp_path: Path) -> None:
+    arm = {"recalibrator": {"name": "none"}}
+    arms = {"some": arm, "all": {**arm, "budget": {"samples": POOL}}}
+    result = planned(tmp_path, "--json", active={}, arms=arms)
+    assert result.code == 0, result.err
+    assert [each["annotations"] for each in result.json["active"]] == [4, POOL]
 
 
 def test_select_without_the_section(tmp_path: Path) -> None:

@@ -27,9 +27,8 @@ def active_conflicts(active: Active | None, valid: Mapping[str, Any]) -> Conflic
         return
     yield from _of_budget(active)
     for name, arm in arms.items():
-        if arm.budget is not None:
-            for (*_, key), text in _of_budget(active.of_arm(arm)):
-                yield (str(key),), f"arms.{name}.budget: {text}"
+        for (*_, key), text in _of_budget(active.of_arm(arm)) if arm.budget else ():
+            yield ("budget", key), f"arms.{name}: {text}"
     yield from _of_data(active, valid)
     yield from _of_training(active, valid)
     for name, arm in arms.items():
@@ -99,6 +98,13 @@ def _of_arm(active: Active, name: str, arm: Arm, valid: Mapping[str, Any]) -> Co
     annotator = active.annotator_of(arm)
     own = arm.annotator is not None
     place = f"arms.{name}: " if own else ""
+    selector = active.selector_of(arm)
+    if "losses" in selector.plugin.needs:
+        text = f"'{selector.name}' reads responses, which a pool does not have before they are"
+        yield (
+            ("selector",),
+            f"{f'arms.{name}: ' if arm.selector else ''}{text} bought; choose another",
+        )
     asks = annotator.plugin.generates or annotator.plugin.scores_candidates
     if asks and valid.get("teacher", "invalid") is None:
         text = f"{place}'{annotator.name}' asks a teacher, but the recipe has none; add one"
