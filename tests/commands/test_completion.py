@@ -68,4 +68,4 @@ def test_an_unfinished_quotation_offers_nothing(monkeypatch: pytest.MonkeyPatch)
 def test_plugins_with_kind_and_package() -> None:
     found = dict(completion.plugins("l"))
     assert found["label-smoothing"] == "recalibrator of firstcli"
-    assert found.keys() == {"label-smoothing", "logit-temperature"}
+    assert found.keys() == {"label", "label-smoothing", "least-confidence", "logit-temperature"}
