@@ -12,6 +12,8 @@ from firstcli.metrics.learning_curves import MeanOverSeeds
 from firstcli.reporting import style
 from firstcli.reporting.rounds import PLACES, SHOWN, RoundsData
 
+MOST_ROWS = 8
+"""Rows of a figure, if rows with ` + T` are among them; a figure of more arms leaves those out."""
 Points = Sequence[tuple[float, MeanOverSeeds]]
 
 
@@ -24,10 +26,11 @@ def drawing(data: RoundsData, evaluation: str, place: str) -> style.Drawing:
         place: what the metrics are drawn against, of `PLACES`.
     """
     panels, rows = [], []
+    shown = [row for row in data.rows if len(data.rows) <= MOST_ROWS or row in data.rounds]
     for metric in SHOWN:
         lines = {
             row: points
-            for row in data.rows
+            for row in shown
             if (points := data.means(evaluation, row, metric.name, place))
         }
         panels.append(_panel(lines, metric, evaluation, place))
@@ -37,7 +40,7 @@ def drawing(data: RoundsData, evaluation: str, place: str) -> style.Drawing:
             for x, mean in points
         ]
     columns = ("metric", "model", PLACES[place], "mean", "low", "high")
-    size = (3.4, 2.8 + style.key_height(len(data.rows)))
+    size = (3.4, 2.8 + style.key_height(len(shown), style.key_columns(shown)))
     numbers = style.Numbers(columns, rows)
     return style.Drawing(f"{place}+{evaluation}", tuple(panels), numbers, size=size)
 
@@ -55,7 +58,7 @@ def _panel(lines: Mapping[str, Points], metric: Metric, evaluation: str, place: 
 
 def _draw(title: str, lines: Mapping[str, Points], label: str, place: SubFigure) -> None:
     look = style.looks(list(lines))
-    main = style.keyed_axes(place, title, look, left=0.6)
+    main = style.keyed_axes(place, title, look, style.key_columns(look), left=0.6)
     for row, points in lines.items():
         xs = [x for x, _ in points]
         main.plot(xs, [mean.value for _, mean in points], **look[row].options)

@@ -27,6 +27,9 @@ SHARE = 0.95
 PLACES = {"annotations": "annotations", "tokens": "tokens", "cost": "cost"}
 """What can be spent, and what axes call it."""
 
+MOST_COMPARED = 4
+"""Arms of which every pair is compared on the page; of more, each is compared with the first."""
+
 Facts = Mapping[str, JSON]
 """What a round has cost and brought, as its file states it."""
 
@@ -207,6 +210,27 @@ def in_text(mean: MeanOverSeeds | None, *, signed: bool = False) -> str:
         return text
     low, high = (format(end, f"{sign}{digits}") for end in mean.interval)
     return f"{text} [{low}, {high}]"
+
+
+def compared(needed: Sequence[NeededRow]) -> list[str]:
+    """Return the arms with which the page compares every arm."""
+    rows = [each.row for each in needed]
+    return rows if len(rows) <= MOST_COMPARED else rows[:1]
+
+
+def needed_csv(data: RoundsData) -> str:
+    """Return what each arm needs, and how much more than each other arm, at full precision."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(("evaluation", "by", "arm", "more_than", "mean", "low", "high"))
+    for evaluation in data.evaluations:
+        for place in data.places:
+            for each in data.needed(evaluation, place):
+                for other, mean in {"": each.needed, **each.versus}.items():
+                    ends = (mean.interval or ("", "")) if mean else ("", "")
+                    cells = (mean.value if mean else "", *ends)
+                    writer.writerow((evaluation, place, each.row, other, *cells))
+    return file.getvalue()
 
 
 def share_in_text(mean: MeanOverSeeds, metric: Metric) -> str:

@@ -10,8 +10,10 @@ from firstcli.reporting.rounds import (
     PLACES,
     SHOWN,
     RoundsData,
+    compared,
     in_text,
     last_rows,
+    needed_csv,
     to_csv,
 )
 from firstcli.reporting.style import save
@@ -19,7 +21,7 @@ from firstcli.reporting.templates import templates
 
 
 def write_rounds(folder: Path, data: RoundsData) -> None:
-    """Write index.html, rounds.csv and figures/*.{svg,png} into a folder.
+    """Write index.html, rounds.csv, needed.csv and figures/*.{svg,png} into a folder.
 
     The same data gives the same bytes.
     """
@@ -44,9 +46,11 @@ def write_rounds(folder: Path, data: RoundsData) -> None:
             for place in data.places
         },
         levels={name: data.levels(name)[1] for name in data.evaluations},
+        compared=compared,
         in_text=in_text,
     )
     (folder / "index.html").write_text(page, encoding="utf-8", newline="\n")
+    (folder / "needed.csv").write_text(needed_csv(data), encoding="utf-8", newline="\n")
     (folder / "rounds.csv").write_text(to_csv(data), encoding="utf-8", newline="\n")
 
 

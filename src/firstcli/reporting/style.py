@@ -282,30 +282,50 @@ def axes(
     )
 
 
-def key_height(count: int) -> float:
+def key_columns(rows: Iterable[str]) -> int:
+    """Return in how many columns of a narrow panel's key these names fit."""
+    longest = max(map(len, rows), default=0)
+    return 3 if longest <= 11 else 2 if longest <= 22 else 1
+
+
+def key_height(count: int, columns: int = _KEY_COLUMNS) -> float:
     """Return the height in inches of a key with `count` entries."""
-    return 0.17 * -(-count // _KEY_COLUMNS)
+    return 0.17 * -(-count // columns)
 
 
-def keyed_axes(place: SubFigure, title: str, shown: Mapping[str, Look], **margins: float) -> Axes:
-    """Return axes below a title and above the key to the rows' lines."""
+def keyed_axes(
+    place: SubFigure,
+    title: str,
+    shown: Mapping[str, Look],
+    columns: int = _KEY_COLUMNS,
+    **margins: float,
+) -> Axes:
+    """Return axes below a title and above the key to the rows' lines.
+
+    Args:
+        place: where they are drawn.
+        title: the panel's title.
+        shown: the rows and their looks.
+        columns: columns of the key.
+        margins: further margins in inches.
+    """
     heading(place, title)
+    length = 45 if min(columns, len(shown)) == 1 else 22
     handles = [
-        Line2D([], [], **look.options, label=shortened(row, 22 if len(shown) > 1 else 45))
-        for row, look in shown.items()
+        Line2D([], [], **look.options, label=shortened(row, length)) for row, look in shown.items()
     ]
     place.legend(
         handles=handles,
         loc="lower left",
         bbox_to_anchor=(0.0, 0.0),
-        ncols=min(_KEY_COLUMNS, len(handles)),
+        ncols=min(columns, len(handles)),
         fontsize=7.5,
         frameon=False,
         handlelength=2.6,
         columnspacing=1.0,
         labelspacing=0.35,
     )
-    return axes(place, top=0.32, bottom=0.45 + key_height(len(shown)), **margins)
+    return axes(place, top=0.32, bottom=0.45 + key_height(len(shown), columns), **margins)
 
 
 def label_points(main: Axes, points: Iterable[tuple[float, float]], text: str) -> None:
