@@ -22,11 +22,11 @@ from firstcli.recipe.sections import (
     MetricsSettings,
     PublishedValues,
     Student,
-    Teacher,
     Train,
     training_of,
 )
 from firstcli.recipe.shift import misfits
+from firstcli.recipe.teacher import Teacher
 from firstcli.runtime.redaction import redacted
 
 _NO_CREDENTIALS = (

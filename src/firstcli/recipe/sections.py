@@ -233,22 +233,6 @@ class MetricsSettings(RecipeSection):
         return f"confidence: {self.confidence}, scored: {self.candidates}, {self.bins} bins"
 
 
-class Teacher(RecipeSection):
-    """The teacher: the model whose probabilities the students learn."""
-
-    model: ModelSection
-    """The teacher's family and initial weights."""
-    finetune: Finetuning | None = None
-    """How the teacher is fine-tuned on the training part. Leave it out if the checkpoint is already
-    fine-tuned."""
-    posthoc: PosthocRef | None = None
-    """Also evaluate the teacher with a post-hoc recalibrator, as `teacher + T`."""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(strict=False)] = ()
-    """Fine-tune a teacher with each of these seeds, for arms that learn a mean (`teachers`). The
-    first is the teacher that is evaluated and that other arms learn from. Default: one, with
-    `seed`."""
-
-
 class Student(RecipeSection):
     """The student: the model that every arm trains."""
 
