@@ -136,6 +136,9 @@ def schema() -> dict[str, Any]:
         name["anyOf"] = [{"enum": names}, {"type": name.pop("type")}]
     arms = recipe["properties"]["arms"]
     arms["additionalProperties"] = {"anyOf": [arms["additionalProperties"], {"type": "null"}]}
+    objective = definitions["Arm"]["properties"]["objective"]
+    names = definitions["ObjectiveRef"]["properties"]["name"]["anyOf"]
+    objective["anyOf"] = [*names, *objective["anyOf"]]  # the name alone
     from_run = definitions["Teacher"]["properties"]["from_run"]
     from_run["anyOf"].insert(0, {"type": "string"})  # the run alone
     for section_schema in (recipe, *definitions.values()):

@@ -41,6 +41,7 @@ class HardGate(Objective[PluginOptions]):
     """
 
     needs_labels = True
+    fixed_point = False  # a student that is less sure by a rounding error learns the label
 
     def losses(self, student: StudentView, target: TargetView) -> Tensor:
         from firstcli.training import objectives

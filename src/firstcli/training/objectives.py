@@ -120,7 +120,7 @@ def clipped(
     Returns:
         The student, probabilities (N, k) and tail (N,), as if the other tokens were not among k.
     """
-    ranked, order = probabilities.double().sort(-1, descending=True, stable=True)
+    ranked, order = probabilities.double().sort(stable=True, dim=-1, descending=True)
     is_needed = ranked.cumsum(-1) - ranked < threshold  # what the tokens before it sum to
     kept = torch.zeros_like(is_needed).scatter(-1, order, is_needed)
     none = torch.zeros((), dtype=student.log_q.dtype, device=student.log_q.device)
