@@ -121,5 +121,5 @@ def test_a_breach_is_one_sentence(cls: type[Objective[Any]], message: str) -> No
 
 
 def test_something_else_is_no_objective() -> None:
-    with pytest.raises(AssertionError, match="is not a firstcli.api.Objective"):
+    with pytest.raises(AssertionError, match=r"is not a firstcli\.api\.Objective"):
         check_objective(objectives.StudentView)  # type: ignore[arg-type, attr-defined]
