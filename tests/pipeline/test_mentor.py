@@ -16,10 +16,12 @@ from firstcli.workspace.artifacts import Digests
 from support import command_line
 from support.command_line import MODEL, TRAINING, first
 
-SMALLER = {"family": "scratch", "options": {**MODEL["options"], "hidden_size": 8}}
+SMALLER = {
+    "family": "scratch",
+    "options": {"hidden_size": 8, "layers": 1, "heads": 2, "vocabulary": 300, "context": 128},
+}
 DISTILL = {"distill": {"recalibrator": {"name": "temperature-scaling"}}}
 MENTOR = {"mentor": {"recalibrator": {"name": "temperature-scaling"}}}
-STUDENT = {"family": "scratch", "options": {"hidden_size": 8, "layers": 1, "heads": 2}}
 
 
 def write(folder: Path, file: str, **sections: Any) -> Path:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
 from support import command_line
 from support.command_line import Finished, first
-from support.installed_plugins import Install
 
-pytest_plugins = ["support.finished_runs", "support.installed_plugins"]
+if TYPE_CHECKING:
+    from support.installed_plugins import Install
+
+pytest_plugins = ["support.installed_plugins"]
 
 NONE = {"name": "none"}
 ARMS: dict[str, Any] = {
@@ -29,8 +31,8 @@ STEPS = {
     "options": {"train": 40, "pool": 10, "test": 4, "shifted": 4, "creatures": 24},
 }
 LONGER = {
-    **command_line.MODEL,
-    "options": {**command_line.MODEL["options"], "context": 512, "vocabulary": 300},
+    "family": "scratch",
+    "options": {"hidden_size": 16, "layers": 1, "heads": 2, "vocabulary": 300, "context": 512},
 }
 MINE = '''
 from pydantic import Field

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -93,7 +93,7 @@ class Undeclared(Squared):
 
 
 class Declared(Squared):
-    needs_labels: Any = 1
+    needs_labels: ClassVar[Any] = 1
 
 
 def test_an_objective_that_declares_another_minimum_conforms() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel, TrainingArguments
@@ -216,7 +216,7 @@ def objective_of(arm: Arm) -> trainer.Objective | CheckedObjective:
     assert arm.objective  # a knowledge arm has one
     name = arm.objective.name
     if arm.span_weights is None and name in trainer.FUSED:
-        return cast(trainer.Objective, name)
+        return name
     return arm.objective.build()
 
 

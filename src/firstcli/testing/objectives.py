@@ -193,5 +193,7 @@ def _check_fixed_point(objective: Objective[Any], given: SimulatedPositions) -> 
 
 
 def _rows(given: SimulatedPositions, chosen: slice) -> SimulatedPositions:
-    target = (None if part is None else part[chosen] for part in given.target)
-    return SimulatedPositions(given.logits[chosen], given.token_ids[chosen], TargetView(*target))
+    probabilities, tail, is_label = given.target
+    label = None if is_label is None else is_label[chosen]
+    target = TargetView(probabilities[chosen], tail[chosen], label)
+    return SimulatedPositions(given.logits[chosen], given.token_ids[chosen], target)
