@@ -55,7 +55,7 @@ def naive_dac_kl(
 def test_dac_kl_is_the_naive_sum(drawn: Drawn, threshold: float) -> None:
     got = dac_kl(drawn, threshold)
     rows = zip(*(part.tolist() for part in drawn), strict=True)
-    losses = [naive_dac_kl(*row, threshold=threshold) for row in rows]
+    losses = [naive_dac_kl(x, ids, p, tail, threshold) for x, ids, p, tail in rows]
     naive = torch.tensor(losses, dtype=torch.float64)
     torch.testing.assert_close(got, naive, rtol=1e-9, atol=1e-10)
     assert (got > -1e-12).all()  # a KL divergence

@@ -26,8 +26,8 @@ from firstcli.knowledge import shards
 from firstcli.knowledge.store import Knowledge
 from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference, readout
-from firstcli.recalibration.builtin import NoRecalibration
 from firstcli.plugins.objectives import CheckedObjective
+from firstcli.recalibration.builtin import NoRecalibration
 from firstcli.recipe.sections import Arm, Training
 from firstcli.runtime.console import Console
 from firstcli.stages.scoring import top_k_of
