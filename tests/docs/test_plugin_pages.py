@@ -29,6 +29,7 @@ KINDS: dict[str, Kind] = {
     "augmenter": "augmenters",
     "selector": "selectors",
     "annotator": "annotators",
+    "objective": "objectives",
 }
 
 

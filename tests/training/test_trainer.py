@@ -26,6 +26,7 @@ from firstcli.knowledge import shards
 from firstcli.knowledge.store import Knowledge
 from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference, readout
+from firstcli.plugins.objectives import CheckedObjective
 from firstcli.recalibration.builtin import NoRecalibration
 from firstcli.recipe.sections import Arm, Training
 from firstcli.runtime.console import Console
@@ -101,7 +102,7 @@ def fit(
     folder: Path,
     *,
     soft_targets: batches.SoftTargetSource | None = None,
-    objective: Objective = "labels",
+    objective: Objective | CheckedObjective = "labels",
     fields: dict[str, Any] | None = None,
     console: Console | None = None,
     batching: inference.Batching = "padded",

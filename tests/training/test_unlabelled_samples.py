@@ -19,6 +19,7 @@ from firstcli.knowledge import shards
 from firstcli.knowledge.store import JoinedKnowledge, Knowledge
 from firstcli.models import readout
 from firstcli.recipe.sections import Arm
+from firstcli.stages import train_model
 from firstcli.stages.scoring import top_k_of
 from firstcli.training import batches, trainer
 from firstcli.training.soft_targets import SoftTargetBuilder, SoftTargets
@@ -95,7 +96,7 @@ def test_the_targets_are_those_of_the_same_question_with_a_label(copies: Copies,
 def gradient(student: LlamaForCausalLM, arm: Arm, batch: dict[str, Tensor]) -> tuple[float, Tensor]:
     """Return the summed loss over a batch and its gradient."""
     batch = {name: value for name, value in batch.items() if name != "samples"}
-    trainer.install_objective(student, arm.objective or "topk-tail")
+    trainer.install_objective(student, train_model.objective_of(arm))
     student.zero_grad()
     loss = student(**batch)["loss"]
     loss.backward()

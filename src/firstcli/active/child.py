@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from firstcli.recipe.from_run import trained_model
 from firstcli.recipe.references import ModelSection
 from firstcli.recipe.schema import Recipe
 from firstcli.recipe.sections import Arm
@@ -13,8 +14,6 @@ from firstcli.tasks.annotated import HELD_OUT
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import teacher_path
 
-TRAINED_FAMILY = "causal-lm"
-"""The family that loads models which a family without a checkpoint has made."""
 STOP_EVALUATION = "active-held-out"
 """Name of the evaluation on the held-out samples, which decides when an arm stops."""
 OF_THE_DATA = ("limit", "unlabelled")
@@ -27,12 +26,7 @@ SELECTION = ("selector", "annotator", "confidence", "budget")
 
 def model_at(section: ModelSection, folder: Path) -> dict[str, Any]:
     """Return the section of a model that starts from a folder in which firstcli saved it."""
-    values = section.model_dump(mode="json", exclude_none=True)
-    if not section.plugin.needs_checkpoint:
-        kept = {"chat_template": values["chat_template"]} if "chat_template" in values else {}
-        return {"family": TRAINED_FAMILY, "checkpoint": str(folder.absolute()), **kept}
-    values.pop("revision", None)
-    return {**values, "checkpoint": str(folder.absolute())}
+    return trained_model(section.model_dump(mode="json", exclude_none=True), folder)
 
 
 def child_recipe(

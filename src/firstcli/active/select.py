@@ -11,7 +11,7 @@ from firstcli.active.loop import ActiveRun, ArmLoop
 from firstcli.active.planning import buyer_of, plan_rounds, students
 from firstcli.api import JSON
 from firstcli.errors import UserError
-from firstcli.pipeline.execute import bring_up_to_date
+from firstcli.pipeline.execute import bring_mentor_up_to_date, bring_up_to_date
 from firstcli.pipeline.plan import Request, disk_errors_reported, open_run
 from firstcli.runtime import distributed
 from firstcli.runtime.files import locked
@@ -38,6 +38,7 @@ def select(request: Request, rounds: int | None) -> dict[str, JSON]:
     """
     if distributed.count() > 1:
         raise UserError("first select: runs in one process; start it without a launcher")
+    bring_mentor_up_to_date(request)
     run = open_run(request)
     if run.recipe.active is None:
         raise UserError(f"{request.recipe}: {NO_SECTION}")

@@ -35,6 +35,7 @@ from firstcli.api.explanations import (
     same_answer,
     split_steps,
 )
+from firstcli.api.objectives import Objective, StudentView, TargetView
 from firstcli.api.recalibrators import (
     RESERVED_FACTS,
     Curve,
@@ -94,6 +95,7 @@ __all__ = [
     "MassMode",
     "ModelFamily",
     "ModelRef",
+    "Objective",
     "PluginOptions",
     "Pool",
     "PromptField",
@@ -108,6 +110,8 @@ __all__ = [
     "SourcedStr",
     "Split",
     "StepRule",
+    "StudentView",
+    "TargetView",
     "Task",
     "TaskUsage",
     "TextQuery",

@@ -160,6 +160,8 @@ def _checked(plugin: plugins.Plugin, options: Any) -> str:
             testing.check_annotator(cls, options)
         except UserError:
             return "imports (needs a task, so the conformance checks did not run)"
+    elif plugin.kind == "objectives":
+        testing.check_objective(cls, options)
     elif plugin.kind == "selectors":
         testing.check_selector(cls, options)
     elif plugin.kind == "families":

@@ -26,6 +26,7 @@ PLURALS: dict[plugins.Kind, str] = {
     "recalibrators": "Recalibrators",
     "augmenters": "Augmenters",
     "annotators": "Annotators",
+    "objectives": "Objectives",
     "selectors": "Selectors",
 }
 

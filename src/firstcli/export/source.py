@@ -95,7 +95,7 @@ def find(path: Path, arm: str | None, console: Console) -> ExportSource:
 
 
 def _opened(folder: Path, console: Console) -> Run:
-    return Run(load_recipe(folder / RECIPE), folder, console)
+    return Run(load_recipe(folder / RECIPE, run_dir=folder), folder, console)
 
 
 def _run_around(folder: Path) -> Path | None:

@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -16,11 +17,14 @@ from firstcli.errors import UserError
 from firstcli.pipeline import plan
 from firstcli.pipeline.outlook import Outlook
 from firstcli.pipeline.repair import repair
+from firstcli.recipe.from_run import KEY, arm_of, student_name
+from firstcli.recipe.load import mentor_of
 from firstcli.runtime import distributed
 from firstcli.runtime.console import DONE, duration
 from firstcli.runtime.files import locked, write_text
 from firstcli.stages import completing_units, stage_of, units_of
 from firstcli.stages.base import Stage, facts_in_words
+from firstcli.stages.distill import DISTILL
 from firstcli.student.refresh import refresh
 from firstcli.workspace.artifacts import Manifest, fingerprint
 from firstcli.workspace.run import Run
@@ -36,6 +40,7 @@ def execute(request: plan.Request, stage: Stage) -> dict[str, JSON]:
     Raises:
         UserError: the recipe or its data are wrong, or the work cannot be done.
     """
+    bring_mentor_up_to_date(request)
     run = plan.open_run(request)
     rows, targets, finished = bring_up_to_date(run, request, stage)
     if request.dry_run:
@@ -43,6 +48,38 @@ def execute(request: plan.Request, stage: Stage) -> dict[str, JSON]:
     if not distributed.is_first():
         return {}
     return {**plan.plan_result(run, rows), "result": stage.summary(run, targets), **finished}
+
+
+def bring_mentor_up_to_date(request: plan.Request) -> None:
+    """Train the student that a recipe takes as its teacher, if it names the recipe of that student.
+
+    Nothing is done in several processes, because each launch trains for one run.
+
+    Raises:
+        UserError: a recipe or its data are wrong, or the work cannot be done.
+    """
+    if request.only or request.dry_run or distributed.count() > 1:
+        return
+    mentor = mentor_of(request.recipe, request.overrides, request.run_dir)
+    if mentor is None or not mentor.source.is_file():
+        return
+    try:
+        name = student_name(mentor.source, mentor.arm)
+    except UserError as error:
+        raise UserError(f"{mentor.place}: {KEY}: {error}") from error
+    of_mentor = replace(
+        request,
+        recipe=mentor.source,
+        overrides=(),
+        arms=(arm_of(name),),
+        run_dir=None,
+        force=False,
+        stage_options={},
+    )
+    bring_mentor_up_to_date(of_mentor)
+    run = plan.open_run(of_mentor)
+    run.console.say(f"the teacher is student '{name}' of {mentor.source}")
+    bring_up_to_date(run, of_mentor, DISTILL)
 
 
 def bring_up_to_date(

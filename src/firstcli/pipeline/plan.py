@@ -93,7 +93,7 @@ class PlanRow:
 
 def open_run(request: Request) -> Run:
     """Load the recipe and name its run folder; nothing is written yet."""
-    recipe = load_recipe(request.recipe, request.overrides)
+    recipe = load_recipe(request.recipe, request.overrides, request.run_dir)
     folder = request.run_dir or recipe.run_folder
     if folder.exists() and not folder.is_dir():
         raise UserError(f"run folder {folder}: is not a folder; choose a different --run-dir")

@@ -19,7 +19,9 @@ from firstcli import api
 from firstcli.errors import UserError, did_you_mean
 from firstcli.plugins.source_code import digest_of, files_of
 
-Kind = Literal["families", "tasks", "recalibrators", "augmenters", "selectors", "annotators"]
+Kind = Literal[
+    "families", "tasks", "recalibrators", "augmenters", "selectors", "annotators", "objectives"
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SINGULAR: dict[Kind, str] = {
     "families": "family",
@@ -27,6 +29,7 @@ SINGULAR: dict[Kind, str] = {
     "recalibrators": "recalibrator",
     "augmenters": "augmenter",
     "annotators": "annotator",
+    "objectives": "objective",
     "selectors": "selector",
 }
 GROUPS = tuple(f"firstcli.{kind}" for kind in KINDS)
@@ -36,6 +39,7 @@ BASES: dict[Kind, type] = {
     "recalibrators": api.Recalibrator,
     "augmenters": api.Augmenter,
     "annotators": api.Annotator,
+    "objectives": api.Objective,
     "selectors": api.Selector,
 }
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from firstcli.recipe.active import Active
-from firstcli.recipe.sections import Arm, KnowledgeSection, Student, Teacher, Train
+from firstcli.recipe.sections import Arm, KnowledgeSection, Student, Train
+from firstcli.recipe.teacher import Teacher
 
 Conflicts = Iterator[tuple[tuple[int | str, ...], str]]
 

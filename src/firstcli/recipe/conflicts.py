@@ -15,6 +15,7 @@ from firstcli.recipe.references import (
 )
 from firstcli.recipe.sections import (
     PRESETS,
+    RENORMALIZED,
     SAVE_WITHOUT_LORA,
     VALIDATION,
     Arm,
@@ -22,11 +23,11 @@ from firstcli.recipe.sections import (
     MetricsSettings,
     PublishedValues,
     Student,
-    Teacher,
     Train,
     training_of,
 )
 from firstcli.recipe.shift import misfits
+from firstcli.recipe.teacher import Teacher
 from firstcli.runtime.redaction import redacted
 
 _NO_CREDENTIALS = (
@@ -209,6 +210,9 @@ def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
             text = "found 'agreement', but the models explain their answers differently, so their "
             text += "probabilities of answers cannot be compared; leave it out"
             yield (POSTHOC_KEY, "fit"), text
+    if train and arm.span_weights and not train.task.build().has_candidates:
+        text = f"task '{train.task.name}' has no candidates, so nothing says where answers begin"
+        yield ("span_weights",), f"{text}; leave it out"
     if train and arm.recalibrate == "decisive" and not train.task.build().has_candidates:
         yield ("recalibrate",), f"task '{train.task.name}' has no candidates; expected 'all'"
     if student:
@@ -279,8 +283,8 @@ def _conflicts_with_draws(arm: Arm) -> Conflicts:
     if arm.recalibrator and arm.recalibrator.name != "none":
         text = f"'{arm.recalibrator.name}' changes the probabilities of the most likely tokens, but"
         yield ("recalibrator",), f"{text} {drawn}; use 'none'"
-    if arm.objective != "topk-tail":
-        text = f"'{arm.objective}' compares the most likely tokens, but {drawn}"
+    if arm.objective and arm.objective.name != "topk-tail":
+        text = f"'{arm.objective.name}' compares the most likely tokens, but {drawn}"
         yield ("objective",), f"{text}; use 'topk-tail'"
     if arm.top_k is not None:
         yield ("top_k",), f"{drawn}, all of which are learned; leave it out"
@@ -296,7 +300,7 @@ def _conflicts_over_candidates(arm: Arm) -> Conflicts:
     only = "knowledge.over: candidates has probabilities of the answer position alone"
     if arm.recalibrate == "all":
         yield ("recalibrate",), f"{only}; leave it out"
-    if arm.objective == "topk-renormalized":
+    if arm.objective and arm.objective.name == RENORMALIZED:
         text = f"{only}, but this objective compares several tokens at every position"
         yield ("objective",), f"{text}; leave it out"
 

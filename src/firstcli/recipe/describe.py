@@ -164,6 +164,8 @@ def _example(plugin: Plugin, cls: Any, options: Sequence[KeyDescription]) -> str
         content = {"train": {"augment": {"augmenters": [reference]}}}
     elif plugin.kind == "annotators":
         content = {"active": {"annotator": reference}}
+    elif plugin.kind == "objectives":
+        content = {"arms": {"my-arm": {"objective": reference}}}
     elif plugin.kind == "selectors":
         content = {"active": {"selector": reference}}
     else:

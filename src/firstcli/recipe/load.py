@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,25 +10,50 @@ from pydantic import ValidationError
 
 from firstcli import plugins
 from firstcli.errors import UserError, did_you_mean
+from firstcli.recipe.files import read_recipe
+from firstcli.recipe.from_run import StatedMentor, require_no_circle, stated_mentor
 from firstcli.recipe.messages import sentences
 from firstcli.recipe.references import PLUGIN_SECTIONS
-from firstcli.recipe.schema import DEFAULT_ARMS, Recipe
+from firstcli.recipe.schema import Recipe
 from firstcli.recipe.yaml_nodes import Keys, Node, dotted, parse
 
-MAX_BYTES = 1_000_000
 
-
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: Path, overrides: Sequence[str] = (), run_dir: Path | None = None) -> Recipe:
     """Read a recipe and those it extends, apply `key.path=value` overrides, and validate.
+
+    Args:
+        path: the recipe.
+        overrides: what `--set` has given.
+        run_dir: the run folder, if it is not `runs/NAME`.
 
     Raises:
         UserError: one message per mistake.
     """
-    root = _with_overrides(path, overrides)
+    root = _overridden(read_recipe(path), overrides)
+    require_no_circle(root, run_dir)
     try:
         return Recipe.model_validate(root.plain())
     except ValidationError as error:
         raise UserError(*sentences(error, root)) from error
+
+
+def mentor_of(
+    path: Path, overrides: Sequence[str] = (), run_dir: Path | None = None
+) -> StatedMentor | None:
+    """Return what a recipe states under `teacher.from_run`, without validating the rest.
+
+    Args:
+        path: the recipe.
+        overrides: what `--set` has given.
+        run_dir: the run folder, if it is not `runs/NAME`.
+
+    Raises:
+        UserError: a file cannot be read, an override cannot be applied, or a run would be its own
+            teacher.
+    """
+    root = _overridden(read_recipe(path), overrides)
+    require_no_circle(root, run_dir)
+    return stated_mentor(root)
 
 
 def arm_names(path: Path, overrides: Sequence[str] = ()) -> list[str]:
@@ -39,79 +62,8 @@ def arm_names(path: Path, overrides: Sequence[str] = ()) -> list[str]:
     Raises:
         UserError: the file cannot be read, or an override cannot be applied.
     """
-    sections = _with_overrides(path, overrides).children
+    sections = _overridden(read_recipe(path), overrides).children
     return [*(["teacher"] if "teacher" in sections else []), *sections["arms"].children]
-
-
-def _with_overrides(path: Path, overrides: Sequence[str]) -> Node:
-    root = _read_merged(path)
-    if "arms" not in root.children:  # written out, so that `--set arms.first...` can change them
-        arms = parse(json.dumps(DEFAULT_ARMS), root.place, Path.cwd(), root.place)
-        root = Node({**root.children, "arms": arms}, root.place)
-    return _overridden(root, overrides)
-
-
-def _text_of(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; `first init` lists recipes to start from") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: this is a folder, expected a recipe file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(data) > MAX_BYTES:
-        raise UserError(f"{path}: larger than {MAX_BYTES} bytes; this is not a recipe")
-    if b"\0" in data:
-        raise UserError(f"{path}: this is a binary file, expected a recipe in YAML")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: not UTF-8 text; save the recipe as UTF-8") from error
-
-
-def _read_merged(path: Path, extended_by: tuple[Path, ...] = ()) -> Node:
-    """Return the root node of a recipe file, merged over the recipe that it extends.
-
-    Mappings are merged key by key; lists and scalars replace the inherited value. An empty value
-    (`key:` or `key: null`) removes the inherited key, which restores its default.
-    """
-    root = parse(_text_of(path), str(path), path.absolute().parent)
-    if root.value is None:
-        raise UserError(f"{path}: empty; `first init` lists recipes to start from")
-    if not isinstance(root.value, dict):
-        raise UserError(
-            f"{path}: found {'a list' if isinstance(root.value, list) else 'bare text'}, "
-            "expected keys such as 'name:' and 'train:'"
-        )
-    if "extends" not in root.value:
-        return Node(root.value, str(path))
-    extends = root.value["extends"]
-    if not isinstance(extends.value, str):
-        raise UserError(f"{extends.place}: extends: expected the path of another recipe")
-    parent = Path(os.path.normpath(path.parent / Path(extends.value)))
-    chain = (*extended_by, path)
-    if parent.resolve() in [file.resolve() for file in chain]:
-        circle = " -> ".join(str(file) for file in (*chain, parent))
-        raise UserError(f"{extends.place}: extends: recipes extend each other: {circle}")
-    if not parent.is_file():
-        raise UserError(f"{extends.place}: extends: no such file: {parent}")
-    own = {key: child for key, child in root.value.items() if key != "extends"}
-    return _merged(_read_merged(parent, chain), Node(own, str(path)))
-
-
-def _merged(inherited: Node | None, own: Node) -> Node:
-    if inherited is None or not (isinstance(inherited.value, dict) and isinstance(own.value, dict)):
-        return own
-    children = dict(inherited.value)
-    for key, child in own.value.items():
-        if child.value is None and key in children:
-            del children[key]
-        else:
-            children[key] = _merged(children.get(key), child)
-    return Node(children, own.place)
 
 
 def _overridden(root: Node, overrides: Sequence[str]) -> Node:
@@ -184,6 +136,11 @@ def schema() -> dict[str, Any]:
         name["anyOf"] = [{"enum": names}, {"type": name.pop("type")}]
     arms = recipe["properties"]["arms"]
     arms["additionalProperties"] = {"anyOf": [arms["additionalProperties"], {"type": "null"}]}
+    objective = definitions["Arm"]["properties"]["objective"]
+    names = definitions["ObjectiveRef"]["properties"]["name"]["anyOf"]
+    objective["anyOf"] = [*names, *objective["anyOf"]]  # the name alone
+    from_run = definitions["Teacher"]["properties"]["from_run"]
+    from_run["anyOf"].insert(0, {"type": "string"})  # the run alone
     for section_schema in (recipe, *definitions.values()):
         section_schema.pop("required", None)
     extends = {

@@ -19,13 +19,14 @@ from pydantic import (
     field_serializer,
     field_validator,
     model_serializer,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from firstcli import plugins
 from firstcli.api import DataPath, ExplanationForm, ModelFamily, PluginOptions, Task
 from firstcli.errors import UserError
-from firstcli.plugins import annotators, calls, selectors
+from firstcli.plugins import annotators, calls, objectives, selectors
 from firstcli.plugins.annotators import CheckedAnnotator
 
 _FOLDER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
@@ -278,6 +279,31 @@ class SelectorRef(PluginRef):
         return selectors.selector(self.name, self.options)
 
 
+class ObjectiveRef(PluginRef):
+    """An objective: what students minimise; its name alone stands for it without options."""
+
+    kind = "objectives"
+
+    def build(self) -> objectives.CheckedObjective:
+        """Return a new objective with its options."""
+        return objectives.objective(self.name, self.options)
+
+    @property
+    def title(self) -> str:
+        """The name, and the options that the recipe states."""
+        return ", ".join([self.name, *(f"{key} {value}" for key, value in self.given.items())])
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_name(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_serializer(mode="wrap")
+    def _as_a_name(self, handler: SerializerFunctionWrapHandler) -> Any:
+        """Return the name alone without options, as recipes have always stated it."""
+        return handler(self) if self.given else self.name
+
+
 POSTHOC_KEY = "posthoc"
 """Recipe key of the post-hoc recalibrator, in an arm or in `teacher`."""
 
@@ -381,7 +407,7 @@ PLUGIN_SECTIONS: dict[str, type[PluginSection]] = {
     section.__name__: section
     for section in (
         *(TaskRef, RecalibratorRef, PosthocRef, ModelSection, AugmenterRef),
-        *(SelectorRef, AnnotatorRef),
+        *(SelectorRef, AnnotatorRef, ObjectiveRef),
     )
 }
 """Sections that name a plugin, by their title in the JSON schema."""

@@ -18,6 +18,7 @@ from firstcli.errors import UserError, shortened
 from firstcli.recipe.active import Active
 from firstcli.recipe.conflicts import conflicts
 from firstcli.recipe.evaluations import Evaluation
+from firstcli.recipe.files import DEFAULT_ARMS
 from firstcli.recipe.references import (
     ArmName,
     FolderName,
@@ -25,6 +26,7 @@ from firstcli.recipe.references import (
     TaskRef,
     mistake,
 )
+from firstcli.recipe.run_folders import default_folder
 from firstcli.recipe.sections import (
     TEST,
     VALIDATION,
@@ -34,11 +36,9 @@ from firstcli.recipe.sections import (
     MetricsSettings,
     PublishedValues,
     Student,
-    Teacher,
     Train,
 )
-
-DEFAULT_ARMS = {"first": {"recalibrator": {"name": "temperature-scaling"}}}
+from firstcli.recipe.teacher import Teacher
 
 
 class Recipe(RecipeSection):
@@ -81,7 +81,7 @@ class Recipe(RecipeSection):
     @property
     def run_folder(self) -> Path:
         """The folder of the run, unless `--run-dir` names a different one."""
-        return Path("runs") / self.name
+        return default_folder(self.name)
 
     @property
     def answers_only(self) -> bool:

@@ -21,6 +21,7 @@ from firstcli.recipe.references import (
     AnnotatorRef,
     AugmenterRef,
     ModelSection,
+    ObjectiveRef,
     PosthocRef,
     RecalibratorRef,
     RecipeSection,
@@ -34,6 +35,8 @@ TEST = "test"
 """The split that is evaluated by default."""
 VALIDATION = "validation"
 """Reserved name of the evaluation on the questions that are held out of the training split."""
+RENORMALIZED = "topk-renormalized"
+"""The objective for which `mass` has no meaning."""
 SAVE_WITHOUT_LORA = "has no effect without 'lora'; leave it out, or add `lora: {}`"
 
 
@@ -234,22 +237,6 @@ class MetricsSettings(RecipeSection):
         return f"confidence: {self.confidence}, scored: {self.candidates}, {self.bins} bins"
 
 
-class Teacher(RecipeSection):
-    """The teacher: the model whose probabilities the students learn."""
-
-    model: ModelSection
-    """The teacher's family and initial weights."""
-    finetune: Finetuning | None = None
-    """How the teacher is fine-tuned on the training part. Leave it out if the checkpoint is already
-    fine-tuned."""
-    posthoc: PosthocRef | None = None
-    """Also evaluate the teacher with a post-hoc recalibrator, as `teacher + T`."""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(strict=False)] = ()
-    """Fine-tune a teacher with each of these seeds, for arms that learn a mean (`teachers`). The
-    first is the teacher that is evaluated and that other arms learn from. Default: one, with
-    `seed`."""
-
-
 class Student(RecipeSection):
     """The student: the model that every arm trains."""
 
@@ -350,6 +337,18 @@ PRESETS: dict[str, dict[str, Any]] = {
 """The keys of arms that `preset` stands for."""
 
 
+class SpanWeights(RecipeSection):
+    """What the loss of a token is multiplied with, by the part of the response that it is in.
+
+    The loss is then the weighted mean over all supervised tokens.
+    """
+
+    explanation: float = Field(default=1.0, gt=0)
+    """Weight of the tokens before the answer position, such as the steps of an explanation."""
+    answer: float = Field(default=1.0, gt=0)
+    """Weight of the tokens from the answer position on."""
+
+
 class Arm(RecipeSection):
     """One way to train a student.
 
@@ -366,13 +365,15 @@ class Arm(RecipeSection):
     (`labels`)."""
     recalibrator: RecalibratorRef | None = Field(default=None, validate_default=True)
     """The recalibrator of the teacher's probabilities. Default: `none`."""
-    objective: Literal["topk-tail", "topk-renormalized", "hard-gate"] | None = Field(
-        default=None, validate_default=True
-    )
-    """The loss (paper, Eq. 5). `topk-tail` (default) uses the student's probabilities from the full
-    softmax; `topk-renormalized` renormalises both sides over the k tokens; `hard-gate` (arXiv
-    2210.12427) learns the label, -log q, at each position where the student is less sure of the
-    true token than the recalibrated teacher, and is `topk-tail` elsewhere."""
+    objective: ObjectiveRef | None = Field(default=None, validate_default=True)
+    """The loss (paper, Eq. 5): a name, or `{name: ..., options: ...}`. `topk-tail` (default) uses
+    the student's probabilities from the full softmax; `topk-renormalized` renormalises both sides
+    over the k tokens; `hard-gate` (arXiv 2210.12427) learns the label, -log q, at each position
+    where the student is less sure of the true token than the recalibrated teacher, and is
+    `topk-tail` elsewhere; `dac-kl` (after arXiv 2407.10068) is `topk-tail` over the likeliest
+    tokens alone, as many as a position needs."""
+    span_weights: SpanWeights | None = None
+    """How much the explanation and the answer of a response count. Default: all tokens the same."""
     mass: MassMode | None = Field(default=None, validate_default=True)
     """Target sum of the k probabilities: the teacher's sum (`teacher`, default), or 1 (`one`, the
     paper's choice)."""
@@ -430,13 +431,14 @@ class Arm(RecipeSection):
         return learn
 
     @field_validator(
-        *("recalibrator", "objective", "mass", "recalibrate", "top_k", "out_of_fold", "teachers"),
+        *("recalibrator", "objective", "span_weights", "mass", "recalibrate", "top_k"),
+        *("out_of_fold", "teachers"),
         mode="before",
     )
     @classmethod
     def _applicable_or_default(cls, value: object, info: ValidationInfo) -> object:
         learn, objective = info.data.get("learn"), info.data.get("objective")
-        renormalized = info.field_name == "mass" and objective == "topk-renormalized"
+        renormalized = info.field_name == "mass" and getattr(objective, "name", "") == RENORMALIZED
         if value is not None and learn == "labels":
             raise mistake("has no effect with 'learn: labels'; leave it out")
         if value is not None and renormalized:
@@ -454,7 +456,7 @@ class Arm(RecipeSection):
         """
         values: dict[str, Any] = handler(self)
         values.pop("preset", None)
-        if self.objective == "topk-renormalized":
+        if self.objective and self.objective.name == RENORMALIZED:
             values.pop("mass", None)
         return values
 

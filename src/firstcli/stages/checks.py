@@ -365,10 +365,22 @@ _CHATS = {
 def _warn_of_seen_rows(run: Run) -> None:
     is_unseen = getattr(run.recipe.train.task.options, "unseen", False)
     if run.recipe.teacher and run.recipe.teacher.finetune is None and not is_unseen:
+        if _mentor_has_not_seen_them(run):
+            return
         run.console.warn(
             "teacher: it is not fine-tuned in this run and may have seen the validation samples; a "
             "recalibrator fitted on samples that it has seen leaves it over-confident"
         )
+
+
+def _mentor_has_not_seen_them(run: Run) -> bool:
+    """Return whether the teacher is a student of a run that held out the same samples."""
+    from firstcli.workspace.artifacts import Artifact
+
+    source = run.recipe.teacher.from_run if run.recipe.teacher else None
+    manifest = Artifact(source.student, True).written() if source else None
+    held_out = manifest.inputs.get("validation samples") if manifest else None
+    return held_out == run.part_content("validation")
 
 
 def _warn_of_unpinned_checkpoints(run: Run) -> None:

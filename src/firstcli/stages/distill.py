@@ -70,7 +70,7 @@ class Distill(TrainingStage):
         parts = learned_parts(run.recipe, run.recipe.arms[unit.arm])
         if "unlabelled" in parts:
             inputs = {**inputs, "unlabelled samples": run.part_content("unlabelled")}
-        names = ("recalibrator", "mass", "objective", "recalibrate", "top_k")
+        names = ("recalibrator", "mass", "objective", "span_weights", "recalibrate", "top_k")
         return {**inputs, **fingerprints.arm_fields(run.recipe, unit.arm, names)}
 
     def checks_of(self, run: Run, unit: Unit) -> Iterable[SharedCheck]:
@@ -131,7 +131,7 @@ class Distill(TrainingStage):
             )
             swaps = targets.rank_swaps()
             facts = train_model.train(
-                run, unit, folder, title, arm.objective or "topk-tail", targets
+                run, unit, folder, title, train_model.objective_of(arm), targets
             )
             facts = replace(facts, rank_swaps=swaps or None)
             if run.recipe.knowledge.draws is not None:  # nothing is outside what was drawn
@@ -172,7 +172,7 @@ def _without_label(run: Run, arm: Arm) -> frozenset[str]:
     """
     from firstcli.stages import inputs
 
-    if arm.objective != "hard-gate":
+    if arm.objective is None or not arm.objective.plugin.needs_labels:
         return frozenset()
     parts = [p for p in learned_parts(run.recipe, arm) if p in ("unlabelled", "copies")]
     return frozenset(row.id for part in parts for row in inputs.student_rows(run, part))

@@ -20,7 +20,7 @@ from firstcli.workspace.units import Part, Role, Unit, learns_copies
 if TYPE_CHECKING:
     from firstcli.api import Dtype
     from firstcli.recipe.evaluations import GenerationSettings
-    from firstcli.recipe.references import ModelSection, PluginRef
+    from firstcli.recipe.references import ModelSection, ObjectiveRef, PluginRef
     from firstcli.recipe.schema import Recipe
     from firstcli.workspace.run import Run
 
@@ -30,6 +30,8 @@ NOT_FOR_TRAINING = (*NOT_FOR_INFERENCE, "dtype")
 """Model options that change no training: `dtype` is for inference."""
 SOURCE_OF = "source of the plugin of"
 """Beginning of the inputs that are digests of third-party plugins' code."""
+FIRST_FORMAT = "firstcli, format 1"
+"""Identity of a built-in plugin whose results have never changed."""
 
 Inputs = dict[str, object]
 
@@ -232,9 +234,12 @@ def training_data(run: Run) -> Inputs:
 
 
 def arm_fields(recipe: Recipe, name: str, fields: Iterable[str]) -> Inputs:
-    """Return some fields of an arm, its recalibrator with effective options and identity."""
+    """Return some fields of an arm, its plugins with effective options and identity."""
     arm = recipe.arms[name]
-    inputs = flat(f"arms.{name}", arm.model_dump(include=set(fields) - {"recalibrator"}))
+    plugins = {"recalibrator", "objective"}
+    inputs = flat(f"arms.{name}", arm.model_dump(include=set(fields) - plugins))
+    if arm.objective and "objective" in fields:
+        inputs |= _objective(f"arms.{name}.objective", arm.objective)
     if arm.averages:  # `first` is the default
         inputs[f"arms.{name}.teachers"] = arm.teachers
     if arm.recalibrator:
@@ -247,6 +252,14 @@ def arm_fields(recipe: Recipe, name: str, fields: Iterable[str]) -> Inputs:
 def plugin(prefix: str, ref: PluginRef) -> Inputs:
     """Return a plugin's name, effective options and identity."""
     return {f"{prefix}.name": ref.name} | _options(prefix, ref)
+
+
+def _objective(prefix: str, ref: ObjectiveRef) -> Inputs:
+    """Return an objective; a built-in one in its first format as before it was a plugin."""
+    inputs = {prefix: ref.name} | _options(prefix, ref)
+    if ref.identity == FIRST_FORMAT:
+        inputs.pop(f"plugin of {prefix}")
+    return inputs
 
 
 def _options(prefix: str, ref: PluginRef | ModelSection, without: tuple[str, ...] = ()) -> Inputs:
@@ -386,6 +399,8 @@ def _references(recipe: Recipe) -> Iterator[tuple[str, PluginRef | ModelSection]
     for name, arm in recipe.arms.items():
         if arm.recalibrator:
             yield f"arms.{name}.recalibrator", arm.recalibrator
+        if arm.objective:
+            yield f"arms.{name}.objective", arm.objective
         if arm.posthoc:
             yield from _posthoc(f"arms.{name}.{POSTHOC_KEY}", arm.posthoc)
 

@@ -340,7 +340,11 @@ def _arm_facts(run: Run, name: str, arm: Arm) -> ArmFacts:
     fixed = options.pop("temperature", None)
     kind = [arm.recalibrator.name, *(f"{key} {value}" for key, value in options.items())]
     defaults = type(arm)()
-    for key in ("objective", "mass", "recalibrate", "out_of_fold", "teachers"):
+    if arm.objective != defaults.objective and arm.objective:
+        kind.append(f"objective {arm.objective.title}")
+    if spans := arm.span_weights:
+        kind.append(f"answer weighs {spans.answer / spans.explanation:g} times its explanation")
+    for key in ("mass", "recalibrate", "out_of_fold", "teachers"):
         if (value := getattr(arm, key)) != getattr(defaults, key):
             kind.append(f"{key.replace('_', ' ')} {value}")
     kind += ["with copies"] if arm.augment else []

@@ -15,7 +15,8 @@ from firstcli.checkpoints.quantization import untrainable_method
 from firstcli.errors import UserError
 from firstcli.models import inference, memory
 from firstcli.models.batching import free_memory, is_out_of_memory
-from firstcli.recipe.sections import training_section
+from firstcli.plugins.objectives import CheckedObjective
+from firstcli.recipe.sections import Arm, training_section
 from firstcli.runtime import distributed
 from firstcli.runtime.console import size
 from firstcli.stages import inputs, role_models, training_memory, training_weights
@@ -210,12 +211,21 @@ def _require_memory(run: Run, unit: Unit, args: TrainingArguments) -> MemoryEsti
     return need
 
 
+def objective_of(arm: Arm) -> trainer.Objective | CheckedObjective:
+    """Return what trains an arm: the name of an objective with fused sums, or a plugin."""
+    assert arm.objective  # a knowledge arm has one
+    name = arm.objective.name
+    if arm.span_weights is None and name in trainer.FUSED:
+        return name
+    return arm.objective.build()
+
+
 def train(
     run: Run,
     unit: Unit,
     folder: Path,
     title: str,
-    objective: trainer.Objective = "labels",
+    objective: trainer.Objective | CheckedObjective = "labels",
     soft_targets: SoftTargetSource | None = None,
 ) -> TrainingFacts:
     """Train a unit's model and save it in a folder, with its log.

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from firstcli.errors import UserError
-from firstcli.recipe.sections import Arm, training_of
+from firstcli.recipe.sections import RENORMALIZED, Arm, training_of
 from firstcli.runtime.redaction import without_folders, without_secrets
 from firstcli.stages.base import TrainingFacts
 from firstcli.student.usage import StoredEstimate, Usage
@@ -454,8 +454,10 @@ def _source_of_targets(run: Run, arm: Arm) -> str:
     top_k = arm.top_k or run.recipe.knowledge.top_k
     outcome = "candidate" if run.recipe.knowledge.over_candidates else "token"
     gate = ""
-    if arm.objective == "hard-gate":
+    if arm.objective and arm.objective.name == "hard-gate":
         gate = ", and the label where it is less sure of it than these"
+    elif arm.objective and arm.objective.name not in ("topk-tail", RENORMALIZED):
+        gate = f", with the objective `{arm.objective.title}`"
     each = "each " * (arm.teachers == "recalibrated-mean")
     return (
         f"the top {top_k} {outcome} probabilities of {source}{unseen}"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from firstcli.errors import UserError, did_you_mean
+from firstcli.recipe.run_folders import recommended
 from firstcli.student.usage import FILE, read_usage
 from firstcli.workspace.units import STUDENTS, split_title
-
-DECISION = Path("report/decision.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +120,10 @@ def _of_arm(run: Path, students: dict[str, Path], arm: str) -> Path:
 
 def _recommended(run: Path) -> Choice | None:
     """Return the student that the report recommends, if it does and the folder exists."""
-    try:
-        ship = json.loads((run / DECISION).read_text("utf-8"))["ship"]
-        name, posthoc = Path(str(ship["folder"])).name, bool(ship["posthoc"])
-    except (OSError, ValueError, KeyError, TypeError):
+    if (best := recommended(run)) is None:
         return None
+    name = best.name
     folder = run / name if name == "teacher" else run / STUDENTS / name
     if not (folder / FILE).is_file():
         return None
-    return Choice(folder, raw=not posthoc)
+    return Choice(folder, raw=not best.posthoc)

@@ -13,6 +13,7 @@ from firstcli.api import FitInputs
 from firstcli.testing.annotators import check_annotator, simulated_items
 from firstcli.testing.augmenters import check_augmenter, check_augmenter_on, simulated_prompts
 from firstcli.testing.families import check_family
+from firstcli.testing.objectives import check_objective, simulated_positions
 from firstcli.testing.recalibrators import check_recalibrator, overconfident_teacher
 from firstcli.testing.selectors import check_selector, simulated_pool
 from firstcli.testing.tasks import check_task
@@ -23,11 +24,13 @@ __all__ = [
     "check_augmenter",
     "check_augmenter_on",
     "check_family",
+    "check_objective",
     "check_recalibrator",
     "check_selector",
     "check_task",
     "overconfident_teacher",
     "simulated_items",
     "simulated_pool",
+    "simulated_positions",
     "simulated_prompts",
 ]

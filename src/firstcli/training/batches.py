@@ -146,6 +146,8 @@ class TrainingBatches(Dataset[dict[str, Tensor]]):
             batch["teacher_mass"] = torch.from_numpy(soft.teacher_mass)  # (N,)
             if soft.is_label is not None:
                 batch["is_label"] = torch.from_numpy(soft.is_label)  # (N, k)
+            if soft.weights is not None:
+                batch["weights"] = torch.from_numpy(soft.weights)  # (N,)
         return batch
 
     __getitems__ = __getitem__  # which a DataLoader with a batch sampler calls

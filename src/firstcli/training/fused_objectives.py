@@ -12,28 +12,36 @@ s the softmax over the other tokens alone. The gradients with respect to the log
     topk-renormalized    M q / Q - p^    in K,    0                       outside
     labels               topk-tail with the true token as K, p^ = 1, t = 0
     hard-gate            topk-tail, where a label is learned with p^ = 1 for it and t = 0
+    a plugin             g - G q         in K,    (g_rest - G (1 - Q)) s  outside
 
-where 1 - Q is the sum over the other tokens, never a difference.
+where 1 - Q is the sum over the other tokens, never a difference. g (k) and g_rest are the gradients
+of a plugin's loss with respect to the log-probabilities of K and of all other tokens, which
+autograd computes from these alone, and G is the sum of all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from firstcli.api import StudentView, TargetView
 from firstcli.models import readout
 from firstcli.models.readout import Layer, Logits, Scores
 from firstcli.training import objectives
-from firstcli.training.objectives import StudentView
 
 CHUNK_ROWS = {"cpu": 256}
 """Rows of logits per chunk, by type of device. They take CHUNK_ROWS / D of the weight's memory. A
 chunk reads the weight twice and its gradient once, so small chunks make slow products."""
 
 ACCELERATOR_CHUNK_ROWS = 1024
+
+
+LossesOf = Callable[[StudentView, TargetView], Tensor]
+"""Returns the loss of each position, (N,), as `firstcli.api.Objective.losses` does."""
 
 
 class Sums(NamedTuple):
@@ -63,7 +71,7 @@ def topk_tail(
         with_entropy: whether to sum the student's entropy, which reads all logits once more.
     """
     if isinstance(scores, Layer):
-        return _summed(scores, token_ids, probabilities, tail, None, with_entropy)
+        return _summed(scores, _Targets(token_ids, probabilities, tail), with_entropy)
     student = objectives.student_view(scores.values, token_ids)
     losses = objectives.topk_tail(student, probabilities, tail)
     return _of_logits(losses, student.log_q, scores, with_entropy)
@@ -83,7 +91,7 @@ def hard_gate(
     Args: as for `topk_tail`; `is_label` marks the true token among the k, (N, k).
     """
     if isinstance(scores, Layer):
-        return _summed(scores, token_ids, probabilities, tail, is_label, with_entropy)
+        return _summed(scores, _Targets(token_ids, probabilities, tail, is_label), with_entropy)
     student = objectives.student_view(scores.values, token_ids)
     target, rest, from_label = objectives.gated(student.log_q, probabilities, tail, is_label)
     losses = objectives.topk_tail(student, target, rest)
@@ -99,10 +107,38 @@ def topk_renormalized(
     Args: as for `topk_tail`; `target` is p^ / M, (N, k).
     """
     if isinstance(scores, Layer):
-        return _summed(scores, token_ids, target, None, None, with_entropy)
+        return _summed(scores, _Targets(token_ids, target, None), with_entropy)
     log_q = objectives.student_view(scores.values, token_ids).log_q
     losses = objectives.topk_renormalized(log_q, target)
     return _of_logits(losses, log_q, scores, with_entropy)
+
+
+def of_plugin(
+    scores: Scores,
+    token_ids: Tensor,
+    target: TargetView,
+    losses_of: LossesOf,
+    *,
+    weights: Tensor | None = None,
+    with_entropy: bool = False,
+) -> Sums:
+    """Sum the losses of any objective over all positions.
+
+    Args:
+        scores: the student's output at N positions.
+        token_ids: the teacher's k tokens, (N, k).
+        target: what is taught.
+        losses_of: the objective.
+        weights: what the loss of each position is multiplied with, (N,); default: 1.
+        with_entropy: whether to sum the student's entropy, which reads all logits once more.
+    """
+    probabilities, tail, is_label = target
+    targets = _Targets(token_ids, probabilities, tail, is_label, weights, losses_of)
+    if isinstance(scores, Layer):
+        return _summed(scores, targets, with_entropy)
+    student = objectives.student_view(scores.values, token_ids)
+    losses = targets.losses(student)
+    return _of_logits(losses, student.log_q, scores, with_entropy)
 
 
 def labels(scores: Scores, targets: Tensor, *, with_entropy: bool = False) -> Sums:
@@ -110,7 +146,7 @@ def labels(scores: Scores, targets: Tensor, *, with_entropy: bool = False) -> Su
     if isinstance(scores, Layer):
         certain = torch.ones(len(targets), 1, device=targets.device)
         tail = torch.zeros_like(certain[:, 0])
-        return _summed(scores, targets[:, None], certain, tail, None, with_entropy)
+        return _summed(scores, _Targets(targets[:, None], certain, tail), with_entropy)
     losses = objectives.labels(scores.values, targets)
     return _of_logits(losses, -losses, scores, with_entropy)
 
@@ -124,22 +160,14 @@ def _of_logits(losses: Tensor, log_q: Tensor, scores: Logits, with_entropy: bool
     return Sums(losses.sum(), log_q.detach().exp().sum(), entropy, none)
 
 
-def _summed(
-    layer: Layer,
-    token_ids: Tensor,
-    probabilities: Tensor,
-    tail: Tensor | None,
-    is_label: Tensor | None,
-    with_entropy: bool,
-) -> Sums:
+def _summed(layer: Layer, targets: _Targets, with_entropy: bool) -> Sums:
     apply: Any = _Summed.apply
     operands = (layer.hidden, layer.weight, layer.bias)
-    flags = (torch.is_grad_enabled(), with_entropy)
-    return Sums(*apply(*operands, token_ids, probabilities, tail, is_label, *flags))
+    return Sums(*apply(*operands, targets, torch.is_grad_enabled(), with_entropy))
 
 
 class _Summed(torch.autograd.Function):
-    """`topk-tail`; `topk-renormalized` if the tail is None; `hard-gate` if there are labels."""
+    """The objective that the targets stand for; see `_Targets`."""
 
     @staticmethod
     def forward(
@@ -147,10 +175,7 @@ class _Summed(torch.autograd.Function):
         hidden: Tensor,  # (N, D)
         weight: Tensor,  # (V, D)
         bias: Tensor | None,  # (V,)
-        token_ids: Tensor,  # (N, k)
-        probabilities: Tensor,  # (N, k)
-        tail: Tensor | None,  # (N,)
-        is_label: Tensor | None,  # (N, k)
+        targets: _Targets,
         recording: bool,
         with_entropy: bool,
     ) -> tuple[Tensor, ...]:
@@ -158,7 +183,6 @@ class _Summed(torch.autograd.Function):
         needed = [recording and needs_grad for needs_grad in ctx.needs_input_grad[:3]]
         # Autocast determines the dtype of the operands, but not of anything computed from them.
         with torch.autocast(hidden.device.type, enabled=False):
-            targets = _Targets(token_ids, probabilities, tail, is_label)
             gradients, (losses, *others) = _sums_and_gradients(layer, needed, targets, with_entropy)
         ctx.dtypes = (hidden.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype)
         ctx.save_for_backward(*gradients.kept(ctx.dtypes))
@@ -174,23 +198,50 @@ class _Summed(torch.autograd.Function):
             None if gradient is None else gradient.mul_(scale).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return (*scaled, None, None, None, None, None, None)
+        return (*scaled, None, None, None)
 
 
 class _Targets(NamedTuple):
-    """What is learned at N positions, as the arguments of `_Summed.forward`."""
+    """What is learned at N positions, none of which has a gradient.
 
-    token_ids: Tensor
-    probabilities: Tensor
-    tail: Tensor | None
-    is_label: Tensor | None
+    The objective is `topk-tail`; `topk-renormalized` if the tail is None; a plugin's if there is
+    one, and else `hard-gate` if there are labels.
+    """
+
+    token_ids: Tensor  # (N, k)
+    probabilities: Tensor  # (N, k)
+    tail: Tensor | None  # (N,)
+    is_label: Tensor | None = None  # (N, k)
+    weights: Tensor | None = None  # (N,) with which a plugin's losses are multiplied
+    losses_of: LossesOf | None = None  # a plugin's losses
+
+    def rows(self, chunk: slice, probabilities: Tensor) -> _Targets:
+        """Return the positions of a chunk, whose probabilities are given in the wanted dtype."""
+        tail, is_label, weights = (
+            None if part is None else part[chunk]
+            for part in (self.tail, self.is_label, self.weights)
+        )
+        dtype = probabilities.dtype
+        return self._replace(
+            token_ids=self.token_ids[chunk],
+            probabilities=probabilities,
+            tail=None if tail is None else tail.to(dtype),
+            is_label=is_label,
+            weights=None if weights is None else weights.to(dtype),
+        )
+
+    def losses(self, student: StudentView) -> Tensor:
+        """Return the plugin's weighted losses, (N,)."""
+        assert self.losses_of is not None and self.tail is not None
+        losses = self.losses_of(student, TargetView(self.probabilities, self.tail, self.is_label))
+        return losses if self.weights is None else losses * self.weights
 
 
 def _sums_and_gradients(
     layer: Layer, needed: list[bool], targets: _Targets, with_entropy: bool
 ) -> tuple[_Gradients, tuple[Tensor, ...]]:
     """Return gradients, and the four values of `Sums` of each position, (N,), chunk by chunk."""
-    token_ids, probabilities, tail, is_label = targets
+    token_ids, probabilities, tail, is_label, _, losses_of = targets
     gradients = _Gradients(layer, needed)
     losses = layer.hidden.new_zeros(len(probabilities), dtype=gradients.wide)
     masses, entropies, from_label = (torch.zeros_like(losses) for _ in range(3))
@@ -204,7 +255,11 @@ def _sums_and_gradients(
         masses[chunk] = student.log_q.exp().sum(-1)
         if with_entropy:
             entropies[chunk] = _entropy(logits, total, student)
-        if tail is None:
+        if losses_of is not None:
+            losses[chunk], slope = _plugin_losses(student, targets.rows(chunk, p))
+            if gradients.any_needed:
+                gradients.add(chunk, _of_view_(logits, total, student, ids, slope))
+        elif tail is None:
             losses[chunk] = objectives.topk_renormalized(scores, p)
             gradients.add_sparse(chunk, ids, _in_k(torch.log_softmax(scores, -1), p, p.sum(-1)))
         else:
@@ -215,6 +270,35 @@ def _sums_and_gradients(
             if gradients.any_needed:
                 gradients.add(chunk, _topk_tail_(logits, total, student, ids, p, t))
     return gradients, (losses, masses, entropies, from_label)
+
+
+def _plugin_losses(student: StudentView, targets: _Targets) -> tuple[Tensor, StudentView]:
+    """Return a plugin's losses, (R,), and the gradients of their sum."""
+    with torch.enable_grad():
+        leaves = StudentView(*(part.detach().requires_grad_() for part in student))
+        losses = targets.losses(leaves)
+        slopes = torch.autograd.grad(losses.sum(), leaves, materialize_grads=True)
+    is_empty = student.log_rest == -torch.inf  # the probability of no token has no gradient
+    return losses.detach(), StudentView(slopes[0], slopes[1].masked_fill(is_empty, 0.0))
+
+
+def _of_view_(
+    others: Tensor, total: Tensor, student: StudentView, ids: Tensor, slope: StudentView
+) -> Tensor:
+    """Turn exponentials (R, V) of the other tokens, which sum to `total`, into the gradient.
+
+    Args:
+        others: exponentials of the other tokens, 0 at the k tokens.
+        total: their sums, (R,).
+        student: the student at R positions.
+        ids: the k tokens, (R, k).
+        slope: the gradients with respect to both parts of `student`.
+    """
+    sum_of_slopes = slope.log_q.sum(-1) + slope.log_rest  # (R,)
+    outside = slope.log_rest - sum_of_slopes * student.log_rest.exp()
+    share = torch.where(total > 0, outside / total, 0.0)
+    inside = slope.log_q - sum_of_slopes[:, None] * student.log_q.exp()
+    return others.mul_(share[:, None]).scatter_(-1, ids, inside)
 
 
 def _entropy(others: Tensor, total: Tensor, student: StudentView) -> Tensor:

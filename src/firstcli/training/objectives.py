@@ -7,6 +7,7 @@ probabilities of the same tokens and Q is their sum. Both softmaxes run over the
     topk-renormalized   sum (p^/M) log((p^/M) / (q/Q))
     labels              -log q(true token)
     hard-gate           labels where q(true token) < p^(true token), else topk-tail
+    dac-kl              topk-tail over the H likeliest of the k tokens alone
 
 `topk-tail` is the KL divergence between (k + 1)-outcome coarse-grainings; with M = 1 it is Eq. 5 of
 FIRST (arXiv 2408.12168) on the student's unnormalised top-k probabilities. Logits are float32.
@@ -15,21 +16,25 @@ FIRST (arXiv 2408.12168) on the student's unnormalised top-k probabilities. Logi
 teacher gauges the student's confidence in the true token. A student that is less sure of it learns
 the label, and one that is as sure or surer learns the teacher's probabilities. The gate has no
 gradient. A true token outside the k tokens has an unknown p^, which counts as 0.
+
+`dac-kl` learns only where the teacher's distribution is dense, in the spirit of the adaptive
+clipping of Liu et al. (2024, arXiv 2407.10068). H is the smallest number of the likeliest tokens
+whose p^ sum to the threshold; if all k do not, it is k. The other tokens join the rest:
+
+    dac-kl              sum over H of p^ log(p^ / q) + (1 - P_H) log((1 - P_H) / (1 - Q_H))
+
+There, a small network predicts which quantiles of the distribution are kept, at each position, and
+is trained with the student. Here, the threshold is fixed and adapts to a position by H alone. The
+rest is one outcome instead of being left out, because a distribution over one token teaches
+nothing. The paper's further loss, between the neighbouring tokens of a span, is left out.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-
-class StudentView(NamedTuple):
-    """What the objectives need from the student at N positions."""
-
-    log_q: Tensor  # (N, k) log-probabilities of the teacher's k tokens
-    log_rest: Tensor  # (N,) log of the probability of all other tokens; -inf if there are none
+from firstcli.api import StudentView
 
 
 def student_view(logits: Tensor, token_ids: Tensor) -> StudentView:
@@ -96,3 +101,38 @@ def gated(
 def labels(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy with hard labels, (N,)."""
     return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+
+
+def clipped(
+    student: StudentView, probabilities: Tensor, tail: Tensor, threshold: float
+) -> tuple[StudentView, Tensor, Tensor]:
+    """Let all but the likeliest of the k tokens join the rest, for the objective `dac-kl`.
+
+    `topk_tail` of the result is that objective. The order of the k tokens does not matter; of
+    equally likely ones, the first are kept.
+
+    Args:
+        student: the student at N positions.
+        probabilities: p^, (N, k).
+        tail: 1 - M, (N,).
+        threshold: what the kept tokens' p^ sum to at least, if the k tokens' do.
+
+    Returns:
+        The student, probabilities (N, k) and tail (N,), as if the other tokens were not among k.
+    """
+    ranked, order = probabilities.double().sort(stable=True, dim=-1, descending=True)
+    is_needed = ranked.cumsum(-1) - ranked < threshold  # what the tokens before it sum to
+    kept = torch.zeros_like(is_needed).scatter(-1, order, is_needed)
+    none = torch.zeros((), dtype=student.log_q.dtype, device=student.log_q.device)
+    outside = torch.where(kept, -torch.inf, student.log_q)
+    outside = torch.cat([student.log_rest[:, None], outside], -1)
+    # A logsumexp of nothing has no gradient.
+    is_empty = (outside == -torch.inf).all(-1)
+    log_rest = torch.logsumexp(torch.where(is_empty[:, None], none, outside), -1)
+    return (
+        StudentView(
+            torch.where(kept, student.log_q, none), torch.where(is_empty, -torch.inf, log_rest)
+        ),
+        torch.where(kept, probabilities, torch.zeros_like(probabilities)),
+        tail + torch.where(kept, torch.zeros_like(probabilities), probabilities).sum(-1),
+    )

@@ -24,7 +24,7 @@ from firstcli.knowledge.top_k import TopK
 from firstcli.plugins.calls import CheckedRecalibrator, Recalibrated
 from firstcli.recalibration.builtin import NoRecalibration
 from firstcli.recalibration.diagnostics import PositionsMode
-from firstcli.recipe.sections import Arm
+from firstcli.recipe.sections import Arm, SpanWeights
 
 CHUNK_SAMPLES = 1024  # samples whose knowledge is in memory at a time during a full pass
 
@@ -38,8 +38,9 @@ class SoftTargets:
     tail: npt.NDArray[np.float32]  # (N,), 1 - M
     teacher_mass: npt.NDArray[np.float32]  # (N,), P, independent of M
     is_label: BoolArray | None = None
-    """Whether each of the k tokens is the true one, (N, k), for the objective `hard-gate`; all
+    """Whether each of the k tokens is the true one, (N, k), for objectives that need labels; all
     false where a sample has no label."""
+    weights: npt.NDArray[np.float32] | None = None  # (N,) of the positions; None for equal ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,7 +376,9 @@ class SoftTargetBuilder:
             (one, other), ids = self.exchanged, targets.token_ids
             ids = np.where(ids == one, other, np.where(ids == other, one, ids)).astype(np.int32)
             targets = replace(targets, token_ids=ids)
-        if self.arm.objective != "hard-gate":
+        if self.arm.span_weights is not None:
+            targets = replace(targets, weights=_span_weights(self.arm.span_weights, samples))
+        if self.arm.objective is None or not self.arm.objective.plugin.needs_labels:
             return targets
         has_label = np.array([id not in self.without_label for id in positions.sample_ids], bool)
         is_label = has_label[:, None] & (targets.token_ids == positions.targets[:, None])
@@ -409,6 +412,19 @@ class SoftTargetBuilder:
                 swapped += int((target[:, 1:] > target[:, :1]).any(axis=1).sum())
                 count += len(target)
         return swapped / max(count, 1)
+
+
+def _span_weights(
+    weights: SpanWeights, samples: Sequence[EncodedSample]
+) -> npt.NDArray[np.float32]:
+    """Return the weight of each supervised position, (N,): the answer begins where it decides."""
+
+    def of(sample: EncodedSample) -> npt.NDArray[np.bool_]:
+        first = len(sample.input_ids) if sample.answer_position is None else sample.answer_position
+        return np.asarray(sample.positions >= first)
+
+    is_answer = np.concatenate([of(sample) for sample in samples])
+    return np.where(is_answer, weights.answer, weights.explanation).astype(np.float32)
 
 
 def recalibrator_for(arm: Arm, artifact: Path) -> CheckedRecalibrator:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -30,11 +30,13 @@ from transformers import (
     TrainingArguments,
 )
 
+from firstcli.api import TargetView
 from firstcli.checkpoints import placement
 from firstcli.data.encoded import counts_of, lengths_of
 from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError, shortened
 from firstcli.models import inference, readout
+from firstcli.plugins.objectives import CheckedObjective
 from firstcli.runtime import distributed
 from firstcli.runtime.console import Advance, Console
 from firstcli.runtime.files import write_text
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 Objective = Literal["labels", "topk-tail", "topk-renormalized", "hard-gate"]
+FUSED: tuple[Objective, ...] = get_args(Objective)
+"""The objectives with sums of their own in `fused_objectives`."""
 
 UNLOGGED = "unlogged-{rank}.json"
 """In a checkpoint: what a process has summed since the last log, which the next log reports."""
@@ -53,7 +57,7 @@ UNLOGGED = "unlogged-{rank}.json"
 
 def install_objective(
     model: PreTrainedModel,
-    objective: Objective,
+    objective: Objective | CheckedObjective,
     notify: Callable[[str], None] | None = None,
     *,
     together: bool = False,
@@ -93,6 +97,17 @@ def install_objective(
                     fused_objectives.topk_renormalized(*known, with_entropy=with_entropy)
                 )
             whole = (*known, soft["tail"])
+            if isinstance(objective, CheckedObjective):
+                target = TargetView(*whole[2:], soft.get("is_label"))
+                return torch.stack(
+                    fused_objectives.of_plugin(
+                        *whole[:2],
+                        target,
+                        objective.losses,
+                        weights=soft.get("weights"),
+                        with_entropy=with_entropy,
+                    )
+                )
             if objective == "topk-tail":
                 return torch.stack(fused_objectives.topk_tail(*whole, with_entropy=with_entropy))
             gated = fused_objectives.hard_gate(*whole, soft["is_label"], with_entropy=with_entropy)
@@ -160,10 +175,14 @@ class PositionTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor]:
-        """Collect the micro-batches of one step and count their positions over all processes."""
+        """Collect the micro-batches of one step, and sum up what divides the sum of their losses.
+
+        It is the number of positions over all processes, or the sum of their weights.
+        """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        count = torch.tensor(sum(len(batch["targets"]) for batch in batches), device=device)
-        total: Tensor = self.accelerator.gather(count).sum()
+        weighted = [float(batch["weights"].sum()) for batch in batches if "weights" in batch]
+        count = sum(weighted) if weighted else sum(len(batch["targets"]) for batch in batches)
+        total: Tensor = self.accelerator.gather(torch.tensor(count, device=device)).sum()
         return batches, total
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **kwargs: Any) -> Any:
@@ -368,7 +387,7 @@ def train(
     model: PreTrainedModel | PeftModel,
     samples: Sequence[EncodedSample],
     soft_targets: SoftTargetSource | None,
-    objective: Objective,
+    objective: Objective | CheckedObjective,
     args: TrainingArguments,
     console: Console,
     title: str,

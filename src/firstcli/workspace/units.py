@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from firstcli.errors import UserError, did_you_mean
+from firstcli.recipe import run_folders
 from firstcli.workspace.artifacts import Artifact
 
 if TYPE_CHECKING:
@@ -143,8 +144,7 @@ REWORDINGS_KEY = "respond rewordings"
 """Key of the unit that makes it."""
 KNOWLEDGE = "knowledge"
 """Name of the folder of the teacher's knowledge in a run folder."""
-STUDENTS = "students"
-"""Name of the folder of all students in a run folder."""
+STUDENTS = run_folders.STUDENTS
 _PLUS_T = re.compile(r"\s*\+\s*T$")
 
 

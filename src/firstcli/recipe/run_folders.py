@@ -1,0 +1,39 @@
+"""What other runs and commands read of a run folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+STUDENTS = "students"
+"""Name of the folder of all students."""
+RUN_RECIPE = "recipe.yaml"
+"""The file of the resolved recipe, as run."""
+MANIFEST = "manifest.json"
+"""The file that an artifact's folder has once it is complete."""
+DECISION = Path("report/decision.json")
+"""What the report recommends."""
+
+
+class Recommended(NamedTuple):
+    """The model that a report recommends."""
+
+    name: str
+    """Name of its folder: an arm, `ARM@SEED`, or `teacher`."""
+    posthoc: bool
+    """Whether it is recommended with its post-hoc recalibrator."""
+
+
+def recommended(run: Path) -> Recommended | None:
+    """Return the model that the report of a run recommends, if there is a report and it does."""
+    try:
+        ship = json.loads((run / DECISION).read_text("utf-8"))["ship"]
+        return Recommended(Path(str(ship["folder"])).name, bool(ship["posthoc"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def default_folder(name: str) -> Path:
+    """Return the folder of a run, unless `--run-dir` names a different one."""
+    return Path("runs") / name
