@@ -69,6 +69,8 @@ def _of_data(active: Active, valid: Mapping[str, Any]) -> Conflicts:
                     "on the responses of the training split before they are bought; name another "
                     "split or task",
                 )
+    if train.mixture is not None:
+        yield (), "its rounds have one training task; leave train.mixture out"
     if train.unlabelled is not None:
         yield (), "train.unlabelled has no effect with it; give these questions as active.pool"
     if active.stop and train.validation == 0:

@@ -24,9 +24,10 @@ from firstcli.training import arguments, lora, sharding, tracking, trainer, tria
 from firstcli.training.averaging import Averaging
 from firstcli.training.batches import SoftTargetSource
 from firstcli.training.memory_estimate import MemoryEstimate
+from firstcli.training.mixture import MixturePlan
 from firstcli.workspace.artifacts import CHECKPOINTS
 from firstcli.workspace.run import Run
-from firstcli.workspace.units import Unit, learned_parts, learns_copies
+from firstcli.workspace.units import Unit, follows_gap, learned_parts, learns_copies
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -70,6 +71,12 @@ def check(run: Run, unit: Unit) -> str:
         )
     _check_adapters(run, unit, args)
     _check_averaging(run, unit, args)
+    if unit.arm and follows_gap(run.recipe, run.recipe.arms[unit.arm]) and trainer.is_sharded(args):
+        raise UserError(
+            "train.mixture: no process has the whole student to measure its losses, because its "
+            "weights are shared among processes; train without FSDP and DeepSpeed, or set "
+            f"arms.{unit.arm}.mixture: false"
+        )
     parameters = role_models.weights(run, unit.role)
     trained = role_models.trainable_weights(run, unit)
     trains = f" and {trained / 1e6:.2f} M in adapters" if settings.lora else ""
@@ -217,6 +224,7 @@ def train(
     title: str,
     objective: trainer.Objective = "labels",
     soft_targets: SoftTargetSource | None = None,
+    mixture: MixturePlan | None = None,
 ) -> TrainingFacts:
     """Train a unit's model and save it in a folder, with its log.
 
@@ -231,6 +239,7 @@ def train(
         title: what is being done, for progress and messages.
         objective: the loss to minimise.
         soft_targets: the probabilities to learn; None with the objective `labels`.
+        mixture: the domains from which samples are drawn by their gaps, if they are.
 
     Raises:
         UserError: the model or one sample does not fit into memory, or the loss is not finite.
@@ -270,6 +279,7 @@ def train(
                     settings.batching,
                     choice,
                     Averaging(settings.ema, settings.interpolate),
+                    mixture,
                 )
             break
         except (RuntimeError, MemoryError) as error:
@@ -287,6 +297,8 @@ def train(
         training_weights.save(run, unit, model, outcome.weights, folder)
         role_models.tokenizer(run, role).save_pretrained(folder)
         trainer.write_log(folder / "training_log.jsonl", outcome.log)
+        if outcome.mixture is not None:
+            trainer.write_log(folder / "mixture_log.jsonl", outcome.mixture.history)
     del model, loaded
     free_memory()  # the next model needs the memory
     copies = {} if choice is None else {"copies": len(choice.copies)}

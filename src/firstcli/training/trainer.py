@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -493,6 +493,6 @@ def last_checkpoint(folder: Path) -> Path | None:
     return complete[-1] if complete else None
 
 
-def write_log(path: Path, log: Sequence[dict[str, float]]) -> None:
+def write_log(path: Path, log: Sequence[Mapping[str, object]]) -> None:
     lines = (json.dumps(entry, sort_keys=True) for entry in log)  # sorted like a resumed run's
     path.write_text("".join(line + "\n" for line in lines), "utf-8")
