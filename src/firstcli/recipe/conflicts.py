@@ -280,9 +280,9 @@ def _conflicts_with_mixture(arm: Arm, train: Train, knowledge: KnowledgeSection)
     if knowledge.over_candidates or knowledge.draws is not None:
         key = "over: candidates" if knowledge.over_candidates else "draws"
         text = (
-            "the gap to the teacher is measured on the most likely tokens of train.mixture, which"
+            f"for train.mixture, the teacher's most likely tokens are needed, but knowledge.{key}"
         )
-        yield (), f"{text} knowledge.{key} does not store; leave that out, or {instead}"
+        yield (), f"{text} does not store them; leave that out, or {instead}"
 
 
 def _conflicts_of_mean(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
