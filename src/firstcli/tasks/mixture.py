@@ -70,6 +70,10 @@ class MixtureTask(Task[MixtureOptions]):
             raise UserError(f"options.tasks: '{name}' {has} candidates; use the task '{other}'")
 
     @property
+    def has_teacher_prompts(self) -> bool:
+        return any(task.build().has_teacher_prompts for task in self.options.tasks.values())
+
+    @property
     def splits(self) -> tuple[str, ...]:
         """The splits that all tasks have."""
         first, *others = (task.build().splits for task in self.options.tasks.values())
