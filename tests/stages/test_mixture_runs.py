@@ -184,6 +184,15 @@ def test_mistakes_are_one_sentence(tmp_path: Path, changes: dict[str, Any], expe
     first("plan", path, "--run-dir", tmp_path / "run").mistake(expected)
 
 
+def test_a_plan_warns_of_shares_that_are_computed_once(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, **sections(train={"mixture": {**MIXTURE, "every": 1000}}))
+    result = first("plan", path, "--run-dir", tmp_path / "run")
+    assert result.code == 0, result.err
+    warned = " ".join((result.err + result.out).split())
+    assert "train.mixture.every: ddk trains for" in warned
+    assert "drawn from 2 domains by the gap" in warned
+
+
 def test_an_arm_without_a_mixture_cannot_follow_it(tmp_path: Path) -> None:
     path = write_recipe(tmp_path, arms={"a": {**NONE, "mixture": True}})
     first("plan", path, "--run-dir", tmp_path / "run").mistake("there is no train.mixture; add it")

@@ -15,6 +15,7 @@ from transformers import LlamaForCausalLM
 from conftest import MakeLlama
 from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError
+from firstcli.runtime import distributed
 from firstcli.runtime.console import Console
 from firstcli.training import trainer
 from firstcli.training.batches import MicroBatches
@@ -27,6 +28,7 @@ from firstcli.training.mixture import (
 )
 from firstcli.training.soft_targets import SoftTargets
 from support.small_training import K, V, soft_targets, training_arguments
+from training.two_processes import run_in_two_processes
 
 EVERY = 2
 
@@ -178,7 +180,8 @@ def test_held_out_losses_are_those_of_the_outcomes(make_llama: MakeLlama) -> Non
 
 def fit(model: LlamaForCausalLM, folder: Path, micro: int = 4, **fields: object) -> trainer.Outcome:
     args = training_arguments(folder, **fields)
-    args.per_device_train_batch_size, args.gradient_accumulation_steps = micro, 8 // micro
+    args.per_device_train_batch_size = micro
+    args.gradient_accumulation_steps = 8 // (micro * distributed.count())
     quiet = Console(quiet=True)
     return trainer.train(model, TRAIN, soft_targets, "topk-tail", args, quiet, "", mixture=plan())
 
@@ -241,6 +244,30 @@ def test_the_micro_batch_does_not_change_the_first_weights_and_draws(
     assert whole.mixture.updates[0] == halved.mixture.updates[0]
     for one, other in zip(whole.mixture.updates, halved.mixture.updates, strict=True):
         assert one.weights == pytest.approx(other.weights, rel=1e-4)
+
+
+def train_shared(folder: Path) -> None:
+    model = LlamaForCausalLM.from_pretrained(folder / "start")
+    outcome = fit(model, folder / "run", micro=2)
+    assert outcome.mixture is not None
+    each = distributed.gathered(outcome.mixture.updates)
+    assert each[0] == each[1]
+    if distributed.is_first():
+        torch.save((weights(model), outcome.mixture.history), folder / "result.pt")
+    distributed.leave()
+
+
+def test_two_processes_draw_the_samples_of_one(tmp_path: Path, make_llama: MakeLlama) -> None:
+    model = make_llama(V)
+    model.save_pretrained(tmp_path / "start")
+    alone = fit(model, tmp_path / "alone")
+    run_in_two_processes(train_shared, tmp_path)
+    shared, history = torch.load(tmp_path / "result.pt")
+    assert alone.mixture is not None
+    for entry, expected in zip(history, alone.mixture.history, strict=True):
+        for name in ("one", "two"):
+            assert entry[name] == pytest.approx(expected[name], rel=1e-4)
+    assert (shared - weights(model)).abs().max() < 1e-4
 
 
 def test_a_checkpoint_holds_the_updates(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,13 +24,21 @@ LOG_FLOOR = float(np.log(1e-12))
 
 
 def check(run: Run, unit: Unit) -> None:
-    """Require training and held-out samples of every domain.
+    """Require training and held-out samples of every domain; warn if shares are computed once.
 
     Raises:
         UserError: a domain has none.
     """
-    domains_of(run, unit)
+    count, settings = len(domains_of(run, unit)), run.training_settings(unit)
     _held_out(run)
+    steps = math.ceil(-(-count // settings.batch_size) * settings.epochs)
+    mixture = run.recipe.train.mixture
+    assert mixture
+    if steps <= mixture.every:
+        run.console.warn(
+            f"train.mixture.every: {unit.subject} trains for {steps} steps, so its shares are "
+            f"computed once, before the first step; lower it from {mixture.every}"
+        )
 
 
 def plan(run: Run, unit: Unit) -> MixturePlan:

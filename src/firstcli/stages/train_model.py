@@ -133,6 +133,9 @@ def _further_samples(run: Run, unit: Unit) -> str:
         phrases.append(f"and {len(copies)} copies")
     elif learns_copies(run.recipe, unit):
         phrases.append("and the copies that the teacher will write")
+    if unit.arm and follows_gap(run.recipe, run.recipe.arms[unit.arm]):
+        assert run.recipe.train.mixture
+        phrases.append(f"drawn from {len(run.recipe.train.mixture.tasks)} domains by the gap")
     return f" ({', '.join(phrases)})" if phrases else ""
 
 
