@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from pydantic import (
+    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     ValidationInfo,
@@ -62,6 +63,9 @@ class Mixture(RecipeSection):
 
 class TrainingTasks(RecipeSection):
     """Where training samples come from."""
+
+    # Messages and editors call `task` required: few recipes have a mixture.
+    model_config = ConfigDict(json_schema_extra={"required": ["task"]})
 
     mixture: Mixture | None = None
     """Several training tasks instead of one, whose shares in a student's training follow its gap to
