@@ -66,8 +66,10 @@ class MixtureTask(Task[MixtureOptions]):
         super().__init__(options)
         (name, task) = next(iter(options.tasks.items()))
         if task.has_candidates != self.has_candidates:
-            has, other = ("has", "mixture") if task.has_candidates else ("has no", "mixture-texts")
-            raise UserError(f"options.tasks: '{name}' {has} candidates; use the task '{other}'")
+            own, other, has = "mixture", "mixture-texts", "has no"
+            if task.has_candidates:
+                own, other, has = other, own, "has"
+            raise UserError(f"task '{own}': '{name}' {has} candidates; use the task '{other}'")
 
     @property
     def has_teacher_prompts(self) -> bool:
@@ -93,7 +95,7 @@ class MixtureTask(Task[MixtureOptions]):
         for name, other in others:
             if other != form:
                 raise UserError(
-                    f"options.tasks: '{first}' and '{name}' write explanations and answers "
+                    f"tasks of a mixture: '{first}' and '{name}' write explanations and answers "
                     "differently; give both the same separator and answer format"
                 )
         return form
@@ -148,7 +150,7 @@ class MixtureOfTexts(MixtureTask):
 def _of_domain(name: str, sample: Sample) -> Sample:
     if sample.messages:
         raise UserError(
-            f"options.tasks: '{name}' has conversations, which are not mixed; give prompts and "
-            "responses"
+            f"tasks of a mixture: '{name}' has conversations, which are not mixed; give prompts "
+            "and responses"
         )
     return replace(sample, id=None if sample.id is None else f"{name}/{sample.id}", group=name)

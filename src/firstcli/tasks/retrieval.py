@@ -81,11 +81,15 @@ class Retrieval(Task[RetrievalOptions]):
 
     def __init__(self, options: RetrievalOptions) -> None:
         super().__init__(options)
-        require_bm25s("task 'retrieval'")
+        own, other = "retrieval", "retrieval-texts"
+        if not self.has_candidates:
+            own, other = other, own
+        require_bm25s(f"task '{own}'")
         if options.task.has_candidates != self.has_candidates:
-            name = "retrieval" if options.task.has_candidates else "retrieval-texts"
             has = "has" if options.task.has_candidates else "has no"
-            raise UserError(f"options.task: '{options.task.name}' {has} candidates; use '{name}'")
+            raise UserError(
+                f"task '{own}': '{options.task.name}' {has} candidates; use '{other}' instead"
+            )
 
     @property
     def splits(self) -> tuple[str, ...]:
