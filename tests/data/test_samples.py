@@ -38,6 +38,7 @@ def any_sample(draw: st.DrawFn) -> Sample:
         candidates=tuple(draw(TEXT) for _ in range(count)),
         answer=draw(st.none() | st.integers(0, 3)),
         truth=draw(st.none() | st.lists(NUMBER, max_size=3).map(tuple)),
+        teacher_prompt=draw(st.none() | TEXT),
     )
 
 
@@ -61,6 +62,15 @@ def test_samples_equal_the_list(samples: list[Sample]) -> None:
     assert list(stored[1:][::-2]) == samples[1:][::-2]
     with pytest.raises(IndexError):
         stored[len(samples)]
+
+
+def test_a_prompt_for_the_teacher_changes_digests_and_its_absence_does_not() -> None:
+    sample = Sample("p", "r", "i", ("r", "s"), 0)
+    assert to_json(sample) == b'["i", "p", "r", ["r", "s"], 0, null]'
+    other = replace(sample, teacher_prompt="facts p")
+    assert to_json(other) != to_json(sample)
+    assert other.as_teacher == replace(sample, prompt="facts p")
+    assert sample.as_teacher is sample
 
 
 def test_samples_share_their_candidates() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -137,6 +137,16 @@ class Sample:
     """The explanation that the response gives before its answer, one text per step. The response
     contains the steps in order, and so does every candidate: candidates then differ in the answer
     alone, so that the answer position comes after the explanation."""
+    teacher_prompt: str | None = None
+    """What the teacher reads instead of `prompt`; None: the same. Only tasks with
+    `has_teacher_prompts` give one. Not for conversations."""
+
+    @property
+    def as_teacher(self) -> Sample:
+        """The sample as the teacher reads it."""
+        if self.teacher_prompt is None:
+            return self
+        return replace(self, prompt=self.teacher_prompt, teacher_prompt=None)
 
     @classmethod
     def conversation(
@@ -233,6 +243,11 @@ class Task(PluginBase[OptionsT]):
     """Whether models can be evaluated on samples; if False, these have only prompt and response."""
     held_out_split: ClassVar[str | None] = None
     """The split that is held out, if it is not cut from the split `train` by the recipe's share."""
+
+    @property
+    def has_teacher_prompts(self) -> bool:
+        """Whether the teacher reads other prompts than the student in some samples."""
+        return False
 
     @property
     @abstractmethod

@@ -149,6 +149,11 @@ def _slots(
                 "train.augment: the samples are conversations, of which no copies are made; leave "
                 "it out"
             )
+        if prompt.sample.teacher_prompt is not None:
+            raise UserError(
+                "train.augment: the teacher reads other prompts than the student, of which no "
+                "copies are made; leave it out"
+            )
         if _COPY.match(id):
             raise UserError(f"train.augment: sample '{id}' is named as copies are; rename it")
         first = 0

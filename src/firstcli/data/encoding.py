@@ -113,11 +113,18 @@ class Encoding:
     """Takes warnings after the last sample, without `where`."""
     chat: ChatFormat | None = None
     """Renders samples as messages of a chat; None encodes them as they are."""
+    for_teacher: bool = False
+    """Whether samples are encoded as the teacher reads them."""
 
     @property
     def encoder(self) -> JointEncoder:
         """A new encoder with these settings."""
-        return JointEncoder(self.tokenizer, drop_doubled_bos=self.drop_doubled_bos, chat=self.chat)
+        return JointEncoder(
+            self.tokenizer,
+            drop_doubled_bos=self.drop_doubled_bos,
+            chat=self.chat,
+            for_teacher=self.for_teacher,
+        )
 
 
 def each_encoded(samples: Iterable[Sample], encoding: Encoding) -> Iterator[EncodedSample]:

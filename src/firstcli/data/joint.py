@@ -126,6 +126,7 @@ class JointEncoder:
         *,
         drop_doubled_bos: bool = False,
         chat: ChatFormat | None = None,
+        for_teacher: bool = False,
     ) -> None:
         """Look at what the tokenizer does; nothing is encoded yet.
 
@@ -134,6 +135,7 @@ class JointEncoder:
             drop_doubled_bos: whether what the tokenizer puts in front of every text is left out
                 where a prompt begins with it.
             chat: renders samples before they are encoded, if they are messages of a chat.
+            for_teacher: whether samples are encoded as the teacher reads them.
 
         Raises:
             UserError: the tokenizer provides no character offsets.
@@ -146,7 +148,7 @@ class JointEncoder:
         """What the tokenizer puts in front of every text, such as BOS."""
         # A tokenizer may append tokens to every text; after a prompt they are wrong.
         self._closing = len(ids) - 1 - covered[-1] if covered else 0
-        self.chat = chat
+        self.chat, self._for_teacher = chat, for_teacher
         if chat is not None:  # whose template writes these tokens itself
             self.opening, self._closing = [], 0
         self.end_id: int | None = tokenizer.eos_token_id if chat is None else chat.end_id
@@ -168,6 +170,8 @@ class JointEncoder:
 
     def __call__(self, samples: Iterable[Sample]) -> Iterator[JointEncoding]:
         """Encode samples in order; with a chat format, they are rendered first."""
+        if self._for_teacher:
+            samples = (sample.as_teacher for sample in samples)
         remaining = iter(samples if self.chat is None else map(self.chat.rendered, samples))
         while chunk := list(islice(remaining, CHUNK)):
             for many, group in groupby(chunk, lambda sample: len(sample.candidates) > MANY):

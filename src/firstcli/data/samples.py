@@ -67,7 +67,8 @@ class Samples(LazySequence[Sample]):
         # `json.loads` would first guess the encoding, which takes as long as decoding.
         head, texts, tail = self._spool[number].decode("ascii").split("\0")
         id, prompt, response, answer, truth, *others = _DECODER.decode(f"[{head}, {tail}]")
-        group, messages, supervised, steps = others + [None, (), (), ()][len(others) :]
+        defaults = [None, (), (), (), None]
+        group, messages, supervised, steps, other = others + defaults[len(others) :]
         if texts.startswith("["):
             candidates = tuple(_DECODER.decode(texts))
         else:
@@ -78,6 +79,7 @@ class Samples(LazySequence[Sample]):
             *(prompt, response, id, candidates, answer, truth, group, turns),
             supervised=tuple(supervised),
             steps=tuple(steps),
+            teacher_prompt=other,
         )
 
 
@@ -100,8 +102,8 @@ def as_json(samples: Iterable[Sample]) -> Iterator[bytes]:
 def to_json(sample: Sample) -> bytes:
     """Return all fields of a sample as a JSON list; digests of data sets depend on these bytes.
 
-    Without a group, a conversation or an explanation there is no field for it, so digests of such
-    data are those of earlier versions.
+    Without a group, a conversation, an explanation or a prompt for the teacher there is no field
+    for it, so digests of such data are those of earlier versions.
     """
     return _joined(*_parts(sample, json.dumps(sample.candidates)))
 
@@ -110,13 +112,16 @@ def _parts(sample: Sample, candidates: str) -> Parts:
     """Return the fields before the candidates, the candidates, and the fields after them."""
     head = (sample.id, sample.prompt, sample.response)
     tail: tuple[object, ...] = (sample.answer, sample.truth)
-    if sample.group is not None or sample.messages or sample.steps:
+    has_other = sample.teacher_prompt is not None
+    if sample.group is not None or sample.messages or sample.steps or has_other:
         tail = (*tail, sample.group)
-    if sample.messages or sample.steps:
+    if sample.messages or sample.steps or has_other:
         turns = [(message.role, message.content) for message in sample.messages]
         tail = (*tail, turns, sample.supervised)
-    if sample.steps:
+    if sample.steps or has_other:
         tail = (*tail, sample.steps)
+    if has_other:
+        tail = (*tail, sample.teacher_prompt)
     return json.dumps(head)[1:-1], candidates, json.dumps(tail)[1:-1]
 
 

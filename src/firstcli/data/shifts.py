@@ -31,6 +31,10 @@ def shifted(
     """
     if any(sample.messages for sample in samples):
         raise UserError("the samples are conversations, whose texts are not changed; leave it out")
+    if any(sample.teacher_prompt is not None for sample in samples):
+        raise UserError(
+            "the teacher reads other prompts than the student, which are not changed; leave it out"
+        )
     found = False
     for sample in samples:
         prompt = training_prompt(sample, usage)

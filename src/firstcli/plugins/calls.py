@@ -268,6 +268,11 @@ class CheckedTask(Task[Any]):
         return self._task.has_candidates
 
     @property
+    def has_teacher_prompts(self) -> bool:
+        with explained(self._plugin, "`has_teacher_prompts`"):
+            return bool(self._task.has_teacher_prompts)
+
+    @property
     def splits(self) -> tuple[str, ...]:
         with explained(self._plugin, "`splits`"):
             splits = tuple(self._task.splits)
@@ -287,8 +292,14 @@ class CheckedTask(Task[Any]):
 
     def _each(self, loaded: Split, split: str) -> Iterator[object]:
         with explained(self._plugin, f"`load('{split}')`", passing=OSError):
-            remaining = iter(loaded.samples)
-            yield from remaining
+            apart = self.has_teacher_prompts
+            for sample in loaded.samples:
+                if not apart and getattr(sample, "teacher_prompt", None) is not None:
+                    raise UserError(
+                        f"{self._plugin.title}: a sample of split '{split}' has a teacher_prompt, "
+                        "but `has_teacher_prompts` is false; correct the plugin"
+                    )
+                yield sample
 
     def sources(self, split: str) -> Sequence[Path] | None:
         with explained(self._plugin, "`sources`"):

@@ -61,6 +61,9 @@ def sample_problem(sample: object, valid: tuple[str, ...] | None = None) -> str 
         return f"the group is {sample.group!r}, expected text or None"
     if not sample.prompt.strip():
         return "the prompt is empty"
+    other = sample.teacher_prompt
+    if other is not None and not (isinstance(other, str) and other.strip()):
+        return f"the teacher_prompt is {other!r}, expected text or None"
     if sample.messages or sample.supervised:
         return _conversation_problem(sample)
     if sample.candidates:

@@ -73,6 +73,11 @@ def _of_data(active: Active, valid: Mapping[str, Any]) -> Conflicts:
                     "on the responses of the training split before they are bought; name another "
                     "split or task",
                 )
+    if train.mixture is not None:
+        yield (), "its rounds have one training task; leave train.mixture out"
+    if train.task.build().has_teacher_prompts:
+        text = f"annotators show the student's prompts, but task '{train.task.name}' has others for"
+        yield (), f"{text} the teacher; let both read the same"
     if train.unlabelled is not None:
         yield (), "train.unlabelled has no effect with it; give these questions as active.pool"
     if active.stop and train.validation == 0:

@@ -197,6 +197,8 @@ def _arm_conflicts(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
         yield ("out_of_fold",), "there are no folds; set knowledge.folds, for example to 5"
     if knowledge and arm.augment and arm.learn == "knowledge":
         yield from _conflicts_with_copies(arm, knowledge)
+    if train and knowledge:
+        yield from _conflicts_with_mixture(arm, train, knowledge)
     if arm.averages:
         yield from _conflicts_of_mean(arm, valid)
     if knowledge and knowledge.over_candidates:
@@ -261,6 +263,30 @@ def _conflicts_with_copies(arm: Arm, knowledge: KnowledgeSection) -> Conflicts:
             "'responses: teacher-always'; leave it out"
         )
         yield ("augment",), text
+
+
+def _conflicts_with_mixture(arm: Arm, train: Train, knowledge: KnowledgeSection) -> Conflicts:
+    """Yield what an arm cannot do while the gap to the teacher decides what it learns."""
+    if arm.mixture and train.mixture is None:
+        yield ("mixture",), "there is no train.mixture; add it, or leave this out"
+    if arm.mixture and arm.learn == "labels":
+        text = "found true, but with 'learn: labels' there is no gap to a teacher; leave it out"
+        yield ("mixture",), text
+    if train.mixture is None or arm.mixture is False or arm.learn == "labels":
+        return
+    instead = "set this arm's mixture: false"
+    if arm.augment:
+        text = "copies stand for samples once in an epoch, but samples of a mixture are drawn"
+        yield ("augment",), f"{text} at random; leave it out, or {instead}"
+    if train.validation == 0:
+        text = "the gap to the teacher is measured on held-out samples of train.mixture, but"
+        yield (), f"{text} train.validation is 0; raise it, or {instead}"
+    if knowledge.over_candidates or knowledge.draws is not None:
+        key = "over: candidates" if knowledge.over_candidates else "draws"
+        text = (
+            f"for train.mixture, the teacher's most likely tokens are needed, but knowledge.{key}"
+        )
+        yield (), f"{text} does not store them; leave that out, or {instead}"
 
 
 def _conflicts_of_mean(arm: Arm, valid: Mapping[str, Any]) -> Conflicts:

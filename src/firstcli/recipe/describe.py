@@ -52,7 +52,7 @@ def keys_of(model: type[BaseModel]) -> list[KeyDescription]:
     """Describe the fields of a model in their order."""
     return [
         KeyDescription(
-            name,
+            field.alias or name,
             type_of(field),
             _default(field),
             " ".join((field.description or "").split()),

@@ -17,6 +17,7 @@ from pydantic import (
 from firstcli.api import DataPaths, MassMode
 from firstcli.recipe.budget import Budget
 from firstcli.recipe.lora import Lora, Saved
+from firstcli.recipe.mixture import TrainingTasks
 from firstcli.recipe.references import (
     AnnotatorRef,
     AugmenterRef,
@@ -165,11 +166,9 @@ class Augment(RecipeSection):
     as many steps as without copies. Changing it trains again, but extracts nothing."""
 
 
-class Train(RecipeSection):
+class Train(TrainingTasks):
     """The training data of teacher and students."""
 
-    task: TaskRef
-    """The task whose training split is used."""
     validation: float = Field(default=0.1, ge=0, lt=1)
     """Fraction of the training split that is held out. Recalibrators are fitted on it; no model is
     trained on it."""
@@ -390,6 +389,10 @@ class Arm(RecipeSection):
     """Whose probabilities are learned: the first teacher's (`first`, default), the mean of all
     teachers', which is then recalibrated (`mean`), or the mean of what each teacher's own
     recalibrator gives (`recalibrated-mean`), see `teacher.seeds`."""
+    mixture: bool | None = None
+    """Draw training samples by the shares of `train.mixture`, which follow the gap to the teacher.
+    With false, every sample is learned once in an epoch. Default: true for arms that learn
+    knowledge, if there is a mixture."""
     augment: bool | None = None
     """Also learn the copies of `train.augment`: what the teacher says of them, or with `learn:
     labels`, the labels of their samples. Default: false."""

@@ -219,6 +219,8 @@ class TrainingFacts(Facts):
     """Number of the samples whose response the teacher has written, if there are any."""
     copies: int | None = None
     """Number of copies that can stand for samples in an epoch, if there are any."""
+    mixture: dict[str, float] | None = None
+    """The last share of each domain in the samples drawn, with `train.mixture`."""
 
     @property
     def in_the_data(self) -> int:
@@ -242,6 +244,9 @@ class TrainingFacts(Facts):
         if self.P is not None and self.Q is not None:
             held = f"{percent(self.P)}, in the student {percent(self.Q)}"
             phrases.append(f"top {top_k} hold {held}")
+        if self.mixture:
+            shares = ", ".join(f"{percent(each)} {name}" for name, each in self.mixture.items())
+            phrases.append(f"drew {shares} in the end")
         if self.from_label is not None:
             phrases.append(f"{percent(self.from_label)} of positions learned the label in the end")
         if self.rank_swaps:

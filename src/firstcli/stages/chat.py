@@ -37,7 +37,8 @@ def encoding(run: Run, role: Role, where: str, evaluation: str = "") -> Encoding
     """
     drop = run.recipe.train.doubled_bos == "drop"
     chat = chat_format(run, role, evaluation)
-    return Encoding(run.tokenizers.of(role), where, drop, chat=chat)
+    apart = role == "teacher" and run.stated_task(evaluation).build().has_teacher_prompts
+    return Encoding(run.tokenizers.of(role), where, drop, chat=chat, for_teacher=apart)
 
 
 def encoding_with(

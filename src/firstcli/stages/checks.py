@@ -47,7 +47,7 @@ def _check_tokenizers(run: Run) -> None:
             "texts; give both models the same chat_template"
         )
     same = encoded.identity_of(run, teacher) == encoded.identity_of(run, student)
-    if same and not _have_different_templates(run):
+    if same and not _have_different_prompts(run):
         return
     shared = shared_tokens.shared_vocabulary(run)
     teachers = {id: token for token, id in teacher.get_vocab().items() if id < shared}
@@ -73,10 +73,12 @@ def _check_tokenizers(run: Run) -> None:
             _compare_tokens(run, part)
 
 
-def _have_different_templates(run: Run) -> bool:
-    """Return whether teacher and student read prompts in different chat templates."""
+def _have_different_prompts(run: Run) -> bool:
+    """Return whether teacher and student read different prompts, or in different templates."""
     from firstcli.stages import chat
 
+    if run.recipe.train.task.build().has_teacher_prompts:
+        return True
     roles: tuple[Role, ...] = ("teacher", "student")
     formats = [chat.chat_format(run, role) for role in roles]
     return len({each.identity for each in formats if each is not None}) > 1
@@ -97,7 +99,7 @@ def require_same_tokens(run: Run, part: Part) -> None:
         encoded.identity_of(run, role_models.tokenizer(run, role)) for role in roles
     )
     is_new = part == "written" or (part == "copies" and run.recipe.writing is not None)
-    if is_new and (teacher != student or _have_different_templates(run)):
+    if is_new and (teacher != student or _have_different_prompts(run)):
         _compare_tokens(run, part)
 
 
@@ -108,7 +110,7 @@ def _compare_tokens(run: Run, part: Part) -> None:
     from firstcli.stages import inputs, role_models, shared_tokens
 
     teacher, student = role_models.tokenizer(run, "teacher"), role_models.tokenizer(run, "student")
-    eos, different = shared_tokens.exchanged_eos(run), _have_different_templates(run)
+    eos, different = shared_tokens.exchanged_eos(run), _have_different_prompts(run)
     ours = inputs.training_rows(run, "teacher", part)
     theirs = inputs.training_rows(run, "student", part)
     # Samples that either of them drops as too long are not compared.
@@ -117,7 +119,7 @@ def _compare_tokens(run: Run, part: Part) -> None:
     )
     for sample, other in zip(Selected(ours, ours_at), Selected(theirs, theirs_at), strict=True):
         expected, found = sample.input_ids, other.input_ids
-        if different:  # each reads the prompt in its own template
+        if different:  # each reads its own prompt
             expected, found = sample.targets, other.targets
         if part == "unlabelled":  # whose last token is a placeholder
             expected, found = expected[:-1], found[:-1]

@@ -23,6 +23,7 @@ from firstcli.workspace.units import (
     Unit,
     calibration_path,
     fitted_name,
+    follows_gap,
     learned_parts,
     model_path,
     models_of,
@@ -60,6 +61,7 @@ class Distill(TrainingStage):
             if arm.learn == "labels" and arm.augment:
                 needs += RESPOND.keys_of_copies(recipe)
             needs += CALIBRATE.keys(recipe, model.arm) if needs_fit(arm) else []
+            needs += [EXTRACT.key("validation")] if follows_gap(recipe, arm) else []
             artifact = Artifact(model_path(folder, model), True)
             yield Unit(self.key(model), self.name, artifact, tuple(needs), model=model)
 
@@ -70,6 +72,8 @@ class Distill(TrainingStage):
         parts = learned_parts(run.recipe, run.recipe.arms[unit.arm])
         if "unlabelled" in parts:
             inputs = {**inputs, "unlabelled samples": run.part_content("unlabelled")}
+        if follows_gap(run.recipe, run.recipe.arms[unit.arm]):
+            inputs = {**inputs, **fingerprints.mixture(run)}
         names = ("recalibrator", "mass", "objective", "span_weights", "recalibrate", "top_k")
         return {**inputs, **fingerprints.arm_fields(run.recipe, unit.arm, names)}
 
@@ -85,10 +89,14 @@ class Distill(TrainingStage):
 
             width = teacher_knowledge.knowledge_width(run)
             arm.recalibrator.build().check(min(arm.top_k or width, width), 0)
+        if follows_gap(run.recipe, arm):
+            from firstcli.stages import mixing
+
+            mixing.check(run, unit)
         return super().check(run, unit)
 
     def work(self, run: Run, unit: Unit, folder: Path) -> TrainingFacts:
-        from firstcli.stages import inputs, shared_tokens, teacher_knowledge, train_model
+        from firstcli.stages import inputs, mixing, shared_tokens, teacher_knowledge, train_model
         from firstcli.training import soft_targets
 
         arm, title = run.recipe.arms[unit.arm], f"distilling {unit.subject}"
@@ -130,8 +138,9 @@ class Distill(TrainingStage):
                 teachers[1:],
             )
             swaps = targets.rank_swaps()
+            mixture = mixing.plan(run, unit) if follows_gap(run.recipe, arm) else None
             facts = train_model.train(
-                run, unit, folder, title, train_model.objective_of(arm), targets
+                run, unit, folder, title, train_model.objective_of(arm), targets, mixture
             )
             facts = replace(facts, rank_swaps=swaps or None)
             if run.recipe.knowledge.draws is not None:  # nothing is outside what was drawn

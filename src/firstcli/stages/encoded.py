@@ -132,9 +132,12 @@ class _Source(Generic[Row, Rows]):
         }
         if encoding.chat is not None:
             depends_on["chat"] = encoding.chat.identity
+        if encoding.for_teacher:
+            depends_on["prompts"] = "the teacher's"
         self._key = fingerprint(depends_on)
         rendered = "" if encoding.chat is None else f"-{encoding.chat.identity[:6]}"
-        self._slot = f"{name}-{identity[:12]}{rendered}"
+        apart = "-teacher" if encoding.for_teacher else ""
+        self._slot = f"{name}-{identity[:12]}{rendered}{apart}"
         self._path = run.folder / FOLDER / f"{self._slot}-{self._key[:12]}"
 
     def rows(self, encode: Encode[Row]) -> Rows:

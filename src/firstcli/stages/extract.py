@@ -18,6 +18,7 @@ from firstcli.workspace.artifacts import Artifact
 from firstcli.workspace.units import (
     Part,
     Unit,
+    follows_gap,
     further_teachers,
     knowledge_path,
     learned_parts,
@@ -95,7 +96,7 @@ class Extract(Stage):
         arms = [arm for arm in recipe.arms.values() if arm.learn == "knowledge"]
         teacher = FINETUNE.teacher_keys(recipe)
         learned = {part for arm in arms for part in learned_parts(recipe, arm)}
-        if any(map(needs_fit, arms)):
+        if any(needs_fit(arm) or follows_gap(recipe, arm) for arm in arms):
             learned.add("validation")
         # The teacher has never seen the unlabelled samples, with and without folds.
         needed: dict[Part, tuple[str, ...]] = {

@@ -209,6 +209,15 @@ def rewordings(run: Run) -> Inputs:
     return inputs
 
 
+def mixture(run: Run) -> Inputs:
+    """Return what the shares of a mixture's domains depend on, besides teacher and samples."""
+    section = run.recipe.train.mixture
+    assert section
+    settings = section.model_dump(include={"every", "smoothing", "samples"})
+    content = {"validation samples": run.part_content("validation")}
+    return flat("train.mixture", settings | {"domains": list(section.tasks)}) | content
+
+
 def saved_dtype(run: Run, unit: Unit) -> Dtype:
     """Return the dtype in which a unit's trained model is saved."""
     chosen = run.training_settings(unit).save_dtype

@@ -157,7 +157,10 @@ class _PromptToContinue:
 
 def _prompts(run: Run, role: Role, questions: GeneratedQuestions) -> list[_PromptToContinue]:
     encoder = chat.encoding(run, role, questions.where, questions.evaluation).encoder
-    bare = (Sample(sample.prompt, "", sample.id) for sample in questions.samples)
+    bare = (
+        Sample(sample.prompt, "", sample.id, teacher_prompt=sample.teacher_prompt)
+        for sample in questions.samples
+    )
     tokenizer = run.tokenizers.of(role)
     sentences = {
         sentence
@@ -417,7 +420,8 @@ def _answer_probabilities(
                 other = "?" if not text.answer.startswith("?") else "!"
                 answers = tuple(prefix + form.sentence(each) for each in (text.answer, other))
                 id = f"{sample.id} {number}"
-                pairs.append(Sample.question(sample.prompt, answers, 0, id=id))
+                pair = Sample.question(sample.prompt, answers, 0, id=id)
+                pairs.append(replace(pair, teacher_prompt=sample.teacher_prompt))
     if not pairs:
         return {}
     rows = [_answer_tokens(each) for each in _encoded(run, unit.role, questions, pairs)]

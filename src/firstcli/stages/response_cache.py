@@ -38,7 +38,9 @@ def prompts_to_write(run: Run, unit: Unit) -> PromptsToWrite:
     """Return what the teacher writes in a unit: responses, or text for copies."""
     if unit.part != "copies":
         sampling = run.recipe.knowledge.sampler
-        return PromptsToWrite(run.prompts, lambda sample: prompt_digest(sample.prompt), sampling)
+        return PromptsToWrite(
+            run.prompts, lambda sample: prompt_digest(sample.as_teacher.prompt), sampling
+        )
     settings = run.recipe.writing
     assert settings
     return PromptsToWrite(run.rewording_requests, request_digest, Sampling(**asdict(settings)))

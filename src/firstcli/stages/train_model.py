@@ -25,9 +25,10 @@ from firstcli.training import arguments, lora, sharding, tracking, trainer, tria
 from firstcli.training.averaging import Averaging
 from firstcli.training.batches import SoftTargetSource
 from firstcli.training.memory_estimate import MemoryEstimate
+from firstcli.training.mixture import MixturePlan
 from firstcli.workspace.artifacts import CHECKPOINTS
 from firstcli.workspace.run import Run
-from firstcli.workspace.units import Unit, learned_parts, learns_copies
+from firstcli.workspace.units import Unit, follows_gap, learned_parts, learns_copies
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -71,6 +72,12 @@ def check(run: Run, unit: Unit) -> str:
         )
     _check_adapters(run, unit, args)
     _check_averaging(run, unit, args)
+    if unit.arm and follows_gap(run.recipe, run.recipe.arms[unit.arm]) and trainer.is_sharded(args):
+        raise UserError(
+            "train.mixture: no process has the whole student to measure its losses, because its "
+            "weights are shared among processes; train without FSDP and DeepSpeed, or set "
+            f"arms.{unit.arm}.mixture: false"
+        )
     parameters = role_models.weights(run, unit.role)
     trained = role_models.trainable_weights(run, unit)
     trains = f" and {trained / 1e6:.2f} M in adapters" if settings.lora else ""
@@ -127,6 +134,9 @@ def _further_samples(run: Run, unit: Unit) -> str:
         phrases.append(f"and {len(copies)} copies")
     elif learns_copies(run.recipe, unit):
         phrases.append("and the copies that the teacher will write")
+    if unit.arm and follows_gap(run.recipe, run.recipe.arms[unit.arm]):
+        assert run.recipe.train.mixture
+        phrases.append(f"drawn from {len(run.recipe.train.mixture.tasks)} domains by the gap")
     return f" ({', '.join(phrases)})" if phrases else ""
 
 
@@ -227,6 +237,7 @@ def train(
     title: str,
     objective: trainer.Objective | CheckedObjective = "labels",
     soft_targets: SoftTargetSource | None = None,
+    mixture: MixturePlan | None = None,
 ) -> TrainingFacts:
     """Train a unit's model and save it in a folder, with its log.
 
@@ -241,6 +252,7 @@ def train(
         title: what is being done, for progress and messages.
         objective: the loss to minimise.
         soft_targets: the probabilities to learn; None with the objective `labels`.
+        mixture: the domains from which samples are drawn by their gaps, if they are.
 
     Raises:
         UserError: the model or one sample does not fit into memory, or the loss is not finite.
@@ -280,6 +292,7 @@ def train(
                     settings.batching,
                     choice,
                     Averaging(settings.ema, settings.interpolate),
+                    mixture,
                 )
             break
         except (RuntimeError, MemoryError) as error:
@@ -297,6 +310,8 @@ def train(
         training_weights.save(run, unit, model, outcome.weights, folder)
         role_models.tokenizer(run, role).save_pretrained(folder)
         trainer.write_log(folder / "training_log.jsonl", outcome.log)
+        if outcome.mixture is not None:
+            trainer.write_log(folder / "mixture_log.jsonl", outcome.mixture.history)
     del model, loaded
     free_memory()  # the next model needs the memory
     copies = {} if choice is None else {"copies": len(choice.copies)}

@@ -211,7 +211,7 @@ def _facts(run: Run, known: dict[str, Response]) -> dict[str, Any]:
     counts = {"written": 0, "unfinished": 0, "empty": 0, "too_long": 0}
     tokens = 0
     for sample in run.prompts:
-        response = known.get(prompt_digest(sample.prompt))
+        response = known.get(prompt_digest(sample.as_teacher.prompt))
         outcome = "too_long" if response is None else response.failure or "written"
         counts[outcome] += 1
         tokens += response.tokens if response and outcome == "written" else 0

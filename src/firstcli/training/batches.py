@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,7 +18,6 @@ from torch.utils.data import Dataset
 from firstcli.data.encoded import IntArray
 from firstcli.data.encoding import EncodedSample
 from firstcli.models import inference
-from firstcli.training.copies import CopyChoice
 from firstcli.training.soft_targets import SoftTargets
 
 POOL_BATCHES = 128  # batches sorted together by length: padding below 5 %, otherwise random
@@ -25,6 +25,16 @@ POOL_BATCHES = 128  # batches sorted together by length: padding below 5 %, othe
 SoftTargetSource = Callable[[Sequence[EncodedSample]], SoftTargets]
 """Returns the soft targets of all supervised positions of a batch, in order, such as
 `soft_targets.SoftTargetBuilder`."""
+
+
+class EpochChoice(Protocol):
+    """Chooses the samples of each epoch, such as `copies.CopyChoice`."""
+
+    def __len__(self) -> int:
+        """Return how many samples an epoch has."""
+
+    def of_epoch(self, epoch: int) -> IntArray:
+        """Return their indices, which may repeat; the same at each call."""
 
 
 def batches_of_epoch(lengths: IntArray, batch_size: int, seed: int, epoch: int) -> list[IntArray]:
@@ -81,8 +91,8 @@ class MicroBatches:
     rank: int
     seed: int
     epoch: int = 0
-    choice: CopyChoice | None = None
-    """Chooses in each epoch a copy of some samples; `lengths` then holds those of the copies, too.
+    choice: EpochChoice | None = None
+    """Chooses the samples of each epoch; None takes all. With copies, `lengths` holds theirs, too.
     """
 
     def set_epoch(self, epoch: int) -> None:
@@ -121,8 +131,8 @@ class TrainingBatches(Dataset[dict[str, Tensor]]):
     samples: Sequence[EncodedSample]
     soft_targets: SoftTargetSource | None
     batching: inference.Batching = "padded"
-    choice: CopyChoice | None = None
-    """Chooses in each epoch which samples a copy stands for."""
+    choice: EpochChoice | None = None
+    """Chooses the samples of each epoch; None takes all."""
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,7 @@ from firstcli.runtime.files import write_text
 from firstcli.training import averaging, checkpoints, fused_objectives, lora
 from firstcli.training.batches import MicroBatches, SoftTargetSource, TrainingBatches, padding_share
 from firstcli.training.copies import CopyChoice
+from firstcli.training.mixture import DomainDraws, MixturePlan, draws_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -228,7 +229,15 @@ class PositionTrainer(Trainer):
         self._sums = {}
         self._tokens.zero_()
         self._logged_at = time.perf_counter()
-        super().log(logs, *args, **kwargs)
+        draws, epoch = self.train_dataset.choice, self.state.epoch
+        if not isinstance(draws, DomainDraws):
+            super().log(logs, *args, **kwargs)
+            return
+        weights = {f"weight of {name}": weight for name, weight in draws.current.items()}
+        # The Trainer counts periods.
+        self.state.epoch = self.state.global_step / draws.plan.steps_per_pass(draws.batch_size)
+        super().log({**logs, **weights}, *args, **kwargs)
+        self.state.epoch = epoch
 
     def values_for_trackers(self) -> dict[str, float]:
         """Return what trackers get of the current log beyond its file, once."""
@@ -242,6 +251,8 @@ class PositionTrainer(Trainer):
         self._save_unlogged(last)
         if self.average is not None:
             self.average.save(last)
+        if isinstance(self.train_dataset.choice, DomainDraws) and distributed.is_first():
+            self.train_dataset.choice.save(last)
         distributed.wait()  # each process writes its part of a checkpoint
         if self.args.should_save:
             os.sync()
@@ -373,13 +384,19 @@ class Outcome:
     """Share of padding among the tokens of the first epoch."""
     weights: dict[str, Tensor] | None
     """The whole weights, in the first process, if the model holds only shards of them."""
+    mixture: DomainDraws | None = None
+    """The weights of the domains, if the samples are a mixture that follows the gaps."""
 
     @property
     def facts(self) -> dict[str, Any]:
         """The numbers for the manifest."""
         names = ("samples", "steps", "positions", "loss", "padding")
         last = self.log[-1] if self.log else {}
-        logged = {name: last[name] for name in ("P", "Q", "from_label") if name in last}
+        logged: dict[str, Any] = {
+            name: last[name] for name in ("P", "Q", "from_label") if name in last
+        }
+        if self.mixture is not None:
+            logged["mixture"] = self.mixture.current
         return {name: getattr(self, name) for name in names} | logged
 
 
@@ -394,6 +411,7 @@ def train(
     batching: inference.Batching = "padded",
     choice: CopyChoice | None = None,
     averaged: averaging.Averaging = averaging.LAST_STEP,
+    mixture: MixturePlan | None = None,
 ) -> Outcome:
     """Train a model in place, resuming from the last complete checkpoint in `args.output_dir`.
 
@@ -409,6 +427,8 @@ def train(
         batching: how a micro-batch holds its samples.
         choice: chooses in each epoch which samples a copy stands for; None if there are no copies.
         averaged: which weights the model has in the end, in the first process; not for shards.
+        mixture: the domains from which samples are drawn by their gaps; None takes every sample
+            once in each epoch. Not for shards, and not with copies.
 
     Raises:
         UserError: the loss or the weights are no longer finite.
@@ -417,16 +437,23 @@ def train(
         # The trial of the output layer must run where training does: some kernels need a GPU.
         placement.move(model, args.device)
     inner, tracked = lora.base_model(model), bool(args.report_to)
+    draws = None
+    if mixture is not None:
+        install_objective(inner, "topk-tail")
+        draws = draws_of(mixture, inner, inner.forward, args)
+        del inner.forward
     install_objective(
         inner, objective, console.say, together=is_sharded(args), with_entropy=tracked
     )
-    batches = TrainingBatches(samples, soft_targets, batching, choice)
+    batches = TrainingBatches(samples, soft_targets, batching, choice if draws is None else draws)
     trainer = PositionTrainer(model=model, args=args, train_dataset=batches)
     trainer.remove_callback(PrinterCallback)
     if tracked:
         trainer.callback_handler.callbacks.insert(0, _Tracking(trainer))
     checkpoint = distributed.by_first(lambda: last_checkpoint(Path(str(args.output_dir))))
     done = checkpoints.step_of(checkpoint) if checkpoint else 0
+    if draws is not None and checkpoint:
+        draws.restore(checkpoint)
     if checkpoint:
         console.say(f"{title}: resuming after step {done}")
         trainer.add_callback(_Restoring(trainer, checkpoint))
@@ -442,6 +469,7 @@ def train(
     if steps <= 0:
         per_epoch = -(-micro_batches.samples // micro_batches.batch_size)
         steps = math.ceil(per_epoch * args.num_train_epochs)
+    count = micro_batches.samples if draws is None else draws.samples
     own = (part for part in micro_batches if part[0] >= 0)
     padding = 0.0 if batching == "packed" else padding_share(micro_batches.lengths, own)
     with console.progress(title, steps, "steps", done) as advance:
@@ -455,13 +483,14 @@ def train(
     del inner.forward  # the installed one refers to the model and would keep it in memory
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     return Outcome(
-        samples=micro_batches.samples,
+        samples=count,
         steps=trainer.state.global_step,
-        positions=int(counts_of(samples)[: micro_batches.samples].sum()),
+        positions=int(counts_of(samples)[:count].sum()),
         loss=float(log[-1]["loss"] if log else result.training_loss),
         log=log,
         padding=padding,
         weights=trainer.gathered_weights(),
+        mixture=draws,
     )
 
 
@@ -483,6 +512,6 @@ def last_checkpoint(folder: Path) -> Path | None:
     return complete[-1] if complete else None
 
 
-def write_log(path: Path, log: Sequence[dict[str, float]]) -> None:
+def write_log(path: Path, log: Sequence[Mapping[str, object]]) -> None:
     lines = (json.dumps(entry, sort_keys=True) for entry in log)  # sorted like a resumed run's
     path.write_text("".join(line + "\n" for line in lines), "utf-8")

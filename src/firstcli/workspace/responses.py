@@ -56,7 +56,7 @@ def written_samples(folder: Path, prompts: Iterable[Sample]) -> Iterator[Sample]
     """
     known = read(folder / FILE_NAME)
     for sample in prompts:
-        response = known.get(prompt_digest(sample.prompt))
+        response = known.get(prompt_digest(sample.as_teacher.prompt))
         if response and response.failure is None:
             yield replace(sample, response=response.text)
 

@@ -256,6 +256,12 @@ def needs_fit(arm: Arm) -> bool:
     return arm.recalibrator is not None and arm.recalibrator.build().needs_fit
 
 
+def follows_gap(recipe: Recipe, arm: Arm) -> bool:
+    """Return whether an arm's samples are drawn from `train.mixture` by the gap to the teacher."""
+    is_mixed = recipe.train.mixture is not None and arm.mixture is not False
+    return is_mixed and arm.learn == "knowledge"
+
+
 def of_arms(units: Iterable[Unit], arms: Sequence[str]) -> list[Unit]:
     """Return the units of some arms, or all units if no arm is given; `teacher` counts as an arm.
 
