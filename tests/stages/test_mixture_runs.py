@@ -22,7 +22,8 @@ NONE = {"recalibrator": {"name": "none"}}
 
 
 def world(seed: int, **options: Any) -> dict[str, Any]:
-    return {"name": "known-world", "options": {**WORLD["options"], "seed": seed, **options}}
+    small: Any = WORLD["options"]
+    return {"name": "known-world", "options": {**small, "seed": seed, **options}}
 
 
 MIXTURE: dict[str, Any] = {

@@ -13,6 +13,7 @@ from firstcli.recipe.load import load_recipe
 from firstcli.runtime.console import Console
 from firstcli.stages import encoded, inputs
 from firstcli.workspace.run import Run
+from firstcli.workspace.units import Role
 from support.command_line import MODEL, of_files, report, sums, write_recipe, write_rows
 from support.command_line import first as command
 
@@ -31,7 +32,8 @@ def retrieval(folder: Path, reader: str, **options: Any) -> dict[str, Any]:
 def recipe(folder: Path, reader: str, **sections: Any) -> Path:
     task = retrieval(folder, reader)
     arms = {"distill": {"recalibrator": {"name": "none"}}}
-    small = {**MODEL, "options": {**MODEL["options"], "vocabulary": 270, "context": 256}}
+    options: Any = MODEL["options"]
+    small = {**MODEL, "options": {**options, "vocabulary": 270, "context": 256}}
     training = {"epochs": 1, "learning_rate": 1e-3, "batch_size": 8}
     return write_recipe(
         folder,
@@ -46,15 +48,16 @@ def recipe(folder: Path, reader: str, **sections: Any) -> Path:
 
 @pytest.mark.parametrize(("reader", "longer"), [("teacher", "teacher"), ("student", "student")])
 def test_only_the_reader_sees_passages_and_knowledge_fits_the_responses(
-    tmp_path: Path, reader: str, longer: str
+    tmp_path: Path, reader: str, longer: Role
 ) -> None:
     path = recipe(tmp_path, reader)
     result = report(path, "--run-dir", tmp_path / "run", "--json")
     assert result.code == 0, result.err
     run = Run(load_recipe(path), tmp_path / "run", Console(quiet=True))
-    rows = {role: inputs.training_rows(run, role, "train") for role in ("teacher", "student")}
+    roles: tuple[Role, ...] = ("teacher", "student")
+    rows = {role: inputs.training_rows(run, role, "train") for role in roles}
     questions = {role: inputs.questions(run, role, "retrieval") for role in rows}
-    shorter = "student" if longer == "teacher" else "teacher"
+    shorter: Role = "student" if longer == "teacher" else "teacher"
     for one, other in zip(rows[longer], rows[shorter], strict=True):
         assert one.id == other.id
         assert len(one.input_ids) > len(other.input_ids)
@@ -70,7 +73,8 @@ def test_only_the_reader_sees_passages_and_knowledge_fits_the_responses(
 def test_both_read_the_same_tokens(tmp_path: Path) -> None:
     path = recipe(tmp_path, "both")
     run = Run(load_recipe(path), tmp_path / "run", Console(quiet=True))
-    teacher, student = (encoded.training_part(run, r, "train", r) for r in ("teacher", "student"))
+    roles: tuple[Role, ...] = ("teacher", "student")
+    teacher, student = (encoded.training_part(run, role, "train", role) for role in roles)
     assert teacher is student  # encoded once
 
 

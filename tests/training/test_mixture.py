@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,7 +119,7 @@ def test_samples_are_drawn_by_the_weights_whatever_the_sizes_of_the_domains() ->
 def test_draws_depend_on_seed_and_period_alone() -> None:
     weights, domain_of = np.array([0.5, 0.5]), plan().domain_of
     same = [drawn(weights, domain_of, 16, (1, 2)) for _ in range(2)]
-    assert np.array_equal(*same)
+    assert np.array_equal(same[0], same[1])
     assert not np.array_equal(same[0], drawn(weights, domain_of, 16, (1, 3)))
     assert not np.array_equal(same[0], drawn(weights, domain_of, 16, (2, 2)))
 
@@ -178,7 +179,7 @@ def test_held_out_losses_are_those_of_the_outcomes(make_llama: MakeLlama) -> Non
         assert losses == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-def fit(model: LlamaForCausalLM, folder: Path, micro: int = 4, **fields: object) -> trainer.Outcome:
+def fit(model: LlamaForCausalLM, folder: Path, micro: int = 4, **fields: Any) -> trainer.Outcome:
     args = training_arguments(folder, **fields)
     args.per_device_train_batch_size = micro
     args.gradient_accumulation_steps = 8 // (micro * distributed.count())
@@ -214,15 +215,15 @@ def test_a_resumed_mixture_equals_an_uninterrupted_one(
     tmp_path: Path, make_llama: MakeLlama, monkeypatch: pytest.MonkeyPatch, last: int
 ) -> None:
     """Bit for bit, in the middle of a period and at its end."""
-    fields = {"save_strategy": "steps", "save_steps": 1}
+    fields: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1}
     whole = make_llama(V)
     uninterrupted = fit(whole, tmp_path / "whole", **fields)
     plain = trainer.PositionTrainer.training_step
 
-    def stopping(self: trainer.PositionTrainer, *args: object, **kwargs: object) -> object:
+    def stopping(self: trainer.PositionTrainer, *args: Any, **kwargs: Any) -> object:
         if self.state.global_step == last:
             raise Killed
-        return plain(self, *args, **kwargs)  # type: ignore[arg-type]
+        return plain(self, *args, **kwargs)
 
     monkeypatch.setattr(trainer.PositionTrainer, "training_step", stopping)
     with pytest.raises(Killed):

@@ -145,10 +145,10 @@ class Distill(TrainingStage):
             facts = replace(facts, rank_swaps=swaps or None)
             if run.recipe.knowledge.draws is not None:  # nothing is outside what was drawn
                 facts = replace(facts, P=None, Q=None)
-            for part in ("unlabelled", "written"):
-                if part in parts:
-                    count = len(inputs.student_rows(run, part))
-                    facts = replace(facts, **{part: count})
+            if "unlabelled" in parts:
+                facts = replace(facts, unlabelled=len(inputs.student_rows(run, "unlabelled")))
+            if "written" in parts:
+                facts = replace(facts, written=len(inputs.student_rows(run, "written")))
         return facts
 
     def in_words(self, run: Run, unit: Unit) -> list[str]:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from firstcli.api import FloatArray
+from firstcli.api import BoolArray, FloatArray
 from firstcli.data.encoded import EncodedStore, IntArray
 from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError
@@ -140,12 +141,12 @@ class TrueOutcomes:
         """Return targets with all probability on the true outcome."""
         positions = positions_of(samples, self.knowledge, self.top_k)
         ids, is_true = self._outcomes(positions)
-        tail = ~is_true.any(axis=1)
+        is_stored = np.asarray(is_true.any(axis=1))
         return SoftTargets(
             ids,
             is_true.astype(np.float32),
-            tail.astype(np.float32),
-            (~tail).astype(np.float32),
+            (~is_stored).astype(np.float32),
+            is_stored.astype(np.float32),
         )
 
     def teacher_loss(self, samples: Sequence[EncodedSample]) -> float:
@@ -164,9 +165,10 @@ class TrueOutcomes:
             log_probs = np.where(is_true.any(axis=1), np.log(stored), positions.log_tail)
         return np.asarray(-np.maximum(log_probs, LOG_FLOOR))
 
-    def _outcomes(self, positions: Positions) -> tuple[np.ndarray, np.ndarray]:
+    def _outcomes(self, positions: Positions) -> tuple[npt.NDArray[np.int32], BoolArray]:
+        """Return the tokens in the student's names, and which of them is true, both (N, k)."""
         ids = positions.token_ids
         if self.exchanged is not None:
             one, other = self.exchanged
             ids = np.where(ids == one, other, np.where(ids == other, one, ids)).astype(np.int32)
-        return ids, ids == positions.targets[:, None]
+        return ids, np.asarray(ids == positions.targets[:, None])

@@ -314,8 +314,8 @@ def train(
             trainer.write_log(folder / "mixture_log.jsonl", outcome.mixture.history)
     del model, loaded
     free_memory()  # the next model needs the memory
-    copies = {} if choice is None else {"copies": len(choice.copies)}
-    return TrainingFacts(**outcome.facts, **copies)
+    copies = None if choice is None else len(choice.copies)
+    return TrainingFacts(**outcome.facts, copies=copies)
 
 
 def _trackers(run: Run, unit: Unit, args: TrainingArguments) -> AbstractContextManager[None]:
