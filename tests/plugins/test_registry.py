@@ -134,11 +134,7 @@ def test_the_search_path_is_scanned_once_and_again_when_it_changes(
     monkeypatch.setattr(entrypoints, "iter_files_distros", scan)
     install("first-mine", GOOD)
     assert plugins.load("recalibrators", "mine") is plugins.load("recalibrators", "mine")
-<<<<<<< HEAD
     assert all(len(plugins.registered(kind)) > 1 for kind in plugins.KINDS)
-=======
-    assert [len(plugins.registered(kind)) > 1 for kind in plugins.KINDS] == [True] * len(plugins.KINDS)
->>>>>>> mentor14
     assert scan.call_count == 1
     monkeypatch.syspath_prepend(str(tmp_path / "empty"))
     plugins.registered("tasks")
