@@ -116,7 +116,7 @@ def test_knowledge_arms_get_defaults_and_labels_arms_do_not() -> None:
     assert arm.recalibrator is not None and arm.recalibrator.name == "none"
     assert arm.objective and arm.objective.name == "topk-tail"
     assert (arm.mass, arm.recalibrate) == ("teacher", None)
-    assert Arm(objective="topk-renormalized").mass == "one"
+    assert Arm.model_validate({"objective": "topk-renormalized"}).mass == "one"
     labels = Arm(learn="labels")
     assert (labels.recalibrator, labels.objective, labels.mass) == (None, None, None)
 
