@@ -69,12 +69,18 @@ FAKES: dict[str, dict[str, type[Fake]]] = {
 
 @pytest.fixture(autouse=True)
 def fake_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(kind: plugins.Kind, name: str) -> type[Fake]:
+    real = plugins.load, plugins.find
+
+    def load(kind: plugins.Kind, name: str) -> type[Any]:
+        if kind not in FAKES:
+            return real[0](kind, name)
         if name not in FAKES[kind]:
             raise UserError(f"unknown {name}")
         return FAKES[kind][name]
 
     def find(kind: plugins.Kind, name: str) -> plugins.Plugin:
+        if kind not in FAKES:
+            return real[1](kind, name)
         return plugins.Plugin(kind, name, "fakes:Fake", "firstcli", "1")
 
     monkeypatch.setattr(plugins, "load", load)
