@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +97,10 @@ def test_greedy_answers_equal_those_of_plain_transformers(finished: Finished) ->
 def test_votes_are_shares_of_the_samples(finished: Finished) -> None:
     votes, mean = records(finished, "vote"), records(finished, "mean")
     shares = np.exp(votes.log_probs)
-    thirds = np.round(shares * 3)
-    assert np.abs(shares - np.maximum(thirds / 3, LEAST)).max() < 1e-4
+    # A vote for none of the ten candidates is spread over them.
+    thirtieths = np.round(shares * 30)
+    assert np.abs(shares - np.maximum(thirtieths / 30, LEAST)).max() < 1e-4
+    assert shares.sum(axis=1) == pytest.approx(np.ones(12))
     assert votes.ids == mean.ids and not np.allclose(votes.log_probs, mean.log_probs)
 
 
@@ -187,12 +188,22 @@ def test_votes_of_candidates() -> None:
     form = ExplanationForm()
     sample = Sample.question("Q", [f" The answer is {name}." for name in ("3", "4", "no")], 1)
     texts = [ExplainedText("", answer) for answer in ("4.0", "4", "5", None)]
-    votes = _votes(sample, form, texts)
-    assert votes == pytest.approx([math.log(LEAST), math.log(0.5), math.log(LEAST)])
-    nothing = _votes(sample, form, [ExplainedText("", None)] * 2)
-    assert nothing == pytest.approx([math.log(LEAST)] * 3)
-    every = _votes(sample, form, [ExplainedText("", "no")])
-    assert np.exp(every).sum() == pytest.approx(1) and every.argmax() == 2
+    votes = np.exp(_votes(sample, form, texts))
+    assert votes == pytest.approx(np.array([1 / 6, 2 / 3, 1 / 6]))  # half is spread over three
+    every = np.exp(_votes(sample, form, [ExplainedText("", "no")]))
+    assert every == pytest.approx([LEAST, LEAST, 1], rel=1e-5) and every.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("right", [0, 1])
+def test_unreadable_votes_are_no_confidence(right: int) -> None:
+    form = ExplanationForm()
+    sample = Sample.question("Q", [" The answer is 3.", " The answer is 4."], right)
+    unread, read = ExplainedText("", None), ExplainedText("", "3")
+    rows = [_votes(sample, form, texts) for texts in ([unread] * 9 + [read], [unread] * 10)]
+    found = EvalRecords.from_log_probs(["one", "none"], [right, right], rows)
+    assert found.confidence == pytest.approx([0.1 + 0.9 / 2, 0.5], abs=1e-5)
+    assert found.correct.tolist() == [right == 0, False]
+    assert found.candidate_mass == pytest.approx([1, 1])
 
 
 def test_records_of_free_answers_keep_the_stated_prediction(tmp_path: Path) -> None:

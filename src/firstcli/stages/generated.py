@@ -11,8 +11,9 @@ Without candidates, the answer is the most frequent of the a_j, and of equally f
 first. Its probability is the mean over the explanations of p(a_j | question, E_j), to which only
 explanations with that answer contribute, or their share.
 
-An explanation without a readable answer agrees with nothing. With candidates, its text still counts
-for `probability`: the sentence with the answer is put after it.
+An explanation without a readable answer agrees with no free answer, and in equal parts with every
+candidate. If no explanation of a question has one, the question counts as answered wrongly. With
+candidates, its text still counts for `probability`: the sentence with the answer is put after it.
 """
 
 from __future__ import annotations
@@ -296,15 +297,23 @@ def _of_candidates(
 
 
 def _votes(sample: Sample, form: ExplanationForm, texts: Sequence[ExplainedText]) -> FloatArray:
-    """Return the logarithm of the share of explanations that end with each candidate, (C,)."""
+    """Return the logarithm of the share of explanations that end with each candidate, (C,).
+
+    The shares sum to 1: an explanation that ends with no candidate counts for all of them, in equal
+    parts. If all do, no candidate is the model's answer, and the question must count as answered
+    wrongly: the right candidate gets a trace less than the others.
+    """
     names = [
         canonical_answer(form.read(sentence).answer or "")
         for sentence in answer_sentences(sample, form)
     ]
     read = Counter(canonical_answer(text.answer) for text in texts if text.answer is not None)
-    shares = np.array([read[name] for name in names]) / len(texts)
-    total = max(1.0, float(np.maximum(shares, LEAST).sum()))
-    return np.asarray(np.log(np.maximum(shares, LEAST) / total))
+    found = np.array([read[name] for name in names])
+    shares = (found + max(0, len(texts) - found.sum()) / len(names)) / len(texts)
+    if not found.any() and sample.answer is not None:
+        shares[sample.answer] *= 1 - LEAST
+    shares = np.maximum(shares, LEAST)
+    return np.asarray(np.log(shares / shares.sum()))
 
 
 def _probabilities(
