@@ -141,6 +141,14 @@ def test_rows_without_an_answer_have_no_response(tmp_path: Path) -> None:
     assert sample.candidates == (" The answer is A.", " The answer is B.")
 
 
+def test_the_pattern_of_the_answer_removes_nothing_from_other_columns(tmp_path: Path) -> None:
+    row = {"question": "?", "steps": "4 = 2 + 2\nSo it is = 4", "answer": "The sum = 4"}
+    options = {"steps_column": ["steps", "answer"], "answer_in": "= (.+)"}
+    (sample,) = free(lines(tmp_path, row), **options)
+    assert sample.steps == ("4 = 2 + 2", "So it is = 4", "The sum")
+    assert sample.response.endswith("\nThe answer is 4.")
+
+
 def test_an_answer_may_be_any_number(tmp_path: Path) -> None:
     path = lines(tmp_path, *({"question": f"{n}?", "answer": n} for n in (7, 2.5)))
     assert [s.response for s in free(path, steps_column=None)] == [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import Field, field_validator, model_validator
 
@@ -85,21 +85,21 @@ class ExplanationOptions(PluginOptions):
         columns = self.steps_column
         return () if columns is None else [columns] if isinstance(columns, str) else columns
 
-    def steps(self, row: TableRow, taken: str | None = None) -> tuple[str, ...]:
+    def steps(self, row: TableRow, taken: Mapping[str, str] | None = None) -> tuple[str, ...]:
         """Return the steps of a row's explanation.
 
         Args:
             row: the row, which must have the columns.
-            taken: a regular expression; what it matches is removed, too.
+            taken: regular expressions by column; what they match there is removed, too.
 
         Raises:
             UserError: a column contains neither text nor a list of texts.
         """
         found: list[str] = []
         for column in self.steps_columns:
-            value = row.value(column)
+            value, pattern = row.value(column), (taken or {}).get(column)
             for text in value if isinstance(value, list) else [value]:
-                found += self._divided(row, column, text, taken, whole=isinstance(value, list))
+                found += self._divided(row, column, text, pattern, whole=isinstance(value, list))
         return tuple(found)
 
     def _divided(

@@ -110,7 +110,8 @@ class Reasoning(Task[ReasoningOptions]):
         row.require(named | dict.fromkeys(options.steps_columns, "steps_column"))
         row.require_any(columns_of(options.prompt))
         answer = self._answer(row)
-        steps = options.steps(row, options.answer_in) if answer else ()
+        taken = {options.answer_column: options.answer_in} if options.answer_in else {}
+        steps = options.steps(row, taken) if answer else ()
         return Sample(
             prompt=fill(options.prompt, row.text),
             response=render(steps, answer, options.form()) if answer else "",
