@@ -149,6 +149,12 @@ def test_the_pattern_of_the_answer_removes_nothing_from_other_columns(tmp_path: 
     assert sample.response.endswith("\nThe answer is 4.")
 
 
+def test_sentences_may_be_joined_on_one_line(tmp_path: Path) -> None:
+    row = {"question": "?", "steps": "It is so. We know.", "answer": "4"}
+    (sample,) = free(lines(tmp_path, row), join=" ", step_rule="sentences")
+    assert sample.response == " It is so. We know. The answer is 4."
+
+
 def test_an_answer_may_be_any_number(tmp_path: Path) -> None:
     path = lines(tmp_path, *({"question": f"{n}?", "answer": n} for n in (7, 2.5)))
     assert [s.response for s in free(path, steps_column=None)] == [
@@ -190,6 +196,7 @@ def test_malformed_rows_are_named(
         ({"answer_format": "So it is."}, "contains {answer} once"),
         ({"pattern": "is (.) or (.)"}, "found 2 groups"),
         ({"join": " and "}, "expected white space"),
+        ({"join": " "}, "`join` has no line end, at which `step_rule: lines` divides"),
     ],
 )
 def test_impossible_options_are_refused(

@@ -61,6 +61,15 @@ class ExplanationOptions(PluginOptions):
         return text
 
     @model_validator(mode="after")
+    def _steps_can_be_told_apart(self) -> ExplanationOptions:
+        if self.step_rule == "lines" and "\n" not in self.join:
+            raise ValueError(
+                "`join` has no line end, at which `step_rule: lines` divides generated text into "
+                "steps; add one (\"\\n\"), or set `step_rule` to sentences"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _makes_a_form(self) -> ExplanationOptions:
         self.form()
         return self
