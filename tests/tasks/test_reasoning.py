@@ -155,6 +155,22 @@ def test_sentences_may_be_joined_on_one_line(tmp_path: Path) -> None:
     assert sample.response == " It is so. We know. The answer is 4."
 
 
+def test_explanations_that_state_an_answer_are_dropped(tmp_path: Path) -> None:
+    """The first answer in a generated text counts, so such a model would be read wrongly."""
+    texts = ["The answer is 3.\nNo, it is 4.", "We add.", "The answer is 4.0."]
+    rows = [{"question": f"{i}?", "steps": text, "answer": "4"} for i, text in enumerate(texts)]
+    task = Reasoning(ReasoningOptions(path=lines(tmp_path, *rows)))
+    split = task.load("train")
+    assert [sample.prompt[10] for sample in split.samples] == ["1", "2"]
+    assert split.dropped == {"explanation that already states an answer": 1}
+    check_task(task)
+    choices = [{**row, "choices": ["4", "5"], "answer": "A"} for row in rows[:2]]
+    chooser = ReasoningChoice(ReasoningChoiceOptions(path=lines(tmp_path, *choices)))
+    split = chooser.load("train")
+    assert len(list(split.samples)) == 1
+    assert split.dropped == {"explanation that already states an answer": 1}
+
+
 def test_an_answer_may_be_any_number(tmp_path: Path) -> None:
     path = lines(tmp_path, *({"question": f"{n}?", "answer": n} for n in (7, 2.5)))
     assert [s.response for s in free(path, steps_column=None)] == [
@@ -175,6 +191,7 @@ def test_an_answer_may_be_any_number(tmp_path: Path) -> None:
         ),
         ({"question": "?", "answer": "1", "steps": [3]}, {}, "expected text or a list of steps"),
         ({"question": "?", "answer": "12"}, GSM8K, 'finds no answer in "12"'),
+        ({"question": "?", "answer": "1", "steps": ""}, {"pattern": "is: (.)"}, "cannot be read"),
         ({"question": "?", "answer": ["1"], "steps": ""}, {}, "expected text or a whole number"),
     ],
 )

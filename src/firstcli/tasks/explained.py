@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pydantic import Field, field_validator, model_validator
 
-from firstcli.api import ExplanationForm, PluginOptions, StepRule, split_steps
+from firstcli.api import ExplanationForm, PluginOptions, Sample, StepRule, split_steps
 from firstcli.api.explanations import ANSWER_FORMAT
 from firstcli.tasks.tables import TableRow, describe
+
+
+MISREAD = "explanation that already states an answer"
+"""Why samples are dropped whose generated copies would be read wrongly."""
 
 
 class ExplanationOptions(PluginOptions):
@@ -127,3 +131,36 @@ class ExplanationOptions(PluginOptions):
             return split_steps(text, self.step_rule)
         step = " ".join(text.split())  # generated text is divided at line ends
         return (step,) if step else ()
+
+
+def checked(row: TableRow, sample: Sample, form: ExplanationForm) -> Sample:
+    """Return a row's sample if the answer can be read off the sentence with the answer.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if sample.response:
+        sentence = sample.response[len(form.prefix(sample.steps)) :]
+        stated = form.stated(sentence)
+        if stated is None or not form.reads(sentence, stated):
+            raise row.mistake(
+                f"the answer cannot be read off {describe(sentence)}; correct `answer_format` or "
+                "`pattern`, or the row"
+            )
+    return sample
+
+
+def kept(samples: Iterable[Sample], form: ExplanationForm, dropped: dict[str, int]) -> Iterator[Sample]:
+    """Yield the samples off whose response their own answer is read, not one of the explanation.
+
+    Args:
+        samples: samples of rows that were `checked`.
+        form: how their responses are made.
+        dropped: counts the others.
+    """
+    for sample in samples:
+        stated = form.stated(sample.response[len(form.prefix(sample.steps)) :])
+        if not sample.response or (stated is not None and form.reads(sample.response, stated)):
+            yield sample
+        else:
+            dropped[MISREAD] = dropped.get(MISREAD, 0) + 1
