@@ -295,6 +295,24 @@ def test_probabilities_can_be_recalibrated(student: Student) -> None:
         assert after.log_probs == pytest.approx(chosen, abs=1e-5)
 
 
+def test_recalibrated_free_answers_have_two_outcomes(student: Student) -> None:
+    def flatter(rows: FloatArray) -> FloatArray:
+        assert rows.shape[1] == 2 and rows.sum(1) == pytest.approx(np.ones(len(rows)))
+        roots: FloatArray = np.sqrt(rows)
+        flat: FloatArray = roots / roots.sum(1, keepdims=True)
+        return flat
+
+    many = questions(free=True)
+    raw = student.reader().read(many, {"thoughts"}).thoughts or ()
+    calm = student.reader(recalibrate=flatter).read(many, {"thoughts"}).thoughts or ()
+    for before, after in zip(raw, calm, strict=True):
+        for mine, theirs in zip(before.answers_after, after.answers_after, strict=True):
+            own, rest = mine[0] ** 0.5, (1 - mine[0]) ** 0.5
+            assert theirs[0] == pytest.approx(own / (own + rest))
+            assert theirs.sum() == pytest.approx(1)
+            assert theirs[1:] * mine[1:].sum() == pytest.approx(mine[1:] * theirs[1:].sum())
+
+
 def test_samples_are_seeded_and_equal_answers_are_equal_texts(student: Student) -> None:
     def samples(**settings: Any) -> Any:
         return student.reader(**settings).read(questions(), {"samples"}).samples
@@ -375,6 +393,17 @@ def test_output_that_is_not_finite(student: Student, needs: str) -> None:
     reader = replace(student, model=broken).reader(response_of=lambda _: " The water is wet.")
     with pytest.raises(UserError, match="output is not finite for 5 questions, such as 'water'"):
         reader.read(questions(), {needs})
+
+
+def test_output_that_is_not_finite_is_not_recalibrated(student: Student) -> None:
+    def strict(rows: FloatArray) -> FloatArray:
+        raise AssertionError
+
+    broken = deepcopy(student.model)
+    broken.model.norm.weight.data.fill_(torch.nan)
+    reader = replace(student, model=broken).reader(recalibrate=strict)
+    with pytest.raises(UserError, match="output is not finite for 5 questions, such as 'water'"):
+        reader.read(questions(), {"thoughts"})
 
 
 def test_an_explanation_that_fills_the_context_is_read_as_far_as_there_is_room(

@@ -121,7 +121,7 @@ class StudentReader:
 
 
 def _recalibration(artifact: CalibrationArtifact) -> Callable[[FloatArray], FloatArray]:
-    """Return what corrects distributions over candidates, (R, n)."""
+    """Return what corrects distributions over candidates or outcomes, (R, n)."""
     from firstcli.metrics.records import EvalRecords
     from firstcli.recalibration.candidates import recalibrated
 

@@ -115,7 +115,8 @@ class PoolReader:
             encoding: how it reads questions.
             form: how responses are made of steps and answer; None if they are an answer alone.
             settings: how it is asked.
-            recalibrate: corrects distributions of answers, (R, n); None leaves them raw.
+            recalibrate: corrects distributions over candidates, or over a free answer and any
+                other, (R, n); None leaves them raw.
             response_of: returns the response of a question, for `losses`.
             notify: learns what makes reading slower.
         """
@@ -163,6 +164,10 @@ class PoolReader:
         if {"answers", "thoughts"} & {*needs}:
             said = self._each(encoded, lambda batch: self._said(batch, "thoughts" in needs))
             self._require_finite(encoded, [thought.answers_after for thought in said])
+            said = [
+                replace(each, answers_after=self._recalibrated(question, each.answers_after))
+                for question, each in zip(questions, said, strict=True)
+            ]
             answers = [thought.answers_after[-1] for thought in said]
             pool = replace(
                 pool,
@@ -250,10 +255,26 @@ class PoolReader:
                 text=each.text,
                 log_probs=values,
                 steps=each.tokens[: len(rows) - 1],
-                answers_after=rows if self._recalibrate is None else self._recalibrate(rows),
+                answers_after=rows,
             )
             for each, values, rows in zip(explained, log_probs, answers, strict=True)
         ]
+
+    def _recalibrated(self, question: Sample, rows: FloatArray) -> FloatArray:
+        """Return corrected distributions of a question's answer, (R, n).
+
+        What corrects free answers was fitted to two outcomes: the student's answer, and any other.
+        So it corrects these two, and the ways to leave the answer keep their ratios.
+        """
+        if self._recalibrate is None:
+            return rows
+        if question.candidates:
+            return self._recalibrate(rows)
+        others = rows[:, 1:].sum(axis=1, keepdims=True)  # (R, 1)
+        pair = self._recalibrate(np.hstack([1 - others, others]))
+        even = np.full_like(rows[:, 1:], 1 / (rows.shape[1] - 1))
+        shares = np.divide(rows[:, 1:], others, out=even, where=others > 0)
+        return np.hstack([pair[:, :1], shares * pair[:, 1:]])
 
     def _require_finite(self, questions: Sequence[_Question], values: Sequence[FloatArray]) -> None:
         finite = [bool(np.isfinite(each).all()) for each in values]
