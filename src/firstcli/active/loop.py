@@ -264,10 +264,10 @@ class ArmLoop:
         pool, scores = choosing.scored(
             folder.scores, self.progress.key, questions, selector, self._scored
         )
+        order = choosing.ChoiceOrder(selector, pool, scores, self.seed)
         bought = Purchase()
         while count := self._affordable(number, bought, len(questions) - len(bought.ids)):
-            chosen = choosing.next_ones(selector, pool, scores, bought.ids, count, self.seed)
-            self._buy(chosen, bought, folder)
+            self._buy(order.after(bought.ids, count), bought, folder)
         return bought
 
     def _scored(

@@ -11,7 +11,6 @@ from firstcli.api import ExplanationForm, PluginOptions, Sample, StepRule, split
 from firstcli.api.explanations import ANSWER_FORMAT
 from firstcli.tasks.tables import TableRow, describe
 
-
 MISREAD = "explanation that already states an answer"
 """Why samples are dropped whose generated copies would be read wrongly."""
 
@@ -69,7 +68,7 @@ class ExplanationOptions(PluginOptions):
         if self.step_rule == "lines" and "\n" not in self.join:
             raise ValueError(
                 "`join` has no line end, at which `step_rule: lines` divides generated text into "
-                "steps; add one (\"\\n\"), or set `step_rule` to sentences"
+                'steps; add one ("\\n"), or set `step_rule` to sentences'
             )
         return self
 
@@ -150,7 +149,9 @@ def checked(row: TableRow, sample: Sample, form: ExplanationForm) -> Sample:
     return sample
 
 
-def kept(samples: Iterable[Sample], form: ExplanationForm, dropped: dict[str, int]) -> Iterator[Sample]:
+def kept(
+    samples: Iterable[Sample], form: ExplanationForm, dropped: dict[str, int]
+) -> Iterator[Sample]:
     """Yield the samples off whose response their own answer is read, not one of the explanation.
 
     Args:
