@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from firstcli.api import Sample, UserError
@@ -21,28 +22,17 @@ from firstcli.tasks.reasoning import (
 )
 from firstcli.testing import check_task
 
-GSM8K: dict[str, Any] = {
-    "steps_column": "answer",
-    "remove": "<<[^>]*>>",
-    "answer_in": r"####\s*(.+)",
-}
-AQUA = {
-    "choices_column": "options",
-    "remove_from_choices": r"^[A-E]\)",
-    "answer_column": "correct",
-    "steps_column": "rationale",
-    "remove": r"(?im)^\s*(the )?(correct )?(answer|ans|option)\b.*$",
-    "answer_format": "The answer is ({answer}).",
-}
-STRATEGY_QA = {"choices": ["no", "yes"], "steps_column": "facts", "respond_with": "text"}
-COS_E = {"steps_column": "abstractive_explanation", "step_rule": "sentences"}
-E_SNLI = {
-    "choices": ["entailment", "neutral", "contradiction"],
-    "answer_column": "gold_label",
-    "respond_with": "text",
-    "prompt": "Premise: {Sentence1}\nHypothesis: {Sentence2}\nAnswer:",
-    "steps_column": ["Explanation_1"],
-}
+RECIPES = Path(__file__).parents[2] / "recipes" / "reasoning"
+
+
+def starter(name: str) -> dict[str, Any]:
+    """Return the options of a starter, without those that say which rows there are."""
+    recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text("utf-8"))
+    options: dict[str, Any] = recipe["train"]["task"]["options"]
+    return {key: value for key, value in options.items() if key not in ("path", "test")}
+
+
+GSM8K = starter("gsm8k")
 
 
 def lines(folder: Path, *rows: dict[str, Any]) -> Path:
@@ -87,7 +77,7 @@ def test_aqua(tmp_path: Path) -> None:
         "rationale": "Let x be the age.\nThen x = 23.\nAnswer is E.",
         "correct": "E",
     }
-    (sample,) = chosen(lines(tmp_path, row), **AQUA)
+    (sample,) = chosen(lines(tmp_path, row), **starter("aqua"))
     assert "\nA. 21\nB. 21.5\n" in sample.prompt
     assert sample.steps == ("Let x be the age.", "Then x = 23.")
     assert sample.response == " Let x be the age.\nThen x = 23.\nThe answer is (E)."
@@ -101,8 +91,7 @@ def test_strategy_qa(tmp_path: Path) -> None:
     ]
     path = tmp_path / "train.json"
     path.write_text(json.dumps(rows), "utf-8")
-    prompt = "Q: {question}\nA:"
-    first, second = chosen(path, **STRATEGY_QA, prompt=prompt, id_column="qid")
+    first, second = chosen(path, **starter("strategy-qa"))
     assert (first.id, first.response) == ("a", " Yes.\nThe answer is yes.")
     assert (second.steps, second.answer) == (("No wings.", "So."), 0)
 
@@ -114,8 +103,9 @@ def test_commonsense_qa_with_explanations(tmp_path: Path) -> None:
         "answer": "shop",
         "abstractive_explanation": "Shops sell frames. Houses do not.",
     }
-    (sample,) = chosen(lines(tmp_path, row), **COS_E)
-    assert sample.response == " Shops sell frames.\nHouses do not.\nThe answer is B."
+    (sample,) = chosen(lines(tmp_path, row), **starter("cos-e"))
+    assert sample.prompt.startswith("Q: Where is a frame?\nAnswer Choices:\n(a) house\n(b) shop")
+    assert sample.response == " Shops sell frames.\nHouses do not.\nThe answer is (b)."
 
 
 def test_e_snli(tmp_path: Path) -> None:
@@ -125,7 +115,7 @@ def test_e_snli(tmp_path: Path) -> None:
         writer.writerow(["pairID", "gold_label", "Sentence1", "Sentence2", "Explanation_1"])
         writer.writerow(["1", "neutral", "A person, on a horse.", "He trains.", "It may not be."])
         writer.writerow(["2", "entailment", "A man sleeps.", "A person sleeps.", ""])
-    first, second = chosen(path, **E_SNLI)
+    first, second = chosen(path, **starter("e-snli"))
     assert first.prompt == "Premise: A person, on a horse.\nHypothesis: He trains.\nAnswer:"
     assert first.response == " It may not be.\nThe answer is neutral."
     assert (second.response, second.steps) == (" The answer is entailment.", ())
