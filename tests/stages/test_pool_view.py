@@ -32,7 +32,7 @@ FORM = ExplanationForm()
 DIGITS = ("1", "2", "3")
 EXPLAINED = [
     # question, steps, answer; None: the student does not answer
-    ("water", ["The water is wet.", "Wet is no fire."], "1"),
+    ("water", ["The water is wet. Wet is no fire."], "1"),  # two sentences, one line
     ("fire", ["The fire is dry."], "2"),
     ("answer", [], "3"),
     ("passage", ["Is the passage true?", "The passage is water.", "The water is green."], "2"),
@@ -182,6 +182,46 @@ def test_thoughts_equal_the_naive_ones(student: Student) -> None:
             assert row == pytest.approx(expected, abs=1e-5)
         assert np.array_equal(answers, thought.answers_after[-1])
         assert len(thought.answers_after) == len(steps) + 1
+
+
+def test_steps_on_one_line_are_read_as_the_student_wrote_them(
+    student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reused: list[int] = []
+    original = branches._run
+
+    def noted(reader: Any, text: Any, some: Any, known: Any, read: Any) -> Any:
+        reused.extend(known)
+        return original(reader, text, some, known, read)
+
+    reader = student.reader(form=ExplanationForm(step_rule="sentences"))
+    monkeypatch.setattr(branches, "_run", noted)
+    (question, *_) = questions()
+    (thought,) = reader.read([question], {"thoughts"}).thoughts or ()
+    own = [" ", " The water is wet.\n", " The water is wet. Wet is no fire.\n"]
+    for text, row in zip(own, thought.answers_after, strict=True):
+        sentences = [FORM.sentence(digit) for digit in DIGITS]
+        expected = naive_candidates(student, question.prompt + text, sentences)
+        assert row == pytest.approx(expected, abs=1e-5)
+    prompt, new = written(student, question.prompt)
+    steps = [str(student.tokenizer.decode(new[start:end])).strip() for start, end in thought.steps]
+    assert steps == ["The water is wet.", "Wet is no fire."]
+    # Only what follows the student's own text is new, or a token that holds a part of both.
+    assert max(reused) >= len(prompt) + thought.steps[-1][1] - 1
+
+
+def test_special_tokens_are_no_text_but_have_a_place(student: Student) -> None:
+    tokenizer, reader = student.tokenizer, student.reader()
+    prompt = tokenizer("Q: What is fire?\nA:")["input_ids"]
+    whole = tokenizer("Q: What is fire?\nA: The fire is dry.\nThe answer is 2.")["input_ids"]
+    ids = whole[len(prompt) :]
+    plain = reader._explained(prompt, [*ids, tokenizer.eos_token_id], True)
+    mixed = reader._explained(prompt, [tokenizer.eos_token_id, *ids], True)
+    assert plain.text == mixed.text == " The fire is dry.\nThe answer is 2."
+    assert plain.prefixes == mixed.prefixes == (" ", " The fire is dry.\n")
+    ((start, end),) = plain.tokens
+    assert mixed.tokens == ((start + 1, end + 1),)
+    assert reader._explained(prompt, ids, False).text == plain.text
 
 
 def test_free_answers_equal_the_naive_ones(student: Student) -> None:

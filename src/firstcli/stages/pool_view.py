@@ -34,7 +34,13 @@ from firstcli.models import branches, inference, readout
 from firstcli.models.answers import EVALUATION_TOKENS, target_log_probs
 from firstcli.models.batching import free_memory, is_out_of_memory
 from firstcli.models.branches import Generated
-from firstcli.models.generation import GreedyLogProbs, Sampler, continuations, text_after
+from firstcli.models.generation import (
+    GreedyLogProbs,
+    Sampler,
+    continuations,
+    text_places,
+    written_text,
+)
 from firstcli.plugins.selectors import CheckedSelector
 from firstcli.stages.answer_places import AnswerPlace, AnswerPlaces, distributions
 
@@ -77,7 +83,8 @@ class _Explained:
     """What a student wrote of a question."""
 
     text: str
-    steps: tuple[str, ...]
+    prefixes: tuple[str, ...]
+    """The text up to the sentence with the answer after its first j steps, for j = 0..S."""
     tokens: tuple[tuple[int, int], ...]
     """The tokens of each step."""
     answer: str | None
@@ -246,7 +253,10 @@ class PoolReader:
                 LogitsProcessorList([noted]),
                 keeps=self._reuses,
             )
-        explained = [self._explained(ids, every_step) for ids in text.new]
+        explained = [
+            self._explained(prompt, ids, every_step)
+            for prompt, ids in zip(prompts, text.new, strict=True)
+        ]
         places = self._places_of(batch, explained, every_step)
         answers = distributions(self._reader, text, places)
         log_probs = noted.rows([len(ids) for ids in text.new])
@@ -285,26 +295,45 @@ class PoolReader:
                 f"'{wrong[0]}'; check its weights, or try model.options.dtype: float32"
             )
 
-    def _explained(self, ids: Sequence[int], with_places: bool) -> _Explained:
+    def _explained(
+        self, prompt: Sequence[int], ids: Sequence[int], with_places: bool
+    ) -> _Explained:
         """Take a written text apart.
 
         Args:
+            prompt: the tokens of the question.
             ids: the tokens that the student wrote.
             with_places: whether the tokens of the steps are needed.
         """
-        kept = list(ids[:-1] if ids and ids[-1] in self._ends else ids)
-        tokenizer = self._encoding.tokenizer
-        spans: list[tuple[int, int]] = []
-        if with_places:
-            text, spans = token_spans(tokenizer, kept)
-        else:
-            text = text_after(tokenizer, (), kept)
-        if self._form is None:
-            return _Explained(text, (), (), None)
-        found = self._form.read(text)
-        steps = split_steps(found.explanation, self._form.step_rule)
-        tokens = tokens_of(step_spans(text, steps), spans) if with_places else ()
-        return _Explained(text, steps, tokens, found.answer)
+        text, form = written_text(self._encoding.tokenizer, prompt, ids, self._ends), self._form
+        if form is None:
+            return _Explained(text, ("",), (), None)
+        found = form.read(text)
+        spans = step_spans(text, split_steps(found.explanation, form.step_rule))
+        # The student's own text, which need not have the form of the task between two steps.
+        prefixes = (form.opening, *(text[:end] + form.separator for _, end in spans))
+        tokens = self._tokens(text, spans, ids) if with_places else ()
+        return _Explained(text, prefixes, tokens, found.answer)
+
+    def _tokens(
+        self, text: str, steps: Sequence[tuple[int, int]], ids: Sequence[int]
+    ) -> tuple[tuple[int, int], ...]:
+        """Return the tokens of each step, half-open ranges.
+
+        Args:
+            text: the written text.
+            steps: the characters of each step.
+            ids: the tokens that the student wrote.
+        """
+        places = text_places(self._encoding.tokenizer, ids, self._ends)
+        alone, spans = token_spans(self._encoding.tokenizer, [ids[place] for place in places])
+        dropped = len(text) - len(alone)  # decoders drop the space before the first token
+        found = tokens_of([(start - dropped, end - dropped) for start, end in steps], spans)
+        after = [*places, len(ids)]
+        return tuple(
+            (after[start], after[end - 1] + 1 if end > start else after[start])
+            for start, end in found
+        )
 
     def _places_of(
         self, batch: Sequence[_Question], explained: Sequence[_Explained], every_step: bool
@@ -317,16 +346,16 @@ class PoolReader:
             every_step: whether answers after each step are needed, or only after all.
         """
         texts = [
-            (each.sample, said.steps[:count], said.answer)
+            (each.sample, prefix, said.answer)
             for each, said in zip(batch, explained, strict=True)
-            for count in _counts(said, every_step)
+            for prefix in _read_after(said, every_step)
         ]
         found = iter(self._places(texts))
         places = []
         for each, said in zip(batch, explained, strict=True):
-            fitting = self._fitting(islice(found, len(_counts(said, every_step))))
+            fitting = self._fitting(islice(found, len(_read_after(said, every_step))))
             if not fitting:  # not even after fewer steps, if only the last place was looked at
-                every = [(each.sample, said.steps[:count], said.answer) for count in _counts(said)]
+                every = [(each.sample, prefix, said.answer) for prefix in said.prefixes]
                 fitting = self._fitting(self._places(every))[-1:]
             if not fitting:
                 raise UserError(
@@ -351,15 +380,15 @@ class PoolReader:
                 seeds = [f"{self._settings.seed} {each.sample.id} {number}" for each in batch]
                 prompts, chain = [each.prompt for each in batch], sampler.processors(seeds)
                 new = continuations(self._model, prompts, batch[0].room, self._ends, chain)
-                return [self._answer(ids) for ids in new]
+                return [self._answer(*each) for each in zip(prompts, new, strict=True)]
 
             for row, answer in zip(answers, self._each(questions, answered), strict=True):
                 row.append(answer)
         return answers
 
-    def _answer(self, ids: Sequence[int]) -> str:
+    def _answer(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
         """Return the answer that a text ends with; empty if there is none."""
-        found = self._explained(ids, with_places=False)
+        found = self._explained(prompt, ids, with_places=False)
         return canonical_answer(found.text if self._form is None else found.answer or "")
 
     def _losses(self, questions: Sequence[Sample]) -> FloatArray:
@@ -420,9 +449,9 @@ class PoolReader:
         return seen[0].float().cpu().numpy().astype(np.float64)
 
 
-def _counts(said: _Explained, every_step: bool = True) -> Sequence[int]:
-    """Return after how many steps the answer is read."""
-    return range(len(said.steps) + 1) if every_step else (len(said.steps),)
+def _read_after(said: _Explained, every_step: bool) -> Sequence[str]:
+    """Return the texts after which the answer is read."""
+    return said.prefixes if every_step else said.prefixes[-1:]
 
 
 def _unless_out_of_memory(
