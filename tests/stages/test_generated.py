@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from firstcli.active.reading import StudentReader
 from firstcli.api import ExplainedText, ExplanationForm, Sample, same_answer
 from firstcli.data.reasoning import final_answer
 from firstcli.metrics.guessing import explains_all
@@ -172,6 +173,20 @@ def test_probabilities_are_recalibrated_by_a_temperature_of_generated_answers(
     powered = plain.log_probs / stored["state"]["temperature"]
     expected = np.exp(powered) / np.exp(powered).sum(axis=1, keepdims=True)
     assert tempered.probabilities == pytest.approx(expected, abs=1e-9)
+
+
+def test_selectors_get_a_temperature_of_texts_as_long_as_theirs(finished: Finished) -> None:
+    stored = json.loads((finished.run / "calibration" / "labels+T.json").read_text("utf-8"))
+    run = open_run(Request(finished.recipe, run_dir=finished.run, quiet=True))
+
+    def temperature(most: int) -> float:
+        reader = StudentReader(run, "labels", FORM, recalibrated=True, seed=1, max_new_tokens=most)
+        fitted = reader._fitted()
+        assert fitted is not None
+        return float(fitted.facts["temperature"])
+
+    assert temperature(MOST) == stored["state"]["temperature"]
+    assert temperature(5) != temperature(MOST)
 
 
 @pytest.mark.parametrize("evaluation", ["vote", "mean"])

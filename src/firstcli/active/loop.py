@@ -253,6 +253,9 @@ class ArmLoop:
         if self.selector.plugin.needs or self.annotator.plugin.reads_explanation:
             depends_on["student"] = progress.student_content
             depends_on["confidence"] = self.active.confidence_of(self.arm)
+            answers, most = self.recipe.validation_answers, self.active.max_new_tokens
+            if answers and answers.max_new_tokens != most:
+                depends_on["max_new_tokens"] = str(most)
         return fingerprint(depends_on)
 
     def _bought_anew(self, number: int, folder: RoundFolder) -> Purchase:

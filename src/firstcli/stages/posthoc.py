@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from firstcli.api import JSON
     from firstcli.data.encoded import EncodedStore
     from firstcli.metrics.records import EvalRecords
-    from firstcli.plugins.calls import CheckedRecalibrator
+    from firstcli.recalibration.diagnostics import CalibrationArtifact
     from firstcli.recipe.evaluations import GenerationSettings
     from firstcli.recipe.references import PosthocRef
     from firstcli.recipe.schema import Recipe
@@ -182,21 +182,47 @@ def _generated(run: Run, unit: Unit, settings: GenerationSettings) -> EvalRecord
     return generated.answered(run, unit, questions)
 
 
-def _fitted_to_generated(run: Run, unit: Unit, settings: GenerationSettings) -> CheckedRecalibrator:
+def _fitted_to_generated(run: Run, unit: Unit, settings: GenerationSettings) -> CalibrationArtifact:
     """Return the recalibrator for answers that are generated otherwise than the stored one's.
 
     Shares of explanations, probabilities of tokens, and texts that are cut off sooner need
     temperatures of their own, so it is fitted to the validation questions, answered in the same
     way.
+
+    Args:
+        run: the run.
+        unit: a unit whose model has a post-hoc recalibrator.
+        settings: how the answers are generated.
     """
     from firstcli.recalibration.candidates import candidate_rows
+    from firstcli.recalibration.diagnostics import CalibrationArtifact
 
     plain = replace(unit, model=replace(unit.model, posthoc=False))
     records = _generated(run, plain, settings)
     rows = candidate_rows(records, run.recipe.train.task.name)
-    fitted = _section(run, unit).build()
-    fitted.fit(rows, rows.candidate == records.answer[:, None])
-    return fitted
+    is_label = rows.candidate == records.answer[:, None]
+    ref = _section(run, unit)
+    fitted = ref.build()
+    fitted.fit(rows, is_label)
+    return CalibrationArtifact.measure(
+        fitted, rows, is_label, name=ref.name, options=ref.given, positions="decisive"
+    )
+
+
+def artifact_for(run: Run, unit: Unit, settings: GenerationSettings | None) -> CalibrationArtifact:
+    """Return the stored recalibrator of a unit's model, or another one if its answers need one.
+
+    Args:
+        run: the run.
+        unit: a unit whose model has a post-hoc recalibrator.
+        settings: how its answers are generated; None if candidates are scored.
+    """
+    from firstcli.recalibration.diagnostics import CalibrationArtifact
+
+    stored = run.recipe.validation_answers
+    if settings is not None and stored is not None and settings != stored:
+        return _fitted_to_generated(run, unit, settings)
+    return CalibrationArtifact.load(calibration_path(run.folder, unit.model.name))
 
 
 def trained_by(recipe: Recipe, model: Model) -> tuple[str, ...]:
@@ -303,17 +329,11 @@ def recalibrated_records(run: Run, unit: Unit) -> EvalRecords:
     """Return the records of the plain model with the post-hoc recalibrator applied."""
     from firstcli.metrics.records import EvalRecords
     from firstcli.recalibration.candidates import recalibrated
-    from firstcli.recalibration.diagnostics import CalibrationArtifact
     from firstcli.recipe.shift import unshifted
 
     plain = replace(unit.model, posthoc=False)
     records = EvalRecords.load(records_path(run.folder, unit.evaluation, plain))
-    settings, stored = run.generation(unit.evaluation), run.recipe.validation_answers
-    if settings is not None and stored is not None and settings != stored:
-        fitted = _fitted_to_generated(run, unit, settings)
-    else:
-        path = calibration_path(run.folder, unit.model.name)
-        fitted = CalibrationArtifact.load(path).restored()
+    fitted = artifact_for(run, unit, run.generation(unit.evaluation)).restored()
     mass = None if records.candidate_mass is None else float(records.candidate_mass.mean())
     is_shifted = unit.evaluation != unshifted(unit.evaluation)  # it is warned of once
     if fitted.fits_subsets and mass is not None and mass < LEAST_CANDIDATE_MASS and not is_shifted:
