@@ -21,7 +21,7 @@ from firstcli.metrics.summary import summarize
 from firstcli.pipeline.plan import Request, open_run
 from firstcli.recipe.evaluations import GenerationSettings
 from firstcli.recipe.load import load_recipe
-from firstcli.stages import generated, role_models
+from firstcli.stages import generated, inputs, role_models
 from firstcli.stages.evaluate import EVALUATE as STAGE
 from firstcli.stages.generated import LEAST, _votes, chosen_answer
 from firstcli.tasks.known_steps import FORM, KnownSteps, KnownStepsOptions
@@ -377,7 +377,7 @@ def test_explanations_beyond_the_context_lose_their_last_words(
         return [SimpleNamespace(start=0, candidates=(s.prompt.split(),)) for s in samples]
 
     monkeypatch.setattr(generated, "_encoded", encoded)
-    monkeypatch.setattr(generated.inputs, "context", lambda *_: 5)
+    monkeypatch.setattr(inputs, "context", lambda *_: 5)
     texts = ["a b\nc", "a b\nc d e f", ""]
     made = [(text, lambda text: Sample(f"Q {text} A", "")) for text in texts]
     none: Any = None
