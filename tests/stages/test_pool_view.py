@@ -211,17 +211,17 @@ def test_steps_on_one_line_are_read_as_the_student_wrote_them(
 
 
 def test_special_tokens_are_no_text_but_have_a_place(student: Student) -> None:
-    tokenizer, reader = student.tokenizer, student.reader()
+    tokenizer, read = student.tokenizer, student.reader()._written
     prompt = tokenizer("Q: What is fire?\nA:")["input_ids"]
     whole = tokenizer("Q: What is fire?\nA: The fire is dry.\nThe answer is 2.")["input_ids"]
     ids = whole[len(prompt) :]
-    plain = reader._explained(prompt, [*ids, tokenizer.eos_token_id], True)
-    mixed = reader._explained(prompt, [tokenizer.eos_token_id, *ids], True)
+    plain = read(prompt, [*ids, tokenizer.eos_token_id], True)
+    mixed = read(prompt, [tokenizer.eos_token_id, *ids], True)
     assert plain.text == mixed.text == " The fire is dry.\nThe answer is 2."
     assert plain.prefixes == mixed.prefixes == (" ", " The fire is dry.\n")
     ((start, end),) = plain.tokens
     assert mixed.tokens == ((start + 1, end + 1),)
-    assert reader._explained(prompt, ids, False).text == plain.text
+    assert read(prompt, ids, False).text == plain.text
 
 
 def test_free_answers_equal_the_naive_ones(student: Student) -> None:

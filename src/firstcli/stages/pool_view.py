@@ -23,26 +23,19 @@ from firstcli.api import (
     Sample,
     Thought,
     UserError,
-    split_steps,
 )
 from firstcli.api.explanations import canonical_answer
 from firstcli.checkpoints.placement import input_device
 from firstcli.data.encoding import Encoding, each_encoded
-from firstcli.data.reasoning import step_spans, with_steps
-from firstcli.data.token_texts import token_spans, tokens_of
+from firstcli.data.reasoning import with_steps
 from firstcli.models import branches, inference, readout
 from firstcli.models.answers import EVALUATION_TOKENS, target_log_probs
 from firstcli.models.batching import free_memory, is_out_of_memory
 from firstcli.models.branches import Generated
-from firstcli.models.generation import (
-    GreedyLogProbs,
-    Sampler,
-    continuations,
-    text_places,
-    written_text,
-)
+from firstcli.models.generation import GreedyLogProbs, Sampler, continuations
 from firstcli.plugins.selectors import CheckedSelector
 from firstcli.stages.answer_places import AnswerPlace, AnswerPlaces, distributions
+from firstcli.stages.thought_texts import ReadThought, ThoughtReader
 
 PART = 512
 """Questions that are read at a time."""
@@ -76,18 +69,6 @@ class _Question:
     prompt: list[int]
     room: int
     """Tokens that an explanation may have."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Explained:
-    """What a student wrote of a question."""
-
-    text: str
-    prefixes: tuple[str, ...]
-    """The text up to the sentence with the answer after its first j steps, for j = 0..S."""
-    tokens: tuple[tuple[int, int], ...]
-    """The tokens of each step."""
-    answer: str | None
 
 
 def without_label(sample: Sample, form: ExplanationForm | None) -> Sample:
@@ -134,6 +115,7 @@ class PoolReader:
         chat = encoding.chat.end_id if encoding.chat else None
         eos = encoding.tokenizer.eos_token_id
         self._ends = list(dict.fromkeys(int(id) for id in (chat, eos) if id is not None))
+        self._written = ThoughtReader(encoding.tokenizer, form, self._ends)
         fault = branches.fault(model, encoding.tokenizer)
         self._reuses = fault is None
         if fault:
@@ -254,7 +236,7 @@ class PoolReader:
                 keeps=self._reuses,
             )
         explained = [
-            self._explained(prompt, ids, every_step)
+            self._written(prompt, ids, every_step)
             for prompt, ids in zip(prompts, text.new, strict=True)
         ]
         places = self._places_of(batch, explained, every_step)
@@ -295,48 +277,8 @@ class PoolReader:
                 f"'{wrong[0]}'; check its weights, or try model.options.dtype: float32"
             )
 
-    def _explained(
-        self, prompt: Sequence[int], ids: Sequence[int], with_places: bool
-    ) -> _Explained:
-        """Take a written text apart.
-
-        Args:
-            prompt: the tokens of the question.
-            ids: the tokens that the student wrote.
-            with_places: whether the tokens of the steps are needed.
-        """
-        text, form = written_text(self._encoding.tokenizer, prompt, ids, self._ends), self._form
-        if form is None:
-            return _Explained(text, ("",), (), None)
-        found = form.read(text)
-        spans = step_spans(text, split_steps(found.explanation, form.step_rule))
-        # The student's own text, which need not have the form of the task between two steps.
-        prefixes = (form.opening, *(text[:end] + form.separator for _, end in spans))
-        tokens = self._tokens(text, spans, ids) if with_places else ()
-        return _Explained(text, prefixes, tokens, found.answer)
-
-    def _tokens(
-        self, text: str, steps: Sequence[tuple[int, int]], ids: Sequence[int]
-    ) -> tuple[tuple[int, int], ...]:
-        """Return the tokens of each step, half-open ranges.
-
-        Args:
-            text: the written text.
-            steps: the characters of each step.
-            ids: the tokens that the student wrote.
-        """
-        places = text_places(self._encoding.tokenizer, ids, self._ends)
-        alone, spans = token_spans(self._encoding.tokenizer, [ids[place] for place in places])
-        dropped = len(text) - len(alone)  # decoders drop the space before the first token
-        found = tokens_of([(start - dropped, end - dropped) for start, end in steps], spans)
-        after = [*places, len(ids)]
-        return tuple(
-            (after[start], after[end - 1] + 1 if end > start else after[start])
-            for start, end in found
-        )
-
     def _places_of(
-        self, batch: Sequence[_Question], explained: Sequence[_Explained], every_step: bool
+        self, batch: Sequence[_Question], explained: Sequence[ReadThought], every_step: bool
     ) -> list[list[AnswerPlace]]:
         """Return the places of each question, as many as its context allows.
 
@@ -388,7 +330,7 @@ class PoolReader:
 
     def _answer(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
         """Return the answer that a text ends with; empty if there is none."""
-        found = self._explained(prompt, ids, with_places=False)
+        found = self._written(prompt, ids, with_places=False)
         return canonical_answer(found.text if self._form is None else found.answer or "")
 
     def _losses(self, questions: Sequence[Sample]) -> FloatArray:
@@ -449,7 +391,7 @@ class PoolReader:
         return seen[0].float().cpu().numpy().astype(np.float64)
 
 
-def _read_after(said: _Explained, every_step: bool) -> Sequence[str]:
+def _read_after(said: ReadThought, every_step: bool) -> Sequence[str]:
     """Return the texts after which the answer is read."""
     return said.prefixes if every_step else said.prefixes[-1:]
 
