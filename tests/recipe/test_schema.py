@@ -276,7 +276,7 @@ def test_unlabelled_data_need_a_task_that_can_read_them(monkeypatch: pytest.Monk
 
 def test_only_tasks_with_candidates_are_evaluated() -> None:
     errors = mistakes(raw(evaluate=[{"task": {"name": "instructions"}}]))
-    assert "no candidates" in errors["evaluate.0.task"]
+    assert "neither candidates nor explanations" in errors["evaluate.0.task"]
     train = {"task": {"name": "instructions"}}
     assert Recipe.model_validate(raw(train=train, arms={"a": {"recalibrate": "all"}}))
     errors = mistakes(raw(train=train, arms={"a": {"recalibrate": "decisive"}}))

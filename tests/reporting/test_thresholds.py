@@ -56,6 +56,21 @@ def data() -> ReportData:
     return promised()
 
 
+def test_nothing_is_promised_about_answers_that_are_made_otherwise(data: ReportData) -> None:
+    names = ("teacher", "first", "weak@1")
+    more = {("vote", name): data.records["world", name] for name in names}
+    both = promised(
+        evaluations=["world", "vote"],
+        records={**data.records, **more},
+        other_answers=frozenset({"vote"}),
+    )
+    assert promises_as_json(both) == promises_as_json(data)
+    for before, after in zip(promise_tables(data), promise_tables(both), strict=True):
+        assert (after.groups, after.rows) == (before.groups, before.rows)
+        assert "Nothing is promised about vote" in after.caption
+        assert "Nothing is promised" not in before.caption
+
+
 def test_the_numbers_are_those_of_the_metrics(data: ReportData) -> None:
     content = promises_as_json(data)
     by_model = {each["model"]: each for each in content["thresholds"]["models"]}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from firstcli.active.reading import StudentReader
 from firstcli.api import ExplainedText, ExplanationForm, Sample, same_answer
 from firstcli.data.reasoning import final_answer
 from firstcli.metrics.guessing import explains_all
 from firstcli.metrics.records import EvalRecords
 from firstcli.metrics.summary import summarize
-from firstcli.stages import generated
+from firstcli.pipeline.plan import Request, open_run
+from firstcli.recipe.evaluations import GenerationSettings
+from firstcli.recipe.load import load_recipe
+from firstcli.stages import generated, inputs, role_models
+from firstcli.stages.evaluate import EVALUATE as STAGE
 from firstcli.stages.generated import LEAST, _votes, chosen_answer
 from firstcli.tasks.known_steps import FORM, KnownSteps, KnownStepsOptions
+from firstcli.tasks.reasoning import Reasoning, ReasoningOptions
 from support import command_line
 from support.command_line import Finished, first, write_recipe, write_rows
 
@@ -68,6 +74,57 @@ def questions() -> list[Sample]:
     return list(KnownSteps(KnownStepsOptions(**OPTIONS)).load("test").samples)
 
 
+@torch.inference_mode()
+def naive_candidates(model: Any, tokenizer: Any, prompt: str, explanation: str) -> list[float]:
+    """Return the log-probability of each digit after an explanation, in one text each."""
+    start = prompt + FORM.prefix([explanation] if explanation else [])
+    naive = []
+    for number in range(10):
+        whole = list(tokenizer(start + f"The answer is {number}.").input_ids)
+        place = len(tokenizer(start + "The answer is").input_ids)
+        scores = model(torch.tensor([whole[:place]])).logits[0, -1].double()
+        naive.append(float(scores.log_softmax(-1)[whole[place]]))
+    return naive
+
+
+@torch.inference_mode()
+def naive_answer(
+    model: Any, tokenizer: Any, prompt: str, said: ExplainedText, form: ExplanationForm
+) -> float:
+    """Return the probability of a free answer and the end of its sentence, token by token."""
+    start = prompt + form.prefix([said.explanation] if said.explanation else [])
+    ids = tokenizer(start + form.sentence(said.answer or "")).input_ids
+    other = tokenizer(start + form.sentence("?")).input_ids
+    first = next(i for i, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b)
+    product = 1.0
+    for place in range(first, len(ids)):
+        scores = model(torch.tensor([ids[:place]])).logits[0, -1].double()
+        product *= float(scores.softmax(-1)[ids[place]])
+    return product
+
+
+def texts_of(recipe: Path, folder: Path, evaluation: str) -> dict[str, list[ExplainedText]]:
+    """Generate the explanations of a finished run again."""
+    run = open_run(Request(recipe, run_dir=folder, quiet=True))
+    units = STAGE.units(run.recipe, run.folder)
+    unit = next(unit for unit in units if unit.key == f"eval {evaluation}/labels")
+    asked = generated.questions_of(run, unit)
+    with torch.inference_mode():
+        return generated._texts(run, unit, asked, role_models.model(run, unit.model))
+
+
+def test_the_probability_is_the_mean_over_the_explanations(finished: Finished) -> None:
+    folder = finished.run / "students" / "labels"
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    found, texts = records(finished, "mean"), texts_of(finished.recipe, finished.run, "mean")
+    for index, sample in enumerate(questions()[:4]):
+        several = texts[str(sample.id)]
+        assert len(several) == 3
+        rows = [naive_candidates(model, tokenizer, sample.prompt, t.explanation) for t in several]
+        assert np.exp(found.log_probs[index]) == pytest.approx(np.exp(rows).mean(0), abs=1e-5)
+
+
 def test_greedy_answers_equal_those_of_plain_transformers(finished: Finished) -> None:
     folder = finished.run / "students" / "labels"
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -84,22 +141,17 @@ def test_greedy_answers_equal_those_of_plain_transformers(finished: Finished) ->
                     break
                 new.append(int(logits.argmax()))
             text = str(tokenizer.decode(ids + new))[len(sample.prompt) :].replace("<pad>", "")
-            explanation = FORM.read(text).explanation
-            start = sample.prompt + FORM.prefix([explanation] if explanation else [])
-            naive = []
-            for number in range(10):
-                whole = list(tokenizer(start + f"The answer is {number}.").input_ids)
-                place = len(tokenizer(start + "The answer is").input_ids)
-                scores = model(torch.tensor([whole[:place]])).logits[0, -1].double()
-                naive.append(float(scores.log_softmax(-1)[whole[place]]))
+        naive = naive_candidates(model, tokenizer, sample.prompt, FORM.read(text).explanation)
         assert found.log_probs[index] == pytest.approx(naive, abs=1e-4)
 
 
 def test_votes_are_shares_of_the_samples(finished: Finished) -> None:
     votes, mean = records(finished, "vote"), records(finished, "mean")
     shares = np.exp(votes.log_probs)
-    thirds = np.round(shares * 3)
-    assert np.abs(shares - np.maximum(thirds / 3, LEAST)).max() < 1e-4
+    # A vote for none of the ten candidates is spread over them.
+    thirtieths = np.round(shares * 30)
+    assert np.abs(shares - np.maximum(thirtieths / 30, LEAST)).max() < 1e-4
+    assert shares.sum(axis=1) == pytest.approx(np.ones(12))
     assert votes.ids == mean.ids and not np.allclose(votes.log_probs, mean.log_probs)
 
 
@@ -123,6 +175,20 @@ def test_probabilities_are_recalibrated_by_a_temperature_of_generated_answers(
     assert tempered.probabilities == pytest.approx(expected, abs=1e-9)
 
 
+def test_selectors_get_a_temperature_of_texts_as_long_as_theirs(finished: Finished) -> None:
+    stored = json.loads((finished.run / "calibration" / "labels+T.json").read_text("utf-8"))
+    run = open_run(Request(finished.recipe, run_dir=finished.run, quiet=True))
+
+    def temperature(most: int) -> float:
+        reader = StudentReader(run, "labels", FORM, recalibrated=True, seed=1, max_new_tokens=most)
+        fitted = reader._fitted()
+        assert fitted is not None
+        return float(fitted.facts["temperature"])
+
+    assert temperature(MOST) == stored["state"]["temperature"]
+    assert temperature(5) != temperature(MOST)
+
+
 @pytest.mark.parametrize("evaluation", ["vote", "mean"])
 def test_several_explanations_get_one_temperature_of_their_own(
     finished: Finished, evaluation: str
@@ -143,6 +209,22 @@ def test_an_evaluation_is_repeated_only_if_its_settings_change(
     evaluate = [EVALUATE[0], {**EVALUATE[1], "samples": 2}, *EVALUATE[2:]]
     other = command_line.pending(write_recipe(tmp_path, **sections(evaluate=evaluate)), *run)
     assert other == {"eval vote/labels", "eval vote/labels+T", "report"}
+    longer = [{**EVALUATE[0], "max_new_tokens": MOST + 1}, *EVALUATE[1:]]
+    path = tmp_path / "longer"
+    path.mkdir()
+    other = command_line.pending(write_recipe(path, **sections(evaluate=longer)), *run)
+    assert {"posthoc labels+T", "eval greedy/labels"} <= other
+
+
+def test_validation_questions_are_answered_as_long_as_in_greedy_evaluations(
+    tmp_path: Path,
+) -> None:
+    both = [*EVALUATE, {"name": "short", "max_new_tokens": 9}]
+    recipe = load_recipe(write_recipe(tmp_path, **sections(evaluate=both)))
+    assert recipe.validation_answers == GenerationSettings(max_new_tokens=MOST)
+    sampled = {"samples": 3, "max_new_tokens": 9}
+    recipe = load_recipe(write_recipe(tmp_path, **sections(evaluate=[sampled])))
+    assert recipe.validation_answers == GenerationSettings()
 
 
 def test_scored_answers_follow_the_explanation_of_the_data(finished: Finished) -> None:
@@ -164,8 +246,11 @@ def test_free_answers_from_a_file(tmp_path: Path) -> None:
     evaluate = [
         {"name": "greedy", "max_new_tokens": 30},
         {"name": "vote", "samples": 3, "max_new_tokens": 30},
+        {"name": "mean", "samples": 3, "confidence": "probability", "max_new_tokens": 30},
     ]
-    changed = sections(train={"task": task, "validation": 0.2}, evaluate=evaluate)
+    student = {"model": MODEL, "training": {**TRAINING, "epochs": 40}}
+    train = {"task": task, "validation": 0.2}
+    changed = sections(train=train, evaluate=evaluate, student=student)
     recipe, run = write_recipe(tmp_path, **changed), tmp_path / "run"
     result = first("report", recipe, "--run-dir", run, "--json")
     assert result.code == 0, result.err
@@ -175,6 +260,25 @@ def test_free_answers_from_a_file(tmp_path: Path) -> None:
             assert found.stated and (found.prediction == 0).all() and (found.count == 2).all()
             assert ((found.confidence > 0) & (found.confidence < 1)).all()
             assert explains_all([found]) is None
+    folder = run / "students" / "labels"
+    student_model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer, form = AutoTokenizer.from_pretrained(folder), ExplanationForm()
+    asked = Reasoning(ReasoningOptions(path=tmp_path / "data")).load("test").samples
+    prompts = [sample.prompt for sample in asked]
+    for evaluation in ("greedy", "mean"):
+        found = EvalRecords.load(run / "eval" / evaluation / "labels.parquet")
+        texts = list(texts_of(recipe, run, evaluation).items())
+        place, read = {id: index for index, id in enumerate(found.ids)}, 0
+        for id, several in texts:
+            _, numbers = chosen_answer([text.answer for text in several])
+            read += len(numbers)
+            chances = [
+                naive_answer(student_model, tokenizer, prompts[place[id]], several[n], form)
+                for n in numbers
+            ]
+            expected = min(max(sum(chances) / len(several), LEAST), 1 - LEAST)
+            assert np.exp(found.log_probs[place[id], 0]) == pytest.approx(expected, abs=1e-5)
+        assert read  # some answers can be read
 
 
 def test_the_most_frequent_answer_is_chosen_and_the_first_of_equals() -> None:
@@ -187,12 +291,22 @@ def test_votes_of_candidates() -> None:
     form = ExplanationForm()
     sample = Sample.question("Q", [f" The answer is {name}." for name in ("3", "4", "no")], 1)
     texts = [ExplainedText("", answer) for answer in ("4.0", "4", "5", None)]
-    votes = _votes(sample, form, texts)
-    assert votes == pytest.approx([math.log(LEAST), math.log(0.5), math.log(LEAST)])
-    nothing = _votes(sample, form, [ExplainedText("", None)] * 2)
-    assert nothing == pytest.approx([math.log(LEAST)] * 3)
-    every = _votes(sample, form, [ExplainedText("", "no")])
-    assert np.exp(every).sum() == pytest.approx(1) and every.argmax() == 2
+    votes = np.exp(_votes(sample, form, texts))
+    assert votes == pytest.approx(np.array([1 / 6, 2 / 3, 1 / 6]))  # half is spread over three
+    every = np.exp(_votes(sample, form, [ExplainedText("", "no")]))
+    assert every == pytest.approx([LEAST, LEAST, 1], rel=1e-5) and every.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("right", [0, 1])
+def test_unreadable_votes_are_no_confidence(right: int) -> None:
+    form = ExplanationForm()
+    sample = Sample.question("Q", [" The answer is 3.", " The answer is 4."], right)
+    unread, read = ExplainedText("", None), ExplainedText("", "3")
+    rows = [_votes(sample, form, texts) for texts in ([unread] * 9 + [read], [unread] * 10)]
+    found = EvalRecords.from_log_probs(["one", "none"], [right, right], rows)
+    assert found.confidence == pytest.approx([0.1 + 0.9 / 2, 0.5], abs=1e-5)
+    assert found.correct.tolist() == [right == 0, False]
+    assert found.candidate_mass == pytest.approx([1, 1])
 
 
 def test_records_of_free_answers_keep_the_stated_prediction(tmp_path: Path) -> None:
@@ -239,6 +353,37 @@ def test_a_prompt_without_room_for_an_answer_is_refused(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, **sections(student=student, train=train, evaluate=EVALUATE[:1]))
     result = first("plan", recipe, "--run-dir", tmp_path / "run")
     assert result.code == 2 and "Traceback" not in result.err
+
+
+def test_answers_that_cannot_be_told_apart_are_refused_before_anything_is_generated(
+    tmp_path: Path,
+) -> None:
+    row = {"question": "?", "choices": ["red car", "red bus", "sky"], "answer": 0, "steps": ["a"]}
+    write_rows(tmp_path / "data" / "test.jsonl", [row])
+    options = {"path": str(tmp_path / "data"), "respond_with": "text"}
+    task = {"name": "reasoning-choice", "options": options}
+    evaluate = [{"name": "colours", "task": task, "split": "test"}]
+    recipe = write_recipe(tmp_path, **sections(evaluate=evaluate))
+    first("plan", recipe, "--run-dir", tmp_path / "run").mistake("colours", "token")
+
+
+def test_explanations_beyond_the_context_lose_their_last_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[list[str]] = []
+
+    def encoded(run: Any, role: Any, questions: Any, samples: list[Sample]) -> Any:
+        asked.append([sample.prompt for sample in samples])
+        return [SimpleNamespace(start=0, candidates=(s.prompt.split(),)) for s in samples]
+
+    monkeypatch.setattr(generated, "_encoded", encoded)
+    monkeypatch.setattr(inputs, "context", lambda *_: 5)
+    texts = ["a b\nc", "a b\nc d e f", ""]
+    made = [(text, lambda text: Sample(f"Q {text} A", "")) for text in texts]
+    none: Any = None
+    found = generated._fitting(none, none, none, made)
+    lengths = [len(question.candidates[0]) for question in found]
+    assert lengths == [5, 5, 2] and asked[1:] == [["Q a b\nc A"]]
 
 
 def test_the_right_answers_are_those_of_the_questions() -> None:

@@ -32,7 +32,7 @@ FORM = ExplanationForm()
 DIGITS = ("1", "2", "3")
 EXPLAINED = [
     # question, steps, answer; None: the student does not answer
-    ("water", ["The water is wet.", "Wet is no fire."], "1"),
+    ("water", ["The water is wet. Wet is no fire."], "1"),  # two sentences, one line
     ("fire", ["The fire is dry."], "2"),
     ("answer", [], "3"),
     ("passage", ["Is the passage true?", "The passage is water.", "The water is green."], "2"),
@@ -184,6 +184,46 @@ def test_thoughts_equal_the_naive_ones(student: Student) -> None:
         assert len(thought.answers_after) == len(steps) + 1
 
 
+def test_steps_on_one_line_are_read_as_the_student_wrote_them(
+    student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reused: list[int] = []
+    original = branches._run
+
+    def noted(reader: Any, text: Any, some: Any, known: Any, read: Any) -> Any:
+        reused.extend(known)
+        return original(reader, text, some, known, read)
+
+    reader = student.reader(form=ExplanationForm(step_rule="sentences"))
+    monkeypatch.setattr(branches, "_run", noted)
+    (question, *_) = questions()
+    (thought,) = reader.read([question], {"thoughts"}).thoughts or ()
+    own = [" ", " The water is wet.\n", " The water is wet. Wet is no fire.\n"]
+    for text, row in zip(own, thought.answers_after, strict=True):
+        sentences = [FORM.sentence(digit) for digit in DIGITS]
+        expected = naive_candidates(student, question.prompt + text, sentences)
+        assert row == pytest.approx(expected, abs=1e-5)
+    prompt, new = written(student, question.prompt)
+    steps = [str(student.tokenizer.decode(new[start:end])).strip() for start, end in thought.steps]
+    assert steps == ["The water is wet.", "Wet is no fire."]
+    # Only what follows the student's own text is new, or a token that holds a part of both.
+    assert max(reused) >= len(prompt) + thought.steps[-1][1] - 1
+
+
+def test_special_tokens_are_no_text_but_have_a_place(student: Student) -> None:
+    tokenizer, read = student.tokenizer, student.reader()._written
+    prompt = tokenizer("Q: What is fire?\nA:")["input_ids"]
+    whole = tokenizer("Q: What is fire?\nA: The fire is dry.\nThe answer is 2.")["input_ids"]
+    ids = whole[len(prompt) :]
+    plain = read(prompt, [*ids, tokenizer.eos_token_id], True)
+    mixed = read(prompt, [tokenizer.eos_token_id, *ids], True)
+    assert plain.text == mixed.text == " The fire is dry.\nThe answer is 2."
+    assert plain.prefixes == mixed.prefixes == (" ", " The fire is dry.\n")
+    ((start, end),) = plain.tokens
+    assert mixed.tokens == ((start + 1, end + 1),)
+    assert read(prompt, ids, False).text == plain.text
+
+
 def test_free_answers_equal_the_naive_ones(student: Student) -> None:
     many = questions(free=True)
     pool = student.reader().read(many, {"thoughts"})
@@ -295,6 +335,24 @@ def test_probabilities_can_be_recalibrated(student: Student) -> None:
         assert after.log_probs == pytest.approx(chosen, abs=1e-5)
 
 
+def test_recalibrated_free_answers_have_two_outcomes(student: Student) -> None:
+    def flatter(rows: FloatArray) -> FloatArray:
+        assert rows.shape[1] == 2 and rows.sum(1) == pytest.approx(np.ones(len(rows)))
+        roots: FloatArray = np.sqrt(rows)
+        flat: FloatArray = roots / roots.sum(1, keepdims=True)
+        return flat
+
+    many = questions(free=True)
+    raw = student.reader().read(many, {"thoughts"}).thoughts or ()
+    calm = student.reader(recalibrate=flatter).read(many, {"thoughts"}).thoughts or ()
+    for before, after in zip(raw, calm, strict=True):
+        for mine, theirs in zip(before.answers_after, after.answers_after, strict=True):
+            own, rest = mine[0] ** 0.5, (1 - mine[0]) ** 0.5
+            assert theirs[0] == pytest.approx(own / (own + rest))
+            assert theirs.sum() == pytest.approx(1)
+            assert theirs[1:] * mine[1:].sum() == pytest.approx(mine[1:] * theirs[1:].sum())
+
+
 def test_samples_are_seeded_and_equal_answers_are_equal_texts(student: Student) -> None:
     def samples(**settings: Any) -> Any:
         return student.reader(**settings).read(questions(), {"samples"}).samples
@@ -375,6 +433,17 @@ def test_output_that_is_not_finite(student: Student, needs: str) -> None:
     reader = replace(student, model=broken).reader(response_of=lambda _: " The water is wet.")
     with pytest.raises(UserError, match="output is not finite for 5 questions, such as 'water'"):
         reader.read(questions(), {needs})
+
+
+def test_output_that_is_not_finite_is_not_recalibrated(student: Student) -> None:
+    def strict(rows: FloatArray) -> FloatArray:
+        raise AssertionError
+
+    broken = deepcopy(student.model)
+    broken.model.norm.weight.data.fill_(torch.nan)
+    reader = replace(student, model=broken).reader(recalibrate=strict)
+    with pytest.raises(UserError, match="output is not finite for 5 questions, such as 'water'"):
+        reader.read(questions(), {"thoughts"})
 
 
 def test_an_explanation_that_fills_the_context_is_read_as_far_as_there_is_room(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from firstcli.api import Sample, UserError
@@ -21,28 +22,17 @@ from firstcli.tasks.reasoning import (
 )
 from firstcli.testing import check_task
 
-GSM8K: dict[str, Any] = {
-    "steps_column": "answer",
-    "remove": "<<[^>]*>>",
-    "answer_in": r"####\s*(.+)",
-}
-AQUA = {
-    "choices_column": "options",
-    "remove_from_choices": r"^[A-E]\)",
-    "answer_column": "correct",
-    "steps_column": "rationale",
-    "remove": r"(?im)^\s*(the )?(correct )?(answer|ans|option)\b.*$",
-    "answer_format": "The answer is ({answer}).",
-}
-STRATEGY_QA = {"choices": ["no", "yes"], "steps_column": "facts", "respond_with": "text"}
-COS_E = {"steps_column": "abstractive_explanation", "step_rule": "sentences"}
-E_SNLI = {
-    "choices": ["entailment", "neutral", "contradiction"],
-    "answer_column": "gold_label",
-    "respond_with": "text",
-    "prompt": "Premise: {Sentence1}\nHypothesis: {Sentence2}\nAnswer:",
-    "steps_column": ["Explanation_1"],
-}
+RECIPES = Path(__file__).parents[2] / "recipes" / "reasoning"
+
+
+def starter(name: str) -> dict[str, Any]:
+    """Return the options of a starter, without those that say which rows there are."""
+    recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text("utf-8"))
+    options: dict[str, Any] = recipe["train"]["task"]["options"]
+    return {key: value for key, value in options.items() if key not in ("path", "test")}
+
+
+GSM8K = starter("gsm8k")
 
 
 def lines(folder: Path, *rows: dict[str, Any]) -> Path:
@@ -87,7 +77,7 @@ def test_aqua(tmp_path: Path) -> None:
         "rationale": "Let x be the age.\nThen x = 23.\nAnswer is E.",
         "correct": "E",
     }
-    (sample,) = chosen(lines(tmp_path, row), **AQUA)
+    (sample,) = chosen(lines(tmp_path, row), **starter("aqua"))
     assert "\nA. 21\nB. 21.5\n" in sample.prompt
     assert sample.steps == ("Let x be the age.", "Then x = 23.")
     assert sample.response == " Let x be the age.\nThen x = 23.\nThe answer is (E)."
@@ -101,8 +91,7 @@ def test_strategy_qa(tmp_path: Path) -> None:
     ]
     path = tmp_path / "train.json"
     path.write_text(json.dumps(rows), "utf-8")
-    prompt = "Q: {question}\nA:"
-    first, second = chosen(path, **STRATEGY_QA, prompt=prompt, id_column="qid")
+    first, second = chosen(path, **starter("strategy-qa"))
     assert (first.id, first.response) == ("a", " Yes.\nThe answer is yes.")
     assert (second.steps, second.answer) == (("No wings.", "So."), 0)
 
@@ -114,8 +103,9 @@ def test_commonsense_qa_with_explanations(tmp_path: Path) -> None:
         "answer": "shop",
         "abstractive_explanation": "Shops sell frames. Houses do not.",
     }
-    (sample,) = chosen(lines(tmp_path, row), **COS_E)
-    assert sample.response == " Shops sell frames.\nHouses do not.\nThe answer is B."
+    (sample,) = chosen(lines(tmp_path, row), **starter("cos-e"))
+    assert sample.prompt.startswith("Q: Where is a frame?\nAnswer Choices:\n(a) house\n(b) shop")
+    assert sample.response == " Shops sell frames.\nHouses do not.\nThe answer is (b)."
 
 
 def test_e_snli(tmp_path: Path) -> None:
@@ -125,7 +115,7 @@ def test_e_snli(tmp_path: Path) -> None:
         writer.writerow(["pairID", "gold_label", "Sentence1", "Sentence2", "Explanation_1"])
         writer.writerow(["1", "neutral", "A person, on a horse.", "He trains.", "It may not be."])
         writer.writerow(["2", "entailment", "A man sleeps.", "A person sleeps.", ""])
-    first, second = chosen(path, **E_SNLI)
+    first, second = chosen(path, **starter("e-snli"))
     assert first.prompt == "Premise: A person, on a horse.\nHypothesis: He trains.\nAnswer:"
     assert first.response == " It may not be.\nThe answer is neutral."
     assert (second.response, second.steps) == (" The answer is entailment.", ())
@@ -139,6 +129,36 @@ def test_rows_without_an_answer_have_no_response(tmp_path: Path) -> None:
     (sample,) = task.load("train").samples
     assert (sample.response, sample.steps) == ("", ())
     assert sample.candidates == (" The answer is A.", " The answer is B.")
+
+
+def test_the_pattern_of_the_answer_removes_nothing_from_other_columns(tmp_path: Path) -> None:
+    row = {"question": "?", "steps": "4 = 2 + 2\nSo it is = 4", "answer": "The sum = 4"}
+    options = {"steps_column": ["steps", "answer"], "answer_in": "= (.+)"}
+    (sample,) = free(lines(tmp_path, row), **options)
+    assert sample.steps == ("4 = 2 + 2", "So it is = 4", "The sum")
+    assert sample.response.endswith("\nThe answer is 4.")
+
+
+def test_sentences_may_be_joined_on_one_line(tmp_path: Path) -> None:
+    row = {"question": "?", "steps": "It is so. We know.", "answer": "4"}
+    (sample,) = free(lines(tmp_path, row), join=" ", step_rule="sentences")
+    assert sample.response == " It is so. We know. The answer is 4."
+
+
+def test_explanations_that_state_an_answer_are_dropped(tmp_path: Path) -> None:
+    """The first answer in a generated text counts, so such a model would be read wrongly."""
+    texts = ["The answer is 3.\nNo, it is 4.", "We add.", "The answer is 4.0."]
+    rows = [{"question": f"{i}?", "steps": text, "answer": "4"} for i, text in enumerate(texts)]
+    task = Reasoning(ReasoningOptions(path=lines(tmp_path, *rows)))
+    split = task.load("train")
+    assert [sample.prompt[10] for sample in split.samples] == ["1", "2"]
+    assert split.dropped == {"explanation that already states an answer": 1}
+    check_task(task)
+    choices = [{**row, "choices": ["4", "5"], "answer": "A"} for row in rows[:2]]
+    chooser = ReasoningChoice(ReasoningChoiceOptions(path=lines(tmp_path, *choices)))
+    split = chooser.load("train")
+    assert len(list(split.samples)) == 1
+    assert split.dropped == {"explanation that already states an answer": 1}
 
 
 def test_an_answer_may_be_any_number(tmp_path: Path) -> None:
@@ -161,6 +181,7 @@ def test_an_answer_may_be_any_number(tmp_path: Path) -> None:
         ),
         ({"question": "?", "answer": "1", "steps": [3]}, {}, "expected text or a list of steps"),
         ({"question": "?", "answer": "12"}, GSM8K, 'finds no answer in "12"'),
+        ({"question": "?", "answer": "1", "steps": ""}, {"pattern": "is: (.)"}, "cannot be read"),
         ({"question": "?", "answer": ["1"], "steps": ""}, {}, "expected text or a whole number"),
     ],
 )
@@ -182,6 +203,7 @@ def test_malformed_rows_are_named(
         ({"answer_format": "So it is."}, "contains {answer} once"),
         ({"pattern": "is (.) or (.)"}, "found 2 groups"),
         ({"join": " and "}, "expected white space"),
+        ({"join": " "}, "`join` has no line end, at which `step_rule: lines` divides"),
     ],
 )
 def test_impossible_options_are_refused(

@@ -138,6 +138,24 @@ class FirstOfAll(Spread):
         return list(range(count))
 
 
+class NeedsCentres(Spread):
+    def scores(self, pool: Pool, seed: int) -> FloatArray:
+        assert pool.annotated is not None, "no centres"
+        return super().scores(pool, seed)
+
+
+class NeedsSomeCentres(Spread):
+    def choose(self, scores: FloatArray, pool: Pool, count: int, seed: int) -> list[int]:
+        assert pool.annotated is None or len(pool.annotated), "no centre"
+        return super().choose(scores, pool, count, seed)
+
+
+class NeedsTwo(Longest):
+    def scores(self, pool: Pool, seed: int) -> FloatArray:
+        assert len(pool) > 1 or pool.ids != ["q0"], "only one"
+        return super().scores(pool, seed)
+
+
 @pytest.mark.parametrize("cls", [Longest, Spread])
 def test_a_sound_selector_passes(cls: type[Selector[Any]]) -> None:
     check_selector(cls)
@@ -164,6 +182,9 @@ def test_a_sound_selector_passes(cls: type[Selector[Any]]) -> None:
         (Ids, "Ids.choose returned 'q0', expected indices of questions"),
         (FirstOnes, "FirstOnes.choose depends on the order of the pool"),
         (FirstOfAll, "FirstOfAll.choose depends on the order of the pool"),
+        (NeedsCentres, "read-only: AssertionError: no centres"),
+        (NeedsSomeCentres, "choose fails on 0 of 12 questions: AssertionError: no centre"),
+        (NeedsTwo, "AssertionError: only one"),
     ],
 )
 def test_what_is_wrong_is_named(cls: type[Selector[Any]], text: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,28 +41,43 @@ def scored(
     return pool, np.concatenate(scores)
 
 
-def next_ones(
-    selector: CheckedSelector,
-    pool: Pool,
-    scores: FloatArray,
-    taken: Iterable[str],
-    count: int,
-    seed: int,
-) -> list[str]:
-    """Return the ids of the questions to annotate next.
+class ChoiceOrder:
+    """The order in which a round's questions are annotated, part by part.
 
-    Args:
-        selector: chooses.
-        pool: the questions.
-        scores: of each question, (N,).
-        taken: ids of those that are chosen already.
-        count: how many to choose.
-        seed: draws what is random.
+    A selector may want the questions of a round to differ from each other, so all parts follow one
+    choice: a longer one is asked for when it is at its end.
     """
-    chosen = set(taken)
-    places = [place for place, id in enumerate(pool.ids) if id not in chosen]
-    rest = pool.rows(places)
-    return [rest.ids[place] for place in selector.choose(scores[places], rest, count, seed)]
+
+    def __init__(
+        self, selector: CheckedSelector, pool: Pool, scores: FloatArray, seed: int
+    ) -> None:
+        """Choose nothing yet.
+
+        Args:
+            selector: chooses.
+            pool: the questions.
+            scores: of each question, (N,).
+            seed: draws what is random.
+        """
+        self._selector, self._pool, self._scores, self._seed = selector, pool, scores, seed
+        self._known: list[str] = []
+
+    def after(self, taken: Sequence[str], count: int) -> list[str]:
+        """Return the ids of the questions to annotate next.
+
+        Args:
+            taken: ids of those that this order has returned before, in order.
+            count: how many to choose, at most as many as are left.
+        """
+        most = len(taken) + count
+        if most > len(self._known):
+            # Twice as many as before, so that little is chosen again and again.
+            longer = min(max(most, 2 * len(self._known)), len(self._pool))
+            chosen = self._selector.choose(self._scores, self._pool, longer, self._seed)
+            known = set(taken)
+            ids = (self._pool.ids[place] for place in chosen)
+            self._known = [*taken, *(id for id in ids if id not in known)]
+        return self._known[len(taken) : most]
 
 
 def _write(path: Path, key: str, ids: Sequence[str], scores: FloatArray) -> None:

@@ -253,6 +253,9 @@ class ArmLoop:
         if self.selector.plugin.needs or self.annotator.plugin.reads_explanation:
             depends_on["student"] = progress.student_content
             depends_on["confidence"] = self.active.confidence_of(self.arm)
+            answers, most = self.recipe.validation_answers, self.active.max_new_tokens
+            if answers and answers.max_new_tokens != most:
+                depends_on["max_new_tokens"] = str(most)
         return fingerprint(depends_on)
 
     def _bought_anew(self, number: int, folder: RoundFolder) -> Purchase:
@@ -264,10 +267,10 @@ class ArmLoop:
         pool, scores = choosing.scored(
             folder.scores, self.progress.key, questions, selector, self._scored
         )
+        order = choosing.ChoiceOrder(selector, pool, scores, self.seed)
         bought = Purchase()
         while count := self._affordable(number, bought, len(questions) - len(bought.ids)):
-            chosen = choosing.next_ones(selector, pool, scores, bought.ids, count, self.seed)
-            self._buy(chosen, bought, folder)
+            self._buy(order.after(bought.ids, count), bought, folder)
         return bought
 
     def _scored(

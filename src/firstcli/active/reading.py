@@ -14,7 +14,7 @@ from firstcli.api import ExplanationForm, FloatArray, Pool, Sample, split_steps
 from firstcli.plugins.selectors import CheckedSelector
 from firstcli.runtime.files import write_text
 from firstcli.workspace.run import Run
-from firstcli.workspace.units import Model, calibration_path
+from firstcli.workspace.units import Model
 
 if TYPE_CHECKING:
     from firstcli.recalibration.diagnostics import CalibrationArtifact
@@ -114,14 +114,18 @@ class StudentReader:
         """Return the arm's post-hoc recalibrator, if probabilities are recalibrated."""
         if not self.recalibrated:
             return None
-        from firstcli.recalibration.diagnostics import CalibrationArtifact
+        from firstcli.stages.posthoc import POSTHOC, artifact_for
 
-        name = Model(self.arm, posthoc=True).name
-        return CalibrationArtifact.load(calibration_path(self.run.folder, name))
+        run, model = self.run, Model(self.arm, posthoc=True)
+        units = POSTHOC.units(run.recipe, run.folder)
+        unit = next(unit for unit in units if unit.model == model)
+        stored = run.recipe.validation_answers
+        asked = stored and replace(stored, max_new_tokens=self.max_new_tokens)
+        return artifact_for(run, unit, asked)
 
 
 def _recalibration(artifact: CalibrationArtifact) -> Callable[[FloatArray], FloatArray]:
-    """Return what corrects distributions over candidates, (R, n)."""
+    """Return what corrects distributions over candidates or outcomes, (R, n)."""
     from firstcli.metrics.records import EvalRecords
     from firstcli.recalibration.candidates import recalibrated
 

@@ -91,6 +91,19 @@ class ExplanationForm:
         """Return the sentence with an answer; braces in the answer have no meaning."""
         return self.answer_format.replace(_FIELD, answer)
 
+    def stated(self, sentence: str) -> str | None:
+        """Return the answer in the sentence with the answer; None if there is none to read."""
+        before, after = self.answer_format.split(_FIELD)
+        end = len(sentence) - len(after)
+        if sentence.startswith(before) and sentence.endswith(after) and len(before) <= end:
+            return sentence[len(before) : end]
+        return read_answer(sentence, self.answer_pattern)
+
+    def reads(self, response: str, answer: str) -> bool:
+        """Return whether a response is read as a given answer, not as one in its explanation."""
+        found = self.read(response).answer
+        return found is not None and same_answer(found, answer)
+
     def read(self, text: str) -> ExplainedText:
         """Take a generated response apart, at the first answer in it.
 

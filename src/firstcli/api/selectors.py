@@ -22,7 +22,7 @@ class Thought:
     """What the student says of one question in words: its explanation and answer, greedily."""
 
     text: str
-    """The whole response, without the token that ends it."""
+    """The whole response, without special tokens such as the one that ends it."""
     log_probs: FloatArray
     """Log-probability under the student of each token that it wrote, (L,), natural logarithm; the
     token that ends the text is the last one, if the student wrote it."""
@@ -37,7 +37,7 @@ class Thought:
 class Pool:
     """N questions that may be annotated, and what the student says of them; never their labels.
 
-    Fields that the selector does not need are None.
+    Fields that the selector does not need are None. `answers` and `thoughts` may be recalibrated.
     """
 
     ids: Sequence[str]
@@ -57,7 +57,8 @@ class Pool:
     embeddings: FloatArray | None = None
     """The student's last hidden state at the end of each question, (N, d)."""
     annotated: FloatArray | None = None
-    """The same of the questions that are annotated already, (M, d); comes with `embeddings`."""
+    """The same of the questions that are annotated already, (M, d); comes with `embeddings`. None
+    or empty as long as there are none."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -125,7 +126,9 @@ class Selector(PluginBase[OptionsT]):
 
     @abstractmethod
     def scores(self, pool: Pool, seed: int) -> FloatArray:
-        """Return a finite score of each question, (N,): the higher, the rather it is annotated.
+        """Return a finite score of each question, (N,).
+
+        The higher the score, the sooner it is annotated.
 
         Args:
             pool: questions, with the fields that the selector needs; its arrays are read-only.

@@ -65,13 +65,7 @@ def final_answer(sample: Sample, form: ExplanationForm) -> str | None:
     """
     if not sample.response:
         return None
-    sentences = answer_sentences(sample, form)
-    sentence = sentences[sample.answer or 0]
-    before, after = form.answer_format.split("{answer}")
-    end = len(sentence) - len(after)
-    if sentence.startswith(before) and sentence.endswith(after) and len(before) <= end:
-        return sentence[len(before) : end]
-    return read_answer(sentence, form.answer_pattern)
+    return form.stated(answer_sentences(sample, form)[sample.answer or 0])
 
 
 def with_steps(sample: Sample, steps: Sequence[str], form: ExplanationForm) -> Sample:

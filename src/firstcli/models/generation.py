@@ -166,6 +166,32 @@ def _without_own_settings(model: PreTrainedModel) -> Iterator[None]:
         model.generation_config = before
 
 
+def text_places(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], ends: Sequence[int]
+) -> list[int]:
+    """Return the places of the tokens that are text: neither special, nor the end of a text."""
+    special = {*ends, *tokenizer.all_special_ids}
+    return [place for place, id in enumerate(ids) if id not in special]
+
+
+def written_text(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[int],
+    ids: Sequence[int],
+    ends: Sequence[int],
+) -> str:
+    """Return the text that a model wrote, without special tokens, which no explanation contains.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        prompt: the tokens before the text.
+        ids: the tokens that the model wrote.
+        ends: the tokens that end a text.
+    """
+    places = text_places(tokenizer, ids, ends)
+    return text_after(tokenizer, prompt, [ids[place] for place in places])
+
+
 def text_after(
     tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], ids: Sequence[int]
 ) -> str:

@@ -26,7 +26,8 @@ class Evaluation(RecipeSection):
     """A task on which teacher and students are evaluated."""
 
     task: TaskRef = Field(default=cast(TaskRef, None))
-    """A task whose samples have candidate answers. Default: the training task."""
+    """A task whose samples have candidate answers, or explanations that end with an answer.
+    Default: the training task."""
     name: FolderName = Field(default=None, validate_default=True)
     """Unique name of the evaluation. Default: the task's name."""
     split: str = TEST
@@ -59,7 +60,8 @@ class Evaluation(RecipeSection):
     def _has_candidates(cls, task: TaskRef) -> TaskRef:
         if not task.can_be_evaluated:
             raise mistake(
-                f"task '{task.name}' has no candidates, so models cannot be evaluated on it"
+                f"task '{task.name}' has neither candidates nor explanations that end with an "
+                "answer, so models cannot be evaluated on it"
             )
         return task
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -17,7 +18,7 @@ from firstcli.api import WritingSettings
 from firstcli.errors import UserError, shortened
 from firstcli.recipe.active import Active
 from firstcli.recipe.conflicts import conflicts
-from firstcli.recipe.evaluations import Evaluation
+from firstcli.recipe.evaluations import Evaluation, GenerationSettings
 from firstcli.recipe.files import DEFAULT_ARMS
 from firstcli.recipe.references import (
     ArmName,
@@ -109,6 +110,20 @@ class Recipe(RecipeSection):
         section = self.augmentation
         found = [ref.build().writing for ref in section.augmenters] if section else []
         return next((settings for settings in found if settings is not None), None)
+
+    @property
+    def validation_answers(self) -> GenerationSettings | None:
+        """How models generate their answers to the validation questions; None if they are scored.
+
+        That is greedily, and as long as in the evaluations that are greedy, too: what is fitted to
+        these answers is for those evaluations.
+        """
+        if self.train.task.explanations is None:
+            return None
+        found = [settings for each in self.evaluate if (settings := each.generation)]
+        lengths = [settings.max_new_tokens for settings in found if settings.samples == 1]
+        default = GenerationSettings()
+        return replace(default, max_new_tokens=max(lengths, default=default.max_new_tokens))
 
     def is_validation(self, evaluation: str) -> bool:
         """Whether this names the questions of the validation part.

@@ -116,6 +116,8 @@ class ReportData:
     """The share of prompts that a shift changes, by the names of the shifted evaluations."""
     validation: Mapping[str, EvalRecords] = field(default_factory=dict)
     """Answers to the validation questions by model, for thresholds and prediction sets."""
+    other_answers: frozenset[str] = frozenset()
+    """The evaluations whose answers are made otherwise than those to the validation questions."""
     notes: Sequence[tuple[str, str]] = ()
     """Labelled facts below the tables, such as fitted temperatures."""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -197,6 +199,11 @@ class ReportData:
     def judged(self) -> list[str]:
         """Evaluations whose questions have a right candidate."""
         return [name for name in self.evaluations if self._answerable(name)]
+
+    @property
+    def promised(self) -> list[str]:
+        """Judged evaluations about which the validation questions can promise something."""
+        return [name for name in self.judged if name not in self.other_answers]
 
     @property
     def unanswerable(self) -> list[str]:

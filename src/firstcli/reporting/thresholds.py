@@ -127,7 +127,7 @@ def _validated(data: ReportData) -> Iterator[tuple[str, str, str, EvalRecords]]:
 
 
 def _tested(data: ReportData, model: str) -> Iterator[tuple[str, EvalRecords]]:
-    for name in data.judged:
+    for name in data.promised:
         if (name, model) in data.records:
             yield name, data.records[name, model]
 
@@ -140,7 +140,7 @@ def _threshold_table(data: ReportData) -> Iterator[Table]:
     promises, target = model_promises(data), data.settings.target_accuracy
     if not promises or target is None:
         return
-    names = data.judged
+    names = data.promised
     groups = [_group(_validation_title(promises), "", _THRESHOLD)]
     groups += [_group(name, name, _OUTCOME) for name in names]
     rows = tuple(
@@ -162,7 +162,17 @@ def _threshold_table(data: ReportData) -> Iterator[Table]:
         "validation part; in percent, with exact 95 % intervals"
     )
     title = f"Thresholds for an accuracy of {_target(target)} %"
-    yield Table(title, ". ".join([caption, *without]), "", tuple(groups), rows)
+    caption = ". ".join([caption, *_left_out(data), *without])
+    yield Table(title, caption, "", tuple(groups), rows)
+
+
+def _left_out(data: ReportData) -> Iterator[str]:
+    """Yield which evaluations are left out, and why."""
+    if names := [name for name in data.judged if name in data.other_answers]:
+        yield (
+            f"Nothing is promised about {', '.join(names)}: the answers are made otherwise than "
+            "those to the validation questions"
+        )
 
 
 def _without_threshold(promises: list[ModelPromise]) -> Iterator[str]:
@@ -216,7 +226,7 @@ def _set_table(data: ReportData) -> Iterator[Table]:
     found, coverage = model_sets(data), data.settings.coverage
     if not found or coverage is None:
         return
-    names = data.judged
+    names = data.promised
     groups = [_group(_validation_title(found), "", _SETS)]
     groups += [_group(name, name, _SIZES) for name in names]
     rows = tuple(
@@ -237,7 +247,7 @@ def _set_table(data: ReportData) -> Iterator[Table]:
         "exact 95 % intervals; mean size in candidates; sets of one candidate in percent"
     )
     title = f"Prediction sets with a coverage of {_target(coverage)} %"
-    yield Table(title, caption, "", tuple(groups), rows)
+    yield Table(title, ". ".join([caption, *_left_out(data)]), "", tuple(groups), rows)
 
 
 def _size_cells(sets: ModelSets, sizes: SetSizes | None, coverage: float) -> tuple[Cell, ...]:

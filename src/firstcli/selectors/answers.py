@@ -32,7 +32,7 @@ class LeastConfidence(Selector[PluginOptions]):
 
 
 class AnswerEntropy(Selector[PluginOptions]):
-    """Chooses the questions whose answer is most uncertain in all.
+    """Chooses the questions whose answer is most uncertain overall.
 
     The score is the entropy -sum_i p(i) ln p(i) of the answer (Settles 2009, Active Learning
     Literature Survey, section 3.1), in nats: at most ln n for n answers.

@@ -11,7 +11,7 @@ _ROWS = 4096
 
 
 class CoreSet(Selector[PluginOptions]):
-    """Chooses questions so that every other one is close to a chosen or annotated one.
+    """Chooses questions that together cover the pool: each is close to one of them.
 
     Greedy k-centre (Sener and Savarese 2018, arXiv 1708.00489) on the student's last hidden states,
     with Euclidean distances: the next question is always the one that is farthest from all centres,

@@ -32,11 +32,11 @@ class ExplanationUncertaintyOptions(PluginOptions):
 
 
 class ExplanationUncertainty(Selector[ExplanationUncertaintyOptions]):
-    """Chooses the questions at whose explanation the student is unsure, also if its answer is sure.
+    """Chooses the questions whose explanation the student is unsure of, even if sure of the answer.
 
-    The idea is that of ELAD (Zhang et al. 2024, arXiv 2402.13098), whose formulas were not at hand;
-    these are our own. The explanation has steps j = 1..S, and a(j) is the distribution of the
-    answer given the first j of them. The score is
+    The idea is that of ELAD (Zhang et al. 2024, arXiv 2402.13098), whose formulas could not be
+    obtained; these are our own. The explanation has steps j = 1..S, and a(j) is the distribution of
+    the answer given the first j of them. The score is
 
         1/S sum_j [in_step s(j) + between_steps d(j)] + at_the_end h
 

@@ -1,8 +1,9 @@
 """Where a student's answer is read after the first steps of its explanation.
 
-The text is the question, these steps and the beginning of the sentence with the answer, in the form
-of the task's responses. With candidates, it ends where they differ. Otherwise the student's own
-answer follows, whose every token it could have left for another one.
+The text is the question, what the student wrote up to the end of these steps, and the beginning of
+the sentence with the answer, in the form of the task's responses. With candidates, it ends where
+they differ. Otherwise the student's own answer follows, whose every token it could have left for
+another one.
 """
 
 from __future__ import annotations
@@ -55,10 +56,12 @@ class AnswerPlaces:
         self.encoder = encoding.encoder
         self._where, self._form = encoding.where, form
 
-    def __call__(
-        self, texts: Sequence[tuple[Sample, Sequence[str], str | None]]
-    ) -> list[AnswerPlace]:
-        """Return the place of each question, given steps, and the student's answer, if free.
+    def __call__(self, texts: Sequence[tuple[Sample, str, str | None]]) -> list[AnswerPlace]:
+        """Return the place of each question, given a text, and the student's answer, if free.
+
+        Args:
+            texts: questions, what stands between each and the sentence with the answer, and the
+                student's answer; None if it has none.
 
         Raises:
             UserError: candidates have the same token.
@@ -82,10 +85,9 @@ class AnswerPlaces:
             places.append(AnswerPlace(before, tokens, ()))
         return places
 
-    def _sample(self, question: Sample, steps: Sequence[str], answer: str | None) -> Sample:
+    def _sample(self, question: Sample, prefix: str, answer: str | None) -> Sample:
         """Return a sample whose candidates first differ where the answer is read."""
         form = self._form
-        prefix = "" if form is None else form.prefix(steps)
         if question.candidates:
             sentences = question.candidates if form is None else answer_sentences(question, form)
         elif form is not None:

@@ -11,21 +11,22 @@ Without candidates, the answer is the most frequent of the a_j, and of equally f
 first. Its probability is the mean over the explanations of p(a_j | question, E_j), to which only
 explanations with that answer contribute, or their share.
 
-An explanation without a readable answer agrees with nothing. With candidates, its text still counts
-for `probability`: the sentence with the answer is put after it.
+An explanation without a readable answer agrees with no free answer, and in equal parts with every
+candidate. If no explanation of a question has one, the question counts as answered wrongly. With
+candidates, its text still counts for `probability`: the sentence with the answer is put after it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, islice
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from firstcli.api import ExplainedText, ExplanationForm, FloatArray, Sample, same_answer
 from firstcli.api.explanations import canonical_answer
@@ -37,7 +38,7 @@ from firstcli.metrics.records import EvalRecords
 from firstcli.models import readout
 from firstcli.models.answers import EVALUATION_TOKENS, candidate_log_probs
 from firstcli.models.batching import free_memory, is_out_of_memory, run_batched
-from firstcli.models.generation import Sampler, continuations, text_after
+from firstcli.models.generation import Sampler, continuations, written_text
 from firstcli.recipe.evaluations import GenerationSettings
 from firstcli.runtime import distributed
 from firstcli.stages import chat, inputs, role_models
@@ -111,8 +112,10 @@ def held_out_questions(run: Run, unit: Unit, settings: GenerationSettings) -> Ge
 def check(run: Run, role: Role, questions: GeneratedQuestions) -> str:
     """Check that every prompt leaves room for an explanation; return what is to be done.
 
+    Answers are encoded after an empty explanation, so that their mistakes precede the generation.
+
     Raises:
-        UserError: one does not, or the model runs elsewhere.
+        UserError: one does not, a model runs elsewhere, or an answer cannot be encoded.
     """
     settings = questions.settings
     if role_models.remote(run, role) is not None:
@@ -125,6 +128,17 @@ def check(run: Run, role: Role, questions: GeneratedQuestions) -> str:
         raise UserError(
             f"{questions.where}: {len(full)} prompts, such as {shortened(full, 3)}, leave no room "
             f"for an answer in the context of {inputs.context(run, role):g} tokens; shorten them"
+        )
+    if settings.confidence == "probability":
+        form = questions.form
+        _encoded(
+            *(run, role, questions),
+            [
+                _after(sample, "", form)
+                if questions.has_candidates
+                else _with_answer(sample, ExplainedText("", "1"), form)
+                for sample in questions.samples
+            ],
         )
     return (
         f"{len(prompts)} questions, {settings.samples} generated explanations each, up to "
@@ -152,7 +166,7 @@ class _PromptToContinue:
     text: str
     input_ids: list[int]
     room: int
-    """Tokens that a response may have, besides the sentence with the answer."""
+    """Tokens that a response may have, besides the sentence with a candidate."""
 
 
 def _prompts(run: Run, role: Role, questions: GeneratedQuestions) -> list[_PromptToContinue]:
@@ -165,6 +179,7 @@ def _prompts(run: Run, role: Role, questions: GeneratedQuestions) -> list[_Promp
     sentences = {
         sentence
         for sample in questions.samples
+        if sample.candidates  # a free answer is a part of what is generated
         for sentence in answer_sentences(sample, questions.form)
     }
     longest = max((len(tokenizer(text).input_ids) for text in sentences), default=0)
@@ -211,7 +226,7 @@ def _generated(
             room = batch[0][0].room
             new = _continued(model, ids, room, ends, sampler, seeds)
             for (prompt, number), tokens in zip(batch, new, strict=True):
-                text = _text(tokenizer, prompt.input_ids, tokens, ends)
+                text = written_text(tokenizer, prompt.input_ids, tokens, ends)
                 local.append((prompt.id, number, text))
             advance(len(batch))
     found: dict[str, list[str]] = {prompt.id: [""] * settings.samples for prompt in prompts}
@@ -266,14 +281,6 @@ def _ends(run: Run, role: Role) -> list[int]:
     return list(dict.fromkeys(int(id) for id in ids if id is not None))
 
 
-def _text(
-    tokenizer: PreTrainedTokenizerBase, prompt: list[int], ids: list[int], ends: Sequence[int]
-) -> str:
-    """Return the text of new tokens without special ones, which no explanation contains."""
-    special = {*ends, *tokenizer.all_special_ids}
-    return text_after(tokenizer, prompt, [id for id in ids if id not in special])
-
-
 # Answers.
 
 
@@ -299,15 +306,23 @@ def _of_candidates(
 
 
 def _votes(sample: Sample, form: ExplanationForm, texts: Sequence[ExplainedText]) -> FloatArray:
-    """Return the logarithm of the share of explanations that end with each candidate, (C,)."""
+    """Return the logarithm of the share of explanations that end with each candidate, (C,).
+
+    The shares sum to 1: an explanation that ends with no candidate counts for all of them, in equal
+    parts. If all do, no candidate is the model's answer, and the question must count as answered
+    wrongly: the right candidate gets a trace less than the others.
+    """
     names = [
         canonical_answer(form.read(sentence).answer or "")
         for sentence in answer_sentences(sample, form)
     ]
     read = Counter(canonical_answer(text.answer) for text in texts if text.answer is not None)
-    shares = np.array([read[name] for name in names]) / len(texts)
-    total = max(1.0, float(np.maximum(shares, LEAST).sum()))
-    return np.asarray(np.log(np.maximum(shares, LEAST) / total))
+    found = np.array([read[name] for name in names])
+    shares = (found + max(0, len(texts) - found.sum()) / len(names)) / len(texts)
+    if not found.any() and sample.answer is not None:
+        shares[sample.answer] *= 1 - LEAST
+    shares = np.maximum(shares, LEAST)
+    return np.asarray(np.log(shares / shares.sum()))
 
 
 def _probabilities(
@@ -318,12 +333,17 @@ def _probabilities(
     reader: readout.Reader,
 ) -> list[FloatArray]:
     """Return the log-probability of each candidate, averaged over the explanations: rows (C,)."""
+    form = questions.form
+
+    def after(explanation: str, sample: Sample, number: int) -> Sample:
+        return replace(_after(sample, explanation, form), id=f"{sample.id} {number}")
+
     explained = [
-        replace(_after(sample, text.explanation, questions.form), id=f"{sample.id} {number}")
+        (text.explanation, partial(after, sample=sample, number=number))
         for sample in questions.samples
         for number, text in enumerate(texts[str(sample.id)])
     ]
-    encoded = _encoded(run, unit.role, questions, explained)
+    encoded = _fitting(run, unit.role, questions, explained)
     lengths = np.array([len(question.input_ids) for question in encoded], np.int64)
     score = partial(candidate_log_probs, reader)
     scores = run_batched(
@@ -343,6 +363,49 @@ def _after(sample: Sample, explanation: str, form: ExplanationForm) -> Sample:
     candidates = tuple(prefix + sentence for sentence in answer_sentences(sample, form))
     response = "" if sample.answer is None else candidates[sample.answer]
     return replace(sample, candidates=candidates, response=response, steps=())
+
+
+def _with_answer(sample: Sample, text: ExplainedText, form: ExplanationForm) -> Sample:
+    """Return a question with two candidates: a generated answer after its explanation, and another.
+
+    They differ in the first token of the answer, which is thus found.
+    """
+    answer = text.answer or ""
+    prefix = form.prefix([text.explanation] if text.explanation else [])
+    other = "?" if not answer.startswith("?") else "!"
+    answers = tuple(prefix + form.sentence(each) for each in (answer, other))
+    pair = Sample.question(sample.prompt, answers, 0, id=sample.id)
+    return replace(pair, teacher_prompt=sample.teacher_prompt)
+
+
+def _fitting(
+    run: Run,
+    role: Role,
+    questions: GeneratedQuestions,
+    explained: Sequence[tuple[str, Callable[[str], Sample]]],
+) -> list[EncodedQuestion]:
+    """Encode questions; explanations that exceed the context lose their last words.
+
+    Few do, because generation leaves room: those whose text has more tokens than were generated.
+
+    Args:
+        run: the run.
+        role: the role of the model.
+        questions: how the questions are encoded.
+        explained: each explanation, and what makes the question with it or a shorter one.
+    """
+    encoded = _encoded(run, role, questions, [make(text) for text, make in explained])
+    context = inputs.context(run, role)
+    for index, (text, make) in enumerate(explained):
+        while text and (over := int(max(0, _length(encoded[index]) - context))):
+            text = text.rsplit(None, over)[0] if len(text.split()) > over else ""
+            (encoded[index],) = _encoded(run, role, questions, [make(text)])
+    return encoded
+
+
+def _length(question: EncodedQuestion) -> int:
+    """Return the tokens of a question with its longest candidate."""
+    return question.start + max(map(len, question.candidates))
 
 
 def _encoded(
@@ -409,22 +472,22 @@ def _answer_probabilities(
 ) -> dict[str, float]:
     """Return the probability of each generated answer after its explanation, by its id.
 
-    The two candidates that are encoded differ in the first token of the answer, which is thus
-    found; the second is never scored.
+    Of the two candidates that are encoded, the second is never scored.
     """
-    form, pairs = questions.form, []
-    for sample in questions.samples:
-        for number, text in enumerate(texts[str(sample.id)]):
-            if text.answer is not None:
-                prefix = form.prefix([text.explanation] if text.explanation else [])
-                other = "?" if not text.answer.startswith("?") else "!"
-                answers = tuple(prefix + form.sentence(each) for each in (text.answer, other))
-                id = f"{sample.id} {number}"
-                pair = Sample.question(sample.prompt, answers, 0, id=id)
-                pairs.append(replace(pair, teacher_prompt=sample.teacher_prompt))
-    if not pairs:
+
+    def after(explanation: str, sample: Sample, text: ExplainedText, number: int) -> Sample:
+        said = replace(text, explanation=explanation)
+        return replace(_with_answer(sample, said, questions.form), id=f"{sample.id} {number}")
+
+    explained = [
+        (text.explanation, partial(after, sample=sample, text=text, number=number))
+        for sample in questions.samples
+        for number, text in enumerate(texts[str(sample.id)])
+        if text.answer is not None
+    ]
+    if not explained:
         return {}
-    rows = [_answer_tokens(each) for each in _encoded(run, unit.role, questions, pairs)]
+    rows = [_answer_tokens(each) for each in _fitting(run, unit.role, questions, explained)]
     lengths = np.array([len(row.input_ids) for row in rows], np.int64)
     score = partial(response_log_probs, reader)
     sums = run_batched(run.console, unit.key, "answers", rows, lengths, EVALUATION_TOKENS, score)

@@ -23,20 +23,19 @@ from firstcli.api import (
     Sample,
     Thought,
     UserError,
-    split_steps,
 )
 from firstcli.api.explanations import canonical_answer
 from firstcli.checkpoints.placement import input_device
 from firstcli.data.encoding import Encoding, each_encoded
-from firstcli.data.reasoning import step_spans, with_steps
-from firstcli.data.token_texts import token_spans, tokens_of
+from firstcli.data.reasoning import with_steps
 from firstcli.models import branches, inference, readout
 from firstcli.models.answers import EVALUATION_TOKENS, target_log_probs
 from firstcli.models.batching import free_memory, is_out_of_memory
 from firstcli.models.branches import Generated
-from firstcli.models.generation import GreedyLogProbs, Sampler, continuations, text_after
+from firstcli.models.generation import GreedyLogProbs, Sampler, continuations
 from firstcli.plugins.selectors import CheckedSelector
 from firstcli.stages.answer_places import AnswerPlace, AnswerPlaces, distributions
+from firstcli.stages.thought_texts import ReadThought, ThoughtReader
 
 PART = 512
 """Questions that are read at a time."""
@@ -72,17 +71,6 @@ class _Question:
     """Tokens that an explanation may have."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Explained:
-    """What a student wrote of a question."""
-
-    text: str
-    steps: tuple[str, ...]
-    tokens: tuple[tuple[int, int], ...]
-    """The tokens of each step."""
-    answer: str | None
-
-
 def without_label(sample: Sample, form: ExplanationForm | None) -> Sample:
     """Return a sample's question: without response, explanation, right answer and truth.
 
@@ -115,7 +103,8 @@ class PoolReader:
             encoding: how it reads questions.
             form: how responses are made of steps and answer; None if they are an answer alone.
             settings: how it is asked.
-            recalibrate: corrects distributions of answers, (R, n); None leaves them raw.
+            recalibrate: corrects distributions over candidates, or over a free answer and any
+                other, (R, n); None leaves them raw.
             response_of: returns the response of a question, for `losses`.
             notify: learns what makes reading slower.
         """
@@ -126,6 +115,7 @@ class PoolReader:
         chat = encoding.chat.end_id if encoding.chat else None
         eos = encoding.tokenizer.eos_token_id
         self._ends = list(dict.fromkeys(int(id) for id in (chat, eos) if id is not None))
+        self._written = ThoughtReader(encoding.tokenizer, form, self._ends)
         fault = branches.fault(model, encoding.tokenizer)
         self._reuses = fault is None
         if fault:
@@ -163,6 +153,10 @@ class PoolReader:
         if {"answers", "thoughts"} & {*needs}:
             said = self._each(encoded, lambda batch: self._said(batch, "thoughts" in needs))
             self._require_finite(encoded, [thought.answers_after for thought in said])
+            said = [
+                replace(each, answers_after=self._recalibrated(question, each.answers_after))
+                for question, each in zip(questions, said, strict=True)
+            ]
             answers = [thought.answers_after[-1] for thought in said]
             pool = replace(
                 pool,
@@ -241,7 +235,10 @@ class PoolReader:
                 LogitsProcessorList([noted]),
                 keeps=self._reuses,
             )
-        explained = [self._explained(ids, every_step) for ids in text.new]
+        explained = [
+            self._written(prompt, ids, every_step)
+            for prompt, ids in zip(prompts, text.new, strict=True)
+        ]
         places = self._places_of(batch, explained, every_step)
         answers = distributions(self._reader, text, places)
         log_probs = noted.rows([len(ids) for ids in text.new])
@@ -250,10 +247,26 @@ class PoolReader:
                 text=each.text,
                 log_probs=values,
                 steps=each.tokens[: len(rows) - 1],
-                answers_after=rows if self._recalibrate is None else self._recalibrate(rows),
+                answers_after=rows,
             )
             for each, values, rows in zip(explained, log_probs, answers, strict=True)
         ]
+
+    def _recalibrated(self, question: Sample, rows: FloatArray) -> FloatArray:
+        """Return corrected distributions of a question's answer, (R, n).
+
+        What corrects free answers was fitted to two outcomes: the student's answer, and any other.
+        So it corrects these two, and the ways to leave the answer keep their ratios.
+        """
+        if self._recalibrate is None:
+            return rows
+        if question.candidates:
+            return self._recalibrate(rows)
+        others = rows[:, 1:].sum(axis=1, keepdims=True)  # (R, 1)
+        pair = self._recalibrate(np.hstack([1 - others, others]))
+        even = np.full_like(rows[:, 1:], 1 / (rows.shape[1] - 1))
+        shares = np.divide(rows[:, 1:], others, out=even, where=others > 0)
+        return np.hstack([pair[:, :1], shares * pair[:, 1:]])
 
     def _require_finite(self, questions: Sequence[_Question], values: Sequence[FloatArray]) -> None:
         finite = [bool(np.isfinite(each).all()) for each in values]
@@ -264,29 +277,8 @@ class PoolReader:
                 f"'{wrong[0]}'; check its weights, or try model.options.dtype: float32"
             )
 
-    def _explained(self, ids: Sequence[int], with_places: bool) -> _Explained:
-        """Take a written text apart.
-
-        Args:
-            ids: the tokens that the student wrote.
-            with_places: whether the tokens of the steps are needed.
-        """
-        kept = list(ids[:-1] if ids and ids[-1] in self._ends else ids)
-        tokenizer = self._encoding.tokenizer
-        spans: list[tuple[int, int]] = []
-        if with_places:
-            text, spans = token_spans(tokenizer, kept)
-        else:
-            text = text_after(tokenizer, (), kept)
-        if self._form is None:
-            return _Explained(text, (), (), None)
-        found = self._form.read(text)
-        steps = split_steps(found.explanation, self._form.step_rule)
-        tokens = tokens_of(step_spans(text, steps), spans) if with_places else ()
-        return _Explained(text, steps, tokens, found.answer)
-
     def _places_of(
-        self, batch: Sequence[_Question], explained: Sequence[_Explained], every_step: bool
+        self, batch: Sequence[_Question], explained: Sequence[ReadThought], every_step: bool
     ) -> list[list[AnswerPlace]]:
         """Return the places of each question, as many as its context allows.
 
@@ -296,16 +288,16 @@ class PoolReader:
             every_step: whether answers after each step are needed, or only after all.
         """
         texts = [
-            (each.sample, said.steps[:count], said.answer)
+            (each.sample, prefix, said.answer)
             for each, said in zip(batch, explained, strict=True)
-            for count in _counts(said, every_step)
+            for prefix in _read_after(said, every_step)
         ]
         found = iter(self._places(texts))
         places = []
         for each, said in zip(batch, explained, strict=True):
-            fitting = self._fitting(islice(found, len(_counts(said, every_step))))
+            fitting = self._fitting(islice(found, len(_read_after(said, every_step))))
             if not fitting:  # not even after fewer steps, if only the last place was looked at
-                every = [(each.sample, said.steps[:count], said.answer) for count in _counts(said)]
+                every = [(each.sample, prefix, said.answer) for prefix in said.prefixes]
                 fitting = self._fitting(self._places(every))[-1:]
             if not fitting:
                 raise UserError(
@@ -330,15 +322,15 @@ class PoolReader:
                 seeds = [f"{self._settings.seed} {each.sample.id} {number}" for each in batch]
                 prompts, chain = [each.prompt for each in batch], sampler.processors(seeds)
                 new = continuations(self._model, prompts, batch[0].room, self._ends, chain)
-                return [self._answer(ids) for ids in new]
+                return [self._answer(*each) for each in zip(prompts, new, strict=True)]
 
             for row, answer in zip(answers, self._each(questions, answered), strict=True):
                 row.append(answer)
         return answers
 
-    def _answer(self, ids: Sequence[int]) -> str:
+    def _answer(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
         """Return the answer that a text ends with; empty if there is none."""
-        found = self._explained(ids, with_places=False)
+        found = self._written(prompt, ids, with_places=False)
         return canonical_answer(found.text if self._form is None else found.answer or "")
 
     def _losses(self, questions: Sequence[Sample]) -> FloatArray:
@@ -399,9 +391,9 @@ class PoolReader:
         return seen[0].float().cpu().numpy().astype(np.float64)
 
 
-def _counts(said: _Explained, every_step: bool = True) -> Sequence[int]:
-    """Return after how many steps the answer is read."""
-    return range(len(said.steps) + 1) if every_step else (len(said.steps),)
+def _read_after(said: ReadThought, every_step: bool) -> Sequence[str]:
+    """Return the texts after which the answer is read."""
+    return said.prefixes if every_step else said.prefixes[-1:]
 
 
 def _unless_out_of_memory(

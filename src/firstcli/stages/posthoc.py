@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from firstcli.api import JSON
     from firstcli.data.encoded import EncodedStore
     from firstcli.metrics.records import EvalRecords
-    from firstcli.plugins.calls import CheckedRecalibrator
+    from firstcli.recalibration.diagnostics import CalibrationArtifact
     from firstcli.recipe.evaluations import GenerationSettings
     from firstcli.recipe.references import PosthocRef
     from firstcli.recipe.schema import Recipe
@@ -85,10 +85,8 @@ class Posthoc(Stage):
         inputs["top_k"] = run.recipe.knowledge.top_k
         inputs["longest sample"] = fingerprints.longest_sample(run, unit)
         inputs["validation samples"] = run.part_content("validation")
-        if run.recipe.train.task.explanations is not None:
-            from firstcli.recipe.evaluations import GenerationSettings
-
-            inputs |= fingerprints.generation(run, GenerationSettings(), unit)
+        if (settings := run.recipe.validation_answers) is not None:
+            inputs |= fingerprints.generation(run, settings, unit)
         if _section(run, unit).fit == "agreement":
             inputs[f"{POSTHOC_KEY}.fit"] = "agreement"
             inputs["unlabelled samples"] = run.part_content("unlabelled")
@@ -103,8 +101,8 @@ class Posthoc(Stage):
     def check(self, run: Run, unit: Unit) -> str:
         from firstcli.stages import inputs
 
-        if run.recipe.train.task.explanations is not None:
-            return _check_generated(run, unit)
+        if (settings := run.recipe.validation_answers) is not None:
+            return _check_generated(run, unit, settings)
         samples, recalibrator = len(_rows(run, unit)), _section(run, unit).build()
         width = run.recipe.knowledge.top_k
         if not recalibrator.fits_subsets:
@@ -128,10 +126,8 @@ class Posthoc(Stage):
         fitted = ref.build()
         if ref.fit == "agreement":
             return _fit_by_agreement(run, unit, folder)
-        if run.recipe.train.task.explanations is not None:
-            from firstcli.recipe.evaluations import GenerationSettings
-
-            records = _generated(run, unit, GenerationSettings())
+        if (settings := run.recipe.validation_answers) is not None:
+            records = _generated(run, unit, settings)
             rows = candidate_rows(records, run.recipe.train.task.name)
             is_label = rows.candidate == records.answer[:, None]
         elif fitted.fits_subsets:
@@ -166,13 +162,12 @@ class Posthoc(Stage):
         return show_fitted(run, title, units)
 
 
-def _check_generated(run: Run, unit: Unit) -> str:
+def _check_generated(run: Run, unit: Unit, settings: GenerationSettings) -> str:
     """Check what is fitted to the model's generated answers to the validation questions."""
-    from firstcli.recipe.evaluations import GenerationSettings
     from firstcli.stages import generated
 
     ref = _section(run, unit)
-    questions = generated.held_out_questions(run, unit, GenerationSettings())
+    questions = generated.held_out_questions(run, unit, settings)
     recalibrator, samples = ref.build(), questions.samples
     width = max(len(sample.candidates) for sample in samples) or 2
     recalibrator.check(width, len(samples) if recalibrator.needs_fit else 0)
@@ -187,20 +182,47 @@ def _generated(run: Run, unit: Unit, settings: GenerationSettings) -> EvalRecord
     return generated.answered(run, unit, questions)
 
 
-def _fitted_to_generated(run: Run, unit: Unit, settings: GenerationSettings) -> CheckedRecalibrator:
-    """Return the recalibrator for answers that are generated otherwise than greedily.
+def _fitted_to_generated(run: Run, unit: Unit, settings: GenerationSettings) -> CalibrationArtifact:
+    """Return the recalibrator for answers that are generated otherwise than the stored one's.
 
-    Shares of explanations and probabilities of tokens need temperatures of their own, so it is
-    fitted to the validation questions, answered in the same way.
+    Shares of explanations, probabilities of tokens, and texts that are cut off sooner need
+    temperatures of their own, so it is fitted to the validation questions, answered in the same
+    way.
+
+    Args:
+        run: the run.
+        unit: a unit whose model has a post-hoc recalibrator.
+        settings: how the answers are generated.
     """
     from firstcli.recalibration.candidates import candidate_rows
+    from firstcli.recalibration.diagnostics import CalibrationArtifact
 
     plain = replace(unit, model=replace(unit.model, posthoc=False))
     records = _generated(run, plain, settings)
     rows = candidate_rows(records, run.recipe.train.task.name)
-    fitted = _section(run, unit).build()
-    fitted.fit(rows, rows.candidate == records.answer[:, None])
-    return fitted
+    is_label = rows.candidate == records.answer[:, None]
+    ref = _section(run, unit)
+    fitted = ref.build()
+    fitted.fit(rows, is_label)
+    return CalibrationArtifact.measure(
+        fitted, rows, is_label, name=ref.name, options=ref.given, positions="decisive"
+    )
+
+
+def artifact_for(run: Run, unit: Unit, settings: GenerationSettings | None) -> CalibrationArtifact:
+    """Return the stored recalibrator of a unit's model, or another one if its answers need one.
+
+    Args:
+        run: the run.
+        unit: a unit whose model has a post-hoc recalibrator.
+        settings: how its answers are generated; None if candidates are scored.
+    """
+    from firstcli.recalibration.diagnostics import CalibrationArtifact
+
+    stored = run.recipe.validation_answers
+    if settings is not None and stored is not None and settings != stored:
+        return _fitted_to_generated(run, unit, settings)
+    return CalibrationArtifact.load(calibration_path(run.folder, unit.model.name))
 
 
 def trained_by(recipe: Recipe, model: Model) -> tuple[str, ...]:
@@ -307,18 +329,11 @@ def recalibrated_records(run: Run, unit: Unit) -> EvalRecords:
     """Return the records of the plain model with the post-hoc recalibrator applied."""
     from firstcli.metrics.records import EvalRecords
     from firstcli.recalibration.candidates import recalibrated
-    from firstcli.recalibration.diagnostics import CalibrationArtifact
-    from firstcli.recipe.evaluations import GenerationSettings
     from firstcli.recipe.shift import unshifted
 
     plain = replace(unit.model, posthoc=False)
     records = EvalRecords.load(records_path(run.folder, unit.evaluation, plain))
-    settings = run.generation(unit.evaluation)
-    if settings is not None and replace(settings, max_new_tokens=256) != GenerationSettings():
-        fitted = _fitted_to_generated(run, unit, settings)
-    else:
-        path = calibration_path(run.folder, unit.model.name)
-        fitted = CalibrationArtifact.load(path).restored()
+    fitted = artifact_for(run, unit, run.generation(unit.evaluation)).restored()
     mass = None if records.candidate_mass is None else float(records.candidate_mass.mean())
     is_shifted = unit.evaluation != unshifted(unit.evaluation)  # it is warned of once
     if fitted.fits_subsets and mass is not None and mass < LEAST_CANDIDATE_MASS and not is_shifted:

@@ -39,6 +39,7 @@ from firstcli.workspace.units import (
 if TYPE_CHECKING:
     from firstcli.api import JSON
     from firstcli.recalibration.diagnostics import CalibrationArtifact
+    from firstcli.recipe.evaluations import GenerationSettings
     from firstcli.recipe.schema import Recipe
     from firstcli.recipe.sections import Arm
     from firstcli.reporting.data import ArmFacts, ReportData
@@ -212,6 +213,7 @@ def report_data(run: Run) -> ReportData:
         validation={
             model: value for (name, model), value in records.items() if recipe.is_validation(name)
         },
+        other_answers=frozenset(_other_answers(recipe)),
         settings=recipe.metrics,
         shifts=shifts_of(recipe),
         changed=changed_shares(run),
@@ -246,6 +248,20 @@ def report_data(run: Run) -> ReportData:
         samples = {sample.id: sample for sample in run.evaluation_samples(name)}
         questions[name] = [samples[id] for id in disputed(data.first_of(name))]
     return replace(data, questions=questions)
+
+
+def _other_answers(recipe: Recipe) -> Iterator[str]:
+    """Yield the evaluations with other answers than those to the validation questions.
+
+    The number of tokens after which a text is cut off makes no other kind of answer.
+    """
+
+    def kind(settings: GenerationSettings | None) -> GenerationSettings | None:
+        return settings and replace(settings, max_new_tokens=1)
+
+    for section in recipe.evaluate:
+        if kind(section.generation) != kind(recipe.validation_answers):
+            yield section.name
 
 
 def _location(folder: Path) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pydantic import Field, field_validator, model_validator
 
-from firstcli.api import ExplanationForm, PluginOptions, StepRule, split_steps
+from firstcli.api import ExplanationForm, PluginOptions, Sample, StepRule, split_steps
 from firstcli.api.explanations import ANSWER_FORMAT
 from firstcli.tasks.tables import TableRow, describe
+
+MISREAD = "explanation that already states an answer"
+"""Why samples are dropped whose generated copies would be read wrongly."""
 
 
 class ExplanationOptions(PluginOptions):
@@ -61,6 +64,15 @@ class ExplanationOptions(PluginOptions):
         return text
 
     @model_validator(mode="after")
+    def _steps_can_be_told_apart(self) -> ExplanationOptions:
+        if self.step_rule == "lines" and "\n" not in self.join:
+            raise ValueError(
+                "`join` has no line end, at which `step_rule: lines` divides generated text into "
+                'steps; add one ("\\n"), or set `step_rule` to sentences'
+            )
+        return self
+
+    @model_validator(mode="after")
     def _makes_a_form(self) -> ExplanationOptions:
         self.form()
         return self
@@ -85,21 +97,21 @@ class ExplanationOptions(PluginOptions):
         columns = self.steps_column
         return () if columns is None else [columns] if isinstance(columns, str) else columns
 
-    def steps(self, row: TableRow, taken: str | None = None) -> tuple[str, ...]:
+    def steps(self, row: TableRow, taken: Mapping[str, str] | None = None) -> tuple[str, ...]:
         """Return the steps of a row's explanation.
 
         Args:
             row: the row, which must have the columns.
-            taken: a regular expression; what it matches is removed, too.
+            taken: regular expressions by column; what they match there is removed, too.
 
         Raises:
             UserError: a column contains neither text nor a list of texts.
         """
         found: list[str] = []
         for column in self.steps_columns:
-            value = row.value(column)
+            value, pattern = row.value(column), (taken or {}).get(column)
             for text in value if isinstance(value, list) else [value]:
-                found += self._divided(row, column, text, taken, whole=isinstance(value, list))
+                found += self._divided(row, column, text, pattern, whole=isinstance(value, list))
         return tuple(found)
 
     def _divided(
@@ -118,3 +130,38 @@ class ExplanationOptions(PluginOptions):
             return split_steps(text, self.step_rule)
         step = " ".join(text.split())  # generated text is divided at line ends
         return (step,) if step else ()
+
+
+def checked(row: TableRow, sample: Sample, form: ExplanationForm) -> Sample:
+    """Return a row's sample if the answer can be read off the sentence with the answer.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if sample.response:
+        sentence = sample.response[len(form.prefix(sample.steps)) :]
+        stated = form.stated(sentence)
+        if stated is None or not form.reads(sentence, stated):
+            raise row.mistake(
+                f"the answer cannot be read off {describe(sentence)}; correct `answer_format` or "
+                "`pattern`, or the row"
+            )
+    return sample
+
+
+def kept(
+    samples: Iterable[Sample], form: ExplanationForm, dropped: dict[str, int]
+) -> Iterator[Sample]:
+    """Yield the samples off whose response their own answer is read, not one of the explanation.
+
+    Args:
+        samples: samples of rows that were `checked`.
+        form: how their responses are made.
+        dropped: counts the others.
+    """
+    for sample in samples:
+        stated = form.stated(sample.response[len(form.prefix(sample.steps)) :])
+        if not sample.response or (stated is not None and form.reads(sample.response, stated)):
+            yield sample
+        else:
+            dropped[MISREAD] = dropped.get(MISREAD, 0) + 1

@@ -23,7 +23,7 @@ from pydantic import Field, field_validator, model_validator
 from firstcli.api import ExplanationForm, InputField, Sample, Split, Task, TaskUsage, render
 from firstcli.tasks import tables
 from firstcli.tasks.choices import Choices
-from firstcli.tasks.explained import ExplanationOptions
+from firstcli.tasks.explained import ExplanationOptions, checked, kept
 from firstcli.tasks.multiple_choice import MultipleChoice, MultipleChoiceOptions
 from firstcli.tasks.table_splits import GroupedTableOptions, TableSplits
 from firstcli.tasks.tables import TableRow
@@ -93,9 +93,14 @@ class Reasoning(Task[ReasoningOptions]):
         return TaskUsage(kind="instruction", prompt=self.options.prompt, inputs=inputs)
 
     def load(self, split: str) -> Split:
-        """Return the questions in the order of the file; without an answer there is no response."""
+        """Return the questions in the order of the file; without an answer there is no response.
+
+        Samples are dropped whose explanation states an answer other than their own.
+        """
         notes: list[str] = []
-        return Split(self._samples(split, notes), notes=notes)
+        dropped: dict[str, int] = {}
+        samples = kept(self._samples(split, notes), self.options.form(), dropped)
+        return Split(samples, dropped, notes)
 
     def _samples(self, split: str, notes: list[str]) -> Iterator[Sample]:
         for row in self._table.rows(split, tables.read_rows(self.sources(split), notes)):
@@ -110,14 +115,16 @@ class Reasoning(Task[ReasoningOptions]):
         row.require(named | dict.fromkeys(options.steps_columns, "steps_column"))
         row.require_any(columns_of(options.prompt))
         answer = self._answer(row)
-        steps = options.steps(row, options.answer_in) if answer else ()
-        return Sample(
+        taken = {options.answer_column: options.answer_in} if options.answer_in else {}
+        steps = options.steps(row, taken) if answer else ()
+        sample = Sample(
             prompt=fill(options.prompt, row.text),
             response=render(steps, answer, options.form()) if answer else "",
             id=row.id(options.id_column),
             group=options.group_of(row),
             steps=steps,
         )
+        return checked(row, sample, options.form())
 
     def _answer(self, row: TableRow) -> str:
         """Return the answer of a row on one line; empty without one."""
@@ -169,6 +176,14 @@ class ReasoningChoice(MultipleChoice):
             return None
         return TaskUsage(kind="instruction", prompt=usage.prompt, inputs=usage.inputs)
 
+    def load(self, split: str) -> Split:
+        """Return the questions in the order of the file; an empty answer is no label.
+
+        Samples are dropped whose explanation states an answer other than their own.
+        """
+        found, dropped = super().load(split), dict[str, int]()
+        return Split(kept(found.samples, self.options.form(), dropped), dropped, found.notes)
+
     def unlabelled(self, path: Path | Sequence[Path]) -> None:  # type: ignore[override]
         """Return None: what students learn of an unlabelled question has no explanation."""
         return None
@@ -189,4 +204,5 @@ class ReasoningChoice(MultipleChoice):
         steps = () if answer is None else options.steps(row)
         candidates = tuple(render(steps, name, form) for name in sample.candidates)
         response = "" if answer is None else candidates[answer]
-        return replace(sample, candidates=candidates, response=response, steps=steps)
+        explained = replace(sample, candidates=candidates, response=response, steps=steps)
+        return checked(row, explained, form)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from random import Random
@@ -84,6 +84,14 @@ def simulated_pool(count: int = 12) -> Pool:
     return replace(pool.rows([*range(count - 1), 0]), ids=pool.ids)
 
 
+def _pools() -> Iterator[Pool]:
+    """Yield large and small pools, with some, no, and unknown annotated questions."""
+    for pool in (simulated_pool(), simulated_pool(1)):
+        yield pool
+        yield replace(pool, annotated=None)
+        yield replace(pool, annotated=np.zeros((0, 4)))
+
+
 def _thought(number: int) -> Thought:
     draw = np.random.default_rng(number)
     candidates, steps = 1 + number % 4, number % 3
@@ -102,7 +110,7 @@ def _thought(number: int) -> Thought:
 
 def _check_scores(cls: type[Selector[Any]], settings: PluginOptions) -> None:
     name = cls.__name__
-    for pool in (simulated_pool(), simulated_pool(1)):
+    for pool in _pools():
         random.seed(0)
         np.random.seed(0)
         scores = _scores(cls, settings, pool)
@@ -141,10 +149,13 @@ def _scores(cls: type[Selector[Any]], settings: PluginOptions, pool: Pool) -> Fl
 
 
 def _check_choice(cls: type[Selector[Any]], settings: PluginOptions) -> None:
-    name, pool = cls.__name__, simulated_pool()
-    scores = _scores(cls, settings, pool)
-    backwards = pool.rows(range(len(pool))[::-1])
-    for count in (0, 1, 5, len(pool)):
+    name = cls.__name__
+    asked = [(each, count) for each in _pools() for count in (0, 1, 5, len(each))]
+    for pool, count in asked:
+        if count > len(pool):
+            continue
+        scores = _scores(cls, settings, pool)
+        backwards = pool.rows(range(len(pool))[::-1])
         chosen = _chosen(cls, settings, pool, scores, count)
         require(
             chosen == _chosen(cls, settings, pool, scores, count),
@@ -171,7 +182,13 @@ def _chosen(
         count: number of questions.
     """
     given = seen(pool, cls.needs if cls.whole_pool else frozenset())
-    chosen = cls(settings).choose(scores, given, count, _SEED)
-    problem = choice_problem(list(chosen), pool, count)
+    try:
+        chosen = list(cls(settings).choose(scores, given, count, _SEED))
+    except Exception as error:
+        raise AssertionError(
+            f"{cls.__name__}.choose fails on {count} of {len(pool)} questions: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    problem = choice_problem(chosen, pool, count)
     require(problem is None, f"{cls.__name__}.choose {problem}")
     return [pool.ids[index] for index in chosen]

@@ -159,3 +159,6 @@ def _check_explanation(sample: Sample, form: ExplanationForm | None, where: str)
         require(response.startswith(prefix), problem)
         problem = f"{where}: no answer can be read off {response!r} as `explanations` says"
         require(form.read(response).answer is not None, problem)
+        stated = form.stated(response[len(prefix) :]) or ""
+        problem = f"{where}: the answer that is read off {response!r} is not {stated!r}"
+        require(form.reads(response, stated), problem)

@@ -328,7 +328,7 @@ class Run:
     def generation(self, name: str) -> GenerationSettings | None:
         """Return how models generate their answers in an evaluation; None if they are scored."""
         if self.recipe.is_validation(name):
-            return None if self.recipe.train.task.explanations is None else GenerationSettings()
+            return self.recipe.validation_answers
         return self._evaluation(name).generation
 
     def _evaluation(self, name: str) -> Evaluation:
