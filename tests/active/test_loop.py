@@ -15,11 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from firstcli.active.data import ActiveData
+from firstcli.active.loop import ActiveRun, ArmLoop
 from firstcli.active.reading import StudentReader
 from firstcli.api import FloatArray, Sample
 from firstcli.pipeline.plan import Request, open_run
 from firstcli.tasks.annotated import from_row
 from firstcli.tasks.known_world import KnownWorld, KnownWorldOptions
+from firstcli.workspace.units import Model
 from support import command_line
 from support.command_line import (
     TRAINING,
@@ -303,3 +306,51 @@ def test_selectors_see_raw_or_recalibrated_probabilities(tmp_path: Path) -> None
 
 def entropy(probabilities: FloatArray) -> float:
     return float(-(probabilities * np.log(probabilities)).sum())
+
+
+def scores_of(run: Path) -> dict[str, float]:
+    table = pq.read_table(run / "rounds" / "first" / "1" / "scores.parquet").to_pydict()
+    return dict(zip(table["id"], table["score"], strict=True))
+
+
+def test_a_changed_recalibrator_chooses_anew(tmp_path: Path) -> None:
+    """The student stays the same; what the selector sees of it does not."""
+    unsure = {**FIRST["first"], "selector": {"name": "entropy"}}
+    found = {}
+    for criterion in ("nll", "ece", "nll"):
+        posthoc = {"name": "logit-temperature", "options": {"criterion": criterion}}
+        path = write_recipe(
+            tmp_path,
+            arms={"first": {**unsure, "posthoc": posthoc}},
+            active={**ACTIVE, "rounds": 1},
+        )
+        result = first("select", path, "--run-dir", tmp_path / "run")
+        assert result.code == 0, result.err
+        scores = scores_of(tmp_path / "run")
+        assert found.setdefault(criterion, scores) == scores
+    assert found["nll"] != found["ece"]
+
+
+def test_what_a_choice_depends_on(tmp_path: Path) -> None:
+    """Prices, limits of the budget and lengths of texts; not the budget of later rounds."""
+    entropy = {"selector": {"name": "entropy"}}
+
+    def key(**settings: Any) -> str:
+        path = write_recipe(tmp_path, active={**ACTIVE, **entropy, **settings})
+        request = Request(path, run_dir=tmp_path / "run", quiet=True)
+        run = open_run(request)
+        assert run.recipe.active
+        whole = ActiveRun(run, request, ActiveData(run, run.recipe.active), "")
+        return ArmLoop(whole, Model("first"))._choice_key(1)
+
+    assert key() == key(budget={"samples": 20}, rounds=4) == key(stop={"patience": 3})
+    prices = {"read": 1.0, "written": 2.0}
+    keys = {
+        key(),
+        key(max_new_tokens=9),
+        key(prices=prices),
+        key(budget={"tokens": 10}),
+        key(budget={"cost": 10}, prices=prices),
+        key(budget={"tokens": 10}, prices=prices),
+    }
+    assert len(keys) == 6

@@ -42,6 +42,7 @@ from firstcli.runtime.files import atomic_write, write_json, write_text
 from firstcli.stages import fingerprints
 from firstcli.stages.distill import DISTILL
 from firstcli.stages.evaluate import EVALUATE
+from firstcli.stages.posthoc import POSTHOC
 from firstcli.tasks.annotated import to_row
 from firstcli.workspace.artifacts import fingerprint
 from firstcli.workspace.data_decisions import state_data
@@ -83,6 +84,8 @@ class Progress:
     student: Run | None = None
     """The run of the latest student."""
     student_content: str = ""
+    calibration: str = ""
+    """The content of the recalibrator with which the selector sees it, if there is one."""
     rounds: list[dict[str, JSON]] = field(default_factory=list)
     """The facts of every round."""
 
@@ -202,6 +205,7 @@ class ArmLoop:
             write_json(folder.facts, facts)
         self.progress.student = student
         self.progress.student_content = str(facts["student"])
+        self.progress.calibration = str(facts.get("calibration", ""))
         self.progress.rounds.append(facts)
         if is_new:
             console.say(f"  {in_words(facts)}")
@@ -238,7 +242,8 @@ class ArmLoop:
     def _choice_key(self, number: int) -> str:
         """Return what the choice of a round depends on, all earlier ones included."""
         progress, prices = self.progress, self.active.prices
-        allowed = [limit * number / self.active.rounds for _, limit in Spent().amounts(self.active)]
+        limits = self.active.budget.model_dump(exclude_none=True)
+        allowed = {name: limit * number / self.active.rounds for name, limit in limits.items()}
         depends_on = {
             "before": progress.key,
             "selector": _identity(self.selector),
@@ -253,6 +258,8 @@ class ArmLoop:
         if self.selector.plugin.needs or self.annotator.plugin.reads_explanation:
             depends_on["student"] = progress.student_content
             depends_on["confidence"] = self.active.confidence_of(self.arm)
+            depends_on["recalibrator"] = progress.calibration
+            depends_on["max_new_tokens"] = str(self.active.max_new_tokens)
         return fingerprint(depends_on)
 
     def _bought_anew(self, number: int, folder: RoundFolder) -> Purchase:
@@ -402,6 +409,10 @@ class ArmLoop:
         }
         if prices:
             facts["cost"] = prices.cost(spent.tokens_read, spent.tokens_written)
+        if self.active.recalibrates(self.arm):
+            facts["calibration"] = student.manifests[
+                POSTHOC.key(Model(self.model.arm, posthoc=True))
+            ].content
         return facts
 
 
