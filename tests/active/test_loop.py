@@ -317,18 +317,17 @@ def test_a_changed_recalibrator_chooses_anew(tmp_path: Path) -> None:
     """The student stays the same; what the selector sees of it does not."""
     unsure = {**FIRST["first"], "selector": {"name": "entropy"}}
     found = {}
-    for criterion in ("nll", "ece", "nll"):
-        posthoc = {"name": "logit-temperature", "options": {"criterion": criterion}}
+    for name in ("logit-temperature", "temperature-scaling", "logit-temperature"):
         path = write_recipe(
             tmp_path,
-            arms={"first": {**unsure, "posthoc": posthoc}},
+            arms={"first": {**unsure, "posthoc": {"name": name}}},
             active={**ACTIVE, "rounds": 1},
         )
         result = first("select", path, "--run-dir", tmp_path / "run")
         assert result.code == 0, result.err
         scores = scores_of(tmp_path / "run")
-        assert found.setdefault(criterion, scores) == scores
-    assert found["nll"] != found["ece"]
+        assert found.setdefault(name, scores) == scores
+    assert found["logit-temperature"] != found["temperature-scaling"]
 
 
 def test_what_a_choice_depends_on(tmp_path: Path) -> None:

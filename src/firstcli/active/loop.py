@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from firstcli.active.rounds import in_words, measured
 from firstcli.active.spending import Spent, affordable
 from firstcli.active.stopping import has_stopped
 from firstcli.api import JSON, Annotation, FloatArray, Pool, Sample, same_answer
-from firstcli.data.annotations import annotation_lines, question_of
+from firstcli.data.annotations import annotation_lines, question_of, read_annotations
 from firstcli.data.sequences import Selected
 from firstcli.pipeline.execute import bring_up_to_date
 from firstcli.pipeline.plan import Request
@@ -68,6 +68,22 @@ class Purchase:
     """Annotations that correct a step of the student's explanation."""
     right_for_wrong_reasons: int = 0
     """Those of them whose answer is the student's."""
+    parts: list[list[str]] = field(default_factory=list)
+    """The same ids as they were bought together."""
+
+    @classmethod
+    def finished(cls, facts: Mapping[str, JSON], path: Path) -> Purchase:
+        """Return what was bought, given `facts` of it and the file of the annotations."""
+        own = {each.name: facts[each.name] for each in fields(cls) if each.name in facts}
+        spent = Spent(**facts["spent"])
+        return cls(**{**own, "spent": spent, "annotations": list(read_annotations(path))})
+
+    @property
+    def facts(self) -> dict[str, JSON]:
+        """All but the annotations."""
+        facts = asdict(replace(self, annotations=[]))
+        del facts["annotations"]
+        return facts
 
 
 @dataclass
@@ -225,15 +241,17 @@ class ArmLoop:
         progress.key, progress.latest = self._choice_key(number), Purchase()
         if number == 0:
             return
-        known = read_json(folder.chosen)
-        if known is not None and known.get("fingerprint") == progress.key:
-            bought = Purchase()
-            self._buy([str(id) for id in known["ids"]], bought, folder)
-        else:
+        known = read_json(folder.chosen) or {}
+        if known.get("fingerprint") != progress.key:
             folder.said.unlink(missing_ok=True)  # of another student
-            bought = self._bought_anew(number, folder)
+            known = {}
+        if known.get("done") and folder.annotations.is_file():
+            bought = Purchase.finished(known, folder.annotations)
+        else:
+            bought = self._bought_again(known.get("parts", []), folder)
+            self._buy_the_rest(number, bought, folder)
             write_text(folder.annotations, annotation_lines(bought.annotations))
-            write_json(folder.chosen, {"fingerprint": progress.key, "ids": bought.ids})
+            self._write_chosen(bought, folder, done=True)
         progress.spent += bought.spent
         progress.ids += bought.ids
         progress.annotations += bought.annotations
@@ -241,7 +259,7 @@ class ArmLoop:
 
     def _choice_key(self, number: int) -> str:
         """Return what the choice of a round depends on, all earlier ones included."""
-        progress, prices = self.progress, self.active.prices
+        progress, prices, form = self.progress, self.active.prices, self.buyer.form
         limits = self.active.budget.model_dump(exclude_none=True)
         allowed = {name: limit * number / self.active.rounds for name, limit in limits.items()}
         depends_on = {
@@ -250,6 +268,7 @@ class ArmLoop:
             "annotator": _identity(self.annotator),
             "teacher": self.whole.teacher,
             "seed": str(self.seed),
+            "form": json.dumps(form and asdict(form)),
             "pool": self.data.pool.content,
             "spent": json.dumps(asdict(progress.spent)),
             "allowed": json.dumps(allowed),  # not the whole budget, which may grow later
@@ -262,7 +281,14 @@ class ArmLoop:
             depends_on["max_new_tokens"] = str(self.active.max_new_tokens)
         return fingerprint(depends_on)
 
-    def _bought_anew(self, number: int, folder: RoundFolder) -> Purchase:
+    def _bought_again(self, parts: list[list[str]], folder: RoundFolder) -> Purchase:
+        """Buy what a killed command had chosen, in the same parts; what was said costs nothing."""
+        bought = Purchase([id for ids in parts for id in ids], parts=parts)
+        for ids in parts:
+            self._buy(ids, bought, folder)
+        return bought
+
+    def _buy_the_rest(self, number: int, bought: Purchase, folder: RoundFolder) -> None:
         """Choose and buy, in parts if the cost is known only afterwards."""
         taken, selector = set(self.progress.ids), self.selector.build()
         open_places = [i for i, id in enumerate(self.data.pool.ids) if id not in taken]
@@ -271,11 +297,16 @@ class ArmLoop:
         pool, scores = choosing.scored(
             folder.scores, self.progress.key, questions, selector, self._scored
         )
-        bought = Purchase()
         while count := self._affordable(number, bought, len(questions) - len(bought.ids)):
             chosen = choosing.next_ones(selector, pool, scores, bought.ids, count, self.seed)
+            bought.ids += chosen
+            bought.parts.append(chosen)
+            self._write_chosen(bought, folder)  # a killed command goes on with it
             self._buy(chosen, bought, folder)
-        return bought
+
+    def _write_chosen(self, bought: Purchase, folder: RoundFolder, *, done: bool = False) -> None:
+        values = {"fingerprint": self.progress.key, "done": done, **bought.facts}
+        write_json(folder.chosen, values)
 
     def _scored(
         self, selector: CheckedSelector, questions: Sequence[Sample]
@@ -306,7 +337,6 @@ class ArmLoop:
             *(ids, said, self.active.max_failures - bought.failures),
             [*self.progress.annotations, *bought.annotations],
         )
-        bought.ids += ids
         bought.annotations += outcome.annotations
         bought.spent += spent_on(outcome)
         bought.failures += len(outcome.failures)

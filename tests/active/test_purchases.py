@@ -1,0 +1,136 @@
+"""What `first select` buys of a teacher that writes: stopped, resumed, limited, extended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from firstcli.active import loop
+from firstcli.active.reading import Said, StudentReader
+from firstcli.api import Sample
+from firstcli.stages import annotating_teachers
+from firstcli.stages.annotating import TeacherText, TextRequest
+from support import command_line
+from support.command_line import TRAINING, contents, first
+
+TASK = {
+    "name": "known-steps",
+    "options": {"train": 80, "test": 8, "shifted": 4, "pool": 60},
+}
+MODEL = {
+    "family": "scratch",
+    "options": {"hidden_size": 16, "layers": 1, "heads": 2, "vocabulary": 600, "context": 192},
+}
+READ, WRITTEN = 90, 30
+"""Tokens of every text."""
+PART = 4
+ACTIVE: dict[str, Any] = {
+    "pool": {"split": "pool"},
+    "seed_samples": 12,
+    "budget": {"tokens": 4000},
+    "rounds": 2,
+    "annotator": {"name": "evolve", "options": {"max_new_tokens": 40}},
+}
+
+
+class Stopped(Exception):
+    """In place of a kill."""
+
+
+class Writer:
+    """A teacher that writes one of a few questions, so that many are repeated."""
+
+    def __init__(self) -> None:
+        self.stop_after: int | None = None
+        self.written: list[str] = []
+        """Digests of all texts."""
+        self.explained: list[str] = []
+        """Ids of all questions that the student has explained."""
+
+    def write(
+        self, requests: Sequence[TextRequest], known: Container[str]
+    ) -> Iterator[list[TeacherText]]:
+        for request in requests:
+            if request.digest in known:
+                continue
+            if len(self.written) == self.stop_after:
+                raise Stopped
+            self.written.append(request.digest)
+            number = int(request.digest[:8], 16)
+            text = f"Question: What is {number % 40}?\nStep 1: It is {number}.\nAnswer: {number}"
+            if number % 11 == 0:
+                text = "Nothing."
+            yield [TeacherText(request.digest, text, True, READ, WRITTEN)]
+
+
+@pytest.fixture
+def writer(monkeypatch: pytest.MonkeyPatch) -> Writer:
+    """A writing teacher and an explaining student in place of the models."""
+    teacher = Writer()
+
+    def said(reader: StudentReader, questions: Sequence[Sample]) -> list[Said]:
+        ids = [str(question.id) for question in questions]
+        teacher.explained.extend(ids)
+        return [Said(id, f"{id} is odd.", (f"{id} is odd.",), "1", (0.5,)) for id in ids]
+
+    monkeypatch.setattr(StudentReader, "said", said)
+    monkeypatch.setattr(annotating_teachers, "_LazyTeacher", lambda run: teacher)
+    monkeypatch.setattr(loop, "CHUNK", PART)
+    return teacher
+
+
+def select(folder: Path, run: Path, *args: object, **active: Any) -> command_line.Result:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = command_line.write_recipe(
+        folder,
+        train={"task": TASK, "validation": 0.2},
+        evaluate=[{"task": TASK, "answers": "scored"}],
+        teacher={"model": MODEL, "finetune": TRAINING},
+        student={"model": MODEL, "training": TRAINING},
+        arms={"first": {"learn": "labels"}},
+        active={**ACTIVE, **active},
+    )
+    return first("select", path, "--run-dir", run, *args)
+
+
+def bought(run: Path) -> dict[str, bytes]:
+    """Return the files of all rounds that say what was bought, and what the teacher has said."""
+    names = ("chosen.json", "annotations.jsonl", "student.jsonl", "train.jsonl", "texts.jsonl")
+    found = {}
+    for name, content in contents(run).items():
+        if Path(name).name in names and "/run/" not in name:
+            is_cache = name.endswith("texts.jsonl")  # in the order in which texts came
+            found[name] = b"\n".join(sorted(content.splitlines())) if is_cache else content
+    return found
+
+
+def test_a_stopped_purchase_goes_on(tmp_path: Path, writer: Writer) -> None:
+    """In the same parts, without a question to the student or the teacher that was asked before."""
+    run = tmp_path / "run"
+    whole = select(tmp_path, run, "--json")
+    assert whole.code == 0, whole.err
+    expected, texts = bought(run.rename(tmp_path / "whole")), sorted(writer.written)
+    chosen = json.loads(expected["rounds/first/2/chosen.json"])
+    assert len(chosen["parts"]) > 2
+    assert max(map(len, chosen["parts"])) == PART
+    assert chosen["retried"] and chosen["failures"]
+    writer.written.clear()
+    writer.explained.clear()
+    for stop_after in (3, len(texts) - 6, len(texts) - 3):
+        writer.stop_after = stop_after
+        with pytest.raises(Stopped):
+            select(tmp_path, run)
+    writer.stop_after = None
+    resumed = select(tmp_path, run, "--json")
+    assert resumed.code == 0, resumed.err
+    assert bought(run) == expected
+    assert sorted(writer.written) == texts
+    assert len(writer.explained) == len({*writer.explained})
+    again = select(tmp_path, run, "--json")
+    assert again.json["arms"] == resumed.json["arms"]
+    assert bought(run) == expected
+    assert sorted(writer.written) == texts
