@@ -87,6 +87,19 @@ def test_the_rest_of_the_recipe(
     planned(tmp_path, **{"active": {}, **sections}).mistake(*parts)
 
 
+def test_a_tokenizer_is_not_trained_on_explanations_before_they_are_bought(tmp_path: Path) -> None:
+    """Candidates contain the steps."""
+    sections: dict[str, Any] = {
+        "train": {"task": {"name": "known-steps", "options": {"train": 60, "pool": 60}}},
+        "evaluate": [{"task": {"name": "known-steps"}, "answers": "scored"}],
+        "teacher": None,
+        "arms": {"a": {"learn": "labels"}},
+    }
+    active = {"annotator": {"name": "label"}}
+    result = planned(tmp_path, active={**active, "pool": {}}, **sections)
+    result.mistake("active.pool", "the tokenizer of student.model", "before they are bought")
+
+
 def test_recalibrated_confidence_needs_held_out_samples(tmp_path: Path) -> None:
     data = {"task": of_files(tmp_path / "data"), "validation": 0}
     sections: dict[str, Any] = {"train": data, "arms": {"a": {"recalibrator": {"name": "none"}}}}

@@ -256,6 +256,39 @@ def test_the_training_split_is_the_pool(finished: Finished, tmp_path: Path) -> N
     assert measured["n"] == len(held_out)
 
 
+def test_labels_of_the_training_split_are_not_read_before_they_are_bought(
+    finished: Finished, tmp_path: Path
+) -> None:
+    """The trap: other labels of all other questions of the pool change nothing."""
+    active = {key: value for key, value in ACTIVE.items() if key != "pool"}
+    active |= {"rounds": 1, "budget": {"samples": 4}}
+    student = {"family": "causal-lm", "checkpoint": str(finished.run / "rounds/.start/7")}
+    run = tmp_path / "run"
+
+    def select(labels: str) -> None:
+        sections = files(tmp_path, "AB" * 10)
+        given = zip(sums(30), labels, strict=True)
+        write_rows(tmp_path / "data/train.jsonl", [{**row, "answer": it} for row, it in given])
+        path = write_recipe(
+            tmp_path,
+            **sections,
+            teacher=None,
+            student={"model": student, "training": TRAINING},
+            arms={"first": {"learn": "labels"}},
+            active=active,
+        )
+        result = first("select", path, "--run-dir", run)
+        assert result.code == 0, result.err
+
+    select("AB" * 15)
+    known = {row["id"].removeprefix("pool/") for row in rows(run / "rounds/first/1/train.jsonl")}
+    known |= {row["id"] for row in rows(run / "rounds/.held-out.jsonl")}
+    assert len(known) == 12 + 4 + 9
+    before = run.rename(tmp_path / "before")
+    select("".join("AB"[(i + (f"q{i}" not in known)) % 2] for i in range(30)))
+    assert_same(run, before)
+
+
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch) -> Any:
     with command_line.recorded_work(monkeypatch) as keys:

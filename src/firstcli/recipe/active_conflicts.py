@@ -62,7 +62,8 @@ def _of_data(active: Active, valid: Mapping[str, Any]) -> Conflicts:
             "the pool is the training split, whose labels teacher.finetune would read before they "
             "are bought; name another split or task, or give a fine-tuned teacher",
         )
-    if is_own and not train.task.plugin.has_candidates:
+    task = train.task
+    if is_own and (not task.plugin.has_candidates or task.explanations is not None):
         for role in ("teacher", "student"):
             section: Teacher | Student | None = valid.get(role)
             if section and section.model.plugin.needs_text:
@@ -76,10 +77,10 @@ def _of_data(active: Active, valid: Mapping[str, Any]) -> Conflicts:
         yield (), "train.unlabelled has no effect with it; give these questions as active.pool"
     if active.stop and train.validation == 0:
         yield ("stop",), "it is measured on held-out samples, but train.validation is 0; raise it"
-    task = active.pool.task
-    if task is not None and task.plugin.has_candidates != train.task.plugin.has_candidates:
-        has = "has" if task.plugin.has_candidates else "has no"
-        yield ("pool", "task"), f"task '{task.name}' {has} candidates, unlike '{train.task.name}'"
+    pool = active.pool.task
+    if pool is not None and pool.plugin.has_candidates != task.plugin.has_candidates:
+        has = "has" if pool.plugin.has_candidates else "has no"
+        yield ("pool", "task"), f"task '{pool.name}' {has} candidates, unlike '{task.name}'"
 
 
 def _of_training(active: Active, valid: Mapping[str, Any]) -> Conflicts:
