@@ -155,5 +155,14 @@ def test_select_without_the_section(tmp_path: Path) -> None:
     first("select", path, "--run-dir", tmp_path / "run").mistake("no section `active`")
 
 
+def test_mistakes_in_the_data_are_found_before_the_teacher_is_trained(tmp_path: Path) -> None:
+    active = {"annotator": {"name": "oracle"}}
+    for settings in ({"budget": {"samples": 500}}, active):
+        planned(tmp_path, active=settings)
+        result = first("select", tmp_path / "recipe.yaml", "--run-dir", tmp_path / "run")
+        result.mistake("500" if "budget" in settings else "annotator 'oracle'")
+        assert not (tmp_path / "run" / "teacher").exists()
+
+
 def test_an_unknown_arm(tmp_path: Path) -> None:
     planned(tmp_path, "--arm", "fist", active={}).mistake("--arm fist", "did you mean 'first'")
