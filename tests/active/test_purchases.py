@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 from firstcli.active import loop
+from firstcli.active.data import ActiveData
 from firstcli.active.reading import Said, StudentReader
 from firstcli.api import Sample
+from firstcli.pipeline.plan import Request, open_run
 from firstcli.stages import annotating_teachers
-from firstcli.stages.annotating import TeacherText, TextRequest
+from firstcli.stages.annotating import TeacherText, TextRequest, folded
+from firstcli.tasks.known_steps import KnownSteps, KnownStepsOptions
 from support import command_line
 from support.command_line import TRAINING, contents, first
 
@@ -83,17 +86,21 @@ def writer(monkeypatch: pytest.MonkeyPatch) -> Writer:
     return teacher
 
 
-def select(folder: Path, run: Path, *args: object, **active: Any) -> command_line.Result:
+def write_recipe(folder: Path, **sections: Any) -> Path:
+    given = {
+        "train": {"task": TASK, "validation": 0.2},
+        "evaluate": [{"task": TASK, "answers": "scored"}],
+        "teacher": {"model": MODEL, "finetune": TRAINING},
+        "student": {"model": MODEL, "training": TRAINING},
+        "arms": {"first": {"learn": "labels"}},
+        **sections,
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    path = command_line.write_recipe(
-        folder,
-        train={"task": TASK, "validation": 0.2},
-        evaluate=[{"task": TASK, "answers": "scored"}],
-        teacher={"model": MODEL, "finetune": TRAINING},
-        student={"model": MODEL, "training": TRAINING},
-        arms={"first": {"learn": "labels"}},
-        active={**ACTIVE, **active},
-    )
+    return command_line.write_recipe(folder, **given)
+
+
+def select(folder: Path, run: Path, *args: object, **active: Any) -> command_line.Result:
+    path = write_recipe(folder, active={**ACTIVE, **active})
     return first("select", path, "--run-dir", run, *args)
 
 
@@ -134,3 +141,22 @@ def test_a_stopped_purchase_goes_on(tmp_path: Path, writer: Writer) -> None:
     assert again.json["arms"] == resumed.json["arms"]
     assert bought(run) == expected
     assert sorted(writer.written) == texts
+
+
+@pytest.mark.parametrize("pool", [{"split": "pool"}, {"split": "train"}])
+def test_the_questions_that_no_new_one_may_repeat(tmp_path: Path, pool: dict[str, str]) -> None:
+    """Those of the pool, of all labelled data, held-out ones included, and of evaluations."""
+    student = {"family": "causal-lm", "checkpoint": "none"}
+    path = write_recipe(
+        tmp_path,
+        teacher=None,
+        student={"model": student, "training": TRAINING},
+        active={**ACTIVE, "pool": pool, "annotator": {"name": "label"}},
+    )
+    run = open_run(Request(path, run_dir=tmp_path / "run", quiet=True))
+    assert run.recipe.active
+    known = ActiveData(run, run.recipe.active).known_questions
+    task = KnownSteps(KnownStepsOptions(**TASK["options"]))
+    splits = {*pool.values(), "train", "test"}
+    samples = [sample for split in splits for sample in task.load(split).samples]
+    assert known == {folded(sample.prompt) for sample in samples}

@@ -306,7 +306,7 @@ def new_question(request: TextRequest) -> str:
 
 
 def test_new_questions_do_not_repeat(tmp_path: Path) -> None:
-    known = [item.sample.prompt for item in questions(20)]
+    known = {annotating.folded(item.sample.prompt) for item in questions(20)}
     made = order(6, "evolve", max_failures=4, known_questions=known)
     outcome = annotating.annotate(made, InventedTeacher(new_question), tmp_path)
     assert [each.question for each in outcome.annotations] == ["Is 0 even?", "Is 1 even?"]

@@ -136,6 +136,11 @@ class ActiveRun:
         return write_samples(self.folder / HELD_OUT, samples)
 
     @cached_property
+    def known_questions(self) -> str:
+        """A digest of the questions that a new one must not repeat."""
+        return fingerprint({"known": json.dumps(sorted(self.data.known_questions))})
+
+    @cached_property
     def evaluations(self) -> dict[str, str]:
         """A digest of the samples of every evaluation."""
         names = [section.name for section in self.run.recipe.evaluate]
@@ -178,9 +183,7 @@ class ArmLoop:
     @cached_property
     def buyer(self) -> Buyer:
         data, whole = self.data, self.whole
-        return Buyer(
-            whole.run, self.active, self.annotator, data.pool, whole.data.task.build(), self.seed
-        )
+        return Buyer(whole.run, self.active, self.annotator, data.pool, whole.data, self.seed)
 
     def play(self, at_most: int | None) -> None:
         """Bring the rounds up to date.
@@ -279,6 +282,8 @@ class ArmLoop:
             depends_on["confidence"] = self.active.confidence_of(self.arm)
             depends_on["recalibrator"] = progress.calibration
             depends_on["max_new_tokens"] = str(self.active.max_new_tokens)
+        if self.annotator.plugin.writes_questions:
+            depends_on["known questions"] = self.whole.known_questions
         return fingerprint(depends_on)
 
     def _bought_again(self, parts: list[list[str]], folder: RoundFolder) -> Purchase:

@@ -101,7 +101,7 @@ def buyer_of(run: Run, active: Active, data: ActiveData, model: Model) -> Buyer:
 
     seed = run.recipe.seed if model.seed is None else model.seed
     ref, pool = active.annotator_of(run.recipe.arms[model.arm]), data.start(seed).pool
-    buyer = Buyer(run, active, ref, pool, data.task.build(), seed)
+    buyer = Buyer(run, active, ref, pool, data, seed)
     require_able(run, buyer.annotator, pool.questions[0])
     return buyer
 
