@@ -51,6 +51,8 @@ from firstcli.workspace.units import KNOWLEDGE, Model, model_path
 
 CHUNK = 32
 """Annotations after which a budget of tokens or money is looked at again."""
+FIRST_CHUNK = 4
+"""The same for the very first ones, before which the cost is only guessed."""
 
 
 @dataclass
@@ -210,7 +212,11 @@ class ArmLoop:
         """Bring a round up to date; return whether it was not."""
         folder, console = self.folder.round(number), self.whole.run.console
         self._choose_and_buy(number, folder)
-        if number and not self.progress.latest.ids:  # the budget does not suffice for one
+        if number and not self.progress.latest.ids:
+            console.say(
+                f"{self.model.trained}, round {number} of {self.active.rounds}: nothing is bought, "
+                "because its share of the budget does not suffice for one more annotation"
+            )
             folder.facts.unlink(missing_ok=True)
             return False
         student, key = self._child(number, folder)
@@ -359,7 +365,9 @@ class ArmLoop:
         each = spent if spent.samples else self.buyer.expected
         count = affordable(self.active, spent, each, number, left)
         budget = self.active.budget
-        return count if budget.tokens is None and budget.cost is None else min(count, CHUNK)
+        if budget.tokens is None and budget.cost is None:
+            return count
+        return min(count, CHUNK if spent.samples else FIRST_CHUNK)
 
     def _said(self, ids: Sequence[str], path: Path) -> Mapping[str, Said]:
         """Return what the latest student says of some questions, and keep it in a file."""

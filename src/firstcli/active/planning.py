@@ -41,7 +41,8 @@ class ArmPlan:
     """How many annotations the budget is expected to buy."""
     tokens_read: int
     tokens_written: int
-    """Expected tokens of all annotations; of texts that are written, at most."""
+    """Expected tokens of all annotations. Of the student's words and of second attempts nothing is
+    known yet; texts are expected to be as long as they may be."""
     cost: float | None
 
 
@@ -143,8 +144,8 @@ def _table(active: Active, plans: Sequence[ArmPlan]) -> Table:
         f"{first.pool:,} questions, {first.seed_samples:,} samples known from the start, "
         f"{first.held_out:,} held out"
     )
-    headings = ["arm", "selector", "annotator", "rounds done", "annotations", "tokens, at most"]
-    headings += ["cost, at most"] if active.prices else []
+    headings = ["arm", "selector", "annotator", "rounds done", "annotations", "expected tokens"]
+    headings += ["expected cost"] if active.prices else []
     table = Table(*headings, title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for each in plans:
         cells = [f"{each.arm}@{each.seed}", each.selector, each.annotator]

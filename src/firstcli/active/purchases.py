@@ -113,7 +113,11 @@ class Buyer:
 
     @cached_property
     def expected(self) -> Spent:
-        """What an annotation is expected to cost before one is bought; written text at its most."""
+        """What an annotation is expected to cost before one is bought.
+
+        A text is expected to be as long as it may be. The prompt is counted without what the
+        student says and without a chat template.
+        """
         asks = self.annotator.generates or self.annotator.scores_candidates
         if not asks or not len(self.pool):
             return Spent(1)
