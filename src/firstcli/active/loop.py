@@ -345,7 +345,7 @@ class ArmLoop:
         """Buy annotations, and add them to what a round has bought."""
         said = self._said(ids, folder.said) if self.annotator.plugin.reads_explanation else {}
         outcome = self.buyer.buy(
-            *(ids, said, self.active.max_failures - bought.failures),
+            *(ids, said, bought.failures),
             [*self.progress.annotations, *bought.annotations],
         )
         bought.annotations += outcome.annotations

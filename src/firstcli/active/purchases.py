@@ -66,7 +66,7 @@ class Buyer:
         self,
         ids: Sequence[str],
         said: Mapping[str, Said],
-        max_failures: int,
+        failed_before: int,
         earlier: Iterable[Annotation] = (),
     ) -> AnnotationOutcome:
         """Return the annotations of some questions.
@@ -74,7 +74,7 @@ class Buyer:
         Args:
             ids: the questions.
             said: what the student says of them, if the annotator reads that.
-            max_failures: how many may remain without an annotation.
+            failed_before: how many questions of the round have no annotation.
             earlier: what was bought before; no new question repeats one of these.
 
         Raises:
@@ -85,7 +85,7 @@ class Buyer:
         items = [self._item(id, said.get(id, Said(id))) for id in ids]
         prices = self.active.prices
         order = AnnotationOrder(
-            *(self.annotator, items, self.seed, max_failures),
+            *(self.annotator, items, self.seed, self.active.max_failures, failed_before),
             known_questions=self._known_questions(earlier),
             price=prices.cost if prices else None,
         )

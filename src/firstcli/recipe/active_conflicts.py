@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from firstcli.recipe.active import Active
+from firstcli.recipe.active import STOP_EVALUATION, Active
 from firstcli.recipe.sections import Arm, KnowledgeSection, Student, Teacher, Train
 
 Conflicts = Iterator[tuple[tuple[int | str, ...], str]]
@@ -77,6 +77,10 @@ def _of_data(active: Active, valid: Mapping[str, Any]) -> Conflicts:
         yield (), "train.unlabelled has no effect with it; give these questions as active.pool"
     if active.stop and train.validation == 0:
         yield ("stop",), "it is measured on held-out samples, but train.validation is 0; raise it"
+    names = [each.name for each in valid.get("evaluate", ())]
+    if active.stop and STOP_EVALUATION in names:
+        text = f"it evaluates on '{STOP_EVALUATION}', but so is evaluate[{{}}] called; rename that"
+        yield ("stop",), text.format(names.index(STOP_EVALUATION))
     pool = active.pool.task
     if pool is not None and pool.plugin.has_candidates != task.plugin.has_candidates:
         has = "has" if pool.plugin.has_candidates else "has no"
@@ -110,6 +114,9 @@ def _of_arm(active: Active, name: str, arm: Arm, valid: Mapping[str, Any]) -> Co
     if asks and valid.get("teacher", "invalid") is None:
         text = f"{place}'{annotator.name}' asks a teacher, but the recipe has none; add one"
         yield ("annotator",), text
+    if not asks and active.of_arm(arm).budget.samples is None:
+        text = f"arms.{name}: '{annotator.name}' asks no teacher, so tokens and cost limit nothing"
+        yield ("budget",), f"{text}; add samples"
     if not active.recalibrates(arm) or train is None:
         return
     if not train.task.can_be_evaluated:

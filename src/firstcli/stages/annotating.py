@@ -119,7 +119,9 @@ class AnnotationOrder:
     """The questions; their samples have ids, all different."""
     seed: int
     max_failures: int
-    """Number of questions that may remain without an annotation."""
+    """Number of questions that may remain without an annotation, earlier ones included."""
+    failed_before: int = 0
+    """Number of earlier questions that have none."""
     known_questions: Container[str] = ()
     """Texts that a new question must not repeat, each `folded`."""
     price: Callable[[int, int], float] | None = None
@@ -328,13 +330,15 @@ class _Annotating:
     def _fail(self, item: ToAnnotate, reason: str, text: str) -> None:
         said = self._asked.get(_id(item), [])
         self._failed[_id(item)] = FailedAnnotation(_id(item), reason, text, *_tokens(said))
-        if len(self._failed) > self._order.max_failures:
+        before, most = self._order.failed_before, self._order.max_failures
+        if before + len(self._failed) > most:
+            earlier = f", after {before} earlier ones" if before else ""
             wrote = f"; the teacher wrote {_beginning(text)}" if text else ""
             raise UserError(
                 f"annotator '{self._annotator.plugin.name}': {len(self._failed)} of the first "
-                f"{len(self._failed) + len(self._done)} questions cannot be annotated, more than "
-                f"max_failures allows; the last is '{_id(item)}': {reason}{wrote}; correct the "
-                "annotator's options, use a different teacher, or raise max_failures; what was "
+                f"{len(self._failed) + len(self._done)} questions cannot be annotated{earlier}; "
+                f"max_failures allows {most}; the last is '{_id(item)}': {reason}{wrote}; correct "
+                "the annotator's options, use a different teacher, or raise max_failures; what was "
                 "bought is kept"
             )
 
