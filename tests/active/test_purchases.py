@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ from firstcli.active.data import ActiveData
 from firstcli.active.reading import Said, StudentReader
 from firstcli.active.stopping import has_stopped
 from firstcli.api import Sample
+from firstcli.data.annotations import choices_of
 from firstcli.pipeline.plan import Request, open_run
 from firstcli.recipe.active import Stop
 from firstcli.stages import annotating_teachers
 from firstcli.stages.annotating import TeacherText, TextRequest, folded
-from firstcli.tasks.known_steps import KnownSteps, KnownStepsOptions
+from firstcli.tasks.known_steps import FORM, KnownSteps, KnownStepsOptions
 from support import command_line
 from support.command_line import TRAINING, contents, first, times
 
-TASK = {
+TASK: dict[str, Any] = {
     "name": "known-steps",
     "options": {"train": 80, "test": 8, "shifted": 4, "pool": 60},
 }
@@ -40,6 +42,13 @@ ACTIVE: dict[str, Any] = {
     "rounds": 2,
     "annotator": {"name": "evolve", "options": {"max_new_tokens": 40}},
 }
+
+
+@cache
+def a_choice() -> dict[str, str]:
+    """Return an answer to choose for every question of the pool, by id."""
+    samples = KnownSteps(KnownStepsOptions(**TASK["options"])).load("pool").samples
+    return {str(sample.id): choices_of(sample, FORM)[0] for sample in samples}
 
 
 class Stopped(Exception):
@@ -67,8 +76,8 @@ class Writer:
             if len(self.written) == self.stop_after:
                 raise Stopped
             self.written.append(request.digest)
-            number = int(request.digest[:8], 16)
-            text = f"Question: What is {number % 15}?\nStep 1: It is {number}.\nAnswer: {number}"
+            number, answer = int(request.digest[:8], 16), a_choice()[request.id]
+            text = f"Question: What is {number % 15}?\nStep 1: It is {number}.\nAnswer: {answer}"
             if self.fails or number % 5 == 0:
                 text = "Nothing."
             yield [TeacherText(request.digest, text, True, READ, WRITTEN)]
