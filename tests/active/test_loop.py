@@ -282,8 +282,9 @@ def test_labels_of_the_training_split_are_not_read_before_they_are_bought(
 
     select("AB" * 15)
     known = {row["id"].removeprefix("pool/") for row in rows(run / "rounds/first/1/train.jsonl")}
-    known |= {row["id"] for row in rows(run / "rounds/.held-out.jsonl")}
-    assert len(known) == 12 + 4 + 9
+    held_out = {row["id"] for row in rows(run / "rounds/.held-out.jsonl")}
+    assert len(known | held_out) == 12 + 4 + len(held_out) < 30
+    known |= held_out
     before = run.rename(tmp_path / "before")
     select("".join("AB"[(i + (f"q{i}" not in known)) % 2] for i in range(30)))
     assert_same(run, before)
@@ -365,7 +366,7 @@ def test_a_changed_recalibrator_chooses_anew(tmp_path: Path) -> None:
 
 def test_what_a_choice_depends_on(tmp_path: Path) -> None:
     """Prices, limits of the budget and lengths of texts; not the budget of later rounds."""
-    entropy = {"selector": {"name": "entropy"}}
+    entropy = {"selector": {"name": "entropy"}, "annotator": {"name": "answer"}}
 
     def key(**settings: Any) -> str:
         path = write_recipe(tmp_path, active={**ACTIVE, **entropy, **settings})
