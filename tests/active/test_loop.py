@@ -350,7 +350,7 @@ def scores_of(run: Path) -> dict[str, float]:
 def test_a_changed_recalibrator_chooses_anew(tmp_path: Path) -> None:
     """The student stays the same; what the selector sees of it does not."""
     unsure = {**FIRST["first"], "selector": {"name": "entropy"}}
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     for name in ("logit-temperature", "temperature-scaling", "logit-temperature"):
         path = write_recipe(
             tmp_path,

@@ -27,8 +27,8 @@ def active_conflicts(active: Active | None, valid: Mapping[str, Any]) -> Conflic
         return
     yield from _of_budget(active)
     for name, arm in arms.items():
-        for (*_, key), text in _of_budget(active.of_arm(arm)) if arm.budget else ():
-            yield ("budget", key), f"arms.{name}: {text}"
+        for (*_, place), text in _of_budget(active.of_arm(arm)) if arm.budget else ():
+            yield ("budget", place), f"arms.{name}: {text}"
     yield from _of_data(active, valid)
     yield from _of_training(active, valid)
     for name, arm in arms.items():
