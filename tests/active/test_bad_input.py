@@ -46,6 +46,10 @@ def planned(folder: Path, *args: object, active: dict[str, Any] | None, **sectio
         ({"annotator": {"name": "oracle"}}, ("annotator 'oracle'", "cannot correct")),
         ({"seed_sample": 3}, ("active.seed_sample", "did you mean 'seed_samples'")),
         ({"pool": {}}, ("active.pool", "teacher.finetune would read")),
+        (
+            {"annotator": {"name": "label"}, "budget": {"tokens": 500}},
+            ("active.budget", "arms.first", "'label' asks no teacher", "add samples"),
+        ),
         ({"stop": {"patience": 0}}, ("active.stop.patience", "at least 1")),
         ({"train": "from_scratch"}, ("active.train", "'from-scratch'")),
     ],
@@ -85,6 +89,25 @@ def test_the_rest_of_the_recipe(
     tmp_path: Path, sections: dict[str, Any], parts: tuple[str, ...]
 ) -> None:
     planned(tmp_path, **{"active": {}, **sections}).mistake(*parts)
+
+
+def test_the_name_of_the_evaluation_that_stops_is_taken(tmp_path: Path) -> None:
+    evaluate = [{"task": of_files(tmp_path / "data"), "name": "active-held-out"}]
+    result = planned(tmp_path, active={"stop": {}}, evaluate=evaluate)
+    result.mistake("active.stop", "'active-held-out'", "evaluate[0]")
+
+
+def test_a_tokenizer_is_not_trained_on_explanations_before_they_are_bought(tmp_path: Path) -> None:
+    """Candidates contain the steps."""
+    sections: dict[str, Any] = {
+        "train": {"task": {"name": "known-steps", "options": {"train": 60, "pool": 60}}},
+        "evaluate": [{"task": {"name": "known-steps"}, "answers": "scored"}],
+        "teacher": None,
+        "arms": {"a": {"learn": "labels"}},
+    }
+    active = {"annotator": {"name": "label"}}
+    result = planned(tmp_path, active={**active, "pool": {}}, **sections)
+    result.mistake("active.pool", "the tokenizer of student.model", "before they are bought")
 
 
 def test_recalibrated_confidence_needs_held_out_samples(tmp_path: Path) -> None:
@@ -135,11 +158,22 @@ def test_an_arm_with_its_own_budget(tmp_path: Path) -> None:
     result = planned(tmp_path, "--json", active={}, arms=arms)
     assert result.code == 0, result.err
     assert [each["annotations"] for each in result.json["active"]] == [4, POOL]
+    shown = " ".join(planned(tmp_path, active={}, arms=arms).out.split())
+    assert "budget of each arm and seed, unless the arm has its own: 4 annotations" in shown
 
 
 def test_select_without_the_section(tmp_path: Path) -> None:
     path = command_line.write_recipe(tmp_path)
     first("select", path, "--run-dir", tmp_path / "run").mistake("no section `active`")
+
+
+def test_mistakes_in_the_data_are_found_before_the_teacher_is_trained(tmp_path: Path) -> None:
+    active = {"annotator": {"name": "oracle"}}
+    for settings in ({"budget": {"samples": 500}}, active):
+        planned(tmp_path, active=settings)
+        result = first("select", tmp_path / "recipe.yaml", "--run-dir", tmp_path / "run")
+        result.mistake("500" if "budget" in settings else "annotator 'oracle'")
+        assert not (tmp_path / "run" / "teacher").exists()
 
 
 def test_an_unknown_arm(tmp_path: Path) -> None:

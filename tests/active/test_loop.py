@@ -15,11 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from firstcli.active.data import ActiveData
+from firstcli.active.loop import ActiveRun, ArmLoop
 from firstcli.active.reading import StudentReader
 from firstcli.api import FloatArray, Sample
 from firstcli.pipeline.plan import Request, open_run
 from firstcli.tasks.annotated import from_row
 from firstcli.tasks.known_world import KnownWorld, KnownWorldOptions
+from firstcli.workspace.units import Model
 from support import command_line
 from support.command_line import (
     TRAINING,
@@ -253,6 +256,40 @@ def test_the_training_split_is_the_pool(finished: Finished, tmp_path: Path) -> N
     assert measured["n"] == len(held_out)
 
 
+def test_labels_of_the_training_split_are_not_read_before_they_are_bought(
+    finished: Finished, tmp_path: Path
+) -> None:
+    """The trap: other labels of all other questions of the pool change nothing."""
+    active = {key: value for key, value in ACTIVE.items() if key != "pool"}
+    active |= {"rounds": 1, "budget": {"samples": 4}}
+    student = {"family": "causal-lm", "checkpoint": str(finished.run / "rounds/.start/7")}
+    run = tmp_path / "run"
+
+    def select(labels: str) -> None:
+        sections = files(tmp_path, "AB" * 10)
+        given = zip(sums(30), labels, strict=True)
+        write_rows(tmp_path / "data/train.jsonl", [{**row, "answer": it} for row, it in given])
+        path = write_recipe(
+            tmp_path,
+            **sections,
+            teacher=None,
+            student={"model": student, "training": TRAINING},
+            arms={"first": {"learn": "labels"}},
+            active=active,
+        )
+        result = first("select", path, "--run-dir", run)
+        assert result.code == 0, result.err
+
+    select("AB" * 15)
+    known = {row["id"].removeprefix("pool/") for row in rows(run / "rounds/first/1/train.jsonl")}
+    held_out = {row["id"] for row in rows(run / "rounds/.held-out.jsonl")}
+    assert len(known | held_out) == 12 + 4 + len(held_out) < 30
+    known |= held_out
+    before = run.rename(tmp_path / "before")
+    select("".join("AB"[(i + (f"q{i}" not in known)) % 2] for i in range(30)))
+    assert_same(run, before)
+
+
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch) -> Any:
     with command_line.recorded_work(monkeypatch) as keys:
@@ -303,3 +340,50 @@ def test_selectors_see_raw_or_recalibrated_probabilities(tmp_path: Path) -> None
 
 def entropy(probabilities: FloatArray) -> float:
     return float(-(probabilities * np.log(probabilities)).sum())
+
+
+def scores_of(run: Path) -> dict[str, float]:
+    table = pq.read_table(run / "rounds" / "first" / "1" / "scores.parquet").to_pydict()
+    return dict(zip(table["id"], table["score"], strict=True))
+
+
+def test_a_changed_recalibrator_chooses_anew(tmp_path: Path) -> None:
+    """The student stays the same; what the selector sees of it does not."""
+    unsure = {**FIRST["first"], "selector": {"name": "entropy"}}
+    found: dict[str, dict[str, float]] = {}
+    for name in ("logit-temperature", "temperature-scaling", "logit-temperature"):
+        path = write_recipe(
+            tmp_path,
+            arms={"first": {**unsure, "posthoc": {"name": name}}},
+            active={**ACTIVE, "rounds": 1},
+        )
+        result = first("select", path, "--run-dir", tmp_path / "run")
+        assert result.code == 0, result.err
+        scores = scores_of(tmp_path / "run")
+        assert found.setdefault(name, scores) == scores
+    assert found["logit-temperature"] != found["temperature-scaling"]
+
+
+def test_what_a_choice_depends_on(tmp_path: Path) -> None:
+    """Prices, limits of the budget and lengths of texts; not the budget of later rounds."""
+    entropy = {"selector": {"name": "entropy"}, "annotator": {"name": "answer"}}
+
+    def key(**settings: Any) -> str:
+        path = write_recipe(tmp_path, active={**ACTIVE, **entropy, **settings})
+        request = Request(path, run_dir=tmp_path / "run", quiet=True)
+        run = open_run(request)
+        assert run.recipe.active
+        whole = ActiveRun(run, request, ActiveData(run, run.recipe.active), "")
+        return ArmLoop(whole, Model("first"))._choice_key(1)
+
+    assert key() == key(budget={"samples": 20}, rounds=4) == key(stop={"patience": 3})
+    prices = {"read": 1.0, "written": 2.0}
+    keys = {
+        key(),
+        key(max_new_tokens=9),
+        key(prices=prices),
+        key(budget={"tokens": 10}),
+        key(budget={"cost": 10}, prices=prices),
+        key(budget={"tokens": 10}, prices=prices),
+    }
+    assert len(keys) == 6

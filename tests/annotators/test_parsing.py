@@ -75,7 +75,8 @@ def test_every_text_is_sound_or_unparsable(
         assert str(reason)
         assert len(str(reason).splitlines()) == 1
         return
-    assert annotation_problem(found, item, revises=annotator.reads_explanation) is None
+    revises, writes = annotator.reads_explanation, annotator.writes_questions
+    assert annotation_problem(found, item, revises=revises, writes_questions=writes) is None
     # Nothing is invented: all that is learned was written by the teacher or by the student.
     written = one_line(text).casefold()
     flaw = found.first_flaw

@@ -241,14 +241,23 @@ def test_one_retry_then_a_counted_failure(tmp_path: Path) -> None:
     assert [each.id for each in outcome.annotations] == [f"q{i}" for i in range(20) if i != 5]
 
 
+def test_failures_of_earlier_parts_count(tmp_path: Path) -> None:
+    teacher = InventedTeacher(lambda request: "I am no student.")
+    given = replace(order(9, max_failures=5), failed_before=4)
+    with pytest.raises(
+        UserError, match=r"2 of the first 2 questions .* after 4 earlier ones; max_"
+    ):
+        annotating.annotate(given, teacher, tmp_path)
+
+
 def test_too_many_failures_stop_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(annotating, "CHUNK", 8)
     teacher = InventedTeacher(lambda request: "I am\nno student.")
     with pytest.raises(UserError) as caught:
         annotating.annotate(order(100, max_failures=2), teacher, tmp_path)
     assert str(caught.value) == (
-        "annotator 'explain': 3 of the first 3 questions cannot be annotated, more than "
-        "max_failures allows; the last is 'q2': it does not end with a line of the form 'Answer: "
+        "annotator 'explain': 3 of the first 3 questions cannot be annotated; max_failures "
+        "allows 2; the last is 'q2': it does not end with a line of the form 'Answer: "
         "{answer}': 'no student.'; the teacher wrote 'I am no student.'; correct the annotator's "
         "options, use a different teacher, or raise max_failures; what was bought is kept"
     )
@@ -306,7 +315,7 @@ def new_question(request: TextRequest) -> str:
 
 
 def test_new_questions_do_not_repeat(tmp_path: Path) -> None:
-    known = [item.sample.prompt for item in questions(20)]
+    known = {annotating.folded(item.sample.prompt) for item in questions(20)}
     made = order(6, "evolve", max_failures=4, known_questions=known)
     outcome = annotating.annotate(made, InventedTeacher(new_question), tmp_path)
     assert [each.question for each in outcome.annotations] == ["Is 0 even?", "Is 1 even?"]

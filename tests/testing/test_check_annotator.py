@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -83,6 +84,11 @@ class Forgetful(Terse):
         return Explained(("something else",), "4", 1)
 
 
+class Asking(Terse):
+    def parse(self, item: ToAnnotate, text: str) -> Explained:
+        return replace(super().parse(item, text), question="What is 1 + 1?")
+
+
 class Unset(Terse):
     @property
     def writing(self) -> WritingSettings:
@@ -127,6 +133,7 @@ def test_a_sound_annotator_passes() -> None:
         (Credulous, None, "Credulous.parse returned the answer ' \\n\\t ', expected text"),
         (Deaf, one_word, "Deaf.parse cannot read the text '4', which it should"),
         (Forgetful, None, "Forgetful.parse has changed a step before the first flaw"),
+        (Asking, one_word, "Asking.parse returned a question, but the annotator does not declare"),
         (Unset, None, "Unset.writing is no WritingSettings"),
         (Empty, None, "Empty.annotate annotates none of the questions"),
         (Blank, None, "Blank.annotate returned an empty step, for sample 'q2'"),

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from firstcli.recipe.active import STOP_EVALUATION
 from firstcli.recipe.from_run import trained_model
 from firstcli.recipe.references import ModelSection
 from firstcli.recipe.schema import Recipe
@@ -14,12 +15,10 @@ from firstcli.tasks.annotated import HELD_OUT
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import teacher_path
 
-STOP_EVALUATION = "active-held-out"
-"""Name of the evaluation on the held-out samples, which decides when an arm stops."""
 OF_THE_DATA = ("limit", "unlabelled")
 """Keys of `train` that are about the data of the recipe, not about that of a round."""
-PLACE = ("task", "name", "split", "limit")
-"""Keys of an evaluation that say which questions are asked, not how they are answered."""
+HOW = ("answers", "samples", "confidence", "temperature", "max_new_tokens")
+"""Keys of an evaluation that say how questions are answered."""
 SELECTION = ("selector", "annotator", "confidence", "budget")
 """Keys of an arm that say what is annotated, not how its student learns."""
 
@@ -73,8 +72,7 @@ def child_recipe(
         values["task"] = adapted.model_dump(mode="json", exclude_none=True)
     if held_out and recipe.active and recipe.active.stop:
         place = {"name": STOP_EVALUATION, "split": HELD_OUT}
-        how = {key: value for key, value in whole["evaluate"][0].items() if key not in PLACE}
-        whole["evaluate"].append({**how, **place})
+        whole["evaluate"].append({**_how_answered(recipe), **place})
     if recipe.teacher:
         model = recipe.teacher.model
         values = model.model_dump(mode="json", exclude_none=True)
@@ -84,6 +82,16 @@ def child_recipe(
     whole["student"]["model"] = start
     whole["arms"] = {arm: arm_of_round(recipe, recipe.arms[arm])}
     return Recipe.model_validate(whole)
+
+
+def _how_answered(recipe: Recipe) -> dict[str, Any]:
+    """Return how the held-out questions are answered: as in the first evaluation of their task."""
+    task = recipe.train.task
+    for section in recipe.evaluate:
+        if (section.task.name, section.task.explanations) == (task.name, task.explanations):
+            values = section.model_dump(mode="json", exclude_none=True)
+            return {key: values[key] for key in HOW if key in values}
+    return {}
 
 
 def arm_of_round(recipe: Recipe, arm: Arm) -> dict[str, Any]:

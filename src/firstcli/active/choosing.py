@@ -71,8 +71,9 @@ class ChoiceOrder:
         """
         most = len(taken) + count
         if most > len(self._known):
-            # Twice as many as before, so that little is chosen again and again.
-            longer = min(max(most, 2 * len(self._known)), len(self._pool))
+            # A power of two: little is chosen again and again, and a command that was killed
+            # asks for the same choices as one that was not.
+            longer = min(1 << (most - 1).bit_length(), len(self._pool))
             chosen = self._selector.choose(self._scores, self._pool, longer, self._seed)
             known = set(taken)
             ids = (self._pool.ids[place] for place in chosen)

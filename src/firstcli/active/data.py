@@ -18,6 +18,7 @@ from firstcli.data.sequences import Selected
 from firstcli.errors import UserError, shortened
 from firstcli.recipe.active import Active
 from firstcli.recipe.active_conflicts import uses_training_split
+from firstcli.stages.annotating import folded
 from firstcli.workspace.run import Run
 
 POOL_KEY = "active.pool"
@@ -120,6 +121,15 @@ class ActiveData:
         self._prompts = splits.prompt_digests(self._questions)
         self.held_out: Sequence[Sample] = self._held_out()
         self._refuse_overlap()
+
+    @cached_property
+    def known_questions(self) -> frozenset[str]:
+        """All questions of the pool's split, the labelled data and the evaluations, `folded`."""
+        recipe = self._run.recipe
+        rest = () if self._is_own else (self._run.training.train,)
+        tested = (self._run.evaluation_samples(section.name) for section in recipe.evaluate)
+        parts = (self._questions, self.held_out, *rest, *tested)
+        return frozenset(folded(sample.prompt) for part in parts for sample in part)
 
     def _held_out(self) -> Sequence[Sample]:
         """Return the labelled samples on which recalibrators are fitted."""

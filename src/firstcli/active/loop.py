@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from firstcli.active.rounds import in_words, measured
 from firstcli.active.spending import Spent, affordable
 from firstcli.active.stopping import has_stopped
 from firstcli.api import JSON, Annotation, FloatArray, Pool, Sample, same_answer
-from firstcli.data.annotations import annotation_lines, question_of
+from firstcli.data.annotations import annotation_lines, question_of, read_annotations
 from firstcli.data.sequences import Selected
 from firstcli.pipeline.execute import bring_up_to_date
 from firstcli.pipeline.plan import Request
@@ -42,6 +42,7 @@ from firstcli.runtime.files import atomic_write, write_json, write_text
 from firstcli.stages import fingerprints
 from firstcli.stages.distill import DISTILL
 from firstcli.stages.evaluate import EVALUATE
+from firstcli.stages.posthoc import POSTHOC
 from firstcli.tasks.annotated import to_row
 from firstcli.workspace.artifacts import fingerprint
 from firstcli.workspace.data_decisions import state_data
@@ -50,6 +51,8 @@ from firstcli.workspace.units import KNOWLEDGE, Model, model_path
 
 CHUNK = 32
 """Annotations after which a budget of tokens or money is looked at again."""
+FIRST_CHUNK = 4
+"""The same for the very first ones, before which the cost is only guessed."""
 
 
 @dataclass
@@ -67,6 +70,22 @@ class Purchase:
     """Annotations that correct a step of the student's explanation."""
     right_for_wrong_reasons: int = 0
     """Those of them whose answer is the student's."""
+    parts: list[list[str]] = field(default_factory=list)
+    """The same ids as they were bought together."""
+
+    @classmethod
+    def finished(cls, facts: Mapping[str, JSON], path: Path) -> Purchase:
+        """Return what was bought, given `facts` of it and the file of the annotations."""
+        own = {each.name: facts[each.name] for each in fields(cls) if each.name in facts}
+        spent = Spent(**facts["spent"])
+        return cls(**{**own, "spent": spent, "annotations": list(read_annotations(path))})
+
+    @property
+    def facts(self) -> dict[str, JSON]:
+        """All but the annotations."""
+        facts = asdict(replace(self, annotations=[]))
+        del facts["annotations"]
+        return facts
 
 
 @dataclass
@@ -83,6 +102,8 @@ class Progress:
     student: Run | None = None
     """The run of the latest student."""
     student_content: str = ""
+    calibration: str = ""
+    """The content of the recalibrator with which the selector sees it, if there is one."""
     rounds: list[dict[str, JSON]] = field(default_factory=list)
     """The facts of every round."""
 
@@ -115,6 +136,11 @@ class ActiveRun:
         if not samples:
             return None
         return write_samples(self.folder / HELD_OUT, samples)
+
+    @cached_property
+    def known_questions(self) -> str:
+        """A digest of the questions that a new one must not repeat."""
+        return fingerprint({"known": json.dumps(sorted(self.data.known_questions))})
 
     @cached_property
     def evaluations(self) -> dict[str, str]:
@@ -159,9 +185,7 @@ class ArmLoop:
     @cached_property
     def buyer(self) -> Buyer:
         data, whole = self.data, self.whole
-        return Buyer(
-            whole.run, self.active, self.annotator, data.pool, whole.data.task.build(), self.seed
-        )
+        return Buyer(whole.run, self.active, self.annotator, data.pool, whole.data, self.seed)
 
     def play(self, at_most: int | None) -> None:
         """Bring the rounds up to date.
@@ -188,7 +212,11 @@ class ArmLoop:
         """Bring a round up to date; return whether it was not."""
         folder, console = self.folder.round(number), self.whole.run.console
         self._choose_and_buy(number, folder)
-        if number and not self.progress.latest.ids:  # the budget does not suffice for one
+        if number and not self.progress.latest.ids:
+            console.say(
+                f"{self.model.trained}, round {number} of {self.active.rounds}: nothing is bought, "
+                "because its share of the budget does not suffice for one more annotation"
+            )
             folder.facts.unlink(missing_ok=True)
             return False
         student, key = self._child(number, folder)
@@ -202,6 +230,7 @@ class ArmLoop:
             write_json(folder.facts, facts)
         self.progress.student = student
         self.progress.student_content = str(facts["student"])
+        self.progress.calibration = str(facts.get("calibration", ""))
         self.progress.rounds.append(facts)
         if is_new:
             console.say(f"  {in_words(facts)}")
@@ -221,15 +250,17 @@ class ArmLoop:
         progress.key, progress.latest = self._choice_key(number), Purchase()
         if number == 0:
             return
-        known = read_json(folder.chosen)
-        if known is not None and known.get("fingerprint") == progress.key:
-            bought = Purchase()
-            self._buy([str(id) for id in known["ids"]], bought, folder)
-        else:
+        known = read_json(folder.chosen) or {}
+        if known.get("fingerprint") != progress.key:
             folder.said.unlink(missing_ok=True)  # of another student
-            bought = self._bought_anew(number, folder)
+            known = {}
+        if known.get("done") and folder.annotations.is_file():
+            bought = Purchase.finished(known, folder.annotations)
+        else:
+            bought = self._bought_again(known.get("parts", []), folder)
+            self._buy_the_rest(number, bought, folder)
             write_text(folder.annotations, annotation_lines(bought.annotations))
-            write_json(folder.chosen, {"fingerprint": progress.key, "ids": bought.ids})
+            self._write_chosen(bought, folder, done=True)
         progress.spent += bought.spent
         progress.ids += bought.ids
         progress.annotations += bought.annotations
@@ -237,14 +268,16 @@ class ArmLoop:
 
     def _choice_key(self, number: int) -> str:
         """Return what the choice of a round depends on, all earlier ones included."""
-        progress, prices = self.progress, self.active.prices
-        allowed = [limit * number / self.active.rounds for _, limit in Spent().amounts(self.active)]
+        progress, prices, form = self.progress, self.active.prices, self.buyer.form
+        limits = self.active.budget.model_dump(exclude_none=True)
+        allowed = {name: limit * number / self.active.rounds for name, limit in limits.items()}
         depends_on = {
             "before": progress.key,
             "selector": _identity(self.selector),
             "annotator": _identity(self.annotator),
             "teacher": self.whole.teacher,
             "seed": str(self.seed),
+            "form": json.dumps(form and asdict(form)),
             "pool": self.data.pool.content,
             "spent": json.dumps(asdict(progress.spent)),
             "allowed": json.dumps(allowed),  # not the whole budget, which may grow later
@@ -253,12 +286,20 @@ class ArmLoop:
         if self.selector.plugin.needs or self.annotator.plugin.reads_explanation:
             depends_on["student"] = progress.student_content
             depends_on["confidence"] = self.active.confidence_of(self.arm)
-            answers, most = self.recipe.validation_answers, self.active.max_new_tokens
-            if answers and answers.max_new_tokens != most:
-                depends_on["max_new_tokens"] = str(most)
+            depends_on["recalibrator"] = progress.calibration
+            depends_on["max_new_tokens"] = str(self.active.max_new_tokens)
+        if self.annotator.plugin.writes_questions:
+            depends_on["known questions"] = self.whole.known_questions
         return fingerprint(depends_on)
 
-    def _bought_anew(self, number: int, folder: RoundFolder) -> Purchase:
+    def _bought_again(self, parts: list[list[str]], folder: RoundFolder) -> Purchase:
+        """Buy what a killed command had chosen, in the same parts; what was said costs nothing."""
+        bought = Purchase([id for ids in parts for id in ids], parts=parts)
+        for ids in parts:
+            self._buy(ids, bought, folder)
+        return bought
+
+    def _buy_the_rest(self, number: int, bought: Purchase, folder: RoundFolder) -> None:
         """Choose and buy, in parts if the cost is known only afterwards."""
         taken, selector = set(self.progress.ids), self.selector.build()
         open_places = [i for i, id in enumerate(self.data.pool.ids) if id not in taken]
@@ -268,10 +309,16 @@ class ArmLoop:
             folder.scores, self.progress.key, questions, selector, self._scored
         )
         order = choosing.ChoiceOrder(selector, pool, scores, self.seed)
-        bought = Purchase()
         while count := self._affordable(number, bought, len(questions) - len(bought.ids)):
-            self._buy(order.after(bought.ids, count), bought, folder)
-        return bought
+            chosen = order.after(bought.ids, count)
+            bought.ids += chosen
+            bought.parts.append(chosen)
+            self._write_chosen(bought, folder)  # a killed command goes on with it
+            self._buy(chosen, bought, folder)
+
+    def _write_chosen(self, bought: Purchase, folder: RoundFolder, *, done: bool = False) -> None:
+        values = {"fingerprint": self.progress.key, "done": done, **bought.facts}
+        write_json(folder.chosen, values)
 
     def _scored(
         self, selector: CheckedSelector, questions: Sequence[Sample]
@@ -299,10 +346,9 @@ class ArmLoop:
         """Buy annotations, and add them to what a round has bought."""
         said = self._said(ids, folder.said) if self.annotator.plugin.reads_explanation else {}
         outcome = self.buyer.buy(
-            *(ids, said, self.active.max_failures - bought.failures),
+            *(ids, said, bought.failures),
             [*self.progress.annotations, *bought.annotations],
         )
-        bought.ids += ids
         bought.annotations += outcome.annotations
         bought.spent += spent_on(outcome)
         bought.failures += len(outcome.failures)
@@ -320,7 +366,9 @@ class ArmLoop:
         each = spent if spent.samples else self.buyer.expected
         count = affordable(self.active, spent, each, number, left)
         budget = self.active.budget
-        return count if budget.tokens is None and budget.cost is None else min(count, CHUNK)
+        if budget.tokens is None and budget.cost is None:
+            return count
+        return min(count, CHUNK if spent.samples else FIRST_CHUNK)
 
     def _said(self, ids: Sequence[str], path: Path) -> Mapping[str, Said]:
         """Return what the latest student says of some questions, and keep it in a file."""
@@ -405,6 +453,10 @@ class ArmLoop:
         }
         if prices:
             facts["cost"] = prices.cost(spent.tokens_read, spent.tokens_written)
+        if self.active.recalibrates(self.arm):
+            facts["calibration"] = student.manifests[
+                POSTHOC.key(Model(self.model.arm, posthoc=True))
+            ].content
         return facts
 
 

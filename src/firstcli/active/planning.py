@@ -16,6 +16,7 @@ from firstcli.api import JSON
 from firstcli.errors import UserError, did_you_mean
 from firstcli.pipeline.plan import Request, open_run, plan_run
 from firstcli.recipe.active import Active
+from firstcli.recipe.sections import Arm
 from firstcli.stages import units_of
 from firstcli.stages.finetune import FINETUNE
 from firstcli.workspace.run import Run
@@ -41,7 +42,8 @@ class ArmPlan:
     """How many annotations the budget is expected to buy."""
     tokens_read: int
     tokens_written: int
-    """Expected tokens of all annotations; of texts that are written, at most."""
+    """Expected tokens of all annotations. Of the student's words and of second attempts nothing is
+    known yet; texts are expected to be as long as they may be."""
     cost: float | None
 
 
@@ -66,7 +68,7 @@ def plan_rounds(run: Run, request: Request) -> dict[str, JSON]:
     units = units_of(run.recipe, run.folder)
     chain = with_upstream(units, FINETUNE.units(run.recipe, run.folder))
     result = plan_run(run, request, chain) if chain else {"run": str(run.folder), "units": []}
-    run.console.show(_table(active, plans))
+    run.console.show(_table(active, plans, [arm for arm in run.recipe.arms.values() if arm.budget]))
     run.save_memory()
     return {**result, "active": [asdict(each) for each in plans]}
 
@@ -101,7 +103,7 @@ def buyer_of(run: Run, active: Active, data: ActiveData, model: Model) -> Buyer:
 
     seed = run.recipe.seed if model.seed is None else model.seed
     ref, pool = active.annotator_of(run.recipe.arms[model.arm]), data.start(seed).pool
-    buyer = Buyer(run, active, ref, pool, data.task.build(), seed)
+    buyer = Buyer(run, active, ref, pool, data, seed)
     require_able(run, buyer.annotator, pool.questions[0])
     return buyer
 
@@ -131,20 +133,20 @@ def _arm_plan(run: Run, active: Active, data: ActiveData, model: Model) -> ArmPl
     )
 
 
-def _table(active: Active, plans: Sequence[ArmPlan]) -> Table:
+def _table(active: Active, plans: Sequence[ArmPlan], with_own_budget: Sequence[Arm]) -> Table:
     limits = [
         *([f"{active.budget.samples:,} annotations"] if active.budget.samples else []),
         *([f"{active.budget.tokens:,} tokens"] if active.budget.tokens else []),
         *([f"cost {active.budget.cost:g}"] if active.budget.cost else []),
     ]
-    first = plans[0]
+    first, unless = plans[0], ", unless the arm has its own" if with_own_budget else ""
     title = (
-        f"budget of each arm and seed: {' or '.join(limits)}, in {active.rounds} rounds; "
+        f"budget of each arm and seed{unless}: {' or '.join(limits)}, in {active.rounds} rounds; "
         f"{first.pool:,} questions, {first.seed_samples:,} samples known from the start, "
         f"{first.held_out:,} held out"
     )
-    headings = ["arm", "selector", "annotator", "rounds done", "annotations", "tokens, at most"]
-    headings += ["cost, at most"] if active.prices else []
+    headings = ["arm", "selector", "annotator", "rounds done", "annotations", "expected tokens"]
+    headings += ["expected cost"] if active.prices else []
     table = Table(*headings, title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for each in plans:
         cells = [f"{each.arm}@{each.seed}", each.selector, each.annotator]

@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from firstcli.active.data import QuestionPool
+from firstcli.active.data import ActiveData, QuestionPool
 from firstcli.active.reading import Said
 from firstcli.active.spending import Spent
 from firstcli.api import Annotation, ExplanationForm, Sample, Task, ToAnnotate
@@ -19,7 +19,7 @@ from firstcli.plugins.annotators import CheckedAnnotator
 from firstcli.recipe.active import Active
 from firstcli.recipe.references import AnnotatorRef
 from firstcli.recipe.sections import Arm
-from firstcli.stages.annotating import AnnotationOrder, AnnotationOutcome
+from firstcli.stages.annotating import AnnotationOrder, AnnotationOutcome, folded
 from firstcli.workspace.run import Run
 
 POOL_ID = "pool/"
@@ -37,9 +37,14 @@ class Buyer:
     active: Active
     ref: AnnotatorRef
     pool: QuestionPool
-    task: Task[Any]
-    """The task of the questions."""
+    data: ActiveData
+    """The data of which the pool is made."""
     seed: int
+
+    @cached_property
+    def task(self) -> Task[Any]:
+        """The task of the questions."""
+        return self.data.task.build()
 
     @cached_property
     def annotator(self) -> CheckedAnnotator:
@@ -61,7 +66,7 @@ class Buyer:
         self,
         ids: Sequence[str],
         said: Mapping[str, Said],
-        max_failures: int,
+        failed_before: int,
         earlier: Iterable[Annotation] = (),
     ) -> AnnotationOutcome:
         """Return the annotations of some questions.
@@ -69,7 +74,7 @@ class Buyer:
         Args:
             ids: the questions.
             said: what the student says of them, if the annotator reads that.
-            max_failures: how many may remain without an annotation.
+            failed_before: how many questions of the round have no annotation.
             earlier: what was bought before; no new question repeats one of these.
 
         Raises:
@@ -80,18 +85,18 @@ class Buyer:
         items = [self._item(id, said.get(id, Said(id))) for id in ids]
         prices = self.active.prices
         order = AnnotationOrder(
-            *(self.annotator, items, self.seed, max_failures),
-            known_questions=self._known_questions(earlier) if self.annotator.generates else (),
+            *(self.annotator, items, self.seed, self.active.max_failures, failed_before),
+            known_questions=self._known_questions(earlier),
             price=prices.cost if prices else None,
         )
         return annotated(self.run, order, f"annotating with '{self.ref.name}'")
 
-    def _known_questions(self, earlier: Iterable[Annotation]) -> set[str]:
+    def _known_questions(self, earlier: Iterable[Annotation]) -> frozenset[str]:
         """Return the questions that a teacher must not write as new ones."""
-        known = {question.prompt for question in self.pool.questions}
-        for section in self.run.recipe.evaluate:
-            known |= {each.prompt for each in self.run.evaluation_samples(section.name)}
-        return known | {each.question for each in earlier if each.question is not None}
+        if not self.annotator.writes_questions:
+            return frozenset()
+        bought = {folded(each.question) for each in earlier if each.question is not None}
+        return self.data.known_questions | bought
 
     def _item(self, id: str, said: Said) -> ToAnnotate:
         item = to_annotate(self.pool.question(id), self.form, said.steps, said.answer)
@@ -108,7 +113,11 @@ class Buyer:
 
     @cached_property
     def expected(self) -> Spent:
-        """What an annotation is expected to cost before one is bought; written text at its most."""
+        """What an annotation is expected to cost before one is bought.
+
+        A text is expected to be as long as it may be. The prompt is counted without what the
+        student says and without a chat template.
+        """
         asks = self.annotator.generates or self.annotator.scores_candidates
         if not asks or not len(self.pool):
             return Spent(1)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from firstcli.active.child import STOP_EVALUATION
 from firstcli.api import JSON
+from firstcli.recipe.active import STOP_EVALUATION
 from firstcli.stages.evaluate import EVALUATE, load_records
 from firstcli.workspace.units import of_arms
 

@@ -46,16 +46,17 @@ def select(request: Request, rounds: int | None) -> dict[str, JSON]:
         return plan_rounds(run, request)
     models = students(run, request.arms)
     with disk_errors_reported(run.folder), locked(run.folder / ROUNDS):
-        whole = opened(run, request)
+        data = ActiveData(run, run.recipe.active)
         for model in models:
-            buyer_of(run, run.recipe.active, whole.data, model)  # mistakes before any work
+            buyer_of(run, run.recipe.active, data, model)  # mistakes before the teacher is trained
+        whole = opened(run, request, data)
         loops = [ArmLoop(whole, model) for model in models]
         for loop in loops:
             loop.play(rounds)
-        data = report.rounds_data(whole, loops)
-        page = report.write_page(whole, data)
+        shown = report.rounds_data(whole, loops)
+        page = report.write_page(whole, shown)
         run.save_memory()
-    for table in report.tables(data):
+    for table in report.tables(shown):
         run.console.show(table)
     run.console.say(f"page: {page}")
     return {
@@ -65,10 +66,8 @@ def select(request: Request, rounds: int | None) -> dict[str, JSON]:
     }
 
 
-def opened(run: Run, request: Request) -> ActiveRun:
-    """Read the data, and bring the teacher up to date."""
-    assert run.recipe.active
-    data = ActiveData(run, run.recipe.active)
+def opened(run: Run, request: Request, data: ActiveData) -> ActiveRun:
+    """Bring the teacher up to date."""
     if run.recipe.teacher is None:
         return ActiveRun(run, request, data, "")
     content = ""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from firstcli.active.child import STOP_EVALUATION
 from firstcli.api import JSON
-from firstcli.recipe.active import Stop
+from firstcli.recipe.active import STOP_EVALUATION, Stop
 
 LOWER_IS_BETTER = ("ece", "nll")
 

@@ -68,13 +68,14 @@ class Evolve(Annotator[EvolveOptions]):
     The idea is that of EvoKD (arXiv 2403.06414). What was simplified: there is one new question per
     chosen one, it is always as hard, and earlier ones are not shown again. The new question becomes
     a prompt as it is, so this suits tasks whose prompts are questions of one line, without choices
-    in them. A question that repeats one of the pool, of an evaluation or of an earlier round is
-    refused. Nothing checks the new answer: it is the teacher's word.
+    in them. A question that repeats one of the pool, of the labelled data, of an evaluation or of
+    an earlier round is refused. Nothing checks the new answer: it is the teacher's word.
     """
 
     Options = EvolveOptions
     generates: ClassVar[bool] = True
     reads_explanation: ClassVar[bool] = True
+    writes_questions: ClassVar[bool] = True
 
     @property
     def writing(self) -> WritingSettings:

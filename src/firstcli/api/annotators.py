@@ -82,6 +82,8 @@ class Annotator(PluginBase[OptionsT]):
     any before its questions are annotated."""
     buys_label: ClassVar[bool] = False
     """Whether the label is needed, which then counts as bought."""
+    writes_questions: ClassVar[bool] = False
+    """Whether annotations may have questions of their own."""
 
     @property
     def writing(self) -> WritingSettings:

@@ -19,13 +19,16 @@ from firstcli.plugins.calls import built, explained
 from firstcli.plugins.registry import Plugin
 
 
-def annotation_problem(found: object, item: ToAnnotate, *, revises: bool) -> str | None:
+def annotation_problem(
+    found: object, item: ToAnnotate, *, revises: bool, writes_questions: bool
+) -> str | None:
     """Say what is wrong with an annotator's result, in words that follow its method's name.
 
     Args:
         found: what the annotator returned.
         item: what it annotated.
         revises: whether the annotator reads the student's explanation.
+        writes_questions: whether the annotator declares that it writes new questions.
     """
     if not isinstance(found, Explained):
         return f"returned a {type(found).__name__}, expected a firstcli.api.Explained"
@@ -40,6 +43,8 @@ def annotation_problem(found: object, item: ToAnnotate, *, revises: bool) -> str
         return f"returned the answer {found.answer!r}, which is none of the choices"
     if not (found.question is None or (isinstance(found.question, str) and found.question.strip())):
         return f"returned the question {found.question!r}, expected text or None"
+    if found.question is not None and not writes_questions:
+        return "returned a question, but the annotator does not declare `writes_questions`"
     flaw = found.first_flaw
     if flaw is None:
         return None
@@ -77,6 +82,11 @@ class CheckedAnnotator:
     def buys_label(self) -> bool:
         """Whether samples must have their labels."""
         return self._annotator.buys_label
+
+    @property
+    def writes_questions(self) -> bool:
+        """Whether annotations may have questions of their own."""
+        return self._annotator.writes_questions
 
     @property
     def writing(self) -> WritingSettings:
@@ -121,7 +131,12 @@ class CheckedAnnotator:
         return self._checked("annotate", found, item)
 
     def _checked(self, method: str, found: Explained, item: ToAnnotate) -> Explained:
-        if problem := annotation_problem(found, item, revises=self.reads_explanation):
+        problem = annotation_problem(
+            *(found, item),
+            revises=self.reads_explanation,
+            writes_questions=self.writes_questions,
+        )
+        if problem:
             raise self._mistake(f"`{method}` {problem} (sample '{item.sample.id}')")
         return found
 

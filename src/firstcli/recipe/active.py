@@ -10,6 +10,8 @@ from firstcli.recipe.budget import Budget, Prices
 from firstcli.recipe.references import AnnotatorRef, RecipeSection, SelectorRef, TaskRef
 from firstcli.recipe.sections import Arm
 
+STOP_EVALUATION = "active-held-out"
+"""Name of the evaluation on the held-out samples, which decides when an arm stops."""
 RECALIBRATED = frozenset({"answers", "thoughts"})
 """What a selector may read of a student that depends on its post-hoc recalibrator."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from firstcli.recipe.active import Active
+from firstcli.recipe.active import STOP_EVALUATION, Active
 from firstcli.recipe.sections import Arm, KnowledgeSection, Student, Train
 from firstcli.recipe.teacher import Teacher
 
@@ -63,7 +63,8 @@ def _of_data(active: Active, valid: Mapping[str, Any]) -> Conflicts:
             "the pool is the training split, whose labels teacher.finetune would read before they "
             "are bought; name another split or task, or give a fine-tuned teacher",
         )
-    if is_own and not train.task.plugin.has_candidates:
+    task = train.task
+    if is_own and (not task.plugin.has_candidates or task.explanations is not None):
         for role in ("teacher", "student"):
             section: Teacher | Student | None = valid.get(role)
             if section and section.model.plugin.needs_text:
@@ -82,10 +83,14 @@ def _of_data(active: Active, valid: Mapping[str, Any]) -> Conflicts:
         yield (), "train.unlabelled has no effect with it; give these questions as active.pool"
     if active.stop and train.validation == 0:
         yield ("stop",), "it is measured on held-out samples, but train.validation is 0; raise it"
-    task = active.pool.task
-    if task is not None and task.plugin.has_candidates != train.task.plugin.has_candidates:
-        has = "has" if task.plugin.has_candidates else "has no"
-        yield ("pool", "task"), f"task '{task.name}' {has} candidates, unlike '{train.task.name}'"
+    names = [each.name for each in valid.get("evaluate", ())]
+    if active.stop and STOP_EVALUATION in names:
+        text = f"it evaluates on '{STOP_EVALUATION}', but so is evaluate[{{}}] called; rename that"
+        yield ("stop",), text.format(names.index(STOP_EVALUATION))
+    pool = active.pool.task
+    if pool is not None and pool.plugin.has_candidates != task.plugin.has_candidates:
+        has = "has" if pool.plugin.has_candidates else "has no"
+        yield ("pool", "task"), f"task '{pool.name}' {has} candidates, unlike '{task.name}'"
 
 
 def _of_training(active: Active, valid: Mapping[str, Any]) -> Conflicts:
@@ -115,6 +120,9 @@ def _of_arm(active: Active, name: str, arm: Arm, valid: Mapping[str, Any]) -> Co
     if asks and valid.get("teacher", "invalid") is None:
         text = f"{place}'{annotator.name}' asks a teacher, but the recipe has none; add one"
         yield ("annotator",), text
+    if not asks and active.of_arm(arm).budget.samples is None:
+        text = f"arms.{name}: '{annotator.name}' asks no teacher, so tokens and cost limit nothing"
+        yield ("budget",), f"{text}; add samples"
     if not active.recalibrates(arm) or train is None:
         return
     if not train.task.can_be_evaluated:

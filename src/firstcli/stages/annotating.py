@@ -9,7 +9,7 @@ parsed each time, so a corrected template of an answer's form buys nothing eithe
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -119,9 +119,11 @@ class AnnotationOrder:
     """The questions; their samples have ids, all different."""
     seed: int
     max_failures: int
-    """Number of questions that may remain without an annotation."""
-    known_questions: Collection[str] = ()
-    """Texts that a new question must not repeat."""
+    """Number of questions that may remain without an annotation, earlier ones included."""
+    failed_before: int = 0
+    """Number of earlier questions that have none."""
+    known_questions: Container[str] = ()
+    """Texts that a new question must not repeat, each `folded`."""
     price: Callable[[int, int], float] | None = None
     """Returns what tokens cost, given how many are read and how many are written."""
 
@@ -229,7 +231,7 @@ class _Annotating:
         """What was said about each question, by its id, in order."""
         self._done: dict[str, Annotation] = {}
         self._failed: dict[str, FailedAnnotation] = {}
-        self._taken = {_folded(text) for text in order.known_questions}
+        self._taken: set[str] = set()
 
     def annotate(self, items: Sequence[ToAnnotate]) -> None:
         """Annotate some questions."""
@@ -297,9 +299,10 @@ class _Annotating:
         except Unparsable as reason:
             return str(reason)
         if found.question is not None:
-            if (folded := _folded(found.question)) in self._taken:
+            text_of_it = folded(found.question)
+            if text_of_it in self._taken or text_of_it in self._order.known_questions:
                 return "the new question is known already"
-            self._taken.add(folded)
+            self._taken.add(text_of_it)
         self._keep(item, found)
         return None
 
@@ -327,13 +330,15 @@ class _Annotating:
     def _fail(self, item: ToAnnotate, reason: str, text: str) -> None:
         said = self._asked.get(_id(item), [])
         self._failed[_id(item)] = FailedAnnotation(_id(item), reason, text, *_tokens(said))
-        if len(self._failed) > self._order.max_failures:
+        before, most = self._order.failed_before, self._order.max_failures
+        if before + len(self._failed) > most:
+            earlier = f", after {before} earlier ones" if before else ""
             wrote = f"; the teacher wrote {_beginning(text)}" if text else ""
             raise UserError(
                 f"annotator '{self._annotator.plugin.name}': {len(self._failed)} of the first "
-                f"{len(self._failed) + len(self._done)} questions cannot be annotated, more than "
-                f"max_failures allows; the last is '{_id(item)}': {reason}{wrote}; correct the "
-                "annotator's options, use a different teacher, or raise max_failures; what was "
+                f"{len(self._failed) + len(self._done)} questions cannot be annotated{earlier}; "
+                f"max_failures allows {most}; the last is '{_id(item)}': {reason}{wrote}; correct "
+                "the annotator's options, use a different teacher, or raise max_failures; what was "
                 "bought is kept"
             )
 
@@ -373,7 +378,7 @@ def _digest(content: object) -> str:
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
     """Return text that is equal for questions that differ in case and white space alone."""
     return " ".join(text.split()).casefold()
 

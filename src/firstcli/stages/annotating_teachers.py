@@ -93,6 +93,8 @@ def require_able(run: Run, annotator: CheckedAnnotator, question: Sample) -> Non
 
 def cache_of(run: Run) -> Path:
     """Return the folder of what the teacher of a run has said to annotators."""
+    if run.recipe.teacher is None:  # of annotators that ask none, nothing is kept
+        return run.folder / CACHE / "no-teacher"
     contents = " ".join(run.manifests[key].content for key in FINETUNE.teacher_keys(run.recipe))
     depends_on = fingerprints.predictions(run, "teacher")
     depends_on["teacher"] = contents or run.checkpoint_identity("teacher")

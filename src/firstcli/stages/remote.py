@@ -140,11 +140,11 @@ def knowledge(
     with _recording(run, file) as record:
         for index, answer in scorer(run).top_k(missing, top_k):
             query = missing[index]
-            top = checked(query, answer, top_k, limit)
-            record(query.id, _as_json(top))
+            kept = _as_json(checked(query, answer, top_k, limit))
+            record(query.id, kept)
             if shared:
-                shared.add(query, top_k, _as_json(top))
-            found[query.id] = top
+                shared.add(query, top_k, kept)
+            found[query.id] = _as_top_k(kept)  # as it is read again, to the last bit
             advance(len(query.positions))
     return {row.id: found[row.id] for row in rows}
 

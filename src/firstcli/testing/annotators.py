@@ -153,6 +153,14 @@ def _check_parsing(
             )
 
 
+def _problem(annotator: Annotator[Any], found: object, item: ToAnnotate) -> str | None:
+    return annotation_problem(
+        *(found, item),
+        revises=annotator.reads_explanation,
+        writes_questions=annotator.writes_questions,
+    )
+
+
 def _parsed(annotator: Annotator[Any], item: ToAnnotate, text: str) -> Explained | None:
     name = type(annotator).__name__
     try:
@@ -163,7 +171,7 @@ def _parsed(annotator: Annotator[Any], item: ToAnnotate, text: str) -> Explained
         raise AssertionError(
             f"{name}.parse raised {type(error).__name__} for the text {text!r}, expected Unparsable"
         ) from error
-    problem = annotation_problem(found, item, revises=annotator.reads_explanation)
+    problem = _problem(annotator, found, item)
     require(problem is None, f"{name}.parse {problem}, for the text {text!r}")
     return found
 
@@ -185,7 +193,7 @@ def _annotated(
         except Unparsable:
             results[str(item.sample.id)] = None
             continue
-        problem = annotation_problem(found, item, revises=annotator.reads_explanation)
+        problem = _problem(annotator, found, item)
         require(problem is None, f"{name}.annotate {problem}, for sample '{item.sample.id}'")
         results[str(item.sample.id)] = found
     return results
