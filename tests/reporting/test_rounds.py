@@ -29,6 +29,7 @@ def facts(arm: str, seed: int, number: int, accuracy: float, **changes: Any) -> 
         "seed": seed,
         "round": number,
         "pool": POOL,
+        "asked": 50 * number,
         "annotations": 50 * number,
         "tokens_read": 400 * number,
         "tokens_written": 100 * number,
@@ -79,6 +80,25 @@ def test_everything_was_annotated_by_the_last_round() -> None:
     levels, text = DATA.levels("test")
     assert levels == pytest.approx({1: 0.76, 2: 0.95})
     assert text == "95 % of the accuracy of annotating everything"
+
+
+@pytest.mark.parametrize("failing", [(1,), (1, 2)])
+def test_failures_are_part_of_annotating_everything(failing: tuple[int, ...]) -> None:
+    some = rounds("all", {1: (0.2, 0.4, 0.8), 2: (0.2, 0.6, 1.0)})
+    for seed in failing:
+        some[seed][-1]["annotations"] -= 1
+        some[seed][-1]["failures"] = 1
+    data = RoundsData("tiny", {"all": some}, ["test"])
+    assert data.whole("test") == pytest.approx({1: 0.8, 2: 1.0})
+    assert data.levels("test")[1] == "95 % of the accuracy of annotating everything"
+
+
+def test_the_level_says_how_many_seeds_it_is_about() -> None:
+    some = rounds("all", {1: (0.2, 0.4, 0.8), 2: (0.2, 0.6)})
+    data = RoundsData("tiny", {"all": some}, ["test"])
+    levels, text = data.levels("test")
+    assert levels == pytest.approx({1: 0.76})
+    assert text == "95 % of the accuracy of annotating everything (1 of 2 seeds)"
 
 
 def test_needed_annotations_are_paired_by_seed() -> None:

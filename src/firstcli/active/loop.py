@@ -389,6 +389,7 @@ class ArmLoop:
             "seed_samples": len(self.data.seeds),
             "held_out": len(self.whole.data.held_out),
             "pool": len(self.data.pool),
+            "asked": len(self.progress.ids),
             "annotations": spent.samples,
             "tokens_read": spent.tokens_read,
             "tokens_written": spent.tokens_written,

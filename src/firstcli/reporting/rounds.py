@@ -93,6 +93,11 @@ class RoundsData:
         return list(dict.fromkeys(row for rows in measured for row in rows))
 
     @cached_property
+    def seeds(self) -> list[int]:
+        """The seeds of all arms."""
+        return sorted({seed for seeds in self.rounds.values() for seed in seeds})
+
+    @cached_property
     def places(self) -> list[str]:
         """What was spent: annotations, and tokens or money if there are any."""
         last = [every[-1] for seeds in self.rounds.values() for every in seeds.values() if every]
@@ -137,12 +142,12 @@ class RoundsData:
     def whole(self, evaluation: str) -> dict[int, float]:
         """Return the accuracy of annotating everything, by seed, as far as an arm has done so.
 
-        Of several such arms it is the mean.
+        Questions that could not be annotated were asked, too. Of several such arms it is the mean.
         """
         found: dict[int, list[float]] = {}
         for arm, seeds in self.rounds.items():
             for seed, every in seeds.items():
-                if every and every[-1]["annotations"] >= every[-1]["pool"]:
+                if every and asked(every[-1]) >= every[-1]["pool"]:
                     values = every[-1]["evaluations"].get(evaluation, {}).get(arm, {})
                     if "accuracy" in values:
                         found.setdefault(seed, []).append(float(values["accuracy"]))
@@ -157,6 +162,7 @@ class RoundsData:
         whole = self.whole(evaluation)
         if whole:
             text = f"{100 * SHARE:.0f} % of the accuracy of annotating everything"
+            text += _of_seeds(len(whole), len(self.seeds))
             return {seed: SHARE * value for seed, value in whole.items()}, text
         last = {
             arm: {seed: float(c.values[-1]) for seed, c in curves.items()}
@@ -167,6 +173,7 @@ class RoundsData:
             return {}, ""
         best = max(last, key=lambda arm: float(np.mean([*last[arm].values()])))
         text = f"{100 * SHARE:.0f} % of the last accuracy of {best}, the best arm"
+        text += _of_seeds(len(last[best]), len(self.seeds))
         return {seed: SHARE * value for seed, value in last[best].items()}, text
 
     def needed(self, evaluation: str, place: str) -> list[NeededRow]:
@@ -190,6 +197,16 @@ class RoundsData:
 
 def _arm_of(row: str, arms: Mapping[str, object]) -> str:
     return row if row in arms else row.removesuffix(" + T")
+
+
+def _of_seeds(count: int, whole: int) -> str:
+    """Say how many seeds something is about, unless it is about all."""
+    return "" if count == whole else f" ({count} of {whole} seeds)"
+
+
+def asked(facts: Facts) -> int:
+    """Return how many questions were chosen by the end of a round, failures included."""
+    return int(facts.get("asked", facts["annotations"]))  # earlier versions did not state it
 
 
 def spent(facts: Facts, place: str) -> float:
