@@ -29,7 +29,7 @@ from firstcli.workspace.artifacts import fingerprint
 
 FOLDER = "curves"
 """Folder of the page, in the run folder."""
-FORMAT = 2
+FORMAT = 3
 """Raise it when the same rounds give a different page than before."""
 EXAMPLES = 3
 """Picked questions that the page shows of a round."""
@@ -111,7 +111,7 @@ def write_page(whole: ActiveRun, data: RoundsData) -> Path:
 def tables(data: RoundsData) -> Iterator[Table]:
     """Yield the table of every evaluation: what each row has spent and reached."""
     for evaluation in data.evaluations:
-        headings = [*(PLACES[place] for place in data.places)]
+        headings = ["seeds", *(PLACES[place] for place in data.places)]
         headings += [metric.heading for metric in SHOWN]
         table = Table(title=f"{evaluation}, after the last round", box=box.SIMPLE_HEAD)
         table.title_justify = "left"
