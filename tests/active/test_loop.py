@@ -109,7 +109,10 @@ def test_what_a_round_has_cost_and_brought(finished: Finished) -> None:
     facts = finished.result.json["arms"]["first"]
     assert [each["annotations"] for each in facts] == [0, 5, 10]
     assert [each["round"] for each in facts] == [0, 1, 2]
+    assert [each["asked"] for each in facts] == [0, 5, 10]
     for each in facts:
+        assert each["contradictions"] == 0  # labels are bought
+        assert each["flawed"] is each["right_for_wrong_reasons"] is None  # and nothing else
         measured = each["evaluations"]["known-world"]["first"]
         assert 0 <= measured["accuracy"] <= 1
         assert measured["trust"] == pytest.approx(measured["accuracy"] - measured["ece"])
@@ -222,6 +225,8 @@ def test_answers_are_learned_and_no_labels_read(tmp_path: Path) -> None:
     assert (run / "rounds/first/1/run/knowledge/unlabelled").is_dir()
     bought = rows(run / "rounds/first/1/annotations.jsonl")
     assert all(row["tokens_read"] > 5 and len(row["distribution"]) == 2 for row in bought)
+    facts = json.loads((run / "rounds/first/1/round.json").read_text())
+    assert facts["contradictions"] is None  # no label is known
     with_other_labels(tmp_path, run, (), "answer")
 
 

@@ -37,10 +37,10 @@ def facts(arm: str, seed: int, number: int, accuracy: float, **changes: Any) -> 
         "tokens_read": 400 * number,
         "tokens_written": 100 * number,
         "failures": 0,
-        "contradictions": 0,
+        "contradictions": None,
         "retried": 0,
         "flawed": 3 * number,
-        "right_for_wrong_reasons": number,
+        "right_for_wrong_reasons": None,
         "evaluations": {"test": {arm: metrics, f"{arm} + T": {**metrics, "ece": 0.1}}},
         **changes,
     }
@@ -175,7 +175,7 @@ def test_the_csv_has_every_round() -> None:
         "entropy + T",
     )
     assert float(last["accuracy"]) == 1.0
-    assert last["right_for_wrong_reasons"] == "2"
+    assert (last["flawed"], last["right_for_wrong_reasons"]) == ("6", "")
 
 
 def test_the_page(tmp_path: Path) -> None:
@@ -183,6 +183,7 @@ def test_the_page(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         write_rounds(tmp_path / name, DATA)
     page = (tmp_path / "one" / "index.html").read_text("utf-8")
+    assert "<td>100</td><td>0</td><td>–</td><td>6</td><td>–</td>" in page
     assert page == (tmp_path / "two" / "index.html").read_text("utf-8")
     assert "Annotations needed for 95 % of the accuracy of annotating everything" in page
     assert "2 + &lt;b&gt;2&lt;/b&gt;?" in page

@@ -29,7 +29,7 @@ from firstcli.workspace.artifacts import fingerprint
 
 FOLDER = "curves"
 """Folder of the page, in the run folder."""
-FORMAT = 3
+FORMAT = 4
 """Raise it when the same rounds give a different page than before."""
 EXAMPLES = 3
 """Picked questions that the page shows of a round."""

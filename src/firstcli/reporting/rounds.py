@@ -253,6 +253,11 @@ def in_text(mean: Needed, seeds: int = 1, *, signed: bool = False) -> str:
     return text + (_of_seeds(mean.seeds, seeds) if mean.seeds < seeds else "")
 
 
+def known(count: int | None) -> str:
+    """Return a count; a dash if nothing was measured."""
+    return "–" if count is None else str(count)
+
+
 def compared(needed: Sequence[NeededRow]) -> list[str]:
     """Return the arms with which the page compares every arm."""
     rows = [each.row for each in needed]
