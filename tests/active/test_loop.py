@@ -16,6 +16,8 @@ import pytest
 import yaml
 
 from firstcli.active.reading import StudentReader
+from firstcli.active.report import EXAMPLES, rounds_data
+from firstcli.active.select import opened
 from firstcli.api import FloatArray, Sample
 from firstcli.pipeline.plan import Request, open_run
 from firstcli.tasks.annotated import from_row
@@ -169,6 +171,19 @@ def assert_same(run: Path, expected: Path) -> None:
     found, wanted = comparable(run), comparable(expected)
     assert found.keys() == wanted.keys()
     assert [name for name in found if found[name] != wanted[name]] == []
+
+
+def test_an_arm_that_is_not_played_may_have_questions_of_an_earlier_pool(
+    finished: Finished, tmp_path: Path
+) -> None:
+    run_dir = finished.copied_to(tmp_path)
+    file = run_dir / "rounds" / "first" / "1" / "chosen.json"
+    chosen = json.loads(file.read_text())
+    file.write_text(json.dumps({**chosen, "ids": ["gone", *chosen["ids"]]}))
+    request = Request(finished.recipe, run_dir=run_dir, quiet=True)
+    data = rounds_data(opened(open_run(request), request), [])
+    assert data.older == ["first"]
+    assert [len(part.questions) for part in data.picked] == [EXAMPLES - 1, EXAMPLES]
 
 
 # The labels of the pool.

@@ -29,7 +29,7 @@ from firstcli.workspace.artifacts import fingerprint
 
 FOLDER = "curves"
 """Folder of the page, in the run folder."""
-FORMAT = 4
+FORMAT = 5
 """Raise it when the same rounds give a different page than before."""
 EXAMPLES = 3
 """Picked questions that the page shows of a round."""
@@ -55,7 +55,8 @@ def rounds_data(whole: ActiveRun, played: Sequence[ArmLoop]) -> RoundsData:
         rounds.setdefault(model.arm, {})[loop.seed] = every
     recipe = whole.run.recipe
     names = [section.name for section in recipe.evaluate]
-    return RoundsData(recipe.name, rounds, names, picked)
+    older = [arm for arm in rounds if arm not in {loop.model.arm for loop in played}]
+    return RoundsData(recipe.name, rounds, names, picked, older)
 
 
 def _written(loop: ArmLoop) -> Iterator[dict[str, JSON]]:
@@ -80,6 +81,8 @@ def _questions(loop: ArmLoop, folder: RoundFolder, ids: Sequence[str]) -> Iterat
     said = read_said(folder.said)
     bought = {each.id: each for each in read_annotations(folder.annotations)}
     for id in ids:
+        if id not in loop.data.pool or id not in scores:  # of an earlier pool
+            continue
         words, one = said.get(id), bought.get(id)
         surprises = words.surprises if words else ()
         yield PickedQuestion(
@@ -96,7 +99,8 @@ def write_page(whole: ActiveRun, data: RoundsData) -> Path:
     """Write the page, unless it shows the same rounds already; return its file."""
     folder = whole.run.folder / FOLDER
     mark = folder / "curves.json"
-    shown = json.dumps([FORMAT, data.run, data.rounds, data.evaluations], sort_keys=True)
+    content = [FORMAT, data.run, data.rounds, data.evaluations, data.older]
+    shown = json.dumps(content, sort_keys=True)
     key = {"fingerprint": fingerprint({"shown": shown})}
     if read_json(mark) != key:
         from firstcli.reporting.rounds_page import write_rounds

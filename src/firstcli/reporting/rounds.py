@@ -85,6 +85,8 @@ class RoundsData:
     """The facts of every round, by arm and seed, in order."""
     evaluations: Sequence[str]
     picked: Sequence[PickedRound] = ()
+    older: Sequence[str] = ()
+    """Arms that are shown as an earlier command has left them."""
 
     @cached_property
     def rows(self) -> list[str]:
