@@ -188,6 +188,8 @@ def test_the_page(tmp_path: Path) -> None:
     assert "Annotations needed for 95 % of the accuracy of annotating everything" in page
     assert "2 + &lt;b&gt;2&lt;/b&gt;?" in page
     assert "<mark>five</mark> <small>(first flaw)</small>" in page
+    assert page.count('<div class="texts">') == 1
+    assert page.count("<div>") == 2  # both texts, beside each other
     assert page.count("<img ") == 6  # three metrics, by annotations and by tokens
     figures = {path.name for path in (tmp_path / "one" / "figures").iterdir()}
     assert figures == {f"{place}+test.{kind}" for place in DATA.places for kind in ("svg", "png")}

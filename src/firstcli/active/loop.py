@@ -290,9 +290,12 @@ class ArmLoop:
 
     def _buy(self, ids: Sequence[str], bought: Purchase, folder: RoundFolder) -> None:
         """Buy annotations, and add them to what a round has bought."""
-        said = self._said(ids, folder.said) if self.annotator.plugin.reads_explanation else {}
+        reads = self.annotator.plugin.reads_explanation
+        said: Mapping[str, Said] = {}
+        if reads or "thoughts" in self.selector.plugin.needs:  # else for the page alone
+            said = self._said(ids, folder.said)
         outcome = self.buyer.buy(
-            *(ids, said, self.active.max_failures - bought.failures),
+            *(ids, said if reads else {}, self.active.max_failures - bought.failures),
             [*self.progress.annotations, *bought.annotations],
         )
         bought.ids += ids

@@ -19,17 +19,17 @@ class ChecksSteps(Protocol):
         """Return which steps of an explanation are right, (S,); only the prompt is read."""
 
 
-def corrected(annotations: Iterable[Annotation], said: Mapping[str, Said]) -> int:
-    """Count the annotations that correct a step of the student's.
+def is_correction(annotation: Annotation, said: Said) -> bool:
+    """Return whether an annotation corrects a step of the student's.
 
-    One that only adds what is missing after the last step does not count.
+    It does not if it only adds what is missing after the last step.
     """
-    return sum(
-        each.first_flaw is not None
-        and each.id in said
-        and each.first_flaw < len(said[each.id].steps)
-        for each in annotations
-    )
+    return annotation.first_flaw is not None and annotation.first_flaw < len(said.steps)
+
+
+def corrected(annotations: Iterable[Annotation], said: Mapping[str, Said]) -> int:
+    """Count the annotations that correct a step of the student's, by what it said, by id."""
+    return sum(each.id in said and is_correction(each, said[each.id]) for each in annotations)
 
 
 def right_for_wrong_reasons(

@@ -14,6 +14,7 @@ from firstcli.active.folders import RoundFolder, read_json
 from firstcli.active.loop import ActiveRun, ArmLoop
 from firstcli.active.planning import students
 from firstcli.active.reading import read_said
+from firstcli.active.reasons import is_correction
 from firstcli.api import JSON
 from firstcli.data.annotations import read_annotations
 from firstcli.reporting.rounds import (
@@ -29,7 +30,7 @@ from firstcli.workspace.artifacts import fingerprint
 
 FOLDER = "curves"
 """Folder of the page, in the run folder."""
-FORMAT = 5
+FORMAT = 6
 """Raise it when the same rounds give a different page than before."""
 EXAMPLES = 3
 """Picked questions that the page shows of a round."""
@@ -91,7 +92,7 @@ def _questions(loop: ArmLoop, folder: RoundFolder, ids: Sequence[str]) -> Iterat
             said=[*words.steps, words.answer] if words else (),
             unsure=max(range(len(surprises)), key=surprises.__getitem__) if surprises else None,
             taught=[*one.steps, one.answer] if one and one.steps else (),
-            flaw=one.first_flaw if one else None,
+            flaw=one.first_flaw if words and one and is_correction(one, words) else None,
         )
 
 
