@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from itertools import islice
+from pathlib import Path
 
 from firstcli.active.reading import Said
 from firstcli.active.reasons import corrected, right_for_wrong_reasons
 from firstcli.api import Annotation
 from firstcli.tasks.known_steps import KnownSteps, KnownStepsOptions
 from firstcli.tasks.known_world import KnownWorld, KnownWorldOptions
+from support.command_line import MODEL, TRAINING, first, write_recipe
 
 TASK = KnownSteps(KnownStepsOptions(train=8, pool=8, test=8, shifted=8))
 QUESTIONS = list(islice(TASK.load("pool").samples, 5))
@@ -47,3 +50,40 @@ def test_a_step_that_is_only_added_corrects_nothing() -> None:
     flaws = {"a": None, "b": 1, "c": 2}
     annotations = [Annotation(id, ("one",), "5", first_flaw=flaw) for id, flaw in flaws.items()]
     assert corrected(annotations, said) == 1
+
+
+def test_the_student_is_heard_where_the_selector_reads_its_words(tmp_path: Path) -> None:
+    """The annotator does not read them; they are shown, and checked by the task."""
+    sizes = {"train": 24, "pool": 12, "test": 4, "shifted": 4, "most_steps": 2, "shifted_steps": 3}
+    task = {"name": "known-steps", "options": sizes}
+    model = {**MODEL, "options": {**MODEL["options"], "context": 256}}
+    path = write_recipe(
+        tmp_path,
+        train={"task": task, "validation": 0},
+        evaluate=[{"task": task}],
+        teacher=None,
+        student={"model": model, "training": TRAINING},
+        arms={"heard": {"learn": "labels"}},
+        active={
+            "pool": {"split": "pool"},
+            "seed_samples": 8,
+            "budget": {"samples": 4},
+            "rounds": 1,
+            "selector": {"name": "explanation-uncertainty"},
+            "annotator": {"name": "label"},
+            "confidence": "raw",
+            "max_new_tokens": 24,
+        },
+    )
+    result = first("select", path, "--run-dir", tmp_path / "run", "--json")
+    assert result.code == 0, result.err
+    folder = tmp_path / "run" / "rounds" / "heard" / "1"
+    chosen = json.loads((folder / "chosen.json").read_text())["ids"]
+    said = [json.loads(line) for line in (folder / "student.jsonl").read_text().splitlines()]
+    assert [each["id"] for each in said] == chosen
+    before, after = result.json["arms"]["heard"]
+    assert before["right_for_wrong_reasons"] is None
+    assert 0 <= after["right_for_wrong_reasons"] <= 4
+    assert after["flawed"] is None  # the annotator corrects nothing
+    page = (tmp_path / "run" / "curves" / "index.html").read_text("utf-8")
+    assert page.count("<p>The student:</p>") == 3

@@ -30,7 +30,7 @@ from firstcli.workspace.artifacts import fingerprint
 
 FOLDER = "curves"
 """Folder of the page, in the run folder."""
-FORMAT = 6
+FORMAT = 7
 """Raise it when the same rounds give a different page than before."""
 EXAMPLES = 3
 """Picked questions that the page shows of a round."""
