@@ -71,11 +71,25 @@ def test_a_text_that_was_cut_off(tokenizer: Any) -> None:
     assert not Vllm(OPTIONS, client, Texts(tokenizer)).write(query(tokenizer)).finished  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("kind", [Vllm, Chat])
+def test_a_text_that_the_server_withholds(kind: Any, tokenizer: Any) -> None:
+    client = Replying(reply(None))
+    found = kind(OPTIONS, client, Texts(tokenizer)).write(query(tokenizer))
+    assert found == RemoteText("", False, 6, 3)  # is asked for once more, and then has failed
+
+
+@pytest.mark.parametrize("kind", [Vllm, Chat])
+def test_a_server_that_counts_no_tokens(kind: Any, tokenizer: Any) -> None:
+    client, asked = Replying({**reply("yes it is"), "usage": None}), query(tokenizer)
+    found = kind(OPTIONS, client, Texts(tokenizer)).write(asked)
+    written = len(tokenizer("yes it is", add_special_tokens=False)["input_ids"])
+    assert found == RemoteText("yes it is", True, len(asked.token_ids), written)
+
+
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
-        (reply(None), "it has no text"),
-        ({**reply("yes"), "usage": None}, "it does not count the tokens"),
+        (reply(5), "found '5' in place of a text"),
         ({**reply("yes"), "choices": []}, "it has not exactly one choice"),
     ],
 )
