@@ -325,6 +325,8 @@ class Chat(FirstToken):
 
     def write(self, query: TextQuery) -> RemoteText:
         messages = [{"role": "user", "content": query.prompt}]
+        if query.system is not None:
+            messages.insert(0, {"role": "system", "content": query.system})
         answer = self.client.post(self.path, {"messages": messages} | self._settings(query))
         message = choice_of(query.id, answer).get("message")
         if not isinstance(message, dict):
