@@ -9,8 +9,9 @@ from pathlib import Path
 from firstcli.active.reading import Said
 from firstcli.active.reasons import corrected, right_for_wrong_reasons
 from firstcli.api import Annotation
+from firstcli.plugins import calls
 from firstcli.tasks.known_steps import KnownSteps, KnownStepsOptions
-from firstcli.tasks.known_world import KnownWorld, KnownWorldOptions
+from firstcli.tasks.known_world import KnownWorldOptions
 from support.command_line import MODEL, TRAINING, first, write_recipe
 
 TASK = KnownSteps(KnownStepsOptions(train=8, pool=8, test=8, shifted=8))
@@ -36,13 +37,16 @@ def test_right_answers_after_a_wrong_step_are_counted() -> None:
     }
     assert right_for_wrong_reasons(TASK, QUESTIONS, said) == 1
     assert right_for_wrong_reasons(TASK, QUESTIONS[1:], said) == 0
+    checked = calls.task("known-steps", TASK.options)  # as the loop has it
+    assert right_for_wrong_reasons(checked, QUESTIONS, said) == 1
 
 
 def test_nothing_is_known_without_words_or_without_a_task_that_checks_them() -> None:
     said = {str(QUESTIONS[0].id): words(0, right=True, steps=("no",))}
     assert right_for_wrong_reasons(TASK, QUESTIONS, {}) is None
     assert right_for_wrong_reasons(TASK, [], said) is None
-    assert right_for_wrong_reasons(KnownWorld(KnownWorldOptions()), QUESTIONS, said) is None
+    other = calls.task("known-world", KnownWorldOptions())
+    assert right_for_wrong_reasons(other, QUESTIONS, said) is None
 
 
 def test_a_step_that_is_only_added_corrects_nothing() -> None:
