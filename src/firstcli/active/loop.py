@@ -388,7 +388,7 @@ class ArmLoop:
             "tokens_read": spent.tokens_read,
             "tokens_written": spent.tokens_written,
             "failures": latest.failures,
-            "contradictions": latest.contradictions if self.buyer.annotator.buys_label else None,
+            "contradictions": latest.contradictions if self.buyer.knows_labels else None,
             "retried": latest.retried,
             **self._of_explanations(number),
             "evaluations": measured(student, self.model.arm),
