@@ -13,14 +13,6 @@ from support.command_line import MODEL, Result, first, of_files, sums, write_row
 POOL = 20
 ACTIVE: dict[str, Any] = {"seed_samples": 5, "budget": {"samples": 4}, "rounds": 2}
 
-STEPS = {"name": "known-steps"}
-"""Its questions have candidates, which contain the explanations."""
-OWN_SPLIT: dict[str, Any] = {
-    "teacher": None,
-    "arms": {"a": {"learn": "labels"}},
-    "active": {"pool": {}, "annotator": {"name": "label"}},
-}
-
 
 def planned(folder: Path, *args: object, active: dict[str, Any] | None, **sections: Any) -> Result:
     """Plan a recipe with 30 training rows, 10 test rows and a pool of 20 questions."""
@@ -87,10 +79,6 @@ def test_the_section(tmp_path: Path, active: dict[str, Any], parts: tuple[str, .
         (
             {"arms": {"a": {"budget": {"samples": 500}}}},
             ("arms.a.budget.samples", "500", "20 questions"),
-        ),
-        (
-            {"train": {"task": STEPS}, "evaluate": [{"task": STEPS}], **OWN_SPLIT},
-            ("active.pool", "student.model", "trained on the responses of the training split"),
         ),
         ({"knowledge": {"folds": 2}}, ("active", "knowledge.folds")),
         ({"teacher": {"model": MODEL, "finetune": {}, "seeds": [1, 2]}}, ("teacher.seeds",)),

@@ -53,9 +53,9 @@ def test_labels_that_are_bought_to_be_checked_are_seen_by_nobody() -> None:
     for check_labels in (False, True):
         pool = QuestionPool([_question(sample, None) for sample in SAMPLES], SAMPLES)
         section = Active.model_validate({**active, "check_labels": check_labels})
-        task: Any = SimpleNamespace(explanations=lambda: None)
-        buyer = Buyer(cast(Any, None), section, cast(Any, None), pool, task, 0)
-        vars(buyer)["annotator"] = answering  # as if it were built
+        nothing = cast(Any, None)
+        buyer = Buyer(nothing, section, nothing, pool, nothing, 0)
+        vars(buyer).update(annotator=answering, form=None)  # as if they were built
         item = buyer._item("q3", Said("q3"))
         assert item.sample == pool.question("q3") and item.sample.answer is None
         assert item.right_answer == ("no" if check_labels else None)

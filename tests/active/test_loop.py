@@ -245,45 +245,6 @@ def test_answers_are_learned_and_no_labels_read(tmp_path: Path) -> None:
     with_other_labels(tmp_path, run, (), "answer")
 
 
-def test_no_labels_of_a_pool_that_is_the_training_split_are_read(tmp_path: Path) -> None:
-    """The trap: the labels of all questions that are neither known nor bought are exchanged."""
-
-    def made(kept: Collection[str] | None) -> Path:
-        given = [
-            {**row, "answer": "AB"[(i + (kept is not None and row["id"] not in kept)) % 2]}
-            for i, row in enumerate(sums(30))
-        ]
-        write_rows(tmp_path / "data" / "train.jsonl", given)
-        write_rows(tmp_path / "data" / "test.jsonl", sums(6, first=30))
-        task = of_files(tmp_path / "data")
-        path = write_recipe(
-            tmp_path,
-            train={"task": task, "validation": 0.2},
-            evaluate=[{"task": task}],
-            teacher=None,
-            arms={"first": {"learn": "labels"}},
-            active={
-                **{"seed_samples": 6, "rounds": 1, "budget": {"samples": 4}},
-                "annotator": {"name": "label"},
-            },
-        )
-        result = first("select", path, "--run-dir", tmp_path / "run")
-        assert result.code == 0, result.err
-        return tmp_path / "run"
-
-    run = made(None).rename(tmp_path / "before")
-    known = rows(run / "rounds/first/1/train.jsonl") + rows(run / "rounds/.held-out.jsonl")
-    ids = {str(from_row(row).id).removeprefix("pool/") for row in known}
-    assert 10 < len(ids) < 25
-    again = made(ids)
-    for name in (
-        *("first/1/train.jsonl", "first/1/annotations.jsonl", ".held-out.jsonl"),
-        *(".start/7/tokenizer.json", ".start/7/model.safetensors"),
-        "first/1/run/students/first/model.safetensors",
-    ):
-        assert (again / "rounds" / name).read_bytes() == (run / "rounds" / name).read_bytes(), name
-
-
 # The training split as the pool, and students that go on from the previous round.
 
 

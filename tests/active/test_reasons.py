@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from firstcli.active.reading import Said
 from firstcli.active.reasons import corrected, right_for_wrong_reasons
@@ -15,6 +16,7 @@ from firstcli.tasks.known_world import KnownWorldOptions
 from support.command_line import MODEL, TRAINING, first, write_recipe
 
 TASK = KnownSteps(KnownStepsOptions(train=8, pool=8, test=8, shifted=8))
+SMALL: Any = MODEL["options"]
 QUESTIONS = list(islice(TASK.load("pool").samples, 5))
 
 
@@ -58,9 +60,16 @@ def test_a_step_that_is_only_added_corrects_nothing() -> None:
 
 def test_the_student_is_heard_where_the_selector_reads_its_words(tmp_path: Path) -> None:
     """The annotator does not read them; they are shown, and checked by the task."""
-    sizes = {"train": 24, "pool": 12, "test": 4, "shifted": 4, "most_steps": 2, "shifted_steps": 3}
+    sizes: dict[str, Any] = {
+        "train": 24,
+        "pool": 12,
+        "test": 4,
+        "shifted": 4,
+        "most_steps": 2,
+        "shifted_steps": 3,
+    }
     task = {"name": "known-steps", "options": sizes}
-    model = {**MODEL, "options": {**MODEL["options"], "context": 256}}
+    model: dict[str, Any] = {**MODEL, "options": {**SMALL, "context": 256}}
     path = write_recipe(
         tmp_path,
         train={"task": task, "validation": 0},

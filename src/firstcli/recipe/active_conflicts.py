@@ -65,9 +65,7 @@ def _of_data(active: Active, valid: Mapping[str, Any]) -> Conflicts:
             "the pool is the training split, whose labels teacher.finetune would read before they "
             "are bought; name another split or task, or give a fine-tuned teacher",
         )
-    has_candidates = train.task.plugin.has_candidates
-    if is_own and (not has_candidates or train.task.explanations is not None):
-        # Candidates alone are read whatever the label is, but explanations are in them, too.
+    if is_own and not train.task.plugin.has_candidates:
         for role in ("teacher", "student"):
             section: Teacher | Student | None = valid.get(role)
             if section and section.model.plugin.needs_text:

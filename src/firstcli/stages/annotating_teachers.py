@@ -39,8 +39,6 @@ from firstcli.workspace.run import Run
 
 CACHE = ".annotations"
 """Folder of the caches, in the run folder."""
-NO_TEACHER = "no-teacher"
-"""Folder of the cache of a run without a teacher, whose annotators ask none."""
 WHERE = "the annotator's questions"
 """What begins messages about tokens."""
 
@@ -95,8 +93,8 @@ def require_able(run: Run, annotator: CheckedAnnotator, question: Sample) -> Non
 
 def cache_of(run: Run) -> Path:
     """Return the folder of what the teacher of a run has said to annotators."""
-    if run.recipe.teacher is None:  # nothing will be said
-        return run.folder / CACHE / NO_TEACHER
+    if run.recipe.teacher is None:  # of annotators that ask none, nothing is kept
+        return run.folder / CACHE / "no-teacher"
     contents = " ".join(run.manifests[key].content for key in FINETUNE.teacher_keys(run.recipe))
     depends_on = fingerprints.predictions(run, "teacher")
     depends_on["teacher"] = contents or run.checkpoint_identity("teacher")
