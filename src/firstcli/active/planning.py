@@ -67,12 +67,12 @@ def plan_rounds(run: Run, request: Request) -> dict[str, JSON]:
     chain = with_upstream(units, FINETUNE.units(run.recipe, run.folder))
     result = plan_run(run, request, chain) if chain else {"run": str(run.folder), "units": []}
     run.console.show(_table(active, plans))
+    run.save_memory()
     if count := asked_besides(run, plans):
         run.console.say(
             "the budget is for annotations alone: students that learn the teacher's knowledge take "
             f"its probabilities of at most {count:,} samples besides, for which its server is asked"
         )
-    run.save_memory()
     return {**result, "active": [asdict(each) for each in plans]}
 
 
