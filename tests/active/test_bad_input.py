@@ -39,7 +39,10 @@ def planned(folder: Path, *args: object, active: dict[str, Any] | None, **sectio
         ({"budget": {}}, ("active.budget", "no limit", "samples, tokens or cost")),
         ({"budget": {"samples": 0}}, ("active.budget.samples", "at least 1")),
         ({"budget": {"cost": 2.0}}, ("active.budget.cost", "active.prices")),
-        ({"rounds": 9}, ("active.rounds", "9 rounds for 4 annotations")),
+        (
+            {"rounds": 9},
+            ("active.rounds", "9 rounds are more than the 4 annotations of the budget"),
+        ),
         ({"budget": {"samples": 500}}, ("active.budget.samples", "500", "20 questions")),
         ({"seed_samples": 100}, ("active.seed_samples", "100", "labelled samples")),
         ({"selector": {"name": "entropie"}}, ("active.selector.name", "did you mean 'entropy'")),

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from firstcli.active.data import QuestionPool, UnboughtLabelError, _drawn, _question
+from firstcli.active.purchases import Buyer
+from firstcli.active.reading import Said
 from firstcli.api import Sample
 from firstcli.data import splits
+from firstcli.recipe.active import Active
 from firstcli.tasks.annotated import from_row, to_row
 
 SAMPLES = [
@@ -40,6 +45,21 @@ def test_a_label_is_read_only_after_it_was_bought() -> None:
     assert pool.label("q3") == SAMPLES[3]
     with pytest.raises(UnboughtLabelError):
         pool.label("q2")
+
+
+def test_labels_that_are_bought_to_be_checked_are_seen_by_nobody() -> None:
+    active = {"seed_samples": 1, "budget": {"samples": 2}, "rounds": 1}
+    answering: Any = SimpleNamespace(buys_label=False)
+    for check_labels in (False, True):
+        pool = QuestionPool([_question(sample, None) for sample in SAMPLES], SAMPLES)
+        section = Active.model_validate({**active, "check_labels": check_labels})
+        nothing = cast(Any, None)
+        buyer = Buyer(nothing, section, nothing, pool, nothing, 0)
+        vars(buyer).update(annotator=answering, form=None)  # as if they were built
+        item = buyer._item("q3", Said("q3"))
+        assert item.sample == pool.question("q3") and item.sample.answer is None
+        assert item.right_answer == ("no" if check_labels else None)
+        assert buyer.knows_labels == check_labels
 
 
 def test_drawn_samples_do_not_depend_on_the_order() -> None:

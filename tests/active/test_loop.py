@@ -18,6 +18,8 @@ import yaml
 from firstcli.active.data import ActiveData
 from firstcli.active.loop import ActiveRun, ArmLoop
 from firstcli.active.reading import StudentReader
+from firstcli.active.report import EXAMPLES, rounds_data
+from firstcli.active.select import opened
 from firstcli.api import FloatArray, Sample
 from firstcli.pipeline.plan import Request, open_run
 from firstcli.tasks.annotated import from_row
@@ -112,7 +114,10 @@ def test_what_a_round_has_cost_and_brought(finished: Finished) -> None:
     facts = finished.result.json["arms"]["first"]
     assert [each["annotations"] for each in facts] == [0, 5, 10]
     assert [each["round"] for each in facts] == [0, 1, 2]
+    assert [each["asked"] for each in facts] == [0, 5, 10]
     for each in facts:
+        assert each["contradictions"] == 0  # labels are bought
+        assert each["flawed"] is each["right_for_wrong_reasons"] is None  # and nothing else
         measured = each["evaluations"]["known-world"]["first"]
         assert 0 <= measured["accuracy"] <= 1
         assert measured["trust"] == pytest.approx(measured["accuracy"] - measured["ece"])
@@ -171,6 +176,19 @@ def assert_same(run: Path, expected: Path) -> None:
     assert [name for name in found if found[name] != wanted[name]] == []
 
 
+def test_an_arm_that_is_not_played_may_have_questions_of_an_earlier_pool(
+    finished: Finished, tmp_path: Path
+) -> None:
+    run_dir = finished.copied_to(tmp_path)
+    file = run_dir / "rounds" / "first" / "1" / "chosen.json"
+    chosen = json.loads(file.read_text())
+    file.write_text(json.dumps({**chosen, "ids": ["gone", *chosen["ids"]]}))
+    request = Request(finished.recipe, run_dir=run_dir, quiet=True)
+    data = rounds_data(opened(open_run(request), request), [])
+    assert data.older == ["first"]
+    assert [len(part.questions) for part in data.picked] == [EXAMPLES - 1, EXAMPLES]
+
+
 # The labels of the pool.
 
 
@@ -225,6 +243,8 @@ def test_answers_are_learned_and_no_labels_read(tmp_path: Path) -> None:
     assert (run / "rounds/first/1/run/knowledge/unlabelled").is_dir()
     bought = rows(run / "rounds/first/1/annotations.jsonl")
     assert all(row["tokens_read"] > 5 and len(row["distribution"]) == 2 for row in bought)
+    facts = json.loads((run / "rounds/first/1/round.json").read_text())
+    assert facts["contradictions"] is None  # no label is known
     with_other_labels(tmp_path, run, (), "answer")
 
 

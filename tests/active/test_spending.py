@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from firstcli.active.planning import asked_besides
 from firstcli.active.spending import Spent, affordable
 from firstcli.active.stopping import has_stopped
 from firstcli.recipe.active import Active, Stop
@@ -71,6 +73,23 @@ def test_spent_adds_up() -> None:
 def test_the_mean_of_several_annotations_decides() -> None:
     section = active({"tokens": 1000}, rounds=2)
     assert affordable(section, Spent(3, 100, 50), Spent(3, 100, 50), 1, 100) == 7
+
+
+@pytest.mark.parametrize(
+    ("is_remote", "learn", "expected"),
+    [(True, "knowledge", 5 + (3 + 10) * 2), (True, "labels", 0), (False, "knowledge", 0)],
+)
+def test_what_a_server_is_asked_besides(is_remote: bool, learn: str, expected: int) -> None:
+    model = SimpleNamespace(plugin=SimpleNamespace(is_remote=is_remote))
+    arms = {"one": SimpleNamespace(learn=learn), "other": SimpleNamespace(learn="labels")}
+    run: Any = SimpleNamespace(
+        recipe=SimpleNamespace(teacher=SimpleNamespace(model=model), arms=arms)
+    )
+    plans: Any = [
+        SimpleNamespace(arm=arm, seed_samples=3, annotations=10, held_out=5)
+        for arm in ("one", "one", "other")
+    ]
+    assert asked_besides(run, plans) == expected
 
 
 def rounds(*values: float) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import pytest
 from firstcli.metrics.learning_curves import (
     LearningCurve,
     MeanOverSeeds,
+    NotReached,
     mean_curve,
     needed_by_all,
     needed_difference,
@@ -70,12 +71,12 @@ def test_differences_are_paired_by_seed() -> None:
     slow = [curve((0, 0.0), (100 * k, 1.0)) for k in (2, 3, 4)]
     fast = [curve((0, 0.0), (100 * k, 1.0)) for k in (1, 2, 3)]
     found = needed_difference(slow, fast, [1.0, 1.0, 1.0])
-    assert found is not None
+    assert isinstance(found, MeanOverSeeds)
     assert found.value == pytest.approx(100.0)
     assert found.half_width == pytest.approx(0.0)  # it is the same in every seed
 
 
 def test_a_level_that_one_seed_never_reaches() -> None:
-    assert needed_by_all([RISING, RISING], [0.4, 0.9]) is None
+    assert needed_by_all([RISING, RISING], [0.4, 0.9]) == NotReached(1, 2)
     assert needed_by_all([RISING, RISING], [0.4, 0.8]) == MeanOverSeeds.of([100.0, 200.0])
-    assert needed_difference([RISING], [RISING], [0.9]) is None
+    assert needed_difference([RISING] * 2, [RISING] * 2, [0.4, 0.9]) == NotReached(1, 2)

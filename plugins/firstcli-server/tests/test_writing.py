@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from stub_server import Stub
 from conftest import RECIPE
 from firstcli import plugins
 from firstcli.api import RemoteText, Sample, TextQuery, ToAnnotate, UserError
+from firstcli.data.annotations import to_annotate
 from firstcli.plugins.annotators import annotator
 from firstcli.recipe.load import load_recipe
 from firstcli.runtime.console import Console
@@ -66,16 +68,40 @@ def test_what_is_asked(kind: Any, tokenizer: Any) -> None:
         assert body == {"prompt": prompts.get(kind, asked.token_ids.tolist()), **settings}
 
 
+def test_the_system_message_of_a_chat(tokenizer: Any) -> None:
+    client = Replying(reply(" yes"))
+    Chat(OPTIONS, client, Texts(tokenizer)).write(replace(query(tokenizer), system="Be brief."))  # type: ignore[arg-type]
+    ((_, body),) = client.requests
+    assert body["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": PROMPT},
+    ]
+
+
 def test_a_text_that_was_cut_off(tokenizer: Any) -> None:
     client = Replying(reply(" ye", "length"))
     assert not Vllm(OPTIONS, client, Texts(tokenizer)).write(query(tokenizer)).finished  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("kind", [Vllm, Chat])
+def test_a_text_that_the_server_withholds(kind: Any, tokenizer: Any) -> None:
+    client = Replying(reply(None))
+    found = kind(OPTIONS, client, Texts(tokenizer)).write(query(tokenizer))
+    assert found == RemoteText("", False, 6, 3)  # is asked for once more, and then has failed
+
+
+@pytest.mark.parametrize("kind", [Vllm, Chat])
+def test_a_server_that_counts_no_tokens(kind: Any, tokenizer: Any) -> None:
+    client, asked = Replying({**reply("yes it is"), "usage": None}), query(tokenizer)
+    found = kind(OPTIONS, client, Texts(tokenizer)).write(asked)
+    written = len(tokenizer("yes it is", add_special_tokens=False)["input_ids"])
+    assert found == RemoteText("yes it is", True, len(asked.token_ids), written)
+
+
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
-        (reply(None), "it has no text"),
-        ({**reply("yes"), "usage": None}, "it does not count the tokens"),
+        (reply(5), "found '5' in place of a text"),
         ({**reply("yes"), "choices": []}, "it has not exactly one choice"),
     ],
 )
@@ -96,6 +122,24 @@ def test_texts_of_a_server(stub: Stub, url: str, tokenizer: Any) -> None:
     read = sum(len(each.token_ids) for each in queries)
     assert sum(text.input_tokens for text in found.values()) == read
     scorer.close()
+
+
+def test_scored_questions_count_with_their_own_tokens(
+    stub: Stub, url: str, folder: Path, tokenizer: Any
+) -> None:
+    """Requests run side by side and several belong to a question, which changes no count."""
+    (folder / "r.yaml").write_text(RECIPE.format(url=url, more=", protocol: vllm"))
+    run = Run(load_recipe(folder / "r.yaml"), folder / "runs" / "r", Console(quiet=True))
+    questions = [
+        Sample(f"Is {'o' * number} a star?", " a", f"q{number}", (" a", " b"))
+        for number in range(1, 9)
+    ]
+    built = annotator("answer", plugins.load("annotators", "answer").Options())
+    order = AnnotationOrder(built, [to_annotate(each, None) for each in questions], 0, 0)
+    found = annotated(run, order, "annotating").annotations
+    read = [len(tokenizer(each.prompt)["input_ids"]) for each in questions]
+    assert [each.tokens_read for each in found] == read
+    assert {each.tokens_written for each in found} == {0}
 
 
 def test_a_server_that_dies_is_asked_for_the_rest_alone(

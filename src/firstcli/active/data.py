@@ -47,6 +47,9 @@ class QuestionPool:
     def __len__(self) -> int:
         return len(self.questions)
 
+    def __contains__(self, id: object) -> bool:
+        return id in self._places
+
     @cached_property
     def ids(self) -> list[str]:
         """The ids of all questions."""

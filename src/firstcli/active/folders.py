@@ -47,7 +47,7 @@ class RoundFolder:
 
     @property
     def said(self) -> Path:
-        """What the student said of them, if an annotator has read that."""
+        """What the student said of them, if the annotator or the selector reads its words."""
         return self.path / "student.jsonl"
 
     @property

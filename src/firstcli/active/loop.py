@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from firstcli.active import child, choosing
+from firstcli.active import child, choosing, reasons
 from firstcli.active.data import ActiveData, StartingData
 from firstcli.active.folders import (
     ANSWERS,
@@ -29,7 +29,7 @@ from firstcli.active.reading import Said, StudentReader, read_said, write_said
 from firstcli.active.rounds import in_words, measured
 from firstcli.active.spending import Spent, affordable
 from firstcli.active.stopping import has_stopped
-from firstcli.api import JSON, Annotation, FloatArray, Pool, Sample, same_answer
+from firstcli.api import JSON, Annotation, FloatArray, Pool, Sample
 from firstcli.data.annotations import annotation_lines, question_of, read_annotations
 from firstcli.data.sequences import Selected
 from firstcli.pipeline.execute import bring_up_to_date
@@ -66,10 +66,6 @@ class Purchase:
     failures: int = 0
     contradictions: int = 0
     retried: int = 0
-    flawed: int = 0
-    """Annotations that correct a step of the student's explanation."""
-    right_for_wrong_reasons: int = 0
-    """Those of them whose answer is the student's."""
     parts: list[list[str]] = field(default_factory=list)
     """The same ids as they were bought together."""
 
@@ -344,9 +340,12 @@ class ArmLoop:
 
     def _buy(self, ids: Sequence[str], bought: Purchase, folder: RoundFolder) -> None:
         """Buy annotations, and add them to what a round has bought."""
-        said = self._said(ids, folder.said) if self.annotator.plugin.reads_explanation else {}
+        reads = self.annotator.plugin.reads_explanation
+        said: Mapping[str, Said] = {}
+        if reads or "thoughts" in self.selector.plugin.needs:  # else for the page alone
+            said = self._said(ids, folder.said)
         outcome = self.buyer.buy(
-            *(ids, said, bought.failures),
+            *(ids, said if reads else {}, bought.failures),
             [*self.progress.annotations, *bought.annotations],
         )
         bought.annotations += outcome.annotations
@@ -354,11 +353,6 @@ class ArmLoop:
         bought.failures += len(outcome.failures)
         bought.contradictions += outcome.contradictions
         bought.retried += outcome.retried
-        flawed = [each for each in outcome.annotations if each.first_flaw is not None]
-        bought.flawed += len(flawed)
-        bought.right_for_wrong_reasons += sum(
-            same_answer(each.answer, said[each.id].answer) for each in flawed
-        )
 
     def _affordable(self, number: int, bought: Purchase, left: int) -> int:
         """Return how many annotations are bought next."""
@@ -440,14 +434,14 @@ class ArmLoop:
             "seed_samples": len(self.data.seeds),
             "held_out": len(self.whole.data.held_out),
             "pool": len(self.data.pool),
+            "asked": len(self.progress.ids),
             "annotations": spent.samples,
             "tokens_read": spent.tokens_read,
             "tokens_written": spent.tokens_written,
             "failures": latest.failures,
-            "contradictions": latest.contradictions,
+            "contradictions": latest.contradictions if self.buyer.knows_labels else None,
             "retried": latest.retried,
-            "flawed": latest.flawed,
-            "right_for_wrong_reasons": latest.right_for_wrong_reasons,
+            **self._of_explanations(number),
             "evaluations": measured(student, self.model.arm),
             "student": student.manifests[DISTILL.key(Model(self.model.arm))].content,
         }
@@ -458,6 +452,18 @@ class ArmLoop:
                 POSTHOC.key(Model(self.model.arm, posthoc=True))
             ].content
         return facts
+
+    def _of_explanations(self, number: int) -> dict[str, JSON]:
+        """Return how good the student's explanations are; None is what cannot be known."""
+        said, latest = read_said(self.folder.round(number).said), self.progress.latest
+        reads = self.annotator.plugin.reads_explanation
+        chosen = (self.data.pool.question(id) for id in latest.ids)
+        return {
+            "flawed": reasons.corrected(latest.annotations, said) if reads else None,
+            "right_for_wrong_reasons": reasons.right_for_wrong_reasons(
+                self.buyer.task, chosen, said
+            ),
+        }
 
 
 def _identity(ref: PluginRef) -> str:

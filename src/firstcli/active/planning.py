@@ -70,7 +70,26 @@ def plan_rounds(run: Run, request: Request) -> dict[str, JSON]:
     result = plan_run(run, request, chain) if chain else {"run": str(run.folder), "units": []}
     run.console.show(_table(active, plans, [arm for arm in run.recipe.arms.values() if arm.budget]))
     run.save_memory()
+    if count := asked_besides(run, plans):
+        run.console.say(
+            "the budget is for annotations alone: students that learn the teacher's knowledge take "
+            f"its probabilities of at most {count:,} samples besides, for which its server is asked"
+        )
     return {**result, "active": [asdict(each) for each in plans]}
+
+
+def asked_besides(run: Run, plans: Sequence[ArmPlan]) -> int:
+    """Return of how many samples a teacher behind a server is asked for its knowledge, at most.
+
+    These are the first samples and the annotated ones of each student that learns it, and those
+    held out. The server is asked once for each, and students may share some.
+    """
+    teacher, arms = run.recipe.teacher, run.recipe.arms
+    learning = [plan for plan in plans if arms[plan.arm].learn == "knowledge"]
+    if teacher is None or not teacher.model.plugin.is_remote or not learning:
+        return 0
+    own = sum(plan.seed_samples + plan.annotations for plan in learning)
+    return own + learning[0].held_out
 
 
 def students(run: Run, arms: Sequence[str]) -> list[Model]:

@@ -62,6 +62,11 @@ class Buyer:
         """How responses are made of steps and answer; None if samples have no steps."""
         return self.task.explanations()
 
+    @property
+    def knows_labels(self) -> bool:
+        """Whether labels are bought, so that annotations may be seen to contradict them."""
+        return self.annotator.buys_label or self.active.check_labels
+
     def buy(
         self,
         ids: Sequence[str],
@@ -100,10 +105,13 @@ class Buyer:
 
     def _item(self, id: str, said: Said) -> ToAnnotate:
         item = to_annotate(self.pool.question(id), self.form, said.steps, said.answer)
-        if not self.annotator.buys_label:
+        if not self.knows_labels:
             return item
         self.pool.buy([id])
-        item = with_label(item, self.pool.label(id), self.form)
+        labelled = with_label(item, self.pool.label(id), self.form)
+        if not self.annotator.buys_label:
+            return replace(item, right_answer=labelled.right_answer)
+        item = labelled
         if item.right_answer is None:
             raise UserError(
                 f"active.annotator: '{self.ref.name}' buys labels, but question '{id}' has none; "

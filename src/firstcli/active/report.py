@@ -14,6 +14,7 @@ from firstcli.active.folders import RoundFolder, read_json
 from firstcli.active.loop import ActiveRun, ArmLoop
 from firstcli.active.planning import students
 from firstcli.active.reading import read_said
+from firstcli.active.reasons import is_correction
 from firstcli.api import JSON
 from firstcli.data.annotations import read_annotations
 from firstcli.reporting.rounds import (
@@ -29,7 +30,7 @@ from firstcli.workspace.artifacts import fingerprint
 
 FOLDER = "curves"
 """Folder of the page, in the run folder."""
-FORMAT = 2
+FORMAT = 7
 """Raise it when the same rounds give a different page than before."""
 EXAMPLES = 3
 """Picked questions that the page shows of a round."""
@@ -55,7 +56,8 @@ def rounds_data(whole: ActiveRun, played: Sequence[ArmLoop]) -> RoundsData:
         rounds.setdefault(model.arm, {})[loop.seed] = every
     recipe = whole.run.recipe
     names = [section.name for section in recipe.evaluate]
-    return RoundsData(recipe.name, rounds, names, picked)
+    older = [arm for arm in rounds if arm not in {loop.model.arm for loop in played}]
+    return RoundsData(recipe.name, rounds, names, picked, older)
 
 
 def _written(loop: ArmLoop) -> Iterator[dict[str, JSON]]:
@@ -80,6 +82,8 @@ def _questions(loop: ArmLoop, folder: RoundFolder, ids: Sequence[str]) -> Iterat
     said = read_said(folder.said)
     bought = {each.id: each for each in read_annotations(folder.annotations)}
     for id in ids:
+        if id not in loop.data.pool or id not in scores:  # of an earlier pool
+            continue
         words, one = said.get(id), bought.get(id)
         surprises = words.surprises if words else ()
         yield PickedQuestion(
@@ -88,7 +92,7 @@ def _questions(loop: ArmLoop, folder: RoundFolder, ids: Sequence[str]) -> Iterat
             said=[*words.steps, words.answer] if words else (),
             unsure=max(range(len(surprises)), key=surprises.__getitem__) if surprises else None,
             taught=[*one.steps, one.answer] if one and one.steps else (),
-            flaw=one.first_flaw if one else None,
+            flaw=one.first_flaw if words and one and is_correction(one, words) else None,
         )
 
 
@@ -96,7 +100,8 @@ def write_page(whole: ActiveRun, data: RoundsData) -> Path:
     """Write the page, unless it shows the same rounds already; return its file."""
     folder = whole.run.folder / FOLDER
     mark = folder / "curves.json"
-    shown = json.dumps([FORMAT, data.run, data.rounds, data.evaluations], sort_keys=True)
+    content = [FORMAT, data.run, data.rounds, data.evaluations, data.older]
+    shown = json.dumps(content, sort_keys=True)
     key = {"fingerprint": fingerprint({"shown": shown})}
     if read_json(mark) != key:
         from firstcli.reporting.rounds_page import write_rounds
@@ -111,7 +116,7 @@ def write_page(whole: ActiveRun, data: RoundsData) -> Path:
 def tables(data: RoundsData) -> Iterator[Table]:
     """Yield the table of every evaluation: what each row has spent and reached."""
     for evaluation in data.evaluations:
-        headings = [*(PLACES[place] for place in data.places)]
+        headings = ["seeds", *(PLACES[place] for place in data.places)]
         headings += [metric.heading for metric in SHOWN]
         table = Table(title=f"{evaluation}, after the last round", box=box.SIMPLE_HEAD)
         table.title_justify = "left"

@@ -71,6 +71,8 @@ class TextQuery:
     max_new_tokens: int
     seed: int
     """From 0 to 2**31 - 1, for servers that sample reproducibly."""
+    system: str | None = None
+    """The chat's system message, for servers that render the chat themselves; None without one."""
 
 
 @dataclass(frozen=True, slots=True)

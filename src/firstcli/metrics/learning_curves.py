@@ -72,6 +72,16 @@ class MeanOverSeeds:
         return None if half is None else (self.value - half, self.value + half)
 
 
+@dataclass(frozen=True, slots=True)
+class NotReached:
+    """Some seeds never reach their level, so that there is no mean."""
+
+    missing: int
+    """How many do not."""
+    seeds: int
+    """Of how many."""
+
+
 def mean_curve(curves: Sequence[LearningCurve]) -> list[tuple[float, MeanOverSeeds]]:
     """Return the mean over seeds at every place that lies within the curves of all seeds.
 
@@ -83,35 +93,40 @@ def mean_curve(curves: Sequence[LearningCurve]) -> list[tuple[float, MeanOverSee
     return [(float(places[i]), MeanOverSeeds.of(values[:, i].tolist())) for i in inside]
 
 
-def needed_by_all(curves: Sequence[LearningCurve], levels: Sequence[float]) -> MeanOverSeeds | None:
-    """Return what has to be spent until every seed has reached its level; None if one never does.
+def needed_by_all(
+    curves: Sequence[LearningCurve], levels: Sequence[float]
+) -> MeanOverSeeds | NotReached:
+    """Return what has to be spent until every seed has reached its level.
 
     Args:
-        curves: one curve per seed.
+        curves: one curve per seed, of at least one.
         levels: the level of each seed.
     """
     needed = [curve.needed(level) for curve, level in zip(curves, levels, strict=True)]
     reached = [value for value in needed if value is not None]
-    return MeanOverSeeds.of(reached) if len(reached) == len(needed) else None
+    if missing := len(needed) - len(reached):
+        return NotReached(missing, len(needed))
+    return MeanOverSeeds.of(reached)
 
 
 def needed_difference(
     ours: Sequence[LearningCurve], theirs: Sequence[LearningCurve], levels: Sequence[float]
-) -> MeanOverSeeds | None:
+) -> MeanOverSeeds | NotReached:
     """Return how much more has to be spent with ours than with theirs, paired by seed.
 
     Args:
-        ours: one curve per seed.
+        ours: one curve per seed, of at least one.
         theirs: the curves of the same seeds, in the same order.
         levels: the level of each seed.
 
     Returns:
-        The mean of the seeds' differences; None if a level is not reached somewhere.
+        The mean of the seeds' differences, unless one of the two does not reach a level.
     """
     differences = []
     for our, their, level in zip(ours, theirs, levels, strict=True):
         pair = our.needed(level), their.needed(level)
-        if pair[0] is None or pair[1] is None:
-            return None
-        differences.append(pair[0] - pair[1])
+        if pair[0] is not None and pair[1] is not None:
+            differences.append(pair[0] - pair[1])
+    if missing := len(levels) - len(differences):
+        return NotReached(missing, len(levels))
     return MeanOverSeeds.of(differences)

@@ -332,10 +332,10 @@ class CheckedTask(Task[Any]):
             )
         return usage
 
-    @property
-    def repair(self) -> Any:
-        """What corrects explanations, in a task that knows all steps; else None."""
-        return getattr(self._task, "repair", None)
+    def __getattr__(self, name: str) -> Any:
+        if name in ("repair", "check_steps", "true_answer"):  # of a task that knows all steps
+            return getattr(self._task, name)
+        raise AttributeError(name)
 
     @property
     def adapts(self) -> bool:

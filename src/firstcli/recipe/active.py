@@ -62,6 +62,9 @@ class Active(RecipeSection):
     """When the rounds end early. Default: when the budget is spent."""
     prices: Prices | None = None
     """What tokens cost. Needed for `budget.cost`."""
+    check_labels: bool = False
+    """Buy the labels of annotated questions, too, and count the annotations that contradict them.
+    Nothing else reads these labels, and the budget does not contain them."""
     max_failures: int = Field(default=20, ge=0)
     """Annotations that may fail in a round, for example because they cannot be parsed."""
 

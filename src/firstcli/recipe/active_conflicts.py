@@ -41,8 +41,11 @@ def _of_budget(active: Active) -> Conflicts:
     if budget.cost is not None and active.prices is None:
         yield ("budget", "cost"), "needs the prices of tokens; add active.prices"
     if budget.samples is not None and active.rounds > budget.samples:
-        text = f"found {active.rounds} rounds for {budget.samples} annotations; lower it"
-        yield ("rounds",), text
+        yield (
+            ("rounds",),
+            f"{active.rounds} rounds are more than the {budget.samples} annotations of the budget; "
+            "lower active.rounds",
+        )
 
 
 def uses_training_split(active: Active, train: Train) -> bool:

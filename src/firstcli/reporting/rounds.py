@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from firstcli.metrics import METRICS, Metric
 from firstcli.metrics.learning_curves import (
     LearningCurve,
     MeanOverSeeds,
+    NotReached,
     mean_curve,
     needed_by_all,
     needed_difference,
@@ -30,8 +31,13 @@ PLACES = {"annotations": "annotations", "tokens": "tokens", "cost": "cost"}
 MOST_COMPARED = 4
 """Arms of which every pair is compared on the page; of more, each is compared with the first."""
 
+Needed = MeanOverSeeds | NotReached | None
+"""What is needed to reach a level; None if no seed can be compared."""
+
 Facts = Mapping[str, JSON]
 """What a round has cost and brought, as its file states it."""
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +70,10 @@ class NeededRow:
     """What a row needs to reach its level, and how much more than another row."""
 
     row: str
-    needed: MeanOverSeeds | None
-    """None if a seed does not reach the level."""
-    versus: Mapping[str, MeanOverSeeds | None]
-    """How much more than each other row, paired by seed."""
+    needed: Needed
+    """Over the seeds that have a level and rounds of this row."""
+    versus: Mapping[str, Needed]
+    """How much more than each other row, paired by seed; over the seeds that both have."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,8 @@ class RoundsData:
     """The facts of every round, by arm and seed, in order."""
     evaluations: Sequence[str]
     picked: Sequence[PickedRound] = ()
+    older: Sequence[str] = ()
+    """Arms that are shown as an earlier command has left them."""
 
     @cached_property
     def rows(self) -> list[str]:
@@ -91,6 +99,11 @@ class RoundsData:
             for name in self.evaluations
         )
         return list(dict.fromkeys(row for rows in measured for row in rows))
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        """The seeds of all arms."""
+        return sorted({seed for seeds in self.rounds.values() for seed in seeds})
 
     @cached_property
     def places(self) -> list[str]:
@@ -137,12 +150,12 @@ class RoundsData:
     def whole(self, evaluation: str) -> dict[int, float]:
         """Return the accuracy of annotating everything, by seed, as far as an arm has done so.
 
-        Of several such arms it is the mean.
+        Questions that could not be annotated were asked, too. Of several such arms it is the mean.
         """
         found: dict[int, list[float]] = {}
         for arm, seeds in self.rounds.items():
             for seed, every in seeds.items():
-                if every and every[-1]["annotations"] >= every[-1]["pool"]:
+                if every and asked(every[-1]) >= every[-1]["pool"]:
                     values = every[-1]["evaluations"].get(evaluation, {}).get(arm, {})
                     if "accuracy" in values:
                         found.setdefault(seed, []).append(float(values["accuracy"]))
@@ -157,6 +170,7 @@ class RoundsData:
         whole = self.whole(evaluation)
         if whole:
             text = f"{100 * SHARE:.0f} % of the accuracy of annotating everything"
+            text += _of_seeds(len(whole), len(self.seeds))
             return {seed: SHARE * value for seed, value in whole.items()}, text
         last = {
             arm: {seed: float(c.values[-1]) for seed, c in curves.items()}
@@ -167,29 +181,50 @@ class RoundsData:
             return {}, ""
         best = max(last, key=lambda arm: float(np.mean([*last[arm].values()])))
         text = f"{100 * SHARE:.0f} % of the last accuracy of {best}, the best arm"
+        text += _of_seeds(len(last[best]), len(self.seeds))
         return {seed: SHARE * value for seed, value in last[best].items()}, text
 
     def needed(self, evaluation: str, place: str) -> list[NeededRow]:
         """Return what each arm needs to reach its level, with the differences paired by seed."""
         levels, _ = self.levels(evaluation)
-        curves = {}
-        for arm in self.rounds:
-            own = self.curves(evaluation, arm, "accuracy", place)
-            if levels and levels.keys() <= own.keys():
-                curves[arm] = [own[seed] for seed in levels]
-        targets = list(levels.values())
-        versus: dict[str, dict[str, MeanOverSeeds | None]] = {arm: {} for arm in curves}
-        for ours, theirs in combinations(curves, 2):
-            for one, other in ((ours, theirs), (theirs, ours)):
-                found = needed_difference(curves[one], curves[other], targets)
-                versus[one][other] = found
+        if not levels:
+            return []
+        curves = {arm: self.curves(evaluation, arm, "accuracy", place) for arm in self.rounds}
+
+        def alone(arm: str) -> Needed:
+            seeds = [seed for seed in levels if seed in curves[arm]]
+            own, targets = _of(curves[arm], seeds), _of(levels, seeds)
+            return needed_by_all(own, targets) if seeds else None
+
+        def more(arm: str, other: str) -> Needed:
+            seeds = [seed for seed in levels if seed in curves[arm] and seed in curves[other]]
+            ours, theirs = _of(curves[arm], seeds), _of(curves[other], seeds)
+            return needed_difference(ours, theirs, _of(levels, seeds)) if seeds else None
+
         return [
-            NeededRow(arm, needed_by_all(own, targets), versus[arm]) for arm, own in curves.items()
+            NeededRow(
+                arm, alone(arm), {other: more(arm, other) for other in curves if other != arm}
+            )
+            for arm in curves
         ]
 
 
 def _arm_of(row: str, arms: Mapping[str, object]) -> str:
     return row if row in arms else row.removesuffix(" + T")
+
+
+def _of(values: Mapping[int, _T], seeds: Sequence[int]) -> list[_T]:
+    return [values[seed] for seed in seeds]
+
+
+def _of_seeds(count: int, whole: int) -> str:
+    """Say how many seeds something is about, unless it is about all."""
+    return "" if count == whole else f" ({count} of {whole} seeds)"
+
+
+def asked(facts: Facts) -> int:
+    """Return how many questions were chosen by the end of a round, failures included."""
+    return int(facts.get("asked", facts["annotations"]))  # earlier versions did not state it
 
 
 def spent(facts: Facts, place: str) -> float:
@@ -199,17 +234,30 @@ def spent(facts: Facts, place: str) -> float:
     return float(facts.get(place, 0.0))
 
 
-def in_text(mean: MeanOverSeeds | None, *, signed: bool = False) -> str:
-    """Return a number of annotations, tokens or money with its interval."""
+def in_text(mean: Needed, seeds: int = 1, *, signed: bool = False) -> str:
+    """Return a number of annotations, tokens or money with its interval.
+
+    Args:
+        mean: the number.
+        seeds: number of seeds that there are; fewer are named.
+        signed: whether a plus sign is written.
+    """
     if mean is None:
-        return "not reached"
+        return "–"
+    if isinstance(mean, NotReached):
+        return f"not reached in {mean.missing} of {mean.seeds} seeds"
     sign = "+" if signed else ""
     digits = ".4g" if abs(mean.value) < 100 else ",.0f"
     text = format(mean.value, f"{sign}{digits}")
-    if mean.interval is None:
-        return text
-    low, high = (format(end, f"{sign}{digits}") for end in mean.interval)
-    return f"{text} [{low}, {high}]"
+    if mean.interval is not None:
+        low, high = (format(end, f"{sign}{digits}") for end in mean.interval)
+        text = f"{text} [{low}, {high}]"
+    return text + (_of_seeds(mean.seeds, seeds) if mean.seeds < seeds else "")
+
+
+def known(count: int | None) -> str:
+    """Return a count; a dash if nothing was measured."""
+    return "–" if count is None else str(count)
 
 
 def compared(needed: Sequence[NeededRow]) -> list[str]:
@@ -222,15 +270,23 @@ def needed_csv(data: RoundsData) -> str:
     """Return what each arm needs, and how much more than each other arm, at full precision."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(("evaluation", "by", "arm", "more_than", "mean", "low", "high"))
+    head = ("evaluation", "by", "arm", "more_than", "mean", "low", "high", "seeds", "not_reached")
+    writer.writerow(head)
     for evaluation in data.evaluations:
         for place in data.places:
             for each in data.needed(evaluation, place):
                 for other, mean in {"": each.needed, **each.versus}.items():
-                    ends = (mean.interval or ("", "")) if mean else ("", "")
-                    cells = (mean.value if mean else "", *ends)
-                    writer.writerow((evaluation, place, each.row, other, *cells))
+                    writer.writerow((evaluation, place, each.row, other, *_cells(mean)))
     return file.getvalue()
+
+
+def _cells(mean: Needed) -> tuple[float | str, ...]:
+    """Return mean, lower and upper limit, number of seeds, and how many do not reach the level."""
+    if mean is None:
+        return ("", "", "", 0, "")
+    if isinstance(mean, NotReached):
+        return ("", "", "", mean.seeds, mean.missing)
+    return (mean.value, *(mean.interval or ("", "")), mean.seeds, 0)
 
 
 def share_in_text(mean: MeanOverSeeds, metric: Metric) -> str:
@@ -241,9 +297,9 @@ def share_in_text(mean: MeanOverSeeds, metric: Metric) -> str:
 
 
 def last_rows(data: RoundsData, evaluation: str) -> Iterator[tuple[str, ...]]:
-    """Yield each row's name, what it has spent, and its metrics after the last round."""
+    """Yield each row's name, its number of seeds, what it has spent, and its last metrics."""
     for row in data.rows:
-        cells = [row]
+        cells = [row, str(len(data.curves(evaluation, row, "accuracy", "annotations")))]
         for place in data.places:
             curves = data.curves(evaluation, row, "accuracy", place)
             ends = [float(curve.places[-1]) for curve in curves.values()]

@@ -12,6 +12,7 @@ from firstcli.reporting.rounds import (
     RoundsData,
     compared,
     in_text,
+    known,
     last_rows,
     needed_csv,
     to_csv,
@@ -48,6 +49,7 @@ def write_rounds(folder: Path, data: RoundsData) -> None:
         levels={name: data.levels(name)[1] for name in data.evaluations},
         compared=compared,
         in_text=in_text,
+        known=known,
     )
     (folder / "index.html").write_text(page, encoding="utf-8", newline="\n")
     (folder / "needed.csv").write_text(needed_csv(data), encoding="utf-8", newline="\n")

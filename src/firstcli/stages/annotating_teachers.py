@@ -247,7 +247,9 @@ class RemoteTeacher:
         prompts = [
             prompt for prompt in _encoded_prompts(self._run, requests) if prompt.digest not in known
         ]
-        queries = [_text_query(prompt, by_digest[prompt.digest]) for prompt in prompts]
+        is_chat = chat.chat_format(self._run, "teacher") is not None
+        system = self._run.stated_task().system if is_chat else None
+        queries = [_text_query(prompt, by_digest[prompt.digest], system) for prompt in prompts]
         for index, answer in self._scorer.texts(queries):
             found = _checked_text(queries[index], answer)
             yield [
@@ -260,7 +262,12 @@ class RemoteTeacher:
     def score(
         self, questions: Sequence[tuple[str, Sample]], known: Container[str]
     ) -> Iterator[list[TeacherScores]]:
-        """Yield every question's scores as they come."""
+        """Yield every question's scores as they come.
+
+        A question counts with its own tokens, as if a model in memory read it. A server may need
+        several requests for it, but requests run side by side, so that their tokens cannot be
+        told apart, and what is kept must not depend on chance.
+        """
         encoded = _questions(self._run, [each for each in questions if each[0] not in known])
         queries = [
             CandidateQuery(
@@ -268,21 +275,12 @@ class RemoteTeacher:
             )
             for question in encoded
         ]
-        before = self._scorer.used
         for index, log_probs in self._scorer.candidates(queries):
-            now = self._scorer.used
-            yield [
-                TeacherScores(
-                    queries[index].id,
-                    np.asarray(log_probs, np.float64).tolist(),
-                    now.input_tokens - before.input_tokens,
-                    now.output_tokens - before.output_tokens,
-                )
-            ]
-            before = now
+            query, values = queries[index], np.asarray(log_probs, np.float64).tolist()
+            yield [TeacherScores(query.id, values, len(query.token_ids), 0)]
 
 
-def _text_query(prompt: EncodedPrompt, request: TextRequest) -> TextQuery:
+def _text_query(prompt: EncodedPrompt, request: TextRequest, system: str | None) -> TextQuery:
     seed = int.from_bytes(sha256(f"{request.seed} {prompt.digest}".encode()).digest()[:4], "little")
     settings = request.settings
     return TextQuery(
@@ -293,6 +291,7 @@ def _text_query(prompt: EncodedPrompt, request: TextRequest) -> TextQuery:
         settings.top_p,
         prompt.room,
         seed % 2**31,
+        system,
     )
 
 

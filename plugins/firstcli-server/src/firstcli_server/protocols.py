@@ -56,7 +56,7 @@ class Protocol(ABC):
             UserError: the answer does not fit.
         """
         answer = self.client.post(COMPLETIONS, self._prompt_of(query) | self._settings(query))
-        return written(query, answer, choice_of(query.id, answer).get("text"))
+        return written(query, answer, choice_of(query.id, answer).get("text"), self.texts)
 
     def _prompt_of(self, query: TextQuery) -> dict[str, Any]:
         """Return the part of a request that holds the prompt."""
@@ -73,26 +73,33 @@ class Protocol(ABC):
         }
 
 
-def written(query: TextQuery, answer: Any, text: object) -> RemoteText:
+def written(query: TextQuery, answer: Any, text: object, texts: Texts) -> RemoteText:
     """Return what a server wrote, with the numbers of tokens that it counted.
+
+    A server that filters content returns null in place of the text: an empty text without an end.
+    The tokens that a server does not count are counted with the tokenizer.
 
     Args:
         query: what was asked.
         answer: the whole answer.
         text: the text in it.
+        texts: the tokenizer's texts.
 
     Raises:
-        UserError: there is no text.
+        UserError: the text is none.
     """
-    if not isinstance(text, str):
-        raise malformed(query.id, "it has no text")
+    if not isinstance(text, str | None):
+        raise malformed(query.id, f"found {str(text)[:40]!r} in place of a text")
     usage = answer.get("usage")
     usage = usage if isinstance(usage, dict) else {}
-    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    if not all(isinstance(count, int) for count in counts):
-        raise malformed(query.id, "it does not count the tokens")
-    finished = choice_of(query.id, answer).get("finish_reason") == "stop"
-    return RemoteText(text, finished, *counts)
+    read, wrote = (usage.get(name) for name in ("prompt_tokens", "completion_tokens"))
+    finished = text is not None and choice_of(query.id, answer).get("finish_reason") == "stop"
+    return RemoteText(
+        text or "",
+        finished,
+        read if isinstance(read, int) else len(query.token_ids),
+        wrote if isinstance(wrote, int) else texts.count(text or ""),
+    )
 
 
 def malformed(id: str, problem: str) -> UserError:
@@ -318,9 +325,13 @@ class Chat(FirstToken):
 
     def write(self, query: TextQuery) -> RemoteText:
         messages = [{"role": "user", "content": query.prompt}]
+        if query.system is not None:
+            messages.insert(0, {"role": "system", "content": query.system})
         answer = self.client.post(self.path, {"messages": messages} | self._settings(query))
         message = choice_of(query.id, answer).get("message")
-        return written(query, answer, message.get("content") if isinstance(message, dict) else None)
+        if not isinstance(message, dict):
+            raise malformed(query.id, "it has no message")
+        return written(query, answer, message.get("content"), self.texts)
 
     def _check_length(self, id: str, answer: Any, token_ids: list[int]) -> None:
         """The server adds the tokens of its template."""

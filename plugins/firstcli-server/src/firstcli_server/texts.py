@@ -63,6 +63,10 @@ class Texts:
             return text == f"{TOKEN_ID}{token_id}"
         return token_id in self._ids.get(text, [])
 
+    def count(self, text: str) -> int:
+        """Return the number of a text's tokens."""
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def special_in(self, token_ids: list[int]) -> str:
         """Return the first special token among some tokens; empty if there is none."""
         special = set(self._tokenizer.all_special_ids) | set(
