@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -47,6 +48,10 @@ def annotations_of(row: Mapping[str, str]) -> float:
 
 def tokens_of(row: Mapping[str, str]) -> float:
     return float(row["tokens_read"]) + float(row["tokens_written"])
+
+
+def accuracy_at(curve: LearningCurve, place: float) -> float:
+    return float(curve.at(np.array([place]))[0])
 
 
 def mean_accuracy(curve: LearningCurve, to: float) -> float:
@@ -123,7 +128,7 @@ def main() -> None:
         for a, b in combinations(arms, 2)
         if _without(a, "raw") == _without(b, "recalibrated")
     ]
-    area = lambda curve: mean_accuracy(curve, to)  # noqa: E731
+    area = partial(mean_accuracy, to=to)
     rows = [[f"{b} - {a}", paired(by_annotations[b], by_annotations[a], area)] for a, b in pairs]
     table(["arms", "points"], rows)
 
@@ -137,8 +142,8 @@ def main() -> None:
         cells = [a.removeprefix("explain-"), paired(by_annotations[b], by_annotations[a], area)]
         ends = [c.places[-1] for arm in (a, b) for c in by_tokens[arm].values()]
         for share in EQUAL_COSTS:
-            x = np.array([share * min(ends)])
-            cells.append(paired(by_tokens[b], by_tokens[a], lambda c, x=x: float(c.at(x)[0])))
+            at = partial(accuracy_at, place=share * min(ends))
+            cells.append(paired(by_tokens[b], by_tokens[a], at))
         rows.append(cells)
     table(
         ["selector", "mean at equal annotations", *(f"{s:.0%} of the tokens" for s in EQUAL_COSTS)],

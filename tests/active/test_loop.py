@@ -184,7 +184,9 @@ def test_an_arm_that_is_not_played_may_have_questions_of_an_earlier_pool(
     chosen = json.loads(file.read_text())
     file.write_text(json.dumps({**chosen, "ids": ["gone", *chosen["ids"]]}))
     request = Request(finished.recipe, run_dir=run_dir, quiet=True)
-    data = rounds_data(opened(open_run(request), request), [])
+    run = open_run(request)
+    assert run.recipe.active
+    data = rounds_data(opened(run, request, ActiveData(run, run.recipe.active)), [])
     assert data.older == ["first"]
     assert [len(part.questions) for part in data.picked] == [EXAMPLES - 1, EXAMPLES]
 

@@ -73,7 +73,8 @@ def fake_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def load(kind: plugins.Kind, name: str) -> type[Any]:
         if kind not in FAKES:
-            return real[0](kind, name)
+            found: type[Any] = real[0](kind, name)
+            return found
         if name not in FAKES[kind]:
             raise UserError(f"unknown {name}")
         return FAKES[kind][name]
