@@ -239,6 +239,16 @@ def test_bought_labels_are_learned_and_no_others_read(tmp_path: Path) -> None:
     with_other_labels(tmp_path, run, bought, "label")
 
 
+def test_a_label_that_is_corrected_later_is_learned(tmp_path: Path) -> None:
+    before = {
+        str(sample.id): sample.answer for sample in learned(selected(tmp_path, "AB" * 10, "label"))
+    }
+    after = {
+        str(sample.id): sample.answer for sample in learned(selected(tmp_path, "BA" * 10, "label"))
+    }
+    assert after == {id: 1 - int(answer or 0) for id, answer in before.items()}
+
+
 def test_answers_are_learned_and_no_labels_read(tmp_path: Path) -> None:
     run = selected(tmp_path, "AB" * 10, "answer")
     assert [sample.answer for sample in learned(run)] == [None] * 4

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from firstcli.api import JSON
+from firstcli.runtime.files import atomic_write
 
 ROUNDS = "rounds"
 """Folder of all rounds, in the run folder. Names in it that begin with a dot are no arms."""
@@ -83,6 +84,13 @@ def read_json(path: Path) -> dict[str, JSON] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def write_changed(path: Path, content: bytes) -> None:
+    """Write a file, unless it has the content already."""
+    if not path.is_file() or path.read_bytes() != content:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, content)
 
 
 def as_lines(rows: list[Mapping[str, JSON]]) -> bytes:

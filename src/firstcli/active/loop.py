@@ -23,6 +23,7 @@ from firstcli.active.folders import (
     RoundFolder,
     as_lines,
     read_json,
+    write_changed,
 )
 from firstcli.active.purchases import Buyer, spent_on
 from firstcli.active.reading import Said, StudentReader, read_said, write_said
@@ -38,7 +39,7 @@ from firstcli.plugins.selectors import CheckedSelector
 from firstcli.recipe.active import Active
 from firstcli.recipe.references import PluginRef
 from firstcli.recipe.sections import Arm
-from firstcli.runtime.files import atomic_write, write_json, write_text
+from firstcli.runtime.files import write_json
 from firstcli.stages import fingerprints
 from firstcli.stages.distill import DISTILL
 from firstcli.stages.evaluate import EVALUATE
@@ -147,10 +148,7 @@ class ActiveRun:
 
 def write_samples(path: Path, samples: Sequence[Sample]) -> Path:
     """Write samples for the task `annotated`, unless the file has them already."""
-    content = as_lines([to_row(sample) for sample in samples])
-    if not path.is_file() or path.read_bytes() != content:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, content)
+    write_changed(path, as_lines([to_row(sample) for sample in samples]))
     return path
 
 
@@ -250,12 +248,14 @@ class ArmLoop:
         if known.get("fingerprint") != progress.key:
             folder.said.unlink(missing_ok=True)  # of another student
             known = {}
-        if known.get("done") and folder.annotations.is_file():
+        is_done = known.get("done") and folder.annotations.is_file()
+        if is_done and not self.buyer.knows_labels:
             bought = Purchase.finished(known, folder.annotations)
-        else:
+        else:  # labels may have been corrected since
             bought = self._bought_again(known.get("parts", []), folder)
-            self._buy_the_rest(number, bought, folder)
-            write_text(folder.annotations, annotation_lines(bought.annotations))
+            if not is_done:
+                self._buy_the_rest(number, bought, folder)
+            write_changed(folder.annotations, annotation_lines(bought.annotations).encode())
             self._write_chosen(bought, folder, done=True)
         progress.spent += bought.spent
         progress.ids += bought.ids
@@ -272,6 +272,7 @@ class ArmLoop:
             "selector": _identity(self.selector),
             "annotator": _identity(self.annotator),
             "teacher": self.whole.teacher,
+            "labels": str(self.buyer.knows_labels),
             "seed": str(self.seed),
             "form": json.dumps(form and asdict(form)),
             "pool": self.data.pool.content,
@@ -314,7 +315,7 @@ class ArmLoop:
 
     def _write_chosen(self, bought: Purchase, folder: RoundFolder, *, done: bool = False) -> None:
         values = {"fingerprint": self.progress.key, "done": done, **bought.facts}
-        write_json(folder.chosen, values)
+        write_changed(folder.chosen, json.dumps(values, indent=1).encode())
 
     def _scored(
         self, selector: CheckedSelector, questions: Sequence[Sample]
