@@ -207,7 +207,7 @@ def test_the_student_learns_the_mean_of_recalibrated_probabilities(
     builders: list[soft_targets.SoftTargetBuilder] = []
 
     def caught(*args: Any) -> Any:
-        builders += (each for each in args if isinstance(each, soft_targets.SoftTargetBuilder))
+        builders.extend(each for each in args if isinstance(each, soft_targets.SoftTargetBuilder))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train_model, "train", caught)
