@@ -167,7 +167,7 @@ def _paragraphs(section: type[BaseModel]) -> str:
 
 
 def _anchor(place: str) -> str:
-    return place.replace(".", "-").replace(" ", "-").lower()
+    return place.lower().translate(str.maketrans("._ ", "---"))
 
 
 def main() -> None:
