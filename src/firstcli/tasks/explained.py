@@ -32,7 +32,7 @@ class ExplanationOptions(PluginOptions):
     remove: str | None = Field(
         None,
         description="regular expression of what is removed from explanations, such as the "
-        "calculator's notes of GSM8K: '<<[^>]*>>'",
+        "calculator's notes of GSM8K: `<<[^>]*>>`",
     )
     answer_format: str = Field(
         ANSWER_FORMAT, description="the sentence that ends the response, with {answer} once"

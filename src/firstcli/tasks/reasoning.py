@@ -151,7 +151,7 @@ class ReasoningChoiceOptions(ExplanationOptions, MultipleChoiceOptions):
     remove_from_choices: str | None = Field(
         None,
         description="regular expression of what is removed from the choices, such as the letters "
-        "of AQuA: '^[A-E]\\)'",
+        "of AQuA: `^[A-E]\\)`",
     )
 
     @field_validator("remove_from_choices")
