@@ -3,7 +3,7 @@
     python benchmarks/pool.py [--repeats 5]
 
 The explanations are given: every model writes the same ones, of four steps, token by token.
-Memory is measured while the answers of a pool, read part by part, are scored.
+Memory is measured while pools of two sizes, read part by part, are scored.
 """
 
 from __future__ import annotations
@@ -31,8 +31,13 @@ from measure import Comparison, Report
 
 QUESTIONS = 64
 STEPS = 4
-SIZES = (1024, 8192)
+SIZES = {"entropy": (1024, 200_000), "explanation-uncertainty": (1024, 8192)}
+"""Sizes of pools whose memory is compared. The second selector reads explanations, which takes
+long, of `SHORT` tokens."""
+SHORT = 8
 FORM = ExplanationForm()
+ALLOCATOR = 16.0
+"""Megabytes below which memory is not told from what the allocator keeps."""
 NAMES = ("Belbo", "Dorda", "Ranto", "Milva", "Sural")
 
 
@@ -129,12 +134,19 @@ def compare(shape: shapes.Model, repeats: int) -> Comparison:
     )
 
 
-def peak(count: int) -> float:
-    """Return the memory in MB that scoring the answers of a pool takes at most."""
+def peak(name: str, count: int) -> float:
+    """Return the memory in MB that scoring a pool takes at most.
+
+    Args:
+        name: the selector.
+        count: number of questions.
+    """
     tokenizer = tokenizer_of(list(questions(64)))
     model = shapes.Model("tiny", 600, 64, layers=1).make()
-    reader = PoolReader(model, Encoding(tokenizer, "the pool"), None, ReadingSettings())
-    selector = selectors.selector("entropy", load("selectors", "entropy").Options())
+    form = None if name == "entropy" else FORM
+    settings = ReadingSettings(max_new_tokens=SHORT)
+    reader = PoolReader(model, Encoding(tokenizer, "the pool"), form, settings)
+    selector = selectors.selector(name, load("selectors", name).Options())
 
     def read(number: int) -> None:
         pool = (sample for sample, _ in questions(number))
@@ -145,13 +157,14 @@ def peak(count: int) -> float:
     return measure.peak_of(lambda: read(count))
 
 
-def memory() -> Comparison:
-    """Compare the memory for pools of two sizes."""
-    small, large = [measure.in_child(peak, size) for size in SIZES]
+def memory(name: str) -> Comparison:
+    """Compare the memory that a selector needs for pools of two sizes."""
+    sizes = SIZES[name]
+    small, large = [measure.in_child(peak, name, size) for size in sizes]
     return Comparison(
-        f"memory for scoring {SIZES[1]:,} questions",
-        f"{SIZES[0]:,} questions",
-        measure.ratios([max(large, 1.0)], [max(small, 1.0)]),
+        f"memory for scoring {sizes[1]:,} questions, {name}",
+        f"{sizes[0]:,} questions",
+        measure.ratios([max(large, ALLOCATOR)], [max(small, ALLOCATOR)]),
         1.2,
         figures=f"{large:.0f} and {small:.0f} MB more than before",
     )
@@ -159,7 +172,7 @@ def memory() -> Comparison:
 
 def report(repeats: int) -> Report:
     """Measure a model, and memory."""
-    return Report([compare(shapes.SMALL, repeats), memory()])
+    return Report([compare(shapes.SMALL, repeats), *map(memory, SIZES)])
 
 
 if __name__ == "__main__":
