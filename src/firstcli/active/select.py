@@ -58,6 +58,9 @@ def select(request: Request, rounds: int | None) -> dict[str, JSON]:
         run.save_memory()
     for table in report.tables(shown):
         run.console.show(table)
+    trained = [loop.progress.student for loop in loops if loop.progress.student]
+    if trained:
+        run.console.say(f'try:  first predict {trained[-1].folder} "..."')
     run.console.say(f"page: {page}")
     return {
         "run": str(run.folder),

@@ -247,7 +247,7 @@ def in_text(mean: Needed, seeds: int = 1, *, signed: bool = False) -> str:
     if isinstance(mean, NotReached):
         return f"not reached in {mean.missing} of {mean.seeds} seeds"
     sign = "+" if signed else ""
-    digits = ".4g" if abs(mean.value) < 100 else ",.0f"
+    digits = ".3g" if abs(mean.value) < 10 else ",.0f"
     text = format(mean.value, f"{sign}{digits}")
     if mean.interval is not None:
         low, high = (format(end, f"{sign}{digits}") for end in mean.interval)
