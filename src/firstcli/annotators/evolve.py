@@ -7,21 +7,18 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from firstcli.annotators.lines import (
-    NOTHING,
     LineForm,
     QuestionForm,
     StepForm,
     StepForms,
     answer_among,
     lines_of,
-    one_line,
     prompt_with,
     shown,
     substance,
 )
 from firstcli.annotators.options import WritingOptions
 from firstcli.api import Annotator, Explained, ToAnnotate, Unparsable, WritingSettings
-from firstcli.tasks.templates import fill
 
 _PROMPT = """\
 A student is unsure about the question below. Find out what makes it hard for the student. Then \
@@ -86,17 +83,10 @@ class Evolve(Annotator[EvolveOptions]):
         return StepForms(self.options.step, self.options.answer)
 
     def prompt(self, item: ToAnnotate) -> str:
-        texts = {
-            "question": item.sample.prompt,
-            "steps": "\n".join(self._forms.numbered(item.explanation)) or NOTHING,
-            "answer": one_line(item.answer) or NOTHING,
-        }
-        return fill(self.options.template, texts.__getitem__)
+        return self._forms.prompt(self.options.template, item)
 
     def parse(self, item: ToAnnotate, text: str) -> Explained:
         lines = lines_of(text)
-        if not lines:
-            raise Unparsable("the text is empty")
         found = LineForm(self.options.question).read(lines[0])
         if found is None or not found["question"]:
             form = self.options.question

@@ -15,8 +15,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from firstcli.api import Unparsable, same_answer
-from firstcli.tasks.templates import columns_of
+from firstcli.api import ToAnnotate, Unparsable, same_answer
+from firstcli.tasks.templates import columns_of, fill
 
 _PLACEHOLDER = re.compile(r"<[^<>]*>")
 """What stands in a prompt for a text, which a teacher may repeat instead of writing one."""
@@ -81,6 +81,20 @@ class StepForms:
             form.written(number=str(number), step=step) for number, step in enumerate(steps, first)
         ]
 
+    def prompt(self, template: str, item: ToAnnotate) -> str:
+        """Return the prompt about a question and what the student says of it.
+
+        Args:
+            template: with {question}, {steps} and {answer}.
+            item: the question, the student's steps and its answer.
+        """
+        texts = {
+            "question": item.sample.prompt,
+            "steps": "\n".join(self.numbered(item.explanation)) or NOTHING,
+            "answer": one_line(item.answer) or NOTHING,
+        }
+        return fill(template, texts.__getitem__)
+
     def read(self, lines: Sequence[str], first: int = 1) -> tuple[tuple[str, ...], str]:
         """Return the steps and the answer of lines.
 
@@ -114,8 +128,15 @@ class StepForms:
 
 
 def lines_of(text: str) -> list[str]:
-    """Return the lines that are not empty, without white space around them."""
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    """Return the lines that are not empty, at least one, without white space around them.
+
+    Raises:
+        Unparsable: there is none.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise Unparsable("the text is empty")
+    return lines
 
 
 def shown(line: str) -> str:

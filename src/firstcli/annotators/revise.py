@@ -7,7 +7,6 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from firstcli.annotators.lines import (
-    NOTHING,
     FlawForm,
     LineForm,
     StepForm,
@@ -20,7 +19,6 @@ from firstcli.annotators.lines import (
 )
 from firstcli.annotators.options import WritingOptions
 from firstcli.api import Annotator, Explained, ToAnnotate, Unparsable, WritingSettings
-from firstcli.tasks.templates import fill
 
 _PROMPT = """\
 A student has answered the question below step by step. Check the steps in their order and find \
@@ -90,17 +88,10 @@ class Revise(Annotator[ReviseOptions]):
         return StepForms(self.options.step, self.options.answer)
 
     def prompt(self, item: ToAnnotate) -> str:
-        texts = {
-            "question": item.sample.prompt,
-            "steps": "\n".join(self._forms.numbered(item.explanation)) or NOTHING,
-            "answer": one_line(item.answer) or NOTHING,
-        }
-        return fill(self.options.template, texts.__getitem__)
+        return self._forms.prompt(self.options.template, item)
 
     def parse(self, item: ToAnnotate, text: str) -> Explained:
         lines, own = lines_of(text), item.explanation
-        if not lines:
-            raise Unparsable("the text is empty")
         flaw = self._flaw(lines[0], len(own))
         steps, answer = self._forms.read(lines[1:], len(own) + 1 if flaw is None else flaw + 1)
         if flaw is None and steps:
