@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,14 @@ from firstcli.active.folders import (
     read_json,
     write_changed,
 )
+from firstcli.active.progress import Progress, Purchase
 from firstcli.active.purchases import Buyer, spent_on
 from firstcli.active.reading import Said, StudentReader, read_said, write_said
 from firstcli.active.rounds import in_words, measured
-from firstcli.active.spending import Spent, affordable
+from firstcli.active.spending import affordable
 from firstcli.active.stopping import has_stopped
-from firstcli.api import JSON, Annotation, FloatArray, Pool, Sample
-from firstcli.data.annotations import annotation_lines, question_of, read_annotations
+from firstcli.api import JSON, FloatArray, Pool, Sample
+from firstcli.data.annotations import annotation_lines, question_of
 from firstcli.data.sequences import Selected
 from firstcli.pipeline.execute import bring_up_to_date
 from firstcli.pipeline.plan import Request
@@ -54,55 +55,6 @@ CHUNK = 32
 """Annotations after which a budget of tokens or money is looked at again."""
 FIRST_CHUNK = 4
 """The same for the very first ones, before which the cost is only guessed."""
-
-
-@dataclass
-class Purchase:
-    """What a round has chosen and bought."""
-
-    ids: list[str] = field(default_factory=list)
-    """The chosen questions, those that could not be annotated included."""
-    annotations: list[Annotation] = field(default_factory=list)
-    spent: Spent = field(default_factory=Spent)
-    failures: int = 0
-    contradictions: int = 0
-    retried: int = 0
-    parts: list[list[str]] = field(default_factory=list)
-    """The same ids as they were bought together."""
-
-    @classmethod
-    def finished(cls, facts: Mapping[str, JSON], path: Path) -> Purchase:
-        """Return what was bought, given `facts` of it and the file of the annotations."""
-        own = {each.name: facts[each.name] for each in fields(cls) if each.name in facts}
-        spent = Spent(**facts["spent"])
-        return cls(**{**own, "spent": spent, "annotations": list(read_annotations(path))})
-
-    @property
-    def facts(self) -> dict[str, JSON]:
-        """All but the annotations."""
-        facts = asdict(replace(self, annotations=[]))
-        del facts["annotations"]
-        return facts
-
-
-@dataclass
-class Progress:
-    """What an arm has chosen, bought and spent so far."""
-
-    ids: list[str] = field(default_factory=list)
-    annotations: list[Annotation] = field(default_factory=list)
-    spent: Spent = field(default_factory=Spent)
-    latest: Purchase = field(default_factory=Purchase)
-    """What the latest round has bought."""
-    key: str = ""
-    """What all this depends on."""
-    student: Run | None = None
-    """The run of the latest student."""
-    student_content: str = ""
-    calibration: str = ""
-    """The content of the recalibrator with which the selector sees it, if there is one."""
-    rounds: list[dict[str, JSON]] = field(default_factory=list)
-    """The facts of every round."""
 
 
 @dataclass(frozen=True)
