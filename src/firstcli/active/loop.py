@@ -5,26 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from firstcli.active import child, choosing, reasons
-from firstcli.active.data import ActiveData, StartingData
-from firstcli.active.folders import (
-    ANSWERS,
-    HELD_OUT,
-    ROUNDS,
-    STARTS,
-    ArmFolder,
-    RoundFolder,
-    as_lines,
-    read_json,
-    write_changed,
-)
+from firstcli.active.active_run import ActiveRun, sample_lines, save_starting_model
+from firstcli.active.data import StartingData
+from firstcli.active.folders import ANSWERS, ArmFolder, RoundFolder, read_json, write_changed
 from firstcli.active.progress import Progress, Purchase
 from firstcli.active.purchases import Buyer, spent_on
 from firstcli.active.reading import Said, StudentReader, read_said, write_said
@@ -37,15 +29,13 @@ from firstcli.data.sequences import Selected
 from firstcli.pipeline.execute import bring_up_to_date
 from firstcli.pipeline.plan import Request
 from firstcli.plugins.selectors import CheckedSelector
-from firstcli.recipe.active import Active
 from firstcli.recipe.references import PluginRef
+from firstcli.recipe.schema import Recipe
 from firstcli.recipe.sections import Arm
 from firstcli.runtime.files import write_json
-from firstcli.stages import fingerprints
 from firstcli.stages.distill import DISTILL
 from firstcli.stages.evaluate import EVALUATE
 from firstcli.stages.posthoc import POSTHOC
-from firstcli.tasks.annotated import to_row
 from firstcli.workspace.artifacts import fingerprint
 from firstcli.workspace.data_decisions import state_data
 from firstcli.workspace.run import Run
@@ -55,53 +45,6 @@ CHUNK = 32
 """Annotations after which a budget of tokens or money is looked at again."""
 FIRST_CHUNK = 4
 """The same for the very first ones, before which the cost is only guessed."""
-
-
-@dataclass(frozen=True)
-class ActiveRun:
-    """A run with the section `active`, opened once for all arms and seeds."""
-
-    run: Run
-    request: Request
-    data: ActiveData
-    teacher: str
-    """What identifies the teacher; empty if there is none."""
-
-    @property
-    def active(self) -> Active:
-        active = self.run.recipe.active
-        assert active
-        return active
-
-    @property
-    def folder(self) -> Path:
-        """The folder of all rounds."""
-        return self.run.folder / ROUNDS
-
-    @cached_property
-    def held_out(self) -> Path | None:
-        """The file of the held-out samples, if there are any."""
-        samples = self.data.held_out
-        if not samples:
-            return None
-        return write_samples(self.folder / HELD_OUT, samples)
-
-    @cached_property
-    def known_questions(self) -> str:
-        """A digest of the questions that a new one must not repeat."""
-        return fingerprint({"known": json.dumps(sorted(self.data.known_questions))})
-
-    @cached_property
-    def evaluations(self) -> dict[str, str]:
-        """A digest of the samples of every evaluation."""
-        names = [section.name for section in self.run.recipe.evaluate]
-        return {name: self.run.evaluation_content(name) for name in names}
-
-
-def write_samples(path: Path, samples: Sequence[Sample]) -> Path:
-    """Write samples for the task `annotated`, unless the file has them already."""
-    write_changed(path, as_lines([to_row(sample) for sample in samples]))
-    return path
 
 
 class ArmLoop:
@@ -123,6 +66,7 @@ class ArmLoop:
         self.selector = self.active.selector_of(self.arm)
         self.annotator = self.active.annotator_of(self.arm)
         self.progress = Progress()
+        self._says_anew = False
 
     @cached_property
     def data(self) -> StartingData:
@@ -132,6 +76,34 @@ class ArmLoop:
     def buyer(self) -> Buyer:
         data, whole = self.data, self.whole
         return Buyer(whole.run, self.active, self.annotator, data.pool, whole.data, self.seed)
+
+    def take_over(self) -> None:
+        """Take the rounds that are up to date as they are; nothing is written or trained.
+
+        Labels that have been corrected since are not seen: annotations count as they were bought.
+        """
+        for number in range(self.active.rounds + 1):
+            if self.is_over(number) or not self._is_taken_over(number):
+                break
+
+    def _is_taken_over(self, number: int) -> bool:
+        folder, progress = self.folder.round(number), self.progress
+        progress.key = self._choice_key(number)
+        if number:
+            known = read_json(folder.chosen) or {}
+            is_done = known.get("fingerprint") == progress.key and known.get("done")
+            if not is_done or not folder.annotations.is_file():
+                return False
+            progress.add(Purchase.finished(known, folder.annotations))
+            if not progress.latest.ids:
+                return True
+        if not folder.facts.exists():
+            return False
+        recipe = self._round_recipe(number, folder)
+        facts = folder.read_facts(self._round_key(recipe, self._samples()))
+        if facts is not None:
+            progress.finish(Run(recipe, folder.run, self.whole.run.console), facts)
+        return facts is not None
 
     def play(self, at_most: int | None) -> None:
         """Bring the rounds up to date.
@@ -169,15 +141,18 @@ class ArmLoop:
         facts = folder.read_facts(key)
         is_new = facts is None
         if facts is None:
+            if folder.facts.exists() and not self._says_anew:
+                self._says_anew = True  # all later rounds follow from this one
+                console.say(
+                    f"{self.model.trained}: round {number} was made with other settings or data; "
+                    "it and later rounds are made anew"
+                )
             console.say(f"{self.model.trained}, round {number} of {self.active.rounds}:")
             self._take_over_knowledge(folder)
             bring_up_to_date(student, self._request(folder), EVALUATE)
             facts = {"fingerprint": key, **self._facts(number, student)}
             write_json(folder.facts, facts)
-        self.progress.student = student
-        self.progress.student_content = str(facts["student"])
-        self.progress.calibration = str(facts.get("calibration", ""))
-        self.progress.rounds.append(facts)
+        self.progress.finish(student, facts)
         if is_new:
             console.say(f"  {in_words(facts)}")
         return is_new
@@ -209,10 +184,7 @@ class ArmLoop:
                 self._buy_the_rest(number, bought, folder)
             write_changed(folder.annotations, annotation_lines(bought.annotations).encode())
             self._write_chosen(bought, folder, done=True)
-        progress.spent += bought.spent
-        progress.ids += bought.ids
-        progress.annotations += bought.annotations
-        progress.latest = bought
+        progress.add(bought)
 
     def _choice_key(self, number: int) -> str:
         """Return what the choice of a round depends on, all earlier ones included."""
@@ -330,30 +302,47 @@ class ArmLoop:
 
     def _child(self, number: int, folder: RoundFolder) -> tuple[Run, str]:
         """Return the run of a round's student, and what the round depends on."""
-        learned = self.buyer.learned(self.progress.annotations, self.arm)
-        samples = write_samples(folder.samples, [*self.data.seeds, *learned])
         whole = self.whole
-        start = self._start(number)
-        recipe = child.child_recipe(
-            whole.run, self.model.arm, self.seed, start, samples, whole.held_out
-        )
+        samples = self._samples()
+        write_changed(folder.samples, samples)
+        whole.write_held_out()
+        if not self.recipe.student.model.plugin.needs_checkpoint:
+            save_starting_model(whole, self.seed)
+        recipe = self._round_recipe(number, folder)
         run = Run(recipe, folder.run, whole.run.console)
         name = fingerprint({"teacher": whole.teacher})[:16]
         run.shared_answers = whole.folder / ANSWERS / f"{name}.jsonl"
         state_data(run)
-        digests = whole.run.digests
-        files = [samples, *([whole.held_out] if whole.held_out else [])]
-        key = fingerprint(
+        return run, self._round_key(recipe, samples)
+
+    def _samples(self) -> bytes:
+        """Return the file of what the student learns: the first samples and all annotated ones."""
+        learned = self.buyer.learned(self.progress.annotations, self.arm)
+        return sample_lines([*self.data.seeds, *learned])
+
+    def _round_recipe(self, number: int, folder: RoundFolder) -> Recipe:
+        return child.child_recipe(
+            *(self.whole.run, self.model.arm, self.seed, self._start(number)),
+            *(folder.samples, self.whole.held_out),
+        )
+
+    def _round_key(self, recipe: Recipe, samples: bytes) -> str:
+        """Return what a round depends on; where the run folder lies is no part of it."""
+        whole = self.whole
+        stated = json.dumps(recipe.resolved(), sort_keys=True)
+        place = json.dumps(str(whole.run.folder.absolute())).strip('"')
+        return fingerprint(
             {
-                "recipe": json.dumps(recipe.resolved(), sort_keys=True),
-                "samples": " ".join(digests.of_file(file) for file in files),
+                "recipe": stated.replace(place, "RUN"),
+                "samples": sha256(samples).hexdigest(),
+                "held out": sha256(whole.held_out_lines).hexdigest(),
                 "teacher": whole.teacher,
+                "student": whole.student,
                 "start": self.progress.student_content,
                 "choice": self.progress.key,
                 "evaluations": json.dumps(whole.evaluations, sort_keys=True),
             }
         )
-        return run, key
 
     def _start(self, number: int) -> dict[str, Any]:
         section = self.recipe.student.model
@@ -362,7 +351,7 @@ class ArmLoop:
             return child.model_at(section, folder)
         if section.plugin.needs_checkpoint:
             return section.model_dump(mode="json", exclude_none=True)
-        return child.model_at(section, starting_folder(self.whole, self.seed))
+        return child.model_at(section, self.whole.starting_folder(self.seed))
 
     def _take_over_knowledge(self, folder: RoundFolder) -> None:
         """Copy what the teacher said in the previous round: parts that are the same stay current.
@@ -423,27 +412,3 @@ def _identity(ref: PluginRef) -> str:
     """Return what a plugin's results depend on."""
     options = json.dumps(ref.effective, sort_keys=True)
     return " ".join((ref.name, ref.identity, ref.source, options))
-
-
-def starting_folder(whole: ActiveRun, seed: int) -> Path:
-    """Return a folder with the weights with which every round's student starts.
-
-    A family without a checkpoint makes weights and tokenizer from the seed and the text of the
-    training task. Every round starts with the same, so they are saved once.
-    """
-    run = whole.run
-    folder = whole.folder / STARTS / str(seed)
-    mark = folder / "start.json"
-    depends_on = fingerprints.loading_content(run, "student") | {"seed": str(seed)}
-    if read_json(mark) == {"fingerprint": fingerprint(depends_on)}:
-        return folder
-    run.announce_libraries()
-    from firstcli.stages import role_models
-
-    folder.mkdir(parents=True, exist_ok=True)
-    mark.unlink(missing_ok=True)
-    model = role_models.starting_model(run, "student", "float32", seed)
-    model.save_pretrained(folder)
-    role_models.tokenizer(run, "student").save_pretrained(folder)
-    write_json(mark, {"fingerprint": fingerprint(depends_on)})
-    return folder

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from rich import box
 from rich.table import Table
 
+from firstcli.active.active_run import ActiveRun, as_it_stands
 from firstcli.active.data import ActiveData
-from firstcli.active.folders import ROUNDS, ArmFolder
+from firstcli.active.loop import ArmLoop
 from firstcli.active.purchases import Buyer
 from firstcli.active.spending import Spent, affordable
 from firstcli.api import JSON
@@ -37,7 +38,7 @@ class ArmPlan:
     held_out: int
     rounds: int
     finished: int
-    """Rounds that have been finished before, whether or not they are up to date."""
+    """Rounds that are up to date."""
     annotations: int
     """How many annotations the budget is expected to buy."""
     tokens_read: int
@@ -64,7 +65,11 @@ def plan_rounds(run: Run, request: Request) -> dict[str, JSON]:
     active = run.recipe.active
     assert active
     data = ActiveData(run, active)
-    plans = [_arm_plan(run, active, data, model) for model in students(run, request.arms)]
+    whole = as_it_stands(run, request, data)
+    plans = [
+        _arm_plan(run, active, data, model, _finished(whole, model) if whole else 0)
+        for model in students(run, request.arms)
+    ]
     units = units_of(run.recipe, run.folder)
     chain = with_upstream(units, FINETUNE.units(run.recipe, run.folder))
     result = plan_run(run, request, chain) if chain else {"run": str(run.folder), "units": []}
@@ -127,14 +132,20 @@ def buyer_of(run: Run, active: Active, data: ActiveData, model: Model) -> Buyer:
     return buyer
 
 
-def _arm_plan(run: Run, active: Active, data: ActiveData, model: Model) -> ArmPlan:
+def _finished(whole: ActiveRun, model: Model) -> int:
+    """Return how many rounds are up to date, the one before the first annotations not counted."""
+    loop = ArmLoop(whole, model)
+    loop.take_over()
+    return max(0, len(loop.progress.rounds) - 1)
+
+
+def _arm_plan(run: Run, active: Active, data: ActiveData, model: Model, finished: int) -> ArmPlan:
     arm = run.recipe.arms[model.arm]
     active = active.of_arm(arm)
     buyer = buyer_of(run, active, data, model)
     each, pool = buyer.expected, len(buyer.pool)
     count = affordable(active, Spent(), each, active.rounds, pool)
     read, written = count * each.tokens_read, count * each.tokens_written
-    folder = ArmFolder(run.folder / ROUNDS / model.trained)
     return ArmPlan(
         arm=model.arm,
         seed=buyer.seed,
@@ -144,7 +155,7 @@ def _arm_plan(run: Run, active: Active, data: ActiveData, model: Model) -> ArmPl
         seed_samples=active.seed_samples,
         held_out=len(data.held_out),
         rounds=active.rounds,
-        finished=sum(folder.round(n).facts.exists() for n in range(1, active.rounds + 1)),
+        finished=finished,
         annotations=count,
         tokens_read=read,
         tokens_written=written,

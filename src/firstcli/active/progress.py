@@ -59,3 +59,22 @@ class Progress:
     """The content of the recalibrator with which the selector sees it, if there is one."""
     rounds: list[dict[str, JSON]] = field(default_factory=list)
     """The facts of every round."""
+
+    def add(self, bought: Purchase) -> None:
+        """Take in what a round has chosen and bought."""
+        self.spent += bought.spent
+        self.ids += bought.ids
+        self.annotations += bought.annotations
+        self.latest = bought
+
+    def finish(self, student: Run, facts: dict[str, JSON]) -> None:
+        """Take in a finished round.
+
+        Args:
+            student: the run of its student.
+            facts: what it has cost and brought.
+        """
+        self.student = student
+        self.student_content = str(facts["student"])
+        self.calibration = str(facts.get("calibration", ""))
+        self.rounds.append(facts)

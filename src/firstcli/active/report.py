@@ -10,8 +10,9 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
+from firstcli.active.active_run import ActiveRun
 from firstcli.active.folders import RoundFolder, read_json
-from firstcli.active.loop import ActiveRun, ArmLoop
+from firstcli.active.loop import ArmLoop
 from firstcli.active.planning import students
 from firstcli.active.reading import read_said
 from firstcli.active.reasons import is_correction
@@ -30,7 +31,7 @@ from firstcli.workspace.artifacts import fingerprint
 
 FOLDER = "curves"
 """Folder of the page, in the run folder."""
-FORMAT = 7
+FORMAT = 8
 """Raise it when the same rounds give a different page than before."""
 EXAMPLES = 3
 """Picked questions that the page shows of a round."""
@@ -41,30 +42,27 @@ def rounds_data(whole: ActiveRun, played: Sequence[ArmLoop]) -> RoundsData:
 
     Args:
         whole: the run.
-        played: the arms whose rounds are up to date; those of others are read as they are.
+        played: the arms whose rounds are up to date. Of others, those rounds are shown that are.
     """
-    current = {loop.model.trained: loop.progress.rounds for loop in played}
+    known = {loop.model.trained: loop for loop in played}
     rounds: dict[str, dict[int, Sequence[Mapping[str, JSON]]]] = {}
     picked: list[PickedRound] = []
+    outdated: list[str] = []
     for model in students(whole.run, ()):
-        loop = ArmLoop(whole, model)
-        every = current.get(model.trained) or list(_written(loop))
+        loop = known.get(model.trained)
+        if loop is None:
+            loop = ArmLoop(whole, model)
+            loop.take_over()
+        every = loop.progress.rounds
         if not every:
+            outdated += [model.trained] if loop.folder.round(0).facts.exists() else []
             continue
         if model.arm not in rounds:
             picked += [_picked(loop, int(facts["round"])) for facts in every if facts["round"]]
         rounds.setdefault(model.arm, {})[loop.seed] = every
     recipe = whole.run.recipe
     names = [section.name for section in recipe.evaluate]
-    older = [arm for arm in rounds if arm not in {loop.model.arm for loop in played}]
-    return RoundsData(recipe.name, rounds, names, picked, older)
-
-
-def _written(loop: ArmLoop) -> Iterator[dict[str, JSON]]:
-    """Yield the facts of an arm's finished rounds."""
-    for number in range(loop.active.rounds + 1):
-        if (facts := read_json(loop.folder.round(number).facts)) is not None:
-            yield facts
+    return RoundsData(recipe.name, rounds, names, picked, outdated)
 
 
 def _picked(loop: ArmLoop, number: int) -> PickedRound:
@@ -82,8 +80,6 @@ def _questions(loop: ArmLoop, folder: RoundFolder, ids: Sequence[str]) -> Iterat
     said = read_said(folder.said)
     bought = {each.id: each for each in read_annotations(folder.annotations)}
     for id in ids:
-        if id not in loop.data.pool or id not in scores:  # of an earlier pool
-            continue
         words, one = said.get(id), bought.get(id)
         surprises = words.surprises if words else ()
         yield PickedQuestion(
@@ -100,7 +96,7 @@ def write_page(whole: ActiveRun, data: RoundsData) -> Path:
     """Write the page, unless it shows the same rounds already; return its file."""
     folder = whole.run.folder / FOLDER
     mark = folder / "curves.json"
-    content = [FORMAT, data.run, data.rounds, data.evaluations, data.older]
+    content = [FORMAT, data.run, data.rounds, data.evaluations, data.outdated]
     shown = json.dumps(content, sort_keys=True)
     key = {"fingerprint": fingerprint({"shown": shown})}
     if read_json(mark) != key:

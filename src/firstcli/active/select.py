@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from firstcli.active import report
+from firstcli.active.active_run import opened
 from firstcli.active.data import ActiveData
 from firstcli.active.folders import ROUNDS
-from firstcli.active.loop import ActiveRun, ArmLoop
+from firstcli.active.loop import ArmLoop
 from firstcli.active.planning import buyer_of, plan_rounds, students
 from firstcli.api import JSON
 from firstcli.errors import UserError
-from firstcli.pipeline.execute import bring_mentor_up_to_date, bring_up_to_date
+from firstcli.pipeline.execute import bring_mentor_up_to_date
 from firstcli.pipeline.plan import Request, disk_errors_reported, open_run
 from firstcli.runtime import distributed
 from firstcli.runtime.files import locked
-from firstcli.stages import fingerprints
-from firstcli.stages.finetune import FINETUNE
-from firstcli.workspace.artifacts import fingerprint
-from firstcli.workspace.run import Run
 
 NO_SECTION = (
     "has no section `active`; add one with the pool and the budget, or start from `first init "
     "active`"
 )
+OUTDATED = "their rounds were made with other settings or data"
 
 
 def select(request: Request, rounds: int | None) -> dict[str, JSON]:
@@ -58,6 +54,8 @@ def select(request: Request, rounds: int | None) -> dict[str, JSON]:
         run.save_memory()
     for table in report.tables(shown):
         run.console.show(table)
+    if shown.outdated:
+        run.console.say(f"not shown, because {OUTDATED}: {', '.join(shown.outdated)}")
     trained = [loop.progress.student for loop in loops if loop.progress.student]
     if trained:
         run.console.say(f'try:  first predict {trained[-1].folder} "..."')
@@ -67,15 +65,3 @@ def select(request: Request, rounds: int | None) -> dict[str, JSON]:
         "page": str(page),
         "arms": {loop.model.trained: loop.progress.rounds for loop in loops},
     }
-
-
-def opened(run: Run, request: Request, data: ActiveData) -> ActiveRun:
-    """Bring the teacher up to date."""
-    if run.recipe.teacher is None:
-        return ActiveRun(run, request, data, "")
-    content = ""
-    if run.recipe.teacher.finetune:
-        bring_up_to_date(run, replace(request, arms=()), FINETUNE)
-        content = run.manifests[FINETUNE.key()].content
-    predictions = fingerprints.as_text(fingerprints.predictions(run, "teacher"))
-    return ActiveRun(run, request, data, fingerprint({**predictions, "teacher": content}))

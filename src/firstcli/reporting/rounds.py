@@ -85,8 +85,8 @@ class RoundsData:
     """The facts of every round, by arm and seed, in order."""
     evaluations: Sequence[str]
     picked: Sequence[PickedRound] = ()
-    older: Sequence[str] = ()
-    """Arms that are shown as an earlier command has left them."""
+    outdated: Sequence[str] = ()
+    """Arms that are not shown, because their rounds were made with other settings or data."""
 
     @cached_property
     def rows(self) -> list[str]:
