@@ -14,9 +14,11 @@ from firstcli.reporting.rounds import (
     PickedQuestion,
     PickedRound,
     RoundsData,
+    costless,
     in_text,
     last_rows,
     needed_csv,
+    rounds_table,
     to_csv,
 )
 from firstcli.reporting.rounds_page import write_rounds
@@ -64,7 +66,13 @@ DATA = RoundsData(
         PickedRound(
             "entropy",
             1,
-            [PickedQuestion("2 + <b>2</b>?", 0.5, ["two", "five"], 1, ["two", "four"], 1)],
+            [
+                PickedQuestion(
+                    *("2 + <b>2</b>?", 0.5),
+                    *(["two", "<i>two"], "five", 1),
+                    *(["two", "more"], "four", 1),
+                )
+            ],
         )
     ],
 )
@@ -166,6 +174,28 @@ def test_no_seed_disappears_without_a_word() -> None:
     assert found["none", ""] == ("0", "")
 
 
+def test_the_table_of_rounds_has_what_was_measured() -> None:
+    some = {
+        1: [facts("all", 1, 1, 0.5, annotations=1200, contradictions=2), facts("all", 1, 2, 0.6)]
+    }
+    headings, rows = rounds_table(RoundsData("tiny", {"all": some}, ["test"]))
+    assert headings == [
+        *("arm", "seed", "round", "annotations", "failed", "contradict the label"),
+        "flaws found in the student's steps",
+    ]
+    assert rows == [
+        ["all", "1", "1", "1,200", "0", "2", "3"],
+        ["all", "1", "2", "100", "0", "–", "6"],
+    ]
+
+
+def test_what_costs_nothing_and_what_is_reached_at_the_start_say_so() -> None:
+    free = {1: [facts("free", 1, n, 0.9, tokens_read=0, tokens_written=0) for n in (0, 1)]}
+    data = RoundsData("tiny", {"free": free, **DATA.rounds}, ["test"])
+    assert costless(data) == {"annotations": [], "tokens": ["free"]}
+    assert in_text(data.needed("test", "annotations")[0].needed) == "0: reached at the start"
+
+
 def test_the_csv_has_every_round() -> None:
     lines = list(csv.DictReader(io.StringIO(to_csv(DATA))))
     assert len(lines) == 2 * 2 * 3 * 2  # arms, seeds, rounds, rows
@@ -183,11 +213,15 @@ def test_the_page(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         write_rounds(tmp_path / name, DATA)
     page = (tmp_path / "one" / "index.html").read_text("utf-8")
-    assert "<td>100</td><td>0</td><td>–</td><td>6</td><td>–</td>" in page
+    assert "<td>100</td><td>0</td><td>6</td></tr>" in page
+    assert "contradict the label" not in page  # nowhere measured
+    assert (
+        "<li>two</li>" in page and "<p>Answer: five</p>" in page and "<p>Answer: four</p>" in page
+    )
     assert page == (tmp_path / "two" / "index.html").read_text("utf-8")
     assert "Annotations needed for 95 % of the accuracy of annotating everything" in page
     assert "2 + &lt;b&gt;2&lt;/b&gt;?" in page
-    assert "<mark>five</mark> <small>(first flaw)</small>" in page
+    assert "<mark>&lt;i&gt;two</mark> <small>(first flaw)</small>" in page
     assert page.count('<div class="texts">') == 1
     assert page.count("<div>") == 2  # both texts, beside each other
     assert page.count("<img ") == 6  # three metrics, by annotations and by tokens

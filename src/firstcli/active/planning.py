@@ -129,6 +129,7 @@ def buyer_of(run: Run, active: Active, data: ActiveData, model: Model) -> Buyer:
     ref, pool = active.annotator_of(run.recipe.arms[model.arm]), data.start(seed).pool
     buyer = Buyer(run, active, ref, pool, data, seed)
     require_able(run, buyer.annotator, pool.questions[0])
+    buyer.require_room()
     return buyer
 
 

@@ -19,7 +19,7 @@ from firstcli.plugins.annotators import CheckedAnnotator
 from firstcli.recipe.active import Active
 from firstcli.recipe.references import AnnotatorRef
 from firstcli.recipe.sections import Arm
-from firstcli.stages.annotating import AnnotationOrder, AnnotationOutcome, folded
+from firstcli.stages.annotating import AnnotationOrder, AnnotationOutcome, folded, needs_text
 from firstcli.workspace.run import Run
 
 POOL_ID = "pool/"
@@ -129,17 +129,42 @@ class Buyer:
         asks = self.annotator.generates or self.annotator.scores_candidates
         if not asks or not len(self.pool):
             return Spent(1)
+        read = sum(self._prompt_lengths) / len(self._prompt_lengths)
+        written = self.annotator.writing.max_new_tokens if self.writes_text else 0
+        return Spent(1, round(read), written)
+
+    @property
+    def writes_text(self) -> bool:
+        """Whether the teacher must write text."""
+        return len(self.pool) > 0 and needs_text(self.annotator, self.pool.questions[0])
+
+    @cached_property
+    def _prompt_lengths(self) -> list[int]:
+        """Lengths in tokens of the prompts of some questions, without what the student says."""
         tokenizer = self.run.tokenizers.of("teacher")
         examples = [
             to_annotate(question, self.form) for question in islice(self.pool.questions, EXAMPLES)
         ]
-        is_scored = self.annotator.scores_candidates and bool(examples[0].sample.candidates)
-        texts = [
-            item.sample.prompt if is_scored else self.annotator.prompt(item) for item in examples
-        ]
-        read = sum(len(tokenizer(text).input_ids) for text in texts) / len(texts)
-        written = 0 if is_scored else self.annotator.writing.max_new_tokens
-        return Spent(1, round(read), written)
+        prompt = self.annotator.prompt if self.writes_text else _own_prompt
+        return [len(tokenizer(prompt(item)).input_ids) for item in examples]
+
+    def require_room(self) -> None:
+        """Check that prompts leave room for a text in the teacher's context.
+
+        Raises:
+            UserError: not one of some questions does.
+        """
+        if not self.writes_text:
+            return
+        from firstcli.stages.inputs import context
+
+        longest, shortest = context(self.run, "teacher"), min(self._prompt_lengths)
+        if shortest >= longest:
+            raise UserError(
+                f"annotator '{self.ref.name}': its prompts have {shortest:,} tokens or more, but "
+                f"the teacher's context has {longest:,}; shorten its option `template`, or use a "
+                "teacher with a longer context"
+            )
 
     def learned(self, annotations: Iterable[Annotation], arm: Arm) -> list[Sample]:
         """Return what a student learns of annotations, with ids that no other sample has.
@@ -166,6 +191,10 @@ class Buyer:
             return replace(question, answer=place, response=question.candidates[place])
         space = "" if question.prompt[-1:].isspace() else " "
         return replace(question, response=space + annotation.answer)
+
+
+def _own_prompt(item: ToAnnotate) -> str:
+    return item.sample.prompt
 
 
 def spent_on(outcome: AnnotationOutcome) -> Spent:

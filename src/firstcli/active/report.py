@@ -85,9 +85,11 @@ def _questions(loop: ArmLoop, folder: RoundFolder, ids: Sequence[str]) -> Iterat
         yield PickedQuestion(
             prompt=loop.data.pool.question(id).prompt,
             score=float(scores[id]),
-            said=[*words.steps, words.answer] if words else (),
+            said=words.steps if words else (),
+            answered=words.answer if words else "",
             unsure=max(range(len(surprises)), key=surprises.__getitem__) if surprises else None,
-            taught=[*one.steps, one.answer] if one and one.steps else (),
+            taught=one.steps if one else (),
+            right=one.answer if one else "",
             flaw=one.first_flaw if words and one and is_correction(one, words) else None,
         )
 
@@ -114,7 +116,7 @@ def tables(data: RoundsData) -> Iterator[Table]:
     for evaluation in data.evaluations:
         headings = ["seeds", *(PLACES[place] for place in data.places)]
         headings += [metric.heading for metric in SHOWN]
-        table = Table(title=f"{evaluation}, after the last round", box=box.SIMPLE_HEAD)
+        table = Table(title=f"{evaluation}, after the latest round", box=box.SIMPLE_HEAD)
         table.title_justify = "left"
         table.add_column("model", no_wrap=True)
         for heading in headings:

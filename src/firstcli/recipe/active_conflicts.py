@@ -126,7 +126,16 @@ def _of_arm(active: Active, name: str, arm: Arm, valid: Mapping[str, Any]) -> Co
     if not asks and active.of_arm(arm).budget.samples is None:
         text = f"arms.{name}: '{annotator.name}' asks no teacher, so tokens and cost limit nothing"
         yield ("budget",), f"{text}; add samples"
-    if not active.recalibrates(arm) or train is None:
+    if train is None:
+        return
+    if train.task.plugin.has_candidates and train.task.explanations is None:
+        without = f"explanations, but task '{train.task.name}' has none; choose another"
+        if "thoughts" in selector.plugin.needs:
+            reads = f"{f'arms.{name}: ' if arm.selector else ''}'{selector.name}' reads {without}"
+            yield ("selector",), reads
+        if annotator.plugin.reads_explanation:
+            yield ("annotator",), f"{place}'{annotator.name}' reads {without}"
+    if not active.recalibrates(arm):
         return
     if not train.task.can_be_evaluated:
         text = f"task '{train.task.name}' has no candidates to fit a recalibrator on; choose raw"

@@ -24,6 +24,7 @@ from firstcli.recipe.run_folders import (
     RUN_RECIPE,
     STUDENTS,
     default_folder,
+    of_rounds,
     recommended,
 )
 from firstcli.recipe.yaml_nodes import Node
@@ -63,7 +64,8 @@ class FromRun(RecipeSection):
             folder = run_folder(stated.run)
             if not (folder / STUDENTS / name / MANIFEST).is_file():
                 command = shlex.join([*_command(stated.run), "--arm", arm_of(name)])
-                raise UserError(f"{folder} has no trained student '{name}'; run `{command}` first")
+                advice = of_rounds(folder) or f"; run `{command}` first"
+                raise UserError(f"{folder} has no trained student '{name}'{advice}")
             plugins.load("families", _model_section(folder)["family"])
         return stated.model_copy(update={"run": folder, "arm": name})
 
@@ -104,7 +106,9 @@ def run_folder(source: Path) -> Path:
     """
     if source.is_dir():
         if not (source / RUN_RECIPE).is_file():
-            raise UserError(f"{source} is no run folder, because it has no {RUN_RECIPE}")
+            raise UserError(
+                f"{source} is no run folder, because it has no {RUN_RECIPE}{of_rounds(source)}"
+            )
         return source.resolve()
     if not source.is_file():
         raise UserError(f"there is no run folder and no recipe {source}")

@@ -37,3 +37,13 @@ def recommended(run: Path) -> Recommended | None:
 def default_folder(name: str) -> Path:
     """Return the folder of a run, unless `--run-dir` names a different one."""
     return Path("runs") / name
+
+
+def of_rounds(run: Path) -> str:
+    """Say where `first select` has left students in a run folder; empty if it has not."""
+    rounds = run.glob("rounds/*/*/round.json")
+    numbered = [file.parent for file in rounds if file.parent.name.isdecimal()]
+    if not numbered:
+        return ""
+    latest = max(numbered, key=lambda folder: (int(folder.name), folder.parent.name))
+    return f"; `first select` leaves its students elsewhere, the latest in {latest / 'run'}"

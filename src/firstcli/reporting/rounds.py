@@ -31,6 +31,19 @@ PLACES = {"annotations": "annotations", "tokens": "tokens", "cost": "cost"}
 MOST_COMPARED = 4
 """Arms of which every pair is compared on the page; of more, each is compared with the first."""
 
+ROUND_COLUMNS = {
+    "round": "round",
+    "annotations": "annotations",
+    "failures": "failed",
+    "contradictions": "contradict the label",
+    "flawed": "flaws found in the student's steps",
+    "right_for_wrong_reasons": "right answer, wrong reason",
+}
+"""Facts of a round in the table of all rounds, with their headings."""
+
+DASH = "–"
+"""Stands for what was not measured."""
+
 Needed = MeanOverSeeds | NotReached | None
 """What is needed to reach a level; None if no seed can be compared."""
 
@@ -47,11 +60,15 @@ class PickedQuestion:
     prompt: str
     score: float
     said: Sequence[str]
-    """The student's steps and its answer; empty if it was not asked for words."""
+    """The student's steps."""
+    answered: str
+    """Its answer; empty if it has none, or if it was not asked for words."""
     unsure: int | None
     """Index of the step that surprised the student most."""
     taught: Sequence[str]
-    """The steps and the answer that were bought; empty where only probabilities were."""
+    """The steps that were bought; empty where only probabilities were."""
+    right: str
+    """The answer that was bought with them."""
     flaw: int | None
     """Index of the first of the student's steps that is wrong, if it is known."""
 
@@ -243,9 +260,11 @@ def in_text(mean: Needed, seeds: int = 1, *, signed: bool = False) -> str:
         signed: whether a plus sign is written.
     """
     if mean is None:
-        return "–"
+        return DASH
     if isinstance(mean, NotReached):
         return f"not reached in {mean.missing} of {mean.seeds} seeds"
+    if mean.value == 0 and not mean.half_width and not signed:
+        return "0: reached at the start"
     sign = "+" if signed else ""
     digits = ".3g" if abs(mean.value) < 10 else ",.0f"
     text = format(mean.value, f"{sign}{digits}")
@@ -255,9 +274,35 @@ def in_text(mean: Needed, seeds: int = 1, *, signed: bool = False) -> str:
     return text + (_of_seeds(mean.seeds, seeds) if mean.seeds < seeds else "")
 
 
-def known(count: int | None) -> str:
-    """Return a count; a dash if nothing was measured."""
-    return "–" if count is None else str(count)
+def rounds_table(data: RoundsData) -> tuple[list[str], list[list[str]]]:
+    """Return headings and rows of the table of all rounds; columns without a value are left out.
+
+    A dash stands for what was not measured.
+    """
+    rows = [
+        [arm, str(seed), *(_counted(facts.get(key)) for key in ROUND_COLUMNS)]
+        for arm, seeds in data.rounds.items()
+        for seed, every in seeds.items()
+        for facts in every
+    ]
+    columns = list(zip(["arm", "seed", *ROUND_COLUMNS.values()], *rows, strict=True))
+    kept = [column for column in columns if any(cell != DASH for cell in column[1:])]
+    return [column[0] for column in kept], [list(row) for row in zip(*kept, strict=True)][1:]
+
+
+def _counted(count: int | None) -> str:
+    return DASH if count is None else f"{count:,}"
+
+
+def costless(data: RoundsData) -> dict[str, list[str]]:
+    """Return the arms that have spent nothing of what others have, by place."""
+    ends = {
+        arm: [every[-1] for every in seeds.values() if every] for arm, seeds in data.rounds.items()
+    }
+    return {
+        place: [arm for arm, last in ends.items() if not any(spent(each, place) for each in last)]
+        for place in data.places
+    }
 
 
 def compared(needed: Sequence[NeededRow]) -> list[str]:
@@ -303,11 +348,11 @@ def last_rows(data: RoundsData, evaluation: str) -> Iterator[tuple[str, ...]]:
         for place in data.places:
             curves = data.curves(evaluation, row, "accuracy", place)
             ends = [float(curve.places[-1]) for curve in curves.values()]
-            cells.append(in_text(MeanOverSeeds(float(np.mean(ends)), None, 1)) if ends else "–")
+            cells.append(in_text(MeanOverSeeds(float(np.mean(ends)), None, 1)) if ends else DASH)
         for metric in SHOWN:
             curves = data.curves(evaluation, row, metric.name, "annotations")
             last = [float(curve.values[-1]) for curve in curves.values()]
-            cells.append(share_in_text(MeanOverSeeds.of(last), metric) if last else "–")
+            cells.append(share_in_text(MeanOverSeeds.of(last), metric) if last else DASH)
         yield tuple(cells)
 
 

@@ -11,10 +11,11 @@ from firstcli.reporting.rounds import (
     SHOWN,
     RoundsData,
     compared,
+    costless,
     in_text,
-    known,
     last_rows,
     needed_csv,
+    rounds_table,
     to_csv,
 )
 from firstcli.reporting.style import save
@@ -49,7 +50,8 @@ def write_rounds(folder: Path, data: RoundsData) -> None:
         levels={name: data.levels(name)[1] for name in data.evaluations},
         compared=compared,
         in_text=in_text,
-        known=known,
+        rounds=rounds_table(data),
+        costless=costless(data),
     )
     (folder / "index.html").write_text(page, encoding="utf-8", newline="\n")
     (folder / "needed.csv").write_text(needed_csv(data), encoding="utf-8", newline="\n")

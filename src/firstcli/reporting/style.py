@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter, ScalarFormatter
 
 from firstcli.api import JSON
 from firstcli.reporting.data import PLUS_T, TEACHER
@@ -260,8 +260,8 @@ def logarithmic(main: Axes, ticks: Sequence[float]) -> None:
 
 
 def percent(axis: Axis) -> None:
-    """Label an axis of shares in percent."""
-    axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    """Label an axis of shares in percent, with as many digits as its ticks have."""
+    axis.set_major_formatter(FuncFormatter(lambda share, _: f"{round(100 * share, 6):g}%"))
 
 
 def axes(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from firstcli.errors import UserError, did_you_mean
-from firstcli.recipe.run_folders import recommended
+from firstcli.recipe.run_folders import of_rounds, recommended
 from firstcli.student.usage import FILE, read_usage
 from firstcli.workspace.units import STUDENTS, split_title
 
@@ -62,7 +62,7 @@ def _run_folder(source: Path, run_dir: Path | None) -> Path:
         if not (source / STUDENTS).is_dir():
             raise UserError(
                 f"{source}: neither a student's folder (with {FILE}) nor a run folder (with "
-                f"{STUDENTS}/)"
+                f"{STUDENTS}/){of_rounds(source)}"
             )
         return source
     if not source.is_file():
@@ -72,7 +72,8 @@ def _run_folder(source: Path, run_dir: Path | None) -> Path:
 
         run_dir = load_recipe(source).run_folder
     if not (run_dir / STUDENTS).is_dir():
-        raise UserError(f"{run_dir}: has no students yet; run `first distill {source}` first")
+        advice = of_rounds(run_dir) or f"; run `first distill {source}` first"
+        raise UserError(f"{run_dir}: has no students yet{advice}")
     return run_dir
 
 
