@@ -46,7 +46,19 @@ def planned(folder: Path, *args: object, active: dict[str, Any] | None, **sectio
         ({"budget": {"samples": 500}}, ("active.budget.samples", "500", "20 questions")),
         ({"seed_samples": 100}, ("active.seed_samples", "100", "labelled samples")),
         ({"selector": {"name": "entropie"}}, ("active.selector.name", "did you mean 'entropy'")),
-        ({"annotator": {"name": "oracle"}}, ("annotator 'oracle'", "cannot correct")),
+        ({"annotator": {"name": "oracle"}}, ("active.annotator", "'oracle' reads explanations")),
+        (
+            {"annotator": {"name": "revise"}},
+            ("active.annotator", "'revise' reads explanations", "has none"),
+        ),
+        (
+            {"selector": {"name": "explanation-uncertainty"}},
+            ("active.selector", "'explanation-uncertainty' reads explanations", "has none"),
+        ),
+        (
+            {"annotator": {"name": "explain"}},
+            ("annotator 'explain'", "tokens or more, but the teacher's context has", "`template`"),
+        ),
         ({"seed_sample": 3}, ("active.seed_sample", "did you mean 'seed_samples'")),
         ({"pool": {}}, ("active.pool", "teacher.finetune would read")),
         (

@@ -227,6 +227,17 @@ def test_rounds_with_other_settings_are_made_anew_and_not_shown(
     assert shown == {(arm, number) for arm in ("first", "second") for number in ("0", "1")}
 
 
+def test_commands_that_look_for_a_student_name_the_round(finished: Finished) -> None:
+    latest = f"the latest in {finished.run / 'rounds/first/2/run'}"
+    first("predict", finished.run, "1 + 1 =").mistake("neither a student's folder", latest)
+    first("predict", finished.recipe, "1 + 1 =", "--run-dir", finished.run).mistake(latest)
+    option = f'teacher.from_run={{"run": "{finished.run}", "arm": "first"}}'
+    changes = ("--set", "teacher.finetune=null", "--set", "teacher.model=null", "--set", option)
+    next_run = finished.run.parent / "next"
+    result = first("plan", finished.recipe, "--run-dir", next_run, *changes)
+    result.mistake("has no trained student 'first'", latest)
+
+
 # The labels of the pool.
 
 
