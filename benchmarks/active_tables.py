@@ -1,8 +1,11 @@
 """Tables of `docs/active.md` from the rounds that `first select` has written.
 
     python benchmarks/active_tables.py runs/active-study/curves/rounds.csv [--to 1500]
+        [--figures docs/figures]
 
-All differences are paired by seed, with 95 % intervals over seeds (Student's t).
+Arms that begin with the same annotator are one group. They are compared with its first arm, and
+each group has a figure. All differences are paired by seed, with 95 % intervals over seeds
+(Student's t).
 """
 
 from __future__ import annotations
@@ -10,15 +13,26 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from firstcli.metrics.learning_curves import LearningCurve, MeanOverSeeds
+from firstcli.metrics.learning_curves import (
+    LearningCurve,
+    MeanOverSeeds,
+    needed_by_all,
+    needed_difference,
+)
+from firstcli.reporting import curves
+from firstcli.reporting.rounds import SHOWN, RoundsData, in_text
+from firstcli.reporting.style import save
 
 EVERYTHING = "everything"
+ANNOTATORS = ("explain", "revise")
 SHARE = 0.95
 EQUAL_COSTS = (0.25, 0.5, 0.75, 1.0)
 """Shares of the least that an arm spends in tokens at which accuracy at equal cost is compared."""
@@ -54,6 +68,29 @@ def accuracy_at(curve: LearningCurve, place: float) -> float:
     return float(curve.at(np.array([place]))[0])
 
 
+def group_of(arm: str) -> str:
+    annotator = arm.split("-")[0]
+    return annotator if annotator in ANNOTATORS else "all"
+
+
+def write_figures(path: Path, arms: Sequence[str], folder: Path) -> None:
+    """Draw the metrics of every group of arms against annotations, as the page does."""
+    rounds: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = [row for row in csv.DictReader(file) if row["model"] == row["arm"]]
+    for row in lines:
+        metrics = {each.name: float(row[each.name]) for each in SHOWN}
+        spent = {"annotations": float(row["annotations"])}
+        facts = {**spent, "evaluations": {row["evaluation"]: {row["arm"]: metrics}}}
+        rounds.setdefault(row["arm"], {}).setdefault(int(row["seed"]), []).append(facts)
+    (evaluation,) = {row["evaluation"] for row in lines}
+    for group in dict.fromkeys(map(group_of, arms)):
+        some = {arm: rounds[arm] for arm in arms if group_of(arm) == group}
+        data = RoundsData(path.parent.parent.name, some, [evaluation])
+        drawing = curves.drawing(data, evaluation, "annotations")
+        save(replace(drawing, name=f"active-{evaluation}-{group}"), folder)
+
+
 def mean_accuracy(curve: LearningCurve, to: float) -> float:
     """Return the mean of a curve from nothing to `to`, which is always defined."""
     places = np.linspace(0.0, to, 301)
@@ -75,12 +112,15 @@ def in_points(differences: Sequence[float]) -> str:
 
 def needed(curves: Curves, levels: Mapping[int, float]) -> str:
     """Return the annotations needed on average, or how many seeds do not reach the level."""
-    found = [curve.needed(levels[seed]) for seed, curve in curves.items() if seed in levels]
-    reached = [value for value in found if value is not None]
-    if len(reached) < len(found):
-        return f"not reached in {len(found) - len(reached)} of {len(found)}"
-    mean = MeanOverSeeds.of(reached)
-    return f"{mean.value:,.0f}" + (f" ± {mean.half_width:,.0f}" if mean.half_width else "")
+    seeds = sorted(curves.keys() & levels.keys())
+    return in_text(needed_by_all([curves[seed] for seed in seeds], [levels[s] for s in seeds]))
+
+
+def more_needed(ours: Curves, theirs: Curves, levels: Mapping[int, float]) -> str:
+    """Return how many more annotations ours need, paired by seed."""
+    seeds = sorted(ours.keys() & theirs.keys() & levels.keys())
+    both = [ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]
+    return in_text(needed_difference(*both, [levels[seed] for seed in seeds]), signed=True)
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -95,6 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("rounds", type=Path)
     parser.add_argument("--to", type=float, help="annotations; by default the least of any arm")
+    parser.add_argument("--figures", type=Path, help="folder of a figure for each group of arms")
     given = parser.parse_args()
     by_annotations = read_curves(given.rounds, annotations_of)
     by_tokens = read_curves(given.rounds, tokens_of)
@@ -109,18 +150,21 @@ def main() -> None:
     places = sorted({x for arm in arms for c in by_annotations[arm].values() for x in c.places})
     rows = []
     for arm in arms:
-        curves = by_annotations[arm]
-        cells = [arm, str(len(curves))]
+        own = by_annotations[arm]
+        cells = [arm, str(len(own))]
         for x in places:
-            values = [100 * float(curve.at(np.array([x]))[0]) for curve in curves.values()]
+            values = [100 * float(curve.at(np.array([x]))[0]) for curve in own.values()]
             cells.append(f"{np.mean(values):.1f}")
-        areas = [100 * mean_accuracy(curve, to) for curve in curves.values()]
-        first = next(a for a in arms if a.split("-")[0] == arm.split("-")[0])
-        versus = paired(curves, by_annotations[first], lambda curve: mean_accuracy(curve, to))
-        cells += [f"{np.mean(areas):.1f}", versus if arm != first else "", needed(curves, levels)]
+        areas = [100 * mean_accuracy(curve, to) for curve in own.values()]
+        first = next(other for other in arms if group_of(other) == group_of(arm))
+        theirs = by_annotations[first]
+        cells += [f"{np.mean(areas):.1f}", paired(own, theirs, partial(mean_accuracy, to=to))]
+        cells += [needed(own, levels), more_needed(own, theirs, levels)]
+        if arm == first:
+            cells[-3] = cells[-1] = ""
         rows.append(cells)
-    mean, difference = f"mean to {to:,.0f}", "difference from the first"
-    table(["arm", "seeds", *(f"{x:,.0f}" for x in places), mean, difference, "needed"], rows)
+    headings = ["arm", "seeds", *(f"{x:,.0f}" for x in places), f"mean to {to:,.0f}"]
+    table([*headings, "difference from the first", "needed", "more than the first"], rows)
 
     print("### Recalibrated minus raw: mean accuracy up to the budget\n")
     pairs = [
@@ -129,13 +173,40 @@ def main() -> None:
         if _without(a, "raw") == _without(b, "recalibrated")
     ]
     area = partial(mean_accuracy, to=to)
-    rows = [[f"{b} - {a}", paired(by_annotations[b], by_annotations[a], area)] for a, b in pairs]
-    table(["arms", "points"], rows)
+    rows = [
+        [
+            f"{b} - {a}",
+            paired(by_annotations[b], by_annotations[a], area),
+            more_needed(by_annotations[b], by_annotations[a], levels),
+        ]
+        for a, b in pairs
+    ]
+    table(["arms", "points", "annotations needed"], rows)
 
+    if {*ANNOTATORS} <= {*map(group_of, arms)}:
+        print_revisions(arms, by_annotations, by_tokens, area)
+    if given.figures:
+        write_figures(given.rounds, arms, given.figures)
+
+
+def print_revisions(
+    arms: Sequence[str],
+    by_annotations: Mapping[str, Curves],
+    by_tokens: Mapping[str, Curves],
+    area: Callable[[LearningCurve], float],
+) -> None:
+    """Compare `revise` with `explain` under the same selector.
+
+    Args:
+        arms: all arms.
+        by_annotations: their curves against annotations.
+        by_tokens: the same against tokens.
+        area: the mean accuracy up to the budget.
+    """
     print("### Revise minus explain: at equal annotations, and at equal tokens\n")
     rows = []
     for a, b in combinations(arms, 2):
-        if (a.split("-")[0], b.split("-")[0]) != ("explain", "revise"):
+        if (group_of(a), group_of(b)) != ANNOTATORS:
             continue
         if a.split("-")[1:] != b.split("-")[1:]:
             continue
