@@ -26,7 +26,7 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 from firstcli import plugins
 from firstcli.api import DataPath, ExplanationForm, ModelFamily, PluginOptions, Task
 from firstcli.errors import UserError
-from firstcli.plugins import annotators, calls, objectives, selectors
+from firstcli.plugins import annotators, calls, objectives, recalibrators, selectors
 from firstcli.plugins.annotators import CheckedAnnotator
 
 _FOLDER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
@@ -244,9 +244,9 @@ class RecalibratorRef(PluginRef):
 
     kind = "recalibrators"
 
-    def build(self) -> calls.CheckedRecalibrator:
+    def build(self) -> recalibrators.CheckedRecalibrator:
         """Return a new, unfitted recalibrator with its options."""
-        return calls.recalibrator(self.name, self.options)
+        return recalibrators.recalibrator(self.name, self.options)
 
 
 class AugmenterRef(PluginRef):
