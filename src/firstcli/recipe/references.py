@@ -33,9 +33,15 @@ _FOLDER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
-def mistake(text: str) -> PydanticCustomError:
-    """Return the exception with which a validator refuses a value; `text` is shown unchanged."""
-    return PydanticCustomError("recipe", "{text}", {"text": text})
+def mistake(text: str, keys: tuple[int | str, ...] | None = None) -> PydanticCustomError:
+    """Return the exception with which a validator refuses a value.
+
+    Args:
+        text: is shown unchanged.
+        keys: the path of the key to name, from the root of the recipe; by default, that of the
+            value.
+    """
+    return PydanticCustomError("recipe", "{text}", {"text": text, "keys": keys})
 
 
 @contextmanager
