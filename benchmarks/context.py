@@ -24,7 +24,7 @@ import shapes
 from firstcli.data.encoding import EncodedSample
 from firstcli.models import readout
 from firstcli.stages import scoring
-from firstcli.training import batches, trainer
+from firstcli.training import batches, objective_forward
 from firstcli.training.soft_targets import SoftTargets
 from shapes import SMALL
 
@@ -61,7 +61,7 @@ def prepare(work: str, tokens: int) -> Callable[[], None]:
     model.train()
     if work != "training":
         model.activation_checkpointing_enable({"use_reentrant": False})
-    trainer.install_objective(model, "topk-tail")
+    objective_forward.install_objective(model, "topk-tail")
     soft_targets = drawn_soft_targets(len(row.targets))
     batch = batches.TrainingBatches([row], lambda _: soft_targets)[[0]]
     del batch["samples"]

@@ -25,7 +25,7 @@ from firstcli.models import inference, readout
 from firstcli.models.answers import EVALUATION_TOKENS, candidate_log_probs
 from firstcli.pipeline.plan import Request, open_run
 from firstcli.plugins import calls
-from firstcli.plugins.calls import CheckedRecalibrator
+from firstcli.plugins.recalibrators import CheckedRecalibrator
 from firstcli.recipe.sections import Arm
 from firstcli.stages import chat, inputs, role_models, scoring, shared_tokens
 from firstcli.training import soft_targets

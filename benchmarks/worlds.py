@@ -36,7 +36,7 @@ import world_tables
 from firstcli.data.encoded import lengths_of
 from firstcli.data.encoding import EncodedSample
 from firstcli.metrics.records import EvalRecords
-from firstcli.plugins import calls
+from firstcli.plugins import recalibrators
 from firstcli.recalibration.agreement import fit_temperature
 from firstcli.recalibration.builtin import LogitTemperature, TemperatureOptions
 from firstcli.recalibration.candidates import recalibrated
@@ -156,7 +156,9 @@ class Evaluator:
             if name in AGREEING and self.reference is not None:
                 reference = self.reference[each.name].probabilities
                 t = fit_temperature(plain.probabilities, reference)["temperature"]
-                fixed = calls.recalibrator(LogitTemperature.name, TemperatureOptions(temperature=t))
+                fixed = recalibrators.recalibrator(
+                    LogitTemperature.name, TemperatureOptions(temperature=t)
+                )
                 shown[f"{name} + agreement"] = recalibrated(plain, fixed, task), {"temperature": t}
             for title, (records, facts) in shown.items():
                 line = {"world": recipe.seed, "arm": title, "split": each.name, **facts}

@@ -15,7 +15,7 @@ from firstcli.data.encoding import EncodedSample
 from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference, readout
 from firstcli.stages.scoring import top_k_of
-from firstcli.training import batches, fused_objectives, trainer
+from firstcli.training import batches, fused_objectives, objective_forward
 from support.paths import DOCS, TESTS
 from training import test_trainer as training_tests
 from training.test_trainer import V, drawn_samples, soft_targets_for
@@ -24,10 +24,10 @@ DOCUMENT = DOCS / "invariances.md"
 
 
 def step(
-    model: LlamaForCausalLM, rows: Sequence[EncodedSample], objective: trainer.Objective
+    model: LlamaForCausalLM, rows: Sequence[EncodedSample], objective: objective_forward.Objective
 ) -> tuple[float, Tensor]:
     """Return the loss and the gradient of one batch, through the installed objective."""
-    trainer.install_objective(model, objective)
+    objective_forward.install_objective(model, objective)
     batch = batches.TrainingBatches(rows, soft_targets_for(objective, rows))[range(len(rows))]
     del batch["samples"]
     output = model(**batch)
@@ -50,7 +50,7 @@ def extracted(
 
 @pytest.mark.parametrize("objective", training_tests.OBJECTIVES)
 def test_the_chunk_size_does_not_change_a_step(
-    make_llama: MakeLlama, monkeypatch: pytest.MonkeyPatch, objective: trainer.Objective
+    make_llama: MakeLlama, monkeypatch: pytest.MonkeyPatch, objective: objective_forward.Objective
 ) -> None:
     rows = drawn_samples(8)
     loss, gradient = step(make_llama(V), rows, objective)

@@ -40,6 +40,11 @@ def planned(folder: Path, *args: object, active: dict[str, Any] | None, **sectio
         ({"budget": {"samples": 0}}, ("active.budget.samples", "at least 1")),
         ({"budget": {"cost": 2.0}}, ("active.budget.cost", "active.prices")),
         (
+            {"budget": {"cost": 2.0}, "prices": {"read": 0, "written": 0}},
+            ("active.budget.cost", "limits nothing", "active.prices are 0", "samples or tokens"),
+        ),
+        ({"budget": 1000}, ("active.budget: found 1000", "a mapping such as {samples: 1000}")),
+        (
             {"rounds": 9},
             ("active.rounds", "9 rounds are more than the 4 annotations of the budget"),
         ),
@@ -82,15 +87,31 @@ def test_the_section(tmp_path: Path, active: dict[str, Any], parts: tuple[str, .
         ),
         (
             {"arms": {"first": {"selector": {"name": "entropy"}}}, "active": None},
-            ("missing", "arms.first.selector"),
+            ("arms.first.selector: is for the section `active`, which is missing",),
         ),
         (
             {"arms": {"a": {"selector": {"name": "instruction-following-difficulty"}}}},
-            ("active.selector", "arms.a", "reads responses"),
+            ("arms.a.selector: 'instruction-following-difficulty' reads responses",),
         ),
         (
             {"arms": {"a": {"budget": {"cost": 3.0}}}},
-            ("active.budget.cost", "arms.a", "active.prices"),
+            ("arms.a.budget.cost: needs the prices of tokens", "active.prices"),
+        ),
+        (
+            {"arms": {"a": {"selector": {"name": "typo"}}}},
+            ("arms.a.selector.name: unknown selector 'typo'",),
+        ),
+        (
+            {"arms": {"a": {"budget": {"samples": 1}}}},
+            ("arms.a.budget.samples: 2 rounds are more than the 1 annotations",),
+        ),
+        (
+            {"arms": {"a": {"annotator": {"name": "label"}, "budget": {"tokens": 9}}}},
+            ("arms.a.budget: 'label' asks no teacher",),
+        ),
+        (
+            {"teacher": None, "arms": {"a": {"learn": "labels", "annotator": {"name": "explain"}}}},
+            ("arms.a.annotator: 'explain' asks a teacher",),
         ),
         (
             {"arms": {"a": {"budget": {"samples": 500}}}},
@@ -131,6 +152,23 @@ def test_recalibrated_confidence_needs_held_out_samples(tmp_path: Path) -> None:
     uncertain = {"selector": {"name": "entropy"}}
     planned(tmp_path, active=uncertain, **sections).mistake("active.confidence", "held-out")
     result = planned(tmp_path, active={**uncertain, "confidence": "raw"}, **sections)
+    assert result.code == 0, result.err
+    arm = {"selector": {"name": "entropy"}, "confidence": "recalibrated"}
+    result = planned(tmp_path, active={"confidence": "raw"}, train=data, arms={"a": arm})
+    result.mistake("arms.a.confidence: recalibrated probabilities need held-out samples")
+
+
+def test_the_place_of_a_mistake_is_the_line_of_the_arm(tmp_path: Path) -> None:
+    difficult = {"selector": {"name": "instruction-following-difficulty"}}
+    result = planned(tmp_path, active={}, arms={"a": difficult})
+    path = tmp_path / "recipe.yaml"
+    line = path.read_text("utf-8").split("instruction-following")[0].count("\n")  # `selector:`
+    result.mistake(f"recipe.yaml:{line}: arms.a.selector: ")
+
+
+def test_prices_of_nothing_are_allowed_beside_another_limit(tmp_path: Path) -> None:
+    free = {"budget": {"cost": 2.0, "samples": 4}, "prices": {"read": 0, "written": 0}}
+    result = planned(tmp_path, active=free)
     assert result.code == 0, result.err
 
 

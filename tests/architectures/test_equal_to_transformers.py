@@ -25,9 +25,9 @@ from firstcli.models.answers import candidate_log_probs
 from firstcli.models.generation import Sampler, continuations
 from firstcli.recipe.lora import Lora
 from firstcli.stages.scoring import top_k_of
-from firstcli.training import arguments, lora, trainer
+from firstcli.training import arguments, lora, objective_forward, trainer
 from firstcli.training.batches import TrainingBatches
-from firstcli.training.trainer import Objective
+from firstcli.training.objective_forward import Objective
 from support.architectures import ARCHITECTURES, Architecture
 from support.paths import DOCS
 from training.test_trainer import (
@@ -171,7 +171,7 @@ def test_loss_and_gradient(architecture: Architecture, objective: Objective) -> 
     gradient = gradient_of(reference)
     for batching in batchings(architecture):
         model = architecture.build(V)
-        trainer.install_objective(model, objective)
+        objective_forward.install_objective(model, objective)
         loss = step(model, rows, soft_targets, batching)
         assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
         require_equal(gradient_of(model), gradient)
@@ -210,7 +210,7 @@ def test_adapters(architecture: Architecture) -> None:
     model = adapted(architecture.build(V))
     plain = log_probs(model, range(12))
     assert (plain - log_probs(architecture.build(V), range(12))).abs().max() > 1e-2
-    trainer.install_objective(model.get_base_model(), "topk-tail")
+    objective_forward.install_objective(model.get_base_model(), "topk-tail")
     step(model, rows, soft_targets)
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
     found = gradient_of(model)
@@ -307,7 +307,7 @@ def test_the_loss_of_the_router_is_not_part_of_the_objective(architecture: Archi
         auxiliary = model(input_ids=ids, labels=ids).aux_loss
         assert (auxiliary is not None) == bool(values)
         model.zero_grad()
-        trainer.install_objective(model, "labels")
+        objective_forward.install_objective(model, "labels")
         found.append((step(model, rows, None), gradient_of(model)))
     (loss, gradient), (same, same_gradient) = found
     assert loss == same

@@ -22,8 +22,8 @@ from firstcli.api import (
     TopKRows,
     UserError,
 )
-from firstcli.plugins import calls
-from firstcli.plugins.calls import plain_rows
+from firstcli.plugins import recalibrators
+from firstcli.plugins.recalibrators import plain_rows
 from firstcli.recalibration.builtin import TemperatureScalingOptions
 from firstcli.testing import check_recalibrator, overconfident_teacher
 from support.command_line import first, recipe, write_recipe
@@ -173,7 +173,7 @@ class Mine(Recalibrator[PluginOptions]):
 def test_an_exception_names_the_innermost_line_of_the_plugin(install: Install) -> None:
     install("first-mine", FAILING)
     with pytest.raises(UserError) as caught:
-        calls.recalibrator("mine", PLAIN).fit(rows(), np.eye(2, dtype=bool))
+        recalibrators.recalibrator("mine", PLAIN).fit(rows(), np.eye(2, dtype=bool))
     assert str(caught.value) == (
         "recalibrator 'mine' from first-mine 1.2 failed in `fit`: LinAlgError: Singular matrix "
         "(first_mine.py:12: `return np.linalg.inv(0 * topk)  # singular`); correct the plugin"
@@ -182,7 +182,9 @@ def test_an_exception_names_the_innermost_line_of_the_plugin(install: Install) -
 
 def test_a_mistake_in_a_built_in_keeps_its_traceback() -> None:
     with pytest.raises(RuntimeError, match="call fit or restore first"):
-        calls.recalibrator("temperature-scaling", TemperatureScalingOptions()).transform(rows())
+        recalibrators.recalibrator("temperature-scaling", TemperatureScalingOptions()).transform(
+            rows()
+        )
 
 
 # Tasks and families.

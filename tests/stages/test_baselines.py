@@ -14,8 +14,8 @@ from firstcli.data import splits
 from firstcli.knowledge.store import Knowledge
 from firstcli.metrics.records import EvalRecords
 from firstcli.pipeline.plan import Request, open_run
-from firstcli.plugins import calls
-from firstcli.plugins.calls import CheckedRecalibrator
+from firstcli.plugins import recalibrators
+from firstcli.plugins.recalibrators import CheckedRecalibrator
 from firstcli.recalibration.builtin import LogitTemperature
 from firstcli.recalibration.candidates import recalibrated
 from firstcli.stages import inputs, posthoc, role_models, scoring, shared_tokens, units_of
@@ -105,7 +105,7 @@ def test_a_temperature_changes_confidence_and_no_answer(done: tuple[Path, Path])
 
 def tempered(temperature: float) -> CheckedRecalibrator:
     options = LogitTemperature.Options(temperature=temperature)
-    return calls.recalibrator("logit-temperature", options)
+    return recalibrators.recalibrator("logit-temperature", options)
 
 
 def test_temperature_one_renormalises_only() -> None:

@@ -21,7 +21,7 @@ from firstcli.metrics.summary import summarize
 from firstcli.pipeline.plan import Request, open_run
 from firstcli.recipe.evaluations import GenerationSettings
 from firstcli.recipe.load import load_recipe
-from firstcli.stages import generated, inputs, role_models
+from firstcli.stages import generated, generated_texts, inputs, role_models
 from firstcli.stages.evaluate import EVALUATE as STAGE
 from firstcli.stages.generated import LEAST, _votes, chosen_answer
 from firstcli.tasks.known_steps import FORM, KnownSteps, KnownStepsOptions
@@ -110,7 +110,7 @@ def texts_of(recipe: Path, folder: Path, evaluation: str) -> dict[str, list[Expl
     unit = next(unit for unit in units if unit.key == f"eval {evaluation}/labels")
     asked = generated.questions_of(run, unit)
     with torch.inference_mode():
-        return generated._texts(run, unit, asked, role_models.model(run, unit.model))
+        return generated_texts.texts_of(run, unit, asked, role_models.model(run, unit.model))
 
 
 def test_the_probability_is_the_mean_over_the_explanations(finished: Finished) -> None:
@@ -157,7 +157,7 @@ def test_votes_are_shares_of_the_samples(finished: Finished) -> None:
 
 def test_batches_change_no_text(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     before = records(finished, "vote")
-    monkeypatch.setattr(generated, "BATCH_SIZE", 5)
+    monkeypatch.setattr(generated_texts, "BATCH_SIZE", 5)
     run = finished.copied_to(finished.run.parent / "again")
     result = first("eval", finished.recipe, "--run-dir", run, "--force", "--json")
     assert result.code == 0, result.err

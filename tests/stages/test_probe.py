@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from firstcli.stages import probe
-from firstcli.training import trainer
+from firstcli.training import objective_forward
 from support import command_line
 from support.command_line import first
 
@@ -57,7 +57,7 @@ def test_training_is_probed_as_the_recipe_sets_it(
     """Its optimizer and activation checkpointing; random numbers are left as they were."""
     stepped: list[type] = []
     recomputes: list[bool] = []
-    sgd, forward = torch.optim.SGD.step, trainer.install_objective
+    sgd, forward = torch.optim.SGD.step, objective_forward.install_objective
 
     def step(self: torch.optim.SGD, *args: Any) -> Any:
         stepped.append(type(self))
@@ -74,7 +74,7 @@ def test_training_is_probed_as_the_recipe_sets_it(
     plan = ("plan", path, "--run-dir", tmp_path / "run")
     assert first(*plan).code == 0
     stepped.clear()
-    monkeypatch.setattr(trainer, "install_objective", install)
+    monkeypatch.setattr(objective_forward, "install_objective", install)
     before = torch.get_rng_state()
     result = first(*plan, "--probe")
     assert result.code == 0, result.err

@@ -6,7 +6,7 @@ from typing import Any
 
 from firstcli.api import Recalibrator, TopKRows
 from firstcli.plugins import Plugin
-from firstcli.plugins.calls import CheckedRecalibrator, plain_rows
+from firstcli.plugins.recalibrators import CheckedRecalibrator, plain_rows
 from firstcli.recalibration.builtin import SingleTemperature
 from firstcli.testing import FitInputs
 

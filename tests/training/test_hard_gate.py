@@ -19,7 +19,7 @@ from conftest import MakeLlama
 from firstcli.data.encoding import EncodedSample
 from firstcli.models import readout
 from firstcli.models.readout import Layer
-from firstcli.training import batches, fused_objectives, objectives, trainer
+from firstcli.training import batches, fused_objectives, objective_forward, objectives
 from firstcli.training.soft_targets import SoftTargets
 from training.test_fused_objectives import chunks_of, copied, dense, layer_of, leaves_of
 from training.test_trainer import K, V, distance, drawn_samples, drawn_soft_targets, fit
@@ -232,7 +232,7 @@ def test_the_dense_path_gives_the_same(
         if obstacle:
             monkeypatch.setattr(readout, "_obstacle", lambda _, reason=obstacle: reason)
         model = make_llama(V)
-        trainer.install_objective(model, "hard-gate")
+        objective_forward.install_objective(model, "hard-gate")
         output = model(**batch)
         gradients = torch.autograd.grad(output["loss"], list(model.parameters()))
         results.append((output, torch.cat([gradient.ravel() for gradient in gradients])))
@@ -247,7 +247,7 @@ def test_a_process_without_samples_has_nothing_to_learn(make_llama: MakeLlama) -
     assert batch["is_label"].shape == (0, K)
     del batch["samples"]
     model = make_llama(V)
-    trainer.install_objective(model, "hard-gate")
+    objective_forward.install_objective(model, "hard-gate")
     output = model(**batch)
     assert output["loss"].item() == 0 == output["from_label"].item()
 

@@ -23,7 +23,7 @@ from firstcli.models import readout
 from firstcli.recipe.lora import Lora
 from firstcli.runtime import distributed
 from firstcli.runtime.console import Console
-from firstcli.training import arguments, fused_objectives, lora, trainer
+from firstcli.training import arguments, fused_objectives, lora, objective_forward, trainer
 from firstcli.training.batches import TrainingBatches
 from training.test_trainer import (
     CPU,
@@ -155,7 +155,7 @@ def test_frozen_weights_do_not_change_by_a_bit(
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("tied", [True, False])
 def test_gradients_equal_those_of_a_dense_float64_reference(
-    make_llama: MakeLlama, objective: trainer.Objective, tied: bool
+    make_llama: MakeLlama, objective: objective_forward.Objective, tied: bool
 ) -> None:
     """Logits of all tokens, the objective in float64 and autograd; no fused sum."""
     rows = drawn_samples(8)
@@ -167,7 +167,7 @@ def test_gradients_equal_those_of_a_dense_float64_reference(
 
     model = drawn(adapted(make_llama(V, tie_word_embeddings=tied)))
     messages: list[str] = []
-    trainer.install_objective(model.get_base_model(), objective, messages.append)
+    objective_forward.install_objective(model.get_base_model(), objective, messages.append)
     assert messages == []  # the fused path
     batch = TrainingBatches(rows, soft_targets)[range(8)]
     del batch["samples"]
@@ -191,7 +191,7 @@ def test_the_gradient_of_the_frozen_output_layer_is_not_computed(
 
     monkeypatch.setattr(fused_objectives, "_sums_and_gradients", noted)
     model = adapted(make_llama(V))
-    trainer.install_objective(model.get_base_model(), "labels")
+    objective_forward.install_objective(model.get_base_model(), "labels")
     batch = TrainingBatches(drawn_samples(4), None)[range(4)]
     del batch["samples"]
     model(**batch)["loss"].backward()
@@ -309,7 +309,7 @@ def compare_sharded_gradients(folder: Path) -> None:
 
     def model() -> Any:
         whole = drawn(adapted(LlamaForCausalLM.from_pretrained(folder)))
-        trainer.install_objective(whole.get_base_model(), "topk-tail")
+        objective_forward.install_objective(whole.get_base_model(), "topk-tail")
         return whole
 
     whole = model()

@@ -18,7 +18,7 @@ from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError
 from firstcli.runtime import distributed
 from firstcli.runtime.console import Console
-from firstcli.training import trainer
+from firstcli.training import objective_forward, trainer
 from firstcli.training.batches import MicroBatches
 from firstcli.training.mixture import (
     DomainDraws,
@@ -157,7 +157,7 @@ def test_a_loss_that_is_not_finite_is_refused() -> None:
 def test_held_out_losses_are_those_of_the_outcomes(make_llama: MakeLlama) -> None:
     """Against float64: -log q of the true token, or of all tokens but the k it is not among."""
     model = make_llama(V).eval()
-    trainer.install_objective(model, "topk-tail")
+    objective_forward.install_objective(model, "topk-tail")
     forward = model.forward
     with torch.no_grad():
         found = held_out_losses(forward, plan(), torch.device("cpu"))

@@ -27,8 +27,8 @@ from firstcli.data.encoding import EncodedSample
 from firstcli.models import inference, readout
 from firstcli.models.inference import Batching
 from firstcli.stages.scoring import top_k_of
-from firstcli.training import batches, trainer
-from firstcli.training.trainer import Objective
+from firstcli.training import batches, objective_forward
+from firstcli.training.objective_forward import Objective
 from support.checkpoints import SHAPE as TINY
 from training.test_trainer import (
     OBJECTIVES,
@@ -81,7 +81,7 @@ def step(
     """Return the loss of all samples and its gradient, one micro-batch after the other."""
     model = build(name)
     collated = batches.TrainingBatches(rows, soft_targets_for(objective, rows), batching)
-    trainer.install_objective(model, objective)
+    objective_forward.install_objective(model, objective)
     count = sum(len(row.targets) for row in rows)
     total = 0.0
     for part in parts:
@@ -128,7 +128,7 @@ def test_the_loss_equals_the_naive_one(make_llama: MakeLlama, objective: Objecti
     soft_targets = soft_targets_for(objective, rows)
     expected = naive_loss(make_llama(V), rows, soft_targets, objective)
     model = make_llama(V)
-    trainer.install_objective(model, objective)
+    objective_forward.install_objective(model, objective)
     batch = batches.TrainingBatches(rows, soft_targets, "packed")[range(8)]
     del batch["samples"]
     output = model(**batch)
@@ -199,7 +199,7 @@ def test_a_process_without_samples_gets_a_packed_batch_that_does_not_count(
     model, rows = make_llama(V), drawn_samples(2)
     batch = batches.TrainingBatches(rows, None, "packed")[[~1]]
     del batch["samples"]
-    trainer.install_objective(model, "labels")
+    objective_forward.install_objective(model, "labels")
     output = model(**batch)
     output["loss"].backward()
     assert output["loss"] == 0 and output["positions"] == 0

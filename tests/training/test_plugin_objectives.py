@@ -22,7 +22,13 @@ from firstcli.data.encoding import EncodedSample
 from firstcli.plugins.objectives import CheckedObjective, objective
 from firstcli.recipe.sections import Arm, SpanWeights
 from firstcli.stages.train_model import objective_of
-from firstcli.training import batches, fused_objectives, objectives, soft_targets, trainer
+from firstcli.training import (
+    batches,
+    fused_objectives,
+    objective_forward,
+    objectives,
+    soft_targets,
+)
 from firstcli.training.soft_targets import SoftTargets
 from training.test_fused_objectives import chunks_of, copied, dense, layer_of, leaves_of
 from training.test_objectives import Drawn, naive_topk_tail, positions
@@ -275,9 +281,9 @@ def test_an_installed_objective_reads_what_it_needs(make_llama: MakeLlama) -> No
     batch = batches.TrainingBatches(rows, drawn_soft_targets(rows))[range(4)]
     del batch["samples"]
     model = make_llama(V)
-    trainer.install_objective(model, built("dac-kl", threshold=1.0))
+    objective_forward.install_objective(model, built("dac-kl", threshold=1.0))
     own = make_llama(V)
-    trainer.install_objective(own, "topk-tail")
+    objective_forward.install_objective(own, "topk-tail")
     found, expected = model(**batch), own(**batch)
     assert found.keys() == expected.keys()
     for name, value in expected.items():

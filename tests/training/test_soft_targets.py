@@ -15,7 +15,7 @@ from firstcli.data.encoding import EncodedSample
 from firstcli.knowledge import codec, shards
 from firstcli.knowledge.store import Knowledge
 from firstcli.knowledge.top_k import TopK
-from firstcli.plugins.calls import CheckedRecalibrator, Recalibrated
+from firstcli.plugins.recalibrators import CheckedRecalibrator, Recalibrated
 from firstcli.recalibration.builtin import NoRecalibration
 from firstcli.recalibration.diagnostics import PositionsMode
 from firstcli.recipe.sections import Arm

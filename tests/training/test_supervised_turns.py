@@ -28,8 +28,8 @@ from firstcli.knowledge.top_k import TopK
 from firstcli.models import inference, readout
 from firstcli.models.answers import target_log_probs
 from firstcli.stages.scoring import top_k_of
+from firstcli.training.objective_forward import Objective
 from firstcli.training.soft_targets import Positions, SoftTargets
-from firstcli.training.trainer import Objective
 from training.test_trainer import OBJECTIVES, K, V, fit, soft_targets_for
 
 

@@ -35,14 +35,15 @@ from firstcli.training import (
     arguments,
     batches,
     checkpoints,
+    objective_forward,
     objectives,
     trainer,
     trainer_fields,
     trial,
 )
 from firstcli.training.copies import CopyChoice
+from firstcli.training.objective_forward import Objective
 from firstcli.training.soft_targets import SoftTargetBuilder, SoftTargets
-from firstcli.training.trainer import Objective
 from support.encoding import encode_training
 from support.recalibration import checked
 
@@ -181,7 +182,7 @@ def test_planted_tokens_reach_the_student_at_their_positions(
     batch = batches.TrainingBatches(rows, builder)[[1, 0, 2]]
     del batch["samples"]
     student = make_llama(len(tokenizer))
-    trainer.install_objective(student, "topk-tail")
+    objective_forward.install_objective(student, "topk-tail")
     with torch.no_grad():
         output = student(**batch)
     loss = float(output["loss"] / output["positions"])
@@ -283,7 +284,7 @@ def test_dense_logits_give_the_same_losses_and_gradients(
         if obstacle:
             monkeypatch.setattr(readout, "_obstacle", lambda _, reason=obstacle: reason)
         model, messages = make_llama(V), list[str]()
-        trainer.install_objective(model, objective, messages.append)
+        objective_forward.install_objective(model, objective, messages.append)
         assert len(messages) == bool(obstacle)
         output = model(**batch)
         gradients = torch.autograd.grad(output.pop("loss"), list(model.parameters()))

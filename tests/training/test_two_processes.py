@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from conftest import MakeLlama
 from firstcli.runtime import distributed
-from firstcli.training import trainer
+from firstcli.training import objective_forward
 from training.test_copies import common as with_choice
 from training.test_copies import rows_and_copies
 from training.test_trainer import OBJECTIVES, V, distance, drawn_samples, drawn_soft_targets, fit
@@ -76,7 +76,7 @@ def test_two_processes_choose_the_same_copies(tmp_path: Path, make_llama: MakeLl
     assert distance(torch.load(tmp_path / "result.pt"), flat_weights(model)) < 1e-5
 
 
-def fused_model(objective: trainer.Objective) -> Any:
+def fused_model(objective: objective_forward.Objective) -> Any:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=61,
@@ -90,7 +90,7 @@ def fused_model(objective: trainer.Objective) -> Any:
     )
     model = LlamaForCausalLM(config)
     messages: list[str] = []
-    trainer.install_objective(model, objective, messages.append)
+    objective_forward.install_objective(model, objective, messages.append)
     assert not messages, messages  # the fused path
     return model
 

@@ -21,7 +21,7 @@ from firstcli.models import readout
 from firstcli.recipe.sections import Arm
 from firstcli.stages import train_model
 from firstcli.stages.scoring import top_k_of
-from firstcli.training import batches, trainer
+from firstcli.training import batches, objective_forward
 from firstcli.training.soft_targets import SoftTargetBuilder, SoftTargets
 from support.encoding import encode_training
 
@@ -96,7 +96,7 @@ def test_the_targets_are_those_of_the_same_question_with_a_label(copies: Copies,
 def gradient(student: LlamaForCausalLM, arm: Arm, batch: dict[str, Tensor]) -> tuple[float, Tensor]:
     """Return the summed loss over a batch and its gradient."""
     batch = {name: value for name, value in batch.items() if name != "samples"}
-    trainer.install_objective(student, train_model.objective_of(arm))
+    objective_forward.install_objective(student, train_model.objective_of(arm))
     student.zero_grad()
     loss = student(**batch)["loss"]
     loss.backward()

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from firstcli.annotators.lines import AnswerForm
 from firstcli.api import PluginOptions, WritingSettings
+from firstcli.api.sampling import Temperature, TopP
 
 
 class WritingOptions(PluginOptions):
@@ -14,19 +15,8 @@ class WritingOptions(PluginOptions):
     answer: AnswerForm = Field(
         "Answer: {answer}", description="form of the line with the answer, the last one"
     )
-    temperature: float = Field(
-        0.0,
-        ge=0,
-        description="temperature of the next token's distribution; 0 always takes the most likely "
-        "token",
-    )
-    top_p: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="sample from the fewest most likely tokens whose probabilities sum to at least "
-        "this",
-    )
+    temperature: Temperature = 0.0
+    top_p: TopP = 1.0
     max_new_tokens: int = Field(
         512, ge=1, description="tokens after which a text is cut off, which makes it unparsable"
     )

@@ -15,6 +15,7 @@ from firstcli.api import (
     TrainingPrompt,
     WritingSettings,
 )
+from firstcli.api.sampling import Temperature, TopP
 from firstcli.tasks.templates import Template, fill, of_names
 
 _REQUEST = "Write this in other words, with the same meaning.\nText: {text}\nIn other words:"
@@ -28,19 +29,8 @@ class ParaphraseOptions(PluginOptions):
         _REQUEST,
         description="template of what the teacher continues; {text} stands for the text",
     )
-    temperature: float = Field(
-        1.0,
-        ge=0,
-        description="temperature of the next token's distribution; 0 always takes the most likely "
-        "token",
-    )
-    top_p: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="sample from the fewest most likely tokens whose probabilities sum to at least "
-        "this",
-    )
+    temperature: Temperature = 1.0
+    top_p: TopP = 1.0
     max_new_tokens: int = Field(
         128, ge=1, description="tokens after which a text is given up: it gives no copy"
     )

@@ -123,7 +123,7 @@ def plan_run(run: Run, request: Request, chosen: Sequence[Unit] | None = None) -
         chain = with_upstream(units, of_arms(of_stages, request.arms))
     rows, problems = statuses(chain, partial(status_of, run))
     results, found = check_units(run, chain, trusting=True)
-    if run.has_caches or not problems + found:
+    if run.caches.are_waiting or not problems + found:
         with suppress(OSError):  # the folder is only to remember what was found out
             run.folder.mkdir(parents=True, exist_ok=True)
     run.save_memory()

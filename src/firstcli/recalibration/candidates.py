@@ -8,7 +8,7 @@ import numpy as np
 
 from firstcli.api import TopKRows
 from firstcli.metrics.records import EvalRecords
-from firstcli.plugins.calls import CheckedRecalibrator
+from firstcli.plugins.recalibrators import CheckedRecalibrator
 
 
 def candidate_rows(records: EvalRecords, task: str) -> TopKRows:

@@ -12,8 +12,8 @@ import numpy as np
 
 from firstcli import metrics, plugins
 from firstcli.api import JSON, BoolArray, MassMode, TopKRows
-from firstcli.plugins import calls
-from firstcli.plugins.calls import CheckedRecalibrator
+from firstcli.plugins import calls, recalibrators
+from firstcli.plugins.recalibrators import CheckedRecalibrator
 
 PositionsMode = Literal["decisive", "all"]
 """Which positions are recalibrated: `decisive` is the recipe's word for answer positions."""
@@ -132,6 +132,8 @@ class CalibrationArtifact:
     def restored(self) -> CheckedRecalibrator:
         """Return the recalibrator with its fitted state."""
         plugin = plugins.find("recalibrators", self.recalibrator)
-        recalibrator = calls.recalibrator(plugin.name, calls.validated(plugin, self.options))
+        recalibrator = recalibrators.recalibrator(
+            plugin.name, calls.validated(plugin, self.options)
+        )
         recalibrator.restore(self.state)
         return recalibrator

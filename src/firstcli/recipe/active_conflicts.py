@@ -13,7 +13,21 @@ Conflicts = Iterator[tuple[tuple[int | str, ...], str]]
 
 
 def active_conflicts(active: Active | None, valid: Mapping[str, Any]) -> Conflicts:
-    """Yield the key path and the message of each conflict.
+    """Yield the key path in the section and the message of each conflict with other sections.
+
+    Args:
+        active: the section; None if the recipe has none.
+        valid: the valid sections before it.
+    """
+    if active is not None:
+        yield from _of_data(active, valid)
+        yield from _of_training(active, valid)
+
+
+def arm_conflicts(active: Active | None, valid: Mapping[str, Any]) -> Conflicts:
+    """Yield the conflicts that an arm may cause, each with its key path in the whole recipe.
+
+    That is a key of the arm if the arm states it, and otherwise a key of the section.
 
     Args:
         active: the section; None if the recipe has none.
@@ -24,25 +38,28 @@ def active_conflicts(active: Active | None, valid: Mapping[str, Any]) -> Conflic
         for name, arm in arms.items():
             for key in ("selector", "annotator", "confidence", "budget"):
                 if getattr(arm, key) is not None:
-                    yield (), f"missing, but arms.{name}.{key} is for it; add it, or remove that"
+                    text = "is for the section `active`, which is missing; add it, or remove this"
+                    yield ("arms", name, key), text
         return
-    yield from _of_budget(active)
+    yield from _of_budget(active, ("active",))
     for name, arm in arms.items():
-        for path, text in _of_budget(active.of_arm(arm)) if arm.budget else ():
-            yield path, f"arms.{name}: {text}"
-    yield from _of_data(active, valid)
-    yield from _of_training(active, valid)
-    for name, arm in arms.items():
+        if arm.budget:
+            yield from _of_budget(active.of_arm(arm), ("arms", name))
         yield from _of_arm(active, name, arm, valid)
 
 
-def _of_budget(active: Active) -> Conflicts:
-    budget = active.budget
-    if budget.cost is not None and active.prices is None:
-        yield ("budget", "cost"), "needs the prices of tokens; add active.prices"
+def _of_budget(active: Active, owner: tuple[str, ...]) -> Conflicts:
+    """Yield the conflicts of a budget, whose owner is the section or an arm."""
+    budget, prices = active.budget, active.prices
+    only_cost = budget.samples is None and budget.tokens is None
+    if budget.cost is not None and prices is None:
+        yield (*owner, "budget", "cost"), "needs the prices of tokens; add active.prices"
+    elif only_cost and prices is not None and prices.read == prices.written == 0:
+        text = "limits nothing, because both active.prices are 0; correct them, or limit samples"
+        yield (*owner, "budget", "cost"), f"{text} or tokens"
     if budget.samples is not None and active.rounds > budget.samples:
         yield (
-            ("rounds",),
+            ("active", "rounds") if owner == ("active",) else (*owner, "budget", "samples"),
             f"{active.rounds} rounds are more than the {budget.samples} annotations of the budget; "
             "lower active.rounds",
         )
@@ -108,38 +125,35 @@ def _of_training(active: Active, valid: Mapping[str, Any]) -> Conflicts:
 
 
 def _of_arm(active: Active, name: str, arm: Arm, valid: Mapping[str, Any]) -> Conflicts:
+    def path(key: str) -> tuple[str, ...]:
+        return ("active", key) if getattr(arm, key) is None else ("arms", name, key)
+
     train: Train | None = valid.get("train")
-    annotator = active.annotator_of(arm)
-    own = arm.annotator is not None
-    place = f"arms.{name}: " if own else ""
-    selector = active.selector_of(arm)
+    selector, annotator = active.selector_of(arm), active.annotator_of(arm)
     if "losses" in selector.plugin.needs:
         text = f"'{selector.name}' reads responses, which a pool does not have before they are"
-        yield (
-            ("selector",),
-            f"{f'arms.{name}: ' if arm.selector else ''}{text} bought; choose another",
-        )
+        yield path("selector"), f"{text} bought; choose another"
     asks = annotator.plugin.generates or annotator.plugin.scores_candidates
     if asks and valid.get("teacher", "invalid") is None:
-        text = f"{place}'{annotator.name}' asks a teacher, but the recipe has none; add one"
-        yield ("annotator",), text
+        text = f"'{annotator.name}' asks a teacher, but the recipe has none; add one"
+        yield path("annotator"), text
     if not asks and active.of_arm(arm).budget.samples is None:
-        text = f"arms.{name}: '{annotator.name}' asks no teacher, so tokens and cost limit nothing"
-        yield ("budget",), f"{text}; add samples"
+        text = f"'{annotator.name}' asks no teacher, so tokens and cost limit nothing; add samples"
+        whose = "" if arm.budget else f"arms.{name}: "
+        yield path("budget"), f"{whose}{text}"
     if train is None:
         return
     if train.task.plugin.has_candidates and train.task.explanations is None:
         without = f"explanations, but task '{train.task.name}' has none; choose another"
         if "thoughts" in selector.plugin.needs:
-            reads = f"{f'arms.{name}: ' if arm.selector else ''}'{selector.name}' reads {without}"
-            yield ("selector",), reads
+            yield path("selector"), f"'{selector.name}' reads {without}"
         if annotator.plugin.reads_explanation:
-            yield ("annotator",), f"{place}'{annotator.name}' reads {without}"
+            yield path("annotator"), f"'{annotator.name}' reads {without}"
     if not active.recalibrates(arm):
         return
     if not train.task.can_be_evaluated:
         text = f"task '{train.task.name}' has no candidates to fit a recalibrator on; choose raw"
-        yield ("confidence",), text
+        yield path("confidence"), text
     elif train.validation == 0:
         text = "recalibrated probabilities need held-out samples, but train.validation is 0; raise"
-        yield ("confidence",), f"{text} it, or choose raw"
+        yield path("confidence"), f"{text} it, or choose raw"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from firstcli.recipe.references import RecipeSection, mistake
 
@@ -12,6 +12,8 @@ class Budget(RecipeSection):
 
     The samples that are labelled from the start are not part of it.
     """
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"samples": 1000}]})
 
     samples: int | None = Field(default=None, ge=1)
     """Number of annotations."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from firstcli.errors import UserError, did_you_mean
-from firstcli.recipe.active_conflicts import active_conflicts
+from firstcli.recipe.active_conflicts import active_conflicts, arm_conflicts
 from firstcli.recipe.evaluations import Evaluation
 from firstcli.recipe.references import (
     POSTHOC_KEY,
@@ -36,6 +36,12 @@ _NO_CREDENTIALS = (
 )
 Conflicts = Iterator[tuple[tuple[int | str, ...], str]]
 """Key path and message of each conflict."""
+
+
+def conflicts_elsewhere(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:
+    """Yield the conflicts of a section that other sections cause, with paths in the recipe."""
+    if name == "active":
+        yield from arm_conflicts(section, valid)
 
 
 def conflicts(name: str, section: Any, valid: Mapping[str, Any]) -> Conflicts:

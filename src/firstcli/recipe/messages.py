@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+import yaml
 from pydantic import ValidationError
 from pydantic.errors import PydanticInvalidForJsonSchema
 
@@ -27,7 +28,8 @@ def sentences(error: ValidationError, root: Node) -> list[str]:
     for details in all_details:
         if details["type"] == "too_short" and details["loc"] in parents:
             continue
-        keys, node, place, schema = _locate(details["loc"], root)
+        stated = details.get("ctx", {}).get("keys")  # by `mistake`
+        keys, node, place, schema = _locate(stated or details["loc"], root)
         if details["type"] == "extra_forbidden":
             known = sorted(_locate(keys[:-1], root)[3].get("properties", {}))
             hint = did_you_mean(str(keys[-1]), known)
@@ -138,6 +140,9 @@ def _expected(schema: Schema) -> str:
     if "const" in schema:
         return repr(schema["const"])
     noun = _NOUNS.get(schema.get("type", ""), "")
+    if schema.get("type") == "object" and schema.get("examples"):
+        example = yaml.safe_dump(schema["examples"][0], default_flow_style=True).strip()
+        return f"{noun} such as {example}"
     if schema.get("type") == "object" and schema.get("required"):
         return f"{noun} with {' and '.join(repr(key) for key in schema['required'])}"
     limits = [words.format(schema[key]) for key, words in _LIMITS.items() if key in schema]

@@ -26,16 +26,22 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 from firstcli import plugins
 from firstcli.api import DataPath, ExplanationForm, ModelFamily, PluginOptions, Task
 from firstcli.errors import UserError
-from firstcli.plugins import annotators, calls, objectives, selectors
+from firstcli.plugins import annotators, calls, objectives, recalibrators, selectors
 from firstcli.plugins.annotators import CheckedAnnotator
 
 _FOLDER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
-def mistake(text: str) -> PydanticCustomError:
-    """Return the exception with which a validator refuses a value; `text` is shown unchanged."""
-    return PydanticCustomError("recipe", "{text}", {"text": text})
+def mistake(text: str, keys: tuple[int | str, ...] | None = None) -> PydanticCustomError:
+    """Return the exception with which a validator refuses a value.
+
+    Args:
+        text: is shown unchanged.
+        keys: the path of the key to name, from the root of the recipe; by default, that of the
+            value.
+    """
+    return PydanticCustomError("recipe", "{text}", {"text": text, "keys": keys})
 
 
 @contextmanager
@@ -244,9 +250,9 @@ class RecalibratorRef(PluginRef):
 
     kind = "recalibrators"
 
-    def build(self) -> calls.CheckedRecalibrator:
+    def build(self) -> recalibrators.CheckedRecalibrator:
         """Return a new, unfitted recalibrator with its options."""
-        return calls.recalibrator(self.name, self.options)
+        return recalibrators.recalibrator(self.name, self.options)
 
 
 class AugmenterRef(PluginRef):

@@ -17,7 +17,7 @@ from pydantic_core import InitErrorDetails
 from firstcli.api import WritingSettings
 from firstcli.errors import UserError, shortened
 from firstcli.recipe.active import Active
-from firstcli.recipe.conflicts import conflicts
+from firstcli.recipe.conflicts import conflicts, conflicts_elsewhere
 from firstcli.recipe.evaluations import Evaluation, GenerationSettings
 from firstcli.recipe.files import DEFAULT_ARMS
 from firstcli.recipe.references import (
@@ -160,9 +160,12 @@ class Recipe(RecipeSection):
     )
     @classmethod
     def _fits_the_recipe(cls, section: Any, info: ValidationInfo) -> Any:
-        found = conflicts(str(info.field_name), section, info.data)
-        details = [
-            InitErrorDetails(type=mistake(text), loc=keys, input=None) for keys, text in found
+        name = str(info.field_name)
+        own, others = (find(name, section, info.data) for find in (conflicts, conflicts_elsewhere))
+        details = [InitErrorDetails(type=mistake(text), loc=keys, input=None) for keys, text in own]
+        details += [
+            InitErrorDetails(type=mistake(text, keys), loc=keys, input=None)
+            for keys, text in others
         ]
         if details:
             raise ValidationError.from_exception_data("recipe", details)

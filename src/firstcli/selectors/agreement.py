@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from firstcli.api import AnswerSampling, FloatArray, PluginOptions, Pool, Selector
+from firstcli.api.sampling import TopP
 
 
 class SelfConsistencyOptions(PluginOptions):
@@ -18,12 +19,7 @@ class SelfConsistencyOptions(PluginOptions):
     temperature: float = Field(
         0.7, gt=0, description="temperature of the next token's distribution"
     )
-    top_p: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="sample from the fewest tokens whose probabilities sum to at least this",
-    )
+    top_p: TopP = 1.0
 
     @property
     def sampling(self) -> AnswerSampling:

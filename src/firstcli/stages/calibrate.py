@@ -26,7 +26,7 @@ from firstcli.workspace.units import (
 
 if TYPE_CHECKING:
     from firstcli.api import JSON
-    from firstcli.plugins.calls import CheckedRecalibrator
+    from firstcli.plugins.recalibrators import CheckedRecalibrator
     from firstcli.recipe.schema import Recipe
     from firstcli.recipe.sections import Arm
     from firstcli.training.soft_targets import Positions

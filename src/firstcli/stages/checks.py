@@ -207,13 +207,15 @@ def _check_overlap(run: Run) -> None:
         UserError: most questions of an evaluation are also in the training split, and the recipe
             does not state that it is meant to be evaluated.
     """
+    from firstcli.workspace import overlap
+
     mistakes = []
     _ = run.training  # its mistakes first: an evaluation with the same mistake is not named here
     for evaluation in run.recipe.evaluate:
         if evaluation.split == evaluation.task.plugin.held_out_split:
             continue  # it is the part on which nothing is trained
         name, count = f"evaluate '{evaluation.name}'", len(run.evaluation_samples(evaluation.name))
-        if shared := run.overlap(evaluation.name):
+        if shared := overlap.with_training(run, evaluation.name):
             problem = f"{name}: {_part(shared, count)} are also in the training split"
             if shared / count <= MOST_OVERLAP:
                 run.console.warn(
@@ -227,13 +229,13 @@ def _check_overlap(run: Run) -> None:
                 )
             else:
                 mistakes.append(f"{problem}; {_advice_on_overlap(run, evaluation)}")
-        if shared := run.unlabelled_overlap(evaluation.name):
+        if shared := overlap.with_unlabelled(run, evaluation.name):
             run.console.warn(
                 f"{name}: {_part(shared, count)} are also among the unlabelled samples; students "
                 "learn the teacher's answers to them, though no labels (transductive learning), so "
                 "new questions may go worse; remove these rows from the unlabelled data"
             )
-        if shared := run.copies_overlap(evaluation.name):
+        if shared := overlap.with_copies(run, evaluation.name):
             run.console.warn(f"{name}: {_part(shared, count)} {_of_copies(run)}")
     if mistakes:
         raise UserError(*mistakes)
@@ -241,8 +243,10 @@ def _check_overlap(run: Run) -> None:
 
 def warn_of_written_copies(run: Run) -> None:
     """Compare each evaluation with copies that did not exist when the plan was checked."""
+    from firstcli.workspace import overlap
+
     for evaluation in run.recipe.evaluate if run.recipe.writing else ():
-        if shared := run.copies_overlap(evaluation.name):
+        if shared := overlap.with_copies(run, evaluation.name):
             count = len(run.evaluation_samples(evaluation.name))
             name = f"evaluate '{evaluation.name}'"
             run.console.warn(f"{name}: {_part(shared, count)} {_of_copies(run)}")

@@ -162,7 +162,7 @@ class _Source(Generic[Row, Rows]):
             with self._run.console.status(f"encoding {where}"):
                 rows = self._hold(encode(encoding))
             if len(rows) >= FEW and not _has_many_candidates(rows[0]):
-                self._run.write_cache(lambda: self._write(rows, warnings))
+                self._run.caches.write(lambda: self._write(rows, warnings))
         for warning in warnings:
             self._run.console.warn(f"{where}: {warning}")
         return rows

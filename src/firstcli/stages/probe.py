@@ -26,7 +26,7 @@ from firstcli.errors import UserError
 from firstcli.models import answers, inference, readout
 from firstcli.models.batching import Item, free_memory, is_out_of_memory
 from firstcli.stages import inputs, role_models, scoring, shared_tokens, whole_candidates
-from firstcli.training import arguments, lora, trainer, trial
+from firstcli.training import arguments, lora, objective_forward, trial
 from firstcli.training.batches import MicroBatches, TrainingBatches
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import Unit
@@ -103,7 +103,7 @@ class Probe:
         placement.move(model, device)
         model.train()
         trial.enable_checkpointing(model, trial.checkpointing_options(args))
-        trainer.install_objective(model, "labels")
+        objective_forward.install_objective(model, "labels")
         trained = [value for value in model.parameters() if value.requires_grad]
         optimizer = trial.build_optimizer(args, model)
         batches = TrainingBatches(rows, None, settings.batching)

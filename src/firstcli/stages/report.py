@@ -388,6 +388,8 @@ def _knowledge(run: Run) -> Iterator[tuple[str, int, ExtractFacts]]:
 
 
 def _notes_on_data(run: Run) -> Iterator[tuple[str, str]]:
+    from firstcli.workspace import overlap
+
     training = run.training
     students = [model for model in models_of(run.recipe) if model.arm and not model.posthoc]
     facts = [_training_facts(run, model) for model in students]
@@ -417,11 +419,11 @@ def _notes_on_data(run: Run) -> Iterator[tuple[str, str]]:
             f"stands for a sample with probability {augment.share:g}",
         )
     for section in run.recipe.evaluate:
-        if shared := run.overlap(section.name):
+        if shared := overlap.with_training(run, section.name):
             yield section.name, f"{shared} of its prompts also occur in the training split"
-        if shared := run.unlabelled_overlap(section.name):
+        if shared := overlap.with_unlabelled(run, section.name):
             yield section.name, f"{shared} of its prompts also occur in the unlabelled data"
-        if shared := run.copies_overlap(section.name):
+        if shared := overlap.with_copies(run, section.name):
             yield section.name, f"{shared} of its prompts also occur among the copies"
 
 

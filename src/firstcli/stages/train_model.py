@@ -21,7 +21,7 @@ from firstcli.runtime import distributed
 from firstcli.runtime.console import size
 from firstcli.stages import inputs, role_models, training_memory, training_weights
 from firstcli.stages.base import TrainingFacts
-from firstcli.training import arguments, lora, sharding, tracking, trainer, trial
+from firstcli.training import arguments, lora, objective_forward, sharding, tracking, trainer, trial
 from firstcli.training.averaging import Averaging
 from firstcli.training.batches import SoftTargetSource
 from firstcli.training.memory_estimate import MemoryEstimate
@@ -221,11 +221,11 @@ def _require_memory(run: Run, unit: Unit, args: TrainingArguments) -> MemoryEsti
     return need
 
 
-def objective_of(arm: Arm) -> trainer.Objective | CheckedObjective:
+def objective_of(arm: Arm) -> objective_forward.Objective | CheckedObjective:
     """Return what trains an arm: the name of an objective with fused sums, or a plugin."""
     assert arm.objective  # a knowledge arm has one
     name = arm.objective.name
-    if arm.span_weights is None and name in trainer.FUSED:
+    if arm.span_weights is None and name in objective_forward.FUSED:
         return name
     return arm.objective.build()
 
@@ -235,7 +235,7 @@ def train(
     unit: Unit,
     folder: Path,
     title: str,
-    objective: trainer.Objective | CheckedObjective = "labels",
+    objective: objective_forward.Objective | CheckedObjective = "labels",
     soft_targets: SoftTargetSource | None = None,
     mixture: MixturePlan | None = None,
 ) -> TrainingFacts:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from firstcli.models.readout import Reader
-    from firstcli.plugins.calls import CheckedRecalibrator
+    from firstcli.plugins.recalibrators import CheckedRecalibrator
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +109,14 @@ def restored(folder: Path, usage: Usage) -> CheckedRecalibrator | None:
     from pydantic import ValidationError
 
     from firstcli import plugins
-    from firstcli.plugins import calls
+    from firstcli.plugins import calls, recalibrators
 
     if usage.posthoc is None:
         return None
     name = usage.posthoc.name
     try:
         plugin = plugins.find("recalibrators", name)
-        fitted = calls.recalibrator(name, calls.validated(plugin, usage.posthoc.options))
+        fitted = recalibrators.recalibrator(name, calls.validated(plugin, usage.posthoc.options))
         fitted.restore(usage.posthoc.state)
     except (UserError, ValidationError) as error:
         reason = " ".join(str(error).split())

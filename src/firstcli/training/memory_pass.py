@@ -25,7 +25,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from firstcli.models import readout
-from firstcli.training import trainer, trial
+from firstcli.training import objective_forward, trial
 from firstcli.training.memory_settings import BatchShape, MemorySettings
 
 _WITHOUT_MASK = "firstcli_without_mask"
@@ -85,7 +85,7 @@ def _peak(
             for value in model.parameters():
                 if value.requires_grad:
                     value.grad = torch.empty_like(value)
-        trainer.install_objective(model, "topk-tail" if batch.top_k else "labels")
+        objective_forward.install_objective(model, "topk-tail" if batch.top_k else "labels")
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.autocast):
             loss = model(**_inputs(batch, device))["loss"]
         loss.backward()

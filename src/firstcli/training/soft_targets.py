@@ -21,7 +21,7 @@ from firstcli.knowledge.candidates import CandidateTokens
 from firstcli.knowledge.mean import mean_of
 from firstcli.knowledge.store import KnowledgeSource
 from firstcli.knowledge.top_k import TopK
-from firstcli.plugins.calls import CheckedRecalibrator, Recalibrated
+from firstcli.plugins.recalibrators import CheckedRecalibrator, Recalibrated
 from firstcli.recalibration.builtin import NoRecalibration
 from firstcli.recalibration.diagnostics import PositionsMode
 from firstcli.recipe.sections import Arm, SpanWeights

@@ -1,8 +1,8 @@
 """Train a model on supervised positions with `transformers.Trainer`.
 
-The objective runs inside the model's own forward, so that wrappers (DDP, FSDP, autocast) see an
-ordinary call. The loss is the mean over the supervised positions of the global batch, regardless of
-how it is split into micro-batches and processes.
+The objective runs inside the model's own forward (`objective_forward`). The loss is the mean over
+the supervised positions of the global batch, regardless of how it is split into micro-batches and
+processes.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,103 +30,26 @@ from transformers import (
     TrainingArguments,
 )
 
-from firstcli.api import TargetView
 from firstcli.checkpoints import placement
 from firstcli.data.encoded import counts_of, lengths_of
 from firstcli.data.encoding import EncodedSample
 from firstcli.errors import UserError, shortened
-from firstcli.models import inference, readout
+from firstcli.models import inference
 from firstcli.plugins.objectives import CheckedObjective
 from firstcli.runtime import distributed
 from firstcli.runtime.console import Advance, Console
 from firstcli.runtime.files import write_text
-from firstcli.training import averaging, checkpoints, fused_objectives, lora
+from firstcli.training import averaging, checkpoints, lora
 from firstcli.training.batches import MicroBatches, SoftTargetSource, TrainingBatches, padding_share
 from firstcli.training.copies import CopyChoice
 from firstcli.training.mixture import DomainDraws, MixturePlan, draws_of
+from firstcli.training.objective_forward import Objective, install_objective
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-Objective = Literal["labels", "topk-tail", "topk-renormalized", "hard-gate"]
-FUSED: tuple[Objective, ...] = get_args(Objective)
-"""The objectives with sums of their own in `fused_objectives`."""
-
 UNLOGGED = "unlogged-{rank}.json"
 """In a checkpoint: what a process has summed since the last log, which the next log reports."""
-
-
-def install_objective(
-    model: PreTrainedModel,
-    objective: Objective | CheckedObjective,
-    notify: Callable[[str], None] | None = None,
-    *,
-    together: bool = False,
-    with_entropy: bool = False,
-) -> None:
-    """Make the model's forward return the summed loss over a batch of `TrainingBatches`.
-
-    It returns `loss` (summed over the N supervised positions), `positions` (N), with soft targets
-    the sums of `P` and `Q`, and with `hard-gate` the number of positions that learn `from_label`.
-
-    Args:
-        model: the model, in place.
-        objective: the loss.
-        notify: receives the reason if all logits are needed at once.
-        together: whether all processes do this at the same time, and the first one's model counts.
-        with_entropy: whether the forward also returns the summed `entropy` of the student.
-    """
-    reader = readout.Reader(model, notify, together=together)
-
-    def forward(
-        input_ids: Tensor,
-        rows: Tensor,
-        columns: Tensor,
-        targets: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        **soft: Tensor,
-    ) -> dict[str, Tensor]:
-        def sums(scores: readout.Scores) -> Tensor:
-            if objective == "labels":
-                return torch.stack(
-                    fused_objectives.labels(scores, targets, with_entropy=with_entropy)
-                )
-            known = (scores, soft["token_ids"], soft["probabilities"])
-            if objective == "topk-renormalized":
-                return torch.stack(
-                    fused_objectives.topk_renormalized(*known, with_entropy=with_entropy)
-                )
-            whole = (*known, soft["tail"])
-            if isinstance(objective, CheckedObjective):
-                target = TargetView(*whole[2:], soft.get("is_label"))
-                return torch.stack(
-                    fused_objectives.of_plugin(
-                        *whole[:2],
-                        target,
-                        objective.losses,
-                        weights=soft.get("weights"),
-                        with_entropy=with_entropy,
-                    )
-                )
-            if objective == "topk-tail":
-                return torch.stack(fused_objectives.topk_tail(*whole, with_entropy=with_entropy))
-            gated = fused_objectives.hard_gate(*whole, soft["is_label"], with_entropy=with_entropy)
-            return torch.stack(gated)
-
-        loss, student_mass, entropy, from_label = reader(
-            input_ids, attention_mask, rows, columns, sums, position_ids
-        )
-        output = {"loss": loss, "positions": torch.tensor(len(targets), device=loss.device)}
-        if with_entropy:
-            output["entropy"] = entropy.detach()
-        if soft:
-            output |= {"P": soft["teacher_mass"].sum(), "Q": student_mass.detach()}
-        if objective == "hard-gate":
-            output["from_label"] = from_label.detach()
-        return output
-
-    model.forward = forward
 
 
 class PositionTrainer(Trainer):

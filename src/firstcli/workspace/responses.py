@@ -1,4 +1,4 @@
-"""The responses that the teacher has written, as a file in the run folder."""
+"""The responses that the teacher writes: which are missing, and the file in the run folder."""
 
 from __future__ import annotations
 
@@ -6,9 +6,17 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
+
 from firstcli.api import Sample
+from firstcli.data import splits
+from firstcli.data.samples import Samples
+from firstcli.data.sequences import Selected
+from firstcli.runtime.console import Console
+from firstcli.workspace.training_split import TrainingSplit
 
 FILE_NAME = "responses.jsonl"
 
@@ -59,6 +67,34 @@ def written_samples(folder: Path, prompts: Iterable[Sample]) -> Iterator[Sample]
         response = known.get(prompt_digest(sample.as_teacher.prompt))
         if response and response.failure is None:
             yield replace(sample, response=response.text)
+
+
+def prompts_to_answer(
+    samples: Samples, training: TrainingSplit, console: Console, *, rewrites: bool
+) -> Iterator[Sample]:
+    """Return the samples whose responses the teacher writes, without those that they have.
+
+    Left out are those whose prompt also has a response in the data: it is learned with that one, or
+    held out so that no model is trained on it.
+
+    Args:
+        samples: the training split.
+        training: its labelled samples, cut into training and validation part.
+        console: says how many are left out.
+        rewrites: whether the responses of the training part are also written anew.
+    """
+    train = [] if rewrites else training.train
+    known = splits.prompt_digests(chain(train, training.validation))
+    without = Selected(samples, np.flatnonzero(samples.unanswered))
+    taken = splits.among(without, known)
+    if taken.any():
+        console.warn(
+            f"train.task: {taken.sum()} of {len(without)} prompts without a response are left "
+            "out, because they also occur with one"
+        )
+    rewritten = training.train if rewrites else []
+    chosen = chain(rewritten, Selected(without, np.flatnonzero(~taken)))
+    return (replace(sample, response="", steps=()) for sample in chosen)
 
 
 def read(path: Path) -> dict[str, Response]:

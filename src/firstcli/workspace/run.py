@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cached_property, wraps
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import numpy as np
 import yaml
@@ -17,20 +17,19 @@ from firstcli.api import ModelRef, Sample
 from firstcli.data import splits
 from firstcli.data.samples import Samples
 from firstcli.data.sequences import Selected
-from firstcli.data.shifts import changed_share, shifted
+from firstcli.data.shifts import changed_share
 from firstcli.errors import UserError
 from firstcli.recipe.evaluations import Evaluation, GenerationSettings
 from firstcli.recipe.references import ModelSection, TaskRef
 from firstcli.recipe.schema import Recipe
 from firstcli.recipe.sections import Training, training_of
 from firstcli.recipe.shift import Shift, unshifted
-from firstcli.runtime import distributed
 from firstcli.runtime.console import Console
-from firstcli.runtime.files import suppress_read_only
 from firstcli.runtime.redaction import redacted, without_folders
 from firstcli.workspace.adaptation import TaskAdapter
-from firstcli.workspace.artifacts import Digests, Manifest, fingerprint
-from firstcli.workspace.content import ContentDigests, as_json, of_first
+from firstcli.workspace.artifacts import Digests, Manifest
+from firstcli.workspace.caches import Caches
+from firstcli.workspace.content import ContentDigests, of_first
 from firstcli.workspace.copies import (
     copies_content,
     rewording_requests,
@@ -38,7 +37,8 @@ from firstcli.workspace.copies import (
     unchanged_copies,
 )
 from firstcli.workspace.memory import Memory
-from firstcli.workspace.responses import written_samples
+from firstcli.workspace.responses import prompts_to_answer, written_samples
+from firstcli.workspace.shifts import shifted_content, shifted_questions
 from firstcli.workspace.sources import Sources
 from firstcli.workspace.tokenizers import Tokenizers
 from firstcli.workspace.training_split import (
@@ -46,6 +46,7 @@ from firstcli.workspace.training_split import (
     TrainingSplit,
     labelled_split,
     unlabelled_samples,
+    validation_questions,
 )
 from firstcli.workspace.units import (
     RESPONSES_KEY,
@@ -56,9 +57,6 @@ from firstcli.workspace.units import (
     responses_path,
     shifts_of,
 )
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -98,6 +96,7 @@ class Run:
         self.console = console
         self.digests = Digests(folder / ".digests.json")
         self.memory = Memory(folder / ".checks.json", console)
+        self.caches = Caches(folder)
         self.manifests: dict[str, Manifest] = {}
         """Manifests of the units that are known to be up to date, by key."""
         self.shared_answers: Path | None = None
@@ -110,30 +109,13 @@ class Run:
         self._adapter = TaskAdapter(
             recipe, self.tokenizers, self._contents, self.announce_libraries
         )
-        self._caches: list[Callable[[], None]] = []
         self._announced = False
-
-    def write_cache(self, write: Callable[[], None]) -> None:
-        """Write a file into the run folder that only saves time: now, or once the folder exists."""
-        if not self.folder.is_dir():
-            self._caches.append(write)
-        elif distributed.is_first():
-            with suppress_read_only():
-                write()
-
-    @property
-    def has_caches(self) -> bool:
-        """Whether `write_cache` waits for the run folder."""
-        return bool(self._caches)
 
     def save_memory(self) -> None:
         """Write digests, remembered checks and other caches, if the run folder exists."""
         self.digests.save()
         self.memory.save()
-        if self.folder.is_dir():
-            caches, self._caches = self._caches, []
-            for write in caches:
-                self.write_cache(write)
+        self.caches.write_waiting()
 
     def announce_libraries(self) -> None:
         """Say once that PyTorch is about to be imported, which takes seconds."""
@@ -279,31 +261,19 @@ class Run:
     def prompts(self) -> Sequence[Sample]:
         """The samples whose responses the teacher writes, without those that they have.
 
-        Left out are those whose prompt also has a response in the data: it is learned with that
-        one, or held out so that no model is trained on it.
-
         Raises:
             UserError: the samples are conversations.
         """
-        section, always = self.recipe.train, self.recipe.knowledge.responses == "teacher-always"
-        samples = self._sources.samples(self.training_task, "train", TRAINING_TASK, section.limit)
+        limit = self.recipe.train.limit
+        samples = self._sources.samples(self.training_task, "train", TRAINING_TASK, limit)
         if samples[0].messages:
             raise UserError(
                 "knowledge.responses: the samples are conversations, whose turns the data has "
                 "written; leave it out, or give prompts without a response"
             )
-        train = [] if always else self.training.train
-        known = splits.prompt_digests(chain(train, self.training.validation))
-        without = Selected(samples, np.flatnonzero(samples.unanswered))
-        taken = splits.among(without, known)
-        if taken.any():
-            self.console.warn(
-                f"train.task: {taken.sum()} of {len(without)} prompts without a response are left "
-                "out, because they also occur with one"
-            )
-        rewritten = self.training.train if always else []
-        chosen = chain(rewritten, Selected(without, np.flatnonzero(~taken)))
-        return Samples((replace(sample, response="", steps=()) for sample in chosen), self.folder)
+        rewrites = self.recipe.knowledge.responses == "teacher-always"
+        found = prompts_to_answer(samples, self.training, self.console, rewrites=rewrites)
+        return Samples(found, self.folder)
 
     @property
     def prompts_content(self) -> str:
@@ -345,18 +315,15 @@ class Run:
     @once_per_run
     def _shifted(self, name: str) -> Sequence[Sample]:
         """Return the questions of a shifted evaluation."""
-        shift, usage = self._shifts[name], self.evaluation_task(name).build().usage()
-        samples = self.evaluation_samples(unshifted(name))
-        seed = f"{self.recipe.seed} {shift.label}"
-        where = f"evaluate '{unshifted(name)}'.{shift.key}"
-        try:
-            found = Samples(shifted(samples, usage, shift.augmenter.build(), seed), self.folder)
-            share = changed_share(samples, found)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from error
-        if share < shift.least_changed:
-            self.console.warn(f"{where}: only {share:.0%} of the prompts change")
-        return found
+        return shifted_questions(
+            self._shifts[name],
+            unshifted(name),
+            self.evaluation_task(name),
+            self.evaluation_samples(unshifted(name)),
+            self.recipe.seed,
+            self.folder,
+            self.console,
+        )
 
     def changed_share(self, name: str) -> float | None:
         """Return the share of prompts that a shift changes; None if an evaluation has no shift."""
@@ -368,18 +335,7 @@ class Run:
     @cached_property
     def _validation_questions(self) -> Sequence[Sample]:
         """The validation samples that have a right candidate."""
-        explained = self.recipe.train.task.explanations is not None
-        questions = [
-            sample
-            for sample in self.training.validation
-            if (sample.response if explained else sample.candidates and sample.answer is not None)
-        ]
-        if not questions:
-            raise UserError(
-                f"train.validation: {self.recipe.train.validation} of the training split leaves no "
-                "question for metrics.target_accuracy and metrics.coverage; raise it"
-            )
-        return questions
+        return validation_questions(self.recipe, self.training)
 
     def evaluation_samples(self, name: str) -> Sequence[Sample]:
         """Return the questions of an evaluation; those without a label are left out.
@@ -407,33 +363,6 @@ class Run:
             f"{where}: {count} of {len(samples)} rows are left out, because they have no label"
         )
         return Selected(samples, np.flatnonzero(~samples.unanswered))
-
-    def overlap(self, name: str) -> int:
-        """Count the prompts of an evaluation that also occur in the training split."""
-        return splits.overlap(self._trained_prompts, self.evaluation_samples(name))
-
-    def unlabelled_overlap(self, name: str) -> int:
-        """Count the prompts of an evaluation that also occur among the unlabelled samples."""
-        return splits.overlap(self._unlabelled_prompts, self.evaluation_samples(name))
-
-    def copies_overlap(self, name: str) -> int:
-        """Count the prompts of an evaluation that also occur among the copies."""
-        if not self.is_written("copies"):
-            return 0
-        return splits.overlap(self._copied_prompts, self.evaluation_samples(name))
-
-    @cached_property
-    def _copied_prompts(self) -> npt.NDArray[np.uint64]:
-        return splits.prompt_digests(self.copies)
-
-    @cached_property
-    def _trained_prompts(self) -> npt.NDArray[np.uint64]:
-        """Digests of all prompts of the training split, with which each evaluation is compared."""
-        return splits.prompt_digests(chain(self.training.train, self.training.validation))
-
-    @cached_property
-    def _unlabelled_prompts(self) -> npt.NDArray[np.uint64]:
-        return splits.prompt_digests(self.training.unlabelled)
 
     # The content of the data, which fingerprints cover.
 
@@ -488,7 +417,9 @@ class Run:
         if self.recipe.is_validation(name):
             return self.part_content("validation")
         if name in self._shifts:
-            return self._shifted_content(name)
+            content = self.evaluation_content(unshifted(name))
+            task = self.evaluation_task(name)
+            return shifted_content(self._shifts[name], task, content, self.recipe.seed)
         section = self._evaluation(name)
 
         def make() -> dict[str, str]:
@@ -496,18 +427,6 @@ class Run:
 
         what = f"evaluation {name}{of_first(section)}"
         return self._contents.of_split(what, self.evaluation_task(name), section.split, make)["all"]
-
-    def _shifted_content(self, name: str) -> str:
-        """Return a digest of everything that shifted samples follow from."""
-        shift, usage = self._shifts[name], self.evaluation_task(name).build().usage()
-        ref = shift.augmenter
-        depends_on = {
-            "samples": self.evaluation_content(unshifted(name)),
-            "augmenter": as_json([ref.name, ref.effective, ref.identity]),
-            "usage": "" if usage is None else usage.model_dump_json(),
-            "seed": f"{self.recipe.seed} {shift.label}",
-        }
-        return fingerprint(depends_on)
 
     # Models: how they are trained, which checkpoint, and what identifies it.
 

@@ -149,6 +149,26 @@ def _without_labels(
         )
 
 
+def validation_questions(recipe: Recipe, split: TrainingSplit) -> Sequence[Sample]:
+    """Return the validation samples that have a right answer.
+
+    Raises:
+        UserError: there are none.
+    """
+    explained = recipe.train.task.explanations is not None
+    questions = [
+        sample
+        for sample in split.validation
+        if (sample.response if explained else sample.candidates and sample.answer is not None)
+    ]
+    if not questions:
+        raise UserError(
+            f"train.validation: {recipe.train.validation} of the training split leaves no "
+            "question for metrics.target_accuracy and metrics.coverage; raise it"
+        )
+    return questions
+
+
 def has_teacher_arm(recipe: Recipe) -> bool:
     """Return whether an arm learns from a teacher."""
     return any(arm.learn == "knowledge" for arm in recipe.arms.values())
