@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from firstcli.metrics.learning_curves import (
     LearningCurve,
@@ -30,6 +32,7 @@ from firstcli.metrics.learning_curves import (
 from firstcli.reporting import curves
 from firstcli.reporting.rounds import SHOWN, RoundsData, in_text
 from firstcli.reporting.style import save
+from firstcli.tasks.known_steps import KnownSteps
 
 EVERYTHING = "everything"
 ANNOTATORS = ("explain", "revise")
@@ -123,6 +126,49 @@ def more_needed(ours: Curves, theirs: Curves, levels: Mapping[int, float]) -> st
     return in_text(needed_difference(*both, [levels[seed] for seed in seeds]), signed=True)
 
 
+def print_steps(run: Path, arms: Sequence[str], seeds: Sequence[int]) -> None:
+    """Count the different steps that were bought by the end of each round, and check them.
+
+    In `known-steps`, a step is one look-up or one calculation, so the number of different ones is
+    how much of the world an arm has been told, as long as they are right.
+    """
+    print("### Different steps by the end of each round, and explanations with a wrong one\n")
+    task = task_of(run / "rounds" / f"{arms[0]}@{seeds[0]}" / "0" / "run" / "recipe.yaml")
+    questions = {str(sample.id): sample for sample in task.load("pool").samples}
+    rows = []
+    for arm in arms:
+        bought = [explanations(run / "rounds" / f"{arm}@{seed}") for seed in seeds]
+        different = [different_steps(rounds) for rounds in bought]
+        every = [each for rounds in bought for some in rounds for each in some]
+        wrong = [not all(task.check_steps(questions[id], steps)) for id, steps in every]
+        means = (np.mean(counts) for counts in zip(*different, strict=True))
+        rows.append([arm, *(f"{mean:.0f}" for mean in means), f"{100 * np.mean(wrong):.1f} %"])
+    headings = [f"round {number}" for number in range(1, len(rows[0]) - 1)]
+    table(["arm", *headings, "with a wrong step"], rows)
+
+
+def task_of(recipe: Path) -> KnownSteps:
+    """Return the task of a round's evaluation, whose world is that of the pool."""
+    options = yaml.safe_load(recipe.read_text("utf-8"))["evaluate"][0]["task"]["options"]
+    return KnownSteps(KnownSteps.Options(**options))
+
+
+def explanations(folder: Path) -> list[list[tuple[str, list[str]]]]:
+    """Return the question and the steps of every annotation of each round of an arm and seed."""
+    files = sorted(folder.glob("*/annotations.jsonl"), key=lambda file: int(file.parent.name))
+    lines = [map(json.loads, file.read_text("utf-8").splitlines()) for file in files]
+    return [[(row["id"], row["steps"]) for row in rows] for rows in lines]
+
+
+def different_steps(rounds: Sequence[Sequence[tuple[str, Sequence[str]]]]) -> list[int]:
+    """Return how many different steps were bought by the end of each round."""
+    known, found = set[str](), []
+    for some in rounds:
+        known |= {step for _, steps in some for step in steps}
+        found.append(len(known))
+    return found
+
+
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     print("| " + " | ".join(headings) + " |")
     print("|---|" + "--:|" * (len(headings) - 1))
@@ -185,6 +231,9 @@ def main() -> None:
 
     if {*ANNOTATORS} <= {*map(group_of, arms)}:
         print_revisions(arms, by_annotations, by_tokens, area)
+    run = given.rounds.parent.parent
+    if {*ANNOTATORS} & {*map(group_of, arms)} and (run / "rounds").is_dir():
+        print_steps(run, arms, sorted(next(iter(by_annotations.values()))))
     if given.figures:
         write_figures(given.rounds, arms, given.figures)
 
