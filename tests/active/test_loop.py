@@ -369,6 +369,31 @@ def test_labels_of_the_training_split_are_not_read_before_they_are_bought(
     assert_same(run, before)
 
 
+def test_a_tokenizer_of_many_candidates_does_not_depend_on_the_labels(tmp_path: Path) -> None:
+    """Otherwise it is trained on each sample's right candidate alone."""
+    names = [f"class {letter}{letter.lower()}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÜ"]
+
+    def vocabulary(shift: int) -> dict[str, int]:
+        labels = [names[(i * i + shift) % len(names)] for i in range(40)]
+        texts = [{"text": f"What is {i}?", "label": label} for i, label in enumerate(labels)]
+        write_rows(tmp_path / "data/train.jsonl", texts)
+        write_rows(tmp_path / "data/test.jsonl", [{"text": "What is it?", "label": names[0]}])
+        options = {"path": str(tmp_path / "data"), "labels": names}
+        task = {"name": "classification", "options": options}
+        path = write_recipe(
+            tmp_path,
+            train={"task": task, "validation": 0.3},
+            evaluate=[{"task": task}],
+            teacher=None,
+            arms={"first": {"learn": "labels"}},
+            active={key: value for key, value in ACTIVE.items() if key != "pool"},
+        )
+        run = open_run(Request(path, run_dir=tmp_path / "run", quiet=True))
+        return dict(run.tokenizers.of("student").get_vocab())
+
+    assert vocabulary(0) == vocabulary(7)
+
+
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch) -> Any:
     with command_line.recorded_work(monkeypatch) as keys:

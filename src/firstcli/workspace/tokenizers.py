@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
@@ -86,7 +87,9 @@ class Tokenizers:
                     "the recipe has no teacher; add one"
                 )
             return self._own("teacher")
-        text = _texts(self._samples()) if family.needs_text else ()
+        # The labels of a pool are not read before they are bought.
+        most = math.inf if self._recipe.active else MOST_TEXTS
+        text = _texts(self._samples(), most) if family.needs_text else ()
         with self._console.status(f"loading the {role}'s tokenizer"):
             own = family.tokenizer(ModelRef(section.checkpoint, section.revision), text)
         if section.chat_template is not None:
@@ -160,9 +163,10 @@ def _template(path: Path, role: Role) -> str:
         raise UserError(f"{role}.model.chat_template: {path}: cannot be read: {error}") from error
 
 
-def _texts(samples: Iterable[Sample]) -> Iterator[str]:
+def _texts(samples: Iterable[Sample], most: float) -> Iterator[str]:
+    """Yield the texts of samples, with all candidates unless one has more than `most`."""
     for sample in samples:
-        responses = sample.candidates if len(sample.candidates) <= MOST_TEXTS else ()
+        responses = sample.candidates if len(sample.candidates) <= most else ()
         for response in responses or (sample.response,):
             yield sample.prompt + response
 
