@@ -1,15 +1,16 @@
 """Make what the study of `docs/active.md` starts from: lessons for a teacher, and a student.
 
-    python benchmarks/active_models.py lessons benchmarks/active/lessons.jsonl
-    first distill benchmarks/active/teacher.yaml
-    python benchmarks/active_models.py untrained FOLDER_OF_TEACHER benchmarks/active/untrained
-    first distill benchmarks/active/student.yaml
+    cd benchmarks/active
+    python ../active_models.py lessons lessons.jsonl
+    first distill teacher.yaml
+    python ../active_models.py untrained runs/steps-teacher/students/fine-tune untrained
+    first distill student.yaml
 
 A small teacher does not follow instructions, so it learns both jobs from examples: to explain a
 question of `known-steps`, and to revise an explanation with mistakes. The questions are those of
 the split `train`, so it has never seen the pool. Teacher and student share the tokenizer.
 
-    python benchmarks/active_models.py trec FOLDER benchmarks/active/known benchmarks/active/pool
+    python ../active_models.py trec FOLDER known pool
 
 divides TREC for `trec.yaml`.
 """

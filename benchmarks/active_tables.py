@@ -1,7 +1,8 @@
 """Tables of `docs/active.md` from the rounds that `first select` has written.
 
-    python benchmarks/active_tables.py runs/active-study/curves/rounds.csv [--to 1500]
-        [--figures docs/figures]
+    cd benchmarks/active
+    python ../active_tables.py runs/active-study/curves/rounds.csv [--to 1500]
+        [--figures ../../docs/figures]
 
 Arms that begin with the same annotator are one group. They are compared with its first arm, and
 each group has a figure. All differences are paired by seed, with 95 % intervals over seeds
@@ -35,7 +36,7 @@ from firstcli.reporting.style import save
 from firstcli.tasks.known_steps import KnownSteps
 
 EVERYTHING = "everything"
-ANNOTATORS = ("explain", "revise")
+ANNOTATORS = ("explain", "revise", "oracle")
 SHARE = 0.95
 EQUAL_COSTS = (0.25, 0.5, 0.75, 1.0)
 """Shares of the least that an arm spends in tokens at which accuracy at equal cost is compared."""
@@ -229,8 +230,8 @@ def main() -> None:
     ]
     table(["arms", "points", "annotations needed"], rows)
 
-    if {*ANNOTATORS} <= {*map(group_of, arms)}:
-        print_revisions(arms, by_annotations, by_tokens, area)
+    if {*ANNOTATORS} & {*map(group_of, arms)}:
+        print_annotators(arms, by_annotations, by_tokens, area)
     run = given.rounds.parent.parent
     if {*ANNOTATORS} & {*map(group_of, arms)} and (run / "rounds").is_dir():
         print_steps(run, arms, sorted(next(iter(by_annotations.values()))))
@@ -238,13 +239,13 @@ def main() -> None:
         write_figures(given.rounds, arms, given.figures)
 
 
-def print_revisions(
+def print_annotators(
     arms: Sequence[str],
     by_annotations: Mapping[str, Curves],
     by_tokens: Mapping[str, Curves],
     area: Callable[[LearningCurve], float],
 ) -> None:
-    """Compare `revise` with `explain` under the same selector.
+    """Compare other annotators with `explain` under the same selector.
 
     Args:
         arms: all arms.
@@ -252,21 +253,19 @@ def print_revisions(
         by_tokens: the same against tokens.
         area: the mean accuracy up to the budget.
     """
-    print("### Revise minus explain: at equal annotations, and at equal tokens\n")
+    print("### Other annotators minus explain: at equal annotations, and at equal tokens\n")
     rows = []
     for a, b in combinations(arms, 2):
-        if (group_of(a), group_of(b)) != ANNOTATORS:
+        if group_of(a) != "explain" or a.split("-")[1:] != b.split("-")[1:]:
             continue
-        if a.split("-")[1:] != b.split("-")[1:]:
-            continue
-        cells = [a.removeprefix("explain-"), paired(by_annotations[b], by_annotations[a], area)]
-        ends = [c.places[-1] for arm in (a, b) for c in by_tokens[arm].values()]
+        cells = [f"{b} - {a}", paired(by_annotations[b], by_annotations[a], area)]
+        end = min(c.places[-1] for arm in (a, b) for c in by_tokens[arm].values())
         for share in EQUAL_COSTS:
-            at = partial(accuracy_at, place=share * min(ends))
-            cells.append(paired(by_tokens[b], by_tokens[a], at))
+            at = partial(accuracy_at, place=share * end)
+            cells.append(paired(by_tokens[b], by_tokens[a], at) if end else "")
         rows.append(cells)
     table(
-        ["selector", "mean at equal annotations", *(f"{s:.0%} of the tokens" for s in EQUAL_COSTS)],
+        ["arms", "mean at equal annotations", *(f"{s:.0%} of the tokens" for s in EQUAL_COSTS)],
         rows,
     )
 
