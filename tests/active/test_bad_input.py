@@ -62,7 +62,7 @@ def planned(folder: Path, *args: object, active: dict[str, Any] | None, **sectio
         ),
         (
             {"annotator": {"name": "explain"}},
-            ("annotator 'explain'", "tokens or more, but the teacher's context has", "`template`"),
+            ("annotator 'explain'", "no room for a text in the teacher's context", "`template`"),
         ),
         ({"seed_sample": 3}, ("active.seed_sample", "did you mean 'seed_samples'")),
         ({"pool": {}}, ("active.pool", "teacher.finetune would read")),
@@ -144,6 +144,25 @@ def test_a_tokenizer_is_not_trained_on_explanations_before_they_are_bought(tmp_p
     active = {"annotator": {"name": "label"}}
     result = planned(tmp_path, active={**active, "pool": {}}, **sections)
     result.mistake("active.pool", "the tokenizer of student.model", "before they are bought")
+
+
+def test_a_tokenizer_is_not_trained_on_right_labels_before_they_are_bought(tmp_path: Path) -> None:
+    """Of more than 26 candidates, tokenizers are trained on the right one alone."""
+    names = [f"class {number}" for number in range(30)]
+    rows = [{"text": f"What is {i}?", "label": names[i % 30]} for i in range(60)]
+    write_rows(tmp_path / "many" / "train.jsonl", rows)
+    write_rows(tmp_path / "many" / "test.jsonl", [{"text": "What?", "label": names[0]}])
+    options = {"path": str(tmp_path / "many"), "labels": names}
+    task = {"name": "classification", "options": options}
+    sections: dict[str, Any] = {
+        "train": {"task": task, "validation": 0.3},
+        "evaluate": [{"task": task}],
+        "teacher": None,
+        "arms": {"a": {"learn": "labels"}},
+    }
+    active = {"annotator": {"name": "label"}, "pool": {}}
+    result = planned(tmp_path, active=active, **sections)
+    result.mistake("active.pool", "more than 26 candidates", "before it is bought")
 
 
 def test_recalibrated_confidence_needs_held_out_samples(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from firstcli.active.active_run import ActiveRun
 from firstcli.active.data import ActiveData
 from firstcli.active.loop import ArmLoop
 from firstcli.active.reading import StudentReader
+from firstcli.active.select import OUTDATED
 from firstcli.api import FloatArray, Sample
 from firstcli.pipeline.plan import Request, open_run
 from firstcli.tasks.annotated import from_row
@@ -37,8 +38,8 @@ from support.command_line import (
     write_rows,
 )
 
-CHANGING = (".lock", ".digests.json", ".checks.json", "firstcli.json")
-"""Files that hold times, paths of the machine, or the number of a process."""
+CHANGING = (".lock", ".digests.json", ".checks.json", "firstcli.json", "start.mark")
+"""Files that hold times, paths of the machine, the number of a process, or a digest of all data."""
 
 
 def world(train: int) -> dict[str, Any]:
@@ -184,8 +185,9 @@ def test_a_plan_counts_the_rounds_that_are_up_to_date(finished: Finished, tmp_pa
     before = times(finished.run)
     assert rounds_done(finished.recipe, finished.run) == 2
     assert rounds_done(finished.recipe, finished.run, "--set", "active.selector.name=entropy") == 0
-    for key in ("student.training.epochs=3", "teacher.finetune.epochs=3", "active.seed_samples=8"):
-        assert rounds_done(finished.recipe, finished.run, "--set", key) == 0
+    changes = ("student.training.epochs=3", "teacher.finetune.epochs=3", "active.seed_samples=8")
+    for change in (*changes, "seed=8"):
+        assert rounds_done(finished.recipe, finished.run, "--set", change) == 0
     facts = finished.copied_to(tmp_path) / "rounds" / "first" / "2" / "round.json"
     facts.unlink()
     assert rounds_done(finished.recipe, facts.parents[3]) == 1
@@ -197,11 +199,22 @@ def test_a_plan_counts_the_rounds_that_are_up_to_date(finished: Finished, tmp_pa
 def test_a_copied_run_folder_is_up_to_date(
     finished: Finished, tmp_path: Path, work: list[str]
 ) -> None:
-    run = finished.copied_to(tmp_path)
-    assert rounds_done(finished.recipe, run) == 2
-    result = first("select", finished.recipe, "--run-dir", run)
-    assert result.code == 0, result.err
+    run, link = finished.copied_to(tmp_path), tmp_path / "link"
+    link.symlink_to(run.parent)
+    for folder in (run, link / run.name):
+        assert rounds_done(finished.recipe, folder) == 2
+        result = first("select", finished.recipe, "--run-dir", folder)
+        assert result.code == 0, result.err
     assert work == []
+
+
+def test_data_beside_the_run_folder_is_no_part_of_it(finished: Finished, tmp_path: Path) -> None:
+    """Its path begins with that of the run folder."""
+    run = open_run(Request(finished.recipe, run_dir=tmp_path / "run", quiet=True))
+    assert run.recipe.active
+    whole = ActiveRun(run, Request(finished.recipe), ActiveData(run, run.recipe.active), "")
+    inside, beside = str(tmp_path / "run" / "a"), str(tmp_path / "run-data" / "a")
+    assert whole.without_place({"a": [inside, beside, 1]}) == {"a": ["RUN/a", beside, 1]}
 
 
 def test_rounds_with_other_settings_are_made_anew_and_not_shown(
@@ -212,23 +225,28 @@ def test_rounds_with_other_settings_are_made_anew_and_not_shown(
     path = write_recipe(tmp_path, arms=both, active={**ACTIVE, "seed_samples": 8})
     result = first("select", path, "--run-dir", run, "--arm", "second", "--rounds", 1)
     assert result.code == 0, result.err
-    assert "not shown, because their rounds were made with other settings or data: first" in (
-        result.out
-    )
+    assert f"not shown, because {OUTDATED}: first from round 0 on" in result.out
     page = run / "curves"
-    assert "other settings or data: first" in (page / "index.html").read_text("utf-8")
+    assert f"{OUTDATED}: first from round 0 on" in (page / "index.html").read_text("utf-8")
     assert "\nfirst," not in (page / "rounds.csv").read_text("utf-8")
     result = first("select", path, "--run-dir", run, "--arm", "first", "--rounds", 1)
     assert result.code == 0, result.err
-    assert "first: round 0 was made with other settings or data; it and later" in result.out
+    assert "first: round 0 was made with other settings or data, or by an earlier" in result.out
     assert "round 1 was made" not in result.out
     with (page / "rounds.csv").open(encoding="utf-8") as file:
         shown = {(row["arm"], row["round"]) for row in csv.DictReader(file)}
     assert shown == {(arm, number) for arm in ("first", "second") for number in ("0", "1")}
+    larger = ("--set", "active.budget.samples=20", "--arm", "first")
+    result = first("select", path, "--run-dir", run, "--rounds", 1, *larger)
+    assert result.code == 0, result.err
+    assert f"{OUTDATED}: second from round 1 on" in result.out
+    with (page / "rounds.csv").open(encoding="utf-8") as file:
+        shown = {(row["arm"], row["round"]) for row in csv.DictReader(file)}
+    assert shown == {("first", "0"), ("first", "1"), ("second", "0")}
 
 
 def test_commands_that_look_for_a_student_name_the_round(finished: Finished) -> None:
-    latest = f"the latest in {finished.run / 'rounds/first/2/run'}"
+    latest = f"such as {finished.run / 'rounds/first/2/run'}"
     first("predict", finished.run, "1 + 1 =").mistake("neither a student's folder", latest)
     first("predict", finished.recipe, "1 + 1 =", "--run-dir", finished.run).mistake(latest)
     option = f'teacher.from_run={{"run": "{finished.run}", "arm": "first"}}'
@@ -335,13 +353,15 @@ def test_the_training_split_is_the_pool(finished: Finished, tmp_path: Path) -> N
     assert measured["n"] == len(held_out)
 
 
+@pytest.mark.parametrize("has_checkpoint", [True, False])
 def test_labels_of_the_training_split_are_not_read_before_they_are_bought(
-    finished: Finished, tmp_path: Path
+    finished: Finished, tmp_path: Path, has_checkpoint: bool
 ) -> None:
     """The trap: other labels of all other questions of the pool change nothing."""
     active = {key: value for key, value in ACTIVE.items() if key != "pool"}
     active |= {"rounds": 1, "budget": {"samples": 4}}
-    student = {"family": "causal-lm", "checkpoint": str(finished.run / "rounds/.start/7")}
+    start = {"family": "causal-lm", "checkpoint": str(finished.run / "rounds/.start/7")}
+    student = start if has_checkpoint else command_line.MODEL
     run = tmp_path / "run"
 
     def select(labels: str) -> None:
@@ -367,31 +387,6 @@ def test_labels_of_the_training_split_are_not_read_before_they_are_bought(
     before = run.rename(tmp_path / "before")
     select("".join("AB"[(i + (f"q{i}" not in known)) % 2] for i in range(30)))
     assert_same(run, before)
-
-
-def test_a_tokenizer_of_many_candidates_does_not_depend_on_the_labels(tmp_path: Path) -> None:
-    """Otherwise it is trained on each sample's right candidate alone."""
-    names = [f"class {letter}{letter.lower()}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÜ"]
-
-    def vocabulary(shift: int) -> dict[str, int]:
-        labels = [names[(i * i + shift) % len(names)] for i in range(40)]
-        texts = [{"text": f"What is {i}?", "label": label} for i, label in enumerate(labels)]
-        write_rows(tmp_path / "data/train.jsonl", texts)
-        write_rows(tmp_path / "data/test.jsonl", [{"text": "What is it?", "label": names[0]}])
-        options = {"path": str(tmp_path / "data"), "labels": names}
-        task = {"name": "classification", "options": options}
-        path = write_recipe(
-            tmp_path,
-            train={"task": task, "validation": 0.3},
-            evaluate=[{"task": task}],
-            teacher=None,
-            arms={"first": {"learn": "labels"}},
-            active={key: value for key, value in ACTIVE.items() if key != "pool"},
-        )
-        run = open_run(Request(path, run_dir=tmp_path / "run", quiet=True))
-        return dict(run.tokenizers.of("student").get_vocab())
-
-    assert vocabulary(0) == vocabulary(7)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from firstcli.reporting.rounds import (
     in_text,
     last_rows,
     needed_csv,
+    needed_in_text,
     rounds_table,
     to_csv,
 )
@@ -193,7 +194,9 @@ def test_what_costs_nothing_and_what_is_reached_at_the_start_say_so() -> None:
     free = {1: [facts("free", 1, n, 0.9, tokens_read=0, tokens_written=0) for n in (0, 1)]}
     data = RoundsData("tiny", {"free": free, **DATA.rounds}, ["test"])
     assert costless(data) == {"annotations": [], "tokens": ["free"]}
-    assert in_text(data.needed("test", "annotations")[0].needed) == "0: reached at the start"
+    needed = data.needed("test", "annotations")[0].needed
+    assert needed_in_text(needed, 2) == "0 (1 of 2 seeds): reached at the start"
+    assert next(last_rows(data, "test"))[:4] == ("free", "1", "50", "0")
 
 
 def test_the_csv_has_every_round() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from firstcli.active.data import ActiveData
 from firstcli.active.folders import HELD_OUT, ROUNDS, STARTS, as_lines, read_json, write_changed
@@ -21,6 +22,9 @@ from firstcli.tasks.annotated import to_row
 from firstcli.workspace.artifacts import fingerprint
 from firstcli.workspace.run import Run
 from firstcli.workspace.units import with_upstream
+
+START = "start.mark"
+"""The file that is written last into the folder of the weights that students start with."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,31 @@ class ActiveRun:
         """Return the folder of the weights that a family without a checkpoint starts with."""
         return self.folder / STARTS / str(seed)
 
-    @cached_property
-    def student(self) -> str:
-        """What identifies the model with which students start."""
-        inputs = fingerprints.model(self.run, "student", seed=0)  # drawn by that of the arm
-        if self.run.recipe.student.model.checkpoint is None:
-            inputs |= fingerprints.training_data(self.run)
-        return fingerprint(fingerprints.as_text(inputs))
+    def has_start(self, seed: int) -> bool:
+        """Return whether there are weights to start with."""
+        needs_none = self.run.recipe.student.model.plugin.needs_checkpoint
+        return needs_none or (self.starting_folder(seed) / START).is_file()
+
+    def student(self, seed: int) -> str:
+        """Return what identifies the model with which students start, which must exist."""
+        if self.run.recipe.student.model.plugin.needs_checkpoint:
+            inputs = fingerprints.model(self.run, "student", seed=0)  # the arm's seed draws nothing
+            return fingerprint(fingerprints.as_text(inputs))
+        return self.run.digests.of_checkpoint(self.starting_folder(seed))
+
+    def without_place(self, value: Any) -> Any:
+        """Return a JSON value in which paths in the run folder are relative to it."""
+        if isinstance(value, dict):
+            return {key: self.without_place(child) for key, child in value.items()}
+        if isinstance(value, list):
+            return [self.without_place(child) for child in value]
+        if not isinstance(value, str):
+            return value
+        folder = self.run.folder
+        for place in (folder.absolute(), folder.resolve()):
+            if Path(value).is_relative_to(place):
+                return f"RUN/{Path(value).relative_to(place)}"
+        return value
 
     @cached_property
     def known_questions(self) -> str:
@@ -120,7 +142,7 @@ def save_starting_model(whole: ActiveRun, seed: int) -> None:
     training task.
     """
     run, folder = whole.run, whole.starting_folder(seed)
-    mark = folder / "start.json"
+    mark = folder / START
     depends_on = fingerprints.loading_content(run, "student") | {"seed": str(seed)}
     if read_json(mark) == {"fingerprint": fingerprint(depends_on)}:
         return

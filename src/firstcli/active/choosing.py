@@ -91,15 +91,25 @@ def _write(path: Path, key: str, ids: Sequence[str], scores: FloatArray) -> None
     atomic_write(path, lambda file: pq.write_table(table, file))
 
 
-def _read(path: Path, key: str, ids: Sequence[str]) -> FloatArray | None:
+def read_scores(path: Path, key: str) -> dict[str, float]:
+    """Return the score of every question, by id; nothing if the file depends on something else.
+
+    Args:
+        path: the file of the scores.
+        key: what they depend on.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid):
-        return None
-    stated = (table.schema.metadata or {}).get(b"key", b"").decode()
-    if stated != key or table["id"].to_pylist() != list(ids):
-        return None
-    return np.asarray(table["score"].to_numpy(), np.float64)
+        return {}
+    if (table.schema.metadata or {}).get(b"key", b"").decode() != key:
+        return {}
+    return dict(zip(table["id"].to_pylist(), table["score"].to_pylist(), strict=True))
+
+
+def _read(path: Path, key: str, ids: Sequence[str]) -> FloatArray | None:
+    known = read_scores(path, key)
+    return np.array([*known.values()], np.float64) if [*known] == [*ids] else None

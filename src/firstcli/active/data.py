@@ -20,6 +20,7 @@ from firstcli.recipe.active import Active
 from firstcli.recipe.active_conflicts import uses_training_split
 from firstcli.stages.annotating import folded
 from firstcli.workspace.run import Run
+from firstcli.workspace.tokenizers import MOST_TEXTS
 
 POOL_KEY = "active.pool"
 """The recipe's key of the pool, for messages."""
@@ -46,9 +47,6 @@ class QuestionPool:
 
     def __len__(self) -> int:
         return len(self.questions)
-
-    def __contains__(self, id: object) -> bool:
-        return id in self._places
 
     @cached_property
     def ids(self) -> list[str]:
@@ -110,6 +108,7 @@ class ActiveData:
         self._labelled = run.split_samples(ref, active.pool.split, POOL_KEY, limit)
         if self._labelled[0].messages:
             raise UserError(f"{POOL_KEY}: its samples are conversations, which ask no question")
+        self._refuse_labels_in_tokenizers()
         self.task = ref
         """The task of the questions, with adapted options."""
         form = ref.build().explanations()
@@ -153,6 +152,20 @@ class ActiveData:
     def _known(self, place: int) -> Sample:
         """Return a sample whose label is known from the start."""
         return replace(self._labelled[place], id=self._questions[place].id)
+
+    def _refuse_labels_in_tokenizers(self) -> None:
+        """Refuse a pool whose labels decide on what text a tokenizer is trained."""
+        recipe = self._run.recipe
+        for role, section in (("teacher", recipe.teacher), ("student", recipe.student)):
+            if not self._is_own or section is None or not section.model.plugin.needs_text:
+                continue
+            if any(len(sample.candidates) > MOST_TEXTS for sample in self._labelled):
+                raise UserError(
+                    f"{POOL_KEY}: its questions have more than {MOST_TEXTS} candidates, of which "
+                    f"the tokenizer of {role}.model (family '{section.model.family}') reads the "
+                    "right one before it is bought; name another split or task, or give a model "
+                    "with a tokenizer"
+                )
 
     def _refuse_overlap(self) -> None:
         for section in self._run.recipe.evaluate:

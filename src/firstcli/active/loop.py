@@ -66,6 +66,8 @@ class ArmLoop:
         self.selector = self.active.selector_of(self.arm)
         self.annotator = self.active.annotator_of(self.arm)
         self.progress = Progress()
+        self.outdated_from: int | None = None
+        """The first round that `take_over` found and did not take, because it is not up to date."""
         self._says_anew = False
 
     @cached_property
@@ -83,7 +85,10 @@ class ArmLoop:
         Labels that have been corrected since are not seen: annotations count as they were bought.
         """
         for number in range(self.active.rounds + 1):
-            if self.is_over(number) or not self._is_taken_over(number):
+            if self.is_over(number):
+                break
+            if not self._is_taken_over(number):
+                self.outdated_from = number if self.folder.round(number).facts.exists() else None
                 break
 
     def _is_taken_over(self, number: int) -> bool:
@@ -97,7 +102,7 @@ class ArmLoop:
             progress.add(Purchase.finished(known, folder.annotations))
             if not progress.latest.ids:
                 return True
-        if not folder.facts.exists():
+        if not folder.facts.exists() or not self.whole.has_start(self.seed):
             return False
         recipe = self._round_recipe(number, folder)
         facts = folder.read_facts(self._round_key(recipe, self._samples()))
@@ -144,8 +149,8 @@ class ArmLoop:
             if folder.facts.exists() and not self._says_anew:
                 self._says_anew = True  # all later rounds follow from this one
                 console.say(
-                    f"{self.model.trained}: round {number} was made with other settings or data; "
-                    "it and later rounds are made anew"
+                    f"{self.model.trained}: round {number} was made with other settings or data, "
+                    "or by an earlier version; it and the rounds after it are made anew"
                 )
             console.say(f"{self.model.trained}, round {number} of {self.active.rounds}:")
             self._take_over_knowledge(folder)
@@ -329,15 +334,13 @@ class ArmLoop:
     def _round_key(self, recipe: Recipe, samples: bytes) -> str:
         """Return what a round depends on; where the run folder lies is no part of it."""
         whole = self.whole
-        stated = json.dumps(recipe.resolved(), sort_keys=True)
-        place = json.dumps(str(whole.run.folder.absolute())).strip('"')
         return fingerprint(
             {
-                "recipe": stated.replace(place, "RUN"),
+                "recipe": json.dumps(whole.without_place(recipe.resolved()), sort_keys=True),
                 "samples": sha256(samples).hexdigest(),
                 "held out": sha256(whole.held_out_lines).hexdigest(),
                 "teacher": whole.teacher,
-                "student": whole.student,
+                "student": whole.student(self.seed),
                 "start": self.progress.student_content,
                 "choice": self.progress.key,
                 "evaluations": json.dumps(whole.evaluations, sort_keys=True),

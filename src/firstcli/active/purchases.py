@@ -161,9 +161,10 @@ class Buyer:
         longest, shortest = context(self.run, "teacher"), min(self._prompt_lengths)
         if shortest >= longest:
             raise UserError(
-                f"annotator '{self.ref.name}': its prompts have {shortest:,} tokens or more, but "
-                f"the teacher's context has {longest:,}; shorten its option `template`, or use a "
-                "teacher with a longer context"
+                f"annotator '{self.ref.name}': the shortest of its first {EXAMPLES} prompts has "
+                f"{shortest:,} tokens, which leaves no room for a text in the teacher's context of "
+                f"{longest:,}; shorten its option `template`, or use a teacher with a longer "
+                "context"
             )
 
     def learned(self, annotations: Iterable[Annotation], arm: Arm) -> list[Sample]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
+from firstcli.active import choosing
 from firstcli.active.active_run import ActiveRun
 from firstcli.active.folders import RoundFolder, read_json
 from firstcli.active.loop import ArmLoop
@@ -54,8 +55,9 @@ def rounds_data(whole: ActiveRun, played: Sequence[ArmLoop]) -> RoundsData:
             loop = ArmLoop(whole, model)
             loop.take_over()
         every = loop.progress.rounds
+        if loop.outdated_from is not None:
+            outdated.append(f"{model.trained} from round {loop.outdated_from} on")
         if not every:
-            outdated += [model.trained] if loop.folder.round(0).facts.exists() else []
             continue
         if model.arm not in rounds:
             picked += [_picked(loop, int(facts["round"])) for facts in every if facts["round"]]
@@ -68,15 +70,14 @@ def rounds_data(whole: ActiveRun, played: Sequence[ArmLoop]) -> RoundsData:
 def _picked(loop: ArmLoop, number: int) -> PickedRound:
     folder = loop.folder.round(number)
     chosen = read_json(folder.chosen) or {"ids": []}
-    ids = [str(id) for id in chosen["ids"][:EXAMPLES]]
-    return PickedRound(loop.model.arm, number, list(_questions(loop, folder, ids)))
+    scores = choosing.read_scores(folder.scores, str(chosen.get("fingerprint")))
+    ids = [str(id) for id in chosen["ids"][:EXAMPLES] if id in scores]
+    return PickedRound(loop.model.arm, number, list(_questions(loop, folder, ids, scores)))
 
 
-def _questions(loop: ArmLoop, folder: RoundFolder, ids: Sequence[str]) -> Iterator[PickedQuestion]:
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(folder.scores).to_pydict()
-    scores = dict(zip(table["id"], table["score"], strict=True))
+def _questions(
+    loop: ArmLoop, folder: RoundFolder, ids: Sequence[str], scores: Mapping[str, float]
+) -> Iterator[PickedQuestion]:
     said = read_said(folder.said)
     bought = {each.id: each for each in read_annotations(folder.annotations)}
     for id in ids:
@@ -84,7 +85,7 @@ def _questions(loop: ArmLoop, folder: RoundFolder, ids: Sequence[str]) -> Iterat
         surprises = words.surprises if words else ()
         yield PickedQuestion(
             prompt=loop.data.pool.question(id).prompt,
-            score=float(scores[id]),
+            score=scores[id],
             said=words.steps if words else (),
             answered=words.answer if words else "",
             unsure=max(range(len(surprises)), key=surprises.__getitem__) if surprises else None,

@@ -19,7 +19,7 @@ NO_SECTION = (
     "has no section `active`; add one with the pool and the budget, or start from `first init "
     "active`"
 )
-OUTDATED = "their rounds were made with other settings or data"
+OUTDATED = "their rounds were made with other settings or data, or by an earlier version"
 
 
 def select(request: Request, rounds: int | None) -> dict[str, JSON]:

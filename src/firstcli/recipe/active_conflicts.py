@@ -146,9 +146,9 @@ def _of_arm(active: Active, name: str, arm: Arm, valid: Mapping[str, Any]) -> Co
     if train.task.plugin.has_candidates and train.task.explanations is None:
         without = f"explanations, but task '{train.task.name}' has none; choose another"
         if "thoughts" in selector.plugin.needs:
-            yield path("selector"), f"'{selector.name}' reads {without}"
+            yield path("selector"), f"'{selector.name}' reads {without} selector"
         if annotator.plugin.reads_explanation:
-            yield path("annotator"), f"'{annotator.name}' reads {without}"
+            yield path("annotator"), f"'{annotator.name}' reads {without} annotator"
     if not active.recalibrates(arm):
         return
     if not train.task.can_be_evaluated:

@@ -64,7 +64,7 @@ class FromRun(RecipeSection):
             folder = run_folder(stated.run)
             if not (folder / STUDENTS / name / MANIFEST).is_file():
                 command = shlex.join([*_command(stated.run), "--arm", arm_of(name)])
-                advice = of_rounds(folder) or f"; run `{command}` first"
+                advice = of_rounds(folder, name) or f"; run `{command}` first"
                 raise UserError(f"{folder} has no trained student '{name}'{advice}")
             plugins.load("families", _model_section(folder)["family"])
         return stated.model_copy(update={"run": folder, "arm": name})

@@ -39,11 +39,17 @@ def default_folder(name: str) -> Path:
     return Path("runs") / name
 
 
-def of_rounds(run: Path) -> str:
-    """Say where `first select` has left students in a run folder; empty if it has not."""
-    rounds = run.glob("rounds/*/*/round.json")
-    numbered = [file.parent for file in rounds if file.parent.name.isdecimal()]
+def of_rounds(run: Path, name: str | None = None) -> str:
+    """Say where `first select` has left students in a run folder; empty if it has not.
+
+    Args:
+        run: the run folder.
+        name: the student that is looked for: an arm or `ARM@SEED`; None for any.
+    """
+    rounds = (file.parent for file in run.glob("rounds/*/*/round.json"))
+    finished = [folder for folder in rounds if name in (None, folder.parent.name)]
+    numbered = [folder for folder in finished if folder.name.isdecimal()]
     if not numbered:
         return ""
     latest = max(numbered, key=lambda folder: (int(folder.name), folder.parent.name))
-    return f"; `first select` leaves its students elsewhere, the latest in {latest / 'run'}"
+    return f"; `first select` leaves its students in {run / 'rounds'}, such as {latest / 'run'}"

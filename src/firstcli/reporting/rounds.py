@@ -103,7 +103,7 @@ class RoundsData:
     evaluations: Sequence[str]
     picked: Sequence[PickedRound] = ()
     outdated: Sequence[str] = ()
-    """Arms that are not shown, because their rounds were made with other settings or data."""
+    """Arms of which rounds are not shown, because they are not up to date, and from which round."""
 
     @cached_property
     def rows(self) -> list[str]:
@@ -263,8 +263,6 @@ def in_text(mean: Needed, seeds: int = 1, *, signed: bool = False) -> str:
         return DASH
     if isinstance(mean, NotReached):
         return f"not reached in {mean.missing} of {mean.seeds} seeds"
-    if mean.value == 0 and not mean.half_width and not signed:
-        return "0: reached at the start"
     sign = "+" if signed else ""
     digits = ".3g" if abs(mean.value) < 10 else ",.0f"
     text = format(mean.value, f"{sign}{digits}")
@@ -272,6 +270,16 @@ def in_text(mean: Needed, seeds: int = 1, *, signed: bool = False) -> str:
         low, high = (format(end, f"{sign}{digits}") for end in mean.interval)
         text = f"{text} [{low}, {high}]"
     return text + (_of_seeds(mean.seeds, seeds) if mean.seeds < seeds else "")
+
+
+def needed_in_text(mean: Needed, seeds: int) -> str:
+    """Return what is needed, of which nothing means that students start with it.
+
+    Args: as for `in_text`.
+    """
+    text = in_text(mean, seeds)
+    at_start = isinstance(mean, MeanOverSeeds) and mean.value == 0
+    return f"{text}: reached at the start" if at_start else text
 
 
 def rounds_table(data: RoundsData) -> tuple[list[str], list[list[str]]]:

@@ -15,6 +15,7 @@ from firstcli.reporting.rounds import (
     in_text,
     last_rows,
     needed_csv,
+    needed_in_text,
     rounds_table,
     to_csv,
 )
@@ -50,6 +51,7 @@ def write_rounds(folder: Path, data: RoundsData) -> None:
         levels={name: data.levels(name)[1] for name in data.evaluations},
         compared=compared,
         in_text=in_text,
+        needed_in_text=needed_in_text,
         rounds=rounds_table(data),
         costless=costless(data),
     )

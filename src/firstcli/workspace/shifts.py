@@ -40,8 +40,8 @@ def shifted_questions(
         UserError: the samples cannot be changed, or no prompt changes.
     """
     usage, where = task.build().usage(), f"evaluate '{evaluation}'.{shift.key}"
-    augmenter = shift.augmenter.build()
     try:
+        augmenter = shift.augmenter.build()
         found = Samples(shifted(samples, usage, augmenter, _seed(shift, seed)), folder)
         share = changed_share(samples, found)
     except UserError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
@@ -87,9 +86,7 @@ class Tokenizers:
                     "the recipe has no teacher; add one"
                 )
             return self._own("teacher")
-        # The labels of a pool are not read before they are bought.
-        most = math.inf if self._recipe.active else MOST_TEXTS
-        text = _texts(self._samples(), most) if family.needs_text else ()
+        text = _texts(self._samples()) if family.needs_text else ()
         with self._console.status(f"loading the {role}'s tokenizer"):
             own = family.tokenizer(ModelRef(section.checkpoint, section.revision), text)
         if section.chat_template is not None:
@@ -163,10 +160,9 @@ def _template(path: Path, role: Role) -> str:
         raise UserError(f"{role}.model.chat_template: {path}: cannot be read: {error}") from error
 
 
-def _texts(samples: Iterable[Sample], most: float) -> Iterator[str]:
-    """Yield the texts of samples, with all candidates unless one has more than `most`."""
+def _texts(samples: Iterable[Sample]) -> Iterator[str]:
     for sample in samples:
-        responses = sample.candidates if len(sample.candidates) <= most else ()
+        responses = sample.candidates if len(sample.candidates) <= MOST_TEXTS else ()
         for response in responses or (sample.response,):
             yield sample.prompt + response
 
