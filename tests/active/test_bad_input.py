@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from string import ascii_letters
 from typing import Any
 
 import pytest
@@ -148,7 +149,7 @@ def test_a_tokenizer_is_not_trained_on_explanations_before_they_are_bought(tmp_p
 
 def test_a_tokenizer_is_not_trained_on_right_labels_before_they_are_bought(tmp_path: Path) -> None:
     """Of more than 26 candidates, tokenizers are trained on the right one alone."""
-    names = [f"class {number}" for number in range(30)]
+    names = [f"{letter}-class" for letter in ascii_letters[:30]]
     rows = [{"text": f"What is {i}?", "label": names[i % 30]} for i in range(60)]
     write_rows(tmp_path / "many" / "train.jsonl", rows)
     write_rows(tmp_path / "many" / "test.jsonl", [{"text": "What?", "label": names[0]}])

@@ -30,7 +30,7 @@ TASK: dict[str, Any] = {
 }
 MODEL = {
     "family": "scratch",
-    "options": {"hidden_size": 16, "layers": 1, "heads": 2, "vocabulary": 600, "context": 192},
+    "options": {"hidden_size": 16, "layers": 1, "heads": 2, "vocabulary": 600, "context": 512},
 }
 READ, WRITTEN = 90, 30
 """Tokens of every text."""
