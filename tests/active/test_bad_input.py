@@ -149,12 +149,13 @@ def test_a_tokenizer_is_not_trained_on_explanations_before_they_are_bought(tmp_p
 
 def test_a_tokenizer_is_not_trained_on_right_labels_before_they_are_bought(tmp_path: Path) -> None:
     """Of more than 26 candidates, tokenizers are trained on the right one alone."""
-    names = [f"{letter}-class" for letter in ascii_letters[:30]]
+    codes = {f"class {letter}": letter for letter in ascii_letters[:30]}
+    names = list(codes)
     rows = [{"text": f"What is {i}?", "label": names[i % 30]} for i in range(60)]
     write_rows(tmp_path / "many" / "train.jsonl", rows)
     write_rows(tmp_path / "many" / "test.jsonl", [{"text": "What?", "label": names[0]}])
-    options = {"path": str(tmp_path / "many"), "labels": names}
-    task = {"name": "classification", "options": options}
+    options = {"path": str(tmp_path / "many"), "labels": names, "answers": "codes"}
+    task = {"name": "classification", "options": {**options, "codes": codes}}
     sections: dict[str, Any] = {
         "train": {"task": task, "validation": 0.3},
         "evaluate": [{"task": task}],
