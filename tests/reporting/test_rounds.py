@@ -69,9 +69,14 @@ DATA = RoundsData(
             1,
             [
                 PickedQuestion(
-                    *("2 + <b>2</b>?", 0.5),
-                    *(["two", "<i>two"], "five", 1),
-                    *(["two", "more"], "four", 1),
+                    prompt="2 + <b>2</b>?",
+                    score=0.5,
+                    said=["two", "<i>two"],
+                    answered="five",
+                    unsure=1,
+                    taught=["two", "more"],
+                    right="four",
+                    flaw=1,
                 )
             ],
         )
