@@ -40,7 +40,7 @@ from firstcli.commands.parameters import (
     option,
 )
 from firstcli.errors import UserError
-from firstcli.runtime import distributed, streams
+from firstcli.runtime import distributed, interrupts, streams
 from firstcli.runtime.redaction import without_secrets
 from firstcli.stages import STAGES
 from firstcli.stages.base import Stage
@@ -344,6 +344,7 @@ _add_command(
 def main() -> None:
     """Run the command line; exit codes: 0 done, 1 a bug, 2 a user error, 130 interrupted."""
     streams.make_tolerant()
+    interrupts.repeat_dropped()
     try:
         code = app(prog_name="first", standalone_mode=False) or 0  # what a command exits with
     except typer.Abort:  # Ctrl-C at a question

@@ -191,6 +191,8 @@ def test_a_plan_counts_the_rounds_that_are_up_to_date(finished: Finished, tmp_pa
     facts = finished.copied_to(tmp_path) / "rounds" / "first" / "2" / "round.json"
     facts.unlink()
     assert rounds_done(finished.recipe, facts.parents[3]) == 1
+    options = ("--run-dir", finished.run, "--set", "active.seed_samples=8")
+    assert "0 of 2, then stale" in first("plan", finished.recipe, *options).out
     assert {name for name, time in times(finished.run).items() if before.get(name) != time} <= {
         name for name in times(finished.run) if Path(name).name in CHANGING
     }

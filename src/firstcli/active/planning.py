@@ -39,6 +39,8 @@ class ArmPlan:
     rounds: int
     finished: int
     """Rounds that are up to date."""
+    stale: bool
+    """Whether the next round was made with other settings or data, so that it is made anew."""
     annotations: int
     """How many annotations the budget is expected to buy."""
     tokens_read: int
@@ -66,10 +68,7 @@ def plan_rounds(run: Run, request: Request) -> dict[str, JSON]:
     assert active
     data = ActiveData(run, active)
     whole = as_it_stands(run, request, data)
-    plans = [
-        _arm_plan(run, active, data, model, _finished(whole, model) if whole else 0)
-        for model in students(run, request.arms)
-    ]
+    plans = [_arm_plan(run, active, data, model, whole) for model in students(run, request.arms)]
     units = units_of(run.recipe, run.folder)
     chain = with_upstream(units, FINETUNE.units(run.recipe, run.folder))
     result = plan_run(run, request, chain) if chain else {"run": str(run.folder), "units": []}
@@ -133,18 +132,16 @@ def buyer_of(run: Run, active: Active, data: ActiveData, model: Model) -> Buyer:
     return buyer
 
 
-def _finished(whole: ActiveRun, model: Model) -> int:
-    """Return how many rounds are up to date, the one before the first annotations not counted."""
-    loop = ArmLoop(whole, model)
-    loop.take_over()
-    return max(0, len(loop.progress.rounds) - 1)
-
-
-def _arm_plan(run: Run, active: Active, data: ActiveData, model: Model, finished: int) -> ArmPlan:
+def _arm_plan(
+    run: Run, active: Active, data: ActiveData, model: Model, whole: ActiveRun | None
+) -> ArmPlan:
     arm = run.recipe.arms[model.arm]
     active = active.of_arm(arm)
     buyer = buyer_of(run, active, data, model)
     each, pool = buyer.expected, len(buyer.pool)
+    loop = ArmLoop(whole, model) if whole else None
+    if loop:
+        loop.take_over()
     count = affordable(active, Spent(), each, active.rounds, pool)
     read, written = count * each.tokens_read, count * each.tokens_written
     return ArmPlan(
@@ -156,7 +153,8 @@ def _arm_plan(run: Run, active: Active, data: ActiveData, model: Model, finished
         seed_samples=active.seed_samples,
         held_out=len(data.held_out),
         rounds=active.rounds,
-        finished=finished,
+        finished=max(0, len(loop.progress.rounds) - 1) if loop else 0,  # without round 0
+        stale=loop is not None and loop.outdated_from is not None,
         annotations=count,
         tokens_read=read,
         tokens_written=written,
@@ -181,7 +179,8 @@ def _table(active: Active, plans: Sequence[ArmPlan], with_own_budget: Sequence[A
     table = Table(*headings, title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for each in plans:
         cells = [f"{each.arm}@{each.seed}", each.selector, each.annotator]
-        cells += [f"{each.finished} of {each.rounds}", f"{each.annotations:,}"]
+        stale = ", then stale" if each.stale else ""
+        cells += [f"{each.finished} of {each.rounds}{stale}", f"{each.annotations:,}"]
         cells += [f"{each.tokens_read + each.tokens_written:,}"]
         cells += [f"{each.cost:.4g}"] if each.cost is not None else []
         table.add_row(*cells)
