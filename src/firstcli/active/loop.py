@@ -95,9 +95,8 @@ class ArmLoop:
         folder, progress = self.folder.round(number), self.progress
         progress.key = self._choice_key(number)
         if number:
-            known = read_json(folder.chosen) or {}
-            is_done = known.get("fingerprint") == progress.key and known.get("done")
-            if not is_done or not folder.annotations.is_file():
+            known = self._chosen_before(folder)
+            if not known.get("done") or not folder.annotations.is_file():
                 return False
             progress.add(Purchase.finished(known, folder.annotations))
             if not progress.latest.ids:
@@ -176,10 +175,9 @@ class ArmLoop:
         progress.key, progress.latest = self._choice_key(number), Purchase()
         if number == 0:
             return
-        known = read_json(folder.chosen) or {}
-        if known.get("fingerprint") != progress.key:
+        known = self._chosen_before(folder)
+        if not known:
             folder.said.unlink(missing_ok=True)  # of another student
-            known = {}
         is_done = known.get("done") and folder.annotations.is_file()
         if is_done and not self.buyer.knows_labels:
             bought = Purchase.finished(known, folder.annotations)
@@ -190,6 +188,11 @@ class ArmLoop:
             write_changed(folder.annotations, annotation_lines(bought.annotations).encode())
             self._write_chosen(bought, folder, done=True)
         progress.add(bought)
+
+    def _chosen_before(self, folder: RoundFolder) -> dict[str, JSON]:
+        """Return what a round has chosen, if that depends on the same; else nothing."""
+        known = read_json(folder.chosen) or {}
+        return known if known.get("fingerprint") == self.progress.key else {}
 
     def _choice_key(self, number: int) -> str:
         """Return what the choice of a round depends on, all earlier ones included."""
